@@ -1,0 +1,64 @@
+"""Number formats: how the weights of a parameter group may be stored."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+SCALE_BITS = 16
+"""Bits of one stored scale (bfloat16, see `hpcmpq.quantizers.ranges`)."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A number format for weights.
+
+    Attributes:
+        name: The name in configs and artefacts, such as ``int4``.
+        num_bits: Payload bits of one weight.
+        type: ``int`` for scaled integer codes, ``float`` for floating point.
+        scaled: Whether scales are stored beside the payload.
+    """
+
+    name: str
+    num_bits: int
+    type: Literal["int", "float"]
+    scaled: bool
+
+
+FORMATS: dict[str, Format] = {
+    **{f"int{bits}": Format(f"int{bits}", bits, "int", True) for bits in range(2, 9)},
+    "fp8_e4m3": Format("fp8_e4m3", 8, "float", True),
+    "fp8_e5m2": Format("fp8_e5m2", 8, "float", True),
+    "bf16": Format("bf16", 16, "float", False),
+}
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """How a weight matrix [M outputs, K inputs] is rounded; the same for every group of a run.
+
+    Attributes:
+        group_size: Consecutive inputs that share a scale, or None for one scale per output channel.
+            Float formats always use one scale per output channel.
+        symmetric: Codes centred on zero without a zero point; otherwise one integer zero point per scale.
+        range: ``absmax`` keeps the largest weight, ``mse`` searches the clipping of least squared error.
+    """
+
+    group_size: int | None = 64
+    symmetric: bool = True
+    range: Literal["absmax", "mse"] = "mse"
+
+
+def stored_bits(weight_format: Format, quantizer: Quantizer, num_rows: int, num_columns: int) -> int:
+    """Bits that a [num_rows, num_columns] weight takes in a format: payload, scales and zero points.
+
+    Example:
+        >>> stored_bits(FORMATS["int4"], Quantizer(group_size=64), 128, 100)
+        55296
+    """
+    payload = num_rows * num_columns * weight_format.num_bits
+    if not weight_format.scaled:
+        return payload
+    per_channel = weight_format.type == "float" or quantizer.group_size is None
+    num_scales = num_rows * (1 if per_channel else -(-num_columns // quantizer.group_size))
+    with_zero_point = weight_format.type == "int" and not quantizer.symmetric
+    return payload + num_scales * (SCALE_BITS + (weight_format.num_bits if with_zero_point else 0))

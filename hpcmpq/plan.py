@@ -1,0 +1,156 @@
+"""The plan of a run: search space, work units, and the fingerprint of all that changes a number."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from hpcmpq.errors import PlanMismatch
+from hpcmpq.space import Group, Member, SearchSpace
+
+NUMERICS_VERSION = 1
+"""Counts changes of the package that alter measured numbers."""
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """Groups [group_start, group_stop) measured on calibration samples [sample_start, sample_stop).
+
+    Attributes:
+        id: Hash of the plan's fingerprint and the ranges; the name of its shard.
+    """
+
+    id: str
+    group_start: int
+    group_stop: int
+    sample_start: int
+    sample_stop: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.id} (groups {self.group_start}-{self.group_stop - 1}, "
+            f"samples {self.sample_start}-{self.sample_stop - 1})"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that workers and later stages need to know.
+
+    Attributes:
+        config: Resolved configuration as plain values (see `hpcmpq.config.to_values`).
+        space: Groups and their formats.
+        units: Work units, in the order in which `reduce` adds them up.
+        facts: What changes a number, as flat {name: value}: settings, digests of weights and samples.
+        fingerprint: Hash of `facts`.
+        import_paths: Directories that factories are imported from.
+        fixed_bytes: Bytes of the checkpoint outside the searched groups.
+        environment: Versions and commit, for people.
+    """
+
+    config: dict[str, Any]
+    space: SearchSpace
+    units: tuple[WorkUnit, ...]
+    facts: dict[str, Any]
+    fingerprint: str
+    import_paths: tuple[str, ...]
+    fixed_bytes: int
+    environment: dict[str, str]
+
+
+def make_units(
+    fingerprint: str, num_groups: int, num_samples: int, *, groups_per_unit: int, samples_per_unit: int
+) -> tuple[WorkUnit, ...]:
+    """The grid of work units, sample range by sample range."""
+    units = []
+    for sample_start in range(0, num_samples, samples_per_unit):
+        sample_stop = min(sample_start + samples_per_unit, num_samples)
+        for group_start in range(0, num_groups, groups_per_unit):
+            group_stop = min(group_start + groups_per_unit, num_groups)
+            ranges = (group_start, group_stop, sample_start, sample_stop)
+            units.append(WorkUnit(content_hash([fingerprint, *ranges])[:12], *ranges))
+    return tuple(units)
+
+
+def content_hash(values: Any) -> str:
+    """SHA-256 of plain JSON values, independent of key order."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': 1}} as {'a.b': 1}.
+
+    Example:
+        >>> flatten({"a": {"b": 1}, "c": [2, 3]})
+        {'a.b': 1, 'c': [2, 3]}
+    """
+    if not isinstance(values, dict):
+        return {prefix: list(values) if isinstance(values, tuple) else values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def check_same_facts(planned: dict[str, Any], wanted: dict[str, Any], run_path: str) -> None:
+    """Refuse to mix two configurations in one run directory.
+
+    Raises:
+        PlanMismatch: Naming the fields that differ.
+    """
+    names = [name for name in wanted if planned.get(name) != wanted[name]]
+    names += [name for name in planned if name not in wanted]
+    if not names:
+        return
+    first = names[0]
+    others = f" (also different: {', '.join(names[1:5])})" if len(names) > 1 else ""
+    raise PlanMismatch(
+        f"{run_path} was planned with {first}={planned.get(first)!r}, the config says "
+        f"{wanted.get(first)!r}{others}; restore it or use a new run directory"
+    )
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """Plain values of a plan, for `plan.json`."""
+    return {
+        "format_version": 1,
+        "fingerprint": plan.fingerprint,
+        "environment": plan.environment,
+        "config": plan.config,
+        "import_paths": list(plan.import_paths),
+        "fixed_bytes": plan.fixed_bytes,
+        "num_options": plan.space.num_options,
+        "facts": plan.facts,
+        "groups": [dataclasses.asdict(group) for group in plan.space.groups],
+        "formats": [list(names) for names in plan.space.formats],
+        "units": [dataclasses.asdict(unit) for unit in plan.units],
+    }
+
+
+def plan_from_json(values: dict[str, Any]) -> Plan:
+    """The plan in the values of `plan.json`."""
+    return Plan(
+        config=values["config"],
+        space=SearchSpace(
+            tuple(_group(group) for group in values["groups"]),
+            tuple(tuple(names) for names in values["formats"]),
+        ),
+        units=tuple(WorkUnit(**unit) for unit in values["units"]),
+        facts=values["facts"],
+        fingerprint=values["fingerprint"],
+        import_paths=tuple(values["import_paths"]),
+        fixed_bytes=values["fixed_bytes"],
+        environment=values["environment"],
+    )
+
+
+def sample_ranges(units: Iterable[WorkUnit]) -> list[tuple[int, int]]:
+    """Distinct sample ranges of the units, in order."""
+    return sorted({(unit.sample_start, unit.sample_stop) for unit in units})
+
+
+def _group(values: dict[str, Any]) -> Group:
+    members = tuple(Member(**member) for member in values["members"])
+    return Group(values["name"], members, values["block"])

@@ -1,0 +1,157 @@
+"""The bit-assignment problem and its answer: a quadratic multiple-choice knapsack.
+
+    minimise  constant + Σ_p c_p x_p + ½ Σ_pq H_pq x_p x_q
+    over x one-hot per group, within every budget, with ties and forbidden options.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class CostTerm:
+    """A cost that several groups cause together, such as the measured time of a sub-graph.
+
+    Attributes:
+        groups: Indices of the groups, length m.
+        table: Cost of every combination of their options in option order, float64 [K_1, ..., K_m].
+            ``inf`` forbids a combination.
+    """
+
+    groups: tuple[int, ...]
+    table: np.ndarray
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A cost of an assignment: constant + Σ_p linear_p x_p + Σ terms.
+
+    Attributes:
+        name: Name in budgets, such as ``weight_bits``.
+        unit: Unit of the value.
+        linear_P: Contribution of every option alone, float64 [P]. ``inf`` forbids an option.
+        terms: Contributions of several groups together.
+        constant: What every assignment costs.
+    """
+
+    name: str
+    unit: str
+    linear_P: np.ndarray
+    terms: tuple[CostTerm, ...] = ()
+    constant: float = 0.0
+
+    def value(self, choice_G: np.ndarray, offset_G: np.ndarray) -> float:
+        """Cost of one option index per group; `offset_G` is the first option index of each group."""
+        total = self.constant + float(self.linear_P[choice_G].sum())
+        for term in self.terms:
+            groups = np.array(term.groups)
+            total += float(term.table[tuple(choice_G[groups] - offset_G[groups])])
+        return total
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An upper limit on a cost, in the cost's unit."""
+
+    cost: Cost
+    limit: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One instance.
+
+    Attributes:
+        linear_P: c, float64 [P].
+        quad_PP: H, symmetric float64 [P, P], zero inside groups; may be indefinite.
+        group_P: Group index of every option, int64 [P], sorted, 0..G-1, each group with an option.
+        budgets: All must hold.
+        allowed_P: bool [P]; options that may be chosen.
+        ties: Sets of groups that must choose the option at the same position (the same format).
+        constant: Added to the objective (the original's loss).
+        group_names: For messages, [G].
+        option_names: Format name of every option, for messages, [P].
+    """
+
+    linear_P: np.ndarray
+    quad_PP: np.ndarray
+    group_P: np.ndarray
+    budgets: tuple[Budget, ...] = ()
+    allowed_P: np.ndarray | None = None
+    ties: tuple[tuple[int, ...], ...] = ()
+    constant: float = 0.0
+    group_names: tuple[str, ...] = ()
+    option_names: tuple[str, ...] = ()
+
+    @property
+    def num_groups(self) -> int:
+        """G."""
+        return int(self.group_P[-1]) + 1
+
+    @property
+    def offset_G(self) -> np.ndarray:
+        """First option index of each group, int64 [G]."""
+        return np.searchsorted(self.group_P, np.arange(self.num_groups))
+
+    def objective(self, choice_G: np.ndarray) -> float:
+        """Objective of one option index per group."""
+        increase = self.linear_P[choice_G].sum() + 0.5 * self.quad_PP[np.ix_(choice_G, choice_G)].sum()
+        return self.constant + float(increase)
+
+    def is_feasible(self, choice_G: np.ndarray) -> bool:
+        """Whether an assignment keeps every budget (to 1e-9 relative), tie and forbidden option."""
+        offset_G = self.offset_G
+        if self.allowed_P is not None and not self.allowed_P[choice_G].all():
+            return False
+        position_G = choice_G - offset_G
+        if any(len(set(position_G[list(tie)].tolist())) > 1 for tie in self.ties):
+            return False
+        values = [(b.cost.value(choice_G, offset_G), b.limit) for b in self.budgets]
+        return all(value <= limit + 1e-9 * max(1.0, abs(limit)) for value, limit in values)
+
+
+class Termination(Enum):
+    """Why a solver stopped."""
+
+    OPTIMAL = "optimal"
+    """Proven: the gap is at most 1e-6 relative."""
+    TIME_LIMIT = "time_limit"
+    """A feasible assignment with a valid bound, stopped by the clock."""
+    NODE_LIMIT = "node_limit"
+    """A feasible assignment with a valid bound; the method has nothing more to try."""
+    INFEASIBLE = "infeasible"
+    """Proven: no assignment meets the budgets."""
+    NO_SOLUTION = "no_solution"
+    """No feasible assignment was found in time; the problem may have one."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A solver's answer.
+
+    Attributes:
+        termination: Why it stopped.
+        choice_G: Option index per group, int64 [G], or None without a feasible assignment.
+        objective: Objective of `choice_G`, or None.
+        bound: A proven lower bound on the objective of every feasible assignment, or None.
+        costs: Value of every budget's cost.
+        seconds: Wall time.
+        detail: One sentence for people: what limits it, or the smallest reachable cost when infeasible.
+    """
+
+    termination: Termination
+    choice_G: np.ndarray | None
+    objective: float | None
+    bound: float | None
+    costs: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    detail: str = ""
+
+    @property
+    def gap(self) -> float | None:
+        """(objective − bound) / max(|objective|, 1e-12), or None."""
+        if self.objective is None or self.bound is None:
+            return None
+        return max(0.0, (self.objective - self.bound) / max(abs(self.objective), 1e-12))

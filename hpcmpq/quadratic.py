@@ -1,0 +1,75 @@
+"""The quadratic model of the loss: what calibration measures and the solver minimises."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class QuadraticModel:
+    """loss(x) ≈ loss0 + Σ_p c_p x_p + ½ Σ_{p,q in different groups} H_pq x_p x_q for one-hot x.
+
+    Attributes:
+        option_group: Group name of every option, [P]; options of a group are consecutive.
+        option_format: Format name of every option, [P].
+        linear_P: c, loss increase of each option alone, float64 [P], loss units.
+        quad_PP: H, float64 [P, P], symmetric, exactly zero inside groups.
+        stderr_linear_P: Standard error of c over samples, float64 [P].
+        stderr_quad_PP: Standard error of H over samples, float64 [P, P], zero where not estimated.
+        loss0: Loss of the original model.
+        objective: ``kl``, ``ce`` or ``mse``.
+        method: Sensitivity method that measured it.
+        num_samples: Calibration samples behind it.
+        batch_linear_BP: c of each of B disjoint calibration batches, float64 [B, P]; B may be 0.
+        batch_quad_BPP: H of each batch, float64 [B, P, P].
+    """
+
+    option_group: tuple[str, ...]
+    option_format: tuple[str, ...]
+    linear_P: np.ndarray
+    quad_PP: np.ndarray
+    stderr_linear_P: np.ndarray
+    stderr_quad_PP: np.ndarray
+    loss0: float
+    objective: str
+    method: str
+    num_samples: int
+    batch_linear_BP: np.ndarray
+    batch_quad_BPP: np.ndarray
+
+    def predicted_loss(self, choice_G: np.ndarray) -> float:
+        """Predicted loss of one option index per group, in loss units."""
+        return self.loss0 + quadratic_increase(self.linear_P, self.quad_PP, choice_G)
+
+    def diagonal(self) -> "QuadraticModel":
+        """The same model without cross terms."""
+        from dataclasses import replace
+
+        return replace(
+            self,
+            quad_PP=np.zeros_like(self.quad_PP),
+            stderr_quad_PP=np.zeros_like(self.quad_PP),
+            batch_quad_BPP=np.zeros_like(self.batch_quad_BPP),
+        )
+
+
+def quadratic_increase(linear_P: np.ndarray, quad_PP: np.ndarray, choice_G: np.ndarray) -> float:
+    """c·x + ½ xᵀHx of the one-hot x that selects `choice_G`.
+
+    Args:
+        linear_P: float64 [P].
+        quad_PP: Symmetric float64 [P, P], zero inside groups. May be indefinite.
+        choice_G: One option index per group, int64 [G].
+
+    Example:
+        >>> quadratic_increase(np.array([1.0, 5.0]), np.array([[0.0, 4.0], [4.0, 0.0]]), np.array([0, 1]))
+        10.0
+    """
+    return float(linear_P[choice_G].sum() + 0.5 * quad_PP[np.ix_(choice_G, choice_G)].sum())
+
+
+def zero_within_groups(quad_PP: np.ndarray, group_P: np.ndarray) -> np.ndarray:
+    """A symmetrised copy of H with the entries inside each group, which never act, set to zero."""
+    symmetric_PP = 0.5 * (quad_PP + quad_PP.T)
+    symmetric_PP[group_P[:, None] == group_P[None, :]] = 0.0
+    return symmetric_PP

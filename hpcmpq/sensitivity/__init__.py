@@ -1,0 +1,79 @@
+"""Sensitivity methods, by name: how much each option, alone and together with others, raises the loss.
+
+To add one: write a module here with a function `measure(subject, samples, rows) -> Iterator[Contribution]` and
+one line in `METHODS`. `tests/contracts/test_sensitivity.py` must pass: it equals its definition computed densely
+in float64, and its sums add over any split of samples and groups.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+
+import numpy as np
+from torch import nn
+
+from hpcmpq.errors import UserError
+from hpcmpq.models.calibration import Samples
+from hpcmpq.objective import Objective
+from hpcmpq.space import SearchSpace
+from hpcmpq.variants import Variants
+
+METHODS = {
+    "secant": "hpcmpq.sensitivity.secant:measure",
+    "hessian": "hpcmpq.sensitivity.hessian:measure",
+}
+
+EAGER_ATTENTION = {"hessian"}
+"""Methods that differentiate twice or forward, which fused attention kernels do not support."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured.
+
+    Attributes:
+        model: The original model in evaluation mode.
+        space: Groups and options.
+        variants: Their quantized weights.
+        objective: The loss.
+        num_probes: Random output projections per token, or None for exact outputs.
+        samples_per_pass: Samples of one forward pass.
+        seed: Of the probes.
+    """
+
+    model: nn.Module
+    space: SearchSpace
+    variants: Variants
+    objective: Objective
+    num_probes: int | None
+    samples_per_pass: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """Sums over one batch of samples for the options of the measured groups (R rows).
+
+    Attributes:
+        num_samples: Samples m of the batch.
+        loss: Sum of the original's loss.
+        linear_R: Sum of the loss increase of each option alone, float64 [R].
+        quad_RP: Sum of second derivatives, float64 [R, P]; only columns of the same or a later group count.
+    """
+
+    num_samples: int
+    loss: float
+    linear_R: np.ndarray
+    quad_RP: np.ndarray
+
+
+Measure = Callable[[Subject, Samples, range, int], Iterator[Contribution]]
+"""measure(subject, samples, groups, first_sample): `first_sample` is the samples' place in the calibration set."""
+
+
+def find_method(name: str) -> Measure:
+    """The measuring function of the method called `name` in `METHODS`."""
+    if name not in METHODS:
+        raise UserError(f"unknown sensitivity {name!r}; known: {', '.join(METHODS)}")
+    module, attribute = METHODS[name].split(":")
+    return getattr(import_module(module), attribute)

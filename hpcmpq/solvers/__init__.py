@@ -1,0 +1,44 @@
+"""Solvers of the bit-assignment problem, by name.
+
+To add one: write a module here with a class that has
+
+    def solve(self, problem: Problem, *, time_limit_s: float, seed: int, hint_G=None) -> Solution
+
+and one line below. `tests/contracts/test_solvers.py` must pass: exact solvers equal `exhaustive` on random
+small problems; ties, forbidden options and `inf` are respected; infeasible problems are reported with the
+smallest reachable value of the budget.
+"""
+
+from importlib import import_module
+from typing import Protocol
+
+import numpy as np
+
+from hpcmpq.errors import UserError
+from hpcmpq.problem import Problem, Solution
+
+SOLVERS = {
+    "quadratic": "hpcmpq.solvers.quadratic:QuadraticSolver",
+    "linear": "hpcmpq.solvers.linear:LinearSolver",
+    "greedy": "hpcmpq.solvers.greedy:GreedySolver",
+    "diagonal": "hpcmpq.solvers.diagonal:DiagonalSolver",
+    "exhaustive": "hpcmpq.solvers.exhaustive:ExhaustiveSolver",
+}
+
+
+class Solver(Protocol):
+    """Anything that answers a `Problem`."""
+
+    def solve(
+        self, problem: Problem, *, time_limit_s: float, seed: int, hint_G: np.ndarray | None = None
+    ) -> Solution:
+        """The best assignment found within `time_limit_s` seconds, with a proven bound."""
+        ...
+
+
+def make_solver(name: str) -> Solver:
+    """The solver called `name` in `SOLVERS`."""
+    if name not in SOLVERS:
+        raise UserError(f"unknown solver {name!r}; known: {', '.join(SOLVERS)}")
+    module, attribute = SOLVERS[name].split(":")
+    return getattr(import_module(module), attribute)()

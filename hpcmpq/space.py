@@ -1,0 +1,119 @@
+"""The search space: parameter groups, the formats each may take, and the flat option index.
+
+Axis letters used across the package: P options, G groups, R rows, N samples, T tokens, V vocabulary
+or outputs, K inputs, M output channels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Member:
+    """One weight tensor of a group, seen as a matrix of output channels by inputs.
+
+    Attributes:
+        parameter: Qualified parameter name, such as ``model.layers.0.mlp.up_proj.weight``.
+        num_rows: Output channels M.
+        num_columns: Inputs K of each output channel (for a convolution, channels times kernel).
+        transposed: Whether the stored tensor is [K, M] (transformers' Conv1D).
+        macs: Multiply-accumulates of one sample's forward pass.
+    """
+
+    parameter: str
+    num_rows: int
+    num_columns: int
+    transposed: bool = False
+    macs: int = 0
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return self.num_rows * self.num_columns
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that must share one format.
+
+    Attributes:
+        name: Unique name: the module's, or the tie rule's.
+        members: The weights, in model order.
+        block: Index of the repeated block it lives in, or None.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    block: int | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return sum(member.numel for member in self.members)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one sample's forward pass."""
+        return sum(member.macs for member in self.members)
+
+
+@dataclass(frozen=True)
+class Option:
+    """Group `group` in format `format`: one row and column of the quadratic model."""
+
+    index: int
+    group: int
+    format: str
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """All groups and the formats they may take; options are numbered group by group.
+
+    Attributes:
+        groups: In model order.
+        formats: For each group the names of its formats, in increasing number of bits.
+    """
+
+    groups: tuple[Group, ...]
+    formats: tuple[tuple[str, ...], ...]
+
+    @cached_property
+    def options(self) -> tuple[Option, ...]:
+        """All options in index order."""
+        pairs = [(g, f) for g, names in enumerate(self.formats) for f in names]
+        return tuple(Option(index, group, name) for index, (group, name) in enumerate(pairs))
+
+    @cached_property
+    def group_P(self) -> np.ndarray:
+        """Group index of every option, int64 [P]."""
+        return np.repeat(np.arange(len(self.groups)), [len(names) for names in self.formats])
+
+    @property
+    def num_options(self) -> int:
+        """P."""
+        return sum(len(names) for names in self.formats)
+
+    def slice_of(self, group: int) -> slice:
+        """The options of one group as a slice of the option index."""
+        start = sum(len(names) for names in self.formats[:group])
+        return slice(start, start + len(self.formats[group]))
+
+    def assignment(self, choice_G: Sequence[int]) -> dict[str, str]:
+        """{group name: format name} of an option index per group."""
+        return {self.groups[self.options[p].group].name: self.options[p].format for p in choice_G}
+
+    def choice(self, assignment: Mapping[str, str]) -> np.ndarray:
+        """Option index per group, int64 [G], of {group name: format name}.
+
+        Raises:
+            ValueError: If a group is missing or a format is not among its options.
+        """
+        index = {(self.groups[o.group].name, o.format): o.index for o in self.options}
+        try:
+            return np.array([index[g.name, assignment[g.name]] for g in self.groups], dtype=np.int64)
+        except KeyError as error:
+            raise ValueError(f"assignment has no valid entry for {error.args[0]!r}") from None

@@ -1,0 +1,299 @@
+"""The run directory on disk; the only module that opens HDF5 files.
+
+    RUN/plan.json        resolved config, search space, work units, versions, fingerprint
+    RUN/shards/<id>.h5   one file per finished work unit; the name existing is the only "done" mark
+    RUN/quadratic.h5     the quadratic model
+    RUN/solution.json  RUN/frontier.json  RUN/checkpoint/  RUN/evaluation.json  RUN/report.html
+
+Every file is written beside its final name, fsynced and renamed, so a reader never sees half a file, no lock
+is needed, and two writers of the same unit are waste, not corruption.
+
+HDF5 schema (format_version 1). Every file carries the attribute `digest`, BLAKE2b over names, types, shapes and
+bytes of everything else in it; every dataset carries a Fletcher-32 checksum.
+
+    shard      attributes kind, unit_id, fingerprint, num_samples, num_batches; datasets as named by the method
+    quadratic  datasets linear [P], quadratic [P,P], stderr_linear [P], stderr_quadratic [P,P], diagonal [P],
+               batches/linear [B,P], batches/quadratic [B,P,P], options/group [P], options/format [P];
+               attributes objective, method, loss0, num_samples, fingerprint
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")  # parallel file systems often have no locks
+
+import h5py
+import numpy as np
+
+from hpcmpq.errors import CorruptShard, UserError
+from hpcmpq.quadratic import QuadraticModel
+
+FORMAT_VERSION = 1
+Scalar = str | int | float
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Names of everything in a run directory."""
+
+    path: Path
+
+    def file(self, name: str) -> Path:
+        """Path of an artefact."""
+        return self.path / name
+
+    @property
+    def plan_path(self) -> Path:
+        """What will be measured."""
+        return self.path / "plan.json"
+
+    @property
+    def shards_path(self) -> Path:
+        """Directory of finished work units."""
+        return self.path / "shards"
+
+    def shard_path(self, unit_id: str) -> Path:
+        """One finished work unit."""
+        return self.shards_path / f"{unit_id}.h5"
+
+    @property
+    def quadratic_path(self) -> Path:
+        """The quadratic model."""
+        return self.path / "quadratic.h5"
+
+    @property
+    def solution_path(self) -> Path:
+        """The assignment."""
+        return self.path / "solution.json"
+
+    @property
+    def frontier_path(self) -> Path:
+        """Solutions over a range of budgets."""
+        return self.path / "frontier.json"
+
+    @property
+    def evaluation_path(self) -> Path:
+        """Measured quality."""
+        return self.path / "evaluation.json"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The quantized model."""
+        return self.path / "checkpoint"
+
+    @property
+    def report_path(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one work unit contributed: sums over its samples and where they belong."""
+
+    kind: str
+    unit_id: str
+    fingerprint: str
+    num_samples: int
+    num_batches: int
+    arrays: dict[str, np.ndarray]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place, durably, when the block ends without error.
+
+    Raises:
+        UserError: If the directory cannot be written, with the reason.
+    """
+    attempt = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield attempt
+        descriptor = os.open(attempt, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(attempt, path)
+        _fsync_directory(path.parent)
+    except OSError as error:
+        reason = error.strerror or str(error).split("\n")[0]
+        raise UserError(
+            f"cannot write {path}: {reason}; make room or permission there and run the same command again"
+        ) from error
+    finally:
+        attempt.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write plain JSON atomically; NaN and infinity are refused."""
+    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    with replacing(path) as attempt:
+        attempt.write_text(text)
+
+
+def read_json(path: Path, made_by: str) -> Any:
+    """Contents of a JSON artefact; `made_by` is the command that writes it, for the message.
+
+    Raises:
+        UserError: If it is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run `{made_by}` first") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; run `{made_by}` again") from None
+
+
+def write_shard(run: RunDir, shard: Shard) -> None:
+    """Write a finished work unit atomically, with checksums."""
+    attributes: dict[str, Scalar] = {
+        "kind": shard.kind,
+        "unit_id": shard.unit_id,
+        "fingerprint": shard.fingerprint,
+        "num_samples": shard.num_samples,
+        "num_batches": shard.num_batches,
+    }
+    _write_h5(run.shard_path(shard.unit_id), shard.arrays, attributes)
+
+
+def read_shard(path: Path) -> Shard:
+    """Read and verify one shard.
+
+    Raises:
+        CorruptShard: If it is truncated, altered or of another format version.
+    """
+    arrays, attributes = _read_h5(path, "hpcmpq calibrate")
+    return Shard(
+        str(attributes["kind"]),
+        str(attributes["unit_id"]),
+        str(attributes["fingerprint"]),
+        int(attributes["num_samples"]),
+        int(attributes["num_batches"]),
+        arrays,
+    )
+
+
+def write_quadratic(path: Path, model: QuadraticModel, diagonal_P: np.ndarray, fingerprint: str) -> None:
+    """Write `quadratic.h5` atomically."""
+    arrays = {
+        "linear": model.linear_P,
+        "quadratic": model.quad_PP,
+        "stderr_linear": model.stderr_linear_P,
+        "stderr_quadratic": model.stderr_quad_PP,
+        "diagonal": diagonal_P,
+        "batches/linear": model.batch_linear_BP,
+        "batches/quadratic": model.batch_quad_BPP,
+        "options/group": np.array(model.option_group, dtype=object),
+        "options/format": np.array(model.option_format, dtype=object),
+    }
+    attributes: dict[str, Scalar] = {
+        "objective": model.objective,
+        "method": model.method,
+        "loss0": model.loss0,
+        "num_samples": model.num_samples,
+        "fingerprint": fingerprint,
+    }
+    _write_h5(path, arrays, attributes)
+
+
+def read_quadratic(path: Path) -> QuadraticModel:
+    """Read and verify `quadratic.h5`.
+
+    Raises:
+        UserError: If it is missing.
+        CorruptShard: If it is damaged.
+    """
+    if not path.exists():
+        raise UserError(f"{path} is missing; run `hpcmpq reduce` first")
+    arrays, attributes = _read_h5(path, "hpcmpq reduce")
+    return QuadraticModel(
+        option_group=tuple(arrays["options/group"].tolist()),
+        option_format=tuple(arrays["options/format"].tolist()),
+        linear_P=arrays["linear"],
+        quad_PP=arrays["quadratic"],
+        stderr_linear_P=arrays["stderr_linear"],
+        stderr_quad_PP=arrays["stderr_quadratic"],
+        loss0=float(attributes["loss0"]),
+        objective=str(attributes["objective"]),
+        method=str(attributes["method"]),
+        num_samples=int(attributes["num_samples"]),
+        batch_linear_BP=arrays["batches/linear"],
+        batch_quad_BPP=arrays["batches/quadratic"],
+    )
+
+
+def _write_h5(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Scalar]) -> None:
+    attributes = {**attributes, "format_version": FORMAT_VERSION}
+    with replacing(path) as attempt, h5py.File(attempt, "w", libver="latest") as file:
+        for name, array in arrays.items():
+            if array.dtype == object:
+                file.create_dataset(name, data=array, dtype=h5py.string_dtype())
+            else:
+                chunked = array.ndim > 0 and array.size > 0
+                file.create_dataset(name, data=array, chunks=chunked or None, fletcher32=chunked or None)
+        for name, value in attributes.items():
+            file.attrs[name] = value
+        file.attrs["digest"] = _digest(arrays, attributes)
+
+
+def _read_h5(path: Path, made_by: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    arrays: dict[str, np.ndarray] = {}
+
+    def collect(name: str, item: h5py.Dataset | h5py.Group) -> None:
+        if isinstance(item, h5py.Dataset):
+            is_text = h5py.check_string_dtype(item.dtype) is not None
+            arrays[name] = np.array(item.asstr()[()], dtype=object) if is_text else item[()]
+
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            file.visititems(collect)
+            attributes = {name: _plain(value) for name, value in file.attrs.items()}
+    except (OSError, RuntimeError, KeyError, UnicodeDecodeError, ValueError) as error:
+        raise CorruptShard(
+            f"{path} is damaged ({str(error).splitlines()[0][:80]}); run `{made_by}` again to recompute it"
+        ) from None
+    digest = attributes.pop("digest", None)
+    if attributes.get("format_version") != FORMAT_VERSION:
+        raise CorruptShard(
+            f"{path} has format_version {attributes.get('format_version')}, this version reads {FORMAT_VERSION}; "
+            f"run `{made_by}` again to recompute it"
+        )
+    if digest != _digest(arrays, attributes):
+        raise CorruptShard(f"{path} is damaged (checksum differs); run `{made_by}` again to recompute it")
+    return {name: np.asarray(array) for name, array in arrays.items()}, attributes
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _digest(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Scalar]) -> str:
+    state = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        state.update(f"{name}:{array.dtype.str}:{array.shape}:".encode())
+        if array.dtype == object:
+            state.update("\0".join(array.tolist()).encode())
+        else:
+            state.update(np.ascontiguousarray(array).data)
+    for name in sorted(attributes):
+        state.update(f"{name}={attributes[name]!r};".encode())
+    return state.hexdigest()
+
+
+def _fsync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

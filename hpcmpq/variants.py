@@ -1,0 +1,68 @@
+"""Quantized variants of a model's groups, made on the fly: never all of them at once."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.models.groups import as_matrix, from_matrix, swapped
+from hpcmpq.quantizers import fake_quantize
+from hpcmpq.quantizers.ranges import Range, choose_range
+from hpcmpq.space import Group, SearchSpace
+
+
+@dataclass
+class Variants:
+    """The options of a search space as tensors.
+
+    Only the ranges (one scale per `group_size` weights) are remembered between calls, because searching
+    them costs far more than rounding with them.
+    """
+
+    model: nn.Module
+    space: SearchSpace
+    quantizer: Quantizer
+    _ranges: dict[tuple[str, str], Range] = field(default_factory=dict)
+
+    def originals(self, group: Group) -> dict[str, Tensor]:
+        """{parameter: original weight} of a group."""
+        return {member.parameter: self.model.get_parameter(member.parameter) for member in group.members}
+
+    @torch.no_grad()
+    def quantized(self, group: Group, format_name: str) -> dict[str, Tensor]:
+        """{parameter: weight rounded to a format}, same shape and dtype as the original."""
+        weight_format = FORMATS[format_name]
+        tensors = {}
+        for member in group.members:
+            weight = self.model.get_parameter(member.parameter)
+            matrix_MK = as_matrix(weight, member)
+            key = (member.parameter, format_name)
+            if weight_format.scaled and key not in self._ranges:
+                self._ranges[key] = choose_range(matrix_MK, weight_format, self.quantizer)
+            rounded_MK = fake_quantize(matrix_MK, weight_format, self.quantizer, self._ranges.get(key))
+            tensors[member.parameter] = from_matrix(rounded_MK, member, weight)
+        return tensors
+
+    @torch.no_grad()
+    def errors(self, group_index: int) -> dict[str, Tensor]:
+        """{parameter: δ = Q(w) − w of every option of a group, stacked in front, [K, *shape]}."""
+        group = self.space.groups[group_index]
+        originals = self.originals(group)
+        stacks: dict[str, list[Tensor]] = {name: [] for name in originals}
+        for format_name in self.space.formats[group_index]:
+            for name, tensor in self.quantized(group, format_name).items():
+                stacks[name].append(tensor - originals[name])
+        return {name: torch.stack(tensors) for name, tensors in stacks.items()}
+
+    @contextmanager
+    def assigned(self, assignment: Mapping[str, str]) -> Iterator[None]:
+        """The model with {group name: format name} applied; the original weights return afterwards."""
+        tensors: dict[str, Tensor] = {}
+        for group in self.space.groups:
+            if group.name in assignment:
+                tensors.update(self.quantized(group, assignment[group.name]))
+        with swapped(self.model, tensors):
+            yield
