@@ -1,0 +1,92 @@
+"""From a compact choice and bound to the `Solution` of the original problem."""
+
+import time
+
+import numpy as np
+
+from hpcmpq.problem import Problem, Solution, Termination
+from hpcmpq.solvers.compact import Compact
+from hpcmpq.solvers.integer import smallest_cost, solve_linear
+from hpcmpq.solvers.presolve import infeasible_sentence, presolve
+
+PROVEN_GAP = 1e-6
+"""Relative gap under which a solution counts as optimal."""
+
+
+def solution(
+    problem: Problem,
+    choice_G: np.ndarray | None,
+    bound: float | None,
+    started: float,
+    *,
+    timed_out: bool,
+    detail: str = "",
+) -> Solution:
+    """The answer for an original choice and a bound on the original objective.
+
+    A bound above the objective by rounding is lowered to it.
+    """
+    seconds = time.perf_counter() - started
+    if choice_G is None:
+        return Solution(Termination.NO_SOLUTION, None, None, bound, {}, seconds, detail or "no feasible assignment was found in time")
+    choice_G = np.asarray(choice_G, dtype=np.int64)
+    objective = problem.objective(choice_G)
+    if bound is not None:
+        bound = min(bound, objective) if np.isfinite(bound) else None
+    offset_G = problem.offset_G
+    costs = {b.cost.name: b.cost.value(choice_G, offset_G) for b in problem.budgets}
+    proven = bound is not None and objective - bound <= PROVEN_GAP * max(abs(objective), 1e-12)
+    otherwise = Termination.TIME_LIMIT if timed_out else Termination.NODE_LIMIT
+    return Solution(Termination.OPTIMAL if proven else otherwise, choice_G, objective, bound, costs, seconds, detail)
+
+
+def infeasible(sentence: str, started: float) -> Solution:
+    """The answer of a problem that presolve proved infeasible."""
+    return Solution(Termination.INFEASIBLE, None, None, None, {}, time.perf_counter() - started, sentence)
+
+
+def fixed(problem: Problem, compact: Compact, started: float) -> Solution:
+    """The answer where presolve left no choice."""
+    choice_G = compact.expand(np.zeros(0, dtype=np.int64))
+    if not problem.is_feasible(choice_G):
+        return Solution(Termination.INFEASIBLE, None, None, None, {}, time.perf_counter() - started, explain(problem, 5.0))
+    return solution(problem, choice_G, problem.objective(choice_G), started, timed_out=False)
+
+
+def prepare(problem: Problem, started: float) -> Compact | Solution:
+    """The compact problem, or the answer where presolve settles it."""
+    compact = presolve(problem)
+    if isinstance(compact, str):
+        return infeasible(compact, started)
+    if compact.num_groups == 0:
+        return fixed(problem, compact, started)
+    return compact
+
+
+def find_feasible(
+    problem: Problem, compact: Compact, started: float, time_limit_s: float, seed: int
+) -> np.ndarray | Solution:
+    """A feasible compact choice from CP-SAT, or the answer that there is none (or none in time)."""
+    left = time_limit_s - (time.perf_counter() - started)
+    answer = solve_linear(compact, np.zeros(compact.num_options), time_limit_s=max(left, 0.05), seed=seed)
+    if answer.status == "infeasible":
+        left = time_limit_s - (time.perf_counter() - started)
+        return infeasible(explain(problem, max(left, 0.5)), started)
+    if answer.choice_G is None:
+        return solution(problem, None, None, started, timed_out=True)
+    return answer.choice_G
+
+
+def explain(problem: Problem, time_limit_s: float) -> str:
+    """Why budgets that can each be met alone cannot be met together: the first one that the others block."""
+    share = time_limit_s / max(1, len(problem.budgets))
+    for budget in problem.budgets:
+        others = tuple(b for b in problem.budgets if b is not budget)
+        alone = smallest_cost(problem, budget.cost.name, (), share)
+        if alone is not None and alone > budget.limit + 1e-9 * max(1.0, abs(budget.limit)):
+            return infeasible_sentence(problem, budget.cost.name, alone)
+        reachable = smallest_cost(problem, budget.cost.name, others, share)
+        if reachable is not None:
+            return infeasible_sentence(problem, budget.cost.name, reachable, others=bool(others))
+    names = ", ".join(b.cost.name for b in problem.budgets)
+    return f"the budgets {names} cannot be met together" if problem.budgets else "the ties and forbidden options leave no assignment"

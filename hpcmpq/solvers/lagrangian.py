@@ -1,0 +1,57 @@
+"""Multipliers of the budgets for a linear objective: the multiple-choice knapsack's Lagrangian dual.
+
+Axis letters: P options, G groups, K budgets.
+"""
+
+import numpy as np
+
+from hpcmpq.solvers.compact import Compact
+
+
+def dual_value(compact: Compact, value_P: np.ndarray, price_K: np.ndarray) -> float:
+    """Σ_g min_p (value_p + price·cost_p) − price·limit: a lower bound on value·x for any price ≥ 0.
+
+    Joint tables count with zero, their least value after presolve.
+    """
+    priced_P = value_P + price_K @ compact.cost_KP
+    return float(np.minimum.reduceat(priced_P, compact.offset_H[:-1]).sum() - price_K @ compact.limit_K)
+
+
+def best_prices(compact: Compact, value_P: np.ndarray, sweeps: int = 3) -> np.ndarray:
+    """Prices that (nearly) maximise `dual_value`, float64 [K]: exact for one budget, cyclic for more."""
+    num_budgets = len(compact.limit_K)
+    price_K = np.zeros(num_budgets)
+    for _ in range(sweeps if num_budgets > 1 else 1):
+        for k in range(num_budgets):
+            price_K[k] = _best_price(compact, value_P, price_K, k)
+    return price_K
+
+
+def _best_price(compact: Compact, value_P: np.ndarray, price_K: np.ndarray, k: int) -> float:
+    others_K = price_K.copy()
+    others_K[k] = 0.0
+    base_P = value_P + others_K @ compact.cost_KP
+    cost_P, limit = compact.cost_KP[k], compact.limit_K[k]
+
+    def excess(price: float) -> float:
+        return float(cost_P[cheapest(compact, base_P + price * cost_P)].sum() - limit)
+
+    if excess(0.0) <= 0:
+        return 0.0
+    low, high = 0.0, 1.0
+    while excess(high) > 0:
+        low, high = high, high * 4
+        if high > 1e18:
+            return high
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+    return high
+
+
+def cheapest(compact: Compact, value_P: np.ndarray) -> np.ndarray:
+    """The option of least value in every group, int64 [G]; the first one among equals."""
+    least_P = np.minimum.reduceat(value_P, compact.offset_H[:-1])[compact.group_P]
+    hits = np.flatnonzero(value_P == least_P)
+    _, first = np.unique(compact.group_P[hits], return_index=True)
+    return hits[first]

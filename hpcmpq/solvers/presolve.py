@@ -1,0 +1,285 @@
+"""From a `Problem` to its `Compact` form: validate, merge ties, drop what cannot be chosen, normalise.
+
+Axis letters: P options, G groups, K budgets.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from hpcmpq.problem import Problem
+from hpcmpq.solvers.compact import Compact, Table, restrict
+
+
+def feasibility_limit(limit: float) -> float:
+    """The largest cost that `Problem.is_feasible` accepts for a limit."""
+    return limit + 1e-9 * max(1.0, abs(limit))
+
+
+def presolve(problem: Problem) -> Compact | str:
+    """The compact form, or one sentence that says why no assignment exists.
+
+    Ties become one group whose inner cross terms are linear; options that are forbidden, infinitely
+    expensive or too expensive beside everybody else's cheapest are removed; groups with one option left
+    are fixed; joint tables of one group become linear; budgets that always hold are dropped.
+
+    Raises:
+        ValueError: If an array has the wrong shape, is NaN, or is infinite where that has no meaning.
+    """
+    validate(problem)
+    compact = merge_ties(problem)
+    if isinstance(compact, str):
+        return compact
+    names = [b.cost.name for b in problem.budgets if b.limit != math.inf]
+    return _shrink(compact, problem, names)
+
+
+def validate(problem: Problem) -> None:
+    """Check shapes and values.
+
+    Raises:
+        ValueError: If an array has the wrong shape, is NaN, or is infinite where that has no meaning.
+    """
+    num_options = len(problem.linear_P)
+    if num_options == 0 or problem.group_P.shape != (num_options,):
+        raise ValueError(f"group_P has shape {problem.group_P.shape}, linear_P has {num_options} options; need as many, at least 1")
+    steps = np.diff(problem.group_P)
+    if problem.group_P[0] != 0 or ((steps != 0) & (steps != 1)).any():
+        raise ValueError("group_P must be sorted and name every group 0..G-1")
+    if problem.quad_PP.shape != (num_options, num_options):
+        raise ValueError(f"quad_PP has shape {problem.quad_PP.shape}, must be {(num_options, num_options)}")
+    # A sum is finite exactly when all its terms are (up to overflow), and needs no temporary of P² entries.
+    if not np.isfinite(problem.linear_P).all() or not np.isfinite(problem.quad_PP.sum(axis=1)).all():
+        raise ValueError("the objective has NaN or infinite entries; forbid options with allowed_P instead")
+    if not math.isfinite(problem.constant):
+        raise ValueError(f"constant is {problem.constant}; must be finite")
+    if problem.allowed_P is not None and problem.allowed_P.shape != (num_options,):
+        raise ValueError(f"allowed_P has shape {problem.allowed_P.shape}, must be {(num_options,)}")
+    size_G = np.bincount(problem.group_P)
+    for tie in problem.ties:
+        if any(not 0 <= g < problem.num_groups for g in tie):
+            raise ValueError(f"tie {tie} names a group outside 0..{problem.num_groups - 1}")
+    for budget in problem.budgets:
+        name, cost = budget.cost.name, budget.cost
+        if cost.linear_P.shape != (num_options,):
+            raise ValueError(f"cost {name} has shape {cost.linear_P.shape}, must be {(num_options,)}")
+        arrays = [cost.linear_P, *(term.table for term in cost.terms)]
+        if any(np.isnan(a).any() or (a == -math.inf).any() for a in arrays) or not math.isfinite(cost.constant):
+            raise ValueError(f"cost {name} has NaN or minus infinity")
+        if math.isnan(budget.limit) or budget.limit == -math.inf:
+            raise ValueError(f"the limit of {name} is {budget.limit}; must be a number")
+        for term in cost.terms:
+            shape = tuple(int(size_G[g]) for g in term.groups)
+            if len(set(term.groups)) != len(term.groups) or term.table.shape != shape:
+                raise ValueError(f"a table of {name} over groups {term.groups} has shape {term.table.shape}, must be {shape}")
+
+
+def merge_ties(problem: Problem) -> Compact | str:
+    """One group per set of tied groups, forbidden options and infinite single costs removed."""
+    num_groups, offset_G = problem.num_groups, problem.offset_G
+    size_G = np.bincount(problem.group_P)
+    root_G = _tie_roots(problem)
+    roots, super_G = np.unique(root_G, return_inverse=True)
+    allowed_P = np.ones(len(problem.group_P), bool) if problem.allowed_P is None else problem.allowed_P.astype(bool)
+    budgets = [b for b in problem.budgets if b.limit != math.inf]
+    for budget in budgets:
+        allowed_P = allowed_P & np.isfinite(budget.cost.linear_P)
+    position_P = np.arange(len(problem.group_P)) - offset_G[problem.group_P]
+    num_positions = int(size_G.max())
+    count_SK = np.zeros((len(roots), num_positions), dtype=np.int64)
+    np.add.at(count_SK, (super_G[problem.group_P[allowed_P]], position_P[allowed_P]), 1)
+    allowed_SK = count_SK == np.bincount(super_G)[:, None]
+    if not allowed_SK.any(axis=1).all():
+        empty = int(np.flatnonzero(~allowed_SK.any(axis=1))[0])
+        members = [_group_name(problem, g) for g in np.flatnonzero(super_G == empty)]
+        together = " (tied)" if len(members) > 1 else ""
+        return f"no option is allowed for group {', '.join(members)}{together}; every one is forbidden or costs inf"
+    kept_P = allowed_SK[super_G[problem.group_P], position_P]
+    new_SK = np.cumsum(allowed_SK.ravel()).reshape(allowed_SK.shape) - 1
+    order = np.flatnonzero(kept_P)
+    new_of_order = new_SK[super_G[problem.group_P[order]], position_P[order]]
+    perm = np.argsort(new_of_order, kind="stable")
+    order = order[perm]
+    starts = np.flatnonzero(np.append(True, np.diff(new_of_order[perm]) > 0))
+    count_S = allowed_SK.sum(axis=1)
+    offset_H = np.append(0, np.cumsum(count_S)).astype(np.int64)
+    linear_P, quad_PP = _merged_objective(problem, order, starts, offset_H)
+    cost_KP = np.array([np.add.reduceat(b.cost.linear_P[order], starts) for b in budgets]).reshape(len(budgets), len(starts))
+    limit_K = np.array([feasibility_limit(b.limit) - b.cost.constant for b in budgets])
+    origin_GK = np.full((num_groups, num_positions), -1, dtype=np.int64)
+    rank_SK = np.cumsum(allowed_SK, axis=1) - 1
+    for group in range(num_groups):
+        positions = np.flatnonzero(allowed_SK[super_G[group]])
+        origin_GK[group, rank_SK[super_G[group], positions]] = offset_G[group] + positions
+    tables = tuple(
+        _merged_table(k, term.groups, term.table, super_G, allowed_SK) for k, b in enumerate(budgets) for term in b.cost.terms
+    )
+    return Compact(linear_P, quad_PP, offset_H, cost_KP, limit_K, tables, problem.constant, 1.0, origin_GK, super_G)
+
+
+def _tie_roots(problem: Problem) -> np.ndarray:
+    root_G = np.arange(problem.num_groups)
+    for tie in problem.ties:
+        merged = np.isin(root_G, root_G[list(tie)])
+        if merged.any():
+            root_G[merged] = root_G[merged].min()
+    return root_G
+
+
+def _merged_objective(
+    problem: Problem, order: np.ndarray, starts: np.ndarray, offset_H: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """c and H of the merged options: EᵀHE with the terms inside a merged option moved into c."""
+    quad_PP, linear_P = problem.quad_PP, np.asarray(problem.linear_P, dtype=np.float64)
+    if len(order) != len(linear_P) or (order != np.arange(len(order))).any():
+        quad_PP, linear_P = quad_PP[np.ix_(order, order)], linear_P[order]
+    if len(starts) != len(order):
+        quad_PP = np.add.reduceat(np.add.reduceat(quad_PP, starts, axis=0), starts, axis=1)
+        linear_P = np.add.reduceat(linear_P, starts)
+    linear_P = linear_P + 0.5 * np.diagonal(quad_PP)
+    if quad_PP.dtype != np.float64 or not _clean(quad_PP, offset_H):
+        quad_PP = 0.5 * (quad_PP + quad_PP.T)
+        for start, stop in zip(offset_H[:-1], offset_H[1:], strict=True):
+            quad_PP[start:stop, start:stop] = 0.0
+    return linear_P, quad_PP
+
+
+def _clean(quad_PP: np.ndarray, offset_H: np.ndarray) -> bool:
+    """Whether H is exactly symmetric and zero inside groups, checked in blocks to save memory."""
+    if any(quad_PP[a:b, a:b].any() for a, b in zip(offset_H[:-1], offset_H[1:], strict=True)):
+        return False
+    blocks = range(0, len(quad_PP), 1024)
+    return all(
+        np.array_equal(quad_PP[i : i + 1024, j : j + 1024], quad_PP[j : j + 1024, i : i + 1024].T)
+        for i in blocks
+        for j in blocks
+        if j >= i
+    )
+
+
+def _merged_table(
+    budget: int, groups: tuple[int, ...], table: np.ndarray, super_G: np.ndarray, allowed_SK: np.ndarray
+) -> Table:
+    """A joint table over merged groups: tied axes become one diagonal axis."""
+    supers = super_G[list(groups)]
+    unique = list(dict.fromkeys(supers.tolist()))
+    axes = [np.flatnonzero(allowed_SK[s]) for s in unique]
+    grids = np.meshgrid(*axes, indexing="ij")
+    index = tuple(grids[unique.index(s)] for s in supers.tolist())
+    return Table(budget, tuple(int(s) for s in unique), table[index])
+
+
+def _shrink(compact: Compact, problem: Problem, names: list[str]) -> Compact | str:
+    keep_P = np.ones(compact.num_options, bool)
+    while True:
+        smaller = restrict(compact, keep_P)
+        if smaller is None:
+            return "every combination of some groups is forbidden by an infinite cost"
+        compact = smaller
+        least_KP, least_K = cheapest_completion(compact)
+        over_K = least_K - compact.limit_K
+        if (over_K > 0).any():
+            k = int(np.argmax(over_K > 0))
+            if least_K[k] == math.inf:
+                return f"every assignment has an infinite {names[k]}"
+            return infeasible_sentence(problem, names[k], None)
+        keep_P = (least_KP <= compact.limit_K[:, None]).all(axis=0)
+        if keep_P.all() and not (np.diff(compact.offset_H) == 1).any():
+            break
+    return _normalise(_drop_slack_budgets(compact))
+
+
+def cheapest_completion(compact: Compact) -> tuple[np.ndarray, np.ndarray]:
+    """A lower bound on each budget's cost given an option, float64 [K, P], and over all, float64 [K].
+
+    Exact without joint tables; a table counts with the least entry of the option's slice, and only once.
+    """
+    starts = compact.offset_H[:-1]
+    if compact.num_groups == 0:
+        return compact.cost_KP, np.zeros(len(compact.limit_K))
+    own_KP = compact.cost_KP.copy()
+    floor_K = np.zeros(len(compact.limit_K))
+    floors = []
+    for table in compact.tables:
+        floor = float(table.table.min())
+        floors.append(floor)
+        floor_K[table.budget] += floor
+    least_KG = np.minimum.reduceat(own_KP, starts, axis=1)
+    least_K = least_KG.sum(axis=1) + floor_K
+    least_KP = least_K[:, None] + own_KP - least_KG[:, compact.group_P]
+    for table, floor in zip(compact.tables, floors, strict=True):
+        if floor == math.inf:
+            continue
+        for axis, group in enumerate(table.groups):
+            others = tuple(a for a in range(table.table.ndim) if a != axis)
+            slice_ = table.table.min(axis=others) - floor
+            start = compact.offset_H[group]
+            least_KP[table.budget, start : start + len(slice_)] += slice_
+    return least_KP, least_K
+
+
+def _drop_slack_budgets(compact: Compact) -> Compact:
+    """Without the budgets that every assignment keeps."""
+    most_K = np.maximum.reduceat(compact.cost_KP, compact.offset_H[:-1], axis=1).sum(axis=1) if compact.num_groups else np.zeros(len(compact.limit_K))
+    for table in compact.tables:
+        most_K[table.budget] += table.table.max()
+    used_K = most_K > compact.limit_K
+    index_K = np.cumsum(used_K) - 1
+    tables = tuple(replace(t, budget=int(index_K[t.budget])) for t in compact.tables if used_K[t.budget])
+    return replace(compact, cost_KP=compact.cost_KP[used_K], limit_K=compact.limit_K[used_K], tables=tables)
+
+
+def _normalise(compact: Compact) -> Compact:
+    """Objective divided by its size, every budget shifted to least cost 0 per group and divided by its range."""
+    if compact.num_groups == 0:
+        return compact
+    starts = compact.offset_H[:-1]
+    shift_KG = np.minimum.reduceat(compact.cost_KP, starts, axis=1)
+    cost_KP = compact.cost_KP - shift_KG[:, compact.group_P]
+    limit_K = compact.limit_K - shift_KG.sum(axis=1)
+    tables = list(compact.tables)
+    for i, table in enumerate(tables):
+        floor = table.table.min()
+        tables[i] = replace(table, table=table.table - floor)
+        limit_K[table.budget] -= floor
+    range_K = np.maximum(np.maximum.reduceat(cost_KP, starts, axis=1).sum(axis=1), 1e-300)
+    for table in tables:
+        finite = table.table[np.isfinite(table.table)]
+        range_K[table.budget] = max(range_K[table.budget], float(finite.max()))
+    tables = [replace(t, table=t.table / range_K[t.budget]) for t in tables]
+    spread = float((np.maximum.reduceat(compact.linear_P, starts) - np.minimum.reduceat(compact.linear_P, starts)).max())
+    largest = max(spread, float(compact.quad_PP.max()), -float(compact.quad_PP.min()))
+    if largest > 0 and not 1e-3 <= largest <= 1e3:
+        scale = 2.0 ** round(math.log2(largest))  # a power of two divides without rounding
+        compact = replace(
+            compact, linear_P=compact.linear_P / scale, quad_PP=compact.quad_PP / scale, scale=compact.scale * scale
+        )
+    return replace(
+        compact, cost_KP=cost_KP / range_K[:, None], limit_K=limit_K / range_K, tables=tuple(tables)
+    )
+
+
+def _group_name(problem: Problem, group: int) -> str:
+    return problem.group_names[group] if problem.group_names else str(group)
+
+
+def infeasible_sentence(problem: Problem, name: str, reachable: float | None, others: bool = False) -> str:
+    """What to tell the user about a budget that cannot be met.
+
+    Args:
+        problem: The original problem.
+        name: The budget's cost.
+        reachable: Its smallest reachable value, or None to compute it alone.
+        others: Whether `reachable` keeps the other budgets.
+    """
+    from hpcmpq.solvers.integer import smallest_cost
+
+    budget = next(b for b in problem.budgets if b.cost.name == name)
+    if reachable is None:
+        reachable = smallest_cost(problem, name)
+    beside = " while the other budgets are kept" if others else ""
+    limit = f"budget {name} = {budget.limit:.10g} {budget.cost.unit}"
+    if reachable is None:
+        return f"{limit} cannot be met{beside}"
+    return f"{limit} is below the smallest reachable {reachable:.10g} {budget.cost.unit}{beside}"
