@@ -1,0 +1,52 @@
+"""Floating-point formats: fp8 with one scale per output channel, and plain bfloat16. Casts saturate."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hpcmpq.formats import Format, Quantizer
+
+if TYPE_CHECKING:
+    from hpcmpq.quantizers.ranges import Range
+
+DTYPES: dict[str, torch.dtype] = {
+    "fp8_e4m3": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+    "bf16": torch.bfloat16,
+}
+"""The torch dtype of every float format's codes."""
+
+
+def largest_value(format: Format) -> float:
+    """Largest finite value of a float format, such as 448 for e4m3.
+
+    Example:
+        >>> from hpcmpq.formats import FORMATS
+        >>> largest_value(FORMATS["fp8_e4m3"]), largest_value(FORMATS["fp8_e5m2"])
+        (448.0, 57344.0)
+    """
+    return torch.finfo(DTYPES[format.name]).max
+
+
+def nearest_values(weight: Tensor, scale: Tensor, format: Format) -> Tensor:
+    """w / scale in the format's dtype, saturated: never infinite or NaN for finite weights."""
+    limit = largest_value(format)
+    return torch.div(weight, scale).clamp_(-limit, limit).to(DTYPES[format.name])
+
+
+def encode(weight_MK: Tensor, range: "Range", format: Format, quantizer: Quantizer) -> Tensor:
+    """The weight over its scale, [M, K] in the format's own dtype.
+
+    Args:
+        weight_MK: Finite, in the dtype of `range.scale`.
+        range: One scale per output channel, [M, 1] (ones for an unscaled format).
+        format: A float format.
+        quantizer: Unused: float formats take no group size and no zero point.
+    """
+    return nearest_values(weight_MK, range.scale, format)
+
+
+def decode(codes_MK: Tensor, range: "Range", format: Format, quantizer: Quantizer) -> Tensor:
+    """scale · code [M, K], in the dtype of `range.scale`."""
+    return codes_MK.to(range.scale.dtype) * range.scale

@@ -1,0 +1,136 @@
+"""Scales and zero points of a weight matrix: the absolute maximum, or the clipping of least squared error.
+
+Shape letters: M output channels, K inputs, S scales of a channel, L inputs that share a scale, F factors.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hpcmpq.formats import Format, Quantizer
+from hpcmpq.quantizers.floating import largest_value, nearest_values
+from hpcmpq.quantizers.integer import code_limits, nearest_codes, split_groups
+
+NUM_FACTORS = 32
+"""Clipping factors that ``mse`` tries besides 1."""
+
+SEARCH_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}
+"""Elements of one step of the search: a CPU's cache, a GPU's memory."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """What codes mean: weight = scale · (code − zero_point).
+
+    Attributes:
+        scale: Positive, exactly representable in bfloat16, [M, S], float32 (float64 for float64 weights).
+        zero_point: Integer code of the weight zero, int32 [M, S], or None for symmetric and float formats.
+    """
+
+    scale: Tensor
+    zero_point: Tensor | None = None
+
+
+def choose_range(weight_MK: Tensor, format: Format, quantizer: Quantizer) -> Range:
+    """Scales for each output channel and group of inputs; the last group may be shorter.
+
+    ``absmax`` puts the largest weight at the end of the codes: scale = 2·max|w| / (2^b − 1) symmetric,
+    (max − min) / (2^b − 1) with zero inside [min, max] asymmetric, max|w| / largest value for fp8. ``mse``
+    multiplies that scale by a factor of least Σ (Q(w) − w)², searched per scale among factors that
+    include 1, so that it is never worse.
+
+    Args:
+        weight_MK: Any float dtype; computed in float32, or float64 for float64.
+        format: Integer formats have a scale per group, float formats one per channel.
+        quantizer: Group size, symmetry and kind of range.
+
+    Raises:
+        ValueError: If weights are NaN or infinite.
+
+    Example:
+        >>> from hpcmpq.formats import FORMATS
+        >>> choose_range(torch.tensor([[-3.0, 1.0]]), FORMATS["int2"], Quantizer(range="absmax")).scale
+        tensor([[2.]])
+    """
+    check_finite(weight_MK)
+    num_rows, num_columns = weight_MK.shape
+    dtype = torch.float64 if weight_MK.dtype == torch.float64 else torch.float32
+    if not format.scaled:
+        return Range(torch.ones(num_rows, 1, dtype=dtype, device=weight_MK.device))
+    group_size = quantizer.group_size if format.type == "int" else None
+    factors = _factors(format, quantizer)
+    limit = SEARCH_ELEMENTS.get(weight_MK.device.type, SEARCH_ELEMENTS["cuda"])
+    rows_per_step = max(1, limit // (len(factors) * num_columns))
+    parts = []
+    for rows_RK in weight_MK.split(rows_per_step):
+        rows_RSL = split_groups(rows_RK.to(dtype), group_size)
+        candidates = _candidates(rows_RSL, factors, format, quantizer)
+        parts.append(_least_error(rows_RSL, candidates, format, quantizer))
+    zero_points = [part.zero_point for part in parts if part.zero_point is not None]
+    return Range(torch.cat([part.scale for part in parts]), torch.cat(zero_points) if zero_points else None)
+
+
+def check_finite(weight: Tensor) -> None:
+    """Raise `ValueError` with the count if weights are NaN or infinite."""
+    if not torch.isfinite(weight).all():
+        count = int((~torch.isfinite(weight)).sum())
+        raise ValueError(f"{count} of {weight.numel()} weights are NaN or infinite")
+
+
+def _factors(format: Format, quantizer: Quantizer) -> list[float]:
+    """Factors on the absmax scale, 1 first so that ties keep it.
+
+    Few bits gain from clipping hard; many bits only near 1. Above 1 the largest weight may meet a code
+    exactly. A float format repeats itself every factor of two.
+    """
+    if quantizer.range == "absmax":
+        return [1.0]
+    if format.type == "float":
+        return [1.0, *torch.linspace(0.5, 1.0, NUM_FACTORS // 2 + 1, dtype=torch.float64).tolist()[1:-1]]
+    lowest = {2: 0.2, 3: 0.3, 4: 0.45, 5: 0.6, 6: 0.75, 7: 0.85, 8: 0.92}[format.num_bits]
+    highest = 1.0 + 1.0 / (2**format.num_bits - 2)
+    return [1.0, *torch.linspace(lowest, highest, NUM_FACTORS, dtype=torch.float64).tolist()]
+
+
+def _candidates(rows_RSL: Tensor, factors: list[float], format: Format, quantizer: Quantizer) -> Range:
+    """One range per factor: scale and zero point [F, R, S]."""
+    factor_F11 = torch.tensor(factors, dtype=rows_RSL.dtype, device=rows_RSL.device).reshape(-1, 1, 1)
+    if format.type == "float":
+        return Range(_storable(factor_F11 * (rows_RSL.abs().amax(-1) / largest_value(format))))
+    if quantizer.symmetric:
+        return Range(_storable(factor_F11 * (rows_RSL.abs().amax(-1) / (2**format.num_bits - 1) * 2)))
+    num_steps = 2**format.num_bits - 1
+    low_RS = rows_RSL.amin(-1).clamp_(max=0.0) / num_steps
+    high_RS = rows_RSL.amax(-1).clamp_(min=0.0) / num_steps
+    scale_FRS = _storable(factor_F11 * (high_RS - low_RS))
+    zero_point_FRS = (-factor_F11 * low_RS / scale_FRS * num_steps).round_().clamp_(0, num_steps)
+    return Range(scale_FRS, zero_point_FRS.to(torch.int32))
+
+
+def _storable(scale: Tensor) -> Tensor:
+    """The nearest normal bfloat16 values, in the dtype given; 1 where every weight is zero."""
+    bfloat16 = torch.finfo(torch.bfloat16)
+    rounded = scale.clamp(bfloat16.tiny, bfloat16.max).to(torch.bfloat16).to(scale.dtype)
+    return torch.where(scale > 0, rounded, torch.ones_like(rounded))
+
+
+def _least_error(rows_RSL: Tensor, candidates: Range, format: Format, quantizer: Quantizer) -> Range:
+    """The candidate of least squared error for every scale, [R, S]."""
+    scale_FRS, zero_point_FRS = candidates.scale, candidates.zero_point
+    if len(scale_FRS) == 1:
+        return Range(scale_FRS[0], None if zero_point_FRS is None else zero_point_FRS[0])
+    scale_FRS1 = scale_FRS.unsqueeze(-1)
+    if format.type == "float":
+        steps_FRSL = nearest_values(rows_RSL, scale_FRS1, format).to(rows_RSL.dtype)
+    else:
+        zero_point_FRS1 = None if zero_point_FRS is None else zero_point_FRS.unsqueeze(-1)
+        steps_FRSL = nearest_codes(rows_RSL, scale_FRS1, zero_point_FRS1, code_limits(format, quantizer))
+        if zero_point_FRS1 is not None:
+            steps_FRSL.sub_(zero_point_FRS1)
+    # Errors in units of the absmax scale neither overflow nor vanish, whatever the size of the weights.
+    relative_FRS1 = scale_FRS1 / scale_FRS1[:1]
+    error_FRSL = steps_FRSL.mul_(relative_FRS1).sub_(rows_RSL / scale_FRS1[0])
+    best_1RS = error_FRSL.square_().sum(-1).argmin(0, keepdim=True)
+    zero_point = None if zero_point_FRS is None else zero_point_FRS.gather(0, best_1RS)[0]
+    return Range(scale_FRS.gather(0, best_1RS)[0], zero_point)
