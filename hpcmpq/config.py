@@ -124,10 +124,12 @@ class SensitivityConfig:
     Attributes:
         method: A name in `hpcmpq.sensitivity.METHODS`.
         groups_per_unit: Groups of one work unit for methods that split groups, or None for all.
+        probes: Random output projections per token, or None: exact outputs up to 1,024, 4 above.
     """
 
     method: str = "secant"
     groups_per_unit: int | None = None
+    probes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,7 @@ def _check_values(config: Config, source: str) -> None:
         "calibration.sequence_length": config.calibration.sequence_length,
         "calibration.samples_per_pass": config.calibration.samples_per_pass,
         "calibration.samples_per_unit": config.calibration.samples_per_unit,
+        "sensitivity.probes": config.sensitivity.probes,
         "sensitivity.groups_per_unit": config.sensitivity.groups_per_unit,
         "quantizer.group_size": config.quantizer.group_size,
         "evaluation.num_samples": config.evaluation.num_samples,

@@ -33,6 +33,7 @@ import h5py
 import numpy as np
 
 from hpcmpq.errors import CorruptShard, UserError
+from hpcmpq.plan import Plan, plan_from_json
 from hpcmpq.quadratic import QuadraticModel
 
 FORMAT_VERSION = 1
@@ -152,6 +153,19 @@ def read_json(path: Path, made_by: str) -> Any:
         raise UserError(f"{path} is missing; run `{made_by}` first") from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}; run `{made_by}` again") from None
+
+
+def read_plan(run: RunDir) -> Plan:
+    """The plan of a run directory.
+
+    Raises:
+        UserError: If there is none, or it is damaged.
+    """
+    values = read_json(run.plan_path, f"hpcmpq plan CONFIG --run-dir {run.path}")
+    try:
+        return plan_from_json(values)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{run.plan_path} is not a plan ({error}); run `hpcmpq plan` again") from None
 
 
 def write_shard(run: RunDir, shard: Shard) -> None:

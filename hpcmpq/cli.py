@@ -1,0 +1,197 @@
+"""The command line: one subcommand per stage; `run` chains them."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hpcmpq import __version__, console
+from hpcmpq.errors import Infeasible, Interrupted, UserError
+from hpcmpq.store import RunDir, read_json, read_plan, write_json
+
+EXIT_BAD_INPUT, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 2, 3, 75
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Choose how many bits each part of a trained network gets, within a budget, with a proven bound.",
+    epilog="Start with: hpcmpq run configs/quickstart.yaml --run-dir runs/quickstart",
+)
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.", show_default=False)]
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML config.", show_default=False)]
+RunOption = Annotated[Path, typer.Option("--run-dir", metavar="RUN", help="The run directory.")]
+ExecutorName = Annotated[str, typer.Option("--executor", help="Where units run.")]
+Workers = Annotated[int, typer.Option("--workers", help="Worker processes; 0 takes one per available core.")]
+Budgets = Annotated[
+    list[str], typer.Option("--budget", metavar="NAME=VALUE", help="Upper limit on a cost; may be repeated.")
+]
+SolverName = Annotated[str | None, typer.Option("--solver", help="Solver, instead of the config's.")]
+TimeLimit = Annotated[
+    float | None, typer.Option("--time-limit", metavar="SECONDS", help="Solver time, instead of the config's.")
+]
+ExportFormat = Annotated[str, typer.Option("--format", help="What to write.")]
+
+
+@app.command(epilog="Example: hpcmpq run configs/quickstart.yaml --run-dir runs/quickstart --workers 2")
+def run(
+    config: ConfigPath, run_dir: RunOption, executor: ExecutorName = "local", workers: Workers = 0
+) -> None:
+    """Every stage: plan, calibrate, reduce, solve, export, evaluate, report. The same command resumes."""
+    plan(config, run_dir)
+    calibrate(run_dir, executor, workers)
+    reduce(run_dir)
+    solve(run_dir, [])
+    export(run_dir)
+    evaluate(run_dir)
+    report(run_dir)
+    console.summary(RunDir(run_dir))
+
+
+@app.command(epilog="Example: hpcmpq plan configs/quickstart.yaml --run-dir runs/quickstart")
+def plan(config: ConfigPath, run_dir: RunOption) -> None:
+    """Look at the model and the data; write RUN/plan.json."""
+    from hpcmpq.config import read_config
+    from hpcmpq.prepare import prepare
+
+    with _stage(run_dir, "plan"):
+        settings = read_config(config)
+        made = prepare(settings, RunDir(run_dir), (str(Path.cwd()), str(config.resolve().parent)))
+    console.planned(made)
+
+
+@app.command(epilog="Example: hpcmpq calibrate runs/quickstart --workers 2")
+def calibrate(run_dir: Run, executor: ExecutorName = "local", workers: Workers = 0) -> None:
+    """Measure the missing work units; interrupt at any point, the same command goes on."""
+    from hpcmpq.calibrate import calibrate as calibrate_run
+    from hpcmpq.executors import make_executor
+
+    num_workers = workers or len(os.sched_getaffinity(0))
+    with _stage(run_dir, "calibrate"), console.progress("calibrate", "unit") as on_outcome:
+        calibrate_run(RunDir(run_dir), make_executor(executor, num_workers), on_outcome)
+
+
+@app.command(epilog="Example: hpcmpq reduce runs/quickstart")
+def reduce(run_dir: Run) -> None:
+    """Add up the shards into RUN/quadratic.h5."""
+    from hpcmpq.reduce import reduce as reduce_run
+
+    with _stage(run_dir, "reduce"):
+        console.reduced(reduce_run(RunDir(run_dir)))
+
+
+@app.command(
+    epilog="Example: hpcmpq solve runs/quickstart --budget weight_bits=2.5 --budget size_bytes=500000"
+)
+def solve(
+    run_dir: Run, budget: Budgets = [], solver: SolverName = None, time_limit: TimeLimit = None
+) -> None:
+    """Choose a format per group within the budgets; write RUN/solution.json with a proven bound."""
+    from hpcmpq.solve import parse_budget, settings_of
+    from hpcmpq.solve import solve as solve_run
+
+    with _stage(run_dir, "solve"):
+        planned = read_plan(RunDir(run_dir))
+        budgets = dict(parse_budget(text) for text in budget) or planned.config["budgets"]
+        settings = settings_of(planned, name=solver, time_limit_s=time_limit)
+        console.solved(solve_run(RunDir(run_dir), budgets, settings))
+
+
+@app.command(epilog="Example: hpcmpq export runs/quickstart --format fake_quantized")
+def export(run_dir: Run, format: ExportFormat = "fake_quantized") -> None:
+    """Write the quantized model to RUN/checkpoint."""
+    from hpcmpq.export import export as export_run
+
+    with _stage(run_dir, "export"):
+        console.say(export_run(RunDir(run_dir), format))
+
+
+@app.command(epilog="Example: hpcmpq evaluate runs/quickstart")
+def evaluate(run_dir: Run) -> None:
+    """Measure original, quantized and uniform models on held-out samples; write RUN/evaluation.json."""
+    from hpcmpq.evaluate import evaluate as evaluate_run
+
+    with _stage(run_dir, "evaluate"):
+        console.evaluated(evaluate_run(RunDir(run_dir)))
+
+
+@app.command(epilog="Example: hpcmpq report runs/quickstart")
+def report(run_dir: Run) -> None:
+    """Write RUN/report.html, one self-contained page."""
+    from hpcmpq.report import write_report
+
+    with _stage(run_dir, "report"):
+        console.say(f"report in {write_report(RunDir(run_dir))}")
+
+
+@app.command(epilog="Example: hpcmpq status runs/quickstart")
+def status(run_dir: Run) -> None:
+    """Show which stages and work units of a run directory are done."""
+    console.status(RunDir(run_dir))
+
+
+@contextmanager
+def _stage(run_dir: Path, name: str) -> Iterator[None]:
+    """Announce a stage and keep its wall time in RUN/timings.json."""
+    console.say(f"[bold]{name}[/bold]")
+    start = time.monotonic()
+    yield
+    run = RunDir(run_dir)
+    path = run.file("timings.json")
+    timings: dict[str, Any] = read_json(path, "hpcmpq run") if path.exists() else {}
+    timings[name] = {"seconds": time.monotonic() - start, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    write_json(path, timings)
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    raise Interrupted(signal.Signals(number).name)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"hpcmpq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.ERROR if quiet else logging.INFO, format="%(message)s", stream=sys.stderr, force=True
+    )
+    for name in ("transformers", "httpx", "ray", "matplotlib", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    console.set_quiet(quiet)
+
+
+def main() -> None:
+    """Entry point: exit status 0 done, 2 bad input, 3 infeasible, 75 interrupted and resumable."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, _interrupt)
+    try:
+        app()
+    except UserError as error:
+        sys.exit(_fail(str(error), EXIT_BAD_INPUT))
+    except Infeasible as error:
+        sys.exit(_fail(str(error), EXIT_INFEASIBLE))
+    except (Interrupted, KeyboardInterrupt) as error:
+        sys.exit(_fail(f"interrupted ({error}); run the same command to go on", EXIT_INTERRUPTED))
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"hpcmpq: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The plan stage: look at the model and the data, write `plan.json`."""
+
+import logging
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from hpcmpq.config import Config, to_values
+from hpcmpq.formats import FORMATS
+from hpcmpq.models.calibration import Splits, load_splits
+from hpcmpq.models.groups import find_groups, num_fixed_bytes
+from hpcmpq.models.load import load_model, weights_fingerprint
+from hpcmpq.plan import (
+    NUMERICS_VERSION,
+    Plan,
+    check_same_facts,
+    content_hash,
+    flatten,
+    make_units,
+    plan_to_json,
+)
+from hpcmpq.sensitivity import EAGER_ATTENTION, find_method
+from hpcmpq.space import SearchSpace
+from hpcmpq.store import RunDir, read_plan, write_json
+
+log = logging.getLogger(__name__)
+
+UNITS_PER_RUN = 8
+"""Work units that a run is cut into when the config does not say."""
+
+
+def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
+    """Write `plan.json`, or check that the one there plans the same measurement.
+
+    Raises:
+        PlanMismatch: If the run directory was planned with another configuration.
+        UserError: If the model, the data or a pattern is wrong.
+    """
+    find_method(config.sensitivity.method)
+    attention = "eager" if config.sensitivity.method in EAGER_ATTENTION else None
+    if attention and config.model.path:
+        log.info("%s differentiates twice: using eager attention", config.sensitivity.method)
+    model = load_model(config.model, attention=attention, import_paths=import_paths)
+    splits = load_splits(config, import_paths)
+    groups = find_groups(model, config.groups, splits.calibration[:1].inputs)
+    names = tuple(sorted(config.formats, key=lambda name: (FORMATS[name].num_bits, name)))
+    space = SearchSpace(groups, (names,) * len(groups))
+    facts = _facts(config, weights_fingerprint(model), splits, space)
+    fingerprint = content_hash(facts)
+    if run.plan_path.exists():
+        check_same_facts(read_plan(run).facts, facts, str(run.path))
+    num_samples = len(splits.calibration)
+    samples_per_unit = config.calibration.samples_per_unit or _round_up(
+        -(-num_samples // UNITS_PER_RUN), config.calibration.samples_per_pass
+    )
+    plan = Plan(
+        config=to_values(config),
+        space=space,
+        units=make_units(
+            fingerprint,
+            len(groups),
+            num_samples,
+            groups_per_unit=config.sensitivity.groups_per_unit or len(groups),
+            samples_per_unit=samples_per_unit,
+        ),
+        facts=facts,
+        fingerprint=fingerprint,
+        import_paths=import_paths,
+        fixed_bytes=num_fixed_bytes(model, groups),
+        environment=_environment(),
+    )
+    write_json(run.plan_path, plan_to_json(plan))
+    return plan
+
+
+def _facts(config: Config, weights: str, splits: Splits, space: SearchSpace) -> dict[str, object]:
+    """All that changes a measured number; not where files lie nor what is solved for."""
+    values = to_values(config)
+    kept = {
+        key: values[key] for key in ("groups", "formats", "quantizer", "objective", "sensitivity", "calibration")
+    }
+    kept["model"] = {"dtype": config.model.dtype}
+    del kept["calibration"]["data"]
+    return {
+        **flatten(kept),
+        "model.weights": weights,
+        "calibration.samples": content_hash(splits.calibration.content_hashes()),
+        "groups.found": content_hash([[m.parameter for m in g.members] for g in space.groups]),
+        "numerics_version": NUMERICS_VERSION,
+    }
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _environment() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in ("hpcmpq", "torch", "transformers", "numpy", "h5py", "ortools", "deepspeed", "ray", "mpi4py"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    versions["commit"] = _commit()
+    return versions
+
+
+def _commit() -> str:
+    try:
+        shown = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return shown.stdout.strip() or "unknown"

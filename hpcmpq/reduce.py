@@ -1,0 +1,140 @@
+"""The reduce stage: add up the shards of a plan into `quadratic.h5`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcmpq.errors import CorruptShard, IncompleteCalibration
+from hpcmpq.plan import Plan, WorkUnit, sample_ranges
+from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.store import RunDir, Shard, read_plan, read_shard, write_quadratic
+
+MAX_BATCHES = 8
+"""Calibration batches kept apart, for solving against the spread between them."""
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """The quadratic model and what its shards said about themselves.
+
+    Attributes:
+        model: The quadratic model.
+        diagonal_P: H_pp, float64 [P]; they never act, but compare methods and precisions.
+        asymmetry: max |H − Hᵀ| / max |H| over the blocks that were measured from both sides.
+    """
+
+    model: QuadraticModel
+    diagonal_P: np.ndarray
+    asymmetry: float
+
+
+def reduce(run: RunDir) -> Reduction:
+    """Add up all shards in plan order and write `quadratic.h5`.
+
+    Raises:
+        IncompleteCalibration: If units are missing, naming the first.
+        CorruptShard: If a shard is damaged or disagrees with another.
+    """
+    plan = read_plan(run)
+    missing = [unit for unit in plan.units if not run.shard_path(unit.id).exists()]
+    if missing:
+        raise IncompleteCalibration(
+            f"{len(missing)} of {len(plan.units)} units are missing, first {missing[0]}; "
+            f"run `hpcmpq calibrate {run.path}` again"
+        )
+    reduction = add_shards(plan, _shards(plan, run))
+    write_quadratic(run.quadratic_path, reduction.model, reduction.diagonal_P, plan.fingerprint)
+    return reduction
+
+
+def add_shards(plan: Plan, shards: Iterator[tuple[WorkUnit, Shard]]) -> Reduction:
+    """The reduction of all (unit, shard) pairs of a plan, in any order of units that is the same each time."""
+    space = plan.space
+    num_options = space.num_options
+    ranges = sample_ranges(plan.units)
+    num_batches = min(MAX_BATCHES, len(ranges)) if len(ranges) > 1 else 0
+    batch_of = {samples: place * num_batches // len(ranges) for place, samples in enumerate(ranges)}
+    linear, linear_square = np.zeros(num_options), np.zeros(num_options)
+    quad, quad_square = np.zeros((num_options, num_options)), np.zeros((num_options, num_options))
+    batch_linear = np.zeros((num_batches, num_options))
+    batch_quad = np.zeros((num_batches, num_options, num_options))
+    batch_samples = np.zeros(num_batches)
+    losses: dict[tuple[int, int], tuple[float, int, int]] = {}
+    for unit, shard in shards:
+        samples = (unit.sample_start, unit.sample_stop)
+        rows = slice(space.slice_of(unit.group_start).start, space.slice_of(unit.group_stop - 1).stop)
+        arrays = shard.arrays
+        linear[rows] += arrays["linear"]
+        linear_square[rows] += arrays["linear_square"]
+        quad[rows] += arrays["quad"]
+        quad_square[rows] += arrays["quad_square"]
+        if num_batches:
+            batch_linear[batch_of[samples], rows] += arrays["linear"]
+            batch_quad[batch_of[samples], rows] += arrays["quad"]
+        loss = float(arrays["loss"])
+        if samples not in losses:
+            losses[samples] = (loss, shard.num_samples, shard.num_batches)
+            if num_batches:
+                batch_samples[batch_of[samples]] += shard.num_samples
+        elif abs(losses[samples][0] - loss) > 1e-5 * max(abs(loss), 1e-12):
+            raise CorruptShard(
+                f"shard {unit} measured another loss of the original ({loss:.9g}) than its neighbours "
+                f"({losses[samples][0]:.9g}): not the same model or data; delete it and run `hpcmpq calibrate`"
+            )
+    num_samples = sum(part[1] for part in losses.values())
+    num_parts = sum(part[2] for part in losses.values())
+    group_P = space.group_P
+    own_PP = group_P[:, None] == group_P[None, :]
+    asymmetry = float(np.abs(np.where(own_PP, quad - quad.T, 0.0)).max() / max(np.abs(quad).max(), 1e-300))
+    batch_weight = np.maximum(batch_samples, 1.0)
+    model = QuadraticModel(
+        option_group=tuple(space.groups[option.group].name for option in space.options),
+        option_format=tuple(option.format for option in space.options),
+        linear_P=linear / num_samples,
+        quad_PP=mirror(quad, group_P) / num_samples,
+        stderr_linear_P=standard_error(linear, linear_square, num_samples, num_parts),
+        stderr_quad_PP=mirror(standard_error(quad, quad_square, num_samples, num_parts), group_P),
+        loss0=sum(part[0] for part in losses.values()) / num_samples,
+        objective=str(plan.config["objective"]),
+        method=str(plan.config["sensitivity"]["method"]),
+        num_samples=num_samples,
+        batch_linear_BP=batch_linear / batch_weight[:, None],
+        batch_quad_BPP=np.stack([mirror(part, group_P) for part in batch_quad]) / batch_weight[:, None, None]
+        if num_batches
+        else batch_quad,
+    )
+    return Reduction(model, np.diagonal(quad).copy() / num_samples, asymmetry)
+
+
+def mirror(quad_PP: np.ndarray, group_P: np.ndarray) -> np.ndarray:
+    """The symmetric matrix of the entries whose column belongs to a later group; zero inside groups."""
+    upper_PP = np.where(group_P[:, None] < group_P[None, :], quad_PP, 0.0)
+    return upper_PP + upper_PP.T
+
+
+def standard_error(total: np.ndarray, square: np.ndarray, num_samples: int, num_batches: int) -> np.ndarray:
+    """Standard error of a mean over samples from batch sums y_b of m_b samples each.
+
+    With S = Σ y_b, Q = Σ y_b²/m_b, N = Σ m_b and B batches, (Q − S²/N)/(B − 1) estimates the variance of one
+    sample without bias; the mean's standard error is its root over √N. Zero where B < 2: not estimated.
+
+    Example:
+        >>> values = np.array([1.0, 2.0, 3.0, 4.0])
+        >>> float(standard_error(values.sum(), (values**2).sum(), 4, 4).round(6))
+        0.645497
+    """
+    if num_batches < 2:
+        return np.zeros_like(total)
+    variance = (square - total**2 / num_samples) / (num_batches - 1)
+    return np.sqrt(np.maximum(variance, 0.0) / num_samples)
+
+
+def _shards(plan: Plan, run: RunDir) -> Iterator[tuple[WorkUnit, Shard]]:
+    for unit in plan.units:
+        shard = read_shard(run.shard_path(unit.id))
+        if shard.fingerprint != plan.fingerprint or shard.unit_id != unit.id:
+            raise CorruptShard(
+                f"{run.shard_path(unit.id)} belongs to another plan; delete it and run `hpcmpq calibrate {run.path}`"
+            )
+        yield unit, shard
