@@ -103,6 +103,19 @@ class SolverConfig:
 
 
 @dataclass(frozen=True)
+class RefineConfig:
+    """How the solution is refined by measured losses.
+
+    Attributes:
+        max_evaluations: Assignments that may be measured, or None for four per group.
+        link_points: Assignments measured for the link from predicted to measured loss, at least 3.
+    """
+
+    max_evaluations: int | None = None
+    link_points: int = 16
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """Where quality is measured; by default samples of the calibration data used for nothing else.
 
@@ -145,6 +158,7 @@ class Config:
     sensitivity: SensitivityConfig = SensitivityConfig()
     budgets: Mapping[str, float] = field(default_factory=dict)
     solver: SolverConfig = field(default_factory=SolverConfig)
+    refine: RefineConfig = RefineConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
@@ -246,6 +260,8 @@ def _check_values(config: Config, source: str) -> None:
         "sensitivity.groups_per_unit": config.sensitivity.groups_per_unit,
         "quantizer.group_size": config.quantizer.group_size,
         "evaluation.num_samples": config.evaluation.num_samples,
+        "refine.max_evaluations": config.refine.max_evaluations,
+        "refine.link_points - 2": config.refine.link_points - 2,
         "solver.time_limit_s": config.solver.time_limit_s,
     }.items():
         if value is not None and not value > 0:

@@ -151,7 +151,12 @@ class Solution:
 
     @property
     def gap(self) -> float | None:
-        """(objective − bound) / max(|objective|, 1e-12), or None."""
+        """See `relative_gap`, or None."""
         if self.objective is None or self.bound is None:
             return None
-        return max(0.0, (self.objective - self.bound) / max(abs(self.objective), 1e-12))
+        return relative_gap(self.objective, self.bound)
+
+
+def relative_gap(objective: float, bound: float) -> float:
+    """(objective − bound) / |objective|, not negative; 0 where both are zero."""
+    return max(0.0, objective - bound) / max(abs(objective), 1e-300)

@@ -20,7 +20,7 @@ from hpcmpq.costs import average_bits_cost, bops_cost, macs_cost, size_bytes_cos
 from hpcmpq.errors import Infeasible, UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.plan import Plan
-from hpcmpq.problem import Budget, Cost, Problem, Solution, Termination
+from hpcmpq.problem import Budget, Cost, Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solvers import make_solver
 from hpcmpq.space import SearchSpace
@@ -160,6 +160,22 @@ def uniform_hint(space: SearchSpace, problem: Problem) -> np.ndarray | None:
     return min(feasible, key=problem.objective, default=None)
 
 
+def assignment_values(
+    plan: Plan, model: QuadraticModel, problem: Problem, choice_G: np.ndarray, bound: float | None
+) -> dict[str, Any]:
+    """The values of `solution.json` that follow from the chosen options."""
+    objective = problem.objective(choice_G)
+    predicted = model.predicted_loss(choice_G)
+    return {
+        "assignment": plan.space.assignment(choice_G),
+        "objective": objective,
+        "gap": None if bound is None else relative_gap(objective, bound),
+        "costs": {name: c.value(choice_G, problem.offset_G) for name, c in plan_costs(plan).items()},
+        "predicted_loss": predicted,
+        "predicted_cross_terms": predicted - model.loss0 - float(model.linear_P[choice_G].sum()),
+    }
+
+
 def describe(
     plan: Plan,
     model: QuadraticModel,
@@ -169,29 +185,21 @@ def describe(
     settings: SolverConfig,
 ) -> dict[str, Any]:
     """Values of `solution.json`."""
-    choice_G = solution.choice_G
-    assert choice_G is not None
-    offset_G = problem.offset_G
-    increase = model.predicted_loss(choice_G) - model.loss0
+    assert solution.choice_G is not None
     return {
         "format_version": 1,
-        "assignment": plan.space.assignment(choice_G),
-        "objective": solution.objective,
+        **assignment_values(plan, model, problem, solution.choice_G, solution.bound),
         "bound": solution.bound,
-        "gap": solution.gap,
         "termination": solution.termination.value,
         "detail": solution.detail,
         "budgets": {name: float(limit) for name, limit in budgets.items()},
-        "costs": {name: cost.value(choice_G, offset_G) for name, cost in plan_costs(plan).items()},
         "seconds": solution.seconds,
         "solver": dataclasses.asdict(settings),
-        "predicted_loss": model.predicted_loss(choice_G),
-        "predicted_cross_terms": increase - float(model.linear_P[choice_G].sum()),
         "uniform": {
             name: {
                 "predicted_loss": model.predicted_loss(uniform_G),
                 "feasible": problem.is_feasible(uniform_G),
-                "costs": {key: cost.value(uniform_G, offset_G) for key, cost in plan_costs(plan).items()},
+                "costs": {key: c.value(uniform_G, problem.offset_G) for key, c in plan_costs(plan).items()},
             }
             for name, uniform_G in uniform_choices(plan.space).items()
         },

@@ -1,0 +1,38 @@
+"""The link is monotone, exact on power laws, and its intervals cover."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcmpq.link import fit_link
+
+
+@given(st.floats(0.1, 10), st.floats(0.2, 2))
+def test_power_laws_are_recovered(factor, power):
+    x = np.geomspace(1e-4, 1, 8)
+    link = fit_link(x, factor * x**power)
+    assert link.measured(0.01) == pytest.approx(factor * 0.01**power, rel=1e-9)
+
+
+@given(st.lists(st.floats(1e-6, 10), min_size=3, max_size=20), st.integers(0, 1000))
+def test_it_is_monotone_whatever_the_data(values, seed):
+    x = np.array(values)
+    link = fit_link(x, np.random.default_rng(seed).uniform(1e-6, 1, len(x)))
+    assert link.measured(1e-3) <= link.measured(1e-2) * (1 + 1e-12)
+
+
+def test_intervals_cover_new_points():
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        x = np.exp(random.uniform(-6, 0, 17))
+        y = 0.8 * x**0.9 * np.exp(random.normal(0, 0.1, 17))
+        low, high = fit_link(x[:16], y[:16]).interval(x[16])
+        covered += low <= y[16] <= high
+    assert covered >= 0.85 * 300
+
+
+def test_too_few_points_are_refused():
+    with pytest.raises(ValueError, match="at least 3"):
+        fit_link(np.ones(2), np.ones(2))

@@ -1,0 +1,124 @@
+"""Shards and the quadratic model survive damage only by being found out."""
+
+import numpy as np
+import pytest
+
+from hpcmpq.errors import CorruptShard, UserError
+from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.store import (
+    RunDir,
+    Shard,
+    read_json,
+    read_quadratic,
+    read_shard,
+    write_json,
+    write_quadratic,
+    write_shard,
+)
+
+
+def make_shard(seed: int = 0) -> Shard:
+    random = np.random.default_rng(seed)
+    arrays = {"linear": random.normal(size=5), "quad": random.normal(size=(5, 40)), "loss": np.array(1.5)}
+    return Shard("sums", "ab12", "f" * 64, 8, 2, arrays)
+
+
+def make_model() -> QuadraticModel:
+    random = np.random.default_rng(0)
+    quad = random.normal(size=(4, 4))
+    return QuadraticModel(
+        option_group=("a", "a", "b", "b"),
+        option_format=("int2", "int4", "int2", "int4"),
+        linear_P=random.normal(size=4),
+        quad_PP=quad + quad.T,
+        stderr_linear_P=np.ones(4),
+        stderr_quad_PP=np.ones((4, 4)),
+        loss0=0.25,
+        objective="kl",
+        method="secant",
+        num_samples=7,
+        batch_linear_BP=np.zeros((0, 4)),
+        batch_quad_BPP=np.zeros((0, 4, 4)),
+    )
+
+
+def test_shard_round_trip(tmp_path):
+    run, shard = RunDir(tmp_path), make_shard()
+    write_shard(run, shard)
+    read = read_shard(run.shard_path("ab12"))
+    assert (read.kind, read.unit_id, read.fingerprint) == (shard.kind, shard.unit_id, shard.fingerprint)
+    assert (read.num_samples, read.num_batches) == (8, 2)
+    assert all(np.array_equal(read.arrays[name], array) for name, array in shard.arrays.items())
+    assert [path.name for path in run.shards_path.iterdir()] == ["ab12.h5"]
+
+
+def test_same_content_gives_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_shard(RunDir(tmp_path / name), make_shard())
+    first, second = ((tmp_path / name / "shards" / "ab12.h5").read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
+@pytest.mark.parametrize("place", np.linspace(0.02, 0.98, 25))
+def test_a_flipped_bit_is_found_or_harmless(tmp_path, place):
+    run, shard = RunDir(tmp_path), make_shard()
+    write_shard(run, shard)
+    path = run.shard_path("ab12")
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 0x10
+    path.write_bytes(content)
+    try:
+        read = read_shard(path)
+    except CorruptShard as error:
+        assert "run `hpcmpq calibrate` again" in str(error)
+    else:  # the flip hit unused space
+        assert all(np.array_equal(read.arrays[name], array) for name, array in shard.arrays.items())
+
+
+def test_a_flipped_payload_bit_is_found(tmp_path):
+    run, shard = RunDir(tmp_path), make_shard()
+    write_shard(run, shard)
+    path = run.shard_path("ab12")
+    content = bytearray(path.read_bytes())
+    place = content.find(shard.arrays["quad"].tobytes()[:16])
+    assert place > 0
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptShard, match="damaged"):
+        read_shard(path)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_shard_is_found(tmp_path, fraction):
+    run = RunDir(tmp_path)
+    write_shard(run, make_shard())
+    path = run.shard_path("ab12")
+    path.write_bytes(path.read_bytes()[: int(fraction * path.stat().st_size)])
+    with pytest.raises(CorruptShard):
+        read_shard(path)
+
+
+def test_quadratic_round_trip(tmp_path):
+    model = make_model()
+    write_quadratic(tmp_path / "quadratic.h5", model, np.arange(4.0), "f")
+    read = read_quadratic(tmp_path / "quadratic.h5")
+    assert read.option_group == model.option_group
+    assert read.option_format == model.option_format
+    assert np.array_equal(read.quad_PP, model.quad_PP)
+    assert (read.loss0, read.objective, read.method, read.num_samples) == (0.25, "kl", "secant", 7)
+
+
+def test_missing_artefacts_name_the_command(tmp_path):
+    with pytest.raises(UserError, match="run `hpcmpq reduce` first"):
+        read_quadratic(tmp_path / "quadratic.h5")
+    with pytest.raises(UserError, match="run `hpcmpq solve` first"):
+        read_json(tmp_path / "solution.json", "hpcmpq solve")
+
+
+def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    assert read_json(path, "x") == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
