@@ -1,0 +1,126 @@
+"""Rules of the house that no linter knows."""
+
+import doctest
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "hpcmpq").rglob("*.py"))
+MAX_LINES = 260
+VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "manager", "core", "misc"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("folder", ["hpcmpq", "jobs", "tests", "bench"])
+def test_file_names_say_what_is_inside(folder: str):
+    vague = [
+        name_of(path) for path in (ROOT / folder).rglob("*.py") if VAGUE_NAMES & {path.stem, path.parent.name}
+    ]
+    assert not vague, f"name the idea instead of {vague}"
+
+
+def test_files_hold_one_idea_each():
+    lengths = {name_of(path): len(path.read_text().splitlines()) for path in SOURCES}
+    long = {name: length for name, length in lengths.items() if length > MAX_LINES}
+    assert not long, f"split where a second idea begins: {long} (limit {MAX_LINES} lines)"
+
+
+def test_classes_of_ours_do_not_inherit_from_one_another():
+    """Protocols plus functions. Exceptions may: that is how `except` sorts them."""
+    classes = re.compile(r"^class (\w+)\(([^)]*)\)", flags=re.MULTILINE)
+    defined = {
+        name for path in SOURCES for name in re.findall(r"^class (\w+)", path.read_text(), re.MULTILINE)
+    }
+    found = []
+    for path in SOURCES:
+        if path.name != "errors.py":
+            for name, bases in classes.findall(path.read_text()):
+                found += [f"{name_of(path)}: {name}" for base in bases.split(",") if base.strip() in defined]
+    assert not found
+
+
+def test_no_machine_path_or_registry_host_is_written_down():
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    texts = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".sh", ".sbatch", ".html", ".css", ""}
+    forbidden = re.compile("/wor" + r"k/|/ro" + r"ot/|pypi\.o" + r"rg|pythonhosted\.o" + r"rg|whl/c" + "pu")
+    found = []
+    for name in filter(None, listed.split("\0")):
+        path = ROOT / name
+        if path.is_file() and path.suffix in texts:
+            found += [f"{name}: {hit}" for hit in set(forbidden.findall(path.read_text(errors="replace")))]
+    assert not found
+
+
+@pytest.mark.parametrize("config", [name_of(path) for path in sorted((ROOT / "configs").glob("*.yaml"))])
+def test_shipped_config_is_valid(config: str):
+    from hpcmpq.config import read_config
+
+    assert isinstance(yaml.safe_load((ROOT / config).read_text()), dict)
+    assert read_config(ROOT / config).formats
+
+
+def test_there_are_shipped_configs():
+    assert {"quickstart.yaml", "digits.yaml"} <= {path.name for path in (ROOT / "configs").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("command", [(), *((path,) for path in ("plan", "solve", "report", "run", "status"))])
+def test_command_line_explains_itself_without_loading_torch(command: tuple[str, ...]):
+    code = (
+        "import sys; from hpcmpq.cli import main\n"
+        f"sys.argv = {['hpcmpq', *command, '--help']!r}\n"
+        "try:\n    code = main()\nexcept SystemExit as stop:\n    code = stop.code\n"
+        "assert 'torch' not in sys.modules, 'torch was loaded'\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower()
+
+
+def test_module_runs_as_the_console_script_does():
+    done = subprocess.run(
+        [sys.executable, "-m", "hpcmpq", "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hpcmpq" in done.stdout
+
+
+def with_examples() -> list[str]:
+    """Modules with runnable examples in their docstrings."""
+    found = [path for path in SOURCES if ">>> " in path.read_text()]
+    return [name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__") for path in found]
+
+
+@pytest.mark.parametrize("module", with_examples())
+def test_docstring_examples_hold(module: str):
+    results = doctest.testmod(importlib.import_module(module))
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+@pytest.mark.parametrize(
+    "table", ["sensitivity:METHODS", "executors:EXECUTORS", "solvers:SOLVERS", "export:EXPORTERS"]
+)
+def test_variant_tables_name_existing_files(table: str):
+    """Listing names imports nothing; that each entry can be found is checked without importing it."""
+    module, attribute = table.split(":")
+    entries: dict[str, str] = getattr(importlib.import_module(f"hpcmpq.{module}"), attribute)
+    for name, target in entries.items():
+        file, _, function = target.partition(":")
+        path = ROOT / (file.replace(".", "/") + ".py")
+        assert path.exists(), f"{table}[{name!r}] names {target}, and {path.name} does not exist"
+        assert re.search(
+            rf"^(class|def|async def) {function}\b|^{function}\b", path.read_text(), re.MULTILINE
+        ), target
