@@ -22,7 +22,9 @@ STEP_ELEMENTS = 2**24
 """Weights quantized at once; bounds the memory beyond input and output."""
 
 
-def fake_quantize(weight_MK: Tensor, format: Format, quantizer: Quantizer, range: Range | None = None) -> Tensor:
+def fake_quantize(
+    weight_MK: Tensor, format: Format, quantizer: Quantizer, range: Range | None = None
+) -> Tensor:
     """decode(encode(w)): the weights that inference in `format` sees, in the dtype and shape given.
 
     Deterministic; every row depends on that row alone.

@@ -42,7 +42,9 @@ def split_groups(matrix_MK: Tensor, group_size: int | None) -> Tensor:
     return matrix_MK.reshape(num_rows, -1, length)
 
 
-def nearest_codes(weight: Tensor, scale: Tensor, zero_point: Tensor | None, limits: tuple[int, int]) -> Tensor:
+def nearest_codes(
+    weight: Tensor, scale: Tensor, zero_point: Tensor | None, limits: tuple[int, int]
+) -> Tensor:
     """clamp(round(w / scale) + zero_point) as a floating tensor; scale and zero point broadcast to w.
 
     Halves round to even, as everywhere in torch.

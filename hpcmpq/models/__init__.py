@@ -1,0 +1,1 @@
+"""Trained models and their data: loading, the groups to search, swapping weights, calibration samples."""

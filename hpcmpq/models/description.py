@@ -1,0 +1,122 @@
+"""What kind of model a config names, read from its `config.json` without loading any weight."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hpcmpq.config import ModelConfig
+from hpcmpq.errors import UserError
+
+Kind = Literal[
+    "causal_lm",
+    "masked_lm",
+    "sequence_classifier",
+    "token_classifier",
+    "image_classifier",
+    "encoder",
+    "factory",
+]
+
+_ARCHITECTURES: tuple[tuple[str, Kind], ...] = (
+    ("ForCausalLM", "causal_lm"),
+    ("LMHeadModel", "causal_lm"),
+    ("ForMaskedLM", "masked_lm"),
+    ("ForSequenceClassification", "sequence_classifier"),
+    ("ForTokenClassification", "token_classifier"),
+    ("ForImageClassification", "image_classifier"),
+    ("Model", "encoder"),
+)
+"""Ends of architecture names and what they mean; the first that fits counts."""
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What the data of a model must look like.
+
+    Attributes:
+        kind: The task; ``factory`` for any module that a function returns.
+        path: The Hugging Face directory, or None.
+        vocab_size: Number of token ids, or None where inputs are not tokens.
+        max_positions: Longest sequence, or None where unlimited or unknown.
+        main_input: Name of the input that data without a name goes to.
+        has_tokenizer: Whether the directory holds a tokenizer.
+        dtype: Name of the dtype that the weights are stored in, such as ``bfloat16``, or None.
+    """
+
+    kind: Kind
+    path: Path | None = None
+    vocab_size: int | None = None
+    max_positions: int | None = None
+    main_input: str = "input"
+    has_tokenizer: bool = False
+    dtype: str | None = None
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether the main input is token ids."""
+        return self.main_input == "input_ids"
+
+
+def describe_model(config: ModelConfig) -> ModelDescription:
+    """The description of a configured model.
+
+    Raises:
+        UserError: If the directory is missing, is not a Hugging Face one, or its architecture has no
+            single tensor of outputs to compare.
+    """
+    if config.path is None:
+        return ModelDescription("factory")
+    path = Path(config.path)
+    values = read_model_json(path)
+    names = values.get("architectures") or []
+    if not names:
+        raise UserError(
+            f"{path}/config.json names no architecture; add for example "
+            '"architectures": ["LlamaForCausalLM"], the class that saved the weights'
+        )
+    kind = next((kind for end, kind in _ARCHITECTURES if str(names[0]).endswith(end)), None)
+    if kind is None:
+        known = ", ".join("*" + end for end, _ in _ARCHITECTURES)
+        raise UserError(
+            f"architecture {names[0]} in {path}/config.json is none of {known}; load it with model.factory"
+        )
+    text = values.get("text_config") or values
+    takes_tokens = kind != "image_classifier" and "vocab_size" in text
+    return ModelDescription(
+        kind=kind,
+        path=path,
+        vocab_size=text.get("vocab_size") if takes_tokens else None,
+        max_positions=_first(text, "max_position_embeddings", "n_positions") if takes_tokens else None,
+        main_input="input_ids" if takes_tokens else "pixel_values",
+        has_tokenizer=any((path / name).is_file() for name in _TOKENIZER_FILES),
+        dtype=_first(values, "dtype", "torch_dtype"),
+    )
+
+
+def read_model_json(path: Path) -> dict[str, Any]:
+    """The values in a Hugging Face directory's `config.json`.
+
+    Raises:
+        UserError: If there is no such directory or file, or it is not a JSON object.
+    """
+    if not path.is_dir():
+        raise UserError(f"there is no model directory {path}; correct model.path")
+    try:
+        values = json.loads((path / "config.json").read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is not a Hugging Face model directory: it has no config.json; "
+            "save one with model.save_pretrained, or use model.factory"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}/config.json: {error}; copy the model again") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}/config.json must hold a JSON object; copy the model again")
+    return values
+
+
+def _first(values: dict[str, Any], *keys: str) -> Any:
+    return next((values[key] for key in keys if values.get(key) is not None), None)

@@ -1,0 +1,164 @@
+"""The parameter groups of a model: which weights are searched, and what must share a format.
+
+Searchable are the weights of `nn.Linear`, `nn.Conv1d/2d/3d`, transformers' `Conv1D` and `nn.Embedding`
+that the outputs depend on (a plain encoder's pooler does not reach its last hidden state). Without `include`
+patterns everything searchable is searched but
+
+- embeddings: `nn.Embedding`, whatever is tied to one, and layers inside a module called embeddings or
+  patch_embed, such as a vision transformer's patch projection;
+- the output head: the model's `get_output_embeddings()`; without that the last layer that ran, if its
+  output is the model's output, or if it is called head, classifier, score, fc, output or the like.
+
+With `include` patterns exactly the searchable modules that match are searched. `exclude` always wins.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from hpcmpq.config import GroupsConfig
+from hpcmpq.errors import UserError
+from hpcmpq.models.trace import Layer, trace_layers
+from hpcmpq.models.weights import as_matrix, from_matrix, num_fixed_bytes, swapped
+from hpcmpq.space import Group, Member
+
+__all__ = ["as_matrix", "find_groups", "from_matrix", "num_fixed_bytes", "swapped"]
+
+_EMBEDDING_PART = re.compile(r"(^|\.)(patch_)?(embed|embedder|embedding|embeddings)(\.|$)")
+_HEAD_PART = re.compile(r"(^|\.)(lm_)?(head|heads|classifier|score|fc|output|out_proj|logits|to_logits)$")
+_NUM_LISTED = 20
+
+
+def find_groups(
+    model: nn.Module, config: GroupsConfig, sample_inputs: dict[str, Tensor]
+) -> tuple[Group, ...]:
+    """The groups to search, in model order.
+
+    Args:
+        model: In eval mode.
+        config: Patterns and tie rules.
+        sample_inputs: Inputs of at least one sample; one forward pass counts multiply-accumulates and
+            finds out which weights matter.
+
+    Raises:
+        UserError: If a pattern matches nothing (the message lists what exists), a module falls under
+            two tie rules, or nothing is left to search.
+    """
+    layers = trace_layers(model, sample_inputs)
+    unused = [layer for layer in layers if not layer.used]
+    searchable = [layer for layer in layers if layer.used]
+    for key, patterns in (("include", config.include), ("exclude", config.exclude)):
+        for pattern in patterns:
+            _check_pattern(pattern, f"groups.{key}", searchable, unused)
+    if config.include:
+        chosen = [layer for layer in searchable if _matches(layer, config.include)]
+    else:
+        chosen = [layer for layer in searchable if not _is_embedding(model, layer) and not _is_head(layer)]
+    chosen = [layer for layer in chosen if not _matches(layer, config.exclude)]
+    if not chosen:
+        raise UserError(
+            f"groups leaves nothing to search; searchable modules are {_listed(searchable)}; name some in groups.include"
+        )
+    return _tie(model, chosen, config.tie)
+
+
+def _matches(layer: Layer, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in layer.names for pattern in patterns)
+
+
+def _check_pattern(pattern: str, place: str, searchable: Sequence[Layer], unused: Sequence[Layer]) -> None:
+    if any(_matches(layer, [pattern]) for layer in searchable):
+        return
+    if any(_matches(layer, [pattern]) for layer in unused):
+        raise UserError(
+            f"{place} pattern {pattern!r} matches only modules that the outputs do not depend on; remove it"
+        )
+    raise UserError(f"{place} pattern {pattern!r} matches no module; there are {_listed(searchable)}")
+
+
+def _listed(layers: Sequence[Layer]) -> str:
+    names = [layer.names[0] for layer in layers]
+    rest = f" and {len(names) - _NUM_LISTED} more" if len(names) > _NUM_LISTED else ""
+    return (", ".join(names[:_NUM_LISTED]) or "no searchable modules") + rest
+
+
+def _is_embedding(model: nn.Module, layer: Layer) -> bool:
+    modules = [model.get_submodule(name) for name in layer.names]
+    return any(isinstance(module, nn.Embedding) for module in modules) or any(
+        _EMBEDDING_PART.search(name) for name in layer.names
+    )
+
+
+def _is_head(layer: Layer) -> bool:
+    if layer.declared_head or layer.is_output:
+        return True
+    return layer.ran_last and any(_HEAD_PART.search(name) for name in layer.names)
+
+
+def _tie(model: nn.Module, layers: Sequence[Layer], rules: Sequence[Sequence[str]]) -> tuple[Group, ...]:
+    """Groups of the chosen layers: one each, or fused by the rule that names them."""
+    bundles: dict[tuple[str, int], list[Layer]] = {}
+    hits: set[tuple[int, str]] = set()
+    for position, layer in enumerate(layers):
+        parent, _, last = layer.names[0].rpartition(".")
+        found = [(r, p) for r, rule in enumerate(rules) for p in rule if fnmatchcase(last, p)]
+        hits.update(found)
+        rule_indices = sorted({r for r, _ in found})
+        if len(rule_indices) > 1:
+            raise UserError(
+                f"groups.tie names {layer.names[0]} in {len(rule_indices)} rules; a module can be tied once"
+            )
+        key = (parent, rule_indices[0]) if rule_indices else (layer.names[0], -1 - position)
+        bundles.setdefault(key, []).append(layer)
+    for r, rule in enumerate(rules):
+        for pattern in rule:
+            if (r, pattern) not in hits:
+                lasts = sorted({layer.names[0].rpartition(".")[2] for layer in layers})
+                raise UserError(
+                    f"groups.tie pattern {pattern!r} matches no searched module; last name parts are "
+                    + ", ".join(lasts[:_NUM_LISTED])
+                )
+    blocks = _blocks(model, [bundle[0].names[0] for bundle in bundles.values()])
+    return tuple(
+        Group(_group_name(bundle), tuple(_member(model, layer) for layer in bundle), block)
+        for bundle, block in zip(bundles.values(), blocks, strict=True)
+    )
+
+
+def _group_name(bundle: Sequence[Layer]) -> str:
+    if len(bundle) == 1:
+        return bundle[0].names[0] or "weight"
+    parent = bundle[0].names[0].rpartition(".")[0]
+    lasts = ",".join(layer.names[0].rpartition(".")[2] for layer in bundle)
+    return f"{parent}.{{{lasts}}}" if parent else f"{{{lasts}}}"
+
+
+def _member(model: nn.Module, layer: Layer) -> Member:
+    weight = model.get_submodule(layer.names[0]).weight
+    assert isinstance(weight, Tensor)
+    rows = weight.shape[1] if layer.transposed else weight.shape[0]
+    name = f"{layer.names[0]}.weight" if layer.names[0] else "weight"
+    return Member(name, rows, weight.numel() // rows, layer.transposed, layer.macs)
+
+
+def _blocks(model: nn.Module, names: Sequence[str]) -> list[int | None]:
+    """Index of each name in the model's list of repeated blocks, or None outside it.
+
+    The list is the container (`nn.ModuleList` or `nn.Sequential` of modules that hold the layers) that
+    most of the names are in; half of them at least, so that the stages of a ResNet are none.
+    """
+    places: list[tuple[str, int] | None] = []
+    for name in names:
+        parts = name.split(".")
+        at = next((i for i, part in enumerate(parts[:-1]) if part.isdigit()), None)
+        container = model.get_submodule(".".join(parts[:at])) if at is not None else None
+        is_list = isinstance(container, nn.ModuleList | nn.Sequential)
+        places.append((".".join(parts[:at]), int(parts[at])) if is_list and at is not None else None)
+    prefixes = [place[0] for place in places if place is not None]
+    main = max(prefixes, key=prefixes.count, default=None)
+    if main is None or 2 * prefixes.count(main) < len(names):
+        return [None] * len(names)
+    return [place[1] if place is not None and place[0] == main else None for place in places]

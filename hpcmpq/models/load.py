@@ -1,0 +1,164 @@
+"""Trained models from a Hugging Face directory or a factory, ready to measure: eval mode, no gradients."""
+
+import contextlib
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hpcmpq.config import ModelConfig
+from hpcmpq.errors import UserError
+from hpcmpq.models.description import Kind, ModelDescription, describe_model
+from hpcmpq.models.factories import call_factory, describe, resolve_factory
+from hpcmpq.models.outputs import forward
+
+__all__ = [
+    "forward",
+    "load_model",
+    "pick_device",
+    "quiet_transformers",
+    "resolve_factory",
+    "weights_fingerprint",
+]
+
+_AUTO_CLASSES: dict[Kind, str] = {
+    "causal_lm": "AutoModelForCausalLM",
+    "masked_lm": "AutoModelForMaskedLM",
+    "sequence_classifier": "AutoModelForSequenceClassification",
+    "token_classifier": "AutoModelForTokenClassification",
+    "image_classifier": "AutoModelForImageClassification",
+    "encoder": "AutoModel",
+}
+
+
+def load_model(
+    config: ModelConfig, *, attention: str | None = None, import_paths: Sequence[str] = ()
+) -> nn.Module:
+    """The model in eval mode, without gradients, in the configured dtype on the configured device.
+
+    Nothing is fetched: a Hugging Face directory is read as it is.
+
+    Args:
+        config: Directory or factory, dtype and device.
+        attention: ``eager`` for attention with forward-mode derivatives; None for the model's default.
+        import_paths: Directories that factories may be imported from.
+
+    Raises:
+        UserError: If the model is missing or damaged, or a parameter holds NaN or infinite values.
+    """
+    device = pick_device(config.device)
+    description = describe_model(config)
+    if description.path is None:
+        model = _from_factory(str(config.factory), attention, import_paths)
+    else:
+        model = _from_directory(description, getattr(torch, config.dtype), attention)
+    model = model.to(device=device, dtype=getattr(torch, config.dtype)).eval().requires_grad_(False)
+    _check_parameters(model, config.path or str(config.factory))
+    return model
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: If there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"model.device {name!r} cannot be used here ({describe(error)}); try auto or cpu"
+        ) from None
+    return device
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No network, progress bars, advice or warnings from transformers inside."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+    from transformers.utils import logging
+
+    verbosity, progress_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if progress_bar:
+            logging.enable_progress_bar()
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of the state; shared tensors are read once."""
+    digests: dict[tuple, str] = {}
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, Tensor):
+            total.update(f"{name} {tensor!r}\n".encode())
+            continue
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if key not in digests:
+            flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
+            digests[key] = hashlib.sha256(flat.numpy()).hexdigest()
+        total.update(f"{name} {list(tensor.shape)} {tensor.dtype} {digests[key]}\n".encode())
+    return total.hexdigest()
+
+
+def _from_directory(description: ModelDescription, dtype: torch.dtype, attention: str | None) -> nn.Module:
+    path, options = description.path, {} if attention is None else {"attn_implementation": attention}
+    with quiet_transformers():
+        import transformers
+
+        auto_class = getattr(transformers, _AUTO_CLASSES[description.kind])
+        try:
+            model, info = auto_class.from_pretrained(
+                path, dtype=dtype, local_files_only=True, output_loading_info=True, **options
+            )
+        except Exception as error:
+            raise UserError(
+                f"cannot load the model in {path}: {describe(error)}; check its files or copy it again"
+            ) from error
+    missing = [
+        name
+        for name in info["missing_keys"]
+        # An encoder's pooler is often not saved, and plays no part in the last hidden state.
+        if not (description.kind == "encoder" and "pooler" in name.split("."))
+    ]
+    if missing:
+        raise UserError(
+            f"the weights in {path} lack {len(missing)} parameters, first {sorted(missing)[0]}; "
+            "check that config.json belongs to them and that no file is missing"
+        )
+    return model
+
+
+def _from_factory(name: str, attention: str | None, import_paths: Sequence[str]) -> nn.Module:
+    with quiet_transformers():
+        model = call_factory(name, import_paths)
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"the factory {name!r} returned {type(model).__name__}; it must return a torch.nn.Module"
+        )
+    if attention is not None and hasattr(model, "set_attn_implementation"):
+        model.set_attn_implementation(attention)
+    return model
+
+
+def _check_parameters(model: nn.Module, source: str) -> None:
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            count = int((~torch.isfinite(parameter)).sum())
+            raise UserError(
+                f"{count} of {parameter.numel()} values of parameter {name} of {source} are NaN or infinite; "
+                "repair or copy the model again"
+            )

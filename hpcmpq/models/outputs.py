@@ -1,0 +1,64 @@
+"""One forward pass: how inputs reach a model and where its outputs z [N, T, V] are."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpcmpq.errors import UserError
+
+
+def forward(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """The model's outputs z, [N, T, V].
+
+    Logits of a language model as they are; logits of a classifier as [N, 1, V]; the last hidden state of a
+    plain encoder. A tensor [N, V] of any module becomes [N, 1, V], and [N, V, ...] with more than three
+    axes, such as class scores of pixels, becomes [N, positions, V].
+
+    Args:
+        model: Any module; a Hugging Face model or one whose output is a tensor or starts with one.
+        inputs: By argument name; the key ``input`` is passed as the first argument. N is the first axis.
+
+    Raises:
+        UserError: If the model returns nothing that can be compared.
+    """
+    args, kwargs = call_arguments(model, inputs)
+    return outputs_NTV(model(*args, **kwargs))
+
+
+def call_arguments(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a forward pass, for callers such as `torch.func.functional_call`."""
+    args = (inputs["input"],) if "input" in inputs else ()
+    kwargs: dict[str, Any] = {key: value for key, value in inputs.items() if key != "input"}
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        kwargs["use_cache"] = False
+    return args, kwargs
+
+
+def outputs_NTV(result: Any) -> Tensor:
+    """z [N, T, V] from whatever a forward pass returned.
+
+    Raises:
+        UserError: If there is no tensor with at least two axes in it.
+    """
+    for name in ("logits", "last_hidden_state"):
+        if isinstance(getattr(result, name, None), Tensor):
+            result = getattr(result, name)
+            break
+    if isinstance(result, tuple | list) and result:
+        result = result[0]
+    if not isinstance(result, Tensor):
+        raise UserError(
+            f"the model returned {type(result).__name__}; wrap it so that forward returns one tensor of outputs"
+        )
+    if result.ndim < 2:
+        raise UserError(
+            f"the model returned a tensor of shape {list(result.shape)}; it must be [samples, outputs] or "
+            "[samples, positions, outputs], not a loss"
+        )
+    if result.ndim == 2:
+        return result.unsqueeze(1)
+    if result.ndim == 3:
+        return result
+    return torch.movedim(result, 1, -1).flatten(1, -2)

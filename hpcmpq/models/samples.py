@@ -1,0 +1,75 @@
+"""Samples of a model's inputs, and the three disjoint sets of them that a run uses."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+"""Target of a position that does not count, such as padding."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N samples; every tensor's first axis is N.
+
+    Attributes:
+        inputs: By the name of the model's argument; ``input`` is passed as the first one.
+        targets: int64 [N, T] or [N], `IGNORED` where a position does not count in any objective, or None
+            where every position counts and there are no labels. Position t of a causal language model
+            holds token t + 1. Data without labels that has padding holds 0 at the positions that count.
+        labelled: Whether the targets are labels that ``ce`` may use.
+    """
+
+    inputs: dict[str, Tensor]
+    targets: Tensor | None = None
+    labelled: bool = False
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values()), ()))
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> "Samples":
+        """The chosen samples, one of them for an integer."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"sample {index} of {len(self)}")
+            index = slice(index, index + 1 or None)
+        chosen = {key: value[index] for key, value in self.inputs.items()}
+        return Samples(chosen, None if self.targets is None else self.targets[index], self.labelled)
+
+    def to(self, device: torch.device | str) -> "Samples":
+        """The same samples on a device."""
+        moved = {key: value.to(device) for key, value in self.inputs.items()}
+        return Samples(moved, None if self.targets is None else self.targets.to(device), self.labelled)
+
+    def content_hashes(self) -> list[str]:
+        """SHA-256 of every sample's inputs (names, types, shapes, bytes), targets aside."""
+        return [self.content_hash(n) for n in range(len(self))]
+
+    def content_hash(self, n: int) -> str:
+        """SHA-256 of the inputs of sample n."""
+        total = hashlib.sha256()
+        for name, value in sorted(self.inputs.items()):
+            sample = value[n].detach().cpu().contiguous()
+            total.update(f"{name} {sample.dtype} {list(sample.shape)}\n".encode())
+            total.update(sample.reshape(-1).view(torch.uint8).numpy())
+        return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Disjoint samples of one run.
+
+    Attributes:
+        calibration: Sensitivities are measured on these.
+        held_out: The same data, never seen by calibration.
+        evaluation: Reported quality is measured on these.
+        num_dropped: Samples dropped because their content was in an earlier set already.
+    """
+
+    calibration: Samples
+    held_out: Samples
+    evaluation: Samples
+    num_dropped: int = 0

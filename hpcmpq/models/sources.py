@@ -1,0 +1,174 @@
+"""What a data setting names: a text file, JSONL, a `.npy` array, or a factory."""
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcmpq.config import is_factory
+from hpcmpq.errors import UserError
+from hpcmpq.models.factories import call_factory
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Texts, with a class label each where the data has them."""
+
+    texts: tuple[str, ...]
+    labels: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as a factory gave them: tensors by argument name (None for the main input), perhaps targets.
+
+    `shifted` targets are already the next tokens of a causal language model; Hugging Face's ``labels``
+    are not.
+    """
+
+    inputs: dict[str | None, Tensor]
+    targets: Tensor | None = None
+    shifted: bool = True
+
+
+Source = Documents | Tensor | list[Batch]
+
+_TARGET_KEYS = ("targets", "target", "labels", "label")
+
+
+def read_source(data: str, place: str, max_samples: int, import_paths: Sequence[str] = ()) -> Source:
+    """Documents, an array, or batches.
+
+    Args:
+        data: Path, or ``package.module:function`` that returns a text, an array, one batch (a dict, a tuple
+            of inputs and targets) or an iterable of texts or batches.
+        place: Name of the setting, for messages.
+        max_samples: An iterator that is not a list is read up to this many samples, so it may be endless.
+        import_paths: Directories that factories may be imported from.
+
+    Raises:
+        UserError: If it is missing, empty or malformed.
+    """
+    if is_factory(data):
+        return _from_value(call_factory(data, import_paths), f"{place} {data}", max_samples)
+    path = Path(data)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; correct {place}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{place} {path} is empty; give a file with text or samples")
+    if path.suffix == ".npy":
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise UserError(
+                f"{place} {path} is not a readable .npy array: {error}; save it with numpy.save"
+            ) from None
+        return _tensor(array, f"{place} {path}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place} {path} is not UTF-8 text (byte {error.start}); convert it") from None
+    if path.suffix in (".jsonl", ".ndjson"):
+        return _from_jsonl(text, f"{place} {path}")
+    if not text.strip():
+        raise UserError(f"{place} {path} is empty; give a file with text or samples")
+    return Documents((text,))
+
+
+def _from_jsonl(text: str, place: str) -> Documents:
+    texts, labels = [], []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(
+                f"{place} line {number} is not JSON: {error}; each line must be an object"
+            ) from None
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            known = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+            raise UserError(
+                f"{place} line {number} has no string field 'text' (it has {known}); rename or add it"
+            )
+        texts.append(record["text"])
+        if isinstance(record.get("label"), int):
+            labels.append(record["label"])
+    if not texts:
+        raise UserError(f"{place} is empty; give a file with text or samples")
+    return Documents(tuple(texts), tuple(labels) if len(labels) == len(texts) else None)
+
+
+def _from_value(value: Any, place: str, max_samples: int) -> Source:
+    """A factory's result as a source."""
+    if isinstance(value, str):
+        if not value.strip():
+            raise UserError(f"{place} returned an empty text")
+        return Documents((value,))
+    if isinstance(value, Tensor | np.ndarray):
+        return _tensor(value, place)
+    if isinstance(value, dict | tuple):
+        return [_batch(value, place)]
+    if not isinstance(value, Iterable):
+        raise UserError(
+            f"{place} returned {type(value).__name__}; return a text, an array, a batch or batches"
+        )
+    iterator = iter(value)
+    first = next(iterator, None)
+    if first is None:
+        raise UserError(f"{place} returned no batches")
+    if isinstance(first, str):
+        return Documents((first, *(itertools.islice(iterator, max_samples))))
+    batches: list[Batch] = []
+    count = 0
+    for item in itertools.chain([first], iterator):
+        batches.append(_batch(item, place))
+        count += len(next(iter(batches[-1].inputs.values())))
+        if count >= max_samples and not isinstance(value, list):
+            break
+    return batches
+
+
+def _batch(value: Any, place: str) -> Batch:
+    if isinstance(value, tuple | list) and len(value) == 2:
+        inner = _batch(value[0], place)
+        return Batch(inner.inputs, _tensor(value[1], place), True)
+    if isinstance(value, Tensor | np.ndarray):
+        tensor = _tensor(value, place)
+        if tensor.ndim == 0:
+            raise UserError(f"{place} yielded a scalar; the first axis of a batch must be its samples")
+        return Batch({None: tensor})
+    if hasattr(value, "items"):
+        inputs: dict[str | None, Tensor] = {str(key): _tensor(item, place) for key, item in value.items()}
+        key = next((key for key in _TARGET_KEYS if key in inputs), None)
+        targets = None if key is None else inputs.pop(key)
+        if not inputs or len({len(item) for item in inputs.values()}) != 1:
+            raise UserError(
+                f"{place} yielded a batch whose tensors {sorted(map(str, inputs))} differ in samples"
+            )
+        return Batch(inputs, targets, key in (None, "targets", "target"))
+    raise UserError(
+        f"{place} yielded {type(value).__name__}; a batch is a tensor, a dict of tensors, or (inputs, targets)"
+    )
+
+
+def _tensor(value: Any, place: str) -> Tensor:
+    try:
+        tensor = (
+            value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(np.asarray(value)))
+        )
+    except TypeError:
+        raise UserError(f"{place} holds {type(value).__name__} that is not a numeric array") from None
+    if tensor.numel() == 0:
+        raise UserError(f"{place} is an empty array of shape {list(tensor.shape)}")
+    if tensor.is_floating_point():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{place} holds NaN or infinite values; clean it")
+        return tensor.detach()
+    return tensor.detach().to(torch.int64)

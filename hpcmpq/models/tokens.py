@@ -1,0 +1,215 @@
+"""Sources as samples: tokenized, cut into windows, labelled, and checked against the model."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcmpq.errors import UserError
+from hpcmpq.models.description import ModelDescription
+from hpcmpq.models.factories import describe
+from hpcmpq.models.samples import IGNORED, Samples
+from hpcmpq.models.sources import Batch, Documents, Source
+
+BYTE_VOCAB = 256
+
+_PER_POSITION = ("masked_lm", "token_classifier", "encoder")
+"""Kinds with an output per position, of which padding must not count."""
+
+
+def to_samples(source: Source, place: str, description: ModelDescription, sequence_length: int) -> Samples:
+    """All samples that a source holds.
+
+    Args:
+        source: Documents, a stream of tokens [L], an array of samples [N, ...], or batches.
+        place: The setting and its value, for messages.
+        description: The model's kind, vocabulary and limits.
+        sequence_length: T of windows cut from text or a stream.
+
+    Raises:
+        UserError: If the source does not fit the model.
+    """
+    if isinstance(source, Documents):
+        samples = _from_documents(source, place, description, sequence_length)
+    elif isinstance(source, Tensor):
+        samples = _from_array(source, place, description, sequence_length)
+    else:
+        samples = _from_batches(source, place, description)
+    _check_tokens(samples, place, description)
+    return samples
+
+
+def windows(tokens_L: Tensor, sequence_length: int) -> Samples:
+    """Consecutive windows [N, T] that do not overlap; targets are the next tokens of the stream.
+
+    Example:
+        >>> samples = windows(torch.arange(7), 3)
+        >>> samples.inputs["input_ids"].tolist(), samples.targets.tolist()
+        ([[0, 1, 2], [3, 4, 5]], [[1, 2, 3], [4, 5, 6]])
+    """
+    count = len(tokens_L) // sequence_length
+    end = count * sequence_length
+    following = torch.cat([tokens_L[1 : end + 1], tokens_L.new_full((1,), IGNORED)])[:end]
+    shape = (count, sequence_length)
+    return Samples({"input_ids": tokens_L[:end].view(shape)}, following.view(shape), labelled=True)
+
+
+def _from_documents(
+    source: Documents, place: str, description: ModelDescription, sequence_length: int
+) -> Samples:
+    if not description.takes_tokens:
+        raise UserError(
+            f"{place} is text, which this model does not read; give a .npy array or a factory of batches"
+        )
+    tokenizer = _tokenizer(description, place)
+    if description.kind == "causal_lm":
+        tokens_L = _stream(source, tokenizer)
+        if len(tokens_L) < sequence_length:
+            raise UserError(
+                f"{place} has {len(tokens_L)} tokens, fewer than calibration.sequence_length {sequence_length}; "
+                "lower it or give more text"
+            )
+        return windows(tokens_L, sequence_length)
+    texts = (
+        source.texts if len(source.texts) > 1 else tuple(t for t in source.texts[0].splitlines() if t.strip())
+    )
+    return _labelled(_padded(texts, source.labels, tokenizer, sequence_length), description, shifted=True)
+
+
+def _tokenizer(description: ModelDescription, place: str) -> Any:
+    """The directory's tokenizer, or None where bytes are the tokens."""
+    if not description.has_tokenizer:
+        if description.vocab_size != BYTE_VOCAB:
+            raise UserError(
+                f"{description.path} has no tokenizer for {place} and its vocabulary of {description.vocab_size} is not "
+                f"{BYTE_VOCAB} bytes; save the tokenizer there or give a .npy array of token ids"
+            )
+        return None
+    from hpcmpq.models.load import quiet_transformers
+
+    with quiet_transformers():
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(description.path, local_files_only=True)
+        except Exception as error:
+            raise UserError(
+                f"cannot load the tokenizer in {description.path}: {describe(error)}; copy it again"
+            ) from error
+
+
+def _stream(source: Documents, tokenizer: Any) -> Tensor:
+    """All documents in a row, with the end-of-text token (a line break for bytes) between them."""
+    if tokenizer is None:
+        return torch.frombuffer(bytearray("\n".join(source.texts).encode()), dtype=torch.uint8).to(
+            torch.int64
+        )
+    between = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids: list[int] = []
+    for number, text in enumerate(source.texts):
+        ids += (between if number else []) + tokenizer(text, add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def _padded(
+    texts: tuple[str, ...], labels: tuple[int, ...] | None, tokenizer: Any, sequence_length: int
+) -> Samples:
+    """One sample per text, truncated to the sequence length and padded to the longest."""
+    if tokenizer is None:
+        rows = [list(text.encode())[:sequence_length] for text in texts]
+        pad = 0
+    else:
+        rows = tokenizer(list(texts), truncation=True, max_length=sequence_length, verbose=False)["input_ids"]
+        pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    longest = max(len(row) for row in rows)
+    ids_NT = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+    mask_NT = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    inputs = {"input_ids": ids_NT, "attention_mask": mask_NT}
+    return Samples(inputs, None if labels is None else torch.tensor(labels), labels is not None)
+
+
+def _from_array(array: Tensor, place: str, description: ModelDescription, sequence_length: int) -> Samples:
+    if not description.takes_tokens:
+        return Samples({description.main_input: array})
+    if array.is_floating_point():
+        raise UserError(f"{place} holds {array.dtype} values; this model takes integer token ids")
+    if array.ndim == 1:
+        if len(array) < sequence_length:
+            raise UserError(
+                f"{place} has {len(array)} tokens, fewer than calibration.sequence_length {sequence_length}; "
+                "lower it or give more tokens"
+            )
+        samples = windows(array, sequence_length)
+        return samples if description.kind == "causal_lm" else Samples(samples.inputs)
+    if array.ndim != 2:
+        raise UserError(
+            f"{place} has shape {list(array.shape)}; token ids must be [tokens] or [samples, tokens]"
+        )
+    return _labelled(Samples({"input_ids": array}), description, shifted=True)
+
+
+def _from_batches(batches: list[Batch], place: str, description: ModelDescription) -> Samples:
+    keys = set(batches[0].inputs)
+    if any(
+        set(batch.inputs) != keys or (batch.targets is None) != (batches[0].targets is None)
+        for batch in batches
+    ):
+        raise UserError(f"{place} yields batches with different tensors; every batch must have the same")
+    try:
+        inputs = {
+            description.main_input if key is None else key: torch.cat(
+                [batch.inputs[key] for batch in batches]
+            )
+            for key in batches[0].inputs
+        }
+        targets = [batch.targets for batch in batches if batch.targets is not None]
+        targets_N = torch.cat(targets) if targets else None
+    except RuntimeError:
+        raise UserError(f"{place} yields batches of different shapes; pad them to one length") from None
+    count = len(next(iter(inputs.values())))
+    if targets_N is not None and (len(targets_N) != count or targets_N.is_floating_point()):
+        raise UserError(
+            f"{place} gives {len(targets_N)} targets of {targets_N.dtype} for {count} samples; give one integer class each"
+        )
+    return _labelled(Samples(inputs, targets_N, targets_N is not None), description, batches[0].shifted)
+
+
+def _labelled(samples: Samples, description: ModelDescription, shifted: bool) -> Samples:
+    """Targets of a causal language model shifted to the next token, and padding marked."""
+    ids_NT, mask_NT = samples.inputs.get("input_ids"), samples.inputs.get("attention_mask")
+    if description.kind == "causal_lm" and ids_NT is not None:
+        targets_NT = samples.targets
+        if targets_NT is None or not shifted:
+            now_NT = ids_NT if targets_NT is None else targets_NT
+            if mask_NT is not None:
+                now_NT = now_NT.masked_fill(mask_NT == 0, IGNORED)
+            targets_NT = torch.cat([now_NT[:, 1:], torch.full_like(now_NT[:, :1], IGNORED)], dim=1)
+        if mask_NT is not None:
+            targets_NT = targets_NT.masked_fill(mask_NT == 0, IGNORED)
+        return Samples(samples.inputs, targets_NT, labelled=True)
+    if mask_NT is not None and description.kind in _PER_POSITION and not bool(mask_NT.all()):
+        targets_NT = torch.zeros_like(mask_NT) if samples.targets is None else samples.targets
+        return Samples(samples.inputs, targets_NT.masked_fill(mask_NT == 0, IGNORED), samples.labelled)
+    return samples
+
+
+def _check_tokens(samples: Samples, place: str, description: ModelDescription) -> None:
+    ids_NT = samples.inputs.get("input_ids")
+    if not description.takes_tokens or ids_NT is None:
+        return
+    if (
+        description.vocab_size is not None
+        and not 0 <= int(ids_NT.min()) <= int(ids_NT.max()) < description.vocab_size
+    ):
+        wrong = ids_NT[(ids_NT < 0) | (ids_NT >= description.vocab_size)]
+        raise UserError(
+            f"{place} holds token id {int(wrong[0])} but the model's vocabulary has ids 0 to {description.vocab_size - 1}; "
+            "use the tokenizer that belongs to the model"
+        )
+    if description.max_positions is not None and ids_NT.shape[1] > description.max_positions:
+        raise UserError(
+            f"{place} has samples of {ids_NT.shape[1]} tokens, more than the model's {description.max_positions} positions; "
+            "cut them"
+        )

@@ -1,0 +1,78 @@
+"""Weights seen as matrices, swapped in place, and counted in bytes."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hpcmpq.space import Group, Member
+
+
+def as_matrix(tensor: Tensor, member: Member) -> Tensor:
+    """A stored weight as [M outputs, K inputs]; a view where the layout allows."""
+    if member.transposed:
+        tensor = tensor.t()
+    return tensor.reshape(member.num_rows, member.num_columns)
+
+
+def from_matrix(matrix_MK: Tensor, member: Member, like: Tensor) -> Tensor:
+    """The inverse of `as_matrix`: the shape, dtype and device of the stored tensor `like`."""
+    tensor = matrix_MK.t() if member.transposed else matrix_MK
+    return tensor.reshape(like.shape).to(device=like.device, dtype=like.dtype)
+
+
+@contextlib.contextmanager
+def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model with other values in some parameters, in place; the exact old bits return afterwards.
+
+    Whatever shares a parameter's storage (tied weights) sees the new values too.
+
+    Args:
+        model: Any module.
+        tensors: {qualified parameter name: new values of the same shape}.
+
+    Raises:
+        ValueError: If there is no such parameter or a shape differs; nothing is changed then.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, tensor in tensors.items():
+        if name not in parameters:
+            raise ValueError(f"the model has no parameter {name!r}")
+        if parameters[name].shape != tensor.shape:
+            raise ValueError(f"{name} is {list(parameters[name].shape)}, got {list(tensor.shape)}")
+    saved = {name: parameters[name].detach().clone() for name in tensors}
+    try:
+        _copy(parameters, tensors)
+        yield
+    finally:
+        _copy(parameters, saved)
+
+
+@torch.no_grad()
+def _copy(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        parameters[name].copy_(tensor)
+
+
+def num_fixed_bytes(model: nn.Module, groups: Sequence[Group], dtype: torch.dtype | None = None) -> int:
+    """Bytes of all parameters and buffers of a checkpoint that no group searches; shared tensors count once.
+
+    Args:
+        model: Any module.
+        groups: Their members are left out.
+        dtype: Count floating tensors as stored in this dtype; None takes the dtype they are loaded in.
+    """
+    state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    searched = {_storage_key(state[member.parameter]) for group in groups for member in group.members}
+    fixed = {_storage_key(tensor): tensor for tensor in state.values()}
+    total = 0
+    for key, tensor in fixed.items():
+        if key not in searched:
+            stored = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+            total += tensor.numel() * stored.itemsize
+    return total
+
+
+def _storage_key(tensor: Tensor) -> tuple:
+    return (tensor.data_ptr() or id(tensor), tuple(tensor.shape), tensor.stride())
