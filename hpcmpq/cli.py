@@ -45,11 +45,12 @@ ExportFormat = Annotated[str, typer.Option("--format", help="What to write.")]
 def run(
     config: ConfigPath, run_dir: RunOption, executor: ExecutorName = "local", workers: Workers = 0
 ) -> None:
-    """Every stage: plan, calibrate, reduce, solve, export, evaluate, report. The same command resumes."""
+    """Every stage: plan, calibrate, reduce, solve, refine, export, evaluate, report. The same command resumes."""
     plan(config, run_dir)
     calibrate(run_dir, executor, workers)
     reduce(run_dir)
     solve(run_dir, [])
+    refine(run_dir)
     export(run_dir)
     evaluate(run_dir)
     report(run_dir)
@@ -103,6 +104,44 @@ def solve(
         budgets = dict(parse_budget(text) for text in budget) or planned.config["budgets"]
         settings = settings_of(planned, name=solver, time_limit_s=time_limit)
         console.solved(solve_run(RunDir(run_dir), budgets, settings))
+
+
+@app.command(epilog="Example: hpcmpq frontier runs/quickstart --cost weight_bits --from 2 --to 8 --step 0.05")
+def frontier(
+    run_dir: Run,
+    cost: Annotated[str, typer.Option("--cost", help="The cost that varies.")] = "weight_bits",
+    start: Annotated[float, typer.Option("--from", help="Smallest limit.")] = 2.0,
+    stop: Annotated[float, typer.Option("--to", help="Largest limit.")] = 8.0,
+    step: Annotated[float, typer.Option("--step", help="Distance of limits.")] = 0.05,
+    budget: Budgets = [],
+    solver: SolverName = None,
+    time_limit: Annotated[
+        float, typer.Option("--time-limit", metavar="SECONDS", help="Solver time of one point.")
+    ] = 2.0,
+) -> None:
+    """Solve over a range of limits on one cost; write RUN/frontier.json, every point with its bound."""
+    import numpy as np
+
+    from hpcmpq.frontier import frontier as frontier_run
+    from hpcmpq.solve import parse_budget, settings_of
+
+    if not (step > 0 and stop >= start):
+        raise UserError(f"--from {start:g} --to {stop:g} --step {step:g} is not a range; use --from below --to")
+    limits = start + step * np.arange(int((stop - start) / step + 1e-9) + 1)
+    with _stage(run_dir, "frontier"), console.counter("frontier", "points") as on_point:
+        settings = settings_of(read_plan(RunDir(run_dir)), name=solver, time_limit_s=time_limit)
+        others = dict(parse_budget(text) for text in budget)
+        frontier_run(RunDir(run_dir), cost, limits, others, settings, on_point)
+
+
+@app.command(epilog="Example: hpcmpq refine runs/quickstart")
+def refine(run_dir: Run) -> None:
+    """Improve the solution by measured losses and fit the link from predicted to measured loss."""
+    from hpcmpq.refine import refine as refine_run
+
+    with _stage(run_dir, "refine"), console.counter("refine", "evaluations") as on_evaluation:
+        values = refine_run(RunDir(run_dir), on_evaluation)
+    console.refined(values)
 
 
 @app.command(epilog="Example: hpcmpq export runs/quickstart --format fake_quantized")

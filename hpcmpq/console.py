@@ -31,8 +31,7 @@ def say(text: str) -> None:
 @contextmanager
 def progress(title: str, unit: str) -> Iterator[Callable[[UnitOutcome, int, int], None]]:
     """A bar with time left; yields the function that takes (outcome, done, total)."""
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn(f"{unit}s"))
-    with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeLeft(), console=_out) as bar:
+    with _bar(title, f"{unit}s") as bar:
         task = bar.add_task(title, total=None)
 
         def update(outcome: UnitOutcome, done: int, total: int) -> None:
@@ -42,6 +41,19 @@ def progress(title: str, unit: str) -> Iterator[Callable[[UnitOutcome, int, int]
                 bar.console.print(f"{unit} {outcome.unit}: {outcome.error}{again}", soft_wrap=True, markup=False)
 
         yield update
+
+
+@contextmanager
+def counter(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with time left; yields the function that takes (done, total)."""
+    with _bar(title, unit) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _bar(title: str, unit: str) -> Progress:
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeLeft(), console=_out)
 
 
 def planned(plan: Plan) -> None:
@@ -73,6 +85,18 @@ def solved(solution: dict[str, Any]) -> None:
     say(
         f"predicted loss {solution['predicted_loss']:.6g} at {budgets or 'no budget'}; {gap} "
         f"({solution['termination']}, {solution['seconds']:.1f} s)"
+    )
+
+
+def refined(solution: dict[str, Any]) -> None:
+    """What measured losses changed."""
+    refinement = solution["refine"]
+    accepted = [move for move in refinement["history"] if move["accepted"]]
+    low, high = solution["expected_interval"]
+    say(
+        f"{len(accepted)} moves accepted of {len(refinement['history'])} tried with {refinement['evaluations']} "
+        f"evaluations; expected loss {solution['expected_loss']:.6g} (90 % interval {low:.6g} to {high:.6g}), "
+        f"measured {solution['measured_loss']:.6g} on held-out samples"
     )
 
 
@@ -114,6 +138,7 @@ def status(run: RunDir) -> None:
         "calibrate": None,
         "reduce": run.quadratic_path,
         "solve": run.solution_path,
+        "refine": run.solution_path,
         "export": run.checkpoint_path,
         "evaluate": run.evaluation_path,
         "report": run.report_path,

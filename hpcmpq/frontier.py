@@ -1,0 +1,127 @@
+"""The frontier stage: the whole trade-off curve between one cost and the predicted loss, each point with its bound.
+
+Points are solved from the tightest budget to the loosest; each starts from the previous solution, which stays
+feasible. Neighbours help each other without further work: a solution within a smaller budget is one within a
+larger, and a bound for a larger budget is one for a smaller.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from hpcmpq.config import SolverConfig
+from hpcmpq.errors import Infeasible, UserError
+from hpcmpq.problem import Problem, Solution, Termination, relative_gap
+from hpcmpq.solve import make_problem, plan_costs, uniform_choices
+from hpcmpq.solvers import Solver, make_solver
+from hpcmpq.store import RunDir, read_plan, read_quadratic, write_json
+
+
+def frontier(
+    run: RunDir,
+    cost: str,
+    limits: np.ndarray,
+    other_budgets: Mapping[str, float],
+    settings: SolverConfig,
+    on_point: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Solve for every limit on `cost` and write `frontier.json`; returns its values.
+
+    Args:
+        run: A reduced run directory.
+        cost: Name of the cost that varies.
+        limits: Increasing limits, float64 [F], in the cost's unit.
+        other_budgets: Budgets that hold at every point.
+        settings: Solver and constraints; `time_limit_s` is for one point.
+        on_point: Called with the number of points done and of all points.
+
+    Raises:
+        Infeasible: If not even the largest limit can be met.
+    """
+    plan = read_plan(run)
+    model = read_quadratic(run.quadratic_path)
+    if cost not in plan_costs(plan):
+        raise UserError(f"unknown cost {cost!r}; known: {', '.join(plan_costs(plan))}")
+    problems = [
+        make_problem(plan, model, {**other_budgets, cost: float(limit)}, settings) for limit in limits
+    ]
+    solutions = sweep(problems, make_solver(settings.name), settings, on_point)
+    points = []
+    for limit, problem, solution in zip(limits, problems, solutions, strict=True):
+        if solution.choice_G is None:
+            continue
+        points.append(
+            {
+                "limit": float(limit),
+                "assignment": plan.space.assignment(solution.choice_G),
+                "objective": solution.objective,
+                "bound": solution.bound,
+                "gap": solution.gap,
+                "termination": solution.termination.value,
+                "seconds": solution.seconds,
+                "predicted_loss": model.predicted_loss(solution.choice_G),
+                "costs": {b.cost.name: b.cost.value(solution.choice_G, problem.offset_G) for b in problem.budgets},
+            }
+        )
+    if not points:
+        raise Infeasible(f"no limit on {cost} up to {limits[-1]:g} can be met: {solutions[-1].detail}")
+    priced = plan_costs(plan)[cost]
+    values = {
+        "format_version": 1,
+        "cost": cost,
+        "unit": priced.unit,
+        "other_budgets": dict(other_budgets),
+        "points": points,
+        "uniform": {
+            name: {
+                "cost": priced.value(choice_G, problems[0].offset_G),
+                "predicted_loss": model.predicted_loss(choice_G),
+            }
+            for name, choice_G in uniform_choices(plan.space).items()
+        },
+        "fingerprint": plan.fingerprint,
+    }
+    write_json(run.frontier_path, values)
+    return values
+
+
+def sweep(
+    problems: list[Problem], solver: Solver, settings: SolverConfig, on_point: Callable[[int, int], None]
+) -> list[Solution]:
+    """Solve problems whose feasible sets grow, sharing solutions upwards and bounds downwards."""
+    solutions: list[Solution] = []
+    hint_G: np.ndarray | None = None
+    for place, problem in enumerate(problems):
+        solution = solver.solve(
+            problem, time_limit_s=settings.time_limit_s, seed=settings.seed, hint_G=hint_G
+        )
+        if hint_G is not None and (
+            solution.objective is None or problem.objective(hint_G) < solution.objective
+        ):
+            solution = _with(solution, hint_G, problem)
+        hint_G = solution.choice_G if solution.choice_G is not None else hint_G
+        solutions.append(solution)
+        on_point(place + 1, len(problems))
+    bound: float | None = None
+    for place in reversed(range(len(solutions))):
+        known = [b for b in (bound, solutions[place].bound) if b is not None]
+        if known and solutions[place].choice_G is not None:
+            bound = max(known)
+            solutions[place] = _with(solutions[place], solutions[place].choice_G, problems[place], bound)
+    return solutions
+
+
+def _with(
+    solution: Solution, choice_G: np.ndarray | None, problem: Problem, bound: float | None = None
+) -> Solution:
+    assert choice_G is not None
+    objective = problem.objective(choice_G)
+    bound = solution.bound if bound is None else min(bound, objective)
+    termination = Termination.TIME_LIMIT
+    if bound is not None and relative_gap(objective, bound) <= 1e-6:
+        termination = Termination.OPTIMAL
+    elif solution.termination is Termination.NODE_LIMIT:
+        termination = Termination.NODE_LIMIT
+    costs = {b.cost.name: b.cost.value(choice_G, problem.offset_G) for b in problem.budgets}
+    return Solution(termination, choice_G, objective, bound, costs, solution.seconds, solution.detail)
