@@ -28,7 +28,7 @@ pid_of() { cat "$dir/run/$1.pid" 2>/dev/null || true; }
 runs() {
     local pid
     pid=$(pid_of "$1")
-    [ -n "$pid" ] && [[ $(readlink "/proc/$pid/exe") == */"${1%%.*}" ]]
+    [ -n "$pid" ] && [[ $(readlink "/proc/$pid/exe") == */"${1%%.*}"* ]]
 }
 
 # Installs Debian packages where commands are missing and we are root.
