@@ -1,4 +1,4 @@
-"""A run directory as a small transformer would leave it, written by the package's functions without a model."""
+"""A small transformer's run directory, written by the package's own functions without a model."""
 
 from pathlib import Path
 

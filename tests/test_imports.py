@@ -51,7 +51,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "ray": ("executors.ray_pool",),
     "ortools": ("solvers",),
     "pydantic": ("config",),
-    "yaml": ("config",),
+    "yaml": ("config", "report"),
     "rich": ("console", "cli"),
     "typer": ("cli",),
     "matplotlib": ("report",),

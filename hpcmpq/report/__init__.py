@@ -1,0 +1,47 @@
+"""The report stage: RUN/report.html, one self-contained page, and RUN/report/ with its figures and tables as files.
+
+    findings.py  reads the artefacts of a run directory
+    tables.py    findings to plain tables, also written as CSV
+    words.py     findings to sentences
+    plots.py     findings to figures, written as SVG and PNG
+    html.py      tables, sentences and figures to the page, with report.html and report.css
+"""
+
+from pathlib import Path
+
+from hpcmpq.errors import UserError
+from hpcmpq.report.findings import read_findings
+from hpcmpq.report.tables import all_tables, write_csv
+from hpcmpq.store import RunDir, replacing
+
+FILES_FOLDER = "report"
+
+
+def write_report(run: RunDir) -> Path:
+    """Write the page, figures and tables of a solved run directory; returns the page's path.
+
+    Raises:
+        UserError: If the run is not solved yet, or matplotlib is not installed.
+    """
+    findings = read_findings(run)
+    try:
+        from hpcmpq.report.html import page
+        from hpcmpq.report.plots import all_figures, save, to_svg
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the report needs {error.name}, which is not installed; run `pip install 'hpcmpq[report]'` and "
+            f"`hpcmpq report {run.path}` again"
+        ) from None
+    figures = all_figures(findings)
+    folder = run.file(FILES_FOLDER)
+    for table in all_tables(findings):
+        with replacing(folder / f"{table.name}.csv") as attempt:
+            write_csv(table, attempt)
+    for name, figure in figures.items():
+        for suffix in ("svg", "png"):
+            with replacing(folder / f"{name}.{suffix}") as attempt:
+                save(figure, attempt, suffix)
+    text = page(findings, {name: to_svg(name, figure) for name, figure in figures.items()})
+    with replacing(run.report_path) as attempt:
+        attempt.write_text(text)
+    return run.report_path

@@ -1,0 +1,240 @@
+"""Findings as plain tables: shown on the page and written as CSV."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcmpq.formats import FORMATS
+from hpcmpq.report.findings import Findings, kind, label
+
+NUM_PAIRS = 8
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        name: Header of the CSV file.
+        title: Header on the page, with its unit.
+        style: How a number is shown: ``text``, ``count``, ``bytes``, ``bits``, ``loss``, ``seconds``, ``share``.
+    """
+
+    name: str
+    title: str
+    style: str = "text"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of plain values; None is a value that was not measured.
+
+    Attributes:
+        name: File name without suffix.
+        caption: What it shows, in one sentence.
+        columns: One per value of a row; the first names the row.
+        rows: The values.
+        emphasis: Index of the row that the report is about, or None.
+    """
+
+    name: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    emphasis: int | None = None
+
+
+def all_tables(findings: Findings) -> list[Table]:
+    """Every table that the artefacts allow."""
+    tables = [comparison_table(findings), budget_table(findings), group_table(findings), pair_table(findings)]
+    if findings.timings:
+        tables.append(timing_table(findings))
+    if findings.frontier is not None:
+        tables.append(frontier_table(findings))
+    return tables
+
+
+def comparison_table(findings: Findings) -> Table:
+    """Size and loss of the original, the solution and every uniform format, smallest first."""
+    solution, evaluation = findings.solution, findings.evaluation
+    cost_columns = (
+        Column("weight_bits", "Bits per weight", "bits"),
+        Column("average_bits", "… with scales", "bits"),
+        Column("size_bytes", "Checkpoint", "bytes"),
+    )
+    quality = [name for name in ("perplexity", "accuracy") if evaluation is not None and name in evaluation]
+    columns = (
+        Column("model", "Model"),
+        *cost_columns,
+        Column("size_ratio", "Smaller than bf16", "ratio"),
+        Column("predicted_loss", f"Predicted {findings.objective}", "loss"),
+        Column("measured_loss", f"Measured {findings.objective}", "loss"),
+        *(Column(name, name.capitalize(), "share" if name == "accuracy" else "loss") for name in quality),
+    )
+    numel = sum(group.numel for group in findings.plan.space.groups)
+    bf16_bytes = findings.plan.fixed_bytes + 2 * numel
+    original = {"weight_bits": 16.0, "average_bits": 16.0, "size_bytes": bf16_bytes}
+
+    def row(name: str, costs: dict[str, float], predicted: float | None, model: str | None) -> tuple[Any, ...]:
+        measured = evaluation is not None and model is not None
+        return (
+            name,
+            *(costs[column.name] for column in cost_columns),
+            bf16_bytes / costs["size_bytes"],
+            predicted,
+            findings.measured(model) if measured and model else None,
+            *(evaluation[name][model] if measured and evaluation else None for name in quality),
+        )
+
+    measured_uniform = (evaluation or {}).get("uniform_format")
+    rows = [
+        row(
+            f"uniform {name}",
+            uniform["costs"],
+            uniform["predicted_loss"],
+            "uniform" if name == measured_uniform else None,
+        )
+        for name, uniform in solution["uniform"].items()
+    ]
+    ours = row("this assignment", solution["costs"], solution["predicted_loss"], "quantized")
+    rows = sorted([*rows, ours], key=lambda values: values[3])
+    rows.append(row("original, as bf16", original, findings.quadratic.loss0, "original"))
+    caption = "Size and loss of this assignment beside every uniform format and the original, smallest first."
+    return Table("comparison", caption, columns, tuple(rows), rows.index(ours))
+
+
+def budget_table(findings: Findings) -> Table:
+    """Every cost of the assignment, with its budget where there is one."""
+    budgets, costs = findings.solution["budgets"], findings.solution["costs"]
+    names = [*budgets, *(name for name in costs if name not in budgets)]
+    rows = tuple((label(name), costs[name], budgets.get(name), _share(costs[name], budgets.get(name))) for name in names)
+    columns = (
+        Column("cost", "Cost"),
+        Column("value", "Reached", "number"),
+        Column("budget", "Budget", "number"),
+        Column("used", "Used", "share"),
+    )
+    return Table("budgets", "What the assignment costs, and the limits it was given.", columns, rows)
+
+
+def group_table(findings: Findings) -> Table:
+    """Format and predicted loss of every group, in model order."""
+    quadratic, choice_G = findings.quadratic, findings.choice_G
+    together_G = 0.5 * findings.pairs_GG.sum(1)
+    rows = tuple(
+        (
+            group.name,
+            group.block,
+            kind(group),
+            group.numel,
+            chosen.name,
+            chosen.num_bits,
+            float(quadratic.linear_P[option]),
+            float(quadratic.stderr_linear_P[option]),
+            float(together),
+        )
+        for group, chosen, option, together in zip(
+            findings.plan.space.groups, findings.formats, choice_G, together_G, strict=True
+        )
+    )
+    columns = (
+        Column("group", "Group"),
+        Column("block", "Block", "count"),
+        Column("kind", "Kind"),
+        Column("weights", "Weights", "count"),
+        Column("format", "Format"),
+        Column("num_bits", "Bits", "count"),
+        Column("loss_alone", "Loss alone", "loss"),
+        Column("loss_alone_stderr", "± standard error", "loss"),
+        Column("loss_with_others", "Its half of interactions", "loss"),
+    )
+    return Table("groups", "Every group in model order with its format and predicted loss.", columns, rows)
+
+
+def pair_table(findings: Findings) -> Table:
+    """The pairs of groups whose interaction is strongest at the chosen formats."""
+    space, pairs_GG = findings.plan.space, findings.pairs_GG
+    first_n, second_n = np.triu_indices(len(space.groups), 1)
+    strength_n = np.abs(pairs_GG[first_n, second_n])
+    order = [n for n in np.argsort(-strength_n, kind="stable")[:NUM_PAIRS] if strength_n[n] > 0]
+    rows = tuple(
+        (
+            space.groups[i].name,
+            findings.formats[i].name,
+            space.groups[j].name,
+            findings.formats[j].name,
+            float(pairs_GG[i, j]),
+            _share(float(pairs_GG[i, j]), findings.increase),
+        )
+        for i, j in zip(first_n[order], second_n[order], strict=True)
+    )
+    columns = (
+        Column("group", "Group"),
+        Column("format", "Format"),
+        Column("other_group", "Other group"),
+        Column("other_format", "Format"),
+        Column("interaction", "Loss together beyond the sum of each alone", "loss"),
+        Column("share", "Share of the predicted increase", "share"),
+    )
+    return Table("pairs", "The strongest interactions at the chosen formats.", columns, rows)
+
+
+def timing_table(findings: Findings) -> Table:
+    """Wall time of the stages that ran."""
+    rows = tuple((stage, float(values["seconds"])) for stage, values in findings.timings.items())
+    columns = (Column("stage", "Stage"), Column("seconds", "Wall time", "seconds"))
+    return Table("timings", "Wall time of each stage's last run.", columns, rows)
+
+
+def frontier_table(findings: Findings) -> Table:
+    """Predicted loss and proven bound over a range of budgets."""
+    assert findings.frontier is not None
+    cost = findings.main_cost
+    rows = tuple(
+        (
+            float(point["costs"][cost]),
+            point["predicted_loss"],
+            point.get("bound"),
+            point.get("gap"),
+            point.get("measured_loss"),
+        )
+        for point in findings.frontier["points"]
+    )
+    columns = (
+        Column(cost, label(cost).capitalize(), "number"),
+        Column("predicted_loss", f"Predicted {findings.objective}", "loss"),
+        Column("bound", "Proven bound", "loss"),
+        Column("gap", "Gap", "share"),
+        Column("measured_loss", f"Measured {findings.objective}", "loss"),
+    )
+    return Table("frontier", "The best assignment found at each budget.", columns, tuple(sorted(rows)))
+
+
+def uniform_curve(findings: Findings) -> list[tuple[str, float, float]]:
+    """(format, cost, predicted loss) of every uniform assignment, cheapest first."""
+    cost = findings.main_cost
+    points = [
+        (name, float(uniform["costs"][cost]), float(uniform["predicted_loss"]))
+        for name, uniform in findings.solution["uniform"].items()
+    ]
+    return sorted(points, key=lambda point: (point[1], FORMATS[point[0]].num_bits))
+
+
+def write_csv(table: Table, path: Path) -> None:
+    """Write a table as CSV; a missing value is an empty cell."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([column.name for column in table.columns])
+        writer.writerows(_cells(row) for row in table.rows)
+
+
+def _cells(row: Sequence[Any]) -> list[Any]:
+    return ["" if value is None else value for value in row]
+
+
+def _share(value: float, whole: float | None) -> float | None:
+    return value / whole if whole else None
