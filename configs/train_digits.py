@@ -1,6 +1,7 @@
 """Train the small CNN that `configs/digits.yaml` quantizes.
 
-Run once by the maintainers, about 20 seconds; its output, `hpcmpq/examples/digits.safetensors`, is part of the repository:
+Run once by the maintainers, about 20 seconds; its output, `hpcmpq/examples/digits.safetensors`, is part of
+the repository:
 
     python configs/train_digits.py
 """

@@ -88,8 +88,9 @@ def softmax_displacement(u_NTV: Tensor, z0_NTV: Tensor, targets: Tensor | None =
     """φ = √w · s ⊙ (u − Σ π u), s = √π, w the positions' share: Λ = w (diag π − ππᵀ) of both kl and ce.
 
     Example:
-        >>> softmax_displacement(torch.tensor([[[1.0, -1.0]]]), torch.zeros(1, 1, 2)).square().sum()
-        tensor(1.)
+        >>> phi = softmax_displacement(torch.tensor([[[1.0, -1.0]]]), torch.zeros(1, 1, 2))
+        >>> round(phi.square().sum().item(), 6)
+        1.0
     """
     pi_NTV = torch.softmax(z0_NTV, -1)
     mean_NT1 = (pi_NTV * u_NTV).sum(-1, keepdim=True)
@@ -109,7 +110,7 @@ def no_gradient(z_NTV: Tensor, z0_NTV: Tensor, targets: Tensor | None = None) ->
 
 
 def ce_gradient(z_NTV: Tensor, z0_NTV: Tensor, targets: Tensor | None) -> Tensor:
-    """w (π − one-hot target), [N, T, V].
+    """The gradient w (π − one-hot target), [N, T, V].
 
     Raises:
         ValueError: If targets are missing or are not one per position.
@@ -141,7 +142,8 @@ def _labels(z_NTV: Tensor, targets: Tensor | None) -> Tensor:
     if targets is None or targets.numel() != z_NTV.shape[0] * z_NTV.shape[1]:
         shape = None if targets is None else list(targets.shape)
         raise ValueError(
-            f"objective ce needs a target for each of {list(z_NTV.shape[:2])} positions, got {shape}; use kl or mse"
+            f"objective ce needs a target for each of {list(z_NTV.shape[:2])} positions, got {shape}; "
+            "use kl or mse"
         )
     return targets.reshape(z_NTV.shape[:2])
 

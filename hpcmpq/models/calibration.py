@@ -56,8 +56,8 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
         evaluation_samples = eval_pool[eval_chosen]
         if not eval_chosen:
             raise UserError(
-                f"all {len(eval_pool)} samples of {place} {evaluation.data} are calibration or held-out samples; "
-                "evaluate on other data"
+                f"all {len(eval_pool)} samples of {place} {evaluation.data} are calibration or held-out "
+                "samples; evaluate on other data"
             )
     else:
         evaluation_samples = pool[chosen[needed:]]
@@ -79,7 +79,8 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
         part.labelled for part in (splits.calibration, splits.evaluation)
     ):
         raise UserError(
-            "objective ce needs labels and the data have none; let the factory give (inputs, targets), or use kl"
+            "objective ce needs labels and the data have none; "
+            "let the factory give (inputs, targets), or use kl"
         )
     return splits
 
@@ -140,6 +141,7 @@ def _fail_too_few(
         keys += " or calibration.sequence_length"
     repeated = f" ({dropped} with repeated content)" if dropped else ""
     raise UserError(
-        f"calibration.data {calibration.data} has {have}{repeated}; {need} (calibration {calibration.num_samples}, "
-        f"held out {calibration.held_out}, the rest for evaluation); {keys}, or give more data"
+        f"calibration.data {calibration.data} has {have}{repeated}; {need} (calibration "
+        f"{calibration.num_samples}, held out {calibration.held_out}, the rest for evaluation); "
+        f"{keys}, or give more data"
     )

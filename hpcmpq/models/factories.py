@@ -29,12 +29,12 @@ def resolve_factory(name: str, import_paths: Sequence[str] = ()) -> Callable[...
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            message = f"no module {error.name!r} for the factory {name!r}; install it or run where it can be imported"
-        else:
-            message = (
-                f"importing {module_name} for the factory {name!r} needs the missing module {error.name!r}"
-            )
+        own = error.name is not None and f"{module_name}.".startswith(f"{error.name}.")
+        message = (
+            f"no module {error.name!r} for the factory {name!r}; install it or run where it can be imported"
+            if own
+            else f"importing {module_name} for the factory {name!r} needs the missing module {error.name!r}"
+        )
         raise UserError(message) from error
     except Exception as error:
         raise UserError(

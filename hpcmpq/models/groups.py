@@ -16,7 +16,6 @@ import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-import torch
 from torch import Tensor, nn
 
 from hpcmpq.config import GroupsConfig
@@ -60,7 +59,8 @@ def find_groups(
     chosen = [layer for layer in chosen if not _matches(layer, config.exclude)]
     if not chosen:
         raise UserError(
-            f"groups leaves nothing to search; searchable modules are {_listed(searchable)}; name some in groups.include"
+            f"groups leaves nothing to search; searchable modules are {_listed(searchable)}; "
+            "name some in groups.include"
         )
     return _tie(model, chosen, config.tie)
 

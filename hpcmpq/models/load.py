@@ -51,11 +51,13 @@ def load_model(
     """
     device = pick_device(config.device)
     description = describe_model(config)
+    dtype = getattr(torch, config.dtype)
     if description.path is None:
-        model = _from_factory(str(config.factory), attention, import_paths)
+        model = _from_factory(str(config.factory), attention, import_paths).to(dtype)
     else:
-        model = _from_directory(description, getattr(torch, config.dtype), attention)
-    model = model.to(device=device, dtype=getattr(torch, config.dtype)).eval().requires_grad_(False)
+        # transformers keeps what must stay exact, such as rotary frequencies, in float32.
+        model = _from_directory(description, dtype, attention)
+    model = model.to(device).eval().requires_grad_(False)
     _check_parameters(model, config.path or str(config.factory))
     return model
 
@@ -109,7 +111,7 @@ def weights_fingerprint(model: nn.Module) -> str:
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if key not in digests:
             flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
-            digests[key] = hashlib.sha256(flat.numpy()).hexdigest()
+            digests[key] = hashlib.sha256(flat.numpy().data).hexdigest()
         total.update(f"{name} {list(tensor.shape)} {tensor.dtype} {digests[key]}\n".encode())
     return total.hexdigest()
 
@@ -149,8 +151,9 @@ def _from_factory(name: str, attention: str | None, import_paths: Sequence[str])
         raise UserError(
             f"the factory {name!r} returned {type(model).__name__}; it must return a torch.nn.Module"
         )
-    if attention is not None and hasattr(model, "set_attn_implementation"):
-        model.set_attn_implementation(attention)
+    set_attention = getattr(model, "set_attn_implementation", None)
+    if attention is not None and callable(set_attention):
+        set_attention(attention)
     return model
 
 

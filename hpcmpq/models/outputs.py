@@ -28,7 +28,7 @@ def forward(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def call_arguments(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a forward pass, for callers such as `torch.func.functional_call`."""
+    """Positional and keyword arguments of a forward pass, for callers like `torch.func.functional_call`."""
     args = (inputs["input"],) if "input" in inputs else ()
     kwargs: dict[str, Any] = {key: value for key, value in inputs.items() if key != "input"}
     if "use_cache" in inspect.signature(model.forward).parameters:
@@ -37,7 +37,7 @@ def call_arguments(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[tuple[T
 
 
 def outputs_NTV(result: Any) -> Tensor:
-    """z [N, T, V] from whatever a forward pass returned.
+    """The outputs z [N, T, V] in whatever a forward pass returned.
 
     Raises:
         UserError: If there is no tensor with at least two axes in it.
@@ -50,7 +50,7 @@ def outputs_NTV(result: Any) -> Tensor:
         result = result[0]
     if not isinstance(result, Tensor):
         raise UserError(
-            f"the model returned {type(result).__name__}; wrap it so that forward returns one tensor of outputs"
+            f"the model returned {type(result).__name__}; wrap it so that forward returns one tensor"
         )
     if result.ndim < 2:
         raise UserError(

@@ -54,7 +54,7 @@ class Samples:
         for name, value in sorted(self.inputs.items()):
             sample = value[n].detach().cpu().contiguous()
             total.update(f"{name} {sample.dtype} {list(sample.shape)}\n".encode())
-            total.update(sample.reshape(-1).view(torch.uint8).numpy())
+            total.update(sample.reshape(-1).view(torch.uint8).numpy().data)
         return total.hexdigest()
 
 

@@ -154,7 +154,8 @@ def _batch(value: Any, place: str) -> Batch:
             )
         return Batch(inputs, targets, key in (None, "targets", "target"))
     raise UserError(
-        f"{place} yielded {type(value).__name__}; a batch is a tensor, a dict of tensors, or (inputs, targets)"
+        f"{place} yielded {type(value).__name__}; "
+        "a batch is a tensor, a dict of tensors, or (inputs, targets)"
     )
 
 

@@ -66,8 +66,8 @@ def _from_documents(
         tokens_L = _stream(source, tokenizer)
         if len(tokens_L) < sequence_length:
             raise UserError(
-                f"{place} has {len(tokens_L)} tokens, fewer than calibration.sequence_length {sequence_length}; "
-                "lower it or give more text"
+                f"{place} has {len(tokens_L)} tokens, fewer than calibration.sequence_length "
+                f"{sequence_length}; lower it or give more text"
             )
         return windows(tokens_L, sequence_length)
     texts = (
@@ -81,8 +81,9 @@ def _tokenizer(description: ModelDescription, place: str) -> Any:
     if not description.has_tokenizer:
         if description.vocab_size != BYTE_VOCAB:
             raise UserError(
-                f"{description.path} has no tokenizer for {place} and its vocabulary of {description.vocab_size} is not "
-                f"{BYTE_VOCAB} bytes; save the tokenizer there or give a .npy array of token ids"
+                f"{description.path} has no tokenizer for {place} and its vocabulary of "
+                f"{description.vocab_size} is not {BYTE_VOCAB} bytes; "
+                "save the tokenizer there or give a .npy array of token ids"
             )
         return None
     from hpcmpq.models.load import quiet_transformers
@@ -171,7 +172,8 @@ def _from_batches(batches: list[Batch], place: str, description: ModelDescriptio
     count = len(next(iter(inputs.values())))
     if targets_N is not None and (len(targets_N) != count or targets_N.is_floating_point()):
         raise UserError(
-            f"{place} gives {len(targets_N)} targets of {targets_N.dtype} for {count} samples; give one integer class each"
+            f"{place} gives {len(targets_N)} targets of {targets_N.dtype} for {count} samples; "
+            "give integer classes, the first axis being the samples"
         )
     return _labelled(Samples(inputs, targets_N, targets_N is not None), description, batches[0].shifted)
 
@@ -205,11 +207,11 @@ def _check_tokens(samples: Samples, place: str, description: ModelDescription) -
     ):
         wrong = ids_NT[(ids_NT < 0) | (ids_NT >= description.vocab_size)]
         raise UserError(
-            f"{place} holds token id {int(wrong[0])} but the model's vocabulary has ids 0 to {description.vocab_size - 1}; "
-            "use the tokenizer that belongs to the model"
+            f"{place} holds token id {int(wrong[0])} but the model's vocabulary has ids 0 to "
+            f"{description.vocab_size - 1}; use the tokenizer that belongs to the model"
         )
     if description.max_positions is not None and ids_NT.shape[1] > description.max_positions:
         raise UserError(
-            f"{place} has samples of {ids_NT.shape[1]} tokens, more than the model's {description.max_positions} positions; "
-            "cut them"
+            f"{place} has samples of {ids_NT.shape[1]} tokens, more than the model's "
+            f"{description.max_positions} positions; cut them"
         )

@@ -1,4 +1,4 @@
-"""One forward pass that finds every layer with a weight, how often it is used, and where the outputs come from."""
+"""One forward pass that finds every layer with a weight, its arithmetic, and what the outputs come from."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,7 +52,8 @@ def trace_layers(model: nn.Module, sample_inputs: dict[str, Tensor]) -> list[Lay
     def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, _: Any, output: Any) -> None:
             if not isinstance(module, nn.Embedding):
-                macs[name] += output.numel() * (modules[name].weight.numel() // _num_outputs(module))
+                weight = _weight(module)
+                macs[name] += output.numel() * (weight.numel() // weight.shape[_is_transposed(module)])
             last[:] = [(name, output)]
 
         return hook
@@ -67,7 +68,8 @@ def trace_layers(model: nn.Module, sample_inputs: dict[str, Tensor]) -> list[Lay
             handle.remove()
     last_name, last_output = last[0] if last else (None, z_NTV)
     last_is_output = (last_output.data_ptr(), last_output.numel()) == (z_NTV.data_ptr(), z_NTV.numel())
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    get_head = getattr(model, "get_output_embeddings", None)
+    head = get_head() if callable(get_head) else None
     return [
         Layer(
             names=names,
@@ -101,9 +103,10 @@ def _is_transposed(module: nn.Module) -> bool:
     return isinstance(module, Conv1D)
 
 
-def _num_outputs(module: nn.Module) -> int:
-    shape = module.weight.shape
-    return int(shape[1] if _is_transposed(module) else shape[0])
+def _weight(module: nn.Module) -> nn.Parameter:
+    weight = module._parameters["weight"]
+    assert weight is not None
+    return weight
 
 
 @contextmanager
@@ -113,11 +116,15 @@ def _gradients(weights: list[nn.Parameter]) -> Iterator[None]:
     try:
         for weight in weights:
             weight.requires_grad_(True)
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None):
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_forget, _forget):
             yield
     finally:
         for weight, required in zip(weights, before, strict=True):
             weight.requires_grad_(required)
+
+
+def _forget(saved: Any) -> Any:
+    return None
 
 
 def _reached_weights(output: Tensor) -> set[int]:

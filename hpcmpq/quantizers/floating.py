@@ -30,7 +30,7 @@ def largest_value(format: Format) -> float:
 
 
 def nearest_values(weight: Tensor, scale: Tensor, format: Format) -> Tensor:
-    """w / scale in the format's dtype, saturated: never infinite or NaN for finite weights."""
+    """Weights over their scale in the format's dtype, saturated: never infinite or NaN for finite weights."""
     limit = largest_value(format)
     return torch.div(weight, scale).clamp_(-limit, limit).to(DTYPES[format.name])
 
@@ -48,5 +48,5 @@ def encode(weight_MK: Tensor, range: "Range", format: Format, quantizer: Quantiz
 
 
 def decode(codes_MK: Tensor, range: "Range", format: Format, quantizer: Quantizer) -> Tensor:
-    """scale · code [M, K], in the dtype of `range.scale`."""
+    """Weights scale · code [M, K], in the dtype of `range.scale`."""
     return codes_MK.to(range.scale.dtype) * range.scale

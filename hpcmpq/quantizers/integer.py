@@ -19,8 +19,8 @@ def code_limits(format: Format, quantizer: Quantizer) -> tuple[int, int]:
 
     Example:
         >>> from hpcmpq.formats import FORMATS
-        >>> code_limits(FORMATS["int4"], Quantizer()), code_limits(FORMATS["int4"], Quantizer(symmetric=False))
-        ((-8, 7), (0, 15))
+        >>> [code_limits(FORMATS["int4"], Quantizer(symmetric=sign)) for sign in (True, False)]
+        [(-8, 7), (0, 15)]
     """
     if quantizer.symmetric:
         return -(2 ** (format.num_bits - 1)), 2 ** (format.num_bits - 1) - 1
@@ -74,7 +74,7 @@ def encode(weight_MK: Tensor, range: "Range", format: Format, quantizer: Quantiz
 
 
 def decode(codes_MK: Tensor, range: "Range", format: Format, quantizer: Quantizer) -> Tensor:
-    """scale · (code − zero_point) [M, K], in the dtype of `range.scale`."""
+    """Weights scale · (code − zero_point) [M, K], in the dtype of `range.scale`."""
     codes_MSL = split_groups(codes_MK.to(range.scale.dtype), quantizer.group_size)
     if range.zero_point is not None:
         codes_MSL = codes_MSL - range.zero_point.unsqueeze(-1)
