@@ -83,7 +83,7 @@ def synthetic_model() -> QuadraticModel:
     sensitivity_G = weight_G * generator.lognormal(0.0, 0.8, len(space.groups))
     linear_P = 0.02 * sensitivity_G[space.group_P] * 4.0 ** (2 - bits_P)
     shared_P = generator.normal(0.4, 0.4, len(space.groups))[space.group_P]
-    phi_RP = generator.normal(size=(24, space.num_options)) / 5 + shared_P
+    phi_RP = generator.normal(size=(24, space.num_options)) + 0.3 * shared_P
     phi_RP *= np.sqrt(2 * linear_P / (phi_RP**2).sum(0))
     quad_PP = zero_within_groups(0.5 * phi_RP.T @ phi_RP, space.group_P)
     empty = np.zeros((0, space.num_options))

@@ -1,10 +1,10 @@
-"""The report stage: RUN/report.html, one self-contained page, and RUN/report/ with its figures and tables as files.
+"""The report stage: RUN/report.html, one self-contained page, and RUN/report/ with figures and tables as files.
 
-    findings.py  reads the artefacts of a run directory
-    tables.py    findings to plain tables, also written as CSV
-    words.py     findings to sentences
-    plots.py     findings to figures, written as SVG and PNG
-    html.py      tables, sentences and figures to the page, with report.html and report.css
+findings.py  reads the artefacts of a run directory
+tables.py    findings to plain tables, also written as CSV
+words.py     findings to sentences
+plots.py     findings to figures, written as SVG and PNG
+html.py      tables, sentences and figures to the page, with report.html and report.css
 """
 
 from pathlib import Path

@@ -18,11 +18,12 @@ LABELS = {
     "mse": "mean squared output distance",
     "weight_bits": "bits per weight",
     "average_bits": "bits per weight with scales",
-    "size_bytes": "checkpoint size",
+    "size_bytes": "checkpoint size in bytes",
     "bops": "bit operations",
     "macs": "multiply-accumulates",
-    "latency_s": "latency",
+    "latency_s": "latency in seconds",
 }
+SHORT_LABELS = {"kl": "KL", "ce": "cross-entropy", "mse": "MSE"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class Findings:
         return label(self.objective)
 
     @property
+    def objective_short(self) -> str:
+        """The objective in a word, for headers and axes."""
+        return SHORT_LABELS.get(self.objective, self.objective)
+
+    @property
     def main_cost(self) -> str:
         """The first budgeted cost, or the payload bits."""
         return next(iter(self.solution["budgets"]), "weight_bits")
@@ -114,7 +120,9 @@ def read_findings(run: RunDir) -> Findings:
     frontier = _optional(run, "frontier", "frontier", missing)
     if frontier is not None and frontier.get("fingerprint", plan.fingerprint) != plan.fingerprint:
         frontier = None
-        missing["frontier"] = f"frontier.json belongs to another plan; run `hpcmpq frontier {run.path}` again."
+        missing["frontier"] = (
+            f"frontier.json belongs to another plan; run `hpcmpq frontier {run.path}` again."
+        )
     timings_path = run.file("timings.json")
     timings = read_json(timings_path, f"hpcmpq solve {run.path}") if timings_path.exists() else {}
     return Findings(run, plan, quadratic, solution, evaluation, frontier, timings, missing)

@@ -7,14 +7,14 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from hpcmpq.report import tables, words
 from hpcmpq.report.findings import Findings, kind
 
 FOLDER = Path(__file__).parent
 
-# Background and text of a cell by number of bits, few to many; light to dark, so the order also shows in grey.
+# Background and text of a cell by number of bits; light to dark, so that the order also shows in grey.
 BIT_COLOURS = {
     2: ("#fff3c4", "#1c2430"),
     3: ("#d3ecbb", "#1c2430"),
@@ -58,8 +58,11 @@ def page(findings: Findings, figures: dict[str, str]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["show"] = words.show
+    environment.filters["coded"] = coded
     kinds, rows = bit_map(findings)
-    used = sorted({chosen.name: chosen.num_bits for chosen in findings.formats}.items(), key=lambda pair: pair[1])
+    used = sorted(
+        {chosen.name: chosen.num_bits for chosen in findings.formats}.items(), key=lambda pair: pair[1]
+    )
     shown = {table.name: table for table in tables.all_tables(findings)}
     return environment.get_template("report.html").render(
         findings=findings,
@@ -78,8 +81,22 @@ def page(findings: Findings, figures: dict[str, str]) -> str:
     )
 
 
+def coded(sentence: str) -> Markup:
+    """A sentence with `commands` in backticks as code elements, everything escaped.
+
+    Example:
+        >>> coded("run `hpcmpq solve <RUN>` first")
+        Markup('run <code>hpcmpq solve &lt;RUN&gt;</code> first')
+    """
+    parts = sentence.split("`")
+    marked = [
+        Markup("<code>{}</code>").format(part) if k % 2 else escape(part) for k, part in enumerate(parts)
+    ]
+    return Markup("").join(marked)
+
+
 def bit_map(findings: Findings) -> tuple[list[str], list[tuple[str, list[list[Cell]]]]]:
-    """Kinds of groups, and per block in model order the cells of each kind; groups outside blocks come one a row."""
+    """Kinds of groups, and per block in model order the cells of each kind; other groups come one a row."""
     groups = findings.plan.space.groups
     kinds = list(dict.fromkeys(kind(group) for group in groups if group.block is not None))
     cells: dict[str, list[list[Cell]]] = {}

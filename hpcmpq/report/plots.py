@@ -1,20 +1,23 @@
 """Findings as figures: files in print colours, and SVG for the page in the page's own colours.
 
-Figures are drawn with the light colours of `THEME`. On the page each of those is replaced by the CSS variable of
-that name, so that one drawing is readable in light and dark.
+Figures are drawn with the light colours of `THEME`. On the page each of those is replaced by the CSS variable
+of that name, so that one drawing is readable in light and dark.
 """
 
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from hpcmpq.report.findings import Findings, label, short_name
 from hpcmpq.report.tables import frontier_table, uniform_curve
@@ -34,7 +37,7 @@ THEME = {
 MAX_NAMED = 40
 """Groups that still get a label each on the axes of the interaction map."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
     "text.color": THEME["ink"],
@@ -64,7 +67,7 @@ def all_figures(findings: Findings) -> dict[str, Figure]:
 
 
 def loss_against_size(findings: Findings) -> Figure:
-    """Predicted loss increase over cost: this assignment, the frontier and its bounds, and the uniform curve."""
+    """Loss increase over cost: this assignment, the frontier and its bounds, and the uniform curve."""
     figure, axes = _figure(7.2, 3.9)
     loss0, cost = findings.quadratic.loss0, findings.main_cost
     uniform = [(x, y - loss0, name) for name, x, y in uniform_curve(findings) if y > loss0]
@@ -78,19 +81,26 @@ def loss_against_size(findings: Findings) -> Figure:
         axes.plot(*_columns(bounds), ":", color=THEME["ours"], label="frontier, proven bound")
     reached, bound = findings.solution["costs"][cost], findings.solution["bound"]
     if findings.increase > 0:
-        axes.plot([reached], [findings.increase], "o", color=THEME["ours"], markersize=8, label="this assignment")
+        axes.plot(
+            [reached], [findings.increase], "o", color=THEME["ours"], markersize=8, label="this assignment"
+        )
     if bound is not None and bound > loss0:
-        axes.plot([reached], [bound - loss0], "_", color=THEME["ours"], markersize=16, label="its proven bound")
+        axes.plot(
+            [reached], [bound - loss0], "_", color=THEME["ours"], markersize=16, label="its proven bound"
+        )
     for model, x, colour in (
         ("quantized", reached, THEME["ours"]),
         ("uniform", (findings.evaluation or {}).get("uniform_costs", {}).get(cost), THEME["uniform"]),
     ):
         rise = _rise(findings, model)
         if rise is not None and x is not None:
-            axes.plot([x], [rise], "x", color=colour, markersize=9, markeredgewidth=2, label=_names(findings)[model])
+            axes.plot(
+                [x], [rise], "x", color=colour, markersize=9, markeredgewidth=2, label=_names(findings)[model]
+            )
     axes.set_yscale("log")
+    _plain_numbers(axes.yaxis)
     axes.set_xlabel(label(cost))
-    axes.set_ylabel(f"increase of {findings.objective}")
+    axes.set_ylabel(f"increase of {findings.objective_short}")
     axes.legend(loc="upper right")
     return figure
 
@@ -120,10 +130,14 @@ def predicted_against_measured(findings: Findings) -> Figure:
             drawn += [predicted, rise - spread, rise + spread]
     if drawn:
         limits = (min(drawn) / 1.5, max(drawn) * 1.5)
-        axes.plot(limits, limits, "-", color=THEME["muted"], linewidth=1, label="predicted = measured", zorder=0)
+        axes.plot(
+            limits, limits, "-", color=THEME["muted"], linewidth=1, label="predicted = measured", zorder=0
+        )
         axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect="equal")
-    axes.set_xlabel(f"predicted increase of {findings.objective}")
-    axes.set_ylabel(f"measured increase of {findings.objective}")
+        _plain_numbers(axes.xaxis)
+        _plain_numbers(axes.yaxis)
+    axes.set_xlabel(f"predicted increase of {findings.objective_short}")
+    axes.set_ylabel(f"measured increase of {findings.objective_short}")
     axes.legend(loc="upper left")
     return figure
 
@@ -152,20 +166,26 @@ def interactions(findings: Findings) -> Figure:
     key.set_xticks([])
     key.yaxis.tick_right()
     key.grid(False)
-    key.set_ylabel(f"{findings.objective} beyond the sum of each alone")
+    key.set_ylabel(f"{findings.objective_short} beyond the sum of each alone")
     key.yaxis.set_label_position("right")
     return figure
 
 
 def to_svg(name: str, figure: Figure) -> str:
-    """An SVG element for the page: scalable, in CSS variables, with ids of its own, hidden from screen readers."""
+    """An SVG element for the page: scalable, in CSS variables, with ids of its own, hidden from readers."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        FigureCanvasSVG(figure).print_svg(
+            buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', text)
+    text = re.sub(
+        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
+        r'<svg viewBox="\1" aria-hidden="true" focusable="false">',
+        text,
+    )
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text).replace("xlink:href", "href")
     for variable, colour in THEME.items():
@@ -177,7 +197,9 @@ def save(figure: Figure, path: Path, suffix: str) -> None:
     """Write a figure as ``svg`` or ``png`` in print colours on white."""
     with matplotlib.rc_context(STYLE):
         if suffix == "svg":
-            FigureCanvasSVG(figure).print_figure(path, format="svg", facecolor="white", metadata={"Date": None})
+            FigureCanvasSVG(figure).print_figure(
+                path, format="svg", facecolor="white", metadata={"Date": None}
+            )
         else:
             FigureCanvasAgg(figure).print_figure(path, format="png", facecolor="white", dpi=200)
 
@@ -187,6 +209,14 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.set_facecolor("none")
     return figure, axes
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """Ticks of a logarithmic axis as 0.02, not 2 × 10⁻²; at 1, 2 and 5 where that is few enough to read."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _tint(value: np.ndarray) -> np.ndarray:

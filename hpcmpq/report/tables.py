@@ -21,7 +21,7 @@ class Column:
     Attributes:
         name: Header of the CSV file.
         title: Header on the page, with its unit.
-        style: How a number is shown: ``text``, ``count``, ``bytes``, ``bits``, ``loss``, ``seconds``, ``share``.
+        style: How `hpcmpq.report.words.show` writes a value of it.
     """
 
     name: str
@@ -71,15 +71,17 @@ def comparison_table(findings: Findings) -> Table:
         Column("model", "Model"),
         *cost_columns,
         Column("size_ratio", "Smaller than bf16", "ratio"),
-        Column("predicted_loss", f"Predicted {findings.objective}", "loss"),
-        Column("measured_loss", f"Measured {findings.objective}", "loss"),
+        Column("predicted_loss", f"Predicted {findings.objective_short}", "loss"),
+        Column("measured_loss", f"Measured {findings.objective_short}", "loss"),
         *(Column(name, name.capitalize(), "share" if name == "accuracy" else "loss") for name in quality),
     )
     numel = sum(group.numel for group in findings.plan.space.groups)
     bf16_bytes = findings.plan.fixed_bytes + 2 * numel
     original = {"weight_bits": 16.0, "average_bits": 16.0, "size_bytes": bf16_bytes}
 
-    def row(name: str, costs: dict[str, float], predicted: float | None, model: str | None) -> tuple[Any, ...]:
+    def row(
+        name: str, costs: dict[str, float], predicted: float | None, model: str | None
+    ) -> tuple[Any, ...]:
         measured = evaluation is not None and model is not None
         return (
             name,
@@ -111,7 +113,10 @@ def budget_table(findings: Findings) -> Table:
     """Every cost of the assignment, with its budget where there is one."""
     budgets, costs = findings.solution["budgets"], findings.solution["costs"]
     names = [*budgets, *(name for name in costs if name not in budgets)]
-    rows = tuple((label(name), costs[name], budgets.get(name), _share(costs[name], budgets.get(name))) for name in names)
+    rows = tuple(
+        (label(name), costs[name], budgets.get(name), _share(costs[name], budgets.get(name)))
+        for name in names
+    )
     columns = (
         Column("cost", "Cost"),
         Column("value", "Reached", "number"),
@@ -206,10 +211,10 @@ def frontier_table(findings: Findings) -> Table:
     )
     columns = (
         Column(cost, label(cost).capitalize(), "number"),
-        Column("predicted_loss", f"Predicted {findings.objective}", "loss"),
+        Column("predicted_loss", f"Predicted {findings.objective_short}", "loss"),
         Column("bound", "Proven bound", "loss"),
         Column("gap", "Gap", "share"),
-        Column("measured_loss", f"Measured {findings.objective}", "loss"),
+        Column("measured_loss", f"Measured {findings.objective_short}", "loss"),
     )
     return Table("frontier", "The best assignment found at each budget.", columns, tuple(sorted(rows)))
 

@@ -10,7 +10,7 @@ Z95 = 1.96
 
 TERMINATIONS = {
     "optimal": "The solver proved that no assignment within the budgets has a lower predicted loss.",
-    "time_limit": "The solver ran out of time; a longer solver.time_limit_s may lower the loss or close the gap.",
+    "time_limit": "The solver ran out of time; a longer solver.time_limit_s may lower the loss or the gap.",
     "node_limit": "The solver tried all it knows; what is left between objective and bound is not proven.",
 }
 
@@ -48,10 +48,10 @@ def show_cost(name: str, value: float) -> str:
 
     Example:
         >>> show_cost("weight_bits", 2.75), show_cost("size_bytes", 5.1e9)
-        ('2.75 bits per weight', '5.1 GB')
+        ('2.75 bits per weight', 'a checkpoint of 5.1 GB')
     """
     if name == "size_bytes":
-        return _bytes(value)
+        return f"a checkpoint of {_bytes(value)}"
     if name in ("weight_bits", "average_bits"):
         return f"{show(value, 'bits')} {label(name)}"
     return f"{show(value, 'number')} {label(name)}"
@@ -65,8 +65,8 @@ def headline(findings: Findings) -> str:
     quantized, evaluation = findings.measured("quantized"), findings.evaluation
     if quantized is None or evaluation is None:
         return (
-            f"At {size}, the {metric} is predicted to be {show(findings.solution['predicted_loss'], 'loss')}. "
-            "It has not been measured yet."
+            f"At {size}, the predicted {metric} is {show(findings.solution['predicted_loss'], 'loss')}. It has not "
+            "been measured yet."
         )
     uniform, name = findings.measured("uniform"), evaluation["uniform_format"]
     assert uniform is not None
@@ -77,8 +77,8 @@ def headline(findings: Findings) -> str:
     if original != 0:
         comparison = f"its increase over the original is {comparison}"
     return (
-        f"At {size}, the measured {metric} is {show(quantized, 'loss')} on {evaluation['num_tokens']:,} held-out "
-        f"{counted}: {comparison} ({show(uniform, 'loss')} at {uniform_size})."
+        f"At {size}, the measured {metric} is {show(quantized, 'loss')} on {evaluation['num_tokens']:,} "
+        f"held-out {counted}: {comparison} ({show(uniform, 'loss')} at {uniform_size})."
     )
 
 
@@ -88,14 +88,25 @@ def summary_numbers(findings: Findings) -> list[tuple[str, str, str]]:
     limit = solution["budgets"].get(cost)
     style = {"size_bytes": "bytes", "weight_bits": "bits", "average_bits": "bits"}.get(cost, "number")
     note = "no budget was set" if limit is None else f"of {show(limit, style)} allowed"
-    numbers = [(label(cost).capitalize(), show(solution["costs"][cost], style), note)]
+    title = "Checkpoint size" if cost == "size_bytes" else label(cost).capitalize()
+    numbers = [(title, show(solution["costs"][cost], style), note)]
     if cost != "size_bytes":
         numbers.append(("Checkpoint size", show(solution["costs"]["size_bytes"], "bytes"), "with scales"))
     predicted = solution["predicted_loss"]
-    numbers.append((f"Predicted {findings.objective}", show(predicted, "loss"), "from the quadratic model"))
-    numbers.append((f"Measured {findings.objective}", show(findings.measured("quantized"), "loss"), _measured_note(findings)))
+    numbers.append(
+        (f"Predicted {findings.objective_short}", show(predicted, "loss"), "from the quadratic model")
+    )
+    numbers.append(
+        (
+            f"Measured {findings.objective_short}",
+            show(findings.measured("quantized"), "loss"),
+            _measured_note(findings),
+        )
+    )
     gap = solution["gap"]
-    numbers.append(("Proven gap", show(gap, "share"), "no bound" if gap is None else "to the best possible prediction"))
+    numbers.append(
+        ("Proven gap", show(gap, "share"), "no bound" if gap is None else "to the best possible prediction")
+    )
     return numbers
 
 
@@ -105,8 +116,8 @@ def agreement(findings: Findings) -> list[str]:
     low_high = solution.get("expected_interval")
     if low_high is not None:
         sentences.append(
-            f"The link fitted on measured assignments expects {show(solution['expected_loss'], 'loss')}, between "
-            f"{show(low_high[0], 'loss')} and {show(low_high[1], 'loss')} with 90 % coverage."
+            f"The link fitted on measured assignments expects {show(solution['expected_loss'], 'loss')}, "
+            f"between {show(low_high[0], 'loss')} and {show(low_high[1], 'loss')} with 90 % coverage."
         )
     else:
         sentences.append(
@@ -119,8 +130,8 @@ def agreement(findings: Findings) -> list[str]:
     rise = measured - original
     if rise > 0 and findings.increase > 0:
         sentences.append(
-            f"Predicted over measured increase is {findings.increase / rise:.2f}. Predictions come from calibration "
-            "samples and measurements from samples that calibration never saw."
+            f"Predicted over measured increase is {findings.increase / rise:.2f}. Predictions come from "
+            "calibration samples and measurements from samples that calibration never saw."
         )
     return sentences
 
@@ -170,7 +181,7 @@ def _compare(ours: float, theirs: float) -> str:
         return "not comparable in per cent with"
     change = ours / theirs - 1
     if abs(change) < 0.005:
-        return "equal within half a per cent to"
+        return "within half a per cent of"
     return f"{show(abs(change), 'share')} {'below' if change < 0 else 'above'}"
 
 
@@ -178,7 +189,11 @@ def _measured_note(findings: Findings) -> str:
     stderr = findings.stderr("quantized")
     if findings.evaluation is None:
         return "not measured yet"
-    return "on held-out samples" if stderr is None else f"± {show(Z95 * stderr, 'loss')} (95 %), held-out samples"
+    return (
+        "on held-out samples"
+        if stderr is None
+        else f"± {show(Z95 * stderr, 'loss')} (95 %), held-out samples"
+    )
 
 
 def _bytes(value: float) -> str:
