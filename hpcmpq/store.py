@@ -2,6 +2,7 @@
 
     RUN/plan.json        resolved config, search space, work units, versions, fingerprint
     RUN/shards/<id>.h5   one file per finished work unit; the name existing is the only "done" mark
+    RUN/attempts/*.jsonl when each calibrate process finished what, for `status`; nothing depends on it
     RUN/quadratic.h5     the quadratic model
     RUN/solution.json  RUN/frontier.json  RUN/checkpoint/  RUN/evaluation.json  RUN/report.html
 
@@ -63,6 +64,11 @@ class RunDir:
     def shard_path(self, unit_id: str) -> Path:
         """One finished work unit."""
         return self.shards_path / f"{unit_id}.h5"
+
+    @property
+    def attempts_path(self) -> Path:
+        """Directory of what calibrate processes saw, see `hpcmpq.attempts`."""
+        return self.path / "attempts"
 
     @property
     def quadratic_path(self) -> Path:

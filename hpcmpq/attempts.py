@@ -1,0 +1,123 @@
+"""What each calibrate process saw: RUN/attempts/<start>-<host>-<pid>.jsonl, one line per outcome.
+
+For `status` and the scaling model. Shards alone say what is done, and hold no times, so that they stay the
+same bit for bit. A file has one writer, so appending needs no lock; its last line may be torn when the writer
+was killed.
+"""
+
+import dataclasses
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from hpcmpq.errors import UserError
+from hpcmpq.executors import UnitOutcome
+from hpcmpq.store import RunDir
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One outcome of one unit.
+
+    Attributes:
+        unit_id: The unit.
+        seconds: Wall time of the measurement; 0 if it failed.
+        finished: Unix time.
+        error: None, or why it failed.
+        final: False when the same process tried it again.
+    """
+
+    unit_id: str
+    seconds: float
+    finished: float
+    error: str | None
+    final: bool
+
+
+@dataclass(frozen=True)
+class CalibrateProcess:
+    """One `hpcmpq calibrate` and what it saw.
+
+    Attributes:
+        host: Where it ran.
+        job_id: Its Slurm job, or an empty string.
+        started: Unix time.
+        attempts: Outcomes, in order of time.
+    """
+
+    host: str
+    job_id: str
+    started: float
+    attempts: tuple[Attempt, ...]
+
+
+@contextmanager
+def recording(run: RunDir) -> Iterator[Callable[[UnitOutcome], None]]:
+    """Yields the function that appends an outcome to this process's file.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    host, started = socket.gethostname(), time.time()
+    path = run.attempts_path / f"{started:.3f}-{host}-{os.getpid()}.jsonl"
+
+    def append(values: dict[str, object]) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror}; make room or permission there "
+                "and run the same command again"
+            ) from error
+
+    def record(outcome: UnitOutcome) -> None:
+        attempt = Attempt(outcome.unit.id, outcome.seconds, time.time(), outcome.error, outcome.final)
+        append(dataclasses.asdict(attempt))
+
+    append({"host": host, "job_id": os.environ.get("SLURM_JOB_ID", ""), "started": started})
+    yield record
+
+
+def read_processes(run: RunDir) -> list[CalibrateProcess]:
+    """What every calibrate process of a run saw, in order of their starts; torn lines do not count."""
+    processes = []
+    for path in sorted(run.attempts_path.glob("*.jsonl")):
+        lines = list(_whole_lines(path.read_text()))
+        if lines and "started" in lines[0]:
+            attempts = tuple(Attempt(**line) for line in lines[1:])
+            processes.append(CalibrateProcess(**lines[0], attempts=attempts))
+    return processes
+
+
+def unit_seconds(processes: Iterable[CalibrateProcess]) -> dict[str, float]:
+    """Measured wall time of each unit that succeeded.
+
+    A process that finds a unit done by another reports almost no time for it, so the longest time counts.
+    """
+    seconds: dict[str, float] = {}
+    for process in processes:
+        for attempt in process.attempts:
+            if attempt.error is None:
+                seconds[attempt.unit_id] = max(attempt.seconds, seconds.get(attempt.unit_id, 0.0))
+    return seconds
+
+
+def failures(processes: Iterable[CalibrateProcess]) -> dict[str, str]:
+    """The error of each unit whose latest attempt failed."""
+    latest: dict[str, Attempt] = {}
+    for process in processes:
+        for attempt in process.attempts:
+            if attempt.unit_id not in latest or latest[attempt.unit_id].finished <= attempt.finished:
+                latest[attempt.unit_id] = attempt
+    return {unit_id: attempt.error for unit_id, attempt in latest.items() if attempt.error is not None}
+
+
+def _whole_lines(text: str) -> Iterator[dict]:
+    *whole, _torn = text.split("\n")
+    return map(json.loads, whole)
