@@ -1,7 +1,6 @@
 """The command line: one subcommand per stage; `run` chains them."""
 
 import logging
-import os
 import signal
 import sys
 import time
@@ -13,10 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from hpcmpq import __version__, console
-from hpcmpq.errors import Infeasible, Interrupted, UserError
+from hpcmpq.errors import Infeasible, Interrupted, UserError, exit_status
+from hpcmpq.executors import Executor, open_executor
 from hpcmpq.store import RunDir, read_json, read_plan, write_json
-
-EXIT_BAD_INPUT, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 2, 3, 75
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,14 +27,15 @@ app = typer.Typer(
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.", show_default=False)]
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML config.", show_default=False)]
 RunOption = Annotated[Path, typer.Option("--run-dir", metavar="RUN", help="The run directory.")]
-ExecutorName = Annotated[str, typer.Option("--executor", help="Where units run.")]
-Workers = Annotated[int, typer.Option("--workers", help="Worker processes; 0 takes one per available core.")]
+ExecutorName = Annotated[str, typer.Option("--executor", help="Where units run: local, mpi or ray.")]
+Workers = Annotated[int, typer.Option("--workers", help="Most workers; 0 takes all that there are.")]
 Budgets = Annotated[
     list[str], typer.Option("--budget", metavar="NAME=VALUE", help="Upper limit on a cost; may be repeated.")
 ]
 SolverName = Annotated[str | None, typer.Option("--solver", help="Solver, instead of the config's.")]
 TimeLimit = Annotated[
-    float | None, typer.Option("--time-limit", metavar="SECONDS", help="Solver time, instead of the config's.")
+    float | None,
+    typer.Option("--time-limit", metavar="SECONDS", help="Solver time, instead of the config's."),
 ]
 ExportFormat = Annotated[str, typer.Option("--format", help="What to write.")]
 
@@ -45,16 +44,19 @@ ExportFormat = Annotated[str, typer.Option("--format", help="What to write.")]
 def run(
     config: ConfigPath, run_dir: RunOption, executor: ExecutorName = "local", workers: Workers = 0
 ) -> None:
-    """Every stage: plan, calibrate, reduce, solve, refine, export, evaluate, report. The same command resumes."""
-    plan(config, run_dir)
-    calibrate(run_dir, executor, workers)
-    reduce(run_dir)
-    solve(run_dir, [])
-    refine(run_dir)
-    export(run_dir)
-    evaluate(run_dir)
-    report(run_dir)
-    console.summary(RunDir(run_dir))
+    """Every stage from plan to report. The same command resumes."""
+    with open_executor(executor, workers) as pool:
+        if pool is None:
+            return  # this process served the units of another
+        plan(config, run_dir)
+        _calibrate(run_dir, pool)
+        reduce(run_dir)
+        solve(run_dir, [])
+        refine(run_dir)
+        export(run_dir)
+        evaluate(run_dir)
+        report(run_dir)
+        console.summary(RunDir(run_dir))
 
 
 @app.command(epilog="Example: hpcmpq plan configs/quickstart.yaml --run-dir runs/quickstart")
@@ -72,12 +74,9 @@ def plan(config: ConfigPath, run_dir: RunOption) -> None:
 @app.command(epilog="Example: hpcmpq calibrate runs/quickstart --workers 2")
 def calibrate(run_dir: Run, executor: ExecutorName = "local", workers: Workers = 0) -> None:
     """Measure the missing work units; interrupt at any point, the same command goes on."""
-    from hpcmpq.calibrate import calibrate as calibrate_run
-    from hpcmpq.executors import make_executor
-
-    num_workers = workers or len(os.sched_getaffinity(0))
-    with _stage(run_dir, "calibrate"), console.progress("calibrate", "unit") as on_outcome:
-        calibrate_run(RunDir(run_dir), make_executor(executor, num_workers), on_outcome)
+    with open_executor(executor, workers) as pool:
+        if pool is not None:
+            _calibrate(run_dir, pool)
 
 
 @app.command(epilog="Example: hpcmpq reduce runs/quickstart")
@@ -126,7 +125,9 @@ def frontier(
     from hpcmpq.solve import parse_budget, settings_of
 
     if not (step > 0 and stop >= start):
-        raise UserError(f"--from {start:g} --to {stop:g} --step {step:g} is not a range; use --from below --to")
+        raise UserError(
+            f"--from {start:g} --to {stop:g} --step {step:g} is not a range; use --from below --to"
+        )
     limits = start + step * np.arange(int((stop - start) / step + 1e-9) + 1)
     with _stage(run_dir, "frontier"), console.counter("frontier", "points") as on_point:
         settings = settings_of(read_plan(RunDir(run_dir)), name=solver, time_limit_s=time_limit)
@@ -177,6 +178,13 @@ def status(run_dir: Run) -> None:
     console.status(RunDir(run_dir))
 
 
+def _calibrate(run_dir: Path, pool: Executor) -> None:
+    from hpcmpq.calibrate import calibrate as calibrate_run
+
+    with _stage(run_dir, "calibrate"), console.progress("calibrate", "unit") as on_outcome:
+        calibrate_run(RunDir(run_dir), pool, on_outcome)
+
+
 @contextmanager
 def _stage(run_dir: Path, name: str) -> Iterator[None]:
     """Announce a stage and keep its wall time in RUN/timings.json."""
@@ -219,17 +227,9 @@ def main() -> None:
         signal.signal(number, _interrupt)
     try:
         app()
-    except UserError as error:
-        sys.exit(_fail(str(error), EXIT_BAD_INPUT))
-    except Infeasible as error:
-        sys.exit(_fail(str(error), EXIT_INFEASIBLE))
-    except (Interrupted, KeyboardInterrupt) as error:
-        sys.exit(_fail(f"interrupted ({error}); run the same command to go on", EXIT_INTERRUPTED))
-
-
-def _fail(message: str, status: int) -> int:
-    print(f"hpcmpq: {message}", file=sys.stderr)
-    return status
+    except (UserError, Infeasible, Interrupted) as error:
+        print(f"hpcmpq: {error}", file=sys.stderr)
+        sys.exit(exit_status(error))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Failures that a user can act on. Each message is one sentence that says what to do next."""
 
+EXIT_BAD_INPUT, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 2, 3, 75
+
 
 class UserError(Exception):
     """Bad input: the command line prints the message without a traceback and exits with 2."""
@@ -23,3 +25,20 @@ class Infeasible(Exception):
 
 class Interrupted(Exception):
     """Stopped by a signal with everything finished so far on disk: exit status 75, same command goes on."""
+
+    def __str__(self) -> str:
+        return f"interrupted ({super().__str__()}); run the same command to go on"
+
+
+def exit_status(error: BaseException) -> int:
+    """Exit status that the command line ends with for an error; 1 is a bug of ours and prints a traceback.
+
+    Example:
+        >>> exit_status(IncompleteCalibration("7 units are missing"))
+        2
+    """
+    if isinstance(error, UserError):
+        return EXIT_BAD_INPUT
+    if isinstance(error, Infeasible):
+        return EXIT_INFEASIBLE
+    return EXIT_INTERRUPTED if isinstance(error, Interrupted | KeyboardInterrupt) else 1

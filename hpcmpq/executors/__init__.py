@@ -1,11 +1,12 @@
 """Executors: run work units anywhere, yield outcomes as they finish; results stay on disk.
 
-To add one: write a module here with a class that has the `run` method below, and one line in `EXECUTORS`.
-`tests/contracts/test_executors.py` must pass: same shards as one local process bit for bit, a raising unit does
-not end the run, a killed worker loses only its unit.
+To add one: write a module here with a context manager `open_pool(num_workers)` that yields an object with the
+`run` method below, and one line in `EXECUTORS`. `tests/contracts/test_executors.py` must pass: same shards as one
+local process bit for bit, a raising unit does not end the run, a killed worker loses only its unit.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
@@ -14,7 +15,9 @@ from hpcmpq.errors import UserError
 from hpcmpq.plan import WorkUnit
 
 EXECUTORS = {
-    "local": "hpcmpq.executors.local_pool:LocalPool",
+    "local": "hpcmpq.executors.local_pool:open_pool",
+    "mpi": "hpcmpq.executors.mpi_pool:open_pool",
+    "ray": "hpcmpq.executors.ray_pool:open_pool",
 }
 
 MAX_ATTEMPTS = 3
@@ -45,15 +48,37 @@ class Executor(Protocol):
     """Anything that runs units."""
 
     def run(self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]) -> Iterator[UnitOutcome]:
-        """Run every unit, in any order; yield an outcome per attempt. `make_worker` must be picklable."""
+        """Run every unit, largest first; yield an outcome per attempt.
+
+        Close the iterator (`contextlib.closing`) to abandon the units in flight.
+
+        Args:
+            make_worker: Picklable by reference, since it is called in other processes on other nodes.
+            units: What to run.
+
+        Raises:
+            UserError: If no worker can start, or a unit finds what would stop all of them, such as a full disk.
+        """
         ...
 
 
-def make_executor(name: str, num_workers: int) -> Executor:
-    """The executor called `name` in `EXECUTORS`, with `num_workers` processes."""
+def open_executor(name: str, num_workers: int = 0) -> AbstractContextManager[Executor | None]:
+    """The executor called `name` in `EXECUTORS`; what it started is stopped when the block ends.
+
+    Args:
+        name: A key of `EXECUTORS`.
+        num_workers: At most this many workers; 0 takes all that the machine or cluster offers.
+
+    Returns:
+        A context manager that yields the executor, or None in a process that only serves another process's
+        executor (an MPI rank other than 0) and has nothing left to do.
+
+    Raises:
+        UserError: If the name is unknown, the number is negative, or what the executor needs is missing.
+    """
     if name not in EXECUTORS:
         raise UserError(f"unknown executor {name!r}; known: {', '.join(EXECUTORS)}")
-    if num_workers < 1:
-        raise UserError(f"--workers must be at least 1, got {num_workers}")
+    if num_workers < 0:
+        raise UserError(f"--workers must be 0 (all there are) or more, got {num_workers}")
     module, attribute = EXECUTORS[name].split(":")
     return getattr(import_module(module), attribute)(num_workers)

@@ -1,85 +1,180 @@
-"""Processes on this machine, one unit each at a time; survives workers that die."""
+"""Processes on this machine, one unit each at a time.
 
+A process and a pipe of our own per worker, not a `ProcessPoolExecutor`: there the death of one process fails the
+units of all others too, so a unit that runs out of memory would use up the attempts of its innocent neighbours.
+"""
+
+import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 
 from hpcmpq.errors import UserError
 from hpcmpq.executors import MAX_ATTEMPTS, UnitOutcome, Worker
+from hpcmpq.executors.attempt import Reply, attempt, outcome_of, start
+from hpcmpq.executors.backlog import Backlog
+from hpcmpq.executors.devices import take_gpu, visible_gpus
 from hpcmpq.plan import WorkUnit
 
-_worker: Worker | None = None
-_start_error: Exception | None = None
+log = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+
+@contextmanager
+def open_pool(num_workers: int) -> Iterator["LocalPool"]:
+    """`num_workers` processes; 0 takes one per GPU, or per core where there is no GPU."""
+    yield LocalPool(num_workers or len(visible_gpus()) or len(os.sched_getaffinity(0)))
+
+
+@dataclass
+class _Process:
+    """A worker process and the unit it is busy with; `started` once it has made its worker."""
+
+    process: SpawnProcess
+    place: int
+    unit: WorkUnit
+    started: bool = False
 
 
 @dataclass(frozen=True)
 class LocalPool:
-    """`num_workers` fresh processes, each with a worker of its own."""
+    """At most `num_workers` fresh processes, each with a worker and, where there are any, a GPU of its own."""
 
     num_workers: int
 
     def run(self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]) -> Iterator[UnitOutcome]:
         """See `hpcmpq.executors.Executor.run`."""
-        waiting = list(units)
-        attempts = dict.fromkeys((unit.id for unit in units), 0)
-        num_workers = min(self.num_workers, len(waiting))
-        while waiting:
-            pool = ProcessPoolExecutor(
-                num_workers, multiprocessing.get_context("spawn"), _start_worker, (make_worker,)
-            )
-            running: dict[Future[float], WorkUnit] = {}
-            try:
-                broken = False
-                while running or (waiting and not broken):
-                    while waiting and len(running) < num_workers and not broken:
-                        unit = waiting.pop(0)
-                        running[pool.submit(_measure, unit)] = unit
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        unit = running.pop(future)
-                        error = future.exception()
-                        attempts[unit.id] += 1
-                        broken = broken or isinstance(error, BrokenProcessPool)
-                        if isinstance(error, UserError):
-                            raise error
-                        final = error is None or attempts[unit.id] >= MAX_ATTEMPTS
-                        if not final:
-                            waiting.append(unit)
-                        seconds = 0.0 if error else future.result()
-                        yield UnitOutcome(unit, seconds, _sentence(error), final)
-            finally:
-                _end(pool)
+        recipe = pickle.dumps(make_worker)
+        backlog = Backlog(units)
+        busy: dict[Connection, _Process] = {}
+        num_deaths_at_start = 0
+        try:
+            for place in range(min(self.num_workers, len(backlog))):
+                _add_process(busy, recipe, place, backlog.take())
+            while busy:
+                for connection in wait(list(busy)):
+                    assert isinstance(connection, Connection)
+                    worker, reply = busy[connection], _receive(connection)
+                    outcome = None
+                    if reply is None:
+                        del busy[connection]
+                        death = _death(worker.process)
+                        if worker.started:
+                            outcome = backlog.failed(worker.unit, f"its worker process {death}")
+                        else:
+                            num_deaths_at_start += 1
+                            _check_starts(num_deaths_at_start, death)
+                            backlog.put_back(worker.unit)
+                        if backlog:
+                            _add_process(busy, recipe, worker.place, backlog.take())
+                    elif reply.start:
+                        _check_started(reply)
+                        worker.started, num_deaths_at_start = True, 0
+                    else:
+                        outcome = outcome_of(reply, worker.unit, backlog)
+                        if backlog:
+                            worker.unit = backlog.take()
+                            _send(connection, worker.unit)
+                        else:
+                            _end({connection: busy.pop(connection)})
+                    if outcome is not None:
+                        yield outcome
+        finally:
+            _end(busy)
 
 
-def _sentence(error: BaseException | None) -> str | None:
-    if error is None:
-        return None
-    if isinstance(error, BrokenProcessPool):
-        return "its worker process died (killed, or out of memory)"
-    return f"{type(error).__name__}: {error}"
+def _check_starts(num_deaths: int, death: str) -> None:
+    if num_deaths >= MAX_ATTEMPTS:
+        raise UserError(
+            f"{num_deaths} worker processes in a row {death} while loading the model; "
+            "use fewer --workers or a machine with more memory"
+        )
 
 
-def _end(pool: ProcessPoolExecutor) -> None:
-    """End the processes at once: finished shards are on disk and unfinished ones have temporary names."""
-    for process in list((getattr(pool, "_processes", None) or {}).values()):
-        process.terminate()
-    pool.shutdown(wait=True, cancel_futures=True)
+def _check_started(reply: Reply) -> None:
+    if reply.error is None:
+        return
+    if reply.traceback:
+        log.error("%s", reply.traceback.rstrip())
+    raise UserError(reply.error if reply.fatal else f"a worker process cannot start: {reply.error}")
 
 
-def _start_worker(make_worker: Callable[[], Worker]) -> None:
-    global _worker, _start_error
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _add_process(busy: dict[Connection, _Process], recipe: bytes, place: int, unit: WorkUnit) -> None:
+    context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # started inside `_signals_wait`, it would let them through
+    with _signals_wait():
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, recipe, place), daemon=True)
+        process.start()
+        theirs.close()
+        busy[ours] = _Process(process, place, unit)
+    _send(ours, unit)
+
+
+def _send(connection: Connection, unit: WorkUnit) -> None:
+    with suppress(OSError):  # it died, which the next `_receive` finds
+        connection.send(unit)
+
+
+def _receive(connection: Connection) -> Reply | None:
+    """The next reply, or None if the process died."""
     try:
-        _worker = make_worker()
-    except Exception as error:  # an initializer that raises would lose its message
-        _start_error = error
+        return connection.recv()
+    except (EOFError, OSError, pickle.UnpicklingError):
+        return None
+
+
+def _death(process: SpawnProcess) -> str:
+    process.join(timeout=5)
+    code = process.exitcode
+    if code is not None and code < 0:
+        hint = ", perhaps for lack of memory" if code == -signal.SIGKILL else ""
+        return f"was killed by {signal.Signals(-code).name}{hint}"
+    return f"ended with status {code}"
+
+
+def _end(busy: dict[Connection, _Process]) -> None:
+    """Kill at once: finished shards are on disk, and unfinished ones have temporary names."""
+    with _signals_wait():
+        for worker in busy.values():
+            worker.process.kill()
+        for connection, worker in busy.items():
+            worker.process.join()
+            connection.close()
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Signals reach this process after the block; processes started inside hold them back too."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(connection: Connection, recipe: bytes, place: int) -> None:
+    """The life of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # they go to the whole process group; the parent decides
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    take_gpu(place)
+    worker, reply = start(lambda: pickle.loads(recipe)())
+    with suppress(EOFError, OSError):  # the parent ended
+        connection.send(reply)
+        while worker is not None:
+            connection.send(attempt(worker, connection.recv()))
 
 
 def _end_with_parent() -> None:
@@ -87,11 +182,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _measure(unit: WorkUnit) -> float:
-    if _worker is None:
-        raise _start_error or RuntimeError("the worker process was not started")
-    start = time.monotonic()
-    _worker(unit)
-    return time.monotonic() - start

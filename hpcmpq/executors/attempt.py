@@ -1,0 +1,78 @@
+"""What a worker process does with a unit, and the reply it sends back: plain text, never an exception."""
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hpcmpq.errors import UserError
+from hpcmpq.executors import UnitOutcome, Worker
+from hpcmpq.executors.backlog import Backlog
+from hpcmpq.plan import WorkUnit
+
+
+@dataclass(frozen=True)
+class Reply:
+    """How starting a worker or one attempt of a unit went.
+
+    Attributes:
+        seconds: Wall time of the measurement.
+        error: None if it went well, else one line.
+        fatal: The error would meet every unit (a `UserError`), so the run ends with it.
+        start: It was the worker that could not be made; no unit was looked at.
+        died: Nobody replied: the process or its node is gone.
+        traceback: Of an error that is not a `UserError`.
+    """
+
+    seconds: float = 0.0
+    error: str | None = None
+    fatal: bool = False
+    start: bool = False
+    died: bool = False
+    traceback: str = ""
+
+
+def start(make_worker: Callable[[], Worker]) -> tuple[Worker | None, Reply]:
+    """Make the worker of this process."""
+    try:
+        return make_worker(), Reply(start=True)
+    except UserError as error:
+        return None, Reply(error=str(error), fatal=True, start=True)
+    except Exception as error:
+        return None, Reply(error=one_line(error), start=True, traceback=traceback.format_exc())
+
+
+def attempt(worker: Worker, unit: WorkUnit) -> Reply:
+    """Try a unit once."""
+    start_s = time.monotonic()
+    try:
+        worker(unit)
+    except UserError as error:
+        return Reply(error=str(error), fatal=True)
+    except Exception as error:
+        return Reply(error=one_line(error), traceback=traceback.format_exc())
+    return Reply(seconds=time.monotonic() - start_s)
+
+
+def outcome_of(reply: Reply, unit: WorkUnit, backlog: Backlog) -> UnitOutcome:
+    """The outcome that a reply to a unit means; a failed unit waits again.
+
+    Raises:
+        UserError: If the reply ends the run.
+    """
+    if reply.fatal and reply.error is not None:
+        raise UserError(reply.error)
+    if reply.error is not None:
+        return backlog.failed(unit, reply.error, reply.traceback)
+    return UnitOutcome(unit, reply.seconds)
+
+
+def one_line(error: BaseException) -> str:
+    """Type and first line of an exception.
+
+    Example:
+        >>> one_line(ValueError("bad"))
+        'ValueError: bad'
+    """
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,135 @@
+"""Ranks of an MPI job: rank 0 hands out units, the others keep models resident. The only user of mpi4py.
+
+Every rank runs the same command (`mpiexec -n 5 hpcmpq calibrate RUN --executor mpi`, or `srun`) and enters
+`open_pool`: rank 0 gets the pool, the others serve units until rank 0 leaves and then get None. Nothing may
+leave a job hanging, so an error on a serving rank, or on rank 0 while units are in flight, aborts the whole job:
+finished shards are on disk and the same command goes on.
+"""
+
+import os
+import pickle
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpcmpq.errors import UserError, exit_status
+from hpcmpq.executors import UnitOutcome, Worker
+from hpcmpq.executors.attempt import Reply, attempt, outcome_of, start
+from hpcmpq.executors.backlog import Backlog
+from hpcmpq.executors.devices import local_rank, take_gpu
+from hpcmpq.executors.local_pool import LocalPool
+from hpcmpq.plan import WorkUnit
+
+_WORLD_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_NRANKS", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+"""What the launcher says it started: Open MPI, MPICH and Intel MPI, Cray PALS, srun, sbatch."""
+
+
+@contextmanager
+def open_pool(num_workers: int) -> Iterator["MpiPool | LocalPool | None"]:
+    """Rank 0's pool of all other ranks, None on those; alone, rank 0 works in a process of its own.
+
+    Raises:
+        UserError: If mpi4py or an MPI library is missing, or the launcher belongs to another MPI.
+    """
+    take_gpu(local_rank())  # before MPI starts, because an MPI built with CUDA starts CUDA too
+    comm, futures = _load_mpi()
+    _check_world(comm.Get_size(), os.environ)
+    if comm.Get_size() == 1:
+        yield LocalPool(1)
+        return
+    pool = None
+    try:
+        if comm.Get_rank() > 0:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+                signal.signal(number, signal.SIG_IGN)  # they go to all ranks; rank 0 decides
+        with futures.MPICommExecutor(comm, root=0) as executor:
+            if executor is not None:
+                pool = MpiPool(executor, min(num_workers or comm.Get_size(), comm.Get_size() - 1))
+                try:
+                    yield pool
+                except BaseException as error:
+                    if pool.running:  # the executor would wait for them
+                        _abort(comm, error)
+                    raise
+    except BaseException as error:
+        if pool is None:
+            _abort(comm, error)
+        raise
+    if pool is None:
+        yield None
+
+
+@dataclass(frozen=True)
+class MpiPool:
+    """At most `num_workers` of the ranks behind an `MPICommExecutor`."""
+
+    executor: Any
+    num_workers: int
+    running: "dict[Future[Reply], WorkUnit]" = field(default_factory=dict)
+
+    def run(self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]) -> Iterator[UnitOutcome]:
+        """See `hpcmpq.executors.Executor.run`."""
+        recipe = pickle.dumps(make_worker)
+        backlog = Backlog(units)
+        while backlog or self.running:
+            while backlog and len(self.running) < self.num_workers:
+                unit = backlog.take()
+                self.running[self.executor.submit(_measure, recipe, unit)] = unit
+            for future in wait(self.running, return_when=FIRST_COMPLETED).done:
+                reply, unit = future.result(), self.running.pop(future)
+                if reply.start and reply.error is not None:
+                    sys.stderr.write(reply.traceback)
+                    raise UserError(reply.error if reply.fatal else f"a rank cannot start: {reply.error}")
+                yield outcome_of(reply, unit, backlog)
+
+
+_made: tuple[bytes, Worker] | None = None
+
+
+def _measure(recipe: bytes, unit: WorkUnit) -> Reply:
+    """Measure a unit on this rank, with the worker that its previous unit left here."""
+    global _made
+    if _made is None or _made[0] != recipe:
+        _made = None  # frees the old model before the new one is loaded
+        worker, reply = start(lambda: pickle.loads(recipe)())
+        if worker is None:
+            return reply
+        _made = recipe, worker
+    return attempt(_made[1], unit)
+
+
+def _load_mpi() -> tuple[Any, Any]:
+    try:
+        from mpi4py import MPI, futures
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"--executor mpi needs mpi4py and an MPI library ({str(error).splitlines()[0]}); on a cluster load "
+            "its MPI module and `pip install 'hpcmpq[mpi]'`, elsewhere `pip install 'hpcmpq[mpi-wheel]'`"
+        ) from error
+    return MPI.COMM_WORLD, futures
+
+
+def _check_world(size: int, environment: Mapping[str, str]) -> None:
+    """Refuse to be one of N jobs of one rank that each think they are alone."""
+    name = next((name for name in _WORLD_SIZES if environment.get(name, "").isdigit()), None)
+    if name is not None and size == 1 and int(environment[name]) > 1:
+        raise UserError(
+            f"{name} says {environment[name]} ranks but MPI sees 1; start the command with srun or mpiexec, and if "
+            "it was, that launcher belongs to another MPI than the one mpi4py loaded: use this MPI's own mpiexec, "
+            "or another `srun --mpi=` (`srun --mpi=list` shows them)"
+        )
+
+
+def _abort(comm: Any, error: BaseException) -> None:
+    """End all ranks at once, with the message and status that the command line would end with."""
+    status = exit_status(error)
+    message = "".join(traceback.format_exception(error)) if status == 1 else f"hpcmpq: {error}\n"
+    sys.stderr.write(message)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    comm.Abort(status)

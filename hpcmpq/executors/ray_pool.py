@@ -1,0 +1,292 @@
+"""Actors on a Ray cluster, one unit each at a time, on whatever nodes it has. The only user of ray.
+
+A lost actor or node costs the unit it was busy with one attempt, and another actor starts wherever there is room,
+also on nodes that join later. Every wait has a time limit, because Ray waits for ever, without an error, for
+resources that a lost node has taken with it.
+"""
+
+import logging
+import os
+import pickle
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpcmpq.errors import UserError
+from hpcmpq.executors import MAX_ATTEMPTS, UnitOutcome, Worker
+from hpcmpq.executors.attempt import Reply, attempt, one_line, outcome_of, start
+from hpcmpq.executors.backlog import Backlog
+from hpcmpq.plan import WorkUnit
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0
+"""Seconds between looks at what the cluster offers."""
+
+OBJECT_STORE_BYTES = 128 << 20
+"""Shared memory of a Ray that we start: only units and replies pass through it. Ray's default is 30 % of memory."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one worker takes, from the environment: HPCMPQ_RAY_NUM_CPUS, _NUM_GPUS, _MEMORY_GB and _WAIT_S.
+
+    Attributes:
+        num_cpus: Cores.
+        num_gpus: GPUs; a fraction lets workers share one. None takes 1 where the cluster has any, else 0.
+        memory_gb: Memory that Ray reserves, in units of 10⁹ bytes.
+        wait_s: Seconds to wait for a node that can hold a worker, before giving up.
+    """
+
+    num_cpus: float = 1.0
+    num_gpus: float | None = None
+    memory_gb: float = 0.0
+    wait_s: float = 60.0
+
+    def resources(self, nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """{Ray's resource name: amount} of one worker on a cluster of such nodes."""
+        num_gpus = (
+            float(any(node.get("GPU", 0) >= 1 for node in nodes)) if self.num_gpus is None else self.num_gpus
+        )
+        wanted = {"CPU": self.num_cpus, "GPU": num_gpus, "memory": self.memory_gb * 1e9}
+        return {name: amount for name, amount in wanted.items() if amount > 0}
+
+
+def read_demand(environment: Mapping[str, str]) -> Demand:
+    """The demand that environment variables state.
+
+    Raises:
+        UserError: If one is not a number, or negative.
+    """
+    values: dict[str, float] = {}
+    for name in ("num_cpus", "num_gpus", "memory_gb", "wait_s"):
+        text = environment.get(f"HPCMPQ_RAY_{name.upper()}", "").strip()
+        if not text:
+            continue
+        try:
+            values[name] = float(text)
+        except ValueError:
+            values[name] = -1.0
+        if not 0 <= values[name] < float("inf"):
+            raise UserError(f"HPCMPQ_RAY_{name.upper()}={text} is not a number of at least 0")
+    return Demand(**values)
+
+
+@contextmanager
+def open_pool(num_workers: int) -> Iterator["RayPool"]:
+    """A pool on the cluster at RAY_ADDRESS, or on a Ray of this machine that is started and stopped here.
+
+    Raises:
+        UserError: If ray is missing or the cluster cannot be reached.
+    """
+    demand = read_demand(os.environ)
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--executor ray needs the package ray; `pip install 'hpcmpq[ray]'`") from error
+    if ray.is_initialized():
+        yield RayPool(num_workers, demand)
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    with _our_signal_handlers():
+        try:
+            if address:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=len(os.sched_getaffinity(0)),
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a Ray on this machine"
+            raise UserError(f"cannot reach {where}: {one_line(error)}; check `ray status`") from error
+    try:
+        yield RayPool(num_workers, demand)
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class RayPool:
+    """At most `num_workers` actors; 0 takes as many as the cluster's nodes can hold at any moment."""
+
+    num_workers: int
+    demand: Demand
+
+    def run(self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]) -> Iterator[UnitOutcome]:
+        """See `hpcmpq.executors.Executor.run`."""
+        crew = _Crew(pickle.dumps(make_worker), Backlog(units), self.num_workers, self.demand)
+        try:
+            while crew.has_work():
+                crew.grow()
+                for actor, reply in crew.replies():
+                    outcome = None
+                    if reply.start:
+                        crew.check_start(reply)
+                    else:
+                        assert actor.unit is not None
+                        outcome = outcome_of(reply, actor.unit, crew.backlog)
+                    crew.go_on(actor, alive=not reply.died and (reply.error is None or not reply.start))
+                    if outcome is not None:
+                        yield outcome
+        finally:
+            crew.end()
+
+
+@dataclass
+class _Actor:
+    """A Ray actor and what it is busy with; no unit means that it is making its worker."""
+
+    handle: Any
+    unit: WorkUnit | None = None
+
+
+@dataclass
+class _Crew:
+    """The actors of one run. Each has exactly one reply pending, by whose reference it is found."""
+
+    recipe: bytes
+    backlog: Backlog
+    num_workers: int
+    demand: Demand
+    actors: dict[Any, _Actor] = field(default_factory=dict)
+    num_failed_starts: int = 0
+    next_look_s: float = 0.0
+    last_room_s: float = field(default_factory=time.monotonic)
+
+    def has_work(self) -> bool:
+        """Whether a unit waits or is being measured."""
+        return bool(self.backlog) or any(actor.unit for actor in self.actors.values())
+
+    def grow(self) -> None:
+        """Start actors where nodes have room, at most every `POLL_S`: nodes come and go."""
+        import ray
+
+        now_s = time.monotonic()
+        if now_s < self.next_look_s:
+            return
+        self.next_look_s = now_s + POLL_S
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        resources = self.demand.resources(nodes)
+        num_places = count_places(nodes, resources)
+        if num_places:
+            self.last_room_s = now_s
+        elif now_s - self.last_room_s > self.demand.wait_s:
+            raise UserError(
+                f"no node of the Ray cluster can hold a worker that needs {resources} (nodes have "
+                f"{[{name: node.get(name, 0) for name in resources} for node in nodes]}); "
+                "ask for less in HPCMPQ_RAY_NUM_CPUS, HPCMPQ_RAY_NUM_GPUS or HPCMPQ_RAY_MEMORY_GB, or add nodes"
+            )
+        num_wanted = len(self.backlog) + sum(actor.unit is not None for actor in self.actors.values())
+        for _ in range(min(self.num_workers or num_places, num_wanted) - len(self.actors)):
+            remote = ray.remote(
+                num_cpus=resources.get("CPU", 0),
+                num_gpus=resources.get("GPU", 0),
+                memory=int(resources.get("memory", 0)) or None,
+                max_restarts=0,
+                scheduling_strategy="SPREAD",
+            )
+            handle = remote(_RayWorker).remote()
+            self.actors[handle.start.remote(self.recipe, os.getcwd())] = _Actor(handle)
+
+    def replies(self) -> list[tuple[_Actor, Reply]]:
+        """The replies that came within `POLL_S`; a dead actor's says so."""
+        import ray
+        from ray.exceptions import RayError
+
+        if not self.actors:
+            time.sleep(POLL_S)
+            return []
+        arrived = []
+        for reference in ray.wait(list(self.actors), timeout=POLL_S)[0]:
+            actor = self.actors.pop(reference)
+            try:
+                reply = ray.get(reference, timeout=POLL_S)
+            except RayError as error:
+                reply = Reply(error=_cause(error), start=actor.unit is None, died=True)
+            arrived.append((actor, reply))
+        return arrived
+
+    def check_start(self, reply: Reply) -> None:
+        """Count failed starts in a row: one bad node must not end the run, a bad model must."""
+        self.num_failed_starts = 0 if reply.error is None else self.num_failed_starts + 1
+        if reply.fatal or self.num_failed_starts >= MAX_ATTEMPTS:
+            if reply.traceback:
+                log.error("%s", reply.traceback.rstrip())
+            raise UserError(reply.error if reply.fatal else f"no Ray worker can start: {reply.error}")
+
+    def go_on(self, actor: _Actor, alive: bool) -> None:
+        """Give an actor its next unit, or let it go."""
+        if alive and self.backlog:
+            actor.unit = self.backlog.take()
+            self.actors[actor.handle.measure.remote(actor.unit)] = actor
+        else:
+            _kill(actor)
+
+    def end(self) -> None:
+        """Kill all actors at once: finished shards are on disk, and unfinished ones have temporary names."""
+        for actor in self.actors.values():
+            _kill(actor)
+
+
+class _RayWorker:
+    """Runs in an actor's process."""
+
+    def start(self, recipe: bytes, directory: str) -> Reply:
+        """Make the worker, in the driver's working directory if this node has it, for relative paths."""
+        with suppress(OSError):
+            os.chdir(directory)
+        self._worker, reply = start(lambda: pickle.loads(recipe)())
+        return reply
+
+    def measure(self, unit: WorkUnit) -> Reply:
+        """Try a unit once."""
+        assert self._worker is not None
+        return attempt(self._worker, unit)
+
+
+def count_places(nodes: Sequence[Mapping[str, float]], resources: Mapping[str, float]) -> int:
+    """Workers that the nodes could hold if nobody else used them.
+
+    Example:
+        >>> count_places([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 4.0}], {"CPU": 1.0, "GPU": 0.5})
+        4
+    """
+    if not resources:
+        return len(nodes)
+    return sum(
+        min(int(node.get(name, 0) / amount + 1e-9) for name, amount in resources.items()) for node in nodes
+    )
+
+
+def _kill(actor: _Actor) -> None:
+    import ray
+
+    with suppress(Exception):  # it is dead already, or Ray is
+        ray.kill(actor.handle)
+
+
+def _cause(error: Exception) -> str:
+    """What happened to an actor, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "died" in line or "import" in line or "Error" in line]
+    return f"its Ray worker was lost ({type(error).__name__}: {(telling or lines or [''])[0][:200]})"
+
+
+@contextmanager
+def _our_signal_handlers() -> Iterator[None]:
+    """Give back the signal handlers that `ray.init` replaces by its own."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
