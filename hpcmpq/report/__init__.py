@@ -1,4 +1,4 @@
-"""The report stage: RUN/report.html, one self-contained page, and RUN/report/ with figures and tables as files.
+"""The report stage: RUN/report.html, one self-contained page, and RUN/report/ with its figures and tables.
 
 findings.py  reads the artefacts of a run directory
 tables.py    findings to plain tables, also written as CSV

@@ -30,7 +30,7 @@ THEME = {
     "ours": "#0a5fc4",
     "uniform": "#b3530b",
     "more": "#c2352b",
-    "less": "#11806f",
+    "less": "#1b6fb5",
 }
 """CSS variable: colour in the files."""
 

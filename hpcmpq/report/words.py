@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from hpcmpq.report.findings import Findings, label, short_name
+from hpcmpq.report.findings import Findings, kind, label
 from hpcmpq.report.tables import pair_table, uniform_curve
+from hpcmpq.space import Group
 
 Z95 = 1.96
 """Standard errors on either side of a mean that cover 95 % of a normal distribution."""
@@ -65,8 +66,8 @@ def headline(findings: Findings) -> str:
     quantized, evaluation = findings.measured("quantized"), findings.evaluation
     if quantized is None or evaluation is None:
         return (
-            f"At {size}, the predicted {metric} is {show(findings.solution['predicted_loss'], 'loss')}. It has not "
-            "been measured yet."
+            f"At {size}, the predicted {metric} is {show(findings.solution['predicted_loss'], 'loss')}. "
+            "It has not been measured yet."
         )
     uniform, name = findings.measured("uniform"), evaluation["uniform_format"]
     assert uniform is not None
@@ -138,7 +139,7 @@ def agreement(findings: Findings) -> list[str]:
 
 def pairs(findings: Findings) -> list[str]:
     """The strongest interactions, one sentence each."""
-    names = {group.name: short_name(group) for group in findings.plan.space.groups}
+    names = {group.name: spoken_name(group) for group in findings.plan.space.groups}
     unique = len(set(names.values())) == len(names)
     sentences = []
     for first, first_format, second, second_format, loss, share in pair_table(findings).rows[:5]:
@@ -150,6 +151,17 @@ def pairs(findings: Findings) -> list[str]:
             f"{show(abs(loss), 'loss')} beyond what each does alone{beside}."
         )
     return sentences
+
+
+def spoken_name(group: Group) -> str:
+    """A group within a sentence.
+
+    Example:
+        >>> spoken_name(Group("model.layers.12.mlp.up_proj", (), 12))
+        'up_proj of block 12'
+    """
+    last = kind(group).rsplit(".", 1)[-1]
+    return last if group.block is None else f"{last} of block {group.block}"
 
 
 def cross_terms(findings: Findings) -> str:

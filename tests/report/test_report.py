@@ -1,0 +1,282 @@
+"""The report of a synthetic run: complete, self-contained, well formed and readable by everybody."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from hpcmpq.config import parse_config
+from hpcmpq.errors import UserError
+from hpcmpq.report import write_report
+from hpcmpq.store import RunDir, read_json, write_json
+from tests.synthetic_run import write_run
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Page(HTMLParser):
+    """Elements of a page; fails on a tag that closes another than the open one."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "svg"} & set(self.open):
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    run = write_run(tmp_path_factory.mktemp("full") / "run", frontier=True, evaluated=True)
+    write_json(run.file("timings.json"), {"plan": {"seconds": 2.5}, "calibrate": {"seconds": 63.25}})
+    write_report(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def page(full: RunDir) -> Page:
+    return Page(full.report_path.read_text())
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_page_needs_nothing_but_itself(full: RunDir, page: Page):
+    for tag, attributes in page.elements:
+        assert tag not in ("script", "link", "iframe", "object", "embed"), tag
+        for name in ("src", "href", "data", "action", "srcset"):
+            value = attributes.get(name) or "#"
+            assert value.startswith(("#", "data:image/png;base64,")), value[:80]
+    style = re.search(r"<style>(.*?)</style>", full.report_path.read_text(), re.DOTALL)
+    assert style is not None
+    assert "@import" not in style[1]
+    assert "url(" not in style[1]
+
+
+def test_ids_are_unique_and_links_lead_somewhere(page: Page):
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = [attributes["href"][1:] for attributes in page.all("a")]
+    targets += [attributes["aria-labelledby"] for attributes in page.all("section")]
+    targets += [attributes["href"][1:] for attributes in page.all("use")]
+    assert targets
+    assert set(targets) <= set(ids)
+
+
+def test_every_figure_has_a_text_alternative_and_a_caption(page: Page):
+    images = [attributes for _, attributes in page.elements if attributes.get("role") == "img"]
+    assert len(images) == len(page.all("figure")) == len(page.all("figcaption")) == 3
+    assert all(len(attributes["aria-label"]) > 60 for attributes in images)
+    assert all(attributes["aria-hidden"] == "true" for attributes in page.all("svg"))
+
+
+def test_structure_can_be_heard(page: Page):
+    assert page.all("html") == [{"lang": "en"}]
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(attributes.get("scope") in ("row", "col") for attributes in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    first_link = page.all("a")[0]
+    assert first_link["class"] == "skip"
+    scrolling = [a for a in page.all("div") if a.get("class") == "scroll"]
+    assert scrolling
+    assert all(a["tabindex"] == "0" and a["role"] == "region" and a["aria-label"] for a in scrolling)
+
+
+def test_headline_and_tables_say_what_the_artefacts_say(full: RunDir, page: Page):
+    evaluation, solution = read_json(full.evaluation_path, ""), read_json(full.solution_path, "")
+    text = squeezed(page.text)
+    quantized, uniform = evaluation["kl"]["quantized"], evaluation["kl"]["uniform"]
+    below = f"{100 * (1 - quantized / uniform):.3g} % below uniform int3 ({uniform:.4g} at 3 bits per weight)"
+    assert (
+        f"the measured KL divergence to the original is {quantized:.4g} on 8,128 held-out tokens: {below}"
+        in text
+    )
+    assert f"{solution['predicted_loss']:.4g}" in text
+    assert f"{1.96 * evaluation['kl_stderr']['quantized']:.4g} (95 %)" in text
+    assert "Proven gap 4 %" in text
+    assert "calibrate 63.2 s" in text
+
+
+def test_the_map_shows_the_bits_of_every_group(full: RunDir, page: Page):
+    assignment = read_json(full.solution_path, "")["assignment"]
+    titles = [a["title"] for a in page.all("span") if a.get("class", "").startswith("bits ")]
+    assert [title.split(",")[0] for title in titles] == [f"{name}: {fmt}" for name, fmt in assignment.items()]
+    classes = [a["class"] for a in page.all("span") if a.get("class", "").startswith("bits ")]
+    assert classes == [f"bits b{fmt[3:]}" for fmt in assignment.values()]
+
+
+def test_strongest_pair_is_named_in_words(full: RunDir, page: Page):
+    with (full.file("report") / "pairs.csv").open() as file:
+        first = next(csv.DictReader(file))
+    block, last = re.search(r"layers\.(\d+)\..*\.(\w+)$", first["group"]).groups()
+    effect = "add" if float(first["interaction"]) > 0 else "take off"
+    assert f"{last} of block {block} in " in squeezed(page.text)
+    assert f"together {effect} {abs(float(first['interaction'])):.4g} beyond" in squeezed(page.text)
+
+
+def test_strongest_pair_is_the_largest_interaction_of_the_chosen_options(full: RunDir):
+    from tests.synthetic_run import synthetic_model, synthetic_plan
+
+    choice_G = synthetic_plan().space.choice(read_json(full.solution_path, "")["assignment"])
+    largest = np.abs(synthetic_model().quad_PP[np.ix_(choice_G, choice_G)]).max()
+    with (full.file("report") / "pairs.csv").open() as file:
+        values = [abs(float(row["interaction"])) for row in csv.DictReader(file)]
+    assert values[0] == pytest.approx(largest)
+    assert values == sorted(values, reverse=True)
+
+
+def test_reproduce_box_holds_a_config_that_reads_back(full: RunDir):
+    text = full.report_path.read_text()
+    [config] = re.findall(r'aria-label="Config"><code>(.*?)</code>', text, re.DOTALL)
+    values = yaml.safe_load(config.replace("&#39;", "'").replace("&#34;", '"').replace("&amp;", "&"))
+    read = parse_config(values)
+    assert dict(read.budgets) == {"weight_bits": 3.0}
+    assert read.calibration.num_samples == 64
+
+
+def test_files_hold_the_figures_and_tables(full: RunDir):
+    folder = full.file("report")
+    names = {path.name for path in folder.iterdir()}
+    figures = {"loss_against_size", "interactions", "predicted_against_measured"}
+    tables = {"comparison", "budgets", "groups", "pairs", "timings", "frontier"}
+    wanted = {f"{name}.{suffix}" for name in figures for suffix in ("svg", "png")}
+    assert names == wanted | {f"{name}.csv" for name in tables}
+    for name in figures:
+        with Image.open(folder / f"{name}.png") as image:
+            assert image.convert("L").getextrema()[0] < 128
+    with (folder / "comparison.csv").open() as file:
+        rows = {row["model"]: row for row in csv.DictReader(file)}
+    evaluation = read_json(full.evaluation_path, "")
+    assert float(rows["this assignment"]["measured_loss"]) == evaluation["kl"]["quantized"]
+    assert float(rows["uniform int3"]["measured_loss"]) == evaluation["kl"]["uniform"]
+    assert rows["uniform int4"]["measured_loss"] == ""
+
+
+def test_page_is_the_same_each_time(full: RunDir):
+    before = full.report_path.read_bytes()
+    write_report(full)
+    assert full.report_path.read_bytes() == before
+
+
+def test_missing_artefacts_say_which_command_makes_them(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    text = squeezed(Page(write_report(run).read_text()).text)
+    assert f"There is no evaluation.json yet; run hpcmpq evaluate {run.path} to get it." in text
+    assert f"There is no frontier.json yet; run hpcmpq frontier {run.path} to get it." in text
+    assert "It has not been measured yet." in text
+
+
+def test_evaluation_of_another_assignment_is_not_shown(tmp_path: Path):
+    run = write_run(tmp_path / "run", evaluated=True)
+    evaluation = read_json(run.evaluation_path, "")
+    first = next(iter(evaluation["assignment"]))
+    evaluation["assignment"][first] = "int8"
+    write_json(run.evaluation_path, evaluation)
+    text = squeezed(Page(write_report(run).read_text()).text)
+    assert "evaluation.json measured another assignment" in text
+    assert f"{evaluation['kl']['quantized']:.4g}" not in text
+
+
+def test_refined_solution_shows_its_interval_and_link(tmp_path: Path):
+    run = write_run(tmp_path / "run", evaluated=True)
+    solution = read_json(run.solution_path, "")
+    points = {"predicted": [0.01, 0.1, 0.4], "measured": [0.012, 0.11, 0.38]}
+    solution.update(expected_loss=0.2, expected_interval=[0.15, 0.27], refine={"link": points})
+    write_json(run.solution_path, solution)
+    text = squeezed(Page(write_report(run).read_text()).text)
+    assert "expects 0.2, between 0.15 and 0.27 with 90 % coverage" in text
+
+
+def test_names_from_the_model_are_escaped(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    text = run.plan_path.read_text().replace("models/tiny-llama", "models/<script>alert(1)&")
+    run.plan_path.write_text(text)
+    written = write_report(run).read_text()
+    assert "<script" not in written
+    assert "&lt;script&gt;alert(1)&amp;" in written
+
+
+def test_unsolved_run_is_refused_with_the_command_to_run(tmp_path: Path):
+    run = write_run(tmp_path / "run", solved=False)
+    with pytest.raises(UserError, match="hpcmpq solve"):
+        write_report(run)
+
+
+def test_missing_matplotlib_is_a_sentence(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from pathlib import Path; from hpcmpq.report import write_report; from hpcmpq.store import RunDir\n"
+        "from hpcmpq.errors import UserError\n"
+        "try:\n    write_report(RunDir(Path(sys.argv[1])))\nexcept UserError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, run.path], capture_output=True, text=True, check=True)
+    assert "the report needs matplotlib" in done.stdout
+    assert "hpcmpq[report]" in done.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to show the report in")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_page_is_readable_in_a_browser(full: RunDir, tmp_path: Path, theme: str):
+    """Screenshot in light and dark: the page's background, and text and curves that stand out against it."""
+    picture = tmp_path / f"{theme}.png"
+    command = [
+        *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *(
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--hide-scrollbars",
+        ),
+        *(f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1100,4700", f"--screenshot={picture}"),
+        *(["--blink-settings=preferredColorScheme=0"] if theme == "dark" else []),
+        full.report_path.as_uri(),
+    ]
+    subprocess.run(command, capture_output=True, check=True, timeout=120)
+    with Image.open(picture) as image:
+        grey = np.asarray(image.convert("L"), dtype=int)
+    background = grey[5, 5]
+    assert (background > 240) if theme == "light" else (background < 40)
+    assert grey.shape == (4700, 1100)
+    bands = np.array_split(np.abs(grey - background), 8)
+    assert all((band > 100).mean() > 0.005 for band in bands)
+
+
+def test_solution_json_is_left_alone(full: RunDir):
+    before = json.loads(full.solution_path.read_text())
+    write_report(full)
+    assert json.loads(full.solution_path.read_text()) == before
