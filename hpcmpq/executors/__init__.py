@@ -1,8 +1,8 @@
 """Executors: run work units anywhere, yield outcomes as they finish; results stay on disk.
 
 To add one: write a module here with a context manager `open_pool(num_workers)` that yields an object with the
-`run` method below, and one line in `EXECUTORS`. `tests/contracts/test_executors.py` must pass: same shards as one
-local process bit for bit, a raising unit does not end the run, a killed worker loses only its unit.
+`run` method below, and one line in `EXECUTORS`. `tests/contracts/test_executors.py` must pass: same shards
+as one local process bit for bit, a raising unit does not end the run, a killed worker loses only its unit.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -57,7 +57,8 @@ class Executor(Protocol):
             units: What to run.
 
         Raises:
-            UserError: If no worker can start, or a unit finds what would stop all of them, such as a full disk.
+            UserError: If no worker can start, or a unit finds what would stop all of them, such as a full
+                disk.
         """
         ...
 

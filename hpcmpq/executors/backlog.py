@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 class Backlog:
     """What is still to be handed out.
 
-    Largest first, so that no long unit starts when everything else is done; a unit that failed goes to the end,
-    so that units that kill their workers hold up nothing else.
+    Largest first, so that no long unit starts when everything else is done; a unit that failed goes to the
+    end, so that units that kill their workers hold up nothing else.
     """
 
     def __init__(self, units: Sequence[WorkUnit]) -> None:

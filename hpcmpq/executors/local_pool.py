@@ -1,7 +1,8 @@
 """Processes on this machine, one unit each at a time.
 
-A process and a pipe of our own per worker, not a `ProcessPoolExecutor`: there the death of one process fails the
-units of all others too, so a unit that runs out of memory would use up the attempts of its innocent neighbours.
+A process and a pipe of our own per worker, not a `ProcessPoolExecutor`: there the death of one process fails
+the units of all others too, so a unit that runs out of memory would use up the attempts of its innocent
+neighbours.
 """
 
 import logging
@@ -47,7 +48,7 @@ class _Process:
 
 @dataclass(frozen=True)
 class LocalPool:
-    """At most `num_workers` fresh processes, each with a worker and, where there are any, a GPU of its own."""
+    """At most `num_workers` fresh processes, each with a worker and, if there are any, a GPU of its own."""
 
     num_workers: int
 

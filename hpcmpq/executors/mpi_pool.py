@@ -2,8 +2,8 @@
 
 Every rank runs the same command (`mpiexec -n 5 hpcmpq calibrate RUN --executor mpi`, or `srun`) and enters
 `open_pool`: rank 0 gets the pool, the others serve units until rank 0 leaves and then get None. Nothing may
-leave a job hanging, so an error on a serving rank, or on rank 0 while units are in flight, aborts the whole job:
-finished shards are on disk and the same command goes on.
+leave a job hanging, so an error on a serving rank, or on rank 0 while units are in flight, aborts the whole
+job: finished shards are on disk and the same command goes on.
 """
 
 import os
@@ -108,8 +108,8 @@ def _load_mpi() -> tuple[Any, Any]:
         from mpi4py import MPI, futures
     except (ImportError, RuntimeError) as error:
         raise UserError(
-            f"--executor mpi needs mpi4py and an MPI library ({str(error).splitlines()[0]}); on a cluster load "
-            "its MPI module and `pip install 'hpcmpq[mpi]'`, elsewhere `pip install 'hpcmpq[mpi-wheel]'`"
+            f"--executor mpi needs mpi4py and an MPI library ({str(error).splitlines()[0]}); on a cluster "
+            "load its MPI module and `pip install 'hpcmpq[mpi]'`, elsewhere `pip install 'hpcmpq[mpi-wheel]'`"
         ) from error
     return MPI.COMM_WORLD, futures
 
@@ -119,9 +119,9 @@ def _check_world(size: int, environment: Mapping[str, str]) -> None:
     name = next((name for name in _WORLD_SIZES if environment.get(name, "").isdigit()), None)
     if name is not None and size == 1 and int(environment[name]) > 1:
         raise UserError(
-            f"{name} says {environment[name]} ranks but MPI sees 1; start the command with srun or mpiexec, and if "
-            "it was, that launcher belongs to another MPI than the one mpi4py loaded: use this MPI's own mpiexec, "
-            "or another `srun --mpi=` (`srun --mpi=list` shows them)"
+            f"{name} says {environment[name]} ranks but MPI sees 1; start the command with srun or mpiexec, "
+            "and if it was, that launcher belongs to another MPI than mpi4py loaded: use its own "
+            "mpiexec, or another `srun --mpi=` (`srun --mpi=list` shows them)"
         )
 
 

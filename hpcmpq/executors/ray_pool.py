@@ -1,14 +1,15 @@
 """Actors on a Ray cluster, one unit each at a time, on whatever nodes it has. The only user of ray.
 
-A lost actor or node costs the unit it was busy with one attempt, and another actor starts wherever there is room,
-also on nodes that join later. Every wait has a time limit, because Ray waits for ever, without an error, for
-resources that a lost node has taken with it.
+A lost actor or node costs the unit it was busy with one attempt, and another actor starts wherever there is
+room, also on nodes that join later. Every wait has a time limit, because Ray waits for ever, without an
+error, for resources that a lost node has taken with it.
 """
 
 import logging
 import os
 import pickle
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,12 +28,12 @@ POLL_S = 1.0
 """Seconds between looks at what the cluster offers."""
 
 OBJECT_STORE_BYTES = 128 << 20
-"""Shared memory of a Ray that we start: only units and replies pass through it. Ray's default is 30 % of memory."""
+"""Shared memory of a Ray that we start, for units and replies; Ray's default is 30 % of the machine's."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What one worker takes, from the environment: HPCMPQ_RAY_NUM_CPUS, _NUM_GPUS, _MEMORY_GB and _WAIT_S.
+    """What one worker takes, from the environment: HPCMPQ_RAY_NUM_CPUS, _NUM_GPUS, _MEMORY_GB, _WAIT_S.
 
     Attributes:
         num_cpus: Cores.
@@ -182,7 +183,7 @@ class _Crew:
             raise UserError(
                 f"no node of the Ray cluster can hold a worker that needs {resources} (nodes have "
                 f"{[{name: node.get(name, 0) for name in resources} for node in nodes]}); "
-                "ask for less in HPCMPQ_RAY_NUM_CPUS, HPCMPQ_RAY_NUM_GPUS or HPCMPQ_RAY_MEMORY_GB, or add nodes"
+                "ask for less in HPCMPQ_RAY_NUM_CPUS, _NUM_GPUS or _MEMORY_GB, or add nodes"
             )
         num_wanted = len(self.backlog) + sum(actor.unit is not None for actor in self.actors.values())
         for _ in range(min(self.num_workers or num_places, num_wanted) - len(self.actors)):
@@ -194,7 +195,7 @@ class _Crew:
                 scheduling_strategy="SPREAD",
             )
             handle = remote(_RayWorker).remote()
-            self.actors[handle.start.remote(self.recipe, os.getcwd())] = _Actor(handle)
+            self.actors[handle.start.remote(self.recipe, os.getcwd(), sys.path)] = _Actor(handle)
 
     def replies(self) -> list[tuple[_Actor, Reply]]:
         """The replies that came within `POLL_S`; a dead actor's says so."""
@@ -239,10 +240,11 @@ class _Crew:
 class _RayWorker:
     """Runs in an actor's process."""
 
-    def start(self, recipe: bytes, directory: str) -> Reply:
-        """Make the worker, in the driver's working directory if this node has it, for relative paths."""
+    def start(self, recipe: bytes, directory: str, import_paths: list[str]) -> Reply:
+        """Make the worker, with the driver's working directory and import paths if this node has them."""
         with suppress(OSError):
             os.chdir(directory)
+        sys.path.extend(path for path in import_paths if path not in sys.path)
         self._worker, reply = start(lambda: pickle.loads(recipe)())
         return reply
 

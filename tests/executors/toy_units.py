@@ -1,4 +1,4 @@
-"""A worker without a model: its shards are a fixed function of the unit, and files in the run directory trip it."""
+"""A worker without a model: shards are a fixed function of the unit; files in the run directory trip it."""
 
 import os
 import signal
