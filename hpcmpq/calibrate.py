@@ -1,22 +1,27 @@
 """The calibrate stage: run the missing work units anywhere, one shard each."""
 
+import dataclasses
 import logging
+import os
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from functools import partial
 
 import numpy as np
 import torch
 
-from hpcmpq.config import parse_config
-from hpcmpq.errors import CorruptShard, IncompleteCalibration
+from hpcmpq.attempts import recording
+from hpcmpq.config import ModelConfig, parse_config
+from hpcmpq.errors import IncompleteCalibration
 from hpcmpq.executors import Executor, UnitOutcome, Worker
-from hpcmpq.models.calibration import Samples, load_splits
+from hpcmpq.models.calibration import load_splits
 from hpcmpq.models.load import forward, load_model
+from hpcmpq.models.samples import Samples
 from hpcmpq.objective import OBJECTIVES
-from hpcmpq.plan import Plan, WorkUnit
+from hpcmpq.plan import WorkUnit, starting_from
 from hpcmpq.probes import num_probes
 from hpcmpq.sensitivity import EAGER_ATTENTION, Contribution, Subject, find_method
-from hpcmpq.store import RunDir, Shard, read_plan, read_shard, write_shard
+from hpcmpq.store import RunDir, Shard, pending, read_plan, write_shard
 from hpcmpq.variants import Variants
 
 log = logging.getLogger(__name__)
@@ -25,24 +30,11 @@ THREADS_PER_WORKER = 1
 """Fixed, so that a unit's numbers do not depend on how many workers there are."""
 
 
-def pending(plan: Plan, run: RunDir) -> tuple[list[WorkUnit], list[str]]:
-    """Units without a valid shard, and a sentence for every damaged shard that will be recomputed."""
-    missing, damaged = [], []
-    for unit in plan.units:
-        path = run.shard_path(unit.id)
-        if not path.exists():
-            missing.append(unit)
-            continue
-        try:
-            read_shard(path)
-        except CorruptShard as error:
-            damaged.append(str(error))
-            missing.append(unit)
-    return missing, damaged
-
-
 def calibrate(
-    run: RunDir, executor: Executor, on_outcome: Callable[[UnitOutcome, int, int], None]
+    run: RunDir,
+    executor: Executor,
+    on_outcome: Callable[[UnitOutcome, int, int], None],
+    part: tuple[int, int] = (0, 1),
 ) -> list[UnitOutcome]:
     """Measure every missing unit.
 
@@ -50,6 +42,7 @@ def calibrate(
         run: A planned run directory.
         executor: Where units run.
         on_outcome: Called with each outcome, the number of units done and of all units.
+        part: (i, n): of n processes that share the run directory this is number i; each starts elsewhere.
 
     Returns:
         The outcomes of the units that failed for good.
@@ -59,15 +52,22 @@ def calibrate(
     """
     plan = read_plan(run)
     units, damaged = pending(plan, run)
+    units = starting_from(units, plan.units, *part)
     for sentence in damaged:
         log.warning("%s", sentence)
+    if not units:
+        return []
+    redo = frozenset(unit.id for unit in units if run.shard_path(unit.id).exists())
     done = len(plan.units) - len(units)
     failed = []
-    for outcome in executor.run(partial(make_worker, run), units) if units else ():
-        done += outcome.error is None
-        if outcome.error is not None and outcome.final:
-            failed.append(outcome)
-        on_outcome(outcome, done, len(plan.units))
+    outcomes = executor.run(partial(make_worker, run, redo), units)
+    with recording(run) as record, closing(outcomes):
+        for outcome in outcomes:
+            done += outcome.error is None
+            if outcome.error is not None and outcome.final:
+                failed.append(outcome)
+            record(outcome)
+            on_outcome(outcome, done, len(plan.units))
     if failed:
         raise IncompleteCalibration(
             f"{len(failed)} of {len(plan.units)} units failed, first {failed[0].unit}: {failed[0].error}; "
@@ -76,15 +76,21 @@ def calibrate(
     return failed
 
 
-def make_worker(run: RunDir) -> Worker:
-    """Load model and samples once and return the function that measures a unit."""
+def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
+    """Load model and samples once and return the function that measures a unit.
+
+    Args:
+        run: A planned run directory.
+        redo: Units whose shards are damaged. Any other shard that has appeared meanwhile is another process's
+            work, and its unit is left alone.
+    """
     torch.set_num_threads(THREADS_PER_WORKER)
     plan = read_plan(run)
     config = parse_config(plan.config, "plan.json")
     method = config.sensitivity.method
     measure = find_method(method)
     model = load_model(
-        config.model,
+        staged(config.model),
         attention="eager" if method in EAGER_ATTENTION else None,
         import_paths=plan.import_paths,
     )
@@ -103,6 +109,8 @@ def make_worker(run: RunDir) -> Worker:
     )
 
     def work(unit: WorkUnit) -> None:
+        if unit.id not in redo and run.shard_path(unit.id).exists():
+            return
         part: Samples = samples[unit.sample_start : unit.sample_stop]
         groups = range(unit.group_start, unit.group_stop)
         contributions = measure(subject, part, groups, unit.sample_start)
@@ -110,6 +118,12 @@ def make_worker(run: RunDir) -> Worker:
         write_shard(run, Shard("sums", unit.id, plan.fingerprint, num_samples, num_batches, arrays))
 
     return work
+
+
+def staged(model: ModelConfig) -> ModelConfig:
+    """The copy of the model on this node's own disk, where the batch job made one (`slurm/env.sh`)."""
+    copy = os.environ.get("HPCMPQ_MODEL_DIR")
+    return dataclasses.replace(model, path=copy) if copy and model.path else model
 
 
 def add_up(contributions: Iterable[Contribution]) -> tuple[dict[str, np.ndarray], int, int]:
@@ -124,7 +138,9 @@ def add_up(contributions: Iterable[Contribution]) -> tuple[dict[str, np.ndarray]
     arrays: dict[str, np.ndarray] = {}
     num_samples = num_batches = 0
     for part in contributions:
-        if not (np.isfinite(part.linear_R).all() and np.isfinite(part.quad_RP).all() and np.isfinite(part.loss)):
+        if not (
+            np.isfinite(part.linear_R).all() and np.isfinite(part.quad_RP).all() and np.isfinite(part.loss)
+        ):
             raise ValueError(
                 "the model's outputs are not finite for some option; use model.dtype float32 or drop its format"
             )

@@ -34,7 +34,7 @@ import h5py
 import numpy as np
 
 from hpcmpq.errors import CorruptShard, UserError
-from hpcmpq.plan import Plan, plan_from_json
+from hpcmpq.plan import Plan, WorkUnit, plan_from_json
 from hpcmpq.quadratic import QuadraticModel
 
 FORMAT_VERSION = 1
@@ -201,6 +201,22 @@ def read_shard(path: Path) -> Shard:
         int(attributes["num_batches"]),
         arrays,
     )
+
+
+def pending(plan: Plan, run: RunDir) -> tuple[list[WorkUnit], list[str]]:
+    """Units without a valid shard, and a sentence for every damaged shard that will be recomputed."""
+    missing, damaged = [], []
+    for unit in plan.units:
+        path = run.shard_path(unit.id)
+        if not path.exists():
+            missing.append(unit)
+            continue
+        try:
+            read_shard(path)
+        except CorruptShard as error:
+            damaged.append(str(error))
+            missing.append(unit)
+    return missing, damaged
 
 
 def write_quadratic(path: Path, model: QuadraticModel, diagonal_P: np.ndarray, fingerprint: str) -> None:

@@ -5,7 +5,7 @@ To add one: write a module here with a context manager `open_pool(num_workers)` 
 as one local process bit for bit, a raising unit does not end the run, a killed worker loses only its unit.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
@@ -47,7 +47,9 @@ class UnitOutcome:
 class Executor(Protocol):
     """Anything that runs units."""
 
-    def run(self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]) -> Iterator[UnitOutcome]:
+    def run(
+        self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]
+    ) -> Generator[UnitOutcome, None, None]:
         """Run every unit, largest first; yield an outcome per attempt.
 
         Close the iterator (`contextlib.closing`) to abandon the units in flight.

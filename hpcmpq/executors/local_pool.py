@@ -11,7 +11,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -52,7 +52,9 @@ class LocalPool:
 
     num_workers: int
 
-    def run(self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]) -> Iterator[UnitOutcome]:
+    def run(
+        self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]
+    ) -> Generator[UnitOutcome, None, None]:
         """See `hpcmpq.executors.Executor.run`."""
         recipe = pickle.dumps(make_worker)
         backlog = Backlog(units)

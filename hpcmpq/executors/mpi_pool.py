@@ -11,7 +11,7 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -72,7 +72,9 @@ class MpiPool:
     num_workers: int
     running: "dict[Future[Reply], WorkUnit]" = field(default_factory=dict)
 
-    def run(self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]) -> Iterator[UnitOutcome]:
+    def run(
+        self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]
+    ) -> Generator[UnitOutcome, None, None]:
         """See `hpcmpq.executors.Executor.run`."""
         recipe = pickle.dumps(make_worker)
         backlog = Backlog(units)

@@ -11,7 +11,7 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,7 +121,9 @@ class RayPool:
     num_workers: int
     demand: Demand
 
-    def run(self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]) -> Iterator[UnitOutcome]:
+    def run(
+        self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]
+    ) -> Generator[UnitOutcome, None, None]:
         """See `hpcmpq.executors.Executor.run`."""
         crew = _Crew(pickle.dumps(make_worker), Backlog(units), self.num_workers, self.demand)
         try:

@@ -1,0 +1,113 @@
+# shellcheck shell=bash
+# Everything about a site in one place. Copy this file, edit the settings, and name the copy:
+# `hpcmpq submit ... --slurm env=my_site.sh`. A variable set before the job is submitted wins over its line here.
+
+# --- Settings
+
+# sbatch reads these itself; what stays commented out is left to the site's defaults.
+# export SBATCH_PARTITION=gpu
+# export SBATCH_ACCOUNT=project
+# export SBATCH_QOS=normal
+# export SBATCH_TIMELIMIT=04:00:00
+
+: "${HPCMPQ_MODULES:=}"          # environment modules to load, such as "gcc/13 openmpi/5.0"
+: "${HPCMPQ_VENV:=}"             # directory of the Python environment to activate
+: "${HPCMPQ_CONTAINER:=}"        # what to put before python, such as "apptainer exec --nv hpcmpq.sif"
+: "${HPCMPQ_PYTHON:=python}"     # the interpreter
+: "${HPCMPQ_MPI:=}"              # srun --mpi=...: pmi2 for MPICH and Intel MPI, pmix for Open MPI; empty: the site's
+: "${HPCMPQ_SCRATCH:=${TMPDIR:-/tmp}}"   # a directory on each node's own disk
+: "${HPCMPQ_STAGE_MODEL:=1}"     # 1: copy the model to each node's scratch once; 0: read it where it lies
+: "${HPCMPQ_MAX_REQUEUES:=50}"   # times that a job puts itself back into the queue
+export HPCMPQ_SCRATCH
+
+# --- What the jobs do with them
+
+# Prepares the shell of a job: modules, Python, and variables that every stage needs on compute nodes.
+prepare_node() {
+    local module
+    for module in $HPCMPQ_MODULES; do module load "$module"; done
+    # shellcheck disable=SC1091
+    if [ -n "$HPCMPQ_VENV" ]; then . "$HPCMPQ_VENV/bin/activate"; fi
+    read -r -a PYTHON <<<"$HPCMPQ_CONTAINER $HPCMPQ_PYTHON"
+    SRUN=(srun --kill-on-bad-exit=1)
+    if [ -n "$HPCMPQ_MPI" ]; then SRUN+=("--mpi=$HPCMPQ_MPI"); fi
+    if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+    export HDF5_USE_FILE_LOCKING=FALSE          # parallel file systems often have no locks
+    export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1   # compute nodes have no internet
+    export PYTHONUNBUFFERED=1
+    trap requeue USR2   # a warning that comes before `run_resumable`
+}
+
+# Directory that the plan reads the model from; empty for a factory.
+model_directory() {
+    "${PYTHON[@]}" -c 'import json, sys; print(json.load(open(sys.argv[1]))["config"]["model"]["path"] or "")' \
+        "$1/plan.json"
+}
+
+# Prints where a copy of the model directory $1 belongs on a node's own disk; its name changes with the content.
+staged_name() {
+    local listing
+    listing=$(cd "$1" && find -L . -type f -printf '%P %s %T@\n' | LC_ALL=C sort | sha256sum)
+    echo "$HPCMPQ_SCRATCH/hpcmpq-$(id -un)/$(basename "$1")-${listing:0:16}"
+}
+
+# Copies the model directory $1 to $2 on this node, unless it is there. The copy gets its name when it is whole.
+stage_here() {
+    local attempt
+    [ -d "$2" ] && return 0
+    mkdir -p "$(dirname "$2")"
+    attempt=$(mktemp -d "$2.XXXXXX.partial")
+    cp -rL --preserve=timestamps "$1/." "$attempt" || { rm -rf "$attempt"; return 1; }
+    # Another job may have been faster; its copy is the same.
+    mv -T "$attempt" "$2" 2>/dev/null || rm -rf "$attempt"
+    [ -d "$2" ]
+}
+
+# Copies the model to every node of the job and exports its name, which `hpcmpq calibrate` reads instead.
+stage_model() {
+    local model copy
+    [ "$HPCMPQ_STAGE_MODEL" = 1 ] || return 0
+    model=$(model_directory "$1")
+    [ -n "$model" ] || return 0
+    copy=$(staged_name "$model")
+    # shellcheck disable=SC2016
+    if srun --overlap --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task=1 \
+        bash -c "$(declare -f stage_here)"'; stage_here "$0" "$1"' "$model" "$copy"; then
+        export HPCMPQ_MODEL_DIR=$copy
+    else
+        echo "cannot copy $model to $copy on every node; reading it where it lies" >&2
+    fi
+}
+
+# Runs a command in the background and waits. The warning that the time is over (USR2) and termination (TERM) go on
+# to the command. If it then stopped and is resumable, the job puts itself back into the queue.
+run_resumable() {
+    local child status warned=0
+    "$@" &
+    child=$!
+    trap 'warned=1; kill -USR2 $child 2>/dev/null' USR2
+    trap 'kill -TERM $child 2>/dev/null' TERM
+    while :; do
+        wait $child && status=0 || status=$?
+        # A trapped signal ends `wait` early.
+        if [ $status -gt 128 ] && kill -0 $child 2>/dev/null; then continue; fi
+        break
+    done
+    trap requeue USR2
+    trap - TERM
+    if [ $warned = 1 ] && { [ $status = 75 ] || [ $status -gt 128 ]; }; then requeue; fi
+    return $status
+}
+
+# Puts this job back into the queue, under the same number, so that jobs which wait for it go on waiting.
+requeue() {
+    if [ "${SLURM_RESTART_COUNT:-0}" -ge "$HPCMPQ_MAX_REQUEUES" ]; then
+        echo "not requeued: this was start $((SLURM_RESTART_COUNT + 1)), HPCMPQ_MAX_REQUEUES=$HPCMPQ_MAX_REQUEUES" >&2
+    elif scontrol requeue "$SLURM_JOB_ID"; then
+        echo "time is nearly over; job $SLURM_JOB_ID is back in the queue" >&2
+    else
+        echo "job $SLURM_JOB_ID cannot requeue itself here; submit it again to go on" >&2
+    fi
+    exit 75
+}
