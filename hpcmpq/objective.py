@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hpcmpq.models.samples import IGNORED
+IGNORED = -100
+"""Target of a position that does not count, such as padding; torch's and transformers' convention."""
 
 _STEP_ELEMENTS = 2**22
 """Outputs turned to float64 at once; bounds the memory of large vocabularies."""

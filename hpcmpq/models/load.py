@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -82,22 +83,22 @@ def pick_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No network, progress bars, advice or warnings from transformers inside."""
+    """No network, progress bars, advice or warnings from transformers, and what it imports, inside."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
-    from transformers.utils import logging
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    from transformers.utils import logging as transformers_logging
 
-    verbosity, progress_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
+    progress_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(verbosity)
+        logging.disable(disabled)
         if progress_bar:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -145,8 +146,7 @@ def _from_directory(description: ModelDescription, dtype: torch.dtype, attention
 
 
 def _from_factory(name: str, attention: str | None, import_paths: Sequence[str]) -> nn.Module:
-    with quiet_transformers():
-        model = call_factory(name, import_paths)
+    model = call_factory(name, import_paths)
     if not isinstance(model, nn.Module):
         raise UserError(
             f"the factory {name!r} returned {type(model).__name__}; it must return a torch.nn.Module"

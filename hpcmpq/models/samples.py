@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-IGNORED = -100
-"""Target of a position that does not count, such as padding."""
+from hpcmpq.objective import IGNORED
+
+__all__ = ["IGNORED", "Samples", "Splits"]
 
 
 @dataclass(frozen=True)
