@@ -13,6 +13,7 @@ import transformers
 from torch import nn
 
 from hpcmpq.models.load import quiet_transformers
+from tests.ray_cluster import ray_cluster  # noqa: F401  (a fixture)
 
 VOCAB = 256
 
@@ -21,8 +22,8 @@ def llama() -> nn.Module:
     """Byte vocabulary, two blocks of seven linear layers, untied head."""
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, max_position_embeddings=64, bos_token_id=None, eos_token_id=None,
+            vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64, bos_token_id=None, eos_token_id=None,
         )
     )  # fmt: skip
 

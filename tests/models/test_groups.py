@@ -1,0 +1,213 @@
+"""Which weights are searched, in what groups, and the checks on patterns."""
+
+import pytest
+import torch
+from torch import nn
+
+from hpcmpq.config import GroupsConfig
+from hpcmpq.errors import UserError
+from hpcmpq.models.groups import as_matrix, find_groups, num_fixed_bytes
+
+
+def found(tiny_model, tiny_inputs, name: str, **config):
+    return find_groups(tiny_model(name), GroupsConfig(**config), tiny_inputs(name))
+
+
+def names(groups) -> list[str]:
+    return [group.name for group in groups]
+
+
+LLAMA = [
+    *(f"self_attn.{p}_proj" for p in "qkvo"),
+    *(f"mlp.{p}_proj" for p in ("gate", "up", "down")),
+]
+
+
+def test_llama_has_every_linear_but_the_head(tiny_model, tiny_inputs):
+    groups = found(tiny_model, tiny_inputs, "llama")
+    assert names(groups) == [f"model.layers.{block}.{part}" for block in range(2) for part in LLAMA]
+    assert [group.block for group in groups] == [0] * 7 + [1] * 7
+    q_proj = groups[0].members[0]
+    assert (q_proj.parameter, q_proj.num_rows, q_proj.num_columns, q_proj.transposed) == (
+        "model.layers.0.self_attn.q_proj.weight", 16, 16, False,
+    )  # fmt: skip
+    assert q_proj.macs == 10 * 16 * 16  # tokens × M × K
+    assert groups[1].members[0].num_rows == 8  # one key head of two
+
+
+def test_gpt2_weights_are_transposed_and_its_head_is_tied_to_the_embedding(tiny_model, tiny_inputs):
+    groups = found(tiny_model, tiny_inputs, "gpt2")
+    parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert names(groups) == [f"transformer.h.{block}.{part}" for block in range(2) for part in parts]
+    member = groups[0].members[0]
+    assert (member.transposed, member.num_rows, member.num_columns, member.macs) == (True, 48, 16, 7680)
+
+
+def test_tied_weights_are_one_group_that_can_be_included(tiny_model, tiny_inputs):
+    for pattern in ("lm_head", "transformer.wte"):
+        groups = found(tiny_model, tiny_inputs, "gpt2", include=("*.c_fc", pattern))
+        assert names(groups) == ["transformer.wte", "transformer.h.0.mlp.c_fc", "transformer.h.1.mlp.c_fc"]
+        (member,) = groups[0].members
+        assert (member.parameter, member.num_rows, member.num_columns) == ("transformer.wte.weight", 256, 16)
+        assert member.macs == 10 * 256 * 16  # the head's; the embedding only looks up
+        assert groups[0].block is None
+
+
+def test_encoder_leaves_out_embeddings_and_the_pooler_nothing_depends_on(tiny_model, tiny_inputs):
+    groups = found(tiny_model, tiny_inputs, "bert")
+    assert len(groups) == 12
+    assert not any("pooler" in name or "embeddings" in name for name in names(groups))
+    with pytest.raises(
+        UserError, match=r"'pooler\.dense' matches only modules that the outputs do not depend"
+    ):
+        found(tiny_model, tiny_inputs, "bert", include=("pooler.dense",))
+
+
+def test_classifiers_search_the_pooler_but_not_the_classifier(tiny_model, tiny_inputs):
+    assert "bert.pooler.dense" in names(found(tiny_model, tiny_inputs, "bert_classifier"))
+    assert "classifier" not in names(found(tiny_model, tiny_inputs, "bert_classifier"))
+    included = found(tiny_model, tiny_inputs, "bert_classifier", include=("*",))
+    assert names(included)[-1] == "classifier"
+
+
+def test_masked_model_searches_the_transform_but_not_the_tied_decoder(tiny_model, tiny_inputs):
+    groups = names(found(tiny_model, tiny_inputs, "bert_masked"))
+    assert groups[-1] == "cls.predictions.transform.dense"
+    assert len(groups) == 13
+
+
+def test_vision_model_leaves_out_patch_projection_and_classifier(tiny_model, tiny_inputs):
+    groups = found(tiny_model, tiny_inputs, "vit")
+    assert len(groups) == 6
+    assert all(".layers.0." in name or ".layer.0." in name for name in names(groups))
+    assert groups[0].macs == 5 * 16 * 16  # four patches and the class token
+    projection = found(tiny_model, tiny_inputs, "vit", include=("*patch_embeddings*",))
+    assert [(member.num_rows, member.num_columns) for member in projection[0].members] == [(16, 3 * 8 * 8)]
+
+
+def test_convolutions_count_output_positions_and_grouped_inputs(tiny_model, tiny_inputs):
+    groups = found(tiny_model, tiny_inputs, "cnn", include=("*",))
+    members = [group.members[0] for group in groups]
+    assert [(m.num_rows, m.num_columns, m.macs) for m in members] == [
+        (4, 9, 64 * 4 * 9),  # 8 × 8 positions
+        (6, 2 * 9, 9 * 6 * 2 * 9),  # stride 2: 3 × 3 positions; two channel groups
+        (5, 54, 5 * 54),
+    ]
+    assert names(found(tiny_model, tiny_inputs, "cnn")) == [
+        "0",
+        "2",
+    ]  # without the layer that gives the outputs
+    assert all(group.block is None for group in groups)
+
+
+def test_head_called_by_name_is_left_out_behind_a_softmax():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.other = nn.Linear(4, 4)
+            self.classifier = nn.Linear(4, 3)
+
+        def forward(self, input):
+            return self.classifier(self.other(self.fc(input))).log_softmax(-1)
+
+    groups = find_groups(Net().eval(), GroupsConfig(), {"input": torch.ones(1, 4)})
+    assert names(groups) == ["fc", "other"]
+
+
+def test_shared_module_is_counted_every_time_it_runs():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+            self.again = self.first
+            self.twin = nn.Linear(4, 4)
+            self.twin.weight = self.first.weight
+            self.last = nn.Linear(4, 2)
+
+        def forward(self, input):
+            return self.last(self.twin(self.again(self.first(input))))
+
+    groups = find_groups(Net().eval(), GroupsConfig(), {"input": torch.ones(1, 4)})
+    assert names(groups) == ["first"]
+    assert groups[0].macs == 3 * 16
+    assert groups[0].numel == 16
+
+
+def test_tie_fuses_modules_of_one_parent(tiny_model, tiny_inputs):
+    tie = (("q_proj", "k_proj", "v_proj"), ("gate_*", "up_*"))
+    groups = found(tiny_model, tiny_inputs, "llama", tie=tie)
+    assert names(groups)[:4] == [
+        "model.layers.0.self_attn.{q_proj,k_proj,v_proj}",
+        "model.layers.0.self_attn.o_proj",
+        "model.layers.0.mlp.{gate_proj,up_proj}",
+        "model.layers.0.mlp.down_proj",
+    ]
+    assert [len(group.members) for group in groups] == [3, 1, 2, 1] * 2
+    assert [group.block for group in groups] == [0] * 4 + [1] * 4
+
+
+def test_include_and_exclude_are_wildcards_and_exclude_wins(tiny_model, tiny_inputs):
+    groups = found(tiny_model, tiny_inputs, "llama", include=("*.mlp.*",), exclude=("model.layers.0.*",))
+    assert names(groups) == [f"model.layers.1.mlp.{part}_proj" for part in ("gate", "up", "down")]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"include": ("*.attention.*",)}, r"groups.include pattern '\*.attention.\*' matches no module; there are "
+         r"model.embed_tokens, model.layers.0.self_attn.q_proj"),
+        ({"exclude": ("model.layers.7.*",)}, r"groups.exclude pattern 'model.layers.7.\*' matches no module"),
+        ({"exclude": ("*",)}, "groups leaves nothing to search; searchable modules are model.embed_tokens"),
+        ({"tie": (("query", "key"),)}, "groups.tie pattern 'query' matches no searched module; last name parts are "
+         "down_proj, gate_proj"),
+        ({"tie": (("q_proj",), ("*_proj",))}, "groups.tie names model.layers.0.self_attn.q_proj in 2 rules"),
+    ],
+)  # fmt: skip
+def test_wrong_patterns_are_explained(tiny_model, tiny_inputs, config, message):
+    with pytest.raises(UserError, match=message):
+        found(tiny_model, tiny_inputs, "llama", **config)
+
+
+def test_long_lists_of_modules_are_cut():
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(30)))
+    with pytest.raises(UserError, match="18, 19 and 10 more"):
+        find_groups(model, GroupsConfig(include=("x",)), {"input": torch.ones(1, 2)})
+
+
+def test_finding_groups_leaves_the_model_as_it_was(tiny_model, tiny_inputs):
+    model = tiny_model("llama")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    find_groups(model, GroupsConfig(), tiny_inputs("llama"))
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "vit", "cnn"])
+def test_fixed_bytes_are_the_checkpoint_without_the_searched_weights(tiny_model, tiny_inputs, name: str):
+    model = tiny_model(name)
+    groups = find_groups(model, GroupsConfig(), tiny_inputs(name))
+    searched = {member.parameter for group in groups for member in group.members}
+    fixed = [p.numel() for key, p in model.named_parameters() if key not in searched]  # tied ones come once
+    buffers = [b.numel() * b.element_size() for key, b in model.named_buffers() if key in model.state_dict()]
+    assert num_fixed_bytes(model, groups) == 4 * sum(fixed) + sum(buffers)
+    assert num_fixed_bytes(model, groups, torch.bfloat16) == 2 * sum(fixed) + sum(buffers)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "vit", "cnn"])
+def test_matrices_have_an_output_channel_per_row(tiny_model, tiny_inputs, name: str):
+    """Scaling row m of the matrix scales output channel m of the layer and nothing else."""
+    model = tiny_model(name)
+    modules = dict(model.named_modules())
+    for group in find_groups(model, GroupsConfig(include=("*",)), tiny_inputs(name)):
+        (member,) = group.members
+        parameter = model.get_parameter(member.parameter)
+        matrix_MK = as_matrix(parameter, member)
+        assert matrix_MK.shape == (member.num_rows, member.num_columns)
+        module = modules[member.parameter.removesuffix(".weight")]
+        if not isinstance(module, nn.Embedding | nn.Conv2d):
+            inputs_K = torch.randn(member.num_columns, generator=torch.Generator().manual_seed(0))
+            bias_M = torch.zeros(1) if module.bias is None else module.bias
+            torch.testing.assert_close(module(inputs_K), matrix_MK @ inputs_K + bias_M)
