@@ -14,6 +14,8 @@ import typer
 from hpcmpq import __version__, console
 from hpcmpq.errors import Infeasible, Interrupted, UserError, exit_status
 from hpcmpq.executors import Executor, open_executor
+from hpcmpq.plan import parse_part
+from hpcmpq.status import read_status
 from hpcmpq.store import RunDir, read_json, read_plan, write_json
 
 app = typer.Typer(
@@ -29,6 +31,18 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML con
 RunOption = Annotated[Path, typer.Option("--run-dir", metavar="RUN", help="The run directory.")]
 ExecutorName = Annotated[str, typer.Option("--executor", help="Where units run: local, mpi or ray.")]
 Workers = Annotated[int, typer.Option("--workers", help="Most workers; 0 takes all that there are.")]
+Part = Annotated[
+    str, typer.Option("--part", metavar="I/N", help="This is number I of N processes that share RUN, from 0.")
+]
+SubmitExecutor = Annotated[
+    str, typer.Option("--executor", help="How the job calibrates: mpi, ray, array or local.")
+]
+SlurmSettings = Annotated[
+    list[str] | None,
+    typer.Option("--slurm", metavar="KEY=VALUE", help="Partition, nodes, ...; JOB.KEY=VALUE for one job."),
+]
+PlanOnCluster = Annotated[bool, typer.Option("--plan-on-cluster", help="Plan in a job of its own.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the scripts and do nothing.")]
 Budgets = Annotated[
     list[str], typer.Option("--budget", metavar="NAME=VALUE", help="Upper limit on a cost; may be repeated.")
 ]
@@ -72,11 +86,14 @@ def plan(config: ConfigPath, run_dir: RunOption) -> None:
 
 
 @app.command(epilog="Example: hpcmpq calibrate runs/quickstart --workers 2")
-def calibrate(run_dir: Run, executor: ExecutorName = "local", workers: Workers = 0) -> None:
+def calibrate(
+    run_dir: Run, executor: ExecutorName = "local", workers: Workers = 0, part: Part = "0/1"
+) -> None:
     """Measure the missing work units; interrupt at any point, the same command goes on."""
+    index, num_parts = parse_part(part)
     with open_executor(executor, workers) as pool:
         if pool is not None:
-            _calibrate(run_dir, pool)
+            _calibrate(run_dir, pool, (index, num_parts))
 
 
 @app.command(epilog="Example: hpcmpq reduce runs/quickstart")
@@ -172,17 +189,50 @@ def report(run_dir: Run) -> None:
         console.say(f"report in {write_report(RunDir(run_dir))}")
 
 
+@app.command(
+    epilog="Example: hpcmpq submit config.yaml --run-dir RUN --slurm partition=gpu --slurm ntasks=16"
+)
+def submit(
+    config: ConfigPath,
+    run_dir: RunOption,
+    executor: SubmitExecutor = "mpi",
+    slurm: SlurmSettings = None,
+    plan_on_cluster: PlanOnCluster = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Plan, then submit a chain of Slurm jobs that does the rest; submit again to go on after a failure."""
+    from hpcmpq.config import read_config
+    from hpcmpq.submit import make_files, make_jobs, parse_settings
+    from hpcmpq.submit import submit as submit_run
+
+    settings = parse_settings(slurm or [], executor)
+    refine_too = read_config(config).calibration.held_out > 0
+    run_ = RunDir(run_dir)
+    plan_from = config if plan_on_cluster else None
+    files = make_files(
+        run_, make_jobs(run_, executor, settings, refine=refine_too, plan_from=plan_from), settings
+    )
+    if dry_run:
+        for name, text in files.items():
+            typer.echo(f"# ---- {run_dir / 'slurm' / name}\n{text}")
+        return
+    if not plan_on_cluster:
+        plan(config, run_dir)
+    for name, number in submit_run(run_, files).items():
+        typer.echo(f"{name} {number}")
+
+
 @app.command(epilog="Example: hpcmpq status runs/quickstart")
 def status(run_dir: Run) -> None:
-    """Show which stages and work units of a run directory are done."""
-    console.status(RunDir(run_dir))
+    """Show stages, work units, throughput, time left, failures and Slurm jobs of a run directory."""
+    console.status(read_status(RunDir(run_dir)))
 
 
-def _calibrate(run_dir: Path, pool: Executor) -> None:
+def _calibrate(run_dir: Path, pool: Executor, part: tuple[int, int] = (0, 1)) -> None:
     from hpcmpq.calibrate import calibrate as calibrate_run
 
     with _stage(run_dir, "calibrate"), console.progress("calibrate", "unit") as on_outcome:
-        calibrate_run(RunDir(run_dir), pool, on_outcome)
+        calibrate_run(RunDir(run_dir), pool, on_outcome, part)
 
 
 @contextmanager

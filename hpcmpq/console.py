@@ -1,6 +1,5 @@
 """What the command line prints: progress with time left, and the summary of each stage."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +12,8 @@ from rich.table import Table
 from hpcmpq.executors import UnitOutcome
 from hpcmpq.plan import Plan
 from hpcmpq.reduce import Reduction
-from hpcmpq.store import RunDir, read_json, read_plan
+from hpcmpq.status import Status
+from hpcmpq.store import RunDir, read_json
 
 _out = Console(highlight=False)
 
@@ -38,7 +38,9 @@ def progress(title: str, unit: str) -> Iterator[Callable[[UnitOutcome, int, int]
             bar.update(task, completed=done, total=total)
             if outcome.error:
                 again = "" if outcome.final else "; trying again"
-                bar.console.print(f"{unit} {outcome.unit}: {outcome.error}{again}", soft_wrap=True, markup=False)
+                bar.console.print(
+                    f"{unit} {outcome.unit}: {outcome.error}{again}", soft_wrap=True, markup=False
+                )
 
         yield update
 
@@ -127,27 +129,35 @@ def summary(run: RunDir) -> None:
     say(f"report: {run.report_path}")
 
 
-def status(run: RunDir) -> None:
-    """Stages and units done."""
-    plan = read_plan(run)
-    done = sum(run.shard_path(unit.id).exists() for unit in plan.units)
+def status(state: Status) -> None:
+    """Stages, units, failures and jobs."""
     table = Table("stage", "state", "seconds")
-    timings = json.loads(run.file("timings.json").read_text()) if run.file("timings.json").exists() else {}
-    artefacts = {
-        "plan": run.plan_path,
-        "calibrate": None,
-        "reduce": run.quadratic_path,
-        "solve": run.solution_path,
-        "refine": run.solution_path,
-        "export": run.checkpoint_path,
-        "evaluate": run.evaluation_path,
-        "report": run.report_path,
-    }
-    for stage, path in artefacts.items():
-        if path is None:
-            state = f"{done} of {len(plan.units)} units"
-        else:
-            state = "done" if path.exists() else "not yet"
-        seconds = timings.get(stage, {}).get("seconds")
-        table.add_row(stage, state, "" if seconds is None else f"{seconds:.1f}")
-    _out.print(table)
+    for stage in state.stages:
+        words = "done" if stage.done else "not yet"
+        if stage.name == "calibrate":
+            words = f"{state.num_done} of {state.num_units} units"
+        table.add_row(stage.name, words, "" if stage.seconds is None else f"{stage.seconds:.1f}")
+    if state.stages:
+        _out.print(table)
+    if state.units_per_s is not None:
+        left = (
+            "" if state.seconds_left is None else f", about {_duration(state.seconds_left)} left at that rate"
+        )
+        say(f"{3600 * state.units_per_s:.3g} units per hour{left}")
+    for unit, error in state.failed.items():
+        _out.print(f"failed: unit {unit}: {error}", soft_wrap=True, markup=False)
+    for sentence in state.damaged:
+        _out.print(f"damaged: {sentence}", soft_wrap=True, markup=False)
+    if state.jobs:
+        jobs = Table("job", "Slurm id", "state")
+        for row in state.jobs:
+            jobs.add_row(*row)
+        _out.print(jobs)
+
+
+def _duration(seconds: float) -> str:
+    """Hours, minutes and seconds, the two largest that are not zero."""
+    hours, minutes = int(seconds // 3600), int(seconds // 60 % 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds % 60:.0f} s" if minutes else f"{seconds:.0f} s"

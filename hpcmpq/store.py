@@ -71,6 +71,11 @@ class RunDir:
         return self.path / "attempts"
 
     @property
+    def jobs_path(self) -> Path:
+        """Slurm jobs that were submitted for this run."""
+        return self.path / "jobs.json"
+
+    @property
     def quadratic_path(self) -> Path:
         """The quadratic model."""
         return self.path / "quadratic.h5"

@@ -13,7 +13,7 @@
 : "${HPCMPQ_MODULES:=}"          # environment modules to load, such as "gcc/13 openmpi/5.0"
 : "${HPCMPQ_VENV:=}"             # directory of the Python environment to activate
 : "${HPCMPQ_CONTAINER:=}"        # what to put before python, such as "apptainer exec --nv hpcmpq.sif"
-: "${HPCMPQ_PYTHON:=python}"     # the interpreter
+: "${HPCMPQ_PYTHON:=${HPCMPQ_SUBMIT_PYTHON:-python}}"   # by default the one that ran `hpcmpq submit`
 : "${HPCMPQ_MPI:=}"              # srun --mpi=...: pmi2 for MPICH and Intel MPI, pmix for Open MPI; empty: the site's
 : "${HPCMPQ_SCRATCH:=${TMPDIR:-/tmp}}"   # a directory on each node's own disk
 : "${HPCMPQ_STAGE_MODEL:=1}"     # 1: copy the model to each node's scratch once; 0: read it where it lies

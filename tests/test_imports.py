@@ -27,6 +27,9 @@ LAYERS: list[tuple[str, ...]] = [
     ("store", "solvers", "executors"),
     ("solve", "descent", "link"),
     ("frontier",),
+    # The queue: what login nodes run.
+    ("attempts", "scaling"),
+    ("status", "submit"),
     # What touches models and tensors.
     ("quantizers", "objective", "probes"),
     ("models",),

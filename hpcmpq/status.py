@@ -1,0 +1,168 @@
+"""Where a run stands, from its files and from Slurm where there is one; works on any login node."""
+
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hpcmpq.attempts import Attempt, CalibrateProcess, failures, read_processes
+from hpcmpq.plan import Plan
+from hpcmpq.store import RunDir, pending, read_json, read_plan
+
+RECENT_UNITS = 50
+"""Throughput is that of the units finished last: nodes come and go."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: Of its command.
+        done: Whether its artefact is there.
+        seconds: Wall time of its last run, or None.
+    """
+
+    name: str
+    done: bool
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands.
+
+    Attributes:
+        stages: In order.
+        num_units: Work units of the plan.
+        num_done: Units with a valid shard.
+        units_per_s: Throughput of the last units, or None before the first.
+        seconds_left: Until the last unit at that throughput, or None.
+        failed: {unit as text: error} of missing units whose last attempt failed.
+        damaged: A sentence for each shard that has to be measured again.
+        jobs: (job, Slurm id, state) of the latest submission.
+    """
+
+    stages: tuple[Stage, ...]
+    num_units: int
+    num_done: int
+    units_per_s: float | None
+    seconds_left: float | None
+    failed: dict[str, str]
+    damaged: tuple[str, ...]
+    jobs: tuple[tuple[str, str, str], ...]
+
+
+def read_status(run: RunDir) -> Status:
+    """The status of a run directory. Reads every shard, for damage.
+
+    Raises:
+        UserError: If it has no plan and no submitted jobs.
+    """
+    jobs = job_states(run)
+    if jobs and not run.plan_path.exists():
+        return Status((), 0, 0, None, None, {}, (), jobs)
+    plan = read_plan(run)
+    missing, damaged = pending(plan, run)
+    processes = read_processes(run)
+    errors = failures(processes)
+    rate = throughput(plan, processes)
+    return Status(
+        stages=_stages(run, calibrated=not missing),
+        num_units=len(plan.units),
+        num_done=len(plan.units) - len(missing),
+        units_per_s=rate,
+        seconds_left=len(missing) / rate if rate and missing else None,
+        failed={str(unit): errors[unit.id] for unit in missing if unit.id in errors},
+        damaged=tuple(damaged),
+        jobs=jobs,
+    )
+
+
+def throughput(plan: Plan, processes: Iterable[CalibrateProcess]) -> float | None:
+    """Units per second of the last `RECENT_UNITS`, over the time in which at least one was measured."""
+    known = {unit.id for unit in plan.units}
+    latest: dict[str, Attempt] = {}
+    for process in processes:
+        for attempt in process.attempts:
+            before = latest.get(attempt.unit_id)
+            # The longest: a process that finds a unit done by another reports almost no time for it.
+            if attempt.error is None and (before is None or before.seconds < attempt.seconds):
+                latest[attempt.unit_id] = attempt
+    recent = sorted((a for name, a in latest.items() if name in known), key=lambda a: a.finished)[
+        -RECENT_UNITS:
+    ]
+    busy = covered((attempt.finished - attempt.seconds, attempt.finished) for attempt in recent)
+    return len(recent) / busy if busy > 0 else None
+
+
+def covered(intervals: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of intervals.
+
+    Example:
+        >>> covered([(0.0, 2.0), (1.0, 3.0), (10.0, 11.0)])
+        4.0
+    """
+    total, reached = 0.0, float("-inf")
+    for start, stop in sorted(intervals):
+        total += max(0.0, stop - max(start, reached))
+        reached = max(reached, stop)
+    return total
+
+
+def job_states(run: RunDir) -> tuple[tuple[str, str, str], ...]:
+    """(job, id, state) of the latest submission; asks squeue, and sacct about what it has forgotten."""
+    if not run.jobs_path.exists():
+        return ()
+    jobs: dict[str, str] = read_json(run.jobs_path, "hpcmpq submit")["submissions"][-1]["jobs"]
+    states = _ask(["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%F|%T|%r"])
+    if set(jobs.values()) - set(states):
+        ids = ",".join(jobs.values())
+        old = _ask(["sacct", "--noheader", "--parsable2", "-X", f"--jobs={ids}", "--format=JobID,State"])
+        states = {**old, **states}
+    unknown = "unknown" if shutil.which("squeue") else "unknown: no Slurm here"
+    return tuple((name, number, states.get(number, unknown)) for name, number in jobs.items())
+
+
+def _ask(command: list[str]) -> dict[str, str]:
+    """{job id: state}, the tasks of an array counted by state; empty if the command is missing or fails."""
+    if shutil.which(command[0]) is None:
+        return {}
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout
+    except subprocess.TimeoutExpired:
+        return {}
+    tasks: dict[str, Counter[str]] = {}
+    for line in shown.splitlines():
+        number, state, *reason = line.split("|")
+        words = f"{state} ({reason[0]})" if state == "PENDING" and reason else state
+        tasks.setdefault(number.split("_")[0], Counter())[words] += 1
+    return {
+        number: ", ".join(
+            state if counts.total() == 1 else f"{count} {state}" for state, count in counts.items()
+        )
+        for number, counts in tasks.items()
+    }
+
+
+def _stages(run: RunDir, calibrated: bool) -> tuple[Stage, ...]:
+    path = run.file("timings.json")
+    timings = read_json(path, "hpcmpq run") if path.exists() else {}
+    artefacts = {
+        "plan": run.plan_path,
+        "calibrate": None,
+        "reduce": run.quadratic_path,
+        "solve": run.solution_path,
+        "refine": run.solution_path,
+        "export": run.checkpoint_path,
+        "evaluate": run.evaluation_path,
+        "report": run.report_path,
+    }
+    stages = []
+    for name, artefact in artefacts.items():
+        done = calibrated if artefact is None else artefact.exists()
+        if name == "refine":
+            done = done and "refine" in read_json(run.solution_path, "hpcmpq solve")
+        stages.append(Stage(name, done, timings.get(name, {}).get("seconds")))
+    return tuple(stages)
