@@ -44,7 +44,9 @@ def make_instance(shape: Shape) -> Problem:
     depth_G = np.arange(num_groups) / max(1, num_groups - 1)
     type_G = np.arange(num_groups) % 7
     ends_G = 1.0 + 2.0 * np.exp(-depth_G * 12) + 1.5 * np.exp(-(1 - depth_G) * 12)
-    sensitivity_G = rng.lognormal(0, 0.8, num_groups) * ends_G * np.array([1.0, 0.6, 1.4, 1.0, 0.8, 0.8, 1.6])[type_G]
+    sensitivity_G = (
+        rng.lognormal(0, 0.8, num_groups) * ends_G * np.array([1.0, 0.6, 1.4, 1.0, 0.8, 0.8, 1.6])[type_G]
+    )
     size_G = np.array([1.0, 0.25, 0.25, 1.0, 3.5, 3.5, 3.5])[type_G] * rng.choice([1.0, 2.0], num_groups)
     energy_GO = sensitivity_G[:, None] * 4.0 ** -(bits_O - 2)[None, :]
     energy_GO[:, 0] *= 1.6
@@ -64,7 +66,9 @@ def make_instance(shape: Shape) -> Problem:
     own_GOR = own_GOR + 0.7 * rng.standard_normal((num_groups, num_options, directions), dtype=np.float32)
     own_GOR *= spectrum_R.astype(np.float32)
     own_GOR /= np.linalg.norm(own_GOR, axis=2, keepdims=True)
-    own_PR = (own_GOR * np.sqrt(energy_GO * (1 - fraction_O))[:, :, None].astype(np.float32)).reshape(-1, directions)
+    own_PR = (own_GOR * np.sqrt(energy_GO * (1 - fraction_O))[:, :, None].astype(np.float32)).reshape(
+        -1, directions
+    )
     phi_PR = np.concatenate([coherent_PR, own_PR], axis=1)
     negative_R = np.zeros(phi_PR.shape[1], bool)
     if shape.indefinite:

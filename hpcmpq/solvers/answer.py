@@ -28,7 +28,15 @@ def solution(
     """
     seconds = time.perf_counter() - started
     if choice_G is None:
-        return Solution(Termination.NO_SOLUTION, None, None, bound, {}, seconds, detail or "no feasible assignment was found in time")
+        return Solution(
+            Termination.NO_SOLUTION,
+            None,
+            None,
+            bound,
+            {},
+            seconds,
+            detail or "no feasible assignment was found in time",
+        )
     choice_G = np.asarray(choice_G, dtype=np.int64)
     objective = problem.objective(choice_G)
     if bound is not None:
@@ -37,7 +45,9 @@ def solution(
     costs = {b.cost.name: b.cost.value(choice_G, offset_G) for b in problem.budgets}
     proven = bound is not None and objective - bound <= PROVEN_GAP * max(abs(objective), 1e-12)
     otherwise = Termination.TIME_LIMIT if timed_out else Termination.NODE_LIMIT
-    return Solution(Termination.OPTIMAL if proven else otherwise, choice_G, objective, bound, costs, seconds, detail)
+    return Solution(
+        Termination.OPTIMAL if proven else otherwise, choice_G, objective, bound, costs, seconds, detail
+    )
 
 
 def infeasible(sentence: str, started: float) -> Solution:
@@ -49,7 +59,9 @@ def fixed(problem: Problem, compact: Compact, started: float) -> Solution:
     """The answer where presolve left no choice."""
     choice_G = compact.expand(np.zeros(0, dtype=np.int64))
     if not problem.is_feasible(choice_G):
-        return Solution(Termination.INFEASIBLE, None, None, None, {}, time.perf_counter() - started, explain(problem, 5.0))
+        return Solution(
+            Termination.INFEASIBLE, None, None, None, {}, time.perf_counter() - started, explain(problem, 5.0)
+        )
     return solution(problem, choice_G, problem.objective(choice_G), started, timed_out=False)
 
 
@@ -89,4 +101,8 @@ def explain(problem: Problem, time_limit_s: float) -> str:
         if reachable is not None:
             return infeasible_sentence(problem, budget.cost.name, reachable, others=bool(others))
     names = ", ".join(b.cost.name for b in problem.budgets)
-    return f"the budgets {names} cannot be met together" if problem.budgets else "the ties and forbidden options leave no assignment"
+    return (
+        f"the budgets {names} cannot be met together"
+        if problem.budgets
+        else "the ties and forbidden options leave no assignment"
+    )

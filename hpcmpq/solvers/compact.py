@@ -109,7 +109,11 @@ def restrict(compact: Compact, keep_P: np.ndarray) -> Compact | None:
     Returns:
         The smaller problem in the same scale, or None when a group has no option left.
     """
-    count_G = np.add.reduceat(keep_P.astype(np.int64), compact.offset_H[:-1]) if compact.num_groups else np.zeros(0, int)
+    count_G = (
+        np.add.reduceat(keep_P.astype(np.int64), compact.offset_H[:-1])
+        if compact.num_groups
+        else np.zeros(0, int)
+    )
     if (count_G == 0).any():
         return None
     fixed_G = count_G == 1
@@ -140,7 +144,16 @@ def restrict(compact: Compact, keep_P: np.ndarray) -> Compact | None:
     super_G, origin_GK = _restrict_origin(compact, keep_P, fixed_G, new_group_G)
     constant = compact.constant + compact.scale * compact.objective(fixed_F)
     return Compact(
-        linear_P, quad_PP, offset_H, cost_KP, limit_K, tuple(tables), constant, compact.scale, origin_GK, super_G
+        linear_P,
+        quad_PP,
+        offset_H,
+        cost_KP,
+        limit_K,
+        tuple(tables),
+        constant,
+        compact.scale,
+        origin_GK,
+        super_G,
     )
 
 

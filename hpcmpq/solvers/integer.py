@@ -91,7 +91,9 @@ def _solve(
         cost = np.concatenate([compact.cost_KP[k], *(values for _, (_, values) in own)])
         steps, limit = integer_costs(cost, float(compact.limit_K[k]), compact.num_groups, round_up)
         used = np.flatnonzero(steps)
-        model.add(cp_model.LinearExpr.weighted_sum([variables[i] for i in used], steps[used].tolist()) <= limit)
+        model.add(
+            cp_model.LinearExpr.weighted_sum([variables[i] for i in used], steps[used].tolist()) <= limit
+        )
     variables, values = list(literals), [value_P]
     for cell_variables, cell_values in cells[len(compact.tables) :]:
         variables += cell_variables
@@ -122,7 +124,11 @@ def _solve(
         choice_G = np.flatnonzero([solver.value(v) for v in literals])
     # Every chosen value was rounded by at most half a unit.
     rounding = 0.5 * (compact.num_groups + len(value) - compact.num_options) + 1.0
-    bound = -np.inf if name == "unknown" and not np.isfinite(solver.best_objective_bound) else (solver.best_objective_bound - rounding) * unit
+    bound = (
+        -np.inf
+        if name == "unknown" and not np.isfinite(solver.best_objective_bound)
+        else (solver.best_objective_bound - rounding) * unit
+    )
     if name == "infeasible":
         bound = np.inf
     return IntegerAnswer(name, choice_G, float(bound))
@@ -189,7 +195,9 @@ def common_unit(cost: np.ndarray) -> float | None:
     return None
 
 
-def smallest_cost(problem: Problem, name: str, keep: tuple[Budget, ...] = (), time_limit_s: float = 10.0) -> float | None:
+def smallest_cost(
+    problem: Problem, name: str, keep: tuple[Budget, ...] = (), time_limit_s: float = 10.0
+) -> float | None:
     """The least value of the cost `name` that keeps the budgets `keep`, ties and forbidden options.
 
     Returns:
@@ -203,7 +211,9 @@ def smallest_cost(problem: Problem, name: str, keep: tuple[Budget, ...] = (), ti
     num_options = len(problem.linear_P)
     zero_PP = np.broadcast_to(0.0, (num_options, num_options))
     open_budget = Budget(cost, roof)  # never binds, but keeps infinite entries forbidden
-    compact = merge_ties(replace(problem, linear_P=np.zeros(num_options), quad_PP=zero_PP, budgets=(open_budget, *keep)))
+    compact = merge_ties(
+        replace(problem, linear_P=np.zeros(num_options), quad_PP=zero_PP, budgets=(open_budget, *keep))
+    )
     if isinstance(compact, str):
         return None
     value_P = compact.cost_KP[0]

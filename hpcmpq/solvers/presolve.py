@@ -43,7 +43,9 @@ def validate(problem: Problem) -> None:
     """
     num_options = len(problem.linear_P)
     if num_options == 0 or problem.group_P.shape != (num_options,):
-        raise ValueError(f"group_P has shape {problem.group_P.shape}, linear_P has {num_options} options; need as many, at least 1")
+        raise ValueError(
+            f"group_P has shape {problem.group_P.shape}, linear_P has {num_options} options; need as many, at least 1"
+        )
     steps = np.diff(problem.group_P)
     if problem.group_P[0] != 0 or ((steps != 0) & (steps != 1)).any():
         raise ValueError("group_P must be sorted and name every group 0..G-1")
@@ -65,14 +67,18 @@ def validate(problem: Problem) -> None:
         if cost.linear_P.shape != (num_options,):
             raise ValueError(f"cost {name} has shape {cost.linear_P.shape}, must be {(num_options,)}")
         arrays = [cost.linear_P, *(term.table for term in cost.terms)]
-        if any(np.isnan(a).any() or (a == -math.inf).any() for a in arrays) or not math.isfinite(cost.constant):
+        if any(np.isnan(a).any() or (a == -math.inf).any() for a in arrays) or not math.isfinite(
+            cost.constant
+        ):
             raise ValueError(f"cost {name} has NaN or minus infinity")
         if math.isnan(budget.limit) or budget.limit == -math.inf:
             raise ValueError(f"the limit of {name} is {budget.limit}; must be a number")
         for term in cost.terms:
             shape = tuple(int(size_G[g]) for g in term.groups)
             if len(set(term.groups)) != len(term.groups) or term.table.shape != shape:
-                raise ValueError(f"a table of {name} over groups {term.groups} has shape {term.table.shape}, must be {shape}")
+                raise ValueError(
+                    f"a table of {name} over groups {term.groups} has shape {term.table.shape}, must be {shape}"
+                )
 
 
 def merge_ties(problem: Problem) -> Compact | str:
@@ -81,7 +87,9 @@ def merge_ties(problem: Problem) -> Compact | str:
     size_G = np.bincount(problem.group_P)
     root_G = _tie_roots(problem)
     roots, super_G = np.unique(root_G, return_inverse=True)
-    allowed_P = np.ones(len(problem.group_P), bool) if problem.allowed_P is None else problem.allowed_P.astype(bool)
+    allowed_P = (
+        np.ones(len(problem.group_P), bool) if problem.allowed_P is None else problem.allowed_P.astype(bool)
+    )
     budgets = [b for b in problem.budgets if b.limit != math.inf]
     for budget in budgets:
         allowed_P = allowed_P & np.isfinite(budget.cost.linear_P)
@@ -105,7 +113,9 @@ def merge_ties(problem: Problem) -> Compact | str:
     count_S = allowed_SK.sum(axis=1)
     offset_H = np.append(0, np.cumsum(count_S)).astype(np.int64)
     linear_P, quad_PP = _merged_objective(problem, order, starts, offset_H)
-    cost_KP = np.array([np.add.reduceat(b.cost.linear_P[order], starts) for b in budgets]).reshape(len(budgets), len(starts))
+    cost_KP = np.array([np.add.reduceat(b.cost.linear_P[order], starts) for b in budgets]).reshape(
+        len(budgets), len(starts)
+    )
     limit_K = np.array([feasibility_limit(b.limit) - b.cost.constant for b in budgets])
     origin_GK = np.full((num_groups, num_positions), -1, dtype=np.int64)
     rank_SK = np.cumsum(allowed_SK, axis=1) - 1
@@ -113,9 +123,13 @@ def merge_ties(problem: Problem) -> Compact | str:
         positions = np.flatnonzero(allowed_SK[super_G[group]])
         origin_GK[group, rank_SK[super_G[group], positions]] = offset_G[group] + positions
     tables = tuple(
-        _merged_table(k, term.groups, term.table, super_G, allowed_SK) for k, b in enumerate(budgets) for term in b.cost.terms
+        _merged_table(k, term.groups, term.table, super_G, allowed_SK)
+        for k, b in enumerate(budgets)
+        for term in b.cost.terms
     )
-    return Compact(linear_P, quad_PP, offset_H, cost_KP, limit_K, tables, problem.constant, 1.0, origin_GK, super_G)
+    return Compact(
+        linear_P, quad_PP, offset_H, cost_KP, limit_K, tables, problem.constant, 1.0, origin_GK, super_G
+    )
 
 
 def _tie_roots(problem: Problem) -> np.ndarray:
@@ -221,7 +235,11 @@ def cheapest_completion(compact: Compact) -> tuple[np.ndarray, np.ndarray]:
 
 def _drop_slack_budgets(compact: Compact) -> Compact:
     """Without the budgets that every assignment keeps."""
-    most_K = np.maximum.reduceat(compact.cost_KP, compact.offset_H[:-1], axis=1).sum(axis=1) if compact.num_groups else np.zeros(len(compact.limit_K))
+    most_K = (
+        np.maximum.reduceat(compact.cost_KP, compact.offset_H[:-1], axis=1).sum(axis=1)
+        if compact.num_groups
+        else np.zeros(len(compact.limit_K))
+    )
     for table in compact.tables:
         most_K[table.budget] += table.table.max()
     used_K = most_K > compact.limit_K
@@ -248,12 +266,17 @@ def _normalise(compact: Compact) -> Compact:
         finite = table.table[np.isfinite(table.table)]
         range_K[table.budget] = max(range_K[table.budget], float(finite.max()))
     tables = [replace(t, table=t.table / range_K[t.budget]) for t in tables]
-    spread = float((np.maximum.reduceat(compact.linear_P, starts) - np.minimum.reduceat(compact.linear_P, starts)).max())
+    spread = float(
+        (np.maximum.reduceat(compact.linear_P, starts) - np.minimum.reduceat(compact.linear_P, starts)).max()
+    )
     largest = max(spread, float(compact.quad_PP.max()), -float(compact.quad_PP.min()))
     if largest > 0 and not 1e-3 <= largest <= 1e3:
         scale = 2.0 ** round(math.log2(largest))  # a power of two divides without rounding
         compact = replace(
-            compact, linear_P=compact.linear_P / scale, quad_PP=compact.quad_PP / scale, scale=compact.scale * scale
+            compact,
+            linear_P=compact.linear_P / scale,
+            quad_PP=compact.quad_PP / scale,
+            scale=compact.scale * scale,
         )
     return replace(
         compact, cost_KP=cost_KP / range_K[:, None], limit_K=limit_K / range_K, tables=tuple(tables)

@@ -1,4 +1,7 @@
-"""`quadratic`: search and proven bound for the full model."""
+"""`quadratic`: search and proven bound for the full model.
+
+docs/solver.md describes the method; `branch.prove` is the proof, `tabu.search` the search.
+"""
 
 import time
 from dataclasses import dataclass
@@ -8,29 +11,66 @@ import numpy as np
 from hpcmpq.problem import Problem, Solution
 from hpcmpq.solvers.answer import find_feasible, prepare, solution
 from hpcmpq.solvers.bounds import full_bound
+from hpcmpq.solvers.branch import prove
+from hpcmpq.solvers.integer import solve_linear
 from hpcmpq.solvers.tabu import search
+
+LARGEST_LIFT = 6000
+"""Options up to which the doubly nonnegative relaxation fits into memory and time."""
 
 
 @dataclass(frozen=True)
 class QuadraticSolver:
-    """Tabu search for the assignment, relaxations for the bound."""
+    """Tabu search for the assignment, doubly nonnegative relaxation and branch and bound for the proof.
+
+    Attributes:
+        search_share: Part of the time limit that the search may take before the proof starts.
+    """
+
+    search_share: float = 0.2
 
     def solve(
         self, problem: Problem, *, time_limit_s: float, seed: int, hint_G: np.ndarray | None = None
     ) -> Solution:
-        """The best assignment found, with a proven bound."""
+        """The best assignment found, with a proven bound.
+
+        Raises:
+            ValueError: If the problem is malformed (see `presolve.validate`).
+        """
         started = time.perf_counter()
         compact = prepare(problem, started)
         if isinstance(compact, Solution):
             return compact
+        deadline = started + time_limit_s
         hint = None if hint_G is None else compact.compress(hint_G)
-        deadline = started + 0.9 * time_limit_s
-        found = search(compact, deadline=deadline, seed=seed, hint_G=hint, max_steps=20_000)
+        if not compact.quad_PP.any():
+            answer = solve_linear(
+                compact, compact.linear_P, time_limit_s=deadline - time.perf_counter(), seed=seed, hint_G=hint
+            )
+            if answer.status == "optimal" and answer.choice_G is not None:
+                bound = compact.original_objective(answer.bound)
+                return solution(problem, compact.expand(answer.choice_G), bound, started, timed_out=False)
+        steps = SEARCH_STEPS + 40 * compact.num_groups
+        found = search(
+            compact,
+            deadline=started + self.search_share * time_limit_s,
+            seed=seed,
+            hint_G=hint,
+            max_steps=steps,
+        )
         if found is None:
             feasible = find_feasible(problem, compact, started, time_limit_s, seed)
             if isinstance(feasible, Solution):
                 return feasible
-            found = search(compact, deadline=deadline, seed=seed, hint_G=feasible)
+            found = search(compact, deadline=deadline, seed=seed, hint_G=feasible, max_steps=steps)
             found = found or (feasible, compact.objective(feasible))
-        bound = compact.original_objective(full_bound(compact))
-        return solution(problem, compact.expand(found[0]), bound, started, timed_out=time.perf_counter() > deadline)
+        choice_G, bound = compact.expand(found[0]), full_bound(compact)
+        if compact.num_options <= LARGEST_LIFT:
+            choice_G, _, proven = prove(compact, found[0], deadline, seed)
+            bound = max(bound, proven)
+        timed_out = time.perf_counter() > deadline - 0.05 * time_limit_s
+        return solution(problem, choice_G, compact.original_objective(bound), started, timed_out=timed_out)
+
+
+SEARCH_STEPS = 1000
+"""Steps of the first search; the proof goes on searching from rounded relaxations."""

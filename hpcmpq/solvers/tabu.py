@@ -25,7 +25,11 @@ def start_choices(compact: Compact, hint_G: np.ndarray | None, deadline: float) 
         starts.append(choice_G)
         if time.perf_counter() > deadline:
             break
-        value_P = compact.linear_P + 0.5 * compact.quad_PP[choice_G].sum(axis=0) + 0.5 * (value_P - compact.linear_P)
+        value_P = (
+            compact.linear_P
+            + 0.5 * compact.quad_PP[choice_G].sum(axis=0)
+            + 0.5 * (value_P - compact.linear_P)
+        )
     starts.append(cheapest(compact, compact.cost_KP.sum(axis=0)))
     return starts
 
@@ -135,7 +139,10 @@ def _best_move(
     free_single_P = np.where(fits_P, delta_P, np.inf)
     free_single_P[choice_G] = np.inf
     lucky = int(np.argmin(free_single_P))
-    if state.objective + free_single_P[lucky] < aspiration - 1e-12 * abs(aspiration) and free_single_P[lucky] < best:
+    if (
+        state.objective + free_single_P[lucky] < aspiration - 1e-12 * abs(aspiration)
+        and free_single_P[lucky] < best
+    ):
         best, move = float(free_single_P[lucky]), (lucky,)
     priced_P = np.where(blocked_P, np.inf, delta_P + price_K @ cost_KP)
     count = min(first_legs, int((~blocked_P).sum()))

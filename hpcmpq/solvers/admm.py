@@ -1,0 +1,144 @@
+"""Lower bounds from the doubly nonnegative relaxation by the alternating direction method of multipliers.
+
+    minimise ⟨C, Y⟩   subject to   Y = L R Lᵀ,  Y in the polyhedral set,  R ⪰ 0.
+
+With a multiplier Z of Y = L R Lᵀ, any symmetric Z gives the valid bound
+
+    min_Y ⟨C + Z, Y⟩ − trace · max(0, λ_max(Lᵀ Z L)),
+
+because the lifted Y of a feasible x has ⟨Z, Y⟩ = yᵀ(LᵀZL)y ≤ λ_max |y|². The update of R leaves
+Lᵀ Z L ⪯ 0, so the bound needs no repair but for rounding, for which the eigenvalue is computed and a margin
+is subtracted. The scheme follows Graham, Hu, Im, Li, Sun, Wolkowicz, "A restricted dual Peaceman-Rachford
+splitting method for a strengthened DNN relaxation for QAP" (INFORMS J. Computing 2022).
+
+Axis letters: N lifted coordinates, n subspace, X padded options.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcmpq.solvers.lift import Lift
+from hpcmpq.solvers.relaxation import Minimum, Projector, Relaxation, minimise
+
+
+@dataclass
+class Iterate:
+    """Where the method stands; also a warm start.
+
+    Attributes:
+        y_NN: Polyhedral iterate.
+        z_NN: Multiplier.
+        penalty: β.
+        rank: Rank of the last R.
+        steps: Steps done.
+    """
+
+    y_NN: np.ndarray
+    z_NN: np.ndarray
+    penalty: float
+    rank: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A proven bound with the excesses that prove exclusions.
+
+    Attributes:
+        value: Lower bound on the compact objective; +inf proves that no allowed choice exists.
+        minimum: The excesses; a feasible choice x has f(x) ≥ value + Σ own excess + ½ Σ pair excess.
+    """
+
+    value: float
+    minimum: Minimum
+
+
+def start(relaxation: Relaxation, projector: Projector) -> tuple[Iterate, np.ndarray]:
+    """The cold start and the scaled objective.
+
+    Y is independent and uniform. Z = Π C Π − C with Π = L Lᵀ: adding Z to C changes nothing for Y = L R Lᵀ
+    and takes out of C what the assignment rows make constant.
+    """
+    lift = relaxation.lift
+    scale_N = full_scale(lift)
+    objective_NN = relaxation.objective_NN / scale_N
+    objective_NN /= scale_N[:, None]
+    objective_NN = objective_NN.astype(projector.dtype)
+    y_NN = projector.project(np.zeros((lift.size, lift.size), dtype=projector.dtype))
+    z_NN = lift.up(np.ascontiguousarray(lift.up(lift.down(objective_NN)).T))
+    z_NN -= objective_NN
+    penalty = (
+        START_PENALTY
+        * max(float(np.linalg.norm(objective_NN)), 1e-30)
+        / max(float(np.linalg.norm(y_NN)), 1e-30)
+    )
+    return Iterate(y_NN, z_NN, penalty), objective_NN
+
+
+START_PENALTY = 0.1
+"""β in units of |C| / |Y|."""
+
+
+def iterate(
+    relaxation: Relaxation, projector: Projector, state: Iterate, objective_NN: np.ndarray
+) -> np.ndarray:
+    """One step, in place; returns the half-step multiplier, which gives the bound."""
+    lift, beta = relaxation.lift, state.penalty
+    w_nn = lift.down(state.y_NN + state.z_NN * (1.0 / beta))
+    eigenvalue, vector = np.linalg.eigh(w_nn)
+    first = int(np.searchsorted(eigenvalue, 0.0, side="right"))
+    factor_Nr = lift.up(vector[:, first:] * np.sqrt(eigenvalue[first:]))
+    x_NN = factor_Nr @ factor_Nr.T
+    residual_NN = state.y_NN - x_NN
+    residual_NN *= beta
+    half_NN = state.z_NN + residual_NN
+    target_NN = half_NN + objective_NN
+    target_NN *= -1.0 / beta
+    target_NN += x_NN
+    y_NN = projector.project(target_NN)
+    gap_NN = y_NN - x_NN
+    state.steps += 1
+    if state.steps in (10, 20, 30) or state.steps % 25 == 0:
+        primal = float(np.linalg.norm(gap_NN)) / max(float(np.linalg.norm(y_NN)), 1e-30)
+        dual = beta * float(np.linalg.norm(y_NN - state.y_NN)) / max(float(np.linalg.norm(half_NN)), 1e-30)
+        state.penalty = beta * balance(primal / max(dual, 1e-30), state.steps)
+    gap_NN *= beta
+    half_then = half_NN + gap_NN
+    state.z_NN, state.y_NN, state.rank = half_then, y_NN, len(eigenvalue) - first
+    return half_NN
+
+
+def balance(ratio: float, steps: int) -> float:
+    """Factor for β from the ratio of the relative primal and dual changes.
+
+    On realistic instances the fastest constant β showed ratios of 5, 4 and 3 after 10, 20 and 30 steps, 2 after
+    50 and 1.5 from then on, and the ratio falls as 1/β.
+    """
+    if steps <= 30:
+        return float(np.clip(ratio / {10: 5.0, 20: 4.0, 30: 3.0}.get(steps, 3.5), 0.2, 5.0))
+    target = 2.0 if steps <= 50 else 1.5
+    factor = float(np.clip(np.sqrt(ratio / target), 0.7, 1.5))
+    return factor if not 0.8 < factor < 1.25 else 1.0
+
+
+def certified(relaxation: Relaxation, z_NN: np.ndarray, allowed_XX: np.ndarray) -> Bound:
+    """The valid bound of a multiplier, in float64 with a margin for rounding."""
+    lift = relaxation.lift
+    z_NN = z_NN.astype(np.float64)
+    epsilon = np.finfo(np.float64).eps
+    largest = float(np.linalg.eigvalsh(lift.down(z_NN))[-1])
+    largest += 4.0 * lift.dimension * epsilon * float(np.linalg.norm(z_NN))
+    scale_N = full_scale(lift)
+    m_NN = z_NN * scale_N
+    m_NN *= scale_N[:, None]
+    m_NN += relaxation.objective_NN
+    minimum = minimise(relaxation, m_NN, allowed_XX)
+    margin = 4.0 * epsilon * lift.num_groups**2 * float(np.abs(m_NN).max())
+    return Bound(minimum.value - lift.trace * max(0.0, largest) - margin, minimum)
+
+
+def full_scale(lift: Lift) -> np.ndarray:
+    """d for every lifted coordinate, [N]."""
+    return np.concatenate([[1.0], lift.scale_X, np.ones(lift.num_budgets)])

@@ -1,0 +1,143 @@
+"""The lifted space of the doubly nonnegative relaxation: coordinates (1, x, s) and their subspace.
+
+A feasible x with its budget slacks s = limit − cost·x is lifted to Y = v vᵀ with v = (1, d∘x, s), where the
+scale d > 0 of the options is free (it preconditions). The vectors v with Σ_{p in g} x_p = 1 lie in a subspace
+of dimension n = 1 + Σ (k_g − 1) with orthonormal basis L, so Y = L R Lᵀ with R positive semidefinite. Options
+are padded to the same number k per group.
+
+Axis letters: N lifted coordinates 1 + G·k + K, n subspace, G groups, k padded options, K budgets.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hpcmpq.solvers.compact import Compact
+
+
+@dataclass(frozen=True)
+class Lift:
+    """Layout and subspace.
+
+    Attributes:
+        num_groups: G.
+        width: k, the largest number of options.
+        num_budgets: K.
+        column_P: Padded position g·k + i of every option of the compact problem, int64 [P].
+        scale_X: d, [G·k]; 1 where padded.
+        basis_Gkm: Orthonormal basis of Σ z_p / d_p = 0 for every group, [G, k, k − 1], zero where padded.
+        columns: Which of the G·(k − 1) basis columns exist, int64 [n − 1].
+        centre_X: First basis vector without its slack part, orthogonal to the others, [1 + G·k].
+        slack_Kn: The slacks of the basis vectors, [K, n].
+        shrink_nK: F of T = I − F Fᵀ = (I + SᵀS)^(−1/2), which makes [V; S] T orthonormal, [n, K].
+        trace: The largest |v|² of a feasible x.
+    """
+
+    num_groups: int
+    width: int
+    num_budgets: int
+    column_P: np.ndarray
+    scale_X: np.ndarray
+    basis_Gkm: np.ndarray
+    columns: np.ndarray
+    centre_X: np.ndarray
+    slack_Kn: np.ndarray
+    shrink_nK: np.ndarray
+    trace: float
+
+    @property
+    def padded(self) -> int:
+        """G·k."""
+        return self.num_groups * self.width
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return 1 + self.padded + self.num_budgets
+
+    @property
+    def dimension(self) -> int:
+        """n."""
+        return 1 + len(self.columns)
+
+    def _times_basis(self, a_RN: np.ndarray) -> np.ndarray:
+        """a [V; S], [R, n]."""
+        rows, inner = len(a_RN), a_RN[:, 1 : 1 + self.padded]
+        out_Rn = np.empty((rows, self.dimension), dtype=a_RN.dtype)
+        out_Rn[:, 0] = a_RN[:, : 1 + self.padded] @ self.centre_X.astype(a_RN.dtype)
+        if self.width > 1:
+            grouped = inner.reshape(rows, self.num_groups, self.width).transpose(1, 0, 2)
+            product = np.matmul(grouped, self.basis_Gkm.astype(a_RN.dtype))
+            out_Rn[:, 1:] = product.transpose(1, 0, 2).reshape(rows, -1)[:, self.columns]
+        if self.num_budgets:
+            out_Rn += a_RN[:, 1 + self.padded :] @ self.slack_Kn.astype(a_RN.dtype)
+            shrink_nK = self.shrink_nK.astype(a_RN.dtype)
+            out_Rn -= (out_Rn @ shrink_nK) @ shrink_nK.T
+        return out_Rn
+
+    def down(self, a_NN: np.ndarray) -> np.ndarray:
+        """Lᵀ a L of a symmetric matrix, exactly symmetric [n, n]."""
+        down_nn = self._times_basis(np.ascontiguousarray(self._times_basis(a_NN).T))
+        return 0.5 * (down_nn + down_nn.T)
+
+    def up(self, u_nr: np.ndarray) -> np.ndarray:
+        """L u, [N, r]."""
+        rank = u_nr.shape[1]
+        if self.num_budgets:
+            shrink_nK = self.shrink_nK.astype(u_nr.dtype)
+            u_nr = u_nr - shrink_nK @ (shrink_nK.T @ u_nr)
+        out_Nr = np.empty((self.size, rank), dtype=u_nr.dtype)
+        full = np.zeros((self.num_groups * (self.width - 1), rank), dtype=u_nr.dtype)
+        full[self.columns] = u_nr[1:]
+        grouped = np.matmul(
+            self.basis_Gkm.astype(u_nr.dtype), full.reshape(self.num_groups, self.width - 1, rank)
+        )
+        centre_X = self.centre_X.astype(u_nr.dtype)
+        out_Nr[0] = centre_X[0] * u_nr[0]
+        out_Nr[1 : 1 + self.padded] = grouped.reshape(self.padded, rank) + centre_X[1:, None] * u_nr[0]
+        out_Nr[1 + self.padded :] = self.slack_Kn.astype(u_nr.dtype) @ u_nr
+        return out_Nr
+
+
+def make_lift(compact: Compact, cost_KP: np.ndarray, limit_K: np.ndarray, scale_P: np.ndarray) -> Lift:
+    """The lifted layout of a problem with budgets cost_KP @ x ≤ limit_K (both ≥ 0) and option scales d."""
+    size_G = np.diff(compact.offset_H)
+    num_groups, width, num_budgets = len(size_G), int(size_G.max()), len(limit_K)
+    position_P = np.arange(compact.num_options) - compact.offset_H[:-1][compact.group_P]
+    column_P = compact.group_P * width + position_P
+    scale_X = np.ones(num_groups * width)
+    scale_X[column_P] = scale_P
+    inverse_Gk = np.zeros(num_groups * width)
+    inverse_Gk[column_P] = 1.0 / scale_P
+    inverse_Gk = inverse_Gk.reshape(num_groups, width)
+    basis_Gkm = np.zeros((num_groups, width, width - 1))
+    for size in np.unique(size_G):
+        these = np.flatnonzero(size_G == size)
+        frame = np.zeros((len(these), size, size))
+        frame[:, :, 0] = inverse_Gk[these, :size]
+        frame[:, np.arange(size - 1), np.arange(1, size)] = 1.0
+        basis_Gkm[these, :size, : size - 1] = np.linalg.qr(frame)[0][:, :, 1:]
+    columns = np.flatnonzero((np.arange(width - 1)[None, :] < size_G[:, None] - 1).ravel())
+    centre_X = np.append(1.0, (inverse_Gk / (inverse_Gk**2).sum(axis=1, keepdims=True)).ravel())
+    centre_X /= np.linalg.norm(centre_X)
+    trace = 1.0 + float(np.maximum.reduceat(scale_P**2, compact.offset_H[:-1]).sum())
+    bare = Lift(
+        num_groups, width, 0, column_P, scale_X, basis_Gkm, columns, centre_X,
+        np.zeros((0, 1 + len(columns))), np.zeros((1 + len(columns), 0)), trace,
+    )  # fmt: skip
+    if num_budgets == 0:
+        return bare
+    rows_KX = np.zeros((num_budgets, 1 + num_groups * width))
+    rows_KX[:, 0] = limit_K
+    rows_KX[:, 1 + column_P] = -cost_KP / scale_P
+    slack_Kn = bare._times_basis(rows_KX)
+    eigenvalue, vector = np.linalg.eigh(slack_Kn @ slack_Kn.T)
+    eigenvalue = np.maximum(eigenvalue, 1e-12)  # the factor tends to √½ at zero
+    factor = np.sqrt((1.0 - 1.0 / np.sqrt(1.0 + eigenvalue)) / eigenvalue)
+    return replace(
+        bare,
+        num_budgets=num_budgets,
+        slack_Kn=slack_Kn,
+        shrink_nK=slack_Kn.T @ (vector * factor),
+        trace=trace + float((limit_K**2).sum()),
+    )

@@ -1,0 +1,203 @@
+"""One node of the branch and bound: a restricted problem, its relaxation's iterate and what it proved.
+
+Axis letters: P options, X padded options, G groups.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcmpq.solvers.admm import Bound, Iterate, certified, iterate, start
+from hpcmpq.solvers.compact import Compact, restrict
+from hpcmpq.solvers.presolve import cheapest_completion
+from hpcmpq.solvers.relaxation import Projector, Relaxation, make_relaxation
+
+SINGLE_PRECISION_FROM = 400
+"""Dimension from which the iteration runs in float32; bounds are always certified in float64."""
+
+
+@dataclass
+class Node:
+    """A restricted problem.
+
+    Attributes:
+        compact: The problem on the options left.
+        allowed_PP: Pairs that may still be chosen together (the diagonal: options).
+        scale_P: Preconditioner of its options.
+        relaxation: Its relaxation.
+        projector: For the current exclusions.
+        state: The iterate.
+        objective_NN: Scaled objective in the iteration's precision.
+        bound: Best proven bound in the compact objective of `compact`.
+        step_s: Seconds of a step, smoothed.
+        last: The latest certificate.
+    """
+
+    compact: Compact
+    allowed_PP: np.ndarray
+    scale_P: np.ndarray
+    relaxation: Relaxation
+    projector: Projector
+    state: Iterate
+    objective_NN: np.ndarray
+    bound: float = -np.inf
+    step_s: float = 0.0
+    last: Bound | None = None
+
+
+def make_node(compact: Compact, allowed_PP: np.ndarray, scale_P: np.ndarray) -> Node:
+    """A node with a cold start."""
+    relaxation = make_relaxation(compact, scale_P)
+    dtype = np.float32 if relaxation.lift.dimension >= SINGLE_PRECISION_FROM else np.float64
+    projector = Projector(relaxation, dtype)
+    state, objective_NN = start(relaxation, projector)
+    node = Node(compact, allowed_PP, scale_P, relaxation, projector, state, objective_NN)
+    projector.set_allowed(padded_pairs(node))
+    return node
+
+
+def padded_pairs(node: Node) -> np.ndarray:
+    """`allowed_PP` in the padded layout, and with the relaxation's own exclusions."""
+    lift = node.relaxation.lift
+    allowed_XX = np.zeros((lift.padded, lift.padded), bool)
+    allowed_XX[np.ix_(lift.column_P, lift.column_P)] = node.allowed_PP
+    return allowed_XX & node.relaxation.allowed_XX
+
+
+def all_pairs(compact: Compact) -> np.ndarray:
+    """Every pair of options of different groups, and every option, bool [P, P]."""
+    allowed_PP = compact.group_P[:, None] != compact.group_P[None, :]
+    np.fill_diagonal(allowed_PP, True)
+    return allowed_PP
+
+
+def preconditioner(compact: Compact, choice_G: np.ndarray) -> np.ndarray:
+    """d: the square root of every option's interaction strength with a good choice, over the choice's median.
+
+    Cross terms of an option scale with its error energy, which varies a thousandfold between bit widths; with
+    d ~ √strength multipliers and variables of the iteration are of similar size.
+    """
+    strength_P = np.sqrt((compact.quad_PP[:, choice_G] ** 2).mean(axis=1))
+    middle = float(np.median(strength_P[choice_G]))
+    if middle <= 0.0:
+        return np.ones(compact.num_options)
+    return np.sqrt(np.clip(strength_P / middle, 0.4, 100.0))
+
+
+def advance(node: Node, steps: int, deadline: float) -> int:
+    """Up to `steps` steps and a certificate; the steps done (0: no time left for one)."""
+    done = 0
+    half_NN = None
+    while done < steps:
+        begun = time.perf_counter()
+        if begun + 4.0 * node.step_s > deadline:
+            break
+        half_NN = iterate(node.relaxation, node.projector, node.state, node.objective_NN)
+        spent = time.perf_counter() - begun
+        node.step_s = spent if node.step_s == 0.0 else 0.7 * node.step_s + 0.3 * spent
+        done += 1
+    if half_NN is not None:
+        bound = certified(node.relaxation, half_NN, padded_pairs(node))
+        node.bound = max(node.bound, bound.value)
+        node.last = bound
+    return done
+
+
+def exclude(node: Node, cutoff: float) -> int:
+    """Exclude the options and pairs whose forced bound reaches the cutoff; how many options remain."""
+    bound = node.last
+    if bound is None:
+        return int(np.diagonal(node.allowed_PP).sum())
+    minimum, lift = bound.minimum, node.relaxation.lift
+    columns = lift.column_P
+    if not np.isfinite(minimum.value):
+        return 0
+    slack = cutoff - bound.value
+    rise_P = minimum.rise_X[columns]
+    options_P = (rise_P <= slack) & np.diagonal(node.allowed_PP)
+    width = lift.width
+    group_P = node.compact.group_P
+    row_PG = 2.0 * minimum.row_XG[columns]
+    row_PP = rise_P[:, None] - row_PG[:, group_P]
+    pair_PP = minimum.pair_XX[np.ix_(columns, columns)] + row_PP + row_PP.T
+    own = np.arange(len(group_P))
+    pair_PP[own, own] = 0.0
+    allowed_PP = node.allowed_PP & (pair_PP <= slack) & options_P[:, None] & options_P[None, :]
+    for _ in range(3):
+        # An option whose pairs with some group are all excluded is excluded itself.
+        support_PG = np.maximum.reduceat(allowed_PP, node.compact.offset_H[:-1], axis=1)
+        alive_P = support_PG.all(axis=1)
+        if (alive_P == options_P).all():
+            break
+        options_P = options_P & alive_P
+        allowed_PP &= options_P[:, None] & options_P[None, :]
+    if node.compact.num_options and len(node.compact.limit_K):
+        costly = _too_costly(node.compact, options_P)
+        options_P = options_P & ~costly
+        allowed_PP &= options_P[:, None] & options_P[None, :]
+    node.allowed_PP = allowed_PP
+    node.projector.set_allowed(padded_pairs(node))
+    return (
+        int(options_P.sum())
+        if np.add.reduceat(options_P.astype(int), node.compact.offset_H[:-1]).all()
+        else 0
+    )
+
+
+def _too_costly(compact: Compact, options_P: np.ndarray) -> np.ndarray:
+    starts = compact.offset_H[:-1]
+    cost_KP = np.where(options_P, compact.cost_KP, np.inf)
+    least_KG = np.minimum.reduceat(cost_KP, starts, axis=1)
+    if not np.isfinite(least_KG).all():
+        return np.zeros(len(options_P), bool)
+    total_KP = cost_KP - least_KG[:, compact.group_P] + least_KG.sum(axis=1)[:, None]
+    return (total_KP > compact.limit_K[:, None] + 1e-12 * (1.0 + np.abs(compact.limit_K))[:, None]).any(
+        axis=0
+    ) & options_P
+
+
+def shrink(node: Node, keep_P: np.ndarray) -> Node | Compact | None:
+    """The node on the options `keep_P` with a mapped iterate.
+
+    Returns:
+        None when a group has no option left, the bare compact problem when no group has a choice left.
+    """
+    compact = restrict(node.compact, keep_P)
+    if compact is None or compact.num_groups == 0:
+        return compact
+    free_G = np.add.reduceat(keep_P.astype(int), node.compact.offset_H[:-1]) > 1
+    free_P = keep_P & free_G[node.compact.group_P]
+    least_KP, least_K = cheapest_completion(compact)
+    if (least_K > compact.limit_K).any():
+        return None
+    costly_P = (least_KP > compact.limit_K[:, None]).any(axis=0)
+    if costly_P.any():
+        keep_P = keep_P.copy()
+        keep_P[np.flatnonzero(free_P)[costly_P]] = False
+        return shrink(node, keep_P)
+    old = node.relaxation.lift
+    fixed = 1 + old.column_P[keep_P & ~free_G[node.compact.group_P]]
+    child = make_node(compact, node.allowed_PP[np.ix_(free_P, free_P)], node.scale_P[free_P])
+    new = child.relaxation.lift
+    if new.num_budgets != old.num_budgets:
+        return child
+    # v_old = B v_new: fixed options are d times the constant, the others themselves; slacks change their unit.
+    from_old = np.concatenate([[0], 1 + old.column_P[free_P], np.arange(1 + old.padded, old.size)])
+    to_new = np.concatenate([[0], 1 + new.column_P, np.arange(1 + new.padded, new.size)])
+    z_NN = np.zeros((new.size, new.size), dtype=child.projector.dtype)
+    moved = node.state.z_NN[np.ix_(from_old, from_old)]
+    if len(fixed):
+        weight = old.scale_X[fixed - 1].astype(node.state.z_NN.dtype)
+        column = node.state.z_NN[np.ix_(from_old, fixed)] @ weight
+        moved[0, :] += column
+        moved[:, 0] += column
+        moved[0, 0] += weight @ node.state.z_NN[np.ix_(fixed, fixed)] @ weight
+    z_NN[np.ix_(to_new, to_new)] = moved
+    y_NN = np.zeros_like(z_NN)
+    y_NN[np.ix_(to_new, to_new)] = node.state.y_NN[np.ix_(from_old, from_old)]
+    child.state = Iterate(
+        child.projector.project(y_NN), z_NN, node.state.penalty, steps=max(node.state.steps, 60)
+    )
+    child.step_s = node.step_s
+    return child
