@@ -23,7 +23,8 @@ def llama() -> nn.Module:
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-            num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64, bos_token_id=None, eos_token_id=None,
+            num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+            bos_token_id=None, eos_token_id=None,
         )
     )  # fmt: skip
 

@@ -98,7 +98,7 @@ class LocalPool:
 def _check_starts(num_deaths: int, death: str) -> None:
     if num_deaths >= MAX_ATTEMPTS:
         raise UserError(
-            f"{num_deaths} worker processes in a row {death} while loading the model; "
+            f"{num_deaths} worker processes in a row died while loading the model, the last {death}; "
             "use fewer --workers or a machine with more memory"
         )
 

@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -27,6 +28,9 @@ from hpcmpq.plan import WorkUnit
 
 _WORLD_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_NRANKS", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
 """What the launcher says it started: Open MPI, MPICH and Intel MPI, Cray PALS, srun, sbatch."""
+
+ABORT_DELAY_S = 0.5
+"""Time that launchers need to pass on the last message: what is still in the pipe at an abort is lost."""
 
 
 @contextmanager
@@ -134,4 +138,5 @@ def _abort(comm: Any, error: BaseException) -> None:
     sys.stderr.write(message)
     sys.stdout.flush()
     sys.stderr.flush()
+    time.sleep(ABORT_DELAY_S)
     comm.Abort(status)

@@ -1,0 +1,58 @@
+"""Two Ray nodes on this host, each with one worker's place, for all tests that need a cluster."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+QUICK_NODE_LOSS = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
+ENVIRONMENT = {
+    **QUICK_NODE_LOSS,
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(ROOT),  # where its workers import the tests' own modules from
+}
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator:
+    """A `ray.cluster_utils.Cluster` of two nodes; RAY_ADDRESS and what its clients need is in os.environ."""
+    if find_spec("ray") is None:
+        pytest.skip("ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        temporary = tempfile.mkdtemp(prefix="hq", dir="/tmp")  # short: socket names are limited to 107 bytes
+        cluster = Cluster(initialize_head=True, head_node_args={**NODE, "temp_dir": temporary})
+        try:
+            cluster.add_node(**NODE)
+            cluster.wait_for_nodes()
+            patch.setenv("RAY_ADDRESS", cluster.address)
+            yield cluster
+        finally:
+            cluster.shutdown()
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def set_num_nodes(cluster, count: int) -> None:
+    """Bring the cluster (back) to `count` nodes, the head among them."""
+    while len(cluster.worker_nodes) > count - 1:
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    while len(cluster.worker_nodes) < count - 1:
+        cluster.add_node(**NODE)
+    assert os.environ["RAY_ADDRESS"] == cluster.address
