@@ -125,7 +125,26 @@ def solution_values(plan: Plan, model: QuadraticModel, limit: float) -> dict:
 
 def frontier_values(points: list[dict]) -> dict:
     """What the frontier stage writes for solutions over a range of budgets."""
-    return {"format_version": 1, "cost": "weight_bits", "points": points, "uniform": points[0]["uniform"]}
+    kept = ("assignment", "objective", "bound", "gap", "termination", "seconds", "predicted_loss")
+    return {
+        "format_version": 1,
+        "cost": "weight_bits",
+        "unit": "bits",
+        "other_budgets": {},
+        "points": [
+            {
+                "limit": point["budgets"]["weight_bits"],
+                **{name: point[name] for name in kept},
+                "costs": {"weight_bits": point["costs"]["weight_bits"]},
+            }
+            for point in points
+        ],
+        "uniform": {
+            name: {"cost": uniform["costs"]["weight_bits"], "predicted_loss": uniform["predicted_loss"]}
+            for name, uniform in points[0]["uniform"].items()
+        },
+        "fingerprint": synthetic_plan().fingerprint,
+    }
 
 
 def evaluation_values(plan: Plan, model: QuadraticModel) -> dict:

@@ -3,7 +3,8 @@
 findings.py  reads the artefacts of a run directory
 tables.py    findings to plain tables, also written as CSV
 words.py     findings to sentences
-plots.py     findings to figures, written as SVG and PNG
+plots.py     findings to figures
+theme.py     figures to SVG and PNG, and to the page in light and dark
 html.py      tables, sentences and figures to the page, with report.html and report.css
 """
 
@@ -26,7 +27,8 @@ def write_report(run: RunDir) -> Path:
     findings = read_findings(run)
     try:
         from hpcmpq.report.html import page
-        from hpcmpq.report.plots import all_figures, save, to_svg
+        from hpcmpq.report.plots import all_figures
+        from hpcmpq.report.theme import save, to_svg
     except ModuleNotFoundError as error:
         raise UserError(
             f"the report needs {error.name}, which is not installed; run `pip install 'hpcmpq[report]'` and "

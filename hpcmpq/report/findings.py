@@ -86,6 +86,11 @@ class Findings:
         return next(iter(self.solution["budgets"]), "weight_bits")
 
     @property
+    def size_cost(self) -> str:
+        """The cost that losses are drawn over: the frontier's where there is one."""
+        return self.main_cost if self.frontier is None else str(self.frontier["cost"])
+
+    @property
     def increase(self) -> float:
         """Predicted loss increase over the original."""
         return float(self.solution["predicted_loss"]) - self.quadratic.loss0

@@ -1,60 +1,20 @@
-"""Findings as figures: files in print colours, and SVG for the page in the page's own colours.
-
-Figures are drawn with the light colours of `THEME`. On the page each of those is replaced by the CSS variable
-of that name, so that one drawing is readable in light and dark.
-"""
-
-import io
-import re
-from pathlib import Path
-from typing import Any
+"""Findings as figures."""
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from hpcmpq.report.findings import Findings, label, short_name
 from hpcmpq.report.tables import frontier_table, uniform_curve
+from hpcmpq.report.theme import STYLE, THEME
 from hpcmpq.report.words import Z95
-
-THEME = {
-    "ink": "#1c2430",
-    "muted": "#5a6575",
-    "line": "#d5dbe3",
-    "ours": "#0a5fc4",
-    "uniform": "#b3530b",
-    "more": "#c2352b",
-    "less": "#1b6fb5",
-}
-"""CSS variable: colour in the files."""
 
 MAX_NAMED = 40
 """Groups that still get a label each on the axes of the interaction map."""
-
-STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": THEME["ink"],
-    "axes.labelcolor": THEME["ink"],
-    "axes.edgecolor": THEME["line"],
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": THEME["line"],
-    "grid.linewidth": 0.7,
-    "xtick.color": THEME["muted"],
-    "ytick.color": THEME["muted"],
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "hpcmpq",
-}
 
 
 def all_figures(findings: Findings) -> dict[str, Figure]:
@@ -69,7 +29,7 @@ def all_figures(findings: Findings) -> dict[str, Figure]:
 def loss_against_size(findings: Findings) -> Figure:
     """Loss increase over cost: this assignment, the frontier and its bounds, and the uniform curve."""
     figure, axes = _figure(7.2, 3.9)
-    loss0, cost = findings.quadratic.loss0, findings.main_cost
+    loss0, cost = findings.quadratic.loss0, findings.size_cost
     uniform = [(x, y - loss0, name) for name, x, y in uniform_curve(findings) if y > loss0]
     axes.plot(*_columns(uniform), "o--", color=THEME["uniform"], markersize=5, label="uniform, predicted")
     for x, y, name in uniform:
@@ -162,6 +122,7 @@ def interactions(findings: Findings) -> Figure:
     axes.tick_params(length=0)
     scale = np.linspace(1, -1, 101)
     key = axes.inset_axes((1.04, 0.0, 0.035, 1.0))
+    key.set_facecolor("none")
     key.imshow(_tint(scale)[:, None], aspect="auto", extent=(0, 1, -top, top))
     key.set_xticks([])
     key.yaxis.tick_right()
@@ -169,39 +130,6 @@ def interactions(findings: Findings) -> Figure:
     key.set_ylabel(f"{findings.objective_short} beyond the sum of each alone")
     key.yaxis.set_label_position("right")
     return figure
-
-
-def to_svg(name: str, figure: Figure) -> str:
-    """An SVG element for the page: scalable, in CSS variables, with ids of its own, hidden from readers."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        FigureCanvasSVG(figure).print_svg(
-            buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(
-        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
-        r'<svg viewBox="\1" aria-hidden="true" focusable="false">',
-        text,
-    )
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text).replace("xlink:href", "href")
-    for variable, colour in THEME.items():
-        text = text.replace(colour, f"var(--{variable})")
-    return text
-
-
-def save(figure: Figure, path: Path, suffix: str) -> None:
-    """Write a figure as ``svg`` or ``png`` in print colours on white."""
-    with matplotlib.rc_context(STYLE):
-        if suffix == "svg":
-            FigureCanvasSVG(figure).print_figure(
-                path, format="svg", facecolor="white", metadata={"Date": None}
-            )
-        else:
-            FigureCanvasAgg(figure).print_figure(path, format="png", facecolor="white", dpi=200)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

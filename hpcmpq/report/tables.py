@@ -198,14 +198,14 @@ def timing_table(findings: Findings) -> Table:
 def frontier_table(findings: Findings) -> Table:
     """Predicted loss and proven bound over a range of budgets."""
     assert findings.frontier is not None
-    cost = findings.main_cost
+    cost = findings.size_cost
     rows = tuple(
         (
             float(point["costs"][cost]),
             point["predicted_loss"],
-            point.get("bound"),
-            point.get("gap"),
-            point.get("measured_loss"),
+            point["bound"],
+            point["gap"],
+            point["termination"].replace("_", " "),
         )
         for point in findings.frontier["points"]
     )
@@ -214,14 +214,14 @@ def frontier_table(findings: Findings) -> Table:
         Column("predicted_loss", f"Predicted {findings.objective_short}", "loss"),
         Column("bound", "Proven bound", "loss"),
         Column("gap", "Gap", "share"),
-        Column("measured_loss", f"Measured {findings.objective_short}", "loss"),
+        Column("termination", "Ended"),
     )
     return Table("frontier", "The best assignment found at each budget.", columns, tuple(sorted(rows)))
 
 
 def uniform_curve(findings: Findings) -> list[tuple[str, float, float]]:
     """(format, cost, predicted loss) of every uniform assignment, cheapest first."""
-    cost = findings.main_cost
+    cost = findings.size_cost
     points = [
         (name, float(uniform["costs"][cost]), float(uniform["predicted_loss"]))
         for name, uniform in findings.solution["uniform"].items()

@@ -75,7 +75,9 @@ def headline(findings: Findings) -> str:
     uniform_size = show_cost(cost, evaluation["uniform_costs"][cost])
     counted = "tokens" if "perplexity" in evaluation else "samples"
     comparison = f"{_compare(quantized - original, uniform - original)} uniform {name}"
-    if original != 0:
+    if all(chosen.name == name for chosen in findings.formats):
+        comparison = f"no mix of formats was found to be better than uniform {name}"
+    elif original != 0:
         comparison = f"its increase over the original is {comparison}"
     return (
         f"At {size}, the measured {metric} is {show(quantized, 'loss')} on {evaluation['num_tokens']:,} "
@@ -179,7 +181,7 @@ def cross_terms(findings: Findings) -> str:
 
 def closest_uniform(findings: Findings) -> str | None:
     """How the prediction compares with the uniform assignment of at least this size."""
-    reached = findings.solution["costs"][findings.main_cost]
+    reached = findings.solution["costs"][findings.size_cost]
     larger = [point for point in uniform_curve(findings) if point[1] >= reached * (1 - 1e-9)]
     if not larger:
         return None
