@@ -136,8 +136,8 @@ def _fail_too_few(
     if description.kind == "causal_lm":
         tokens = sum(value.numel() for key, value in pool.inputs.items() if key == "input_ids")
         length = pool.inputs["input_ids"].shape[1]
-        have = f"{tokens} tokens, {len(pool)} samples of {length}"
-        need = f"{needed * length} tokens, {needed} samples, are needed"
+        have = f"{tokens} tokens in {len(pool)} whole samples of {length}"
+        need = f"{needed * length} tokens in {needed} samples are needed"
         keys += " or calibration.sequence_length"
     repeated = f" ({dropped} with repeated content)" if dropped else ""
     raise UserError(

@@ -161,9 +161,7 @@ def _batch(value: Any, place: str) -> Batch:
 
 def _tensor(value: Any, place: str) -> Tensor:
     try:
-        tensor = (
-            value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(np.asarray(value)))
-        )
+        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value, order="C"))
     except TypeError:
         raise UserError(f"{place} holds {type(value).__name__} that is not a numeric array") from None
     if tensor.numel() == 0:

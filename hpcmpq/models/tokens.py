@@ -70,9 +70,9 @@ def _from_documents(
                 f"{sequence_length}; lower it or give more text"
             )
         return windows(tokens_L, sequence_length)
-    texts = (
-        source.texts if len(source.texts) > 1 else tuple(t for t in source.texts[0].splitlines() if t.strip())
-    )
+    texts = source.texts
+    if len(texts) == 1 and source.labels is None:
+        texts = tuple(line for line in texts[0].splitlines() if line.strip())
     return _labelled(_padded(texts, source.labels, tokenizer, sequence_length), description, shifted=True)
 
 

@@ -155,12 +155,12 @@ def test_include_and_exclude_are_wildcards_and_exclude_wins(tiny_model, tiny_inp
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"include": ("*.attention.*",)}, r"groups.include pattern '\*.attention.\*' matches no module; there are "
-         r"model.embed_tokens, model.layers.0.self_attn.q_proj"),
+        ({"include": ("*.attention.*",)}, r"groups.include pattern '\*.attention.\*' matches no module; "
+         r"there are model.embed_tokens, model.layers.0.self_attn.q_proj"),
         ({"exclude": ("model.layers.7.*",)}, r"groups.exclude pattern 'model.layers.7.\*' matches no module"),
         ({"exclude": ("*",)}, "groups leaves nothing to search; searchable modules are model.embed_tokens"),
-        ({"tie": (("query", "key"),)}, "groups.tie pattern 'query' matches no searched module; last name parts are "
-         "down_proj, gate_proj"),
+        ({"tie": (("query", "key"),)}, "groups.tie pattern 'query' matches no searched module; "
+         "last name parts are down_proj, gate_proj"),
         ({"tie": (("q_proj",), ("*_proj",))}, "groups.tie names model.layers.0.self_attn.q_proj in 2 rules"),
     ],
 )  # fmt: skip

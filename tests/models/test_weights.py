@@ -75,7 +75,9 @@ def test_swap_refuses_before_it_changes_anything(tiny_model):
         swapped(model, {"0.weight": good, "9.weight": good}),
     ):
         pass
-    with pytest.raises(ValueError, match=r"0.weight is \[4, 1, 3, 3\], got \[4, 1, 3, 1\]"):
-        with swapped(model, {"0.weight": good[..., :1]}):
-            pass
+    with (
+        pytest.raises(ValueError, match=r"0.weight is \[4, 1, 3, 3\], got \[4, 1, 3, 1\]"),
+        swapped(model, {"0.weight": good[..., :1]}),
+    ):
+        pass
     assert torch.equal(model[0].weight, old)
