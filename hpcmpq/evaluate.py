@@ -8,7 +8,7 @@ import numpy as np
 
 from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
-from hpcmpq.measure import Measured, measure_assignments
+from hpcmpq.measure import Comparison, Measured, metric_names
 from hpcmpq.models.calibration import load_splits
 from hpcmpq.models.load import load_model
 from hpcmpq.store import RunDir, read_json, read_plan, write_json
@@ -40,13 +40,13 @@ def evaluate(run: RunDir) -> dict[str, Any]:
     uniform_format = baseline_format(solution)
     uniform = dict.fromkeys(solution["assignment"], uniform_format)
     start = time.monotonic()
-    measured = measure_assignments(
+    comparison = Comparison(
         Variants(model, plan.space, config.quantizer),
         samples,
-        config.objective,
-        [{}, solution["assignment"], uniform],
+        metric_names(config.objective, samples.labelled),
         config.calibration.samples_per_pass,
     )
+    measured = comparison.measure([{}, solution["assignment"], uniform])
     values = {
         "format_version": 1,
         **summarise(dict(zip(MODELS, measured, strict=True))),

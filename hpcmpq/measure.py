@@ -1,19 +1,16 @@
 """Measured losses of whole assignments on given samples: for evaluate, refine and the benches."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hpcmpq.models.calibration import Samples
 from hpcmpq.models.load import forward
+from hpcmpq.models.samples import IGNORED, Samples
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.variants import Variants
-
-IGNORED = -100
-"""Target of a position that has no label."""
 
 Assignment = Mapping[str, str]
 
@@ -23,9 +20,9 @@ class Measured:
     """Per-sample results of one assignment.
 
     Attributes:
-        values: {metric: float64 [N]}, each the mean over a sample's tokens: `kl` and, with targets, `ce`; or `mse`.
-        correct_N: Labelled positions predicted right, int64 [N]; zero without targets.
-        labels_N: Labelled positions, or all positions without targets, int64 [N].
+        values: {metric: float64 [N]}, each the mean over a sample's tokens: `kl` and, with labels, `ce`; or `mse`.
+        correct_N: Labelled positions predicted right, int64 [N]; zero without labels.
+        labels_N: Labelled positions, or all positions without labels, int64 [N].
     """
 
     values: dict[str, np.ndarray]
@@ -33,43 +30,65 @@ class Measured:
     labels_N: np.ndarray
 
 
-def metric_names(objective: str, has_targets: bool) -> tuple[str, ...]:
+def metric_names(objective: str, labelled: bool) -> tuple[str, ...]:
     """Metrics that are measured for an objective."""
     if objective == "mse":
         return ("mse",)
-    return ("kl", "ce") if has_targets else ("kl",)
+    return ("kl", "ce") if labelled else ("kl",)
 
 
-@torch.no_grad()
-def measure_assignments(
-    variants: Variants,
-    samples: Samples,
-    objective: str,
-    assignments: Sequence[Assignment],
-    samples_per_pass: int,
-) -> list[Measured]:
-    """Measure assignments against the original on the same samples; an empty assignment is the original."""
-    parts: list[list[Measured]] = [[] for _ in assignments]
-    for start in range(0, len(samples), samples_per_pass):
-        batch = samples[start : start + samples_per_pass]
-        z0_NTV = forward(variants.model, batch.inputs)
-        for place, assignment in enumerate(assignments):
-            with variants.assigned(assignment):
-                z_NTV = forward(variants.model, batch.inputs)
-            parts[place].append(_compare(objective, z_NTV, z0_NTV, batch.targets))
-    return [_join(part) for part in parts]
+@dataclass
+class Comparison:
+    """Measures assignments against the original model on the same samples.
+
+    Attributes:
+        variants: The model and its quantized weights.
+        samples: On the model's device.
+        metrics: See `metric_names`.
+        samples_per_pass: Samples of one forward pass.
+        max_kept_bytes: The original's outputs are computed once if they fit, else every time.
+    """
+
+    variants: Variants
+    samples: Samples
+    metrics: tuple[str, ...]
+    samples_per_pass: int
+    max_kept_bytes: int = 2**30
+    _kept: list[Tensor] = field(default_factory=list)
+
+    @torch.no_grad()
+    def measure(self, assignments: Sequence[Assignment]) -> list[Measured]:
+        """Results of each assignment; an empty one is the original."""
+        parts: list[list[Measured]] = [[] for _ in assignments]
+        for start in range(0, len(self.samples), self.samples_per_pass):
+            batch = self.samples[start : start + self.samples_per_pass]
+            z0_NTV = self._original(start, batch)
+            for place, assignment in enumerate(assignments):
+                with self.variants.assigned(assignment):
+                    z_NTV = forward(self.variants.model, batch.inputs)
+                parts[place].append(_compare(self.metrics, z_NTV, z0_NTV, batch))
+        return [_join(part) for part in parts]
+
+    def _original(self, start: int, batch: Samples) -> Tensor:
+        place = start // self.samples_per_pass
+        if place < len(self._kept):
+            return self._kept[place]
+        z0_NTV = forward(self.variants.model, batch.inputs)
+        num_passes = -(-len(self.samples) // self.samples_per_pass)
+        if z0_NTV.nbytes * num_passes <= self.max_kept_bytes:
+            self._kept.append(z0_NTV)
+        return z0_NTV
 
 
-def _compare(objective: str, z_NTV: Tensor, z0_NTV: Tensor, targets_NT: Tensor | None) -> Measured:
-    names = metric_names(objective, targets_NT is not None)
-    values = {n: OBJECTIVES[n].value(z_NTV, z0_NTV, targets_NT).double().cpu().numpy() for n in names}
+def _compare(metrics: tuple[str, ...], z_NTV: Tensor, z0_NTV: Tensor, batch: Samples) -> Measured:
+    values = {n: OBJECTIVES[n].value(z_NTV, z0_NTV, batch.targets).double().cpu().numpy() for n in metrics}
     num_samples, num_tokens = z_NTV.shape[:2]
-    if targets_NT is None:
-        return Measured(
-            values, np.zeros(num_samples, np.int64), np.full(num_samples, num_tokens, dtype=np.int64)
-        )
-    labelled_NT = targets_NT != IGNORED
-    correct_NT = (z_NTV.argmax(-1) == targets_NT) & labelled_NT
+    if not batch.labelled or batch.targets is None:
+        all_N = np.full(num_samples, num_tokens, dtype=np.int64)
+        return Measured(values, np.zeros_like(all_N), all_N)
+    target_NT = batch.targets.reshape(num_samples, -1)
+    labelled_NT = target_NT != IGNORED
+    correct_NT = (z_NTV.argmax(-1) == target_NT) & labelled_NT
     return Measured(values, correct_NT.sum(1).cpu().numpy(), labelled_NT.sum(1).cpu().numpy())
 
 

@@ -12,8 +12,9 @@ from hpcmpq.config import parse_config
 from hpcmpq.descent import TrueLoss, descend
 from hpcmpq.errors import UserError
 from hpcmpq.link import fit_link
-from hpcmpq.measure import measure_assignments
-from hpcmpq.models.calibration import Samples, load_splits
+from hpcmpq.measure import Comparison
+from hpcmpq.models.calibration import load_splits
+from hpcmpq.models.samples import Samples
 from hpcmpq.models.load import load_model
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solve import assignment_values, make_problem, settings_of, uniform_choices
@@ -48,15 +49,15 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
     variants = Variants(model, plan.space, config.quantizer)
     device = next(model.parameters()).device
 
-    def measure(samples: Samples, assignments: list[dict[str, str]]) -> list[np.ndarray]:
-        per_pass = config.calibration.samples_per_pass
-        measured = measure_assignments(
-            variants, samples.to(device), config.objective, assignments, per_pass
+    def losses_on(samples: Samples) -> Callable[[list[dict[str, str]]], list[np.ndarray]]:
+        comparison = Comparison(
+            variants, samples.to(device), (config.objective,), config.calibration.samples_per_pass
         )
-        return [part.values[config.objective] for part in measured]
+        return lambda assignments: [m.values[config.objective] for m in comparison.measure(assignments)]
 
+    on_calibration, on_held_out = losses_on(splits.calibration), losses_on(splits.held_out)
     true_loss = TrueLoss(
-        lambda choice_G: measure(splits.calibration, [plan.space.assignment(choice_G)])[0],
+        lambda choice_G: on_calibration([plan.space.assignment(choice_G)])[0],
         config.refine.max_evaluations or EVALUATIONS_PER_GROUP * len(plan.space.groups),
         on_evaluation,
     )
@@ -66,8 +67,8 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
         problem, start_G, uniforms[-1:], true_loss, make_solver(settings.name), settings.seed
     )
     points = link_choices(plan.space, quadratic, choice_G, config.refine.link_points, settings.seed)
-    loss0_N, measured_N, *point_losses = measure(
-        splits.held_out, [{}, *(plan.space.assignment(c) for c in (choice_G, *points))]
+    loss0_N, measured_N, *point_losses = on_held_out(
+        [{}, *(plan.space.assignment(c) for c in (choice_G, *points))]
     )
     predicted_n = np.array([quadratic.predicted_loss(c) - quadratic.loss0 for c in points])
     measured_n = np.array([loss_N.mean() - loss0_N.mean() for loss_N in point_losses])
