@@ -23,6 +23,7 @@ from hpcmpq.probes import num_probes
 from hpcmpq.sensitivity import EAGER_ATTENTION, Contribution, Subject, find_method
 from hpcmpq.store import RunDir, Shard, pending, read_plan, write_shard
 from hpcmpq.variants import Variants
+from hpcmpq.whole_files import remove_abandoned
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def calibrate(
         IncompleteCalibration: If a unit failed for good; all others are on disk.
     """
     plan = read_plan(run)
+    remove_abandoned(run.shards_path)
     units, damaged = pending(plan, run)
     units = starting_from(units, plan.units, *part)
     for sentence in damaged:

@@ -9,11 +9,12 @@
 Every file is written beside its final name, fsynced and renamed, so a reader never sees half a file, no lock
 is needed, and two writers of the same unit are waste, not corruption.
 
-HDF5 schema (format_version 1). Every file carries the attribute `digest`, BLAKE2b over names, types, shapes and
-bytes of everything else in it; every dataset carries a Fletcher-32 checksum.
+HDF5 schema (format_version 1). Every file carries the attribute `digest`, BLAKE2b over names, types, shapes
+and bytes of everything else in it; every dataset carries a Fletcher-32 checksum.
 
-    shard      attributes kind, unit_id, fingerprint, num_samples, num_batches; datasets as named by the method
-    quadratic  datasets linear [P], quadratic [P,P], stderr_linear [P], stderr_quadratic [P,P], diagonal [P],
+    shard      attributes kind, unit_id, fingerprint, num_samples, num_batches; datasets as named by the
+    method quadratic  datasets linear [P], quadratic [P,P], stderr_linear [P], stderr_quadratic [P,P],
+    diagonal [P],
                batches/linear [B,P], batches/quadratic [B,P,P], options/group [P], options/format [P];
                attributes objective, method, loss0, num_samples, fingerprint
 """
@@ -21,9 +22,7 @@ bytes of everything else in it; every dataset carries a Fletcher-32 checksum.
 import hashlib
 import json
 import os
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ import numpy as np
 from hpcmpq.errors import CorruptShard, UserError
 from hpcmpq.plan import Plan, WorkUnit, plan_from_json
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.whole_files import replacing
 
 FORMAT_VERSION = 1
 Scalar = str | int | float
@@ -116,33 +116,6 @@ class Shard:
     num_samples: int
     num_batches: int
     arrays: dict[str, np.ndarray]
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place, durably, when the block ends without error.
-
-    Raises:
-        UserError: If the directory cannot be written, with the reason.
-    """
-    attempt = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield attempt
-        descriptor = os.open(attempt, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(attempt, path)
-        _fsync_directory(path.parent)
-    except OSError as error:
-        reason = error.strerror or str(error).split("\n")[0]
-        raise UserError(
-            f"cannot write {path}: {reason}; make room or permission there and run the same command again"
-        ) from error
-    finally:
-        attempt.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -274,8 +247,17 @@ def read_quadratic(path: Path) -> QuadraticModel:
 
 
 def _write_h5(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Scalar]) -> None:
-    attributes = {**attributes, "format_version": FORMAT_VERSION}
-    with replacing(path) as attempt, h5py.File(attempt, "w", libver="latest") as file:
+    with replacing(path) as attempt:
+        attempt.write_bytes(_h5_image(arrays, {**attributes, "format_version": FORMAT_VERSION}))
+
+
+def _h5_image(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Scalar]) -> bytes:
+    """An HDF5 file in memory: written in one piece, which parallel file systems like better than many small
+    ones.
+
+    On a full disk, HDF5 itself would fail to close its file and hold on to the space that it took.
+    """
+    with h5py.File("image", "w", driver="core", backing_store=False, libver="latest") as file:
         for name, array in arrays.items():
             if array.dtype == object:
                 file.create_dataset(name, data=array, dtype=h5py.string_dtype())
@@ -285,6 +267,8 @@ def _write_h5(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[
         for name, value in attributes.items():
             file.attrs[name] = value
         file.attrs["digest"] = _digest(arrays, attributes)
+        file.flush()
+        return file.id.get_file_image()
 
 
 def _read_h5(path: Path, made_by: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -306,8 +290,8 @@ def _read_h5(path: Path, made_by: str) -> tuple[dict[str, np.ndarray], dict[str,
     digest = attributes.pop("digest", None)
     if attributes.get("format_version") != FORMAT_VERSION:
         raise CorruptShard(
-            f"{path} has format_version {attributes.get('format_version')}, this version reads {FORMAT_VERSION}; "
-            f"run `{made_by}` again to recompute it"
+            f"{path} has format_version {attributes.get('format_version')}, this version reads "
+            f"{FORMAT_VERSION}; run `{made_by}` again to recompute it"
         )
     if digest != _digest(arrays, attributes):
         raise CorruptShard(f"{path} is damaged (checksum differs); run `{made_by}` again to recompute it")
@@ -330,11 +314,3 @@ def _digest(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Scalar]) 
     for name in sorted(attributes):
         state.update(f"{name}={attributes[name]!r};".encode())
     return state.hexdigest()
-
-
-def _fsync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,83 @@
+"""Files that appear whole or not at all, and removing what killed processes left of theirs.
+
+A file is written under a temporary name beside its own, fsynced and renamed. The temporary name says who
+writes, `.NAME.<boot>-<pid namespace>-<pid>.<random>.partial`, so that others on the same machine can tell
+whether the writer still lives, without a lock.
+"""
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hpcmpq.errors import UserError
+
+ABANDONED_S = 3600.0
+"""A temporary file of another machine that nobody has written to for so long is taken for abandoned."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place, durably, when the block ends without error.
+
+    Raises:
+        UserError: If the directory cannot be written, with the reason.
+    """
+    attempt = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield attempt
+        _fsync(attempt)
+        os.replace(attempt, path)
+        _fsync(path.parent)
+    except OSError as error:
+        reason = error.strerror or str(error).split("\n")[0]
+        raise UserError(
+            f"cannot write {path}: {reason}; make room or permission there and run the same command again"
+        ) from error
+    finally:
+        with suppress(OSError):  # renamed, or never there
+            attempt.unlink()
+
+
+def remove_abandoned(directory: Path) -> int:
+    """Remove temporary files whose writers are dead or silent; return how many.
+
+    Writers of this machine and process namespace are looked up; for those of other machines, which may share
+    a run directory, only the age of the file tells.
+    """
+    num_removed = 0
+    for path in directory.glob(".*.partial"):
+        machine, _, pid = path.name.split(".")[-3].rpartition("-")
+        with suppress(OSError):  # its writer has just renamed or removed it
+            silent_s = time.time() - path.stat().st_mtime
+            if silent_s > ABANDONED_S or (machine == _machine() and not _lives(int(pid))):
+                path.unlink()
+                num_removed += 1
+    return num_removed
+
+
+def _machine() -> str:
+    """Changes with every boot, and differs between containers that number their processes apart."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    return f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}"
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

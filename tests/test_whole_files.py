@@ -1,0 +1,79 @@
+"""Files appear whole, and what killed writers left goes away without touching what live ones write."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpcmpq.errors import UserError
+from hpcmpq.whole_files import ABANDONED_S, remove_abandoned, replacing
+
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+from hpcmpq.whole_files import replacing
+with replacing(Path(sys.argv[1])) as attempt:
+    attempt.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def partials(path: Path) -> list[Path]:
+    return list(path.glob(".*.partial"))
+
+
+def kill_writer(path: Path) -> None:
+    root = Path(__file__).resolve().parents[1]
+    subprocess.run([sys.executable, "-c", KILLED_WRITER, str(path)], cwd=root, check=False)
+
+
+def test_file_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with replacing(path) as attempt:
+        attempt.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and not partials(tmp_path)
+
+
+def test_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ArithmeticError), replacing(path) as attempt:
+        attempt.write_text("half")
+        raise ArithmeticError
+    assert path.read_text() == "old" and not partials(tmp_path)
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    kill_writer(tmp_path / "file")
+    assert len(partials(tmp_path)) == 1 and not (tmp_path / "file").exists()
+    assert remove_abandoned(tmp_path) == 1
+    assert not partials(tmp_path)
+
+
+def test_what_a_live_writer_writes_stays(tmp_path):
+    with replacing(tmp_path / "file") as attempt:
+        attempt.write_text("half")
+        assert remove_abandoned(tmp_path) == 0
+    assert (tmp_path / "file").exists()
+
+
+def test_of_another_machine_only_old_files_are_removed(tmp_path):
+    kill_writer(tmp_path / "file")
+    (mine,) = partials(tmp_path)
+    *start, _, random, end = mine.name.split(".")
+    theirs = mine.rename(tmp_path / ".".join([*start, f"feedbeef-1-{os.getpid()}", random, end]))
+    assert remove_abandoned(tmp_path) == 0
+    old_s = theirs.stat().st_mtime - ABANDONED_S - 1
+    os.utime(theirs, (old_s, old_s))
+    assert remove_abandoned(tmp_path) == 1
+
+
+def test_directory_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    refused = pytest.raises(UserError, match=r"cannot write .*file/inside: .*; make room or permission")
+    with refused, replacing(tmp_path / "file" / "inside") as attempt:
+        attempt.write_text("")
