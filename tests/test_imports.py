@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: list[tuple[str, ...]] = [
     # The types: numpy at most.
     ("errors",),
-    ("formats",),
+    ("formats", "whole_files"),
     ("space", "config"),
     ("plan", "quadratic", "problem"),
     ("costs",),
