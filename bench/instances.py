@@ -18,7 +18,7 @@ COHERENCE = {"weak": 0.05, "medium": 0.15, "strong": 0.30}
 
 @dataclass(frozen=True)
 class Shape:
-    """What `make_instance` needs: groups, options (bit widths from 2 up), coherence, curvature, bits, seed."""
+    """What `make_instance` needs; options are bit widths from 2 up."""
 
     groups: int
     options: int = 7

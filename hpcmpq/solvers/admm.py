@@ -14,7 +14,6 @@ splitting method for a strengthened DNN relaxation for QAP" (INFORMS J. Computin
 Axis letters: N lifted coordinates, n subspace, X padded options.
 """
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,8 +112,8 @@ def iterate(
 def balance(ratio: float, steps: int) -> float:
     """Factor for β from the ratio of the relative primal and dual changes.
 
-    On realistic instances the fastest constant β showed ratios of 5, 4 and 3 after 10, 20 and 30 steps, 2 after
-    50 and 1.5 from then on, and the ratio falls as 1/β.
+    On realistic instances the fastest constant β showed ratios of 5, 4 and 3 after 10, 20 and 30 steps, 2
+    after 50 and 1.5 from then on, and the ratio falls as 1/β.
     """
     if steps <= 30:
         return float(np.clip(ratio / {10: 5.0, 20: 4.0, 30: 3.0}.get(steps, 3.5), 0.2, 5.0))
@@ -140,5 +139,5 @@ def certified(relaxation: Relaxation, z_NN: np.ndarray, allowed_XX: np.ndarray) 
 
 
 def full_scale(lift: Lift) -> np.ndarray:
-    """d for every lifted coordinate, [N]."""
+    """D for every lifted coordinate, [N]."""
     return np.concatenate([[1.0], lift.scale_X, np.ones(lift.num_budgets)])

@@ -69,7 +69,7 @@ def prepare(problem: Problem, started: float) -> Compact | Solution:
     """The compact problem, or the answer where presolve settles it."""
     compact = presolve(problem)
     if isinstance(compact, str):
-        return infeasible(compact, started)
+        return infeasible(compact or explain(problem, 10.0), started)
     if compact.num_groups == 0:
         return fixed(problem, compact, started)
     return compact

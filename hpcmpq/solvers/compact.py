@@ -25,7 +25,7 @@ class Compact:
     Attributes:
         linear_P: c, float64 [P].
         quad_PP: H, symmetric float64 [P, P], zero inside groups.
-        offset_H: First option of each group and P at the end, int64 [G + 1]; every group has two or more options.
+        offset_H: First option of each group and P at the end, int64 [G + 1].
         cost_KP: Costs of single options, finite float64 [K, P], each budget divided by its range.
         limit_K: Limits in the same units, with the feasibility tolerance of `Problem` included.
         tables: Joint costs.

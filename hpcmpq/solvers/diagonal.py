@@ -7,7 +7,7 @@ import numpy as np
 
 from hpcmpq.errors import UserError
 from hpcmpq.problem import Problem, Solution
-from hpcmpq.solvers.answer import find_feasible, infeasible, prepare, solution, explain
+from hpcmpq.solvers.answer import explain, infeasible, prepare, solution
 from hpcmpq.solvers.bounds import full_bound
 from hpcmpq.solvers.integer import solve_linear
 

@@ -36,7 +36,7 @@ class ExhaustiveSolver:
         total = float(np.prod(size_G.astype(float)))
         if total > self.max_assignments:
             raise UserError(
-                f"{total:.3g} assignments are too many to enumerate (at most {self.max_assignments}); use 'quadratic'"
+                f"{total:.3g} assignments are too many to enumerate (limit {self.max_assignments}); use 'quadratic'"
             )
         best, choice_G = np.inf, None
         offset_G = problem.offset_G

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hpcmpq.problem import Budget, Cost, Problem
+from hpcmpq.problem import Budget, Problem
 from hpcmpq.solvers.compact import Compact, Table
 
 COST_STEPS = 2.0**40
@@ -147,7 +147,7 @@ def _table_literals(model, literals: list, compact: Compact, table: Table) -> tu
 
 
 def _product_literals(model, literals: list, p_E: np.ndarray, q_E: np.ndarray, value_E: np.ndarray) -> list:
-    """z = x_p x_q for every product, linearised on the side that its sign pulls against."""
+    """Z = x_p x_q for every product, linearised on the side that its sign pulls against."""
     variables = []
     for p, q, value in zip(p_E.tolist(), q_E.tolist(), value_E.tolist(), strict=True):
         product = model.new_bool_var("")

@@ -57,11 +57,11 @@ class Lift:
 
     @property
     def dimension(self) -> int:
-        """n."""
+        """N."""
         return 1 + len(self.columns)
 
     def _times_basis(self, a_RN: np.ndarray) -> np.ndarray:
-        """a [V; S], [R, n]."""
+        """A [V; S], [R, n]."""
         rows, inner = len(a_RN), a_RN[:, 1 : 1 + self.padded]
         out_Rn = np.empty((rows, self.dimension), dtype=a_RN.dtype)
         out_Rn[:, 0] = a_RN[:, : 1 + self.padded] @ self.centre_X.astype(a_RN.dtype)

@@ -116,7 +116,6 @@ def exclude(node: Node, cutoff: float) -> int:
     slack = cutoff - bound.value
     rise_P = minimum.rise_X[columns]
     options_P = (rise_P <= slack) & np.diagonal(node.allowed_PP)
-    width = lift.width
     group_P = node.compact.group_P
     row_PG = 2.0 * minimum.row_XG[columns]
     row_PP = rise_P[:, None] - row_PG[:, group_P]
@@ -182,7 +181,7 @@ def shrink(node: Node, keep_P: np.ndarray) -> Node | Compact | None:
     new = child.relaxation.lift
     if new.num_budgets != old.num_budgets:
         return child
-    # v_old = B v_new: fixed options are d times the constant, the others themselves; slacks change their unit.
+    # v_old = B v_new: fixed options are d times the constant, the others themselves;
     from_old = np.concatenate([[0], 1 + old.column_P[free_P], np.arange(1 + old.padded, old.size)])
     to_new = np.concatenate([[0], 1 + new.column_P, np.arange(1 + new.padded, new.size)])
     z_NN = np.zeros((new.size, new.size), dtype=child.projector.dtype)

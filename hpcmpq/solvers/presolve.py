@@ -18,7 +18,7 @@ def feasibility_limit(limit: float) -> float:
 
 
 def presolve(problem: Problem) -> Compact | str:
-    """The compact form, or one sentence that says why no assignment exists.
+    """The compact form, or one sentence that says why no assignment exists (empty: not known which budget).
 
     Ties become one group whose inner cross terms are linear; options that are forbidden, infinitely
     expensive or too expensive beside everybody else's cheapest are removed; groups with one option left
@@ -44,7 +44,7 @@ def validate(problem: Problem) -> None:
     num_options = len(problem.linear_P)
     if num_options == 0 or problem.group_P.shape != (num_options,):
         raise ValueError(
-            f"group_P has shape {problem.group_P.shape}, linear_P has {num_options} options; need as many, at least 1"
+            f"group_P has shape {problem.group_P.shape}, linear_P {num_options} options; need as many"
         )
     steps = np.diff(problem.group_P)
     if problem.group_P[0] != 0 or ((steps != 0) & (steps != 1)).any():
@@ -77,7 +77,7 @@ def validate(problem: Problem) -> None:
             shape = tuple(int(size_G[g]) for g in term.groups)
             if len(set(term.groups)) != len(term.groups) or term.table.shape != shape:
                 raise ValueError(
-                    f"a table of {name} over groups {term.groups} has shape {term.table.shape}, must be {shape}"
+                    f"a table of {name} over groups {term.groups} has shape {term.table.shape}, not {shape}"
                 )
 
 
@@ -102,7 +102,7 @@ def merge_ties(problem: Problem) -> Compact | str:
         empty = int(np.flatnonzero(~allowed_SK.any(axis=1))[0])
         members = [_group_name(problem, g) for g in np.flatnonzero(super_G == empty)]
         together = " (tied)" if len(members) > 1 else ""
-        return f"no option is allowed for group {', '.join(members)}{together}; every one is forbidden or costs inf"
+        return f"no option is allowed for group {', '.join(members)}{together}; all are forbidden or cost inf"
     kept_P = allowed_SK[super_G[problem.group_P], position_P]
     new_SK = np.cumsum(allowed_SK.ravel()).reshape(allowed_SK.shape) - 1
     order = np.flatnonzero(kept_P)
@@ -144,7 +144,7 @@ def _tie_roots(problem: Problem) -> np.ndarray:
 def _merged_objective(
     problem: Problem, order: np.ndarray, starts: np.ndarray, offset_H: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """c and H of the merged options: EᵀHE with the terms inside a merged option moved into c."""
+    """C and H of the merged options: EᵀHE with the terms inside a merged option moved into c."""
     quad_PP, linear_P = problem.quad_PP, np.asarray(problem.linear_P, dtype=np.float64)
     if len(order) != len(linear_P) or (order != np.arange(len(order))).any():
         quad_PP, linear_P = quad_PP[np.ix_(order, order)], linear_P[order]
@@ -189,7 +189,7 @@ def _shrink(compact: Compact, problem: Problem, names: list[str]) -> Compact | s
     while True:
         smaller = restrict(compact, keep_P)
         if smaller is None:
-            return "every combination of some groups is forbidden by an infinite cost"
+            return ""  # budgets or infinite joint costs exclude one another; `answer.explain` finds which
         compact = smaller
         least_KP, least_K = cheapest_completion(compact)
         over_K = least_K - compact.limit_K
@@ -249,7 +249,7 @@ def _drop_slack_budgets(compact: Compact) -> Compact:
 
 
 def _normalise(compact: Compact) -> Compact:
-    """Objective divided by its size, every budget shifted to least cost 0 per group and divided by its range."""
+    """Objective divided by its size; budgets shifted to least cost 0 per group, divided by their range."""
     if compact.num_groups == 0:
         return compact
     starts = compact.offset_H[:-1]

@@ -24,7 +24,7 @@ class Relaxation:
     Attributes:
         lift: Layout.
         objective_NN: C, with ½ H between groups and c on the diagonal.
-        allowed_XX: Pairs of options that may be chosen together; the diagonal says which options exist, bool [X, X].
+        allowed_XX: Pairs that may be chosen together, on the diagonal existing options, bool [X, X].
         slack_limit_KX: Largest (scaled) slack beside every option, [K, X].
         slack_limit_K: Largest slack.
     """
@@ -170,7 +170,7 @@ class Projector:
         out_XX = np.zeros_like(w_XX)
         out_XX.ravel()[self.upper] = blocks
         out_XX.ravel()[self.lower] = blocks
-        # A group's distribution appears three times: on the diagonal, in the first row and in the first column.
+        # A group's distribution appears three times: on the diagonal, in the first row and column.
         own_X = self.scale_X**2 * np.diagonal(w_XX) + 2.0 * self.scale_X * w_NN[0, inner]
         own_kG = own_X.reshape(lift.num_groups, width).T + self.own_penalty
         own_X = simplex(own_kG, self.own_weight_kG).T.ravel()
@@ -189,10 +189,10 @@ class Projector:
 
 
 def simplex(linear_EB: np.ndarray, weight_EB: np.ndarray) -> np.ndarray:
-    """The columns v ≥ 0, Σ v = 1 that minimise Σ ½ weight v² − linear v; entries with linear −inf stay zero.
+    """The columns v ≥ 0, Σ v = 1 that minimise Σ ½ weight v² − linear v; linear −inf gives 0.
 
-    v = max(linear − t, 0) / weight with a threshold t per column, found by Newton's method from the left, where
-    Σ v is convex and decreasing in t: it ends at the exact threshold after finitely many steps.
+    v = max(linear − t, 0) / weight with a threshold t per column, found by Newton's method from the left,
+    where Σ v is convex and decreasing in t: it ends at the exact threshold after finitely many steps.
     """
     inverse_EB = 1.0 / weight_EB
     finite_EB = np.where(np.isfinite(linear_EB), linear_EB, 0.0) * inverse_EB
@@ -213,9 +213,9 @@ class Minimum:
 
     Attributes:
         value: The minimum; +inf when a group or pair of groups has nothing left to choose.
-        rise_X: Rise of the minimum when an option is forced, ≥ 0, [X]; inf for absent ones.
+        rise_X: Rise of the minimum when an option is forced, ≥ 0, [X]; inf if absent.
         row_XG: Excess of an option's least entry with every group over the block's minimum, once, [X, G].
-        pair_XX: Excess of every pair's entry over its block's minimum, twice (both mirror blocks), ≥ 0, [X, X].
+        pair_XX: Excess of every pair's entry over its block's minimum, counted twice, ≥ 0, [X, X].
         own_X: Excess of every option's own term over its group's minimum, ≥ 0, [X].
     """
 
@@ -227,7 +227,7 @@ class Minimum:
 
 
 def minimise(relaxation: Relaxation, m_NN: np.ndarray, allowed_XX: np.ndarray) -> Minimum:
-    """min ⟨m, Y⟩ over the polyhedral set with the pairs `allowed_XX`; m is symmetric, float64."""
+    """Min ⟨m, Y⟩ over the polyhedral set with the pairs `allowed_XX`; m is symmetric, float64."""
     lift = relaxation.lift
     num_groups, width, padded = lift.num_groups, lift.width, lift.padded
     inner, slack = slice(1, 1 + padded), slice(1 + padded, None)

@@ -7,8 +7,6 @@ d_q + H[p,q] − H[p0,q] − H[p,q0] + H[p0,q0]. Both are exact because H is zer
 Axis letters: P options, G groups, K budgets, L first legs of a pair.
 """
 
-import time
-
 import numpy as np
 
 from hpcmpq.solvers.compact import Compact
@@ -81,7 +79,7 @@ FORBIDDEN = 1e6
 """Stands for an infinite cost in marginals; finite costs are at most about 1 after presolve."""
 
 
-def repair(state: State, price_K: np.ndarray, max_flips: int) -> bool:
+def repair(state: State, max_flips: int) -> bool:
     """Flip towards feasibility, cheapest rise of the objective per violation removed first."""
     for _ in range(max_flips):
         over_K = np.maximum(-state.slack_K, 0.0)

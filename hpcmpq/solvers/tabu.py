@@ -57,7 +57,7 @@ def search(
     best: tuple[np.ndarray, float] | None = None
     for start_G in start_choices(compact, hint_G, deadline):
         state = State(compact, start_G)
-        if not repair(state, np.zeros(0), 4 * compact.num_groups):
+        if not repair(state, 4 * compact.num_groups):
             continue
         if best is None or state.objective < best[1]:
             best = state.choice_G.copy(), compact.objective(state.choice_G)
@@ -84,9 +84,9 @@ def _perturb(state: State, rng: np.random.Generator) -> None:
     count = int(rng.integers(2, 3 + max(2, compact.num_groups // 10)))
     for group in rng.permutation(compact.num_groups)[:count]:
         state.flip(int(rng.integers(compact.offset_H[group], compact.offset_H[group + 1])))
-    if not repair(state, np.zeros(0), 4 * compact.num_groups):
+    if not repair(state, 4 * compact.num_groups):
         state.reset(cheapest(compact, compact.cost_KP.sum(axis=0)))
-        repair(state, np.zeros(0), 4 * compact.num_groups)
+        repair(state, 4 * compact.num_groups)
 
 
 def _walk(
@@ -127,7 +127,7 @@ def _walk(
 def _best_move(
     state: State, tabu_P: np.ndarray, price_K: np.ndarray, first_legs: int, aspiration: float
 ) -> tuple[int, ...] | None:
-    """The feasible flip or pair of flips of least objective change that is not tabu, or beats `aspiration`."""
+    """The best feasible flip or pair of flips that is not tabu, or beats `aspiration`."""
     compact, group_P, choice_G = state.compact, state.group_P, state.choice_G
     delta_P, cost_KP = state.deltas()
     blocked_P = tabu_P.copy()

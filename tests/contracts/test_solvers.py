@@ -1,0 +1,198 @@
+"""What every solver in the table must do, on random small problems against enumeration.
+
+Axis letters: P options, G groups.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hpcmpq.errors import UserError
+from hpcmpq.problem import Budget, Cost, CostTerm, Problem, Solution, Termination
+from hpcmpq.solvers import SOLVERS, make_solver
+from hpcmpq.solvers.diagonal import DiagonalSolver
+from hpcmpq.solvers.exhaustive import ExhaustiveSolver
+from hpcmpq.solvers.greedy import GreedySolver
+from hpcmpq.solvers.linear import LinearSolver
+
+EXACT = ("quadratic", "linear", "exhaustive")
+"""Solvers that prove optima of the full model, given time."""
+
+ALWAYS = {
+    "greedy": GreedySolver(drop_cross_terms=True),
+    "diagonal": DiagonalSolver(drop_cross_terms=True),
+}
+"""Solvers that must be told to drop cross terms."""
+
+
+def solver_of(name: str):
+    return ALWAYS.get(name) or make_solver(name)
+
+
+def random_problem(seed: int) -> Problem:
+    """A small problem with a random mix of every kind of constraint; some are infeasible."""
+    rng = np.random.default_rng(seed)
+    num_groups = int(rng.integers(1, 6))
+    size_G = rng.integers(1, 5, num_groups)
+    group_P = np.repeat(np.arange(num_groups), size_G)
+    num_options = len(group_P)
+    half_PP = rng.standard_normal((num_options, num_options))
+    if rng.random() < 0.3:
+        half_PP = half_PP @ half_PP.T  # positive semidefinite before the blocks are cleared
+    quad_PP = (half_PP + half_PP.T) * rng.choice([0.0, 0.3, 1.0])
+    quad_PP[group_P[:, None] == group_P[None, :]] = 0.0
+    linear_P = rng.standard_normal(num_options) * rng.choice([0.0, 1.0, 3.0])
+    scale = 10.0 ** rng.integers(-12, 7)
+    budgets = tuple(random_budget(rng, k, size_G) for k in range(int(rng.integers(0, 4))))
+    allowed_P = None if rng.random() < 0.6 else rng.random(num_options) < 0.9
+    ties: tuple[tuple[int, ...], ...] = ()
+    if num_groups >= 2 and rng.random() < 0.4:
+        ties = (tuple(rng.permutation(num_groups)[: int(rng.integers(2, 4))].tolist()),)
+    constant = float(rng.choice([0.0, 1.5]) * scale)
+    return Problem(linear_P * scale, quad_PP * scale, group_P, budgets, allowed_P, ties, constant)
+
+
+def random_budget(rng: np.random.Generator, number: int, size_G: np.ndarray) -> Budget:
+    num_options, num_groups = int(size_G.sum()), len(size_G)
+    integral = rng.random() < 0.5
+    cost_P = (
+        rng.integers(0, 5, num_options).astype(float)
+        if integral
+        else np.abs(rng.standard_normal(num_options))
+    )
+    limit = float(cost_P.mean() * num_groups * rng.choice([0.6, 0.9, 1.2]))
+    terms = []
+    if num_groups >= 2 and rng.random() < 0.4:
+        groups = tuple(rng.permutation(num_groups)[: int(rng.integers(2, 4))].tolist())
+        table = rng.random([int(size_G[g]) for g in groups])
+        limit += float(table.mean())
+        table[rng.random(table.shape) < 0.15] = np.inf
+        terms.append(CostTerm(groups, table))
+    if rng.random() < 0.2:
+        cost_P[rng.integers(num_options)] = np.inf
+    return Budget(Cost(f"cost{number}", "units", cost_P, tuple(terms), float(rng.choice([0.0, 0.1]))), limit)
+
+
+def check(problem: Problem, answer: Solution, oracle: Solution, exact: bool) -> None:
+    """What any answer must satisfy, given the enumerated one."""
+    if oracle.choice_G is None:
+        assert answer.termination is Termination.INFEASIBLE
+        assert answer.choice_G is None and answer.detail
+        return
+    size = float(np.abs(problem.linear_P).max() + np.abs(problem.quad_PP).max())
+    tolerance = 1e-9 * max(abs(oracle.objective), size)
+    assert answer.choice_G is not None, answer
+    assert problem.is_feasible(answer.choice_G)
+    assert answer.objective == problem.objective(answer.choice_G)
+    assert answer.bound is not None
+    assert answer.bound <= oracle.objective + tolerance
+    assert answer.objective >= oracle.objective - tolerance
+    for budget in problem.budgets:
+        value = budget.cost.value(answer.choice_G, problem.offset_G)
+        assert answer.costs[budget.cost.name] == pytest.approx(value)
+    if exact:
+        assert answer.termination is Termination.OPTIMAL
+        assert answer.objective <= oracle.objective + 1e-6 * abs(oracle.objective) + tolerance
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_quadratic_equals_enumeration(seed: int) -> None:
+    problem = random_problem(seed)
+    oracle = ExhaustiveSolver().solve(problem, time_limit_s=60, seed=0)
+    check(problem, make_solver("quadratic").solve(problem, time_limit_s=20, seed=seed), oracle, exact=True)
+
+
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name != "quadratic"])
+@pytest.mark.parametrize("seed", range(1000, 1025))
+def test_other_solvers_against_enumeration(name: str, seed: int) -> None:
+    problem = random_problem(seed)
+    oracle = ExhaustiveSolver().solve(problem, time_limit_s=60, seed=0)
+    answer = solver_of(name).solve(problem, time_limit_s=20, seed=seed)
+    # Linearised products lose digits to the integer scaling of CP-SAT, so optimality is asked of `quadratic` only.
+    check(problem, answer, oracle, exact=name == "exhaustive")
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("seed", range(2000, 2012))
+def test_separable_problems_are_solved_exactly(name: str, seed: int) -> None:
+    problem = random_problem(seed)
+    problem = replace(problem, quad_PP=np.zeros_like(problem.quad_PP), ties=())
+    oracle = ExhaustiveSolver().solve(problem, time_limit_s=60, seed=0)
+    check(problem, make_solver(name).solve(problem, time_limit_s=20, seed=0), oracle, exact=name != "greedy")
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_known_optimum(name: str) -> None:
+    # Two groups, options (a, b) and (c, d); c = (4, 1, 3, 0), H[b, d] = 10, costs (0, 1, 0, 1) ≤ 2.
+    # ac 7, ad 4, bc 4, bd 11; without cross terms bd 1.
+    quad_PP = np.zeros((4, 4))
+    quad_PP[1, 3] = quad_PP[3, 1] = 10.0
+    cost = Cost("size", "bytes", np.array([0.0, 1.0, 0.0, 1.0]))
+    problem = Problem(np.array([4.0, 1.0, 3.0, 0.0]), quad_PP, np.array([0, 0, 1, 1]), (Budget(cost, 2.0),))
+    answer = solver_of(name).solve(problem, time_limit_s=10, seed=0)
+    assert answer.objective == (4.0 if name in EXACT else 11.0)
+    assert answer.bound <= 4.0 + 1e-9
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_infeasible_says_the_smallest_reachable_value(name: str) -> None:
+    # Cheapest assignment costs 2 + 3 = 5 bytes.
+    cost = Cost("size", "bytes", np.array([2.0, 4.0, 3.0, 7.0]))
+    problem = Problem(np.zeros(4), np.zeros((4, 4)), np.array([0, 0, 1, 1]), (Budget(cost, 4.5),))
+    answer = solver_of(name).solve(problem, time_limit_s=10, seed=0)
+    assert answer.termination is Termination.INFEASIBLE
+    assert "size" in answer.detail and "5 bytes" in answer.detail
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_budgets_that_exclude_one_another(name: str) -> None:
+    # Every group has a small slow option (1, 4) and a large fast one (4, 1); both limits at 4 for two groups:
+    # each can be met alone (2), together the sizes and times are (2, 8), (5, 5), (8, 2).
+    size = Cost("size", "bytes", np.array([1.0, 4.0, 1.0, 4.0]))
+    time = Cost("time", "seconds", np.array([4.0, 1.0, 4.0, 1.0]))
+    problem = Problem(
+        np.zeros(4), np.zeros((4, 4)), np.array([0, 0, 1, 1]), (Budget(size, 4.0), Budget(time, 4.0))
+    )
+    answer = solver_of(name).solve(problem, time_limit_s=10, seed=0)
+    assert answer.termination is Termination.INFEASIBLE
+    assert "8 bytes" in answer.detail and "other budgets" in answer.detail
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_nan_is_refused(name: str) -> None:
+    group_P = np.array([0, 0, 1, 1])
+    clean = Problem(np.zeros(4), np.zeros((4, 4)), group_P)
+    broken_PP = np.zeros((4, 4))
+    broken_PP[0, 2] = broken_PP[2, 0] = np.nan
+    nan_budget = Budget(Cost("size", "bytes", np.array([np.nan, 1.0, 1.0, 1.0])), 3.0)
+    for problem in (
+        replace(clean, linear_P=np.array([np.nan, 0.0, 0.0, 0.0])),
+        replace(clean, quad_PP=broken_PP),
+        replace(clean, budgets=(nan_budget,)),
+        replace(clean, budgets=(Budget(Cost("size", "bytes", np.ones(4)), float("nan")),)),
+    ):
+        with pytest.raises(ValueError):
+            solver_of(name).solve(problem, time_limit_s=1, seed=0)
+
+
+@pytest.mark.parametrize("solver", [GreedySolver(), DiagonalSolver(), LinearSolver(products="drop")])
+def test_knapsack_forms_refuse_cross_terms(solver) -> None:
+    quad_PP = np.zeros((4, 4))
+    quad_PP[1, 3] = quad_PP[3, 1] = 10.0
+    problem = Problem(np.zeros(4), quad_PP, np.array([0, 0, 1, 1]))
+    with pytest.raises(UserError, match="cross terms"):
+        solver.solve(problem, time_limit_s=1, seed=0)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_tiny_time_limit_still_answers(name: str) -> None:
+    problem = random_problem(4242)
+    problem = replace(problem, budgets=(), ties=(), allowed_P=None)
+    answer = solver_of(name).solve(problem, time_limit_s=0.1, seed=0)
+    assert answer.choice_G is not None and problem.is_feasible(answer.choice_G)
+
+
+def test_unknown_solver_names_the_known_ones() -> None:
+    with pytest.raises(UserError, match="quadratic"):
+        make_solver("simplex")
