@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hpcmpq.errors import UserError
+
 IGNORED = -100
 """Target of a position that does not count, such as padding; torch's and transformers' convention."""
 
@@ -65,6 +67,7 @@ def ce_value(z_NTV: Tensor, z0_NTV: Tensor, targets: Tensor | None) -> Tensor:
 
     Raises:
         ValueError: If targets are missing or are not one per position.
+        UserError: If a target is not an output of the model.
     """
     targets_NT = _labels(z_NTV, targets)
 
@@ -145,6 +148,12 @@ def _labels(z_NTV: Tensor, targets: Tensor | None) -> Tensor:
         raise ValueError(
             f"objective ce needs a target for each of {list(z_NTV.shape[:2])} positions, got {shape}; "
             "use kl or mse"
+        )
+    num_outputs = z_NTV.shape[-1]
+    wrong = targets[(targets != IGNORED) & ((targets < 0) | (targets >= num_outputs))]
+    if wrong.numel():
+        raise UserError(
+            f"target {int(wrong[0])} is none of the model's {num_outputs} outputs; correct the data's labels"
         )
     return targets.reshape(z_NTV.shape[:2])
 

@@ -13,6 +13,7 @@ import transformers
 from torch import nn
 
 from hpcmpq.models.load import quiet_transformers
+from tests.executors.tiny_run import reference  # noqa: F401  (a fixture)
 from tests.ray_cluster import ray_cluster  # noqa: F401  (a fixture)
 
 VOCAB = 256

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hpcmpq import objective as objective_module
+from hpcmpq.errors import UserError
 from hpcmpq.objective import IGNORED, OBJECTIVES, kl_value
 
 NUM_SAMPLES, NUM_POSITIONS, NUM_OUTPUTS = 2, 3, 5
@@ -138,6 +139,14 @@ def test_targets_of_another_shape_mark_no_position_and_cannot_be_labels():
             OBJECTIVES["ce"].value(z_NTV, z0_NTV, targets)
         with pytest.raises(ValueError, match="objective ce needs a target for each of"):
             OBJECTIVES["ce"].gradient(z0_NTV, z0_NTV, targets)
+
+
+@pytest.mark.parametrize("target", [NUM_OUTPUTS, -1])
+def test_labels_that_the_model_has_no_output_for(target: int):
+    targets_NT = random_targets(ignored=True)
+    targets_NT[1, 2] = target
+    with pytest.raises(UserError, match=f"target {target} is none of the model's 5 outputs"):
+        OBJECTIVES["ce"].value(random_z0(), random_z0(), targets_NT)
 
 
 def test_low_precision_outputs_give_float64_losses():

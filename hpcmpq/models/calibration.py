@@ -4,6 +4,7 @@ Causal language models get windows of consecutive tokens that do not overlap; ot
 per document (JSONL record or line of text), truncated and padded to the sequence length.
 """
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -95,7 +96,12 @@ def _read(
 ) -> Samples:
     # Twice as many as wanted from an endless iterator, since some may be duplicates.
     source = read_source(data, place, 2 * wanted, import_paths)
-    return to_samples(source, f"{place} {data}", description, config.calibration.sequence_length)
+    samples = to_samples(source, f"{place} {data}", description, config.calibration.sequence_length)
+    dtype = getattr(torch, config.model.dtype)
+    inputs = {
+        key: value.to(dtype) if value.is_floating_point() else value for key, value in samples.inputs.items()
+    }
+    return dataclasses.replace(samples, inputs=inputs)
 
 
 def _take(pool: Samples, wanted: int, seed: int, taken: set[str]) -> tuple[list[int], int]:

@@ -12,6 +12,7 @@ patterns everything searchable is searched but
 With `include` patterns exactly the searchable modules that match are searched. `exclude` always wins.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -29,6 +30,9 @@ __all__ = ["as_matrix", "find_groups", "from_matrix", "num_fixed_bytes", "swappe
 _EMBEDDING_PART = re.compile(r"(^|\.)(patch_)?(embed|embedder|embedding|embeddings)(\.|$)")
 _HEAD_PART = re.compile(r"(^|\.)(lm_)?(head|heads|classifier|score|fc|output|out_proj|logits|to_logits)$")
 _NUM_LISTED = 20
+_UNKNOWN_SHARE = 0.02
+
+_log = logging.getLogger(__name__)
 
 
 def find_groups(
@@ -62,7 +66,24 @@ def find_groups(
             f"groups leaves nothing to search; searchable modules are {_listed(searchable)}; "
             "name some in groups.include"
         )
+    _warn_of_other_weights(model, layers)
     return _tie(model, chosen, config.tie)
+
+
+def _warn_of_other_weights(model: nn.Module, layers: Sequence[Layer]) -> None:
+    """Say so if many weights lie outside the layers that can be searched, such as fused experts."""
+    known = {id(model.get_submodule(name)._parameters["weight"]) for layer in layers for name in layer.names}
+    others = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 2 and id(parameter) not in known
+    }
+    share = sum(others.values()) / sum(parameter.numel() for parameter in model.parameters())
+    if share > _UNKNOWN_SHARE:
+        _log.warning(
+            "%.0f %% of the weights are in no linear, convolution or embedding and stay as they are, first %s",
+            100 * share, max(others, key=lambda name: others[name]),
+        )  # fmt: skip
 
 
 def _matches(layer: Layer, patterns: Iterable[str]) -> bool:

@@ -17,7 +17,8 @@ class Samples:
     """N samples; every tensor's first axis is N.
 
     Attributes:
-        inputs: By the name of the model's argument; ``input`` is passed as the first one.
+        inputs: By the name of the model's argument; ``input`` is passed as the first one. `load_splits` gives
+            floating inputs the model's dtype.
         targets: int64 [N, T] or [N], `IGNORED` where a position does not count in any objective, or None
             where every position counts and there are no labels. Position t of a causal language model
             holds token t + 1. Data without labels that has padding holds 0 at the positions that count.

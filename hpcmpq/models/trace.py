@@ -19,7 +19,7 @@ class Layer:
         names: Module names that hold this same weight, in model order; more than one if it is tied.
         transposed: Whether the weight is stored as [inputs, outputs].
         macs: Multiply-accumulates of one sample's forward pass.
-        used: Whether the outputs depend on the weight.
+        used: Whether the outputs depend on the weight (whether it ran, if the model forbids gradients).
         ran_last: Whether it was the last layer to run.
         is_output: Whether it ran last and its output is the model's output.
         declared_head: Whether it is the model's `get_output_embeddings()`.
@@ -48,6 +48,7 @@ def trace_layers(model: nn.Module, sample_inputs: dict[str, Tensor]) -> list[Lay
     macs = dict.fromkeys(modules, 0)
     # Only the last output is held: a freed one's address could be taken by the model's output.
     last: list[tuple[str, Tensor]] = []
+    ran: set[str] = set()
 
     def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, _: Any, output: Any) -> None:
@@ -55,6 +56,7 @@ def trace_layers(model: nn.Module, sample_inputs: dict[str, Tensor]) -> list[Lay
                 weight = _weight(module)
                 macs[name] += output.numel() * (weight.numel() // weight.shape[_is_transposed(module)])
             last[:] = [(name, output)]
+            ran.add(name)
 
         return hook
 
@@ -75,7 +77,7 @@ def trace_layers(model: nn.Module, sample_inputs: dict[str, Tensor]) -> list[Lay
             names=names,
             transposed=_is_transposed(modules[names[0]]),
             macs=sum(macs[name] for name in names),
-            used=id(weight) in reached,
+            used=id(weight) in reached if z_NTV.grad_fn is not None else bool(ran.intersection(names)),
             ran_last=last_name in names,
             is_output=last_name in names and last_is_output,
             declared_head=any(modules[name] is head for name in names),

@@ -252,11 +252,12 @@ def test_sequence_classifier_takes_labels_from_jsonl(model_directory, tmp_path):
 
 
 def test_images_of_an_array_and_of_a_factory(model_directory, tmp_path, module):
-    images = np.random.default_rng(0).normal(size=(20, 3, 16, 16)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(20, 3, 16, 16))
     data = tmp_path / "images.npy"
     np.save(data, images)
     splits = splits_of(model_directory("vit"), data)
     assert splits.calibration.inputs["pixel_values"].shape == (8, 3, 16, 16)
+    assert splits.calibration.inputs["pixel_values"].dtype == torch.float32  # the model's
     assert splits.calibration.targets is None
     paths = module("def data():\n    return torch.randn(20, 3, 16, 16), torch.arange(20) % 4\n")
     labelled = splits_of(model_directory("vit"), "hpcmpq_test_data:data", import_paths=paths, objective="ce")
@@ -299,8 +300,9 @@ def test_text_shorter_than_one_sample(model_directory, tmp_path):
 def test_text_shorter_than_needed(model_directory, tmp_path):
     (tmp_path / "short.txt").write_text(TEXT[:100])
     fails(
-        r"short.txt has 96 tokens in 6 whole samples of 16; 208 tokens in 13 samples are needed \(calibration 8, "
-        r"held out 4, the rest for evaluation\); lower calibration.num_samples or calibration.held_out or "
+        r"short.txt has 96 tokens in 6 whole samples of 16; 208 tokens in 13 samples are needed \(calibration "
+        r"8, held out 4, the rest for evaluation\); "
+        r"lower calibration.num_samples or calibration.held_out or "
         r"calibration.sequence_length, or give more data",
         model_directory("llama"), tmp_path / "short.txt",
     )  # fmt: skip
@@ -383,7 +385,7 @@ def test_data_of_the_wrong_kind(model_directory, text_file, tmp_path):
         ("def data():\n    return []\n", "returned no batches"),
         ("def data():\n    return [3]\n", "yielded int; a batch is a tensor"),
         ("def data():\n    return [torch.zeros(2, 3), torch.zeros(2, 4)]\n", "batches of different shapes"),
-        ("def data():\n    return [{'a': torch.zeros(2)}, {'b': torch.zeros(2)}]\n", "with different tensors"),
+        ("def data():\n    return [{'a': torch.ones(2)}, {'b': torch.ones(2)}]\n", "different tensors"),
         ("def data():\n    return {'a': torch.zeros(2), 'b': torch.zeros(3)}\n", "differ in samples"),
         ("def data():\n    return torch.zeros(20, 3), torch.zeros(20, dtype=int)[:4]\n", "gives 4 targets"),
         ("def data():\n    return torch.zeros(0, 3)\n", r"empty array of shape \[0, 3\]"),

@@ -115,6 +115,32 @@ def test_head_called_by_name_is_left_out_behind_a_softmax():
     assert names(groups) == ["fc", "other"]
 
 
+def test_model_that_forbids_gradients():
+    class Net(nn.Sequential):
+        @torch.no_grad()
+        def forward(self, input):
+            return super().forward(input)
+
+    net = Net(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+    assert names(find_groups(net.eval(), GroupsConfig(), {"input": torch.ones(1, 4)})) == ["0", "1"]
+
+
+def test_weights_in_unknown_layers_are_pointed_out(caplog):
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+            self.stacked = nn.Parameter(torch.ones(2, 4, 4))
+            self.last = nn.Linear(4, 2)
+
+        def forward(self, input):
+            return self.last(self.first(input) @ self.stacked.sum(0))
+
+    assert names(find_groups(Experts().eval(), GroupsConfig(), {"input": torch.ones(1, 4)})) == ["first"]
+    assert "52 % of the weights are in no linear" in caplog.text  # 32 of 62
+    assert "first stacked" in caplog.text
+
+
 def test_shared_module_is_counted_every_time_it_runs():
     class Net(nn.Module):
         def __init__(self):
