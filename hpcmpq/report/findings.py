@@ -20,7 +20,7 @@ LABELS = {
     "average_bits": "bits per weight with scales",
     "size_bytes": "checkpoint size in bytes",
     "bops": "bit operations",
-    "macs": "multiply-accumulates",
+    "macs": "16-bit multiply-accumulates",
     "latency_s": "latency in seconds",
 }
 SHORT_LABELS = {"kl": "KL", "ce": "cross-entropy", "mse": "MSE"}
