@@ -61,7 +61,9 @@ def frontier(
                 "termination": solution.termination.value,
                 "seconds": solution.seconds,
                 "predicted_loss": model.predicted_loss(solution.choice_G),
-                "costs": {b.cost.name: b.cost.value(solution.choice_G, problem.offset_G) for b in problem.budgets},
+                "costs": {
+                    b.cost.name: b.cost.value(solution.choice_G, problem.offset_G) for b in problem.budgets
+                },
             }
         )
     if not points:

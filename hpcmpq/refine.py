@@ -14,10 +14,10 @@ from hpcmpq.errors import UserError
 from hpcmpq.link import fit_link
 from hpcmpq.measure import Comparison
 from hpcmpq.models.calibration import load_splits
-from hpcmpq.models.samples import Samples
 from hpcmpq.models.load import load_model
+from hpcmpq.models.samples import Samples
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.solve import assignment_values, make_problem, settings_of, uniform_choices
+from hpcmpq.solve import assignment_values, make_problem, objective_value, settings_of, uniform_choices
 from hpcmpq.solvers import make_solver
 from hpcmpq.space import SearchSpace
 from hpcmpq.store import RunDir, read_json, read_plan, read_quadratic, write_json
@@ -30,8 +30,8 @@ EVALUATIONS_PER_GROUP = 4
 def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, Any]:
     """Refine `solution.json` in place; returns its new values.
 
-    Adds `measured_loss` with its standard error (held-out samples), `expected_loss` and `expected_interval` (the
-    link at the predicted loss), and `refine`: evaluations, history of moves and the points of the link.
+    Adds `measured_loss` with its standard error (held-out samples), `expected_loss` and `expected_interval`
+    (the link at the predicted loss), and `refine`: evaluations, history of moves and the points of the link.
 
     Raises:
         UserError: If nothing is solved yet, or there are no held-out samples.
@@ -45,7 +45,7 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
     model = load_model(config.model, import_paths=plan.import_paths)
     splits = load_splits(config, plan.import_paths)
     if not len(splits.held_out):
-        raise UserError("refine measures on held-out samples: set calibration.held_out above 0 and plan again")
+        raise UserError("refine needs held-out samples: set calibration.held_out above 0 and plan again")
     variants = Variants(model, plan.space, config.quantizer)
     device = next(model.parameters()).device
 
@@ -73,7 +73,8 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
     predicted_n = np.array([quadratic.predicted_loss(c) - quadratic.loss0 for c in points])
     measured_n = np.array([loss_N.mean() - loss0_N.mean() for loss_N in point_losses])
     link = fit_link(predicted_n, measured_n)
-    values = assignment_values(plan, quadratic, problem, choice_G, solution["bound"])
+    objective = objective_value(problem, quadratic, settings, choice_G)
+    values = assignment_values(plan, quadratic, problem, choice_G, objective, solution["bound"])
     increase = values["predicted_loss"] - quadratic.loss0
     loss0 = float(loss0_N.mean())
     solution.update(
@@ -104,8 +105,8 @@ def link_choices(
 ) -> list[np.ndarray]:
     """`count` assignments spread over predicted losses around a solution: random shifts of its options.
 
-    Shift k moves every group by a random number of formats around a mean that runs from two formats down to two
-    up, so that the points bracket the solution.
+    Shift k moves every group by a random number of formats around a mean that runs from two formats down to
+    two up, so that the points bracket the solution.
     """
     random = np.random.default_rng(seed)
     offset_G = np.searchsorted(space.group_P, np.arange(len(space.groups)))
@@ -115,4 +116,3 @@ def link_choices(
         shift_G = np.rint(random.normal(mean_shift, 0.7, len(offset_G))).astype(np.int64)
         choices.append(offset_G + np.clip(centre_G - offset_G + shift_G, 0, size_G - 1))
     return choices
-

@@ -9,20 +9,22 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hpcmpq.config import SolverConfig, check_format
+from hpcmpq.config import SolverConfig
+from hpcmpq.constraints import allowed_options, tied_groups
 from hpcmpq.costs import average_bits_cost, bops_cost, macs_cost, size_bytes_cost, weight_bits_cost
 from hpcmpq.errors import Infeasible, UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.plan import Plan
 from hpcmpq.problem import Budget, Cost, Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.shrinkage import shrink_cross_terms
 from hpcmpq.solvers import make_solver
+from hpcmpq.solvers.robust import robust_value, solve_robust
 from hpcmpq.space import SearchSpace
 from hpcmpq.store import RunDir, read_plan, read_quadratic, write_json
 
@@ -42,21 +44,29 @@ def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> 
     plan = read_plan(run)
     model = read_quadratic(run.quadratic_path)
     problem = make_problem(plan, model, budgets, settings)
-    solution = solve_problem(problem, settings, uniform_hint(plan.space, problem))
+    solution = solve_problem(problem, model, settings, uniform_hint(plan.space, problem))
     values = describe(plan, model, problem, solution, budgets, settings)
     write_json(run.solution_path, values)
     return values
 
 
-def solve_problem(problem: Problem, settings: SolverConfig, hint_G: np.ndarray | None = None) -> Solution:
-    """Run the configured solver.
+def solve_problem(
+    problem: Problem, model: QuadraticModel, settings: SolverConfig, hint_G: np.ndarray | None = None
+) -> Solution:
+    """Run the configured solver on the mean, or on mean + robust_k·std over the model's calibration batches.
 
     Raises:
         Infeasible: If no assignment meets the budgets, or none was found in time.
+        UserError: If robust_k is asked of a calibration that has no separate batches.
     """
-    solution = make_solver(settings.name).solve(
-        problem, time_limit_s=settings.time_limit_s, seed=settings.seed, hint_G=hint_G
-    )
+    limits = {"time_limit_s": settings.time_limit_s, "seed": settings.seed}
+    if settings.robust_k > 0:
+        linear_BP, quad_BPP = robust_batches(model, settings)
+        solution = solve_robust(
+            problem, linear_BP, quad_BPP, deviations=settings.robust_k, hint_G=hint_G, **limits
+        )
+    else:
+        solution = make_solver(settings.name).solve(problem, hint_G=hint_G, **limits)
     if solution.termination is Termination.INFEASIBLE:
         raise Infeasible(f"no assignment meets the budgets: {solution.detail}")
     if solution.choice_G is None:
@@ -65,6 +75,33 @@ def solve_problem(problem: Problem, settings: SolverConfig, hint_G: np.ndarray |
             "raise solver.time_limit_s or the budget"
         )
     return solution
+
+
+def robust_batches(model: QuadraticModel, settings: SolverConfig) -> tuple[np.ndarray, np.ndarray]:
+    """C and H of every calibration batch, float64 [B, P] and [B, P, P].
+
+    Raises:
+        UserError: If there are fewer than two batches, or the solver's name is not ``quadratic``.
+    """
+    if settings.name != "quadratic":
+        raise UserError(f"solver.robust_k needs solver.name quadratic, got {settings.name}")
+    if len(model.batch_linear_BP) < 2:
+        raise UserError(
+            "solver.robust_k needs at least two calibration batches: lower calibration.samples_per_unit "
+            "and calibrate in a new run directory"
+        )
+    quad_BPP = np.zeros_like(model.batch_quad_BPP) if settings.drop_cross_terms else model.batch_quad_BPP
+    return model.batch_linear_BP, quad_BPP
+
+
+def objective_value(
+    problem: Problem, model: QuadraticModel, settings: SolverConfig, choice_G: np.ndarray
+) -> float:
+    """What the solver minimised, at a choice."""
+    if settings.robust_k > 0:
+        batches = robust_batches(model, settings)
+        return problem.constant + robust_value(*batches, choice_G, settings.robust_k)
+    return problem.objective(choice_G)
 
 
 def plan_costs(plan: Plan) -> dict[str, Cost]:
@@ -96,7 +133,7 @@ def make_problem(
             raise UserError(f"budget {name} must be a finite number, got {limit}")
     return Problem(
         linear_P=model.linear_P,
-        quad_PP=np.zeros_like(model.quad_PP) if settings.drop_cross_terms else model.quad_PP,
+        quad_PP=cross_terms(model, settings),
         group_P=space.group_P,
         budgets=tuple(Budget(costs[name], float(limit)) for name, limit in budgets.items()),
         allowed_P=allowed_options(space, settings),
@@ -107,44 +144,13 @@ def make_problem(
     )
 
 
-def allowed_options(space: SearchSpace, settings: SolverConfig) -> np.ndarray:
-    """bool [P]: options that fixed, forbidden, min_bits and max_bits leave.
-
-    Raises:
-        UserError: If a pattern matches nothing, a format is unknown, or a group is left without an option.
-    """
-    allowed_P = np.ones(space.num_options, dtype=bool)
-    bits_P = np.array([FORMATS[option.format].num_bits for option in space.options])
-    format_P = np.array([option.format for option in space.options])
-    for pattern, name in settings.fixed.items():
-        check_format(name, f"solver.fixed[{pattern}]")
-        allowed_P &= ~_matching(space, pattern, "fixed") | (format_P == name)
-    for pattern, names in settings.forbidden.items():
-        for name in names:
-            check_format(name, f"solver.forbidden[{pattern}]")
-        allowed_P &= ~(_matching(space, pattern, "forbidden") & np.isin(format_P, list(names)))
-    for pattern, bits in settings.min_bits.items():
-        allowed_P &= ~_matching(space, pattern, "min_bits") | (bits_P >= bits)
-    for pattern, bits in settings.max_bits.items():
-        allowed_P &= ~_matching(space, pattern, "max_bits") | (bits_P <= bits)
-    left_G = np.bincount(space.group_P, weights=allowed_P, minlength=len(space.groups))
-    if not left_G.all():
-        group = space.groups[int(np.argmin(left_G))].name
-        raise UserError(
-            f"solver.fixed, forbidden, min_bits and max_bits leave no format for group {group!r}; relax one"
-        )
-    return allowed_P
-
-
-def tied_groups(space: SearchSpace, settings: SolverConfig) -> tuple[tuple[int, ...], ...]:
-    """Group indices of every tie rule of the solver settings."""
-    ties = []
-    for patterns in settings.tie:
-        matched = np.zeros(len(space.groups), dtype=bool)
-        for pattern in patterns:
-            matched[space.group_P[_matching(space, pattern, "tie")]] = True
-        ties.append(tuple(np.flatnonzero(matched).tolist()))
-    return tuple(ties)
+def cross_terms(model: QuadraticModel, settings: SolverConfig) -> np.ndarray:
+    """H as the solver sees it, float64 [P, P]: dropped, shrunk by standard errors, or as measured."""
+    if settings.drop_cross_terms:
+        return np.zeros_like(model.quad_PP)
+    if settings.shrink > 0:
+        return shrink_cross_terms(model.quad_PP, model.stderr_quad_PP, settings.shrink)
+    return model.quad_PP
 
 
 def uniform_choices(space: SearchSpace) -> dict[str, np.ndarray]:
@@ -161,10 +167,14 @@ def uniform_hint(space: SearchSpace, problem: Problem) -> np.ndarray | None:
 
 
 def assignment_values(
-    plan: Plan, model: QuadraticModel, problem: Problem, choice_G: np.ndarray, bound: float | None
+    plan: Plan,
+    model: QuadraticModel,
+    problem: Problem,
+    choice_G: np.ndarray,
+    objective: float,
+    bound: float | None,
 ) -> dict[str, Any]:
     """The values of `solution.json` that follow from the chosen options."""
-    objective = problem.objective(choice_G)
     predicted = model.predicted_loss(choice_G)
     return {
         "assignment": plan.space.assignment(choice_G),
@@ -185,10 +195,10 @@ def describe(
     settings: SolverConfig,
 ) -> dict[str, Any]:
     """Values of `solution.json`."""
-    assert solution.choice_G is not None
+    assert solution.choice_G is not None and solution.objective is not None
     return {
         "format_version": 1,
-        **assignment_values(plan, model, problem, solution.choice_G, solution.bound),
+        **assignment_values(plan, model, problem, solution.choice_G, solution.objective, solution.bound),
         "bound": solution.bound,
         "termination": solution.termination.value,
         "detail": solution.detail,
@@ -228,17 +238,11 @@ def settings_of(plan: Plan, **changes: Any) -> SolverConfig:
     return SolverConfig(**values)
 
 
-def _matching(space: SearchSpace, pattern: str, key: str) -> np.ndarray:
-    matched_G = np.array([fnmatchcase(group.name, pattern) for group in space.groups])
-    if not matched_G.any():
-        names = ", ".join(group.name for group in space.groups[:20])
-        raise UserError(f"solver.{key}: {pattern!r} matches no group; there are: {names}")
-    return matched_G[space.group_P]
-
-
 def main() -> int:
     """Command line without dependencies beyond the solve path."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--budget", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--solver")

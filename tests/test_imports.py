@@ -25,7 +25,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("costs",),
     # The solve path: numpy, h5py and ortools. It runs on a laptop without torch.
     ("store", "solvers", "executors"),
-    ("solve", "descent", "link"),
+    ("shrinkage", "constraints", "descent", "link"),
+    ("solve",),
     ("frontier",),
     # The queue: what login nodes run.
     ("attempts", "scaling"),

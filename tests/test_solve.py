@@ -1,0 +1,137 @@
+"""From plan, quadratic model and settings to the problem and `solution.json`, without torch."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hpcmpq.config import SolverConfig
+from hpcmpq.errors import Infeasible, UserError
+from hpcmpq.frontier import frontier
+from hpcmpq.solve import make_problem, parse_budget, plan_costs, solve, uniform_choices
+from hpcmpq.store import read_json
+from tests.synthetic_run import synthetic_model, synthetic_plan, write_run
+
+FAST = {"time_limit_s": 3.0}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("solve"), solved=False)
+
+
+def test_solution_keeps_its_budgets_and_beats_uniform(run):
+    values = solve(run, {"weight_bits": 3.0, "size_bytes": 600_000}, SolverConfig(**FAST))
+    assert values["costs"]["weight_bits"] <= 3.0 + 1e-9
+    assert values["costs"]["size_bytes"] <= 600_000
+    assert values["bound"] <= values["objective"] <= values["uniform"]["int3"]["predicted_loss"] * (1 + 1e-9)
+    assert values["gap"] == pytest.approx((values["objective"] - values["bound"]) / values["objective"])
+    assert read_json(run.solution_path, "x") == json.loads(json.dumps(values))
+
+
+def test_costs_agree_with_a_hand_count():
+    plan = synthetic_plan()
+    choice_G = uniform_choices(plan.space)["int4"]
+    offset_G = np.searchsorted(plan.space.group_P, np.arange(len(plan.space.groups)))
+    value = {name: cost.value(choice_G, offset_G) for name, cost in plan_costs(plan).items()}
+    numel = 4 * (4 * 128 * 128 + 3 * 384 * 128)
+    assert value["weight_bits"] == pytest.approx(4)
+    assert value["average_bits"] == pytest.approx(4 + 16 / 64)
+    assert value["size_bytes"] == pytest.approx(numel * 4.25 / 8 + plan.fixed_bytes)
+    assert value["bops"] == pytest.approx(numel * 4 * 16)
+    assert value["macs"] == pytest.approx(numel * 4 / 16)
+
+
+@pytest.mark.parametrize(
+    ("settings", "check"),
+    [
+        ({"fixed": {"*.q_proj": "int8"}}, lambda g, f: f == "int8" if g.endswith("q_proj") else True),
+        ({"forbidden": {"*": ["int2", "int4"]}}, lambda g, f: f not in ("int2", "int4")),
+        ({"min_bits": {"*.layers.0.*": 4}}, lambda g, f: f >= "int4" if ".layers.0." in g else True),
+        ({"max_bits": {"*": 3}}, lambda g, f: f <= "int3"),
+    ],
+)
+def test_constraints_of_the_config_hold(run, settings, check):
+    values = solve(run, {"weight_bits": 4.0}, SolverConfig(**FAST, **settings))
+    assert all(check(group, name) for group, name in values["assignment"].items())
+
+
+def test_ties_choose_one_format(run):
+    rules = (("*.0.self_attn.q_proj", "*.0.self_attn.k_proj", "*.0.self_attn.v_proj"),)
+    chosen = solve(run, {"weight_bits": 3.3}, SolverConfig(**FAST, tie=rules))["assignment"]
+    assert (
+        len({name for group, name in chosen.items() if ".0.self_attn" in group and "o_proj" not in group})
+        == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("budgets", "settings", "message"),
+    [
+        ({"weight_bit": 3.0}, {}, "unknown budget 'weight_bit'; known: weight_bits"),
+        ({"weight_bits": 3.0}, {"fixed": {"*.nothing": "int8"}}, "matches no group"),
+        ({"weight_bits": 3.0}, {"fixed": {"*": "int9"}}, "unknown format 'int9'"),
+        ({"weight_bits": 3.0}, {"min_bits": {"*": 9}}, "leave no format for group"),
+        ({"weight_bits": float("nan")}, {}, "finite"),
+        ({"weight_bits": 3.0}, {"name": "magic"}, "unknown solver 'magic'"),
+        ({"weight_bits": 3.0}, {"robust_k": 1.0}, "at least two calibration batches"),
+        ({"weight_bits": 3.0}, {"name": "greedy"}, "cross terms"),
+    ],
+)
+def test_wrong_settings_say_what_is_wrong(run, budgets, settings, message):
+    with pytest.raises(UserError, match=message):
+        solve(run, budgets, SolverConfig(**{**FAST, **settings}))
+
+
+def test_an_unreachable_budget_says_the_smallest_value(run):
+    with pytest.raises(Infeasible, match=r"\b2\b"):
+        solve(run, {"weight_bits": 1.5}, SolverConfig(**FAST))
+
+
+@pytest.mark.parametrize("name", ["greedy", "diagonal", "linear"])
+def test_solvers_without_cross_terms_run_when_they_are_dropped(run, name):
+    values = solve(run, {"weight_bits": 3.0}, SolverConfig(**FAST, name=name, drop_cross_terms=True))
+    assert values["costs"]["weight_bits"] <= 3.0 + 1e-9
+    assert values["predicted_loss"] > values["objective"]  # the prediction keeps the cross terms
+
+
+def test_shrinking_pulls_cross_terms_to_zero():
+    plan, model = synthetic_plan(), synthetic_model()
+    problem = make_problem(plan, model, {}, SolverConfig(shrink=3.0))
+    crossed = model.quad_PP != 0
+    ratio = problem.quad_PP[crossed] / model.quad_PP[crossed]
+    assert np.allclose(ratio, np.clip(1 - (3 * 0.1) ** 2, 0, 1))
+
+
+def test_a_quadratic_of_another_plan_is_refused(run, tmp_path):
+    other = write_run(tmp_path, solved=False)
+    values = read_json(other.plan_path, "x")
+    values["groups"][0]["name"] = "renamed"
+    other.plan_path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="another plan"):
+        solve(other, {"weight_bits": 3.0}, SolverConfig(**FAST))
+
+
+def test_budget_texts():
+    assert parse_budget("size_bytes=5e9") == ("size_bytes", 5e9)
+    for text in ("weight_bits", "weight_bits=", "=x", "weight_bits=three"):
+        with pytest.raises(UserError, match="NAME=VALUE"):
+            parse_budget(text)
+
+
+def test_the_frontier_falls_and_its_bounds_hold(run):
+    limits = np.array([2.0, 2.5, 3.0, 5.0, 8.0])
+    settings = SolverConfig(time_limit_s=1.0)
+    values = frontier(run, "weight_bits", limits, {}, settings, lambda done, total: None)
+    objectives = [point["objective"] for point in values["points"]]
+    bounds = [point["bound"] for point in values["points"]]
+    assert objectives == sorted(objectives, reverse=True)
+    assert bounds == sorted(bounds, reverse=True)
+    assert all(bound <= objective for bound, objective in zip(bounds, objectives, strict=True))
+    assert objectives[0] == pytest.approx(values["uniform"]["int2"]["predicted_loss"])
+    assert objectives[-1] <= values["uniform"]["int8"]["predicted_loss"] * (1 + 1e-9)
+
+
+def test_a_frontier_below_every_size_is_infeasible(run):
+    with pytest.raises(Infeasible, match="no limit on weight_bits up to 1.5"):
+        frontier(run, "weight_bits", np.array([1.0, 1.5]), {}, SolverConfig(**FAST), lambda done, total: None)
