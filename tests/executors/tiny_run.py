@@ -1,0 +1,64 @@
+"""Planned run directories of the tiny model, and what uninterrupted calibration makes of them."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hpcmpq.config import read_config
+from hpcmpq.prepare import prepare
+from hpcmpq.reduce import reduce
+from hpcmpq.store import RunDir, read_plan
+from tests.executors.launch import ROOT, command_line, run
+from tests.executors.tiny_model import write_config
+from tests.executors.toy_units import shards
+
+METHODS = ("secant", "hessian")
+
+
+def plan_run(path: Path, method: str = "secant") -> RunDir:
+    """A planned run directory in which nothing is measured yet."""
+    path.mkdir(parents=True, exist_ok=True)
+    prepare(read_config(write_config(path / "config.yaml", method)), RunDir(path), (str(ROOT),))
+    return RunDir(path)
+
+
+def calibrate(run_dir: RunDir, executor: str = "local", num_workers: int = 1, status: int = 0) -> str:
+    """`hpcmpq calibrate` in a process of its own (three for MPI), to its end; what it printed."""
+    ended = run(
+        command_line(
+            executor, "hpcmpq", "calibrate", run_dir.path, "--executor", executor, "--workers", num_workers
+        )
+    )
+    assert ended.returncode == status, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
+
+
+def result(run_dir: RunDir) -> tuple[dict[str, bytes], bytes]:
+    """Bytes of all shards and of `quadratic.h5`; nothing is left over."""
+    assert not list(run_dir.shards_path.glob(".*"))
+    assert len(shards(run_dir.path)) == len(read_plan(run_dir).units)
+    reduce(run_dir)
+    return shards(run_dir.path), run_dir.quadratic_path.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[dict[str, bytes], bytes]]:
+    """Function from a method to the `result` of one uninterrupted local worker."""
+    known: dict[str, tuple[dict[str, bytes], bytes]] = {}
+
+    def of(method: str) -> tuple[dict[str, bytes], bytes]:
+        if method not in known:
+            run_dir = plan_run(tmp_path_factory.mktemp("reference") / method, method)
+            calibrate(run_dir)
+            known[method] = result(run_dir)
+        return known[method]
+
+    return of
+
+
+def copy_run(run_dir: RunDir, path: Path) -> RunDir:
+    """A copy with its shards."""
+    shutil.copytree(run_dir.path, path)
+    return RunDir(path)
