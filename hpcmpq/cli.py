@@ -66,7 +66,10 @@ def run(
         _calibrate(run_dir, pool)
         reduce(run_dir)
         solve(run_dir, [])
-        refine(run_dir)
+        if read_plan(RunDir(run_dir)).config["calibration"]["held_out"]:
+            refine(run_dir)
+        else:
+            console.say("refine skipped: calibration.held_out is 0")
         export(run_dir)
         evaluate(run_dir)
         report(run_dir)

@@ -1,4 +1,4 @@
-"""The frontier stage: the whole trade-off curve between one cost and the predicted loss, each point with its bound.
+"""The frontier stage: the trade-off curve between one cost and the predicted loss, each point with its bound.
 
 Points are solved from the tightest budget to the loosest; each starts from the previous solution, which stays
 feasible. Neighbours help each other without further work: a solution within a smaller budget is one within a

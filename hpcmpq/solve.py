@@ -117,6 +117,12 @@ def plan_costs(plan: Plan) -> dict[str, Cost]:
     return {cost.name: cost for cost in costs}
 
 
+def cost_values(plan: Plan, choice_G: np.ndarray) -> dict[str, float]:
+    """Every cost of a choice, to 12 digits: beyond them is the rounding of the sum."""
+    offset_G = np.searchsorted(plan.space.group_P, np.arange(len(plan.space.groups)))
+    return {name: float(f"{cost.value(choice_G, offset_G):.12g}") for name, cost in plan_costs(plan).items()}
+
+
 def make_problem(
     plan: Plan, model: QuadraticModel, budgets: Mapping[str, float], settings: SolverConfig
 ) -> Problem:
@@ -180,7 +186,7 @@ def assignment_values(
         "assignment": plan.space.assignment(choice_G),
         "objective": objective,
         "gap": None if bound is None else relative_gap(objective, bound),
-        "costs": {name: c.value(choice_G, problem.offset_G) for name, c in plan_costs(plan).items()},
+        "costs": cost_values(plan, choice_G),
         "predicted_loss": predicted,
         "predicted_cross_terms": predicted - model.loss0 - float(model.linear_P[choice_G].sum()),
     }
@@ -209,7 +215,7 @@ def describe(
             name: {
                 "predicted_loss": model.predicted_loss(uniform_G),
                 "feasible": problem.is_feasible(uniform_G),
-                "costs": {key: c.value(uniform_G, problem.offset_G) for key, c in plan_costs(plan).items()},
+                "costs": cost_values(plan, uniform_G),
             }
             for name, uniform_G in uniform_choices(plan.space).items()
         },

@@ -1,0 +1,111 @@
+"""The shipped configs through every stage: real models, real data, real processes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from hpcmpq.config import parse_config
+from hpcmpq.models.load import load_model
+from hpcmpq.store import RunDir, read_plan, read_quadratic
+from hpcmpq.variants import Variants
+
+ROOT = Path(__file__).parents[1]
+
+
+def hpcmpq(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "hpcmpq", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=900,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module", params=["quickstart", "digits"])
+def finished(request, tmp_path_factory) -> tuple[RunDir, str]:
+    """A finished run of a shipped config, and what it printed."""
+    run = RunDir(tmp_path_factory.mktemp(request.param) / "run")
+    ended = hpcmpq("run", ROOT / "configs" / f"{request.param}.yaml", "--run-dir", run.path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return run, ended.stdout
+
+
+def test_every_artefact_is_there_and_what_was_found_is_printed(finished):
+    run, printed = finished
+    for path in (run.plan_path, run.quadratic_path, run.solution_path, run.evaluation_path, run.report_path):
+        assert path.stat().st_size > 0
+    assert (run.checkpoint_path / "assignment.json").exists()
+    for word in ("assignment", "predicted", "measured", "uniform", "report.html"):
+        assert word in printed
+
+
+def test_the_solution_is_within_budget_bounded_and_no_worse_than_uniform(finished):
+    run, _ = finished
+    plan, solution = read_plan(run), json.loads(run.solution_path.read_text())
+    evaluation = json.loads(run.evaluation_path.read_text())
+    for name, limit in plan.config["budgets"].items():
+        assert solution["costs"][name] <= limit
+    assert solution["bound"] <= solution["objective"]
+    low, high = solution["expected_interval"]
+    assert low <= solution["expected_loss"] <= high
+    objective = plan.config["objective"]
+    measured = evaluation[objective]
+    assert measured["quantized"] <= measured["uniform"] * 1.1
+    assert solution["measured_loss"] == measured["quantized"]
+    for metric in ("loss", "kl"):
+        assert set(evaluation[metric]) == {"original", "quantized", "uniform"}
+    assert ("perplexity" in evaluation) != ("accuracy" in evaluation)
+
+
+def test_the_quadratic_is_as_specified(finished):
+    run, _ = finished
+    plan, model = read_plan(run), read_quadratic(run.quadratic_path)
+    assert (model.quad_PP == model.quad_PP.T).all()
+    group_P = plan.space.group_P
+    assert not model.quad_PP[group_P[:, None] == group_P[None, :]].any()
+    assert model.num_samples == plan.config["calibration"]["num_samples"]
+    assert (model.stderr_linear_P > 0).all()
+
+
+def test_the_checkpoint_holds_exactly_the_quantizers_values(finished):
+    run, _ = finished
+    plan, solution = read_plan(run), json.loads(run.solution_path.read_text())
+    config = parse_config(plan.config)
+    if config.model.path is None:
+        from safetensors.torch import load_file
+
+        exported = load_file(run.checkpoint_path / "model.safetensors")
+    else:
+        exported = AutoModelForCausalLM.from_pretrained(run.checkpoint_path).state_dict()
+    model = load_model(config.model, import_paths=plan.import_paths)
+    variants, changed = Variants(model, plan.space, config.quantizer), set()
+    for group in plan.space.groups:
+        for name, tensor in variants.quantized(group, solution["assignment"][group.name]).items():
+            assert torch.equal(exported[name], tensor)
+            changed.add(name)
+    for name, tensor in model.state_dict().items():
+        if name not in changed:
+            assert torch.equal(exported[name], tensor)
+
+
+def test_a_finished_run_has_nothing_to_measure_again(finished):
+    run, _ = finished
+    before = {path.name: path.stat().st_mtime_ns for path in run.shards_path.iterdir()}
+    ended = hpcmpq("calibrate", run.path)
+    assert ended.returncode == 0, ended.stderr
+    assert {path.name: path.stat().st_mtime_ns for path in run.shards_path.iterdir()} == before
+
+
+def test_status_says_that_all_is_done(finished):
+    run, _ = finished
+    ended = hpcmpq("status", run.path)
+    assert ended.returncode == 0, ended.stderr
+    assert f"{len(read_plan(run).units)} of {len(read_plan(run).units)}" in ended.stdout
