@@ -1,6 +1,7 @@
 """pyproject.toml, constraints.txt, environment.yml and the README name the same things."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -111,3 +112,13 @@ def test_version_is_in_the_changelog():
     import hpcmpq
 
     assert f"## [{hpcmpq.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_data_file_of_the_package_is_installed():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "hpcmpq"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for path in (Path(name) for name in listed.stdout.split("\0") if name and not name.endswith(".py")):
+        package = ".".join(path.parent.parts)
+        assert any(path.match(pattern) for pattern in patterns.get(package, [])), path
