@@ -44,7 +44,8 @@ SlurmSettings = Annotated[
 PlanOnCluster = Annotated[bool, typer.Option("--plan-on-cluster", help="Plan in a job of its own.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the scripts and do nothing.")]
 Budgets = Annotated[
-    list[str], typer.Option("--budget", metavar="NAME=VALUE", help="Upper limit on a cost; may be repeated.")
+    list[str] | None,
+    typer.Option("--budget", metavar="NAME=VALUE", help="Upper limit on a cost; repeatable."),
 ]
 SolverName = Annotated[str | None, typer.Option("--solver", help="Solver, instead of the config's.")]
 TimeLimit = Annotated[
@@ -65,7 +66,7 @@ def run(
         plan(config, run_dir)
         _calibrate(run_dir, pool)
         reduce(run_dir)
-        solve(run_dir, [])
+        solve(run_dir)
         if read_plan(RunDir(run_dir)).config["calibration"]["held_out"]:
             refine(run_dir)
         else:
@@ -112,7 +113,7 @@ def reduce(run_dir: Run) -> None:
     epilog="Example: hpcmpq solve runs/quickstart --budget weight_bits=2.5 --budget size_bytes=500000"
 )
 def solve(
-    run_dir: Run, budget: Budgets = [], solver: SolverName = None, time_limit: TimeLimit = None
+    run_dir: Run, budget: Budgets = None, solver: SolverName = None, time_limit: TimeLimit = None
 ) -> None:
     """Choose a format per group within the budgets; write RUN/solution.json with a proven bound."""
     from hpcmpq.solve import parse_budget, settings_of
@@ -120,7 +121,7 @@ def solve(
 
     with _stage(run_dir, "solve"):
         planned = read_plan(RunDir(run_dir))
-        budgets = dict(parse_budget(text) for text in budget) or planned.config["budgets"]
+        budgets = dict(parse_budget(text) for text in budget or ()) or planned.config["budgets"]
         settings = settings_of(planned, name=solver, time_limit_s=time_limit)
         console.solved(solve_run(RunDir(run_dir), budgets, settings))
 
@@ -132,7 +133,7 @@ def frontier(
     start: Annotated[float, typer.Option("--from", help="Smallest limit.")] = 2.0,
     stop: Annotated[float, typer.Option("--to", help="Largest limit.")] = 8.0,
     step: Annotated[float, typer.Option("--step", help="Distance of limits.")] = 0.05,
-    budget: Budgets = [],
+    budget: Budgets = None,
     solver: SolverName = None,
     time_limit: Annotated[
         float, typer.Option("--time-limit", metavar="SECONDS", help="Solver time of one point.")
@@ -151,7 +152,7 @@ def frontier(
     limits = start + step * np.arange(int((stop - start) / step + 1e-9) + 1)
     with _stage(run_dir, "frontier"), console.counter("frontier", "points") as on_point:
         settings = settings_of(read_plan(RunDir(run_dir)), name=solver, time_limit_s=time_limit)
-        others = dict(parse_budget(text) for text in budget)
+        others = dict(parse_budget(text) for text in budget or ())
         frontier_run(RunDir(run_dir), cost, limits, others, settings, on_point)
 
 

@@ -1,4 +1,4 @@
-"""Every wrong input gets one clear sentence and the documented exit status, and costs nothing that was done."""
+"""Every wrong input gets one clear sentence and the documented exit status, and loses nothing."""
 
 import json
 from collections.abc import Callable
