@@ -14,7 +14,7 @@ import numpy as np
 from hpcmpq.solvers.compact import Compact
 from hpcmpq.solvers.enumerate import exhaust
 from hpcmpq.solvers.node import Node, advance, all_pairs, exclude, make_node, preconditioner, shrink
-from hpcmpq.solvers.tabu import search
+from hpcmpq.solvers.tabu import polish, search
 
 PROOF = 4e-7
 """Choices better by less than this, relative, are not looked for: under the 1e-6 that counts as optimal."""
@@ -197,12 +197,11 @@ class _Proof:
         hint_G = order[compact.offset_H[:-1]]
         budget_s = min(5 * node.step_s, 0.5)
         found = search(
-            compact,
-            deadline=min(self.deadline, time.perf_counter() + budget_s),
-            seed=self.seed,
-            hint_G=hint_G,
-            max_steps=60,
+            compact, deadline=min(self.deadline, time.perf_counter() + budget_s), seed=self.seed, hint_G=hint_G, rounds=0
         )
+        if found is not None:
+            walked, _ = polish(compact, found, self.seed, min(self.deadline, time.perf_counter() + budget_s))
+            found = walked
         if found is not None:
             self.offer(compact, found[0])
 

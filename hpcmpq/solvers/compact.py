@@ -63,6 +63,11 @@ class Compact:
         """Group of every option, int64 [P]."""
         return np.repeat(np.arange(self.num_groups), np.diff(self.offset_H))
 
+    @cached_property
+    def size_G(self) -> np.ndarray:
+        """Options of every group, int64 [G]."""
+        return np.diff(self.offset_H)
+
     def objective(self, choice_G: np.ndarray) -> float:
         """Compact objective of one option per group; see `scale` for the original's."""
         quad = self.quad_PP[np.ix_(choice_G, choice_G)].sum()

@@ -51,7 +51,8 @@ def _best_price(compact: Compact, value_P: np.ndarray, price_K: np.ndarray, k: i
 
 def cheapest(compact: Compact, value_P: np.ndarray) -> np.ndarray:
     """The option of least value in every group, int64 [G]; the first one among equals."""
-    least_P = np.minimum.reduceat(value_P, compact.offset_H[:-1])[compact.group_P]
-    hits = np.flatnonzero(value_P == least_P)
-    _, first = np.unique(compact.group_P[hits], return_index=True)
-    return hits[first]
+    least_G = np.minimum.reduceat(value_P, compact.offset_H[:-1])
+    hits = np.flatnonzero(value_P == np.repeat(least_G, compact.size_G))
+    if len(hits) == compact.num_groups:
+        return hits
+    return hits[np.unique(compact.group_P[hits], return_index=True)[1]]

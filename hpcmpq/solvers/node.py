@@ -17,6 +17,10 @@ SINGLE_PRECISION_FROM = 400
 """Dimension from which the iteration runs in float32; bounds are always certified in float64."""
 
 
+STEP_COST_S = 1.5e-10
+"""First guess of a step's seconds per cubed dimension; measured from then on."""
+
+
 @dataclass
 class Node:
     """A restricted problem.
@@ -54,6 +58,7 @@ def make_node(compact: Compact, allowed_PP: np.ndarray, scale_P: np.ndarray) -> 
     state, objective_NN = start(relaxation, projector)
     node = Node(compact, allowed_PP, scale_P, relaxation, projector, state, objective_NN)
     projector.set_allowed(padded_pairs(node))
+    node.step_s = STEP_COST_S * relaxation.lift.dimension**3
     return node
 
 
@@ -95,7 +100,7 @@ def advance(node: Node, steps: int, deadline: float) -> int:
             break
         half_NN = iterate(node.relaxation, node.projector, node.state, node.objective_NN)
         spent = time.perf_counter() - begun
-        node.step_s = spent if node.step_s == 0.0 else 0.7 * node.step_s + 0.3 * spent
+        node.step_s = 0.7 * node.step_s + 0.3 * spent
         done += 1
     if half_NN is not None:
         bound = certified(node.relaxation, half_NN, padded_pairs(node))

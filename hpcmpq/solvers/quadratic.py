@@ -50,7 +50,6 @@ class QuadraticSolver:
             if answer.status == "optimal" and answer.choice_G is not None:
                 bound = compact.original_objective(answer.bound)
                 return solution(problem, compact.expand(answer.choice_G), bound, started, timed_out=False)
-        steps = SEARCH_STEPS + 40 * compact.num_groups
         found = search(
             compact,
             deadline=started + self.search_share * time_limit_s,
@@ -62,7 +61,7 @@ class QuadraticSolver:
             feasible = find_feasible(problem, compact, started, time_limit_s, seed)
             if isinstance(feasible, Solution):
                 return feasible
-            found = search(compact, deadline=deadline, seed=seed, hint_G=feasible, max_steps=steps)
+            found = search(compact, deadline=deadline, seed=seed, hint_G=feasible)
             found = found or (feasible, compact.objective(feasible))
         choice_G, bound = compact.expand(found[0]), full_bound(compact)
         if compact.num_options <= LARGEST_LIFT:
@@ -71,6 +70,3 @@ class QuadraticSolver:
         timed_out = time.perf_counter() > deadline - 0.05 * time_limit_s
         return solution(problem, choice_G, compact.original_objective(bound), started, timed_out=timed_out)
 
-
-SEARCH_STEPS = 1000
-"""Steps of the first search; the proof goes on searching from rounded relaxations."""

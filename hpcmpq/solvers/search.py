@@ -71,8 +71,9 @@ class State:
 
     def deltas(self) -> tuple[np.ndarray, np.ndarray]:
         """Change of the objective [P] and of every budget's cost [K, P] when an option is chosen alone."""
-        current_P = self.choice_G[self.group_P]
-        return self.marginal_P - self.marginal_P[current_P], self.cost_KP - self.cost_KP[:, current_P]
+        size_G = self.compact.size_G
+        delta_P = self.marginal_P - np.repeat(self.marginal_P[self.choice_G], size_G)
+        return delta_P, self.cost_KP - np.repeat(self.cost_KP[:, self.choice_G], size_G, axis=1)
 
 
 FORBIDDEN = 1e6

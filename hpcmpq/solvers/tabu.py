@@ -1,4 +1,4 @@
-"""The search itself: starts, tabu walks, restarts from perturbed incumbents.
+"""The search: starts, rounds of annealing, and tabu walks over flips and budget-keeping pair swaps.
 
 Axis letters: P options, G groups, K budgets, L first legs of a pair.
 """
@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from hpcmpq.solvers.anneal import anneal
 from hpcmpq.solvers.compact import Compact
 from hpcmpq.solvers.lagrangian import best_prices, cheapest
 from hpcmpq.solvers.search import State, repair
@@ -40,53 +41,60 @@ def search(
     deadline: float,
     seed: int,
     hint_G: np.ndarray | None = None,
-    max_steps: int = 10**9,
-    first_legs: int = 24,
+    rounds: int = 12,
+    first_legs: int = 8,
 ) -> tuple[np.ndarray, float] | None:
     """The best feasible choice and its compact objective found until the deadline, or None.
+
+    Rounds of annealing, each with twice the sweeps of the one before and a tabu walk from its result, until
+    the best objective has come up three times.
 
     Args:
         compact: The problem, with at least one group.
         deadline: In `time.perf_counter` seconds.
-        seed: Of every random draw; the walk depends on nothing else but where the clock stops it.
+        seed: Of every random draw; the result depends on nothing else but where the clock stops it.
         hint_G: A start, feasible or not.
-        max_steps: Total steps of all walks.
-        first_legs: Options tried as first half of a pair in each step.
+        rounds: At most; 0 only repairs the starts.
+        first_legs: Options tried as first half of a pair in each step of a walk.
     """
     rng = np.random.default_rng(seed)
     best: tuple[np.ndarray, float] | None = None
-    for start_G in start_choices(compact, hint_G, deadline):
+    starts = start_choices(compact, hint_G, deadline)
+    for start_G in starts:
         state = State(compact, start_G)
-        if not repair(state, 4 * compact.num_groups):
-            continue
-        if best is None or state.objective < best[1]:
-            best = state.choice_G.copy(), compact.objective(state.choice_G)
-        if time.perf_counter() > deadline:
+        if repair(state, 4 * compact.num_groups):
+            value = compact.objective(state.choice_G)
+            if best is None or value < best[1]:
+                best = state.choice_G.copy(), value
+        if best is not None and time.perf_counter() > deadline:
+            return best
+    hits, sweeps = 0, FIRST_SWEEPS
+    for _ in range(rounds):
+        if time.perf_counter() > deadline or hits >= 3:
             break
-    if best is None:
-        return None
-    state = State(compact, best[0])
-    steps = 0
-    patience = 200 + 4 * compact.num_groups
-    while time.perf_counter() < deadline and steps < max_steps:
-        found, used = _walk(state, best, rng, deadline, min(patience, max_steps - steps), first_legs)
-        steps += used
-        if found[1] < best[1] - 1e-12 * abs(best[1]):
-            best = found
-        state.reset(best[0])
-        _perturb(state, rng)
-    return best[0], compact.objective(best[0])
+        found = anneal(compact, starts[0] if best is None else best[0], sweeps, rng, deadline)
+        sweeps = min(2 * sweeps, 64 * FIRST_SWEEPS)
+        if found is None:
+            continue
+        state = State(compact, found[0])
+        found, _ = _walk(state, found, rng, deadline, 60, first_legs)
+        tolerance = 1e-9 * abs(found[1])
+        if best is None or found[1] < best[1] - tolerance:
+            best, hits = found, 1
+        elif found[1] <= best[1] + tolerance:
+            hits += 1
+    return best
 
 
-def _perturb(state: State, rng: np.random.Generator) -> None:
-    """Random flips of a few groups, then repair."""
-    compact = state.compact
-    count = int(rng.integers(2, 3 + max(2, compact.num_groups // 10)))
-    for group in rng.permutation(compact.num_groups)[:count]:
-        state.flip(int(rng.integers(compact.offset_H[group], compact.offset_H[group + 1])))
-    if not repair(state, 4 * compact.num_groups):
-        state.reset(cheapest(compact, compact.cost_KP.sum(axis=0)))
-        repair(state, 4 * compact.num_groups)
+FIRST_SWEEPS = 250
+"""Sweeps of the first annealing."""
+
+
+def polish(
+    compact: Compact, found: tuple[np.ndarray, float], seed: int, deadline: float
+) -> tuple[tuple[np.ndarray, float], int]:
+    """A short tabu walk from a feasible choice."""
+    return _walk(State(compact, found[0]), found, np.random.default_rng(seed), deadline, 60, 8)
 
 
 def _walk(
@@ -99,8 +107,6 @@ def _walk(
 ) -> tuple[tuple[np.ndarray, float], int]:
     """Best-improvement tabu walk until `patience` steps bring nothing new; best choice and steps used."""
     compact = state.compact
-    if not (state.slack_K >= 0).all():
-        return best, patience
     tabu_P = np.zeros(compact.num_options, dtype=np.int64)
     local, since, step = (state.choice_G.copy(), state.objective), 0, 0
     price_K = best_prices(compact, state.marginal_P, sweeps=1)
@@ -117,7 +123,7 @@ def _walk(
             tabu_P[old] = step + 5 + int(rng.integers(0, 6 + compact.num_groups // 8))
         if state.objective < local[1] - 1e-12 * max(1e-12, abs(local[1])):
             local, since = (state.choice_G.copy(), state.objective), 0
-        if step % 64 == 0:
+        if step % 256 == 0:
             price_K = best_prices(compact, state.marginal_P, sweeps=1)
     if local[1] < best[1]:
         return (local[0], compact.objective(local[0])), step
@@ -150,18 +156,19 @@ def _best_move(
         return move if best < np.inf else None
     legs_L = np.argpartition(priced_P, count - 1)[:count]
     old_L = choice_G[group_P[legs_L]]
-    cross_LP = compact.quad_PP[legs_L] - compact.quad_PP[old_L]
-    cross_LP -= cross_LP[:, choice_G][:, group_P]
-    cross_LP += (delta_P + 0.0)[None, :]
+    cross_LP = compact.quad_PP[legs_L]
+    cross_LP -= compact.quad_PP[old_L]
+    cross_LP -= np.repeat(cross_LP[:, choice_G], compact.size_G, axis=1)
+    cross_LP += delta_P
     cross_LP += delta_P[legs_L][:, None]
-    allowed_LP = ~blocked_P[None, :] & (group_P[legs_L][:, None] != group_P[None, :])
+    cross_LP[:, blocked_P] = np.inf
+    for leg, group in enumerate(group_P[legs_L].tolist()):
+        cross_LP[leg, compact.offset_H[group] : compact.offset_H[group + 1]] = np.inf
     for k in range(len(state.slack_K)):
-        allowed_LP &= cost_KP[k][None, :] <= (state.slack_K[k] - cost_KP[k, legs_L])[:, None]
-    cross_LP[~allowed_LP] = np.inf
-    flat = int(np.argmin(cross_LP))
-    leg, partner = divmod(flat, compact.num_options)
+        cross_LP[cost_KP[k] > (state.slack_K[k] - cost_KP[k, legs_L])[:, None]] = np.inf
+    leg, partner = divmod(int(np.argmin(cross_LP)), compact.num_options)
     if cross_LP[leg, partner] < best:
-        pair = (int(legs_L[leg]), int(partner))
+        pair = (int(legs_L[leg]), partner)
         if not compact.tables or _pair_feasible(state, pair):
             return pair
     return move if best < np.inf else None

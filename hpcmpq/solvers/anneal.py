@@ -1,0 +1,77 @@
+"""Simulated annealing of the priced objective, many groups per vectorised sweep.
+
+At temperature T a sweep draws for every group an option from exp(−(marginal + price·cost) / T) by the Gumbel
+trick; the few groups whose draw differs from their choice are then flipped one after the other, each checked
+again against the marginals of that moment. Prices follow the budgets: up while over the limit, down while
+there is slack, so the walk hovers around the limits; its best feasible moments are kept and the end repaired.
+
+Axis letters: P options, G groups, K budgets.
+"""
+
+import time
+
+import numpy as np
+
+from hpcmpq.solvers.compact import Compact
+from hpcmpq.solvers.lagrangian import best_prices, cheapest
+from hpcmpq.solvers.search import State, repair
+
+COOLING = 400.0
+"""First temperature over last."""
+
+
+def anneal(
+    compact: Compact, start_G: np.ndarray, sweeps: int, rng: np.random.Generator, deadline: float
+) -> tuple[np.ndarray, float] | None:
+    """The best feasible choice seen and its objective, or None."""
+    state = State(compact, start_G)
+    starts = compact.offset_H[:-1]
+    price_K = np.maximum(best_prices(compact, state.marginal_P, sweeps=1), 1e-9)
+    hottest = first_temperature(state, price_K)
+    pool = rng.gumbel(size=max(1 << 16, 8 * compact.num_options))
+    best: tuple[np.ndarray, float] | None = None
+    for sweep in range(sweeps):
+        temperature = hottest * COOLING ** -(sweep / max(1, sweeps - 1))
+        shift = int(rng.integers(0, len(pool) - compact.num_options))
+        noise_P = pool[shift : shift + compact.num_options] * temperature
+        drawn_G = cheapest(compact, state.marginal_P + price_K @ state.cost_KP - noise_P)
+        changed = np.flatnonzero(drawn_G != state.choice_G)
+        if len(changed) > 1:
+            changed = rng.permutation(changed)
+        for position, group in enumerate(changed.tolist()):
+            option, old = int(drawn_G[group]), int(state.choice_G[group])
+            if position:  # the marginals have moved since the draw
+                rise = state.marginal_P[option] - noise_P[option] - state.marginal_P[old] + noise_P[old]
+                rise += price_K @ (state.cost_KP[:, option] - state.cost_KP[:, old])
+                if rise > 0:
+                    continue
+            state.flip(option)
+            if (state.slack_K >= 0).all() and (best is None or state.objective < best[1]):
+                best = state.choice_G.copy(), state.objective
+        if len(price_K):
+            over_K = np.where(np.isfinite(state.slack_K), -state.slack_K, 1.0)
+            price_K = price_K * np.exp(np.clip(PRICE_GAIN * over_K, -0.05, 0.05))
+        if sweep % 16 == 0 and time.perf_counter() > deadline:
+            break
+    state.reset(state.choice_G if best is None or sweep == sweeps - 1 else best[0])
+    if repair(state, 4 * compact.num_groups) and (best is None or state.objective < best[1]):
+        best = state.choice_G.copy(), state.objective
+    if best is None:
+        return None
+    return best[0], compact.objective(best[0])
+
+
+PRICE_GAIN = 2.0
+"""Relative change of a price per sweep for an excess of the whole range of the budget."""
+
+
+def first_temperature(state: State, price_K: np.ndarray) -> float:
+    """The upper quartile over groups of what its second-best option loses, at the current prices."""
+    compact = state.compact
+    priced_P = state.marginal_P + price_K @ state.cost_KP
+    starts = compact.offset_H[:-1]
+    best_G = cheapest(compact, priced_P)
+    rest_P = priced_P.copy()
+    rest_P[best_G] = np.inf
+    loss_G = np.minimum.reduceat(rest_P, starts) - priced_P[best_G]
+    return max(float(np.quantile(loss_G, 0.75)), 1e-12)
