@@ -36,6 +36,7 @@ def calibrate(
     executor: Executor,
     on_outcome: Callable[[UnitOutcome, int, int], None],
     part: tuple[int, int] = (0, 1),
+    at_most: int | None = None,
 ) -> list[UnitOutcome]:
     """Measure every missing unit.
 
@@ -44,6 +45,7 @@ def calibrate(
         executor: Where units run.
         on_outcome: Called with each outcome, the number of units done and of all units.
         part: (i, n): of n processes that share the run directory this is number i; each starts elsewhere.
+        at_most: Stop after this many units.
 
     Returns:
         The outcomes of the units that failed for good.
@@ -54,13 +56,14 @@ def calibrate(
     plan = read_plan(run)
     remove_abandoned(run.shards_path)
     units, damaged = pending(plan, run)
-    units = starting_from(units, plan.units, *part)
+    num_missing = len(units)
+    units = starting_from(units, plan.units, *part)[:at_most]
     for sentence in damaged:
         log.warning("%s", sentence)
     if not units:
         return []
     redo = frozenset(unit.id for unit in units if run.shard_path(unit.id).exists())
-    done = len(plan.units) - len(units)
+    done = len(plan.units) - num_missing
     failed = []
     outcomes = executor.run(partial(make_worker, run, redo), units)
     with recording(run) as record, closing(outcomes):

@@ -12,11 +12,13 @@ from typing import Annotated, Any
 import typer
 
 from hpcmpq import __version__, console
+from hpcmpq.attempts import read_processes
 from hpcmpq.errors import Infeasible, Interrupted, UserError, exit_status
 from hpcmpq.executors import Executor, open_executor
 from hpcmpq.plan import parse_part
+from hpcmpq.scaling import Site, measured_workload, predict
 from hpcmpq.status import read_status
-from hpcmpq.store import RunDir, read_json, read_plan, write_json
+from hpcmpq.store import RunDir, pending, read_json, read_plan, write_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +35,10 @@ ExecutorName = Annotated[str, typer.Option("--executor", help="Where units run: 
 Workers = Annotated[int, typer.Option("--workers", help="Most workers; 0 takes all that there are.")]
 Part = Annotated[
     str, typer.Option("--part", metavar="I/N", help="This is number I of N processes that share RUN, from 0.")
+]
+AtMost = Annotated[int | None, typer.Option("--at-most", metavar="N", help="Stop after N units.")]
+PredictWorkers = Annotated[
+    int, typer.Option("--workers", metavar="N", help="Predict how long N workers take for what is missing.")
 ]
 SubmitExecutor = Annotated[
     str, typer.Option("--executor", help="How the job calibrates: mpi, ray, array or local.")
@@ -78,8 +84,8 @@ def run(
 
 
 @app.command(epilog="Example: hpcmpq plan configs/quickstart.yaml --run-dir runs/quickstart")
-def plan(config: ConfigPath, run_dir: RunOption) -> None:
-    """Look at the model and the data; write RUN/plan.json."""
+def plan(config: ConfigPath, run_dir: RunOption, workers: PredictWorkers = 0) -> None:
+    """Look at the model and the data; write RUN/plan.json. With --workers, say how long N workers take."""
     from hpcmpq.config import read_config
     from hpcmpq.prepare import prepare
 
@@ -87,17 +93,27 @@ def plan(config: ConfigPath, run_dir: RunOption) -> None:
         settings = read_config(config)
         made = prepare(settings, RunDir(run_dir), (str(Path.cwd()), str(config.resolve().parent)))
     console.planned(made)
+    if workers:
+        missing, _ = pending(made, RunDir(run_dir))
+        work = measured_workload(made, read_processes(RunDir(run_dir)), missing)
+        console.predicted(
+            [predict(work, Site(), count) for count in sorted({1, 2, workers // 2 or 1, workers})]
+        )
 
 
 @app.command(epilog="Example: hpcmpq calibrate runs/quickstart --workers 2")
 def calibrate(
-    run_dir: Run, executor: ExecutorName = "local", workers: Workers = 0, part: Part = "0/1"
+    run_dir: Run,
+    executor: ExecutorName = "local",
+    workers: Workers = 0,
+    part: Part = "0/1",
+    at_most: AtMost = None,
 ) -> None:
     """Measure the missing work units; interrupt at any point, the same command goes on."""
     index, num_parts = parse_part(part)
     with open_executor(executor, workers) as pool:
         if pool is not None:
-            _calibrate(run_dir, pool, (index, num_parts))
+            _calibrate(run_dir, pool, (index, num_parts), at_most)
 
 
 @app.command(epilog="Example: hpcmpq reduce runs/quickstart")
@@ -232,11 +248,13 @@ def status(run_dir: Run) -> None:
     console.status(read_status(RunDir(run_dir)))
 
 
-def _calibrate(run_dir: Path, pool: Executor, part: tuple[int, int] = (0, 1)) -> None:
+def _calibrate(
+    run_dir: Path, pool: Executor, part: tuple[int, int] = (0, 1), at_most: int | None = None
+) -> None:
     from hpcmpq.calibrate import calibrate as calibrate_run
 
     with _stage(run_dir, "calibrate"), console.progress("calibrate", "unit") as on_outcome:
-        calibrate_run(RunDir(run_dir), pool, on_outcome, part)
+        calibrate_run(RunDir(run_dir), pool, on_outcome, part, at_most)
 
 
 @contextmanager

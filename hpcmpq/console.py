@@ -12,6 +12,7 @@ from rich.table import Table
 from hpcmpq.executors import UnitOutcome
 from hpcmpq.plan import Plan
 from hpcmpq.reduce import Reduction
+from hpcmpq.scaling import Prediction
 from hpcmpq.status import Status
 from hpcmpq.store import RunDir, read_json
 
@@ -67,6 +68,19 @@ def planned(plan: Plan) -> None:
         f"{plan.config['sensitivity']['method']} sensitivities of {plan.config['objective']} "
         f"in {len(plan.units)} work units"
     )
+
+
+def predicted(predictions: list[Prediction]) -> None:
+    """How long calibration takes on several numbers of workers, and why."""
+    table = Table("workers", "time", "efficiency", "bound by", title="prediction from measured units")
+    for prediction in predictions:
+        table.add_row(
+            str(prediction.num_workers),
+            _duration(prediction.makespan_s),
+            f"{100 * prediction.efficiency:.0f} %",
+            prediction.bound_by,
+        )
+    _out.print(table)
 
 
 def reduced(reduction: Reduction) -> None:

@@ -17,7 +17,7 @@
 : "${HPCMPQ_MPI:=}"              # srun --mpi=...: pmi2 for MPICH and Intel MPI, pmix for Open MPI; empty: the site's
 : "${HPCMPQ_SCRATCH:=${TMPDIR:-/tmp}}"   # a directory on each node's own disk
 : "${HPCMPQ_STAGE_MODEL:=1}"     # 1: copy the model to each node's scratch once; 0: read it where it lies
-: "${HPCMPQ_MAX_REQUEUES:=50}"   # times that a job puts itself back into the queue
+: "${HPCMPQ_MAX_REQUEUES:=20}"   # times that a job puts itself back into the queue
 export HPCMPQ_SCRATCH
 
 # --- What the jobs do with them

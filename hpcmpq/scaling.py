@@ -1,0 +1,228 @@
+"""How long calibration takes on N workers, predicted from measured unit times, and what bounds it.
+
+The model: workers take units largest first from one coordinator, which spends `dispatch_s` on each; a unit's
+time varies by a log-normal factor of mean one; its shard goes through one queue, the file system; before the
+first unit every worker starts and every node reads the model, all at once. Effects are switched on one after
+the other, and what each adds to the makespan is its loss.
+"""
+
+import heapq
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcmpq.attempts import CalibrateProcess, unit_seconds
+from hpcmpq.errors import UserError
+from hpcmpq.plan import Plan, WorkUnit
+
+NUM_TRIALS = 5
+"""Simulations with different stragglers that a prediction is the mean of."""
+
+
+_MEASURED, _READY = 0, 1
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is to be done.
+
+    Attributes:
+        seconds_U: Wall time of each unit alone on a worker, [U].
+        spread: Standard deviation of the logarithm of a unit's time between runs of it.
+        startup_s: From the start of a worker to its first unit, without reading the model.
+        model_bytes: What a node reads to load the model.
+        shard_bytes: Size of one unit's shard.
+    """
+
+    seconds_U: np.ndarray
+    spread: float = 0.0
+    startup_s: float = 0.0
+    model_bytes: float = 0.0
+    shard_bytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where it is done. The defaults suit a cluster with a middling parallel file system.
+
+    Attributes:
+        workers_per_node: Workers that share a node, its network and its copy of the model.
+        read_bytes_per_s: What the file system delivers to all nodes together.
+        node_bytes_per_s: What one node can read.
+        write_bytes_per_s: What the file system takes from all nodes together.
+        create_s: Time of creating, syncing and renaming one file, one after the other over all nodes.
+        dispatch_s: The coordinator's time for one unit.
+    """
+
+    workers_per_node: int = 4
+    read_bytes_per_s: float = 50e9
+    node_bytes_per_s: float = 5e9
+    write_bytes_per_s: float = 20e9
+    create_s: float = 1e-3
+    dispatch_s: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How long it takes and why.
+
+    Attributes:
+        num_workers: Workers.
+        makespan_s: From the start of the job to the last shard.
+        ideal_s: All units' time over the workers.
+        losses: {effect: seconds it adds}; with `ideal_s` they add up to `makespan_s`.
+    """
+
+    num_workers: int
+    makespan_s: float
+    ideal_s: float
+    losses: Mapping[str, float]
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the workers' time that goes into units."""
+        return self.ideal_s / self.makespan_s
+
+    @property
+    def bound_by(self) -> str:
+        """The largest loss, or `work` where the units themselves take more than all losses together."""
+        if self.efficiency > 0.5:
+            return "work"
+        return max(self.losses, key=lambda name: self.losses[name])
+
+
+def predict(work: Workload, site: Site, num_workers: int, seed: int = 0) -> Prediction:
+    """The makespan of a workload on `num_workers` workers.
+
+    Raises:
+        ValueError: If there is no worker or no unit.
+    """
+    if num_workers < 1 or not len(work.seconds_U):
+        raise ValueError(f"need a worker and a unit, got {num_workers} and {len(work.seconds_U)}")
+    units_U = np.sort(work.seconds_U)[::-1]
+    generator = np.random.default_rng(seed)
+    noise = [_noise(generator, len(units_U), work.spread) for _ in range(NUM_TRIALS)]
+    write_s = work.shard_bytes / site.write_bytes_per_s + site.create_s
+
+    def mean_makespan(dispatch_s: float, write_s: float) -> float:
+        return float(np.mean([schedule(units_U * n_U, num_workers, dispatch_s, write_s) for n_U in noise]))
+
+    ladder = {
+        "too few units": schedule(units_U, num_workers),
+        "stragglers": mean_makespan(0.0, 0.0),
+        "coordinator": mean_makespan(site.dispatch_s, 0.0),
+        "writing shards": mean_makespan(site.dispatch_s, write_s),
+    }
+    before = ideal = float(units_U.sum()) / num_workers
+    losses = {}
+    for name, seconds in ladder.items():
+        losses[name] = seconds - before
+        before = seconds
+    losses["starting"] = work.startup_s
+    losses["reading the model"] = read_seconds(work.model_bytes, site, num_workers)
+    return Prediction(num_workers, ideal + sum(losses.values()), ideal, losses)
+
+
+def schedule(
+    seconds_U: Sequence[float] | np.ndarray, num_workers: int, dispatch_s: float = 0.0, write_s: float = 0.0
+) -> float:
+    """Makespan of units handed out in this order to whoever is free.
+
+    Example:
+        >>> schedule([3.0, 2.0, 2.0], 2)
+        4.0
+        >>> schedule([1.0] * 8, 8, dispatch_s=1.0)  # the eighth is handed out after eight seconds
+        9.0
+    """
+    todo = iter(seconds_U)
+    coordinator = file_system = 0.0
+    events = [(0.0, _READY)] * min(num_workers, len(seconds_U))
+    while events:
+        time_s, event = heapq.heappop(events)
+        if event == _MEASURED:
+            file_system = max(file_system, time_s) + write_s
+            heapq.heappush(events, (file_system, _READY))
+        elif (seconds := next(todo, None)) is not None:
+            coordinator = max(coordinator, time_s) + dispatch_s
+            heapq.heappush(events, (coordinator + float(seconds), _MEASURED))
+    return file_system
+
+
+def read_seconds(model_bytes: float, site: Site, num_workers: int) -> float:
+    """Time until every node has read the model, all at once."""
+    num_nodes = math.ceil(num_workers / site.workers_per_node)
+    return model_bytes / min(site.node_bytes_per_s, site.read_bytes_per_s / num_nodes)
+
+
+def measured_workload(
+    plan: Plan, processes: Iterable[CalibrateProcess], units: Iterable[WorkUnit]
+) -> Workload:
+    """The workload of some units of a plan, from the units of it that were measured.
+
+    A unit of another size takes time in proportion to its groups and samples.
+
+    Raises:
+        UserError: If none was measured.
+    """
+    processes = list(processes)
+    measured = unit_seconds(processes)
+    sizes = {unit.id: size(unit) for unit in plan.units}
+    rates = {name: seconds / sizes[name] for name, seconds in measured.items() if name in sizes}
+    if not rates:
+        raise UserError(
+            "no unit was measured yet; run `hpcmpq calibrate RUN --at-most 2` on the kind of node that will "
+            "calibrate, then ask again"
+        )
+    rate = float(np.mean(list(rates.values())))
+    logs = np.log(np.maximum(list(rates.values()), 1e-9))
+    return Workload(
+        seconds_U=np.array([rate * sizes[unit.id] for unit in units]),
+        spread=float(np.std(logs, ddof=1)) if len(logs) > 1 else 0.0,
+        startup_s=startup_seconds(processes),
+    )
+
+
+def startup_seconds(processes: Iterable[CalibrateProcess]) -> float:
+    """Median time from the start of a calibrate process to its first unit."""
+    waits = [
+        min(attempt.finished - attempt.seconds for attempt in process.attempts) - process.started
+        for process in processes
+        if process.attempts
+    ]
+    return float(np.median(waits)) if waits else 0.0
+
+
+def size(unit: WorkUnit) -> int:
+    """Groups times samples: what the time of a unit grows with."""
+    return (unit.group_stop - unit.group_start) * (unit.sample_stop - unit.sample_start)
+
+
+def best_samples_per_unit(
+    sample_s: float, num_samples: int, samples_per_pass: int, num_workers: int, per_unit: Workload, site: Site
+) -> int:
+    """Samples of one unit that give the shortest makespan; of those within 2 % of it the most: fewer files.
+
+    Args:
+        sample_s: Time of one sample.
+        num_samples: Samples of the plan.
+        samples_per_pass: The answer is a multiple of it.
+        num_workers: Workers.
+        per_unit: Its spread, start-up and sizes; its units do not count.
+        site: Where.
+    """
+    makespans = {}
+    for samples in range(samples_per_pass, num_samples + samples_per_pass, samples_per_pass):
+        starts = range(0, num_samples, samples)
+        seconds_U = np.array([sample_s * min(samples, num_samples - start) for start in starts])
+        work = Workload(
+            seconds_U, per_unit.spread, per_unit.startup_s, per_unit.model_bytes, per_unit.shard_bytes
+        )
+        makespans[min(samples, num_samples)] = predict(work, site, num_workers).makespan_s
+    limit = 1.02 * min(makespans.values())
+    return max(samples for samples, makespan in makespans.items() if makespan <= limit)
+
+
+def _noise(generator: np.random.Generator, count: int, spread: float) -> np.ndarray:
+    return np.exp(generator.normal(-(spread**2) / 2, spread, count))

@@ -1,0 +1,154 @@
+"""Runs under a real Slurm: the same bits as on one machine, and nothing lost whatever happens to the jobs."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcmpq.store import read_json
+from tests.slurm.toy_jobs import ToyRun, jobs_in, output, toy_run
+
+pytestmark = pytest.mark.slow
+
+Cluster = dict[str, str]
+NewToy = Callable[..., ToyRun]
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """quadratic.h5 of the toy by one process on this machine, by method."""
+    files = {}
+    for method in ("secant", "hessian"):
+        environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
+        toy = toy_run(tmp_path_factory.mktemp(method) / "local", environment, method)
+        toy.hpcmpq("plan", toy.config, "--run-dir", toy.run.path)
+        toy.hpcmpq("calibrate", toy.run.path, "--workers", 1)
+        toy.hpcmpq("reduce", toy.run.path)
+        files[method] = toy.run.quadratic_path.read_bytes()
+    return files
+
+
+@pytest.fixture(scope="module")
+def over_time(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ToyRun, str]]:
+    """A job of 80 seconds that is warned after a minute at the latest, one before its time limit."""
+    toy = toy_run(tmp_path_factory.mktemp("over_time") / "toy", cluster, unit_s=2.5)
+    yield toy, toy.submit("local", "time=2", "signal=B:USR2@60", "cpus_per_task=1")
+    toy.cancel()
+
+
+@pytest.fixture
+def new_toy(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., ToyRun]]:
+    """Makes the run of a test; jobs that are left when the test ends are cancelled."""
+    made = []
+
+    def make(**options: Any) -> ToyRun:
+        made.append(toy_run(tmp_path / "toy", cluster, **options))
+        return made[-1]
+
+    yield make
+    for toy in made:
+        toy.cancel()
+
+
+def assert_same_as_local(toy: ToyRun, local: dict[str, bytes]) -> None:
+    assert toy.num_missing() == 0
+    toy.hpcmpq("reduce", toy.run.path)
+    assert toy.run.quadratic_path.read_bytes() == local["secant"]
+
+
+def test_a_chain_of_jobs_does_what_one_machine_does(
+    over_time: object, new_toy: NewToy, local: dict[str, bytes]
+):
+    # `over_time` only starts here, so that its minutes pass while other tests run.
+    toy = new_toy()
+    shown = toy.hpcmpq(
+        *("submit", toy.config, "--run-dir", toy.run.path, "--executor", "array", "--plan-on-cluster"),
+        *("--slurm", "array=2 partition=main calibrate.time=5"),
+    )
+    jobs = jobs_in(shown)
+    assert list(jobs) == ["plan", "calibrate", "solve", "finish"]
+    assert read_json(toy.run.jobs_path, "")["submissions"][-1]["jobs"] == jobs
+    toy.wait_for_job(jobs["solve"], "COMPLETED", "CANCELLED")
+    assert toy.run.quadratic_path.read_bytes() == local["secant"]
+    shown = toy.hpcmpq("status", toy.run.path)
+    assert "32 of 32 units" in shown
+    assert "units per hour" in shown
+    assert "2 COMPLETED" in shown  # the tasks of the array
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(find_spec("mpi4py") is None, reason="mpi4py is not installed")
+@pytest.mark.parametrize("method", ["secant", "hessian"])
+def test_mpi_ranks_under_srun_do_what_one_machine_does(method: str, new_toy: NewToy, local: dict[str, bytes]):
+    toy = new_toy(method=method)
+    job = toy.submit("mpi", "nodes=2", "ntasks=3")
+    toy.wait_for_job(job, "COMPLETED", "FAILED")
+    toy.hpcmpq("reduce", toy.run.path)
+    assert toy.run.quadratic_path.read_bytes() == local[method]
+
+
+def test_a_requeued_job_goes_on(new_toy: NewToy, local: dict[str, bytes]):
+    toy = new_toy(unit_s=0.5)
+    job = toy.submit("local")
+    toy.wait_for(lambda: toy.num_done() >= 2)
+    toy.scontrol("requeue", job)
+    toy.wait_for_job(job, "PENDING")
+    assert 2 <= toy.num_done() < 32
+    toy.scontrol("update", f"JobId={job}", "StartTime=now")
+    toy.wait_for_job(job, "COMPLETED")
+    assert toy.field(job, "Restarts") == "1"
+    assert toy.num_starts() == 2
+    assert_same_as_local(toy, local)
+
+
+def test_a_cancelled_run_goes_on_when_it_is_submitted_again(
+    cluster: Cluster, new_toy: NewToy, local: dict[str, bytes]
+):
+    toy = new_toy(unit_s=0.5)
+    job = toy.submit("array", "array=2")
+    toy.wait_for(lambda: toy.num_done() >= 2)
+    output(["scancel", job], cluster)
+    toy.wait_for_job(job, "CANCELLED")
+    assert toy.num_missing() > 0
+    jobs = read_json(toy.run.jobs_path, "")["submissions"][-1]["jobs"]
+    toy.wait_for(lambda: toy.field(jobs["solve"], "JobState") == "CANCELLED")  # never left waiting for ever
+    again = toy.submit("array", "array=2")
+    toy.wait_for_job(again, "COMPLETED")
+    assert_same_as_local(toy, local)
+
+
+def test_a_job_whose_node_is_lost_goes_on_elsewhere(
+    cluster: Cluster, new_toy: NewToy, local: dict[str, bytes]
+):
+    toy = new_toy(unit_s=1.0)
+    job = toy.submit("local")
+    toy.wait_for(lambda: toy.num_done() >= 2)
+    node = toy.field(job, "NodeList")
+    pid_file = Path(cluster["HPCMPQ_CLUSTER_DIR"]) / "run" / f"slurmd.{node}.pid"
+    os.kill(int(pid_file.read_text()), signal.SIGKILL)
+    # Slurm takes the node for dead and requeues; the first life of the job runs on beside the second.
+    toy.wait_for(lambda: toy.num_starts() == 2)
+    toy.wait_for_job(job, "COMPLETED")
+    subprocess.run(["slurm/one_host_cluster.sh", "up"], env=cluster, check=True, capture_output=True)
+    assert_same_as_local(toy, local)
+
+
+@pytest.mark.timeout(600)
+def test_a_job_that_reaches_its_time_limit_requeues_itself_until_it_is_done(
+    over_time: tuple[ToyRun, str], local: dict[str, bytes]
+):
+    toy, job = over_time
+    toy.wait_for_job(job, "COMPLETED", "FAILED", "TIMEOUT")
+    assert toy.field(job, "JobState") == "COMPLETED"
+    assert int(toy.field(job, "Restarts")) >= 1
+    assert "is back in the queue" in toy.log()
+    assert "interrupted (SIGUSR2)" in toy.log()
+    assert_same_as_local(toy, local)
+    toy.wait_for(
+        lambda: toy.run.solution_path.exists()
+    )  # the jobs that wait for it waited through its requeues
