@@ -29,7 +29,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("solve",),
     ("frontier",),
     # The queue: what login nodes run.
-    ("attempts", "scaling"),
+    ("attempts",),
+    ("scaling",),
     ("status", "submit"),
     # What touches models and tensors.
     ("quantizers", "objective", "probes", "features", "compensated"),
