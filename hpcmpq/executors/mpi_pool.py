@@ -41,28 +41,34 @@ def open_pool(num_workers: int) -> Iterator["MpiPool | LocalPool | None"]:
         UserError: If mpi4py or an MPI library is missing, or the launcher belongs to another MPI.
     """
     take_gpu(local_rank())  # before MPI starts, because an MPI built with CUDA starts CUDA too
-    comm, futures = _load_mpi()
-    _check_world(comm.Get_size(), os.environ)
-    if comm.Get_size() == 1:
+    MPI, futures = _load_mpi()
+    world = MPI.COMM_WORLD
+    _check_world(world.Get_size(), os.environ)
+    if world.Get_size() == 1:
         yield LocalPool(1)
         return
     pool = None
     try:
+        idle = world.Get_rank() > (num_workers or world.Get_size())
+        comm = world.Split(MPI.UNDEFINED if idle else 0)
+        if idle:
+            yield None
+            return
         if comm.Get_rank() > 0:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
                 signal.signal(number, signal.SIG_IGN)  # they go to all ranks; rank 0 decides
         with futures.MPICommExecutor(comm, root=0) as executor:
             if executor is not None:
-                pool = MpiPool(executor, min(num_workers or comm.Get_size(), comm.Get_size() - 1))
+                pool = MpiPool(executor, comm.Get_size() - 1)
                 try:
                     yield pool
                 except BaseException as error:
                     if pool.running:  # the executor would wait for them
-                        _abort(comm, error)
+                        _abort(world, error)
                     raise
     except BaseException as error:
         if pool is None:
-            _abort(comm, error)
+            _abort(world, error)
         raise
     if pool is None:
         yield None
@@ -70,7 +76,7 @@ def open_pool(num_workers: int) -> Iterator["MpiPool | LocalPool | None"]:
 
 @dataclass(frozen=True)
 class MpiPool:
-    """At most `num_workers` of the ranks behind an `MPICommExecutor`."""
+    """The `num_workers` ranks behind an `MPICommExecutor`."""
 
     executor: Any
     num_workers: int
@@ -92,6 +98,8 @@ class MpiPool:
                     sys.stderr.write(reply.traceback)
                     raise UserError(reply.error if reply.fatal else f"a rank cannot start: {reply.error}")
                 yield outcome_of(reply, unit, backlog)
+        # Idle ranks get tasks in turn, so this reaches each of them once.
+        wait([self.executor.submit(_forget) for _ in range(self.num_workers)])
 
 
 _made: tuple[bytes, Worker] | None = None
@@ -109,6 +117,12 @@ def _measure(recipe: bytes, unit: WorkUnit) -> Reply:
     return attempt(_made[1], unit)
 
 
+def _forget() -> None:
+    """Free this rank's model: later stages may want the memory of its GPU."""
+    global _made
+    _made = None
+
+
 def _load_mpi() -> tuple[Any, Any]:
     try:
         from mpi4py import MPI, futures
@@ -117,7 +131,7 @@ def _load_mpi() -> tuple[Any, Any]:
             f"--executor mpi needs mpi4py and an MPI library ({str(error).splitlines()[0]}); on a cluster "
             "load its MPI module and `pip install 'hpcmpq[mpi]'`, elsewhere `pip install 'hpcmpq[mpi-wheel]'`"
         ) from error
-    return MPI.COMM_WORLD, futures
+    return MPI, futures
 
 
 def _check_world(size: int, environment: Mapping[str, str]) -> None:

@@ -1,0 +1,49 @@
+"""MPI jobs that were started wrongly."""
+
+import os
+import sys
+
+import pytest
+
+from hpcmpq.errors import UserError
+from hpcmpq.executors.mpi_pool import _check_world
+from tests.executors.launch import MARKS, command_line, run
+from tests.executors.toy_units import UNITS, shards
+
+
+@pytest.mark.parametrize("variable", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"])
+def test_worlds_of_one_are_refused(variable):
+    with pytest.raises(UserError, match=f"{variable} says 4 ranks but MPI sees 1"):
+        _check_world(1, {variable: "4"})
+
+
+def test_mpiexec_in_a_larger_batch_job_is_fine():
+    _check_world(4, {"PMI_SIZE": "4", "SLURM_NTASKS": "8"})
+    _check_world(1, {"PMI_SIZE": "1", "SLURM_NTASKS": "8"})
+    _check_world(1, {})
+
+
+@pytest.mark.mpi
+@MARKS["mpi"][-1]
+def test_one_rank_works_itself(tmp_path):
+    ended = run([sys.executable, "-m", "tests.executors.run_toys", "mpi", str(tmp_path)])
+    assert ended.returncode == 0, ended.stderr
+    assert len(shards(tmp_path)) == len(UNITS)
+
+
+@pytest.mark.mpi
+@MARKS["mpi"][-1]
+def test_launcher_of_another_mpi_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
+    ended = run([sys.executable, "-m", "tests.executors.run_toys", "mpi", str(tmp_path)])
+    assert ended.returncode == 2
+    assert "OMPI_COMM_WORLD_SIZE says 3 ranks but MPI sees 1" in ended.stderr
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.mpi
+@MARKS["mpi"][-1]
+def test_only_as_many_ranks_as_asked_for_work(tmp_path):
+    ended = run(command_line("mpi", "tests.executors.run_toys", "mpi", tmp_path, 1))
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "starts").read_text().count("\n") == 1
