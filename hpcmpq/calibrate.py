@@ -3,9 +3,10 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -14,13 +15,15 @@ from hpcmpq.attempts import recording
 from hpcmpq.config import ModelConfig, parse_config
 from hpcmpq.errors import IncompleteCalibration
 from hpcmpq.executors import Executor, UnitOutcome, Worker
+from hpcmpq.features import Features, check_finite, gram, to_columns
 from hpcmpq.models.calibration import load_splits
 from hpcmpq.models.load import forward, load_model
 from hpcmpq.models.samples import Samples
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.plan import WorkUnit, starting_from
 from hpcmpq.probes import num_probes
-from hpcmpq.sensitivity import EAGER_ATTENTION, Contribution, Subject, find_method
+from hpcmpq.response import make_engine
+from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, Contribution, Subject, find_method
 from hpcmpq.store import RunDir, Shard, pending, read_plan, write_shard
 from hpcmpq.variants import Variants
 from hpcmpq.whole_files import remove_abandoned
@@ -94,11 +97,13 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
     config = parse_config(plan.config, "plan.json")
     method = config.sensitivity.method
     measure = find_method(method)
+    low_precision = torch.bfloat16 if config.model.dtype == "bfloat16" and method in FORWARD_ONLY else None
     model = load_model(
-        staged(config.model),
+        dataclasses.replace(staged(config.model), **({"dtype": "float32"} if low_precision else {})),
         attention="eager" if method in EAGER_ATTENTION else None,
         import_paths=plan.import_paths,
     )
+    variants = Variants(model, plan.space, config.quantizer)
     device = next(model.parameters()).device
     samples = load_splits(config, plan.import_paths).calibration.to(device)
     with torch.no_grad():
@@ -106,11 +111,21 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
     subject = Subject(
         model=model,
         space=plan.space,
-        variants=Variants(model, plan.space, config.quantizer),
+        variants=variants,
         objective=OBJECTIVES[config.objective],
         num_probes=num_probes(config.sensitivity.probes, num_outputs),
         samples_per_pass=config.calibration.samples_per_pass,
         seed=config.calibration.seed,
+        engine=make_engine(
+            config.sensitivity.engine,
+            variants,
+            samples[:2].inputs,
+            low_precision=low_precision,
+            options_per_pass=config.sensitivity.options_per_pass,
+            options_per_wave=config.sensitivity.options_per_wave,
+        )
+        if method in FORWARD_ONLY
+        else None,
     )
 
     def work(unit: WorkUnit) -> None:
@@ -118,9 +133,10 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
             return
         part: Samples = samples[unit.sample_start : unit.sample_stop]
         groups = range(unit.group_start, unit.group_stop)
-        contributions = measure(subject, part, groups, unit.sample_start)
-        arrays, num_samples, num_batches = add_up(contributions)
-        write_shard(run, Shard("sums", unit.id, plan.fingerprint, num_samples, num_batches, arrays))
+        parts = measure(subject, part, groups, unit.sample_start)
+        all_groups = len(groups) == len(plan.space.groups)
+        kind, arrays, num_samples, num_batches = contents(parts, all_groups)
+        write_shard(run, Shard(kind, unit.id, plan.fingerprint, num_samples, num_batches, arrays))
 
     return work
 
@@ -129,6 +145,28 @@ def staged(model: ModelConfig) -> ModelConfig:
     """The copy of the model on this node's own disk, where the batch job made one (`slurm/env.sh`)."""
     copy = os.environ.get("HPCMPQ_MODEL_DIR")
     return dataclasses.replace(model, path=copy) if copy and model.path else model
+
+
+def contents(
+    parts: Iterable[Contribution | Features], all_groups: bool
+) -> tuple[str, dict[str, np.ndarray], int, int]:
+    """Kind, arrays, samples and batches of a unit's shard: sums, or the columns of a unit of some groups."""
+    iterator = iter(parts)
+    first = next(iterator)
+    if isinstance(first, Contribution):
+        return "sums", *add_up(chain([first], iterator))  # type: ignore[list-item]
+    if all_groups:
+        return "sums", *add_up(products(chain([first], iterator)))  # type: ignore[list-item]
+    arrays = to_columns(chain([first], iterator))  # type: ignore[list-item]
+    return "features", arrays, len(arrays["loss"]), len(arrays["loss"])
+
+
+def products(parts: Iterable[Features]) -> Iterator[Contribution]:
+    """The contribution of every sample."""
+    for part in parts:
+        check_finite(part)
+        for n in range(len(part.loss_N)):
+            yield Contribution(1, float(part.loss_N[n]), part.increase_NR[n], gram(part.phi_NRF[n]))
 
 
 def add_up(contributions: Iterable[Contribution]) -> tuple[dict[str, np.ndarray], int, int]:

@@ -22,14 +22,18 @@ class ModelConfig:
     Attributes:
         path: A Hugging Face directory.
         factory: ``package.module:function`` that returns an `nn.Module`.
-        dtype: Precision that calibration and evaluation run in.
+        dtype: Precision that calibration and evaluation run in. With ``bfloat16`` forward-only sensitivities
+            run matrix products in bfloat16 and all else in float32.
         device: ``auto`` takes CUDA where there is one.
+        stream: Read one block at a time from the directory's safetensors while calibrating, so that the device
+            never holds the model. Forward-only sensitivities of chains of blocks can.
     """
 
     path: str | None = None
     factory: str | None = None
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     device: str = "auto"
+    stream: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,11 +142,18 @@ class SensitivityConfig:
         method: A name in `hpcmpq.sensitivity.METHODS`.
         groups_per_unit: Groups of one work unit for methods that split groups, or None for all.
         probes: Random output projections per token, or None: exact outputs up to 1,024, 4 above.
+        engine: ``auto`` runs options as a wavefront where the model is a chain of blocks, ``whole`` always runs
+            one whole forward pass per option.
+        options_per_pass: Options that a block runs together, or None to choose.
+        options_per_wave: Options whose hidden states are in memory at once, or None to choose.
     """
 
     method: str = "secant"
     groups_per_unit: int | None = None
     probes: int | None = None
+    engine: Literal["auto", "whole"] = "auto"
+    options_per_pass: int | None = None
+    options_per_wave: int | None = None
 
 
 @dataclass(frozen=True)
@@ -258,6 +269,8 @@ def _check_values(config: Config, source: str) -> None:
         "calibration.samples_per_unit": config.calibration.samples_per_unit,
         "sensitivity.probes": config.sensitivity.probes,
         "sensitivity.groups_per_unit": config.sensitivity.groups_per_unit,
+        "sensitivity.options_per_pass": config.sensitivity.options_per_pass,
+        "sensitivity.options_per_wave": config.sensitivity.options_per_wave,
         "quantizer.group_size": config.quantizer.group_size,
         "evaluation.num_samples": config.evaluation.num_samples,
         "refine.max_evaluations": config.refine.max_evaluations,

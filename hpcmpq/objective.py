@@ -59,7 +59,7 @@ def kl_value(z_NTV: Tensor, z0_NTV: Tensor, targets: Tensor | None = None) -> Te
         return torch.log1p((pi_RV * (torch.expm1(v_RV) - v_RV)).sum(-1))
 
     per_position_NT = _by_rows(divergence, z_NTV, z0_NTV)
-    return (per_position_NT * _weights(z_NTV, targets)).sum(1)
+    return (per_position_NT * position_weights(z_NTV, targets)).sum(1)
 
 
 def ce_value(z_NTV: Tensor, z0_NTV: Tensor, targets: Tensor | None) -> Tensor:
@@ -76,7 +76,7 @@ def ce_value(z_NTV: Tensor, z0_NTV: Tensor, targets: Tensor | None) -> Tensor:
         return -log_pi_RV.gather(-1, target_R.unsqueeze(-1)).squeeze(-1)
 
     per_position_NT = _by_rows(cross_entropy, z_NTV, targets_NT.clamp(min=0))
-    return (per_position_NT * _weights(z_NTV, targets)).sum(1)
+    return (per_position_NT * position_weights(z_NTV, targets)).sum(1)
 
 
 def mse_value(z_NTV: Tensor, z0_NTV: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -85,7 +85,7 @@ def mse_value(z_NTV: Tensor, z0_NTV: Tensor, targets: Tensor | None = None) -> T
     def squared_distance(z_RV: Tensor, z0_RV: Tensor) -> Tensor:
         return (z_RV.to(torch.float64) - z0_RV.to(torch.float64)).square().mean(-1)
 
-    return (_by_rows(squared_distance, z_NTV, z0_NTV) * _weights(z_NTV, targets)).sum(1)
+    return (_by_rows(squared_distance, z_NTV, z0_NTV) * position_weights(z_NTV, targets)).sum(1)
 
 
 def softmax_displacement(u_NTV: Tensor, z0_NTV: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -98,13 +98,13 @@ def softmax_displacement(u_NTV: Tensor, z0_NTV: Tensor, targets: Tensor | None =
     """
     pi_NTV = torch.softmax(z0_NTV, -1)
     mean_NT1 = (pi_NTV * u_NTV).sum(-1, keepdim=True)
-    share_NT1 = _weights(z0_NTV, targets).unsqueeze(-1).to(u_NTV.dtype)
+    share_NT1 = position_weights(z0_NTV, targets).unsqueeze(-1).to(u_NTV.dtype)
     return (u_NTV - mean_NT1) * (pi_NTV * share_NT1).sqrt().to(u_NTV.dtype)
 
 
 def scaled_mse_displacement(u_NTV: Tensor, z0_NTV: Tensor, targets: Tensor | None = None) -> Tensor:
     """φ = √(2w / V) u: Λ = 2w / V."""
-    share_NT1 = _weights(z0_NTV, targets).unsqueeze(-1).to(u_NTV.dtype)
+    share_NT1 = position_weights(z0_NTV, targets).unsqueeze(-1).to(u_NTV.dtype)
     return u_NTV * (2.0 * share_NT1 / z0_NTV.shape[-1]).sqrt()
 
 
@@ -121,7 +121,7 @@ def ce_gradient(z_NTV: Tensor, z0_NTV: Tensor, targets: Tensor | None) -> Tensor
     """
     targets_NT1 = _labels(z0_NTV, targets).clamp(min=0).unsqueeze(-1)
     pi_NTV = torch.softmax(z0_NTV, -1)
-    share_NT1 = _weights(z0_NTV, targets).unsqueeze(-1).to(z0_NTV.dtype)
+    share_NT1 = position_weights(z0_NTV, targets).unsqueeze(-1).to(z0_NTV.dtype)
     return share_NT1 * pi_NTV.scatter_add(-1, targets_NT1, -torch.ones_like(pi_NTV[..., :1]))
 
 
@@ -132,7 +132,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def _weights(z_NTV: Tensor, targets: Tensor | None) -> Tensor:
+def position_weights(z_NTV: Tensor, targets: Tensor | None) -> Tensor:
     """Share of every position in its sample's mean, float64 [N, T]: 1 / count, or 0 where ignored."""
     num_samples, num_positions = z_NTV.shape[:2]
     if targets is None or targets.numel() != num_samples * num_positions:

@@ -13,6 +13,9 @@ from hpcmpq.store import RunDir, Shard, read_plan, read_shard, write_quadratic
 MAX_BATCHES = 8
 """Calibration batches kept apart, for solving against the spread between them."""
 
+MAX_BATCH_BYTES = 2**31
+"""Memory that they may take; fewer are kept, or none, where there are many options."""
+
 
 @dataclass(frozen=True)
 class Reduction:
@@ -53,7 +56,8 @@ def add_shards(plan: Plan, shards: Iterator[tuple[WorkUnit, Shard]]) -> Reductio
     space = plan.space
     num_options = space.num_options
     ranges = sample_ranges(plan.units)
-    num_batches = min(MAX_BATCHES, len(ranges)) if len(ranges) > 1 else 0
+    num_batches = min(MAX_BATCHES, len(ranges), MAX_BATCH_BYTES // (8 * num_options**2))
+    num_batches = num_batches if num_batches > 1 else 0
     batch_of = {samples: place * num_batches // len(ranges) for place, samples in enumerate(ranges)}
     linear, linear_square = np.zeros(num_options), np.zeros(num_options)
     quad, quad_square = np.zeros((num_options, num_options)), np.zeros((num_options, num_options))
@@ -132,9 +136,37 @@ def standard_error(total: np.ndarray, square: np.ndarray, num_samples: int, num_
 
 def _shards(plan: Plan, run: RunDir) -> Iterator[tuple[WorkUnit, Shard]]:
     for unit in plan.units:
-        shard = read_shard(run.shard_path(unit.id))
-        if shard.fingerprint != plan.fingerprint or shard.unit_id != unit.id:
-            raise CorruptShard(
-                f"{run.shard_path(unit.id)} belongs to another plan; delete it and run `hpcmpq calibrate {run.path}`"
-            )
-        yield unit, shard
+        shard = _read(plan, run, unit)
+        yield unit, _multiplied(plan, run, unit, shard) if shard.kind == "features" else shard
+
+
+def _multiplied(plan: Plan, run: RunDir, unit: WorkUnit, shard: Shard) -> Shard:
+    """Sums from the columns of a unit and of the units of later groups on the same samples, two at a time."""
+    from hpcmpq.features import multiply  # loads torch, which reading sums does without
+
+    space, columns = plan.space, shard.arrays
+    quad = np.zeros((len(columns["phi"]), space.num_options))
+    quad_square = np.zeros_like(quad)
+    for other in plan.units:
+        same_samples = (other.sample_start, other.sample_stop) == (unit.sample_start, unit.sample_stop)
+        if same_samples and other.group_start >= unit.group_start:
+            part = slice(space.slice_of(other.group_start).start, space.slice_of(other.group_stop - 1).stop)
+            phi_CNF = None if other == unit else _read(plan, run, other).arrays["phi"]
+            quad[:, part], quad_square[:, part] = multiply(columns, phi_CNF)
+    arrays = {
+        "loss": np.array(columns["loss"].sum()),
+        "linear": columns["increase"].sum(1),
+        "linear_square": (columns["increase"] ** 2).sum(1),
+        "quad": quad,
+        "quad_square": quad_square,
+    }
+    return Shard("sums", shard.unit_id, shard.fingerprint, shard.num_samples, shard.num_batches, arrays)
+
+
+def _read(plan: Plan, run: RunDir, unit: WorkUnit) -> Shard:
+    shard = read_shard(run.shard_path(unit.id))
+    if shard.fingerprint != plan.fingerprint or shard.unit_id != unit.id:
+        raise CorruptShard(
+            f"{run.shard_path(unit.id)} belongs to another plan; delete it and run `hpcmpq calibrate {run.path}`"
+        )
+    return shard

@@ -1,8 +1,8 @@
 """Sensitivity methods, by name: how much each option, alone and together with others, raises the loss.
 
-To add one: write a module here with a function `measure(subject, samples, rows) -> Iterator[Contribution]` and
-one line in `METHODS`. `tests/contracts/test_sensitivity.py` must pass: it equals its definition computed densely
-in float64, and its sums add over any split of samples and groups.
+To add one: write a module here with a function `measure` of the type `Measure` and one line in `METHODS`.
+`tests/contracts/test_sensitivity.py` must pass: it equals its definition computed densely in float64, and its
+sums add over any split of samples and groups.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +13,10 @@ import numpy as np
 from torch import nn
 
 from hpcmpq.errors import UserError
-from hpcmpq.models.calibration import Samples
+from hpcmpq.features import Features
+from hpcmpq.models.samples import Samples
 from hpcmpq.objective import Objective
+from hpcmpq.response import Engine
 from hpcmpq.space import SearchSpace
 from hpcmpq.variants import Variants
 
@@ -22,6 +24,9 @@ METHODS = {
     "secant": "hpcmpq.sensitivity.secant:measure",
     "hessian": "hpcmpq.sensitivity.hessian:measure",
 }
+
+FORWARD_ONLY = {"secant"}
+"""Methods that run options through an engine: in any precision, streamed, as a wavefront."""
 
 EAGER_ATTENTION = {"hessian"}
 """Methods that differentiate twice or forward, which fused attention kernels do not support."""
@@ -39,6 +44,7 @@ class Subject:
         num_probes: Random output projections per token, or None for exact outputs.
         samples_per_pass: Samples of one forward pass.
         seed: Of the probes.
+        engine: Runs options, or None for one whole forward pass each.
     """
 
     model: nn.Module
@@ -48,6 +54,7 @@ class Subject:
     num_probes: int | None
     samples_per_pass: int
     seed: int
+    engine: Engine | None = None
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,10 @@ class Contribution:
     quad_RP: np.ndarray
 
 
-Measure = Callable[[Subject, Samples, range, int], Iterator[Contribution]]
-"""measure(subject, samples, groups, first_sample): `first_sample` is the samples' place in the calibration set."""
+Measure = Callable[[Subject, Samples, range, int], Iterator[Contribution] | Iterator[Features]]
+"""measure(subject, samples, groups, first_sample): `first_sample` is the samples' place in the calibration set.
+
+Methods of the form H = ΦᵀΦ / N give the `Features` of the options of `groups`, others `Contribution`s."""
 
 
 def find_method(name: str) -> Measure:

@@ -12,44 +12,34 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from hpcmpq.models.calibration import Samples
-from hpcmpq.models.load import forward
+from hpcmpq.features import Features
+from hpcmpq.models.samples import Samples
 from hpcmpq.probes import make_probes
-from hpcmpq.sensitivity import Contribution, Subject
+from hpcmpq.response import WholeModel
+from hpcmpq.scores import make_score
+from hpcmpq.sensitivity import Subject
 
 
 @torch.no_grad()
-def measure(
-    subject: Subject, samples: Samples, groups: range, first_sample: int
-) -> Iterator[Contribution]:
-    """One contribution per sample; every pass runs `samples_per_pass` samples through all options.
-
-    The second derivative of a pair needs the responses of both, so all options are run whatever `groups` is,
-    and the rows of `groups` are returned.
-    """
-    rows = [option.index for option in subject.space.options if option.group in groups]
+def measure(subject: Subject, samples: Samples, groups: range, first_sample: int) -> Iterator[Features]:
+    """Features of the options of `groups`, one part per pass of `samples_per_pass` samples."""
+    options = [option.index for option in subject.space.options if option.group in groups]
+    column = {p: place for place, p in enumerate(options)}
+    engine = subject.engine or WholeModel(subject.model, subject.variants)
     for start in range(0, len(samples), subject.samples_per_pass):
         batch = samples[start : start + subject.samples_per_pass]
-        z0_NTV = forward(subject.model, batch.inputs)
-        loss0_N = subject.objective.value(z0_NTV, z0_NTV, batch.targets)
-        probes = make_probes(
+        z0_NTV, outputs = engine.respond(batch.inputs, options)
+        score = make_score(subject.objective, z0_NTV, batch.targets)
+        project = make_probes(
             subject.num_probes, z0_NTV, seed=subject.seed, first_sample=first_sample + start
         )
-        loss_PN, phi_NPF = [], []
-        for z_NTV in option_outputs(subject, batch):
-            loss_PN.append(subject.objective.value(z_NTV, z0_NTV, batch.targets) - loss0_N)
-            phi_NTV = subject.objective.scaled_displacement(z_NTV - z0_NTV, z0_NTV, batch.targets)
-            phi_NPF.append(probes(phi_NTV).flatten(1))
-        increase_NP = torch.stack(loss_PN, 1).double().cpu().numpy()
-        for n in range(len(batch)):
-            feature_PF = torch.stack([phi_NF[n] for phi_NF in phi_NPF]).double()
-            quad_RP = (feature_PF[rows] @ feature_PF.T).cpu().numpy()
-            yield Contribution(1, float(loss0_N[n]), increase_NP[n, rows], np.ascontiguousarray(quad_RP))
-
-
-def option_outputs(subject: Subject, batch: Samples) -> Iterator[torch.Tensor]:
-    """z(p) of every option in index order, one forward pass each."""
-    for option in subject.space.options:
-        group = subject.space.groups[option.group]
-        with subject.variants.assigned({group.name: option.format}):
-            yield forward(subject.model, batch.inputs)
+        num_features = z0_NTV.shape[1] * (subject.num_probes or z0_NTV.shape[2])
+        phi_NRF = z0_NTV.new_empty(len(batch), len(options), num_features)
+        increase_NR = np.empty((len(batch), len(options)))
+        for members, z_KNTV in outputs:
+            for p, z_NTV in zip(members, z_KNTV, strict=True):
+                increase_1N, phi_1NTV = score((z_NTV - z0_NTV)[None])
+                increase_NR[:, column[p]] = increase_1N[0].cpu().numpy()
+                phi_NRF[:, column[p]] = project(phi_1NTV[0]).flatten(1)
+        loss_N = subject.objective.value(z0_NTV, z0_NTV, batch.targets)
+        yield Features(loss_N.double().cpu().numpy(), increase_NR, phi_NRF)

@@ -1,0 +1,116 @@
+"""Outputs z(p) of a model under every option p alone: one whole forward pass each, or a wavefront through its blocks.
+
+    z0_NTV, outputs = engine.respond(inputs, options)
+    for members, z_KNTV in outputs: ...
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hpcmpq.compensated import Products, patch_products
+from hpcmpq.models.chain import Chain, Inputs, find_chain
+from hpcmpq.models.groups import swapped
+from hpcmpq.models.load import forward
+from hpcmpq.variants import Variants
+from hpcmpq.wavefront import Wavefront
+
+log = logging.getLogger(__name__)
+
+OPTIONS_PER_PASS = 8
+"""Options that one pass through a block runs together by default."""
+
+OPTIONS_PER_WAVE = 64
+"""Options whose states are held at once by default, when the model is in memory."""
+
+
+class Engine(Protocol):
+    """Something that runs every option."""
+
+    def respond(
+        self, inputs: Inputs, options: Sequence[int]
+    ) -> tuple[Tensor, Iterator[tuple[list[int], Tensor]]]:
+        """The original's outputs z0 [N, T, V], and (options, z [K, N, T, V]) until all `options` are through."""
+        ...
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """The engine for any model: one forward pass per option.
+
+    Attributes:
+        model: In eval mode.
+        variants: Quantized weights.
+        products: Low-precision matrix products with compensated differences, or None.
+    """
+
+    model: nn.Module
+    variants: Variants
+    products: Products | None = None
+
+    def respond(
+        self, inputs: Inputs, options: Sequence[int]
+    ) -> tuple[Tensor, Iterator[tuple[list[int], Tensor]]]:
+        """The original's outputs z0 [N, T, V], and ([p], z [1, N, T, V]) of all `options` in order."""
+        if self.products is None:
+            return forward(self.model, inputs), self._outputs(inputs, options)
+        with self.products.recording("model"):
+            z0_NTV = forward(self.model, inputs)
+        return z0_NTV, self._compensated(inputs, options, self.products)
+
+    def _outputs(self, inputs: Inputs, options: Sequence[int]) -> Iterator[tuple[list[int], Tensor]]:
+        for p in options:
+            with swapped(self.model, self._quantized(p)):
+                z_NTV = forward(self.model, inputs)
+            yield [p], z_NTV[None]
+
+    def _compensated(
+        self, inputs: Inputs, options: Sequence[int], products: Products
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        for p in options:
+            tensors = self._quantized(p)
+            deltas = {n: tensors.pop(n) - self.model.get_parameter(n) for n in products.weights & tensors.keys()}
+            with swapped(self.model, tensors), products.replaying("model", deltas):
+                z_NTV = forward(self.model, inputs)
+            yield [p], z_NTV[None]
+
+    def _quantized(self, option: int) -> dict[str, Tensor]:
+        space = self.variants.space
+        chosen = space.options[option]
+        return self.variants.quantized(space.groups[chosen.group], chosen.format)
+
+
+@torch.no_grad()
+def make_engine(
+    kind: Literal["auto", "whole"],
+    variants: Variants,
+    inputs: Inputs,
+    *,
+    low_precision: torch.dtype | None = None,
+    chain: Chain | None = None,
+    options_per_pass: int | None = None,
+    options_per_wave: int | None = None,
+) -> Engine:
+    """The engine for a model: the wavefront where it is a chain, else one whole pass per option, with a notice.
+
+    Args:
+        kind: ``whole`` runs whole passes even where the model is a chain.
+        variants: The model, its search space and quantizer.
+        inputs: Of one sample or two, to find the chain with.
+        low_precision: Dtype of matrix products; the model's parameters are float32 then.
+        chain: The chain, if it is known already.
+        options_per_pass: Options of one pass through a block.
+        options_per_wave: Options whose states are held at once.
+    """
+    model = variants.model
+    products = None if low_precision is None else patch_products(model, low_precision)
+    if kind != "whole" and chain is None:
+        chain = find_chain(model, inputs)
+    if kind == "whole" or chain is None:
+        return WholeModel(model, variants, products)
+    per_wave = options_per_wave or OPTIONS_PER_WAVE
+    return Wavefront(chain, variants, options_per_pass or OPTIONS_PER_PASS, per_wave, products)
