@@ -197,7 +197,11 @@ class _Proof:
         hint_G = order[compact.offset_H[:-1]]
         budget_s = min(5 * node.step_s, 0.5)
         found = search(
-            compact, deadline=min(self.deadline, time.perf_counter() + budget_s), seed=self.seed, hint_G=hint_G, rounds=0
+            compact,
+            deadline=min(self.deadline, time.perf_counter() + budget_s),
+            seed=self.seed,
+            hint_G=hint_G,
+            rounds=0,
         )
         if found is not None:
             walked, _ = polish(compact, found, self.seed, min(self.deadline, time.perf_counter() + budget_s))

@@ -13,6 +13,7 @@ from hpcmpq.solvers.answer import find_feasible, prepare, solution
 from hpcmpq.solvers.bounds import full_bound
 from hpcmpq.solvers.branch import prove
 from hpcmpq.solvers.integer import solve_linear
+from hpcmpq.solvers.spectral import spectral_bound
 from hpcmpq.solvers.tabu import search
 
 LARGEST_LIFT = 6000
@@ -55,7 +56,6 @@ class QuadraticSolver:
             deadline=started + self.search_share * time_limit_s,
             seed=seed,
             hint_G=hint,
-            max_steps=steps,
         )
         if found is None:
             feasible = find_feasible(problem, compact, started, time_limit_s, seed)
@@ -67,6 +67,7 @@ class QuadraticSolver:
         if compact.num_options <= LARGEST_LIFT:
             choice_G, _, proven = prove(compact, found[0], deadline, seed)
             bound = max(bound, proven)
+        else:
+            bound = max(bound, spectral_bound(compact, found[0], deadline - 0.05 * time_limit_s, seed))
         timed_out = time.perf_counter() > deadline - 0.05 * time_limit_s
         return solution(problem, choice_G, compact.original_objective(bound), started, timed_out=timed_out)
-
