@@ -81,7 +81,7 @@ def _warn_of_other_weights(model: nn.Module, layers: Sequence[Layer]) -> None:
     share = sum(others.values()) / sum(parameter.numel() for parameter in model.parameters())
     if share > _UNKNOWN_SHARE:
         _log.warning(
-            "%.0f %% of the weights are in no linear, convolution or embedding and stay as they are, first %s",
+            "%.0f %% of the weights are in no linear, convolution or embedding and stay as is, first %s",
             100 * share, max(others, key=lambda name: others[name]),
         )  # fmt: skip
 

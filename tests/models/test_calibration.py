@@ -300,8 +300,8 @@ def test_text_shorter_than_one_sample(model_directory, tmp_path):
 def test_text_shorter_than_needed(model_directory, tmp_path):
     (tmp_path / "short.txt").write_text(TEXT[:100])
     fails(
-        r"short.txt has 96 tokens in 6 whole samples of 16; 208 tokens in 13 samples are needed \(calibration "
-        r"8, held out 4, the rest for evaluation\); "
+        r"short.txt has 96 tokens in 6 whole samples of 16; 208 tokens in 13 samples are needed "
+        r"\(calibration 8, held out 4, the rest for evaluation\); "
         r"lower calibration.num_samples or calibration.held_out or "
         r"calibration.sequence_length, or give more data",
         model_directory("llama"), tmp_path / "short.txt",
