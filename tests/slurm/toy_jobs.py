@@ -27,7 +27,7 @@ class ToyRun:
     environment: Mapping[str, str]
 
     def hpcmpq(self, *arguments: object) -> str:
-        """Standard output of a command that must succeed, run in this process to spare the start of another."""
+        """Standard output of a command that must succeed, run in this process to spare a start."""
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(ROOT)
             result = CliRunner().invoke(app, list(map(str, arguments)), env=self.environment)

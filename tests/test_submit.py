@@ -1,0 +1,312 @@
+"""What is submitted, word for word; what is refused; status with and without a cluster."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hpcmpq.attempts import recording
+from hpcmpq.cli import app
+from hpcmpq.errors import UserError
+from hpcmpq.executors import UnitOutcome
+from hpcmpq.plan import make_units, parse_part, plan_to_json, starting_from
+from hpcmpq.status import read_status
+from hpcmpq.store import RunDir, Shard, read_json, write_json, write_shard
+from hpcmpq.submit import KEYS, chain_script, make_files, make_jobs, parse_settings, submit
+from tests.synthetic_run import synthetic_plan
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+SCRIPTS = sorted((ROOT / "slurm").iterdir())
+
+CHAINS = {
+    "mpi": (
+        "mpi",
+        [
+            "partition=gpu",
+            "account=abc nodes=4",
+            "ntasks_per_node=8",
+            "gpus_per_task=1",
+            "solve.partition=cpu",
+        ],
+    ),
+    "array": ("array", ["array=16%8", "time=1:00:00", "finish.gpus=2"]),
+    "ray": ("ray", ["nodes=3", "gpus-per-node=4", "signal=B:USR2@300"]),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_chain_is_as_in_the_golden_file(name: str, tmp_path: Path):
+    executor, texts = CHAINS[name]
+    run, settings = RunDir(tmp_path / "run"), parse_settings(texts, executor)
+    plan_from = tmp_path / "config.yaml" if name == "ray" else None
+    script = chain_script(run, make_jobs(run, executor, settings, refine=name != "ray", plan_from=plan_from))
+    shown = script.replace(str(tmp_path), "/home/me").replace(sys.executable, "/home/me/venv/bin/python")
+    assert shown == (GOLDEN / f"submit_{name}.sh").read_text()
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_dry_run_prints_every_script_and_writes_nothing(name: str, tmp_path: Path):
+    executor, texts = CHAINS[name]
+    words = [word for text in texts for word in ("--slurm", text)]
+    config = ROOT / "configs" / "digits.yaml"
+    command = ["submit", str(config), "--run-dir", str(tmp_path / "run"), "--executor", executor, "--dry-run"]
+    result = CliRunner().invoke(app, [*command, *words])
+    assert result.exit_code == 0, result.output
+    settings, run = parse_settings(texts, executor), RunDir(tmp_path / "run")
+    for text in make_files(run, make_jobs(run, executor, settings, refine=True), settings).values():
+        assert text in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("executor", "text", "message"),
+    [
+        ("mpi", "partitoin=gpu", "unknown Slurm setting 'partitoin'; did you mean 'partition'?"),
+        ("mpi", "colour=red", "unknown Slurm setting 'colour'"),
+        ("mpi", "later.time=10", "unknown Slurm setting 'later.time'"),
+        ("mpi", "partition", "'partition' is not KEY=VALUE"),
+        ("mpi", "time=", "'time=' is not KEY=VALUE"),
+    ],
+)
+def test_a_bad_setting_is_refused_with_the_list_of_all(executor: str, text: str, message: str):
+    with pytest.raises(UserError) as caught:
+        parse_settings([text], executor)
+    assert message in str(caught.value)
+    assert all(key in str(caught.value) for key in (*KEYS, "env", "plan|calibrate|solve|refine|finish"))
+
+
+def test_settings_that_do_not_fit_are_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="array needs --executor array, not mpi"):
+        parse_settings(["array=4"], "mpi")
+    with pytest.raises(UserError, match="unknown executor 'mpu'; known: mpi, ray, array, local"):
+        parse_settings([], "mpu")
+    with pytest.raises(UserError, match="no such file; copy slurm/env.sh"):
+        parse_settings([f"env={tmp_path / 'mine.sh'}"], "mpi")
+
+
+def test_a_site_file_takes_the_place_of_ours(tmp_path: Path):
+    (tmp_path / "mine.sh").write_text("export SBATCH_PARTITION=mine\n")
+    settings, run = parse_settings([f"env={tmp_path / 'mine.sh'}"], "local"), RunDir(tmp_path / "run")
+    files = make_files(run, make_jobs(run, "local", settings, refine=False), settings)
+    assert files["env.sh"] == "export SBATCH_PARTITION=mine\n"
+    assert set(files) == {"env.sh", "submit.sh", "calibrate_array.sbatch", "solve.sbatch"}
+
+
+def fake_sbatch(directory: Path, body: str) -> None:
+    directory.mkdir(exist_ok=True)
+    (directory / "sbatch").write_text(f"#!/bin/bash\n{body}\n")
+    (directory / "sbatch").chmod(0o755)
+
+
+def submit_toy(run: RunDir, path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    monkeypatch.setenv("PATH", f"{path}:/usr/bin:/bin")
+    settings = parse_settings(["partition=a"], "local")
+    return submit(run, make_files(run, make_jobs(run, "local", settings, refine=False), settings))
+
+
+def test_each_job_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fake_sbatch(tmp_path / "bin", f'echo "$@" >>{tmp_path}/calls; echo "$(wc -l <{tmp_path}/calls);cluster"')
+    run = RunDir(tmp_path / "run")
+    assert submit_toy(run, tmp_path / "bin", monkeypatch) == {"calibrate": "1", "solve": "2", "finish": "3"}
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert "--dependency" not in calls[0]
+    assert "--dependency=afterok:1 --kill-on-invalid-dep=yes" in calls[1]
+    assert "--dependency=afterok:2 --kill-on-invalid-dep=yes" in calls[2]
+    submit_toy(run, tmp_path / "bin", monkeypatch)
+    submissions = read_json(run.jobs_path, "")["submissions"]
+    assert [entry["jobs"]["calibrate"] for entry in submissions] == ["1", "4"]
+
+
+def test_a_refused_job_names_those_already_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    count = f"echo x >>{tmp_path}/calls; [ $(wc -l <{tmp_path}/calls) = 1 ]"
+    fake_sbatch(tmp_path / "bin", f'{count} && echo 17 || {{ echo "invalid qos" >&2; exit 1; }}')
+    with pytest.raises(
+        UserError, match=r"invalid qos; already submitted: calibrate 17, end them with scancel 17"
+    ):
+        submit_toy(RunDir(tmp_path / "run"), tmp_path / "bin", monkeypatch)
+
+
+def test_without_slurm_it_says_where_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("bash", "sh", "env", "cat"):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name) or "")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    settings, run = parse_settings([], "local"), RunDir(tmp_path / "run")
+    files = make_files(run, make_jobs(run, "local", settings, refine=False), settings)
+    with pytest.raises(UserError, match="no sbatch here; run `hpcmpq submit` on a login node"):
+        submit(run, files)
+
+
+# --- status
+
+
+def planned(path: Path) -> RunDir:
+    run = RunDir(path)
+    write_json(run.plan_path, plan_to_json(synthetic_plan()))
+    return run
+
+
+def finish(run: RunDir, number: int) -> None:
+    plan = synthetic_plan()
+    write_shard(run, Shard("sums", plan.units[number].id, plan.fingerprint, 1, 1, {}))
+
+
+def test_status_counts_units_and_shows_failed_and_damaged_ones(tmp_path: Path):
+    run, units = planned(tmp_path / "run"), synthetic_plan().units
+    with recording(run) as record:
+        for number in range(3):
+            record(UnitOutcome(units[number], 0.5))
+            finish(run, number)
+        record(UnitOutcome(units[3], 0.0, "ValueError: not finite"))
+        record(UnitOutcome(units[4], 0.0, "OSError: gone", final=False))
+        record(UnitOutcome(units[4], 0.5))
+        finish(run, 4)
+    damaged = run.shard_path(units[1].id)
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    state = read_status(run)
+    assert (state.num_done, state.num_units) == (3, len(units))
+    assert state.failed == {str(units[3]): "ValueError: not finite"}
+    assert [str(damaged) in sentence for sentence in state.damaged] == [True]
+    assert state.units_per_s is not None
+    assert state.seconds_left == pytest.approx((len(units) - 3) / state.units_per_s)
+    shown = CliRunner().invoke(app, ["status", str(run.path)]).stdout
+    for words in (
+        "3 of 8 units",
+        "units per hour",
+        "left at that rate",
+        "ValueError: not finite",
+        "is damaged",
+    ):
+        assert words in shown
+
+
+def test_a_torn_record_loses_its_last_line_only(tmp_path: Path):
+    run, units = planned(tmp_path / "run"), synthetic_plan().units
+    with recording(run) as record:
+        record(UnitOutcome(units[0], 0.5, "ValueError: no"))
+        record(UnitOutcome(units[1], 0.5, "ValueError: no"))
+    [path] = run.attempts_path.iterdir()
+    path.write_text(path.read_text()[:-10])
+    assert list(read_status(run).failed) == [str(units[0])]
+
+
+def test_status_asks_squeue_and_then_sacct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = planned(tmp_path / "run")
+    jobs = {"calibrate": "7", "solve": "8", "finish": "9"}
+    write_json(run.jobs_path, {"submissions": [{"submitted": "", "jobs": jobs}]})
+    assert [row[2] for row in read_status_with(tmp_path / "none", run, monkeypatch)] == [
+        "unknown: no Slurm here"
+    ] * 3
+    fake = tmp_path / "bin"
+    fake_sbatch(fake, "")
+    (fake / "squeue").write_text('#!/bin/sh\nprintf "8|PENDING|Dependency\\n9|PENDING|Dependency\\n"\n')
+    (fake / "sacct").write_text('#!/bin/sh\nprintf "7_0|COMPLETED\\n7_1|COMPLETED\\n7_2|FAILED\\n"\n')
+    for name in ("squeue", "sacct"):
+        (fake / name).chmod(0o755)
+    assert read_status_with(fake, run, monkeypatch) == (
+        ("calibrate", "7", "2 COMPLETED, 1 FAILED"),
+        ("solve", "8", "PENDING (Dependency)"),
+        ("finish", "9", "PENDING (Dependency)"),
+    )
+
+
+def read_status_with(
+    path: Path, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> tuple[tuple[str, str, str], ...]:
+    path.mkdir(exist_ok=True)
+    if not (path / "sh").exists():
+        (path / "sh").symlink_to("/bin/sh")
+    monkeypatch.setenv("PATH", str(path))
+    return read_status(run).jobs
+
+
+def test_status_needs_no_torch(tmp_path: Path):
+    run = planned(tmp_path / "run")
+    code = f"import sys; sys.argv = ['hpcmpq', 'status', {str(run.path)!r}]\nfrom hpcmpq.cli import app\n"
+    code += "try: app()\nexcept SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ
+    )
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+# --- parts of a job array
+
+
+def test_parts_start_apart_and_cover_everything():
+    units = make_units("f", 3, 20, groups_per_unit=1, samples_per_unit=1)
+    orders = [starting_from(units, units, index, 7) for index in range(7)]
+    assert len({order[0].id for order in orders}) == 7
+    for order in orders:
+        assert sorted(unit.id for unit in order) == sorted(unit.id for unit in units)
+    own = [order[: len(units) * (i + 1) // 7 - len(units) * i // 7] for i, order in enumerate(orders)]
+    assert [unit for part in own for unit in part] == list(units)
+
+
+@pytest.mark.parametrize("text", ["4/4", "1", "a/b", "-1/4", "1/0", ""])
+def test_a_bad_part_is_refused(text: str):
+    with pytest.raises(UserError, match="is not I/N"):
+        parse_part(text)
+
+
+# --- the scripts themselves
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_scripts_pass_shellcheck():
+    done = subprocess.run(
+        ["shellcheck", "-x", *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "script", [path for path in SCRIPTS if path.suffix == ".sbatch"], ids=lambda path: path.name
+)
+def test_batch_scripts_name_no_site(script: Path):
+    text = script.read_text()
+    for word in ("--partition", "--account", "--qos", "--time", "module load", "apptainer"):
+        assert word not in text
+    assert "#SBATCH --requeue" in text
+    assert "#SBATCH --open-mode=append" in text
+
+
+def test_a_model_is_staged_once_and_again_when_it_changes(tmp_path: Path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_text("one")
+    code = '. slurm/env.sh; copy=$(staged_name "$1"); stage_here "$1" "$copy"; stage_here "$1" "$copy"; echo "$copy"'
+
+    def stage() -> Path:
+        done = subprocess.run(
+            ["bash", "-euc", code, "bash", str(model)],
+            cwd=ROOT,
+            env={**os.environ, "HPCMPQ_SCRATCH": str(tmp_path / "scratch")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return Path(done.stdout.strip())
+
+    first = stage()
+    assert (first / "weights").read_text() == "one"
+    assert stage() == first
+    (model / "weights").write_text("another")
+    second = stage()
+    assert second != first
+    assert (second / "weights").read_text() == "another"
+    assert sorted(first.parent.iterdir()) == sorted([first, second])  # no half copies
+
+
+def test_jobs_json_is_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fake_sbatch(tmp_path / "bin", "echo 5")
+    run = RunDir(tmp_path / "run")
+    submit_toy(run, tmp_path / "bin", monkeypatch)
+    [submission] = json.loads(run.jobs_path.read_text())["submissions"]
+    assert submission["jobs"] == {"calibrate": "5", "solve": "5", "finish": "5"}
