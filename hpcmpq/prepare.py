@@ -6,9 +6,12 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
 from hpcmpq.config import Config, to_values
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.calibration import Splits, load_splits
+from hpcmpq.models.description import describe_model
 from hpcmpq.models.groups import find_groups, num_fixed_bytes
 from hpcmpq.models.load import load_model, weights_fingerprint
 from hpcmpq.plan import (
@@ -67,7 +70,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         facts=facts,
         fingerprint=fingerprint,
         import_paths=import_paths,
-        fixed_bytes=num_fixed_bytes(model, groups),
+        fixed_bytes=num_fixed_bytes(model, groups, _stored_dtype(config)),
         environment=_environment(),
     )
     write_json(run.plan_path, plan_to_json(plan))
@@ -89,6 +92,12 @@ def _facts(config: Config, weights: str, splits: Splits, space: SearchSpace) -> 
         "groups.found": content_hash([[m.parameter for m in g.members] for g in space.groups]),
         "numerics_version": NUMERICS_VERSION,
     }
+
+
+def _stored_dtype(config: Config) -> torch.dtype | None:
+    """What a Hugging Face directory says its weights are stored in; None for a factory's model."""
+    dtype = getattr(torch, describe_model(config.model).dtype or "", None)
+    return dtype if isinstance(dtype, torch.dtype) else None
 
 
 def _round_up(value: int, multiple: int) -> int:
