@@ -1,7 +1,7 @@
 """How long calibration takes on N workers, predicted from measured unit times, and what bounds it.
 
 The model: workers take units largest first from one coordinator, which spends `dispatch_s` on each; a unit's
-time varies by a log-normal factor of mean one; its shard goes through one queue, the file system; before the
+time varies by a log-normal factor; its shard goes through one queue, the file system; before the
 first unit every worker starts and every node reads the model, all at once. Effects are switched on one after
 the other, and what each adds to the makespan is its loss.
 """
@@ -103,11 +103,11 @@ def predict(work: Workload, site: Site, num_workers: int, seed: int = 0) -> Pred
         raise ValueError(f"need a worker and a unit, got {num_workers} and {len(work.seconds_U)}")
     units_U = np.sort(work.seconds_U)[::-1]
     generator = np.random.default_rng(seed)
-    noise = [_noise(generator, len(units_U), work.spread) for _ in range(NUM_TRIALS)]
+    trials = [_with_stragglers(units_U, work.spread, generator) for _ in range(NUM_TRIALS)]
     write_s = work.shard_bytes / site.write_bytes_per_s + site.create_s
 
     def mean_makespan(dispatch_s: float, write_s: float) -> float:
-        return float(np.mean([schedule(units_U * n_U, num_workers, dispatch_s, write_s) for n_U in noise]))
+        return float(np.mean([schedule(trial_U, num_workers, dispatch_s, write_s) for trial_U in trials]))
 
     ladder = {
         "too few units": schedule(units_U, num_workers),
@@ -224,5 +224,7 @@ def best_samples_per_unit(
     return max(samples for samples, makespan in makespans.items() if makespan <= limit)
 
 
-def _noise(generator: np.random.Generator, count: int, spread: float) -> np.ndarray:
-    return np.exp(generator.normal(-(spread**2) / 2, spread, count))
+def _with_stragglers(seconds_U: np.ndarray, spread: float, generator: np.random.Generator) -> np.ndarray:
+    """Times that vary by a log-normal factor, together as long as before."""
+    varied_U = seconds_U * np.exp(generator.normal(0.0, spread, len(seconds_U)))
+    return varied_U * (seconds_U.sum() / varied_U.sum())

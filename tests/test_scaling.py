@@ -72,6 +72,12 @@ def test_ideal_and_losses_add_up(seconds: list[float], num_workers: int, spread:
     assert prediction.makespan_s == pytest.approx(prediction.ideal_s + sum(prediction.losses.values()))
 
 
+@given(UNITS, st.floats(0.0, 1.0))
+def test_one_worker_loses_nothing_to_stragglers(seconds: list[float], spread: float):
+    prediction = predict(Workload(np.array(seconds), spread), IDLE, 1)
+    assert prediction.makespan_s == pytest.approx(sum(seconds))
+
+
 @pytest.mark.parametrize(
     ("bound_by", "work", "site", "num_workers"),
     [

@@ -1,0 +1,186 @@
+"""How calibration scales to 1,024 workers, and how well the prediction meets measured runs.
+
+python -m bench.scaling             simulates an 8 B and a 70 B plan; section `scaling` of bench/RESULTS.md
+python -m bench.scaling --measure   predicts the quickstart on 1 and 2 workers and measures it; `makespan`
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hpcmpq.attempts import read_processes
+from hpcmpq.scaling import Site, Workload, measured_workload, predict
+from hpcmpq.store import RunDir, pending, read_plan
+
+ASSUMED = """assumed, not measured: Llama shapes, seven formats, 128 samples of 512 tokens, `secant` with the
+wavefront in bf16 on GPUs that deliver 300 TFLOP/s, one GPU per worker for 8 B and two for 70 B, four GPUs per
+node; 60 s to start a container and Python; units vary by 10 %; a file system of 50 GB/s, 5 GB/s per node. A unit
+is some blocks' groups on some samples."""
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_SAMPLES, NUM_TOKENS, NUM_FORMATS, GROUPS_PER_BLOCK = 128, 512, 7, 7
+FLOP_PER_S, STARTUP_S, SPREAD = 300e12, 60.0, 0.1
+NUM_WORKERS = (1, 4, 16, 64, 256, 1024)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder of equal blocks."""
+
+    name: str
+    num_parameters: float
+    num_blocks: int
+    gpus_per_worker: int
+
+
+MODELS = (Model("8 B", 8e9, 32, 1), Model("70 B", 70e9, 80, 2))
+
+
+def unit_seconds(model: Model, blocks_per_unit: int, samples_per_unit: int) -> np.ndarray:
+    """Seconds of every unit of a plan, [U].
+
+    An option of block k sends one more state through the blocks k to the end; the original goes through all
+    once per unit.
+    """
+    forward_s = 2 * model.num_parameters * NUM_TOKENS / (FLOP_PER_S * model.gpus_per_worker)
+    firsts = np.arange(0, model.num_blocks, blocks_per_unit)
+    seconds = []
+    for first in firsts:
+        blocks = np.arange(first, min(first + blocks_per_unit, model.num_blocks))
+        shares = (model.num_blocks - blocks) / model.num_blocks
+        seconds.append(forward_s * (1 + GROUPS_PER_BLOCK * NUM_FORMATS * shares.sum()))
+    num_parts = NUM_SAMPLES // samples_per_unit
+    return np.tile(np.array(seconds) * samples_per_unit, num_parts)
+
+
+def workload(model: Model, blocks_per_unit: int, samples_per_unit: int) -> Workload:
+    """Units, start-up and bytes; a shard holds four float32 projections per token of each of its options."""
+    num_options = blocks_per_unit * GROUPS_PER_BLOCK * NUM_FORMATS
+    return Workload(
+        unit_seconds(model, blocks_per_unit, samples_per_unit),
+        SPREAD,
+        STARTUP_S,
+        2 * model.num_parameters,
+        4.0 * num_options * NUM_TOKENS * 4 * samples_per_unit,
+    )
+
+
+def simulate() -> list[list[str]]:
+    """One row per model, shape of the units and number of workers."""
+    rows = []
+    for model in MODELS:
+        site = Site(workers_per_node=4 // model.gpus_per_worker)
+        for blocks_per_unit, samples_per_unit in (
+            (model.num_blocks, 16),
+            (model.num_blocks, 1),
+            (4, 4),
+            (1, 1),
+        ):
+            work = workload(model, blocks_per_unit, samples_per_unit)
+            for num_workers in NUM_WORKERS:
+                made = predict(work, site, num_workers)
+                rows.append(
+                    [
+                        model.name,
+                        f"{blocks_per_unit} blocks × {samples_per_unit}",
+                        str(len(work.seconds_U)),
+                        f"{np.median(work.seconds_U):.3g}",
+                        str(num_workers),
+                        f"{made.makespan_s / 3600:.3g}",
+                        f"{100 * made.efficiency:.0f} %",
+                        "; ".join(f"{n} {s:.0f} s" for n, s in largest(made.losses)),
+                    ]
+                )
+    return rows
+
+
+def largest(losses: dict[str, float]) -> list[tuple[str, float]]:
+    """The two largest losses of a second or more."""
+    return sorted(((n, s) for n, s in losses.items() if s >= 1.0), key=lambda loss: -loss[1])[:2]
+
+
+def measure(config: Path) -> list[list[str]]:
+    """Predict each run from its own first units, then measure it: what `plan --workers` promises a user."""
+    rows = []
+    for num_workers in (1, 2):
+        with tempfile.TemporaryDirectory() as directory:
+            run = RunDir(Path(directory))
+            hpcmpq("plan", config, "--run-dir", run.path)
+            hpcmpq("calibrate", run.path, "--workers", 1, "--at-most", 2)
+            plan = read_plan(run)
+            missing, _ = pending(plan, run)
+            before = read_processes(run)
+            site = Site(workers_per_node=num_workers, dispatch_s=0.0, create_s=0.0)
+            made = predict(measured_workload(plan, before, missing), site, num_workers)
+            hpcmpq("calibrate", run.path, "--workers", num_workers)
+            after = read_processes(run)[-1]
+            measured_s = after.attempts[-1].finished - after.started
+            first_s = min(attempt.finished - attempt.seconds for attempt in after.attempts) - after.started
+            rows.append(
+                [
+                    str(num_workers),
+                    str(len(missing)),
+                    f"{made.makespan_s - made.losses['starting']:.1f}",
+                    f"{measured_s - first_s:.1f}",
+                    f"{made.makespan_s:.1f}",
+                    f"{measured_s:.1f}",
+                ]
+            )
+    return rows
+
+
+def hpcmpq(*arguments: object) -> None:
+    """Run a command of the package with one thread per process."""
+    subprocess.run(
+        [sys.executable, "-m", "hpcmpq", "--quiet", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+
+
+def main() -> None:
+    """Print a table and keep it."""
+    from bench.workload import table, write_section
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--measure", action="store_true", help="measure 1 and 2 workers instead of simulating"
+    )
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "quickstart.yaml")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        title, command = "Predicted and measured makespan", "python -m bench.scaling --measure"
+        note = (
+            f"{arguments.config.relative_to(ROOT)} on {len(os.sched_getaffinity(0))} cores, load average "
+            f"{os.getloadavg()[0]:.1f} at the start: two units measured by one worker, the others predicted."
+        )
+        header = (
+            "workers",
+            "units",
+            "units: predicted s",
+            "measured s",
+            "with start-up: predicted s",
+            "measured s",
+        )
+        rows = measure(arguments.config)
+    else:
+        title, command, note = "Simulated scaling", "python -m bench.scaling", ASSUMED
+        header = ("model", "unit", "units", "median s", "workers", "hours", "efficiency", "largest losses")
+        rows = simulate()
+    shown = table(header, rows)
+    print(shown)
+    name = "makespan" if arguments.measure else "scaling"
+    write_section(name, f"## {title}\n\n`{command}`: {note}\n\n{shown}")
+
+
+if __name__ == "__main__":
+    main()
