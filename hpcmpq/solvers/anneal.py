@@ -25,7 +25,6 @@ def anneal(
 ) -> tuple[np.ndarray, float] | None:
     """The best feasible choice seen and its objective, or None."""
     state = State(compact, start_G)
-    starts = compact.offset_H[:-1]
     price_K = np.maximum(best_prices(compact, state.marginal_P, sweeps=1), 1e-9)
     hottest = first_temperature(state, price_K)
     pool = rng.gumbel(size=max(1 << 16, 8 * compact.num_options))
@@ -69,9 +68,8 @@ def first_temperature(state: State, price_K: np.ndarray) -> float:
     """The upper quartile over groups of what its second-best option loses, at the current prices."""
     compact = state.compact
     priced_P = state.marginal_P + price_K @ state.cost_KP
-    starts = compact.offset_H[:-1]
     best_G = cheapest(compact, priced_P)
     rest_P = priced_P.copy()
     rest_P[best_G] = np.inf
-    loss_G = np.minimum.reduceat(rest_P, starts) - priced_P[best_G]
+    loss_G = np.minimum.reduceat(rest_P, compact.offset_H[:-1]) - priced_P[best_G]
     return max(float(np.quantile(loss_G, 0.75)), 1e-12)

@@ -60,7 +60,7 @@ def spectral_bound(compact: Compact, choice_G: np.ndarray, deadline: float, seed
 POWERS = (0.375, 0.45, 0.3)
 """Exponents of c tried for the square root of s; measured best between the diagonal's 0.5 and 0.25."""
 
-CHOLESKY_COST_S = 1.5e-11
+CHOLESKY_COST_S = 1.0e-11
 """Seconds of a Cholesky factorisation and its copies per cubed dimension, on two cores with room to spare."""
 
 
@@ -89,8 +89,8 @@ def certified_shift(
 ) -> float | None:
     """An α with S^(−½) H S^(−½) + α I proven positive semidefinite, or None without time.
 
-    A Cholesky factorisation that succeeds on A − δ I with δ = 2 n ε tr(A) proves A ⪰ 0 (Rump, "Verification of
-    positive definiteness", BIT 2006).
+    A Cholesky factorisation that succeeds on A proves A + δ I ⪰ 0 with δ = 2 n ε tr(A) (Rump, "Verification
+    of positive definiteness", BIT 2006).
     """
     size = len(root_P)
     alpha = estimate

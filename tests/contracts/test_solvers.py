@@ -109,7 +109,7 @@ def test_other_solvers_against_enumeration(name: str, seed: int) -> None:
     problem = random_problem(seed)
     oracle = ExhaustiveSolver().solve(problem, time_limit_s=60, seed=0)
     answer = solver_of(name).solve(problem, time_limit_s=20, seed=seed)
-    # Linearised products lose digits to the integer scaling of CP-SAT, so optimality is asked of `quadratic` only.
+    # Linearised products lose digits to CP-SAT's integer scaling: optimality is asked of `quadratic` only.
     check(problem, answer, oracle, exact=name == "exhaustive")
 
 

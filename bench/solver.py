@@ -1,0 +1,232 @@
+"""The solver beside plain CP-SAT and the diagonal knapsack, on synthetic and measured quadratics.
+
+    python -m bench.solver                 about 30 minutes; writes section `solver` of bench/RESULTS.md
+    python -m bench.solver --groups 20 54  only these sizes
+    python -m bench.solver --full          every coherence, curvature and number of bits
+    python -m bench.solver --runs runs/a   adds the quadratics measured in these run directories
+
+Every solve is a process of its own, so that peak memory is that solve's. The search column is the search
+alone after 5 s (30 s from 560 groups on), as its distance from the best objective that any method found.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.instances import COHERENCE, Shape, make_instance
+from hpcmpq.errors import UserError
+from hpcmpq.problem import Problem, Solution
+from hpcmpq.solvers.compact import Compact
+from hpcmpq.solvers.diagonal import DiagonalSolver
+from hpcmpq.solvers.exhaustive import ExhaustiveSolver
+from hpcmpq.solvers.linear import LinearSolver
+from hpcmpq.solvers.presolve import presolve
+from hpcmpq.solvers.quadratic import QuadraticSolver
+from hpcmpq.solvers.tabu import search
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: a synthetic shape, or a run directory with a measured quadratic and its average bits."""
+
+    name: str
+    limit_s: float
+    shape: Shape | None = None
+    run: str = ""
+    bits: float = 0.0
+
+
+def cases(full: bool, groups: list[int] | None, runs: list[str]) -> list[Case]:
+    """The rows of the table."""
+    rows: list[Case] = []
+    for run in runs:
+        rows += [
+            Case(f"{Path(run).name}, measured, {bits} bits", 60.0, None, run, bits)
+            for bits in (2.25, 2.5, 3, 4, 5)
+        ]
+    for count, options, bits in ((6, 4, 3.0), (12, 5, 3.0)):
+        for indefinite in (False, True):
+            rows.append(_case(Shape(count, options, COHERENCE["medium"], indefinite, bits), 60.0))
+    chosen = {
+        20: [("weak", 0, 4.0), ("weak", 1, 3.0), ("medium", 0, 3.0), ("medium", 1, 4.0), ("strong", 0, 2.5)],
+        28: [("medium", 0, 2.5), ("strong", 1, 3.0)],
+        54: [("weak", 0, 4.0), ("medium", 1, 2.5), ("strong", 0, 3.0)],
+        224: [("weak", 0, 4.0), ("medium", 0, 4.0), ("strong", 0, 4.0)],
+        560: [("medium", 0, 4.0)],
+        2000: [("medium", 0, 4.0)],
+    }  # fmt: skip
+    limits = {560: 300.0, 2000: 600.0}
+    for count, kinds in chosen.items():
+        if full:
+            kinds = [(c, i, b) for c in COHERENCE for i in (0, 1) for b in (2.5, 3.0, 4.0, 5.0)]
+        for coherence, indefinite, bits in kinds:
+            rows.append(
+                _case(Shape(count, 7, COHERENCE[coherence], bool(indefinite), bits), limits.get(count, 60.0))
+            )
+    return [row for row in rows if groups is None or row.shape is None or row.shape.groups in groups]
+
+
+def _case(shape: Shape, limit_s: float) -> Case:
+    coherence = next(name for name, value in COHERENCE.items() if value == shape.coherence)
+    sign = "indefinite" if shape.indefinite else "PSD"
+    return Case(f"{shape.groups} × {shape.options}, {coherence}, {sign}, {shape.bits:g} bits", limit_s, shape)
+
+
+def problem_of(case: Case) -> Problem:
+    """The case's problem."""
+    if case.shape is not None:
+        return make_instance(case.shape)
+    from hpcmpq.solve import make_problem, settings_of
+    from hpcmpq.store import RunDir, read_plan, read_quadratic
+
+    run = RunDir(Path(case.run))
+    plan = read_plan(run)
+    return make_problem(
+        plan, read_quadratic(run.quadratic_path), {"weight_bits": case.bits}, settings_of(plan)
+    )
+
+
+def solve_one(case: Case, method: str) -> dict[str, object]:
+    """Runs in the child process: one method on one case."""
+    problem = problem_of(case)
+    started = time.perf_counter()
+    if method == "first":
+        limit_s = 30.0 if problem.num_groups >= 560 else 5.0
+        compact = presolve(problem)
+        assert isinstance(compact, Compact)
+        found = search(compact, deadline=started + limit_s, seed=1)
+        objective = None if found is None else problem.objective(compact.expand(found[0]))
+        return {"objective": objective, "bound": None, "seconds": time.perf_counter() - started}
+    solvers = {
+        "quadratic": QuadraticSolver(),
+        "diagonal": DiagonalSolver(drop_cross_terms=True),
+        "cp-sat": LinearSolver(form="ip"),
+        "exhaustive": ExhaustiveSolver(),
+    }
+    try:
+        answer: Solution = solvers[method].solve(problem, time_limit_s=case.limit_s, seed=0)
+    except UserError as error:
+        return {"objective": None, "bound": None, "seconds": 0.0, "note": str(error).split(",")[0]}
+    return {
+        "objective": answer.objective,
+        "bound": answer.bound,
+        "seconds": answer.seconds,
+        "termination": answer.termination.value,
+    }
+
+
+def in_child(case: Case, method: str) -> dict[str, object]:
+    """`solve_one` in its own process, with that process's peak memory in bytes."""
+    text = json.dumps({"case": asdict(case), "method": method})
+    command = [sys.executable, "-m", "bench.solver", "--child", text]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    result: dict[str, object] = json.loads(output.splitlines()[-1])
+    return result
+
+
+def row_of(case: Case) -> list[str]:
+    """The cells of one case, measured."""
+    methods = ["quadratic", "first", "diagonal", "cp-sat"]
+    if case.shape is not None and case.shape.groups <= 12:
+        methods.append("exhaustive")
+    results = {method: in_child(case, method) for method in methods}
+    found = [float(str(r["objective"])) for r in results.values() if r["objective"] is not None]
+    best = min(found)
+    ours = results["quadratic"]
+    exact = f", enumerated {results['exhaustive']['objective']:.8g}" if "exhaustive" in results else ""
+    return [
+        case.name + exact,
+        f"{ours['objective']:.8g}",
+        _gap(ours),
+        f"{ours['seconds']:.1f} ({ours['termination']})",
+        f"{_above(results['first']['objective'], best)}",
+        _above(ours["objective"], best),
+        f"{_above(results['diagonal']['objective'], best)}",
+        str(
+            results["cp-sat"].get("note")
+            or f"{_above(results['cp-sat']['objective'], best)}, gap {_gap(results['cp-sat'])}"
+        ),
+        f"{float(str(ours['peak_bytes'])) / 1e9:.2f}",
+    ]
+
+
+def _gap(result: dict[str, object]) -> str:
+    if result["objective"] is None or result["bound"] is None:
+        return "none"
+    objective, bound = float(str(result["objective"])), float(str(result["bound"]))
+    return f"{100 * (objective - bound) / max(abs(objective), 1e-300):.4f} %"
+
+
+def _above(objective: object, best: float) -> str:
+    if objective is None:
+        return "none"
+    return f"+{100 * (float(str(objective)) - best) / max(abs(best), 1e-300):.3f} %"
+
+
+HEADER = [
+    "groups × options",
+    "objective",
+    "proven gap",
+    "seconds",
+    "search after 5 s (30 s)",
+    "ours above best",
+    "diagonal knapsack above best",
+    "CP-SAT, same time",
+    "peak GB",
+]
+
+
+def table(rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [HEADER, ["---"] * len(HEADER), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_section(text: str) -> None:
+    """Replace section `solver` of bench/RESULTS.md, or append it."""
+    path = ROOT / "bench" / "RESULTS.md"
+    begin, end = "<!-- solver:begin -->", "<!-- solver:end -->"
+    old = path.read_text() if path.exists() else "# Results\n"
+    before, found, rest = old.partition(begin)
+    after = rest.partition(end)[2] if found else "\n"
+    path.write_text(f"{before.rstrip()}\n\n{begin}\n{text.strip()}\n{end}{after}")
+
+
+def main() -> None:
+    """Parse, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="every coherence, curvature and number of bits")
+    parser.add_argument("--groups", type=int, nargs="*", help="only these numbers of groups")
+    parser.add_argument("--runs", nargs="*", default=[], help="run directories with a quadratic.h5")
+    parser.add_argument("--no-write", action="store_true", help="print only")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        job = json.loads(arguments.child)
+        shape = job["case"].pop("shape")
+        case = Case(**job["case"], shape=None if shape is None else Shape(**shape))
+        result = solve_one(case, job["method"])
+        result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps(result))
+        return
+    rows = []
+    for case in cases(arguments.full, arguments.groups, arguments.runs):
+        rows.append(row_of(case))
+        print(" | ".join(rows[-1]), flush=True)
+    text = "## Solver\n\n`python -m bench.solver`, 2 cores, numpy " + np.__version__ + ".\n\n" + table(rows)
+    print(text)
+    if not arguments.no_write:
+        write_section(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""The parts of the proof, each against its definition on small random problems."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from bench.instances import Shape, make_instance
+from hpcmpq.solvers.admm import certified, iterate, start
+from hpcmpq.solvers.bounds import full_bound
+from hpcmpq.solvers.compact import Compact
+from hpcmpq.solvers.enumerate import exhaust
+from hpcmpq.solvers.greedy import efficiency_frontier
+from hpcmpq.solvers.integer import common_unit
+from hpcmpq.solvers.lift import make_lift
+from hpcmpq.solvers.node import all_pairs, make_node, preconditioner
+from hpcmpq.solvers.presolve import presolve
+from hpcmpq.solvers.relaxation import (
+    Projector,
+    additive_floor,
+    make_relaxation,
+    minimise,
+    separable_budgets,
+    simplex,
+)
+from hpcmpq.solvers.search import State
+from hpcmpq.solvers.spectral import spectral_bound
+from hpcmpq.solvers.tabu import search
+
+
+def small(seed: int = 0, indefinite: bool = True) -> Compact:
+    compact = presolve(make_instance(Shape(4, 4, 0.3, indefinite, 3.0, seed)))
+    assert isinstance(compact, Compact)
+    return compact
+
+
+def feasible_choices(compact: Compact) -> list[np.ndarray]:
+    ranges = [range(a, b) for a, b in itertools.pairwise(compact.offset_H.tolist())]
+    choices = [np.array(choice) for choice in itertools.product(*ranges)]
+    return [choice for choice in choices if compact.feasible(choice)]
+
+
+def lifted(compact: Compact, choice_G: np.ndarray, scale_P: np.ndarray) -> np.ndarray:
+    """The vector v = (1, d∘x, s) of a choice in the relaxation's layout."""
+    lift = make_relaxation(compact, scale_P).lift
+    cost_KP, limit_K = separable_budgets(compact)
+    x_X = np.zeros(lift.padded)
+    x_X[lift.column_P[choice_G]] = scale_P[choice_G]
+    slack_K = 1.0 - cost_KP[:, choice_G].sum(axis=1) / limit_K
+    return np.concatenate([[1.0], x_X, slack_K])
+
+
+def test_lift_is_orthonormal_and_spans_every_choice() -> None:
+    compact = small()
+    scale_P = np.random.default_rng(0).uniform(0.5, 3.0, compact.num_options)
+    lift = make_relaxation(compact, scale_P).lift
+    basis = lift.up(np.eye(lift.dimension))
+    np.testing.assert_allclose(basis.T @ basis, np.eye(lift.dimension), atol=1e-12)
+    for choice_G in feasible_choices(compact)[:20]:
+        v = lifted(compact, choice_G, scale_P)
+        np.testing.assert_allclose(basis @ (basis.T @ v), v, atol=1e-10)
+        assert v @ v <= lift.trace + 1e-9
+    a = np.random.default_rng(1).standard_normal((lift.size, lift.size))
+    np.testing.assert_allclose(lift.down(a + a.T), basis.T @ (a + a.T) @ basis, atol=1e-10)
+
+
+def test_simplex_projection_meets_its_optimality_conditions() -> None:
+    rng = np.random.default_rng(0)
+    linear, weight = rng.standard_normal((7, 50)), rng.uniform(0.1, 5.0, (7, 50))
+    linear[0] = -np.inf
+    v = simplex(linear, weight)
+    np.testing.assert_allclose(v.sum(axis=0), 1.0, atol=1e-5)
+    assert (v >= 0).all() and (v[0] == 0).all()
+    # Where v > 0 the gradient weight·v − linear is one constant per column, elsewhere at least that.
+    gradient = weight[1:] * v[1:] - linear[1:]
+    threshold = np.where(v[1:] > 0, gradient, -np.inf).max(axis=0)
+    np.testing.assert_allclose(
+        np.where(v[1:] > 0, gradient, threshold), np.tile(threshold, (6, 1)), atol=1e-6
+    )
+    assert (gradient >= threshold - 1e-6).all()
+
+
+def test_minimum_over_the_polyhedral_set_is_below_every_choice_and_rises_are_valid() -> None:
+    compact = small(1)
+    relaxation = make_relaxation(compact)
+    size = relaxation.lift.size
+    m = np.random.default_rng(2).standard_normal((size, size))
+    m = m + m.T
+    minimum = minimise(relaxation, m, relaxation.allowed_XX)
+    ones = np.ones(compact.num_options)
+    for choice_G in feasible_choices(compact):
+        v = lifted(compact, choice_G, ones)
+        value = v @ m @ v
+        columns = relaxation.lift.column_P[choice_G]
+        assert minimum.value <= value + 1e-9
+        assert (minimum.value + minimum.rise_X[columns] <= value + 1e-9).all()
+        pairs = 0.5 * minimum.pair_XX[np.ix_(columns, columns)].sum()
+        assert minimum.value + minimum.own_X[columns].sum() + pairs <= value + 1e-9
+
+
+@pytest.mark.parametrize("steps", [1, 5, 60])
+def test_certificate_holds_at_any_iterate(steps: int) -> None:
+    compact = small(2)
+    best = min(compact.objective(choice_G) for choice_G in feasible_choices(compact))
+    node = make_node(compact, all_pairs(compact), preconditioner(compact, feasible_choices(compact)[0]))
+    state, objective_NN = start(node.relaxation, node.projector)
+    for _ in range(steps):
+        half_NN = iterate(node.relaxation, node.projector, state, objective_NN)
+    bound = certified(node.relaxation, half_NN, node.relaxation.allowed_XX)
+    assert bound.value <= best + 1e-12
+    random_NN = np.random.default_rng(0).standard_normal(half_NN.shape)
+    wild = certified(node.relaxation, random_NN + random_NN.T, node.relaxation.allowed_XX)
+    assert wild.value <= best
+    if steps == 60:
+        assert bound.value > best - 0.1 * abs(best)
+
+
+def test_projection_is_idempotent() -> None:
+    compact = small(3)
+    projector = Projector(make_relaxation(compact), np.float64)
+    w = np.random.default_rng(0).standard_normal((projector.lift.size,) * 2)
+    once = projector.project(w + w.T)
+    np.testing.assert_allclose(projector.project(once), once, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_exhaustion_finds_the_optimum_without_a_certificate(seed: int) -> None:
+    compact = small(seed)
+    best = min(compact.objective(choice_G) for choice_G in feasible_choices(compact))
+    zero_PP = np.zeros((compact.num_options,) * 2)
+    arguments = {"max_nodes": 10**6, "deadline": np.inf}
+    done, choice_G, value = exhaust(
+        compact, -1e30, np.zeros(compact.num_options), zero_PP, np.inf, **arguments
+    )
+    assert done and choice_G is not None
+    assert value == pytest.approx(best)
+    done, choice_G, _ = exhaust(compact, -1e30, np.zeros(compact.num_options), zero_PP, best, **arguments)
+    assert done and choice_G is None  # nothing lies strictly below the optimum
+
+
+@pytest.mark.parametrize("indefinite", [False, True])
+def test_bounds_of_large_problems_hold_on_small_ones(indefinite: bool) -> None:
+    compact = small(4, indefinite)
+    choices = feasible_choices(compact)
+    best = min(choices, key=compact.objective)
+    assert full_bound(compact) <= compact.objective(best)
+    assert spectral_bound(compact, best, np.inf, 0) <= compact.objective(best)
+
+
+def test_state_stays_exact_over_many_flips() -> None:
+    compact = small(5)
+    rng = np.random.default_rng(0)
+    state = State(compact, compact.offset_H[:-1].copy())
+    for _ in range(300):
+        state.flip(int(rng.integers(compact.num_options)))
+    assert state.objective == pytest.approx(compact.objective(state.choice_G))
+    fresh = State(compact, state.choice_G)
+    np.testing.assert_allclose(state.marginal_P, fresh.marginal_P, atol=1e-10)
+    np.testing.assert_allclose(state.slack_K, fresh.slack_K, atol=1e-12)
+
+
+def test_search_depends_on_the_seed_alone() -> None:
+    compact = small(6)
+    first = search(compact, deadline=np.inf, seed=7, rounds=3)
+    second = search(compact, deadline=np.inf, seed=7, rounds=3)
+    assert first is not None and second is not None
+    assert first[1] == second[1] and (first[0] == second[0]).all()
+
+
+def test_additive_floor_is_below_the_table() -> None:
+    table = np.random.default_rng(0).random((3, 4, 2))
+    table[1, 2, 0] = np.inf
+    parts, least = additive_floor(table)
+    floor = least + parts[0][:, None, None] + parts[1][None, :, None] + parts[2][None, None, :]
+    assert (floor <= table + 1e-12).all()
+    assert np.isclose(floor, table).any()
+
+
+def test_frontier_and_unit_examples() -> None:
+    assert efficiency_frontier(np.array([1.0, 1.0, 2.0, 3.0]), np.array([5.0, 4.0, 3.5, 0.0])).tolist() == [
+        1,
+        3,
+    ]
+    assert common_unit(np.array([0.5, 0.75, 2.0])) == 0.25
+    assert common_unit(np.random.default_rng(0).random(9)) is None
+
+
+def test_lift_without_budgets_has_no_slack_rows() -> None:
+    compact = small(7)
+    lift = make_lift(compact, np.zeros((0, compact.num_options)), np.zeros(0), np.ones(compact.num_options))
+    assert lift.size == 1 + lift.padded
+    basis = lift.up(np.eye(lift.dimension))
+    np.testing.assert_allclose(basis.T @ basis, np.eye(lift.dimension), atol=1e-12)

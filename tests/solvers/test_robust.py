@@ -1,0 +1,61 @@
+"""Mean + k·std over batches against enumeration."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from hpcmpq.problem import Budget, Cost, Problem
+from hpcmpq.solvers.robust import robust_value, solve_robust
+
+
+def batches(seed: int) -> tuple[Problem, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    group_P = np.repeat(np.arange(4), 3)
+    mean_PP = rng.standard_normal((12, 12))
+    quad_BPP = mean_PP + 0.5 * rng.standard_normal((5, 12, 12))
+    quad_BPP = quad_BPP + quad_BPP.transpose(0, 2, 1)
+    quad_BPP[:, group_P[:, None] == group_P[None, :]] = 0.0
+    linear_BP = rng.standard_normal(12) + 0.5 * rng.standard_normal((5, 12))
+    cost = Cost("size", "bytes", rng.random(12))
+    problem = Problem(
+        linear_BP.mean(axis=0), quad_BPP.mean(axis=0), group_P, (Budget(cost, 2.2),), constant=0.3
+    )
+    return problem, linear_BP, quad_BPP
+
+
+def enumerated(problem: Problem, linear_BP: np.ndarray, quad_BPP: np.ndarray, deviations: float) -> float:
+    values = []
+    for position in itertools.product(range(3), repeat=4):
+        choice_G = problem.offset_G + np.array(position)
+        if problem.is_feasible(choice_G):
+            values.append(robust_value(linear_BP, quad_BPP, choice_G, deviations))
+    return problem.constant + min(values)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("deviations", [0.5, 2.0])
+def test_bound_is_valid_and_the_choice_near_the_optimum(seed: int, deviations: float) -> None:
+    problem, linear_BP, quad_BPP = batches(seed)
+    answer = solve_robust(problem, linear_BP, quad_BPP, deviations=deviations, time_limit_s=30, seed=0)
+    best = enumerated(problem, linear_BP, quad_BPP, deviations)
+    assert answer.bound <= best + 1e-9
+    value = problem.constant + robust_value(linear_BP, quad_BPP, answer.choice_G, deviations)
+    assert answer.objective == pytest.approx(value)
+    assert best - 1e-9 <= answer.objective
+    plain = solve_robust(problem, linear_BP, quad_BPP, deviations=0.0, time_limit_s=30, seed=0)
+    unprotected = problem.constant + robust_value(linear_BP, quad_BPP, plain.choice_G, deviations)
+    assert answer.objective <= unprotected + 1e-9
+
+
+def test_without_deviations_it_is_the_mean_problem() -> None:
+    problem, linear_BP, quad_BPP = batches(3)
+    answer = solve_robust(problem, linear_BP, quad_BPP, deviations=0.0, time_limit_s=30, seed=0)
+    assert answer.objective == pytest.approx(enumerated(problem, linear_BP, quad_BPP, 0.0))
+    assert answer.gap <= 1e-6
+
+
+def test_one_batch_has_no_deviation() -> None:
+    problem, linear_BP, quad_BPP = batches(0)
+    with pytest.raises(ValueError, match="B ≥ 2|batches"):
+        solve_robust(problem, linear_BP[:1], quad_BPP[:1], deviations=1.0, time_limit_s=1, seed=0)
