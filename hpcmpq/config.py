@@ -1,4 +1,4 @@
-"""The configuration file: YAML to frozen dataclasses. An unknown key is an error that names the nearest valid one.
+"""The configuration file: YAML to frozen dataclasses; an unknown key is an error that names a valid one.
 
 The dataclasses are plain; pydantic validates them on reading only, so that the solve path, which reads the
 resolved values back from `plan.json`, needs neither pydantic nor YAML.
@@ -280,7 +280,9 @@ def _check_values(config: Config, source: str) -> None:
         if value is not None and not value > 0:
             raise UserError(f"{source}: {name} must be positive, got {value}")
     if config.calibration.held_out < 0:
-        raise UserError(f"{source}: calibration.held_out must not be negative, got {config.calibration.held_out}")
+        raise UserError(
+            f"{source}: calibration.held_out must not be negative, got {config.calibration.held_out}"
+        )
 
 
 def check_format(name: str, place: str) -> None:

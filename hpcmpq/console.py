@@ -110,15 +110,16 @@ def refined(solution: dict[str, Any]) -> None:
     accepted = [move for move in refinement["history"] if move["accepted"]]
     low, high = solution["expected_interval"]
     say(
-        f"{len(accepted)} moves accepted of {len(refinement['history'])} tried with {refinement['evaluations']} "
-        f"evaluations; expected loss {solution['expected_loss']:.6g} (90 % interval {low:.6g} to {high:.6g}), "
-        f"measured {solution['measured_loss']:.6g} on held-out samples"
+        f"{len(accepted)} of {len(refinement['history'])} moves accepted after {refinement['evaluations']} "
+        f"evaluations; expected loss {solution['expected_loss']:.6g} (90 % interval {low:.6g} to "
+        f"{high:.6g}), measured {solution['measured_loss']:.6g} on held-out samples"
     )
 
 
 def evaluated(values: dict[str, Any]) -> None:
     """Measured quality, side by side."""
-    table = Table("model", title=f"{values['num_tokens']:,} tokens never calibrated on")
+    counted = "samples" if "accuracy" in values else "tokens"
+    table = Table("model", title=f"{values['num_tokens']:,} {counted} never calibrated on")
     metrics = [n for n in ("loss", "kl", "mse", "perplexity", "accuracy") if n in values]
     for name in metrics:
         table.add_column(name, justify="right")

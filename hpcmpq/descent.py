@@ -1,12 +1,13 @@
 """True-loss descent: local re-solves around an assignment, kept only where the measured loss really falls.
 
-Around the current assignment x every neighbour, one format up or down in one group, is measured: its *neighbour
-secant* d_p = L(x with p) − L(x). The local model of a move to several neighbours adds the interactions that
-calibration measured,
+Around the current assignment x every neighbour, one format up or down in one group, is measured: its
+*neighbour secant* d_p = L(x with p) − L(x). The local model of a move to several neighbours adds the
+interactions that calibration measured,
 
     ΔL ≈ Σ_p d_p + ½ Σ_pq (H_pq − H_pb − H_aq + H_ab),      a, b the current options of p's and q's groups,
 
-and is solved within the budgets and a trust region of at most r moved groups, which shrinks when a move fails.
+and is solved within the budgets and a trust region of at most r moved groups, which shrinks when a move
+fails.
 """
 
 from collections.abc import Callable
@@ -73,9 +74,9 @@ def descend(
         seed: Of the solver.
 
     Returns:
-        The choice, and per try {`moved`, `predicted`, `measured`, `accepted`} with the change of the mean loss.
+        The choice, and per try {`moved`, `predicted`, `measured`, `accepted`}, changes of the mean loss.
     """
-    current_G, history = start_G, []
+    current_G, history = start_G, list[dict[str, Any]]()
     for other_G in others:
         if true_loss.left > 0 and is_better(true_loss(other_G), true_loss(current_G)):
             current_G = other_G
@@ -143,7 +144,7 @@ def neighbour_secants(
 def local_problem(
     problem: Problem, current_G: np.ndarray, candidate_P: np.ndarray, secant_P: np.ndarray, radius: int
 ) -> Problem:
-    """The problem of moving at most `radius` groups to measured neighbours; its objective is the change ΔL."""
+    """The problem of moving at most `radius` groups to measured neighbours; its objective is ΔL."""
     current_P = current_G[problem.group_P]
     quad = problem.quad_PP
     mixed_PP = quad - quad[:, current_P] - quad[current_P, :] + quad[np.ix_(current_P, current_P)]

@@ -58,7 +58,7 @@ def stored_bits(weight_format: Format, quantizer: Quantizer, num_rows: int, num_
     payload = num_rows * num_columns * weight_format.num_bits
     if not weight_format.scaled:
         return payload
-    per_channel = weight_format.type == "float" or quantizer.group_size is None
-    num_scales = num_rows * (1 if per_channel else -(-num_columns // quantizer.group_size))
+    group_size = quantizer.group_size if weight_format.type == "int" else None
+    num_scales = num_rows * (1 if group_size is None else -(-num_columns // group_size))
     with_zero_point = weight_format.type == "int" and not quantizer.symmetric
     return payload + num_scales * (SCALE_BITS + (weight_format.num_bits if with_zero_point else 0))

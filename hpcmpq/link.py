@@ -1,8 +1,9 @@
 """The monotone link from predicted to measured loss increase, with an interval.
 
-A quadratic cannot saturate, so far from the original it over- or under-predicts by a smooth factor. The link is a
-power law, log measured = a + b·log predicted with b ≥ 0, fitted by least squares to measured whole assignments.
-Its interval is the jackknife+ of leave-one-out residuals (Barber et al. 2021), which needs no noise model.
+A quadratic cannot saturate, so far from the original it over- or under-predicts by a smooth factor. The link
+is a power law, log measured = a + b·log predicted with b ≥ 0, fitted by least squares to measured whole
+assignments. Its interval is the jackknife+ of leave-one-out residuals (Barber et al. 2021), which needs no
+noise model.
 """
 
 from dataclasses import dataclass

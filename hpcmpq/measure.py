@@ -20,7 +20,7 @@ class Measured:
     """Per-sample results of one assignment.
 
     Attributes:
-        values: {metric: float64 [N]}, each the mean over a sample's tokens: `kl` and, with labels, `ce`; or `mse`.
+        values: {metric: float64 [N]}, means over a sample's tokens: `kl` and, with labels, `ce`; or `mse`.
         correct_N: Labelled positions predicted right, int64 [N]; zero without labels.
         labels_N: Labelled positions, or all positions without labels, int64 [N].
     """

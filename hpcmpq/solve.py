@@ -59,14 +59,21 @@ def solve_problem(
         Infeasible: If no assignment meets the budgets, or none was found in time.
         UserError: If robust_k is asked of a calibration that has no separate batches.
     """
-    limits = {"time_limit_s": settings.time_limit_s, "seed": settings.seed}
     if settings.robust_k > 0:
         linear_BP, quad_BPP = robust_batches(model, settings)
         solution = solve_robust(
-            problem, linear_BP, quad_BPP, deviations=settings.robust_k, hint_G=hint_G, **limits
+            problem,
+            linear_BP,
+            quad_BPP,
+            deviations=settings.robust_k,
+            time_limit_s=settings.time_limit_s,
+            seed=settings.seed,
+            hint_G=hint_G,
         )
     else:
-        solution = make_solver(settings.name).solve(problem, hint_G=hint_G, **limits)
+        solution = make_solver(settings.name).solve(
+            problem, time_limit_s=settings.time_limit_s, seed=settings.seed, hint_G=hint_G
+        )
     if solution.termination is Termination.INFEASIBLE:
         raise Infeasible(f"no assignment meets the budgets: {solution.detail}")
     if solution.choice_G is None:

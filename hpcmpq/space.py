@@ -102,7 +102,7 @@ class SearchSpace:
         start = sum(len(names) for names in self.formats[:group])
         return slice(start, start + len(self.formats[group]))
 
-    def assignment(self, choice_G: Sequence[int]) -> dict[str, str]:
+    def assignment(self, choice_G: Sequence[int] | np.ndarray) -> dict[str, str]:
         """{group name: format name} of an option index per group."""
         return {self.groups[self.options[p].group].name: self.options[p].format for p in choice_G}
 

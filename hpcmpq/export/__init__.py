@@ -1,7 +1,8 @@
 """Exports of the solved model, by name.
 
-To add one: write a module here with `export(run, plan, assignment, directory) -> str`, one line for people about
-what was written, and one line in `EXPORTERS`. A test must load the result with a real reader and compare outputs.
+To add one: write a module here with `export(run, plan, assignment, directory) -> str`, one line for people
+about what was written, and one line in `EXPORTERS`. A test must load the result with a real reader and compare
+outputs.
 """
 
 from collections.abc import Callable, Mapping
