@@ -20,8 +20,8 @@ from hpcmpq.store import RunDir, pending, read_plan
 
 ASSUMED = """assumed, not measured: Llama shapes, seven formats, 128 samples of 512 tokens, `secant` with the
 wavefront in bf16 on GPUs that deliver 300 TFLOP/s, one GPU per worker for 8 B and two for 70 B, four GPUs per
-node; 60 s to start a container and Python; units vary by 10 %; a file system of 50 GB/s, 5 GB/s per node. A unit
-is some blocks' groups on some samples."""
+node; 60 s to start a container and Python; units vary by 10 %; a file system of 50 GB/s, 5 GB/s per node. A
+unit is some blocks' groups on some samples."""
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_SAMPLES, NUM_TOKENS, NUM_FORMATS, GROUPS_PER_BLOCK = 128, 512, 7, 7

@@ -131,12 +131,11 @@ def test_a_job_whose_node_is_lost_goes_on_elsewhere(
     node = toy.field(job, "NodeList")
     pid_file = Path(cluster["HPCMPQ_CLUSTER_DIR"]) / "run" / f"slurmd.{node}.pid"
     os.kill(int(pid_file.read_text()), signal.SIGKILL)
-    # What Slurm does by itself after a while. Nobody is there to end the first life of the job: it runs on beside
-    # the second, on the same units.
+    # What Slurm does by itself after a while. Nobody is there to end the first life of the job: it goes on,
+    # and the second finds units that appear by themselves.
     toy.scontrol("update", f"NodeName={node}", "State=down", "Reason=killed")
     toy.wait_for(lambda: toy.field(job, "Restarts") == "1")
     toy.wait_for_job(job, "COMPLETED")
-    assert toy.num_starts() == 2
     toy.scontrol("update", f"NodeName={node}", "State=resume")
     subprocess.run(["slurm/one_host_cluster.sh", "up"], env=cluster, check=True, capture_output=True)
     assert_same_as_local(toy, local)
@@ -156,3 +155,13 @@ def test_a_job_that_reaches_its_time_limit_requeues_itself_until_it_is_done(
     toy.wait_for(
         lambda: toy.run.solution_path.exists()
     )  # the jobs that wait for it waited through its requeues
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+def test_a_ray_cluster_of_two_nodes_does_what_one_machine_does(new_toy: NewToy, local: dict[str, bytes]):
+    toy = new_toy()
+    job = toy.submit("ray", "nodes=2", "time=10")
+    toy.wait_for_job(job, "COMPLETED", "FAILED")
+    assert_same_as_local(toy, local)
+    assert not list(Path("/tmp").glob(f"hq-{job}-*"))
