@@ -17,8 +17,9 @@ from hpcmpq.errors import IncompleteCalibration
 from hpcmpq.executors import Executor, UnitOutcome, Worker
 from hpcmpq.features import Features, check_finite, gram, to_columns
 from hpcmpq.models.calibration import load_splits
-from hpcmpq.models.load import forward, load_model
+from hpcmpq.models.load import forward, load_model, pick_device
 from hpcmpq.models.samples import Samples
+from hpcmpq.models.streaming import load_streamed
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.plan import WorkUnit, starting_from
 from hpcmpq.probes import num_probes
@@ -98,13 +99,15 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
     method = config.sensitivity.method
     measure = find_method(method)
     low_precision = torch.bfloat16 if config.model.dtype == "bfloat16" and method in FORWARD_ONLY else None
-    model = load_model(
-        dataclasses.replace(staged(config.model), **({"dtype": "float32"} if low_precision else {})),
-        attention="eager" if method in EAGER_ATTENTION else None,
-        import_paths=plan.import_paths,
+    source = staged(config.model)
+    if low_precision is not None:
+        source = dataclasses.replace(source, dtype="float32")
+    streamed = load_streamed(source) if source.stream else None
+    model = streamed.model if streamed is not None else load_model(
+        source, attention="eager" if method in EAGER_ATTENTION else None, import_paths=plan.import_paths
     )
     variants = Variants(model, plan.space, config.quantizer)
-    device = next(model.parameters()).device
+    device = pick_device(source.device)
     samples = load_splits(config, plan.import_paths).calibration.to(device)
     with torch.no_grad():
         num_outputs = forward(model, samples[:1].inputs).shape[-1]
@@ -121,6 +124,7 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
             variants,
             samples[:2].inputs,
             low_precision=low_precision,
+            resident=None if streamed is None else streamed.resident,
             options_per_pass=config.sensitivity.options_per_pass,
             options_per_wave=config.sensitivity.options_per_wave,
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from hpcmpq.config import Config, to_values
+from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.calibration import Splits, load_splits
 from hpcmpq.models.description import describe_model
@@ -23,8 +24,9 @@ from hpcmpq.plan import (
     make_units,
     plan_to_json,
 )
-from hpcmpq.sensitivity import EAGER_ATTENTION, find_method
-from hpcmpq.space import SearchSpace
+from hpcmpq.models.streaming import load_streamed, shapes_only, streamed_fingerprint
+from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, find_method
+from hpcmpq.space import Group, SearchSpace
 from hpcmpq.store import RunDir, read_plan, write_json
 
 log = logging.getLogger(__name__)
@@ -44,12 +46,17 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     attention = "eager" if config.sensitivity.method in EAGER_ATTENTION else None
     if attention and config.model.path:
         log.info("%s differentiates twice: using eager attention", config.sensitivity.method)
-    model = load_model(config.model, attention=attention, import_paths=import_paths)
     splits = load_splits(config, import_paths)
-    groups = find_groups(model, config.groups, splits.calibration[:1].inputs)
+    if config.model.stream:
+        groups, fixed_bytes, weights = _look_streamed(config, splits)
+    else:
+        model = load_model(config.model, attention=attention, import_paths=import_paths)
+        groups = find_groups(model, config.groups, splits.calibration[:1].inputs)
+        fixed_bytes = num_fixed_bytes(model, groups, _stored_dtype(config))
+        weights = weights_fingerprint(model)
     names = tuple(sorted(config.formats, key=lambda name: (FORMATS[name].num_bits, name)))
     space = SearchSpace(groups, (names,) * len(groups))
-    facts = _facts(config, weights_fingerprint(model), splits, space)
+    facts = _facts(config, weights, splits, space)
     fingerprint = content_hash(facts)
     if run.plan_path.exists():
         check_same_facts(read_plan(run).facts, facts, str(run.path))
@@ -70,18 +77,33 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         facts=facts,
         fingerprint=fingerprint,
         import_paths=import_paths,
-        fixed_bytes=num_fixed_bytes(model, groups, _stored_dtype(config)),
+        fixed_bytes=fixed_bytes,
         environment=_environment(),
     )
     write_json(run.plan_path, plan_to_json(plan))
     return plan
 
 
+def _look_streamed(config: Config, splits: Splits) -> tuple[tuple[Group, ...], int, str]:
+    """Groups, bytes outside them and digest of the weights, without ever holding the model."""
+    if config.sensitivity.method not in FORWARD_ONLY:
+        raise UserError(
+            f"{config.sensitivity.method} needs the whole model; use {' or '.join(sorted(FORWARD_ONLY))}, "
+            "or set model.stream: false"
+        )
+    streamed = load_streamed(config.model)
+    weights = streamed_fingerprint(streamed.model, streamed.weights)
+    with shapes_only(config.model, splits.calibration[:1].inputs) as (model, inputs):
+        groups = find_groups(model, config.groups, inputs)
+        return groups, num_fixed_bytes(model, groups, _stored_dtype(config)), weights
+
+
 def _facts(config: Config, weights: str, splits: Splits, space: SearchSpace) -> dict[str, object]:
     """All that changes a measured number; not where files lie nor what is solved for."""
     values = to_values(config)
     kept = {
-        key: values[key] for key in ("groups", "formats", "quantizer", "objective", "sensitivity", "calibration")
+        key: values[key]
+        for key in ("groups", "formats", "quantizer", "objective", "sensitivity", "calibration")
     }
     kept["model"] = {"dtype": config.model.dtype}
     del kept["calibration"]["data"]

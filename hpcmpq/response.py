@@ -5,15 +5,17 @@
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hpcmpq.compensated import Products, patch_products
-from hpcmpq.models.chain import Chain, Inputs, find_chain
+from hpcmpq.errors import UserError
+from hpcmpq.models.chain import Inputs, find_chain
 from hpcmpq.models.groups import swapped
 from hpcmpq.models.load import forward
 from hpcmpq.variants import Variants
@@ -91,7 +93,7 @@ def make_engine(
     inputs: Inputs,
     *,
     low_precision: torch.dtype | None = None,
-    chain: Chain | None = None,
+    resident: Callable[[int], AbstractContextManager[None]] | None = None,
     options_per_pass: int | None = None,
     options_per_wave: int | None = None,
 ) -> Engine:
@@ -102,15 +104,22 @@ def make_engine(
         variants: The model, its search space and quantizer.
         inputs: Of one sample or two, to find the chain with.
         low_precision: Dtype of matrix products; the model's parameters are float32 then.
-        chain: The chain, if it is known already.
+        resident: Context in which a block's weights are in memory, where the model is streamed.
         options_per_pass: Options of one pass through a block.
         options_per_wave: Options whose states are held at once.
+
+    Raises:
+        UserError: If a streamed model is not a chain.
     """
     model = variants.model
     products = None if low_precision is None else patch_products(model, low_precision)
-    if kind != "whole" and chain is None:
-        chain = find_chain(model, inputs)
-    if kind == "whole" or chain is None:
+    chain = None if kind == "whole" else find_chain(model, inputs)
+    if resident is not None:
+        if chain is None:
+            raise UserError("only a chain of blocks can be streamed, run by engine auto; set model.stream: false")
+        chain = replace(chain, resident=resident)
+    if chain is None:
         return WholeModel(model, variants, products)
-    per_wave = options_per_wave or OPTIONS_PER_WAVE
+    # Streamed blocks are read once per wave, so one wave takes all options.
+    per_wave = options_per_wave or (OPTIONS_PER_WAVE if resident is None else variants.space.num_options)
     return Wavefront(chain, variants, options_per_pass or OPTIONS_PER_PASS, per_wave, products)

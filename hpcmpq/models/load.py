@@ -25,7 +25,7 @@ __all__ = [
     "weights_fingerprint",
 ]
 
-_AUTO_CLASSES: dict[Kind, str] = {
+AUTO_CLASSES: dict[Kind, str] = {
     "causal_lm": "AutoModelForCausalLM",
     "masked_lm": "AutoModelForMaskedLM",
     "sequence_classifier": "AutoModelForSequenceClassification",
@@ -33,6 +33,7 @@ _AUTO_CLASSES: dict[Kind, str] = {
     "image_classifier": "AutoModelForImageClassification",
     "encoder": "AutoModel",
 }
+"""The transformers class that loads each kind of model."""
 
 
 def load_model(
@@ -122,7 +123,7 @@ def _from_directory(description: ModelDescription, dtype: torch.dtype, attention
     with quiet_transformers():
         import transformers
 
-        auto_class = getattr(transformers, _AUTO_CLASSES[description.kind])
+        auto_class = getattr(transformers, AUTO_CLASSES[description.kind])
         try:
             model, info = auto_class.from_pretrained(
                 path, dtype=dtype, local_files_only=True, output_loading_info=True, **options

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from hpcmpq.models.outputs import forward
 
@@ -69,7 +70,7 @@ def trace_layers(model: nn.Module, sample_inputs: dict[str, Tensor]) -> list[Lay
         for handle in handles:
             handle.remove()
     last_name, last_output = last[0] if last else (None, z_NTV)
-    last_is_output = (last_output.data_ptr(), last_output.numel()) == (z_NTV.data_ptr(), z_NTV.numel())
+    last_is_output = last_output.numel() == z_NTV.numel() and _same_memory(last_output, z_NTV)
     get_head = getattr(model, "get_output_embeddings", None)
     head = get_head() if callable(get_head) else None
     return [
@@ -97,6 +98,12 @@ def _weights(model: nn.Module) -> dict[nn.Parameter, tuple[str, ...]]:
         if isinstance(module, kinds) and weight is not None:
             names_of[weight] = (*names_of.get(weight, ()), name)
     return names_of
+
+
+def _same_memory(first: Tensor, second: Tensor) -> bool:
+    if isinstance(first, FakeTensor):  # has no address
+        return first is second or second._base is first
+    return first.data_ptr() == second.data_ptr()
 
 
 def _is_transposed(module: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from hpcmpq.space import Group, Member
 
@@ -63,7 +64,7 @@ def num_fixed_bytes(model: nn.Module, groups: Sequence[Group], dtype: torch.dtyp
         groups: Their members are left out.
         dtype: Count floating tensors as stored in this dtype; None takes the dtype they are loaded in.
     """
-    state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    state = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     searched = {_storage_key(state[member.parameter]) for group in groups for member in group.members}
     fixed = {_storage_key(tensor): tensor for tensor in state.values()}
     total = 0
@@ -75,4 +76,5 @@ def num_fixed_bytes(model: nn.Module, groups: Sequence[Group], dtype: torch.dtyp
 
 
 def _storage_key(tensor: Tensor) -> tuple:
-    return (tensor.data_ptr() or id(tensor), tuple(tensor.shape), tensor.stride())
+    address = 0 if isinstance(tensor, FakeTensor) else tensor.data_ptr()
+    return (address or id(tensor), tuple(tensor.shape), tensor.stride())

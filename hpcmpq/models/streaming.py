@@ -1,0 +1,238 @@
+"""Hugging Face models whose blocks are read from safetensors when they run, one at a time.
+
+The model is built without its weights; what lies outside its largest list of blocks is read at once. A block's
+forward reads the block, runs and forgets it; `Streamed.resident(k)` keeps it for several runs.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpcmpq.config import ModelConfig
+from hpcmpq.errors import UserError
+from hpcmpq.models.description import describe_model
+from hpcmpq.models.factories import describe
+from hpcmpq.models.load import AUTO_CLASSES, pick_device, quiet_transformers
+
+_STORED = {"model.safetensors": "model.safetensors.index.json"}
+
+
+@dataclass
+class Weights:
+    """The tensors in a directory's safetensors files.
+
+    Attributes:
+        directory: The model's directory.
+        files: {tensor name: file name}.
+        aliases: {the model's parameter or buffer: name in the files}.
+        dtype: What floating tensors are converted to.
+        device: Where they go.
+    """
+
+    directory: Path
+    files: dict[str, str]
+    aliases: dict[str, str]
+    dtype: torch.dtype
+    device: torch.device
+
+    def read(self, name: str) -> Tensor:
+        """One parameter or buffer by the model's name."""
+        from safetensors import safe_open
+
+        stored = self.aliases[name]
+        with safe_open(self.directory / self.files[stored], "pt") as file:
+            tensor = file.get_tensor(stored)
+        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        # A copy: the file's own pages would stay in memory as long as the tensor.
+        return tensor.to(device=self.device, dtype=dtype, copy=True)
+
+
+@dataclass
+class Streamed:
+    """A model without its blocks' weights.
+
+    Attributes:
+        model: Runs like any other; its blocks read themselves.
+        weights: Where from.
+        blocks: The modules that are streamed.
+    """
+
+    model: nn.Module
+    weights: Weights
+    blocks: tuple[nn.Module, ...]
+    _owners: list[list[tuple[nn.Module, str, str]]] = field(default_factory=list)
+    _loaded: list[int] = field(default_factory=list)
+
+    @contextmanager
+    def resident(self, k: int) -> Iterator[None]:
+        """The weights of block k are in memory."""
+        self._loaded[k] += 1
+        absent = []
+        try:
+            if self._loaded[k] == 1:
+                for module, own_name, name in self._owners[k]:
+                    absent.append((module, own_name, module._parameters[own_name]))
+                    module._parameters[own_name] = nn.Parameter(self.weights.read(name), requires_grad=False)
+            yield
+        finally:
+            self._loaded[k] -= 1
+            for module, own_name, parameter in absent:
+                module._parameters[own_name] = parameter
+
+
+def load_streamed(config: ModelConfig) -> Streamed:
+    """The model of a directory, to be streamed.
+
+    Raises:
+        UserError: If the model comes from a factory, has no list of blocks, or its safetensors do not hold every
+            parameter under the name that the model gives it.
+    """
+    dtype, device = getattr(torch, config.dtype), pick_device(config.device)
+    model = skeleton(config)
+    blocks = _blocks(model)
+    weights = _find_weights(model, Path(str(config.path)), dtype, device)
+    inside = {id(p) for block in blocks for p in block.parameters()}
+    outside = {id(p) for p in _outside(model, blocks)}
+    owners: list[list[tuple[nn.Module, str, str]]] = [[] for _ in blocks]
+    of_block = {id(module): k for k, block in enumerate(blocks) for module in block.modules()}
+    fresh: dict[int, nn.Parameter] = {}
+    for path, module in model.named_modules():
+        for own_name, parameter in module._parameters.items():
+            name = f"{path}.{own_name}" if path else own_name
+            if parameter is None:
+                continue
+            if id(parameter) in inside and id(parameter) not in outside:
+                owners[of_block[id(module)]].append((module, own_name, name))
+            else:
+                if id(parameter) not in fresh:
+                    fresh[id(parameter)] = nn.Parameter(weights.read(name), requires_grad=False)
+                module._parameters[own_name] = fresh[id(parameter)]
+        for own_name, buffer in module._buffers.items():
+            if buffer is not None:
+                name = f"{path}.{own_name}" if path else own_name
+                stored = weights.read(name) if name in weights.aliases else buffer
+                module._buffers[own_name] = stored.to(device)
+    streamed = Streamed(model.eval(), weights, blocks, owners, [0] * len(blocks))
+    for k, block in enumerate(blocks):
+        block.forward = _reading(streamed, k, block.forward)  # type: ignore[method-assign]
+    return streamed
+
+
+def skeleton(config: ModelConfig) -> nn.Module:
+    """The model of a directory with parameters on the meta device and real buffers."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        model = _build(config)
+    model.tie_weights()  # type: ignore[operator]
+    return model
+
+
+def _build(config: ModelConfig) -> nn.Module:
+    description = describe_model(config)
+    if description.path is None:
+        raise UserError("model.stream needs a Hugging Face directory in model.path; leave it out for a factory")
+    with quiet_transformers():
+        import transformers
+
+        try:
+            values = transformers.AutoConfig.from_pretrained(description.path, local_files_only=True)
+            model = getattr(transformers, AUTO_CLASSES[description.kind]).from_config(
+                values, dtype=getattr(torch, config.dtype)
+            )
+        except Exception as error:
+            raise UserError(
+                f"cannot build the model in {description.path}: {describe(error)}; set model.stream: false"
+            ) from error
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def shapes_only(config: ModelConfig, inputs: dict[str, Tensor]) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
+    """Model and inputs whose tensors have shapes and no values: to trace a model that does not fit."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode() as mode:
+        model = _build(config)
+        yield model, {name: mode.from_tensor(value.cpu()) for name, value in inputs.items()}
+
+
+def streamed_fingerprint(model: nn.Module, weights: Weights) -> str:
+    """What `hpcmpq.models.load.weights_fingerprint` gives for the loaded model, one tensor in memory at a time."""
+    total, digests = hashlib.sha256(), {}
+    for name, tensor in sorted(model.state_dict().items()):
+        stored = weights.aliases.get(name)
+        if stored not in digests or stored is None:
+            value = tensor if stored is None else weights.read(name)
+            flat = value.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
+            digests[stored] = (hashlib.sha256(flat.numpy()).hexdigest(), list(value.shape), value.dtype)
+        digest, shape, dtype = digests[stored]
+        total.update(f"{name} {shape} {dtype} {digest}\n".encode())
+    return total.hexdigest()
+
+
+def _reading(streamed: Streamed, k: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with streamed.resident(k):
+            return forward(*args, **kwargs)
+
+    return run
+
+
+def _blocks(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules of the list that holds most parameters."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
+    if not lists:
+        raise UserError("the model has no list of blocks to stream; set model.stream: false")
+    largest = max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
+    return tuple(largest)
+
+
+def _outside(model: nn.Module, blocks: tuple[nn.Module, ...]) -> Iterator[nn.Parameter]:
+    inside = {id(module) for block in blocks for module in block.modules()}
+    for module in model.modules():
+        if id(module) not in inside:
+            yield from (p for p in module._parameters.values() if p is not None)
+
+
+def _find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: torch.device) -> Weights:
+    files = _files(directory)
+    prefix = getattr(model, "base_model_prefix", "") + "."
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    aliases = {}
+    for tied in names.values():
+        wanted = [*tied, *(prefix + n for n in tied), *(n.removeprefix(prefix) for n in tied)]
+        stored = next((n for n in wanted if n in files), None)
+        if stored is None:
+            if "pooler" in tied[0].split("."):
+                continue  # often not saved, and no part of the last hidden state
+            raise UserError(
+                f"no safetensors file in {directory} holds {tied[0]} under that name; set model.stream: false"
+            )
+        aliases.update(dict.fromkeys(tied, stored))
+    for name, _ in model.named_buffers():
+        stored = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in files), None)
+        if stored is not None:
+            aliases[name] = stored
+    return Weights(directory, files, aliases, dtype, device)
+
+
+def _files(directory: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    for single, index in _STORED.items():
+        if (directory / index).is_file():
+            return dict(json.loads((directory / index).read_text())["weight_map"])
+        if (directory / single).is_file():
+            with safe_open(directory / single, "pt") as file:
+                return dict.fromkeys(file.keys(), single)
+    raise UserError(f"{directory} has no model.safetensors to stream from; set model.stream: false")
