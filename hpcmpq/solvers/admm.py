@@ -112,12 +112,12 @@ def iterate(
 def balance(ratio: float, steps: int) -> float:
     """Factor for β from the ratio of the relative primal and dual changes.
 
-    On realistic instances the fastest constant β showed ratios of 5, 4 and 3 after 10, 20 and 30 steps, 2
-    after 50 and 1.5 from then on, and the ratio falls as 1/β.
+    On realistic instances the fastest β showed ratios of 5, 4 and 3 after 10, 20 and 30 steps, 3 until 75 and
+    2 from then on, and the ratio falls as 1/β.
     """
     if steps <= 30:
         return float(np.clip(ratio / {10: 5.0, 20: 4.0, 30: 3.0}.get(steps, 3.5), 0.2, 5.0))
-    target = 2.0 if steps <= 50 else 1.5
+    target = 3.0 if steps <= 75 else 2.0
     factor = float(np.clip(np.sqrt(ratio / target), 0.7, 1.5))
     return factor if not 0.8 < factor < 1.25 else 1.0
 
