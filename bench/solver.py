@@ -23,6 +23,7 @@ import numpy as np
 from bench.instances import COHERENCE, Shape, make_instance
 from hpcmpq.errors import UserError
 from hpcmpq.problem import Problem, Solution
+from hpcmpq.solvers import Solver
 from hpcmpq.solvers.compact import Compact
 from hpcmpq.solvers.diagonal import DiagonalSolver
 from hpcmpq.solvers.exhaustive import ExhaustiveSolver
@@ -57,20 +58,20 @@ def cases(full: bool, groups: list[int] | None, runs: list[str]) -> list[Case]:
         for indefinite in (False, True):
             rows.append(_case(Shape(count, options, COHERENCE["medium"], indefinite, bits), 60.0))
     chosen = {
-        20: [("weak", 0, 4.0), ("weak", 1, 3.0), ("medium", 0, 3.0), ("medium", 1, 4.0), ("strong", 0, 2.5)],
-        28: [("medium", 0, 2.5), ("strong", 1, 3.0)],
-        54: [("weak", 0, 4.0), ("medium", 1, 2.5), ("strong", 0, 3.0)],
-        224: [("weak", 0, 4.0), ("medium", 0, 4.0), ("strong", 0, 4.0)],
-        560: [("medium", 0, 4.0)],
-        2000: [("medium", 0, 4.0)],
+        20: [("weak", False, 4.0), ("weak", True, 3.0), ("medium", True, 4.0), ("strong", False, 2.5)],
+        28: [("medium", False, 2.5), ("strong", True, 3.0)],
+        54: [("weak", False, 4.0), ("medium", True, 2.5), ("strong", False, 3.0)],
+        224: [("weak", False, 4.0), ("medium", False, 4.0), ("strong", False, 4.0)],
+        560: [("medium", False, 4.0)],
+        2000: [("medium", False, 4.0)],
     }  # fmt: skip
     limits = {560: 300.0, 2000: 600.0}
     for count, kinds in chosen.items():
         if full:
-            kinds = [(c, i, b) for c in COHERENCE for i in (0, 1) for b in (2.5, 3.0, 4.0, 5.0)]
+            kinds = [(c, i, b) for c in COHERENCE for i in (False, True) for b in (2.5, 3.0, 4.0, 5.0)]
         for coherence, indefinite, bits in kinds:
             rows.append(
-                _case(Shape(count, 7, COHERENCE[coherence], bool(indefinite), bits), limits.get(count, 60.0))
+                _case(Shape(count, 7, COHERENCE[coherence], indefinite, bits), limits.get(count, 60.0))
             )
     return [row for row in rows if groups is None or row.shape is None or row.shape.groups in groups]
 
@@ -106,7 +107,7 @@ def solve_one(case: Case, method: str) -> dict[str, object]:
         found = search(compact, deadline=started + limit_s, seed=1)
         objective = None if found is None else problem.objective(compact.expand(found[0]))
         return {"objective": objective, "bound": None, "seconds": time.perf_counter() - started}
-    solvers = {
+    solvers: dict[str, Solver] = {
         "quadratic": QuadraticSolver(),
         "diagonal": DiagonalSolver(drop_cross_terms=True),
         "cp-sat": LinearSolver(form="ip"),

@@ -61,7 +61,15 @@ def prove(
 
 
 class _Proof:
-    def __init__(self, root, shift, incumbent, deadline, seed, log) -> None:
+    def __init__(
+        self,
+        root: Compact,
+        shift: float,
+        incumbent: Incumbent,
+        deadline: float,
+        seed: int,
+        log: Callable[[str], None] | None,
+    ) -> None:
         self.root, self.shift, self.incumbent = root, shift, incumbent
         self.deadline, self.seed, self.log = deadline, seed, log
         self.nodes = 0

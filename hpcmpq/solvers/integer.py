@@ -4,6 +4,7 @@ Axis letters: P options, G groups, K budgets.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -134,7 +135,9 @@ def _solve(
     return IntegerAnswer(name, choice_G, float(bound))
 
 
-def _table_literals(model, literals: list, compact: Compact, table: Table) -> tuple[list, np.ndarray]:
+def _table_literals(
+    model: Any, literals: list[Any], compact: Compact, table: Table
+) -> tuple[list[Any], np.ndarray]:
     """One Boolean per finite cell, tied to its options; returns them and their values."""
     index = np.argwhere(np.isfinite(table.table))
     cells = [model.new_bool_var("") for _ in range(len(index))]
@@ -146,7 +149,9 @@ def _table_literals(model, literals: list, compact: Compact, table: Table) -> tu
     return cells, table.table[tuple(index.T)]
 
 
-def _product_literals(model, literals: list, p_E: np.ndarray, q_E: np.ndarray, value_E: np.ndarray) -> list:
+def _product_literals(
+    model: Any, literals: list[Any], p_E: np.ndarray, q_E: np.ndarray, value_E: np.ndarray
+) -> list[Any]:
     """Z = x_p x_q for every product, linearised on the side that its sign pulls against."""
     variables = []
     for p, q, value in zip(p_E.tolist(), q_E.tolist(), value_E.tolist(), strict=True):

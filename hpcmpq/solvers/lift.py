@@ -107,9 +107,9 @@ def make_lift(compact: Compact, cost_KP: np.ndarray, limit_K: np.ndarray, scale_
     column_P = compact.group_P * width + position_P
     scale_X = np.ones(num_groups * width)
     scale_X[column_P] = scale_P
-    inverse_Gk = np.zeros(num_groups * width)
-    inverse_Gk[column_P] = 1.0 / scale_P
-    inverse_Gk = inverse_Gk.reshape(num_groups, width)
+    inverse_X = np.zeros(num_groups * width)
+    inverse_X[column_P] = 1.0 / scale_P
+    inverse_Gk = inverse_X.reshape(num_groups, width)
     basis_Gkm = np.zeros((num_groups, width, width - 1))
     for size in np.unique(size_G):
         these = np.flatnonzero(size_G == size)

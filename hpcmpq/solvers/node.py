@@ -189,7 +189,7 @@ def shrink(node: Node, keep_P: np.ndarray) -> Node | Compact | None:
     # v_old = B v_new: fixed options are d times the constant, the others themselves;
     from_old = np.concatenate([[0], 1 + old.column_P[free_P], np.arange(1 + old.padded, old.size)])
     to_new = np.concatenate([[0], 1 + new.column_P, np.arange(1 + new.padded, new.size)])
-    z_NN = np.zeros((new.size, new.size), dtype=child.projector.dtype)
+    z_NN: np.ndarray = np.zeros((new.size, new.size), dtype=child.projector.dtype)
     moved = node.state.z_NN[np.ix_(from_old, from_old)]
     if len(fixed):
         weight = old.scale_X[fixed - 1].astype(node.state.z_NN.dtype)

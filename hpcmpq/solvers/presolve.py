@@ -100,7 +100,7 @@ def merge_ties(problem: Problem) -> Compact | str:
     allowed_SK = count_SK == np.bincount(super_G)[:, None]
     if not allowed_SK.any(axis=1).all():
         empty = int(np.flatnonzero(~allowed_SK.any(axis=1))[0])
-        members = [_group_name(problem, g) for g in np.flatnonzero(super_G == empty)]
+        members = [_group_name(problem, g) for g in np.flatnonzero(super_G == empty).tolist()]
         together = " (tied)" if len(members) > 1 else ""
         return f"no option is allowed for group {', '.join(members)}{together}; all are forbidden or cost inf"
     kept_P = allowed_SK[super_G[problem.group_P], position_P]
@@ -198,7 +198,7 @@ def _shrink(compact: Compact, problem: Problem, names: list[str]) -> Compact | s
             if least_K[k] == math.inf:
                 return f"every assignment has an infinite {names[k]}"
             return infeasible_sentence(problem, names[k], None)
-        keep_P = (least_KP <= compact.limit_K[:, None]).all(axis=0)
+        keep_P = np.asarray((least_KP <= compact.limit_K[:, None]).all(axis=0))
         if keep_P.all() and not (np.diff(compact.offset_H) == 1).any():
             break
     return _normalise(_drop_slack_budgets(compact))

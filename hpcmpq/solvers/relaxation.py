@@ -142,17 +142,19 @@ class Projector:
         scale_X = self.lift.scale_X
         self.weight_EB = np.outer(scale_X, scale_X).ravel()[self.upper].astype(dtype)
         scale_kG = scale_X.reshape(self.lift.num_groups, self.lift.width).T
-        self.own_weight_kG = (scale_kG**4 + 2.0 * scale_kG**2).astype(dtype)
-        self.scale_X = scale_X.astype(dtype)
+        self.own_weight_kG: np.ndarray = (scale_kG**4 + 2.0 * scale_kG**2).astype(dtype)
+        self.scale_X: np.ndarray = scale_X.astype(dtype)
         self.slack_limit_KX = (relaxation.slack_limit_KX * scale_X).astype(dtype)
         self.set_allowed(relaxation.allowed_XX)
 
     def set_allowed(self, allowed_XX: np.ndarray) -> None:
         """Exclude more pairs."""
         blocks = allowed_XX.ravel()[self.upper]
-        self.penalty = None if blocks.all() else np.where(blocks, 0.0, -np.inf).astype(self.dtype)
+        self.penalty: np.ndarray | None = (
+            None if blocks.all() else np.where(blocks, 0.0, -np.inf).astype(self.dtype)
+        )
         exists = np.diagonal(allowed_XX).reshape(self.lift.num_groups, self.lift.width).T
-        self.own_penalty = np.where(exists, 0.0, -np.inf).astype(self.dtype)
+        self.own_penalty: np.ndarray = np.where(exists, 0.0, -np.inf).astype(self.dtype)
 
     def project(self, w_NN: np.ndarray) -> np.ndarray:
         """The nearest point of the polyhedral set to a symmetric matrix, [N, N]."""

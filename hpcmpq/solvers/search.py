@@ -9,7 +9,7 @@ Axis letters: P options, G groups, K budgets, L first legs of a pair.
 
 import numpy as np
 
-from hpcmpq.solvers.compact import Compact
+from hpcmpq.solvers.compact import Compact, Table
 
 
 class State:
@@ -18,7 +18,7 @@ class State:
     def __init__(self, compact: Compact, choice_G: np.ndarray) -> None:
         self.compact = compact
         self.group_P = compact.group_P
-        self.tables_of_group: dict[int, list] = {}
+        self.tables_of_group: dict[int, list[Table]] = {}
         for table in compact.tables:
             for group in table.groups:
                 self.tables_of_group.setdefault(group, []).append(table)
@@ -38,7 +38,7 @@ class State:
                     self._add_slice(table, group, 1.0)
         self.slack_K = compact.limit_K - compact.costs(choice_G)
 
-    def _add_slice(self, table, group: int, sign: float) -> None:
+    def _add_slice(self, table: Table, group: int, sign: float) -> None:
         compact = self.compact
         index = tuple(
             slice(None) if g == group else int(self.choice_G[g] - compact.offset_H[g]) for g in table.groups

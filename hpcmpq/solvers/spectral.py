@@ -36,7 +36,7 @@ def spectral_bound(compact: Compact, choice_G: np.ndarray, deadline: float, seed
     rng = np.random.default_rng(seed)
     best: tuple[float, np.ndarray, float, np.ndarray] | None = None
     # Leave time for the certificate's factorisations.
-    until = deadline - 3 * CHOLESKY_COST_S * float(compact.num_options) ** 3
+    until = deadline - 2.2 * _cholesky_seconds(compact.num_options)
     begun = time.perf_counter()
     for count, power in enumerate(POWERS, start=1):
         root_P = _scales(compact, choice_G, power)
@@ -60,8 +60,13 @@ def spectral_bound(compact: Compact, choice_G: np.ndarray, deadline: float, seed
 POWERS = (0.375, 0.45, 0.3)
 """Exponents of c tried for the square root of s; measured best between the diagonal's 0.5 and 0.25."""
 
-CHOLESKY_COST_S = 1.0e-11
-"""Seconds of a Cholesky factorisation and its copies per cubed dimension, on two cores with room to spare."""
+
+def _cholesky_seconds(size: int) -> float:
+    """What a factorisation and its copies will take now, from a small one, with room to spare."""
+    probe = min(size, 1200)
+    begun = time.perf_counter()
+    np.linalg.cholesky(np.eye(probe))
+    return 2.0 * (time.perf_counter() - begun) * (size / probe) ** 3
 
 
 def _scales(compact: Compact, choice_G: np.ndarray, power: float) -> np.ndarray:
@@ -95,7 +100,7 @@ def certified_shift(
     size = len(root_P)
     alpha = estimate
     for growth in (1.002, 1.02, 1.2, 2.0, 10.0):
-        if time.perf_counter() + CHOLESKY_COST_S * float(size) ** 3 > deadline:
+        if time.perf_counter() + _cholesky_seconds(size) > deadline:
             return None
         alpha = growth * estimate + 1e-9
         work_PP = _scaled(quad_PP, root_P, np.float64)
@@ -110,7 +115,7 @@ def certified_shift(
 
 
 def _scaled(quad_PP: np.ndarray, root_P: np.ndarray, dtype: type = np.float32) -> np.ndarray:
-    out_PP = np.empty(quad_PP.shape, dtype=dtype)
+    out_PP: np.ndarray = np.empty(quad_PP.shape, dtype=dtype)
     for first in range(0, len(out_PP), 512):
         rows = slice(first, first + 512)
         out_PP[rows] = quad_PP[rows] / root_P / root_P[rows, None]
