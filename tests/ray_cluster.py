@@ -38,7 +38,8 @@ def ray_cluster() -> Iterator:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         temporary = tempfile.mkdtemp(prefix="hq", dir="/tmp")  # short: socket names are limited to 107 bytes
-        cluster = Cluster(initialize_head=True, head_node_args={**NODE, "temp_dir": temporary})
+        head = {**NODE, "temp_dir": temporary, "include_dashboard": True}  # the dashboard takes jobs
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             cluster.add_node(**NODE)
             cluster.wait_for_nodes()

@@ -222,8 +222,8 @@ def _kill(actor: _Actor) -> None:
 def _cause(error: Exception) -> str:
     """What happened to an actor, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "died" in line or "import" in line or "Error" in line]
-    return f"its Ray worker was lost ({type(error).__name__}: {(telling or lines or [''])[0][:200]})"
+    telling = [line for line in lines if "because" in line or "exit detail" in line or "Error" in line]
+    return f"its Ray worker was lost ({type(error).__name__}: {(telling or lines or [''])[-1][:200]})"
 
 
 @contextmanager
