@@ -6,6 +6,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from hpcmpq.config import Config, to_values
@@ -15,6 +16,7 @@ from hpcmpq.models.calibration import Splits, load_splits
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.groups import find_groups, num_fixed_bytes
 from hpcmpq.models.load import load_model, weights_fingerprint
+from hpcmpq.models.streaming import load_streamed, shapes_only, streamed_fingerprint
 from hpcmpq.plan import (
     NUMERICS_VERSION,
     Plan,
@@ -24,15 +26,20 @@ from hpcmpq.plan import (
     make_units,
     plan_to_json,
 )
-from hpcmpq.models.streaming import load_streamed, shapes_only, streamed_fingerprint
+from hpcmpq.scaling import Site, Workload, best_samples_per_unit
 from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, find_method
 from hpcmpq.space import Group, SearchSpace
 from hpcmpq.store import RunDir, read_plan, write_json
 
 log = logging.getLogger(__name__)
 
-UNITS_PER_RUN = 8
-"""Work units that a run is cut into when the config does not say."""
+PLANNED_WORKERS = 64
+"""Units are cut for this many workers when the config does not say: the same on every machine, since the plan
+must not depend on where it is made. More workers help little once start-up takes as long as the units
+(bench/scaling.py)."""
+
+SAMPLE_S, SPREAD = 10.0, 0.1
+"""A sample's time and how much it varies, for the same purpose; only the order of magnitude matters."""
 
 
 def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
@@ -61,8 +68,13 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     if run.plan_path.exists():
         check_same_facts(read_plan(run).facts, facts, str(run.path))
     num_samples = len(splits.calibration)
-    samples_per_unit = config.calibration.samples_per_unit or _round_up(
-        -(-num_samples // UNITS_PER_RUN), config.calibration.samples_per_pass
+    samples_per_unit = config.calibration.samples_per_unit or best_samples_per_unit(
+        SAMPLE_S,
+        num_samples,
+        config.calibration.samples_per_pass,
+        PLANNED_WORKERS,
+        Workload(np.array([]), SPREAD),
+        Site(),
     )
     plan = Plan(
         config=to_values(config),
@@ -120,10 +132,6 @@ def _stored_dtype(config: Config) -> torch.dtype | None:
     """What a Hugging Face directory says its weights are stored in; None for a factory's model."""
     dtype = getattr(torch, describe_model(config.model).dtype or "", None)
     return dtype if isinstance(dtype, torch.dtype) else None
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 def _environment() -> dict[str, str]:

@@ -204,16 +204,19 @@ def best_samples_per_unit(
 ) -> int:
     """Samples of one unit that give the shortest makespan; of those within 2 % of it the most: fewer files.
 
+    Units of one pass, two, four and so on are tried.
+
     Args:
         sample_s: Time of one sample.
         num_samples: Samples of the plan.
-        samples_per_pass: The answer is a multiple of it.
+        samples_per_pass: Samples of the smallest unit.
         num_workers: Workers.
         per_unit: Its spread, start-up and sizes; its units do not count.
         site: Where.
     """
     makespans = {}
-    for samples in range(samples_per_pass, num_samples + samples_per_pass, samples_per_pass):
+    for doublings in range(max(0, math.ceil(math.log2(num_samples / samples_per_pass))) + 1):
+        samples = samples_per_pass * 2**doublings
         starts = range(0, num_samples, samples)
         seconds_U = np.array([sample_s * min(samples, num_samples - start) for start in starts])
         work = Workload(

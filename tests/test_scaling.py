@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hpcmpq.attempts import Attempt, CalibrateProcess
 from hpcmpq.errors import UserError
+from hpcmpq.prepare import PLANNED_WORKERS, SAMPLE_S, SPREAD
 from hpcmpq.scaling import (
     Prediction,
     Site,
@@ -144,3 +145,12 @@ def test_units_shrink_where_workers_vary():
     large = best_samples_per_unit(1.0, 4096, 4, 16, steady, IDLE)
     small = best_samples_per_unit(1.0, 4096, 4, 16, varying, IDLE)
     assert small < large
+
+
+def test_every_worker_that_is_planned_for_gets_several_units_where_samples_allow():
+    work, site = Workload(np.array([]), SPREAD), Site()
+    assert (
+        best_samples_per_unit(SAMPLE_S, 128, 4, PLANNED_WORKERS, work, site) == 4
+    )  # 32 units: all there are
+    samples = best_samples_per_unit(SAMPLE_S, 16384, 4, PLANNED_WORKERS, work, site)
+    assert 2 <= 16384 / samples / PLANNED_WORKERS <= 64  # neither one each nor thousands of files
