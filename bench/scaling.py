@@ -76,12 +76,7 @@ def simulate() -> list[list[str]]:
     rows = []
     for model in MODELS:
         site = Site(workers_per_node=4 // model.gpus_per_worker)
-        for blocks_per_unit, samples_per_unit in (
-            (model.num_blocks, 16),
-            (model.num_blocks, 1),
-            (4, 4),
-            (1, 1),
-        ):
+        for blocks_per_unit, samples_per_unit in ((model.num_blocks, 16), (model.num_blocks, 1), (4, 4)):
             work = workload(model, blocks_per_unit, samples_per_unit)
             for num_workers in NUM_WORKERS:
                 made = predict(work, site, num_workers)
