@@ -23,12 +23,22 @@ from hpcmpq.variants import Variants
 METHODS = {
     "secant": "hpcmpq.sensitivity.secant:measure",
     "hessian": "hpcmpq.sensitivity.hessian:measure",
+    "gauss_newton": "hpcmpq.sensitivity.gauss_newton:measure",
+    "fisher": "hpcmpq.sensitivity.fisher:measure",
+    "empirical_fisher": "hpcmpq.sensitivity.empirical_fisher:measure",
+    "mpqco": "hpcmpq.sensitivity.empirical_fisher:measure_diagonal",
+    "first_order": "hpcmpq.sensitivity.first_order:measure",
+    "first_order_noise": "hpcmpq.sensitivity.first_order:measure_noise",
+    "pairwise": "hpcmpq.sensitivity.pairwise:measure",
+    "trace": "hpcmpq.sensitivity.trace:measure",
+    "relative_error": "hpcmpq.sensitivity.data_free:measure_relative_error",
+    "uniform": "hpcmpq.sensitivity.data_free:measure_uniform",
 }
 
 FORWARD_ONLY = {"secant"}
 """Methods that run options through an engine: in any precision, streamed, as a wavefront."""
 
-EAGER_ATTENTION = {"hessian"}
+EAGER_ATTENTION = {"hessian", "gauss_newton", "trace"}
 """Methods that differentiate twice or forward, which fused attention kernels do not support."""
 
 

@@ -4,92 +4,183 @@
     H_pq = δ_pᵀ H δ_q
 
 with g and H the gradient and Hessian of the mean loss in the weights. H δ_p is the forward derivative, along δ_p,
-of the reverse-mode gradient (Pearlmutter 1994). Rows are taken group by group: the options of one group share one
-vmap, the tangent exists for that group's weights only, and since H is symmetric the gradient is taken for this
-group and later ones only.
+of the reverse-mode gradient (Pearlmutter 1994); H is symmetric, so columns are the row's group and later ones.
+
+Weights are seen through their layers (`layers.py`): with y = q(x) a use of weight q, g_y = ∂L/∂y, and dots for
+derivatives along δ_p,
+
+    H_pq = Σ over uses of q  ⟨ġ_y, δ_q(x)⟩ + ⟨δ_qᵀ(g_y), ẋ⟩ .
+
+The tangent enters as ẏ = δ_p(x) at p's own layer, and ġ_x = δ_pᵀ(g_y) on the way back. Both products are the same
+for all rows and computed once, so no tangent or gradient of a weight's size exists, and a row costs two matrix
+products per later layer where its gradient would cost three in every layer. Options of groups that read the same
+input (q, k and v) share one vmap. All sums run sample by sample, which gives standard errors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import grad, jvp, vjp, vmap
 
-from hpcmpq.models.calibration import Samples
-from hpcmpq.models.load import forward
-from hpcmpq.sensitivity import Contribution, Subject
+from hpcmpq.features import Features
+from hpcmpq.models.outputs import forward
+from hpcmpq.models.samples import Samples
+from hpcmpq.objective import no_gradient
+from hpcmpq.sensitivity import Contribution, Subject, gauss_newton
+from hpcmpq.sensitivity.layers import Layers, apply, find_layers, run, run_with_taps, tapped
+from hpcmpq.sensitivity.slopes import inner
 
-Tensors = dict[str, Tensor]
+KEPT_BYTES = 2**31
+"""Products δ_q(x) and δ_qᵀ(g_y) kept between rows; beyond this they are computed again for every row."""
+
+ByUse = dict[int, Tensor]
+ByName = dict[str, Tensor]
 
 
 def measure(
     subject: Subject, samples: Samples, groups: range, first_sample: int
-) -> Iterator[Contribution]:
-    """One contribution per pass of `samples_per_pass` samples, for the rows of `groups`."""
-    for start in range(0, len(samples), subject.samples_per_pass):
-        batch = samples[start : start + subject.samples_per_pass]
+) -> Iterator[Contribution] | Iterator[Features]:
+    """One contribution per sample, or features per pass, for the rows of `groups`.
+
+    Where the loss has no gradient at the original (kl, mse) and outputs are few enough to keep, H = JᵀΛJ holds
+    exactly and `gauss_newton` gives the same numbers without a reverse sweep.
+    """
+    if subject.objective.gradient is no_gradient and subject.num_probes is None:
+        return gauss_newton.measure(subject, samples, groups, first_sample)
+    return measure_by_reversal(subject, samples, groups)
+
+
+def measure_by_reversal(subject: Subject, samples: Samples, groups: range) -> Iterator[Contribution]:
+    """One contribution per sample for any objective, by forward over reverse."""
+    layers = find_layers(subject, samples)
+    for _, batch in layers.passes(subject, samples):
         with torch.no_grad():
             z0_NTV = forward(subject.model, batch.inputs)
-            loss0 = float(subject.objective.value(z0_NTV, z0_NTV, batch.targets).sum())
-        linear, quad = zip(*(_rows(subject, batch, z0_NTV, group) for group in groups), strict=True)
-        yield Contribution(len(batch), loss0, np.concatenate(linear), np.concatenate(quad))
+            loss0_N = subject.objective.value(z0_NTV, z0_NTV, batch.targets).double().cpu().numpy()
+        point = _Point(subject, layers, batch, z0_NTV)
+        rows = [point.rows(together) for together in layers.sharing_input(groups, point.inputs)]
+        linear_NR = np.concatenate([linear for linear, _ in rows], axis=1)
+        quad_NRP = np.concatenate([quad for _, quad in rows], axis=1)
+        for n in range(len(batch)):
+            yield Contribution(1, float(loss0_N[n]), linear_NR[n], quad_NRP[n])
 
 
-def _rows(subject: Subject, batch: Samples, z0_NTV: Tensor, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """c [K] and H [K, P] of the K options of one group, summed over the batch; earlier columns are zero."""
-    space, variants = subject.space, subject.variants
-    own = variants.originals(space.groups[group])
-    later = {
-        name: tensor
-        for index in range(group + 1, len(space.groups))
-        for name, tensor in variants.originals(space.groups[index]).items()
-    }
+class _Point:
+    """The original on one batch: inputs and gradients of its layers, and the products that all rows share."""
 
-    def total_loss(own: Tensors, later: Tensors) -> Tensor:
-        z_NTV = functional_forward(subject, {**own, **later}, batch)
-        return subject.objective.value(z_NTV, z0_NTV, batch.targets).sum()
+    def __init__(self, subject: Subject, layers: Layers, batch: Samples, z0_NTV: Tensor) -> None:
+        self.subject, self.layers, self.batch, self.z0_NTV = subject, layers, batch, z0_NTV
+        self.output_grad_NTV = subject.objective.gradient(z0_NTV, z0_NTV, batch.targets)
+        with torch.enable_grad():
+            z_NTV, self.inputs, taps, weights = run_with_taps(subject, layers, batch)
+            grads = torch.autograd.grad(z_NTV, [*taps, *weights.values()], self.output_grad_NTV)
+        self.grads = grads[: len(taps)]
+        self.direct_grads = dict(zip(weights, grads[len(taps) :], strict=True))
+        self.kept: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self.kept_bytes = 0
 
-    gradient = grad(total_loss, argnums=(0, 1))
+    def rows(self, groups: range) -> tuple[np.ndarray, np.ndarray]:
+        """c [N, R] and H [N, R, P] of the R options of some groups; columns of earlier groups are zero."""
+        space, variants, num_samples = self.subject.space, self.subject.variants, len(self.batch)
+        first = space.slice_of(groups.start).start
+        num_rows = space.slice_of(groups.stop - 1).stop - first
+        later = [index for index, use in enumerate(self.layers.uses) if use.group >= groups.start]
+        direct = [name for name, index in self.layers.direct.items() if index >= groups.start]
+        tangents = self._tangents(groups, first, num_rows)
+        grad_dots, weight_dots, input_dots = vmap(self._along(later, direct))(*tangents)
+        slope_NR = torch.zeros(num_samples, num_rows, dtype=torch.float64)
+        quad_NRP = torch.zeros(num_samples, num_rows, space.num_options, dtype=torch.float64)
+        for index in later:
+            columns = space.slice_of(self.layers.uses[index].group)
+            forth_L, back_L = self._products(index)
+            quad_NRP[:, :, columns] += inner(grad_dots[index], forth_L, num_samples).cpu()
+            if back_L is not None and index in input_dots:
+                quad_NRP[:, :, columns] += inner(input_dots[index], back_L, num_samples).cpu()
+            if self.layers.uses[index].group in groups:
+                own = slice(columns.start - first, columns.stop - first)
+                slope_NR[:, own] += inner(forth_L, self.grads[index][None], num_samples)[:, :, 0].cpu()
+        for name in direct:  # a pass holds one sample here
+            errors_L, group = variants.errors(self.layers.direct[name])[name], self.layers.direct[name]
+            quad_NRP[:, :, space.slice_of(group)] += inner(weight_dots[name], errors_L, 1).cpu()
+            if group in groups:
+                slope_NR += inner(errors_L, self.direct_grads[name][None], 1)[:, :, 0].cpu()
+        own_NRR = quad_NRP[:, :, first : first + num_rows]
+        linear_NR = slope_NR + 0.5 * torch.diagonal(own_NRR, dim1=1, dim2=2)
+        return linear_NR.numpy(), quad_NRP.numpy()
 
-    def directional(delta: Tensors) -> tuple[tuple[Tensors, Tensors], tuple[Tensors, Tensors]]:
-        return jvp(lambda tensors: gradient(tensors, later), (own,), (delta,))
+    def _tangents(self, groups: range, first: int, num_rows: int) -> tuple[ByUse, ByUse, ByName]:
+        """ẏ of the rows' own uses, ġ_x of groups with several uses, δ of direct weights; R in front."""
+        taps: ByUse = {}
+        returns: ByUse = {}
+        weights: ByName = {}
+        for group in groups:
+            own = self.subject.space.slice_of(group)
+            uses = self.layers.uses_of(group)
+            direct = self.layers.direct_of(group)
+            for index in uses:
+                forth_L, back_L = self._products(index)
+                taps[index] = forth_L.new_zeros(num_rows, *forth_L.shape[1:])
+                taps[index][own.start - first : own.stop - first] = forth_L
+                if back_L is not None and len(uses) + len(direct) > 1:
+                    returns[index] = back_L
+            weights.update({name: self.subject.variants.errors(group)[name] for name in direct})
+        return taps, returns, weights
 
-    delta = variants.errors(group)
-    first, second = vmap(directional, out_dims=(None, 0))(delta)
-    slope_K = contract_one(first[0], delta)
-    num_options = len(space.formats[group])
-    quad_KP = np.zeros((num_options, space.num_options))
-    quad_KP[:, space.slice_of(group)] = contract(second[0], delta)
-    for index in range(group + 1, len(space.groups)):
-        names = variants.originals(space.groups[index])
-        rows = {name: second[1][name] for name in names}
-        quad_KP[:, space.slice_of(index)] = contract(rows, variants.errors(index))
-    curvature_K = np.diagonal(quad_KP[:, space.slice_of(group)])
-    return slope_K + 0.5 * curvature_K, quad_KP
+    def _along(self, later: list[int], direct: list[str]) -> Callable[..., tuple[ByUse, ByName, ByUse]]:
+        """Tangents ↦ derivatives of the gradients in later taps and direct weights, and of later inputs."""
+        originals = {name: self.subject.model.get_parameter(name) for name in direct}
+        zeros = {index: torch.zeros_like(self.grads[index]) for index in later}
 
+        def loss(taps: ByUse, weights: ByName, returns: ByUse) -> tuple[Tensor, ByUse]:
+            inputs: ByUse = {}
+            with tapped(self.layers, inputs, taps):
+                z_NTV = run(self.subject, self.batch, weights)
+            total = self._expanded(z_NTV) + sum((inputs[index] * returns[index]).sum() for index in returns)
+            return total, {index: inputs[index] for index in later if inputs[index].is_floating_point()}
 
-def functional_forward(subject: Subject, tensors: Tensors, batch: Samples) -> Tensor:
-    """Outputs of the model with some parameters replaced, differentiable in them."""
+        def gradients(taps: ByUse, returns: ByUse, weights: ByName) -> tuple[ByUse, ByName, ByUse]:
+            variables = ({**zeros, **taps}, {**originals, **weights})
+            (tap_grads, weight_grads), inputs = grad(loss, argnums=(0, 1), has_aux=True)(*variables, returns)
+            return tap_grads, weight_grads, inputs
 
-    class _Outputs(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = subject.model
+        def along(taps: ByUse, returns: ByUse, weights: ByName) -> tuple[ByUse, ByName, ByUse]:
+            at = (
+                {index: zeros[index] for index in taps},
+                {index: torch.zeros_like(self.inputs[index]) for index in returns},
+                {name: originals[name] for name in weights},
+            )
+            dots = jvp(gradients, at, (taps, returns, weights))[1]
+            still = {index for index in taps if index not in returns}
+            return dots[0], dots[1], {index: dot for index, dot in dots[2].items() if index not in still}
 
-        def forward(self) -> Tensor:
-            return forward(self.model, batch.inputs)
+        return along
 
-    return functional_call(_Outputs(), {f"model.{name}": tensor for name, tensor in tensors.items()}, ())
+    def _expanded(self, z_NTV: Tensor) -> Tensor:
+        """g·u + ½ |Λ^½ u|², u = z − z0: same first and second derivatives at z0 as the loss, and far cheaper."""
+        u_NTV = z_NTV - self.z0_NTV
+        phi_NTV = self.subject.objective.scaled_displacement(u_NTV, self.z0_NTV, self.batch.targets)
+        return (self.output_grad_NTV * u_NTV).sum() + 0.5 * phi_NTV.square().sum()
 
+    def _products(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """δ_q(x) and δ_qᵀ(g_y) of every option of a use, [L, N, ...] each; no second one for integer inputs."""
+        if index in self.kept:
+            return self.kept[index]
+        use, x, grad_y = self.layers.uses[index], self.inputs[index], self.grads[index]
+        delta_L = self.subject.variants.errors(use.group)[use.parameter]
 
-def contract(rows: Tensors, columns: Tensors) -> np.ndarray:
-    """Σ over parameters of ⟨rows[k], columns[l]⟩, float64 [K, L], from stacks [K, ...] and [L, ...]."""
-    return sum(
-        rows[name].flatten(1).double() @ columns[name].flatten(1).double().T for name in rows
-    ).cpu().numpy()  # type: ignore[union-attr]
+        def both(delta: Tensor) -> tuple[Tensor, Tensor]:
+            y, pull = vjp(lambda x: apply(use.module, delta, x), x)
+            return y, pull(grad_y)[0]
 
-
-def contract_one(row: Tensors, columns: Tensors) -> np.ndarray:
-    """Σ over parameters of ⟨row, columns[l]⟩, float64 [L]."""
-    return contract({name: tensor[None] for name, tensor in row.items()}, columns)[0]
+        products: tuple[Tensor, Tensor | None]
+        if x.is_floating_point():
+            products = vmap(both)(delta_L)
+        else:
+            products = vmap(lambda delta: apply(use.module, delta, x))(delta_L), None
+        size = sum(product.nbytes for product in products if product is not None)
+        if self.kept_bytes + size <= KEPT_BYTES:
+            self.kept[index] = products
+            self.kept_bytes += size
+        return products

@@ -1,0 +1,158 @@
+"""Calibrated runs that the benches share: measured once into a cache, in a process that is metered.
+
+    model = calibrated("configs/quickstart.yaml", method="secant").quadratic
+"""
+
+import dataclasses
+import multiprocessing
+import resource
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hpcmpq.calibrate import calibrate
+from hpcmpq.config import Config, read_config
+from hpcmpq.errors import PlanMismatch
+from hpcmpq.executors import UnitOutcome, Worker
+from hpcmpq.measure import Comparison
+from hpcmpq.models.calibration import load_splits
+from hpcmpq.models.load import load_model
+from hpcmpq.models.samples import Samples, Splits
+from hpcmpq.plan import Plan, WorkUnit
+from hpcmpq.prepare import prepare
+from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.reduce import reduce
+from hpcmpq.store import RunDir, read_json, read_quadratic, write_json
+from hpcmpq.variants import Variants
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / "runs" / "bench"
+
+
+@dataclass
+class MeteredProcess:
+    """An executor of one fresh process that reports its peak memory beside its units' seconds."""
+
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+    def run(self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]) -> Iterator[UnitOutcome]:
+        """See `hpcmpq.executors.Executor.run`."""
+        queue = multiprocessing.get_context("spawn").SimpleQueue()
+        process = multiprocessing.get_context("spawn").Process(
+            target=_work, args=(make_worker, tuple(units), queue)
+        )
+        process.start()
+        for _ in units:
+            outcome, peak_bytes = queue.get()
+            self.seconds += outcome.seconds
+            self.peak_bytes = max(self.peak_bytes, peak_bytes)
+            yield outcome
+        process.join()
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A reduced run and what it cost.
+
+    Attributes:
+        config: As read, with the method and objective asked for.
+        plan: Its plan.
+        quadratic: Its quadratic model.
+        seconds: Seconds of all units, on one thread.
+        peak_bytes: Peak resident memory of the measuring process, weights and libraries included.
+    """
+
+    config: Config
+    plan: Plan
+    quadratic: QuadraticModel
+    seconds: float
+    peak_bytes: int
+
+
+def calibrated(path: str, method: str, objective: str = "kl", probes: int | None = None) -> Calibrated:
+    """The run of a config with another method and objective, from the cache if it is there."""
+    read = read_config(ROOT / path)
+    config = dataclasses.replace(
+        read,
+        objective=objective,
+        sensitivity=dataclasses.replace(read.sensitivity, method=method, probes=probes),
+        model=dataclasses.replace(read.model, device="cpu"),
+    )
+    name = f"{Path(path).stem}-{method}-{objective}" + (f"-{probes}" if probes else "")
+    run = RunDir(CACHE / name)
+    import_paths = (str(ROOT), str(ROOT / "configs"))
+    try:
+        plan = prepare(config, run, import_paths)
+    except PlanMismatch:
+        shutil.rmtree(run.path)
+        plan = prepare(config, run, import_paths)
+    cost_path = run.file("cost.json")
+    if not (run.quadratic_path.exists() and cost_path.exists()):
+        shutil.rmtree(run.shards_path, ignore_errors=True)
+        process = MeteredProcess()
+        calibrate(run, process, lambda outcome, done, total: print(f"{name}: unit {done} of {total}", flush=True))
+        reduce(run)
+        write_json(cost_path, {"seconds": process.seconds, "peak_bytes": process.peak_bytes})
+    cost = read_json(cost_path, "the bench")
+    return Calibrated(config, plan, read_quadratic(run.quadratic_path), cost["seconds"], cost["peak_bytes"])
+
+
+@dataclass
+class Judge:
+    """Measures assignments of a config's model on samples that calibration never saw."""
+
+    config: Config
+    plan: Plan
+
+    def __post_init__(self) -> None:
+        torch.set_num_threads(1)
+        self.splits: Splits = load_splits(self.config, self.plan.import_paths)
+        model = load_model(self.config.model, import_paths=self.plan.import_paths)
+        self.variants = Variants(model, self.plan.space, self.config.quantizer)
+
+    def losses(self, choices: Sequence[np.ndarray], samples: Samples, objective: str = "kl") -> np.ndarray:
+        """Mean loss increase of each choice over the original, float64 [len(choices)]."""
+        assignments = [{}, *(self.plan.space.assignment(choice_G) for choice_G in choices)]
+        per_pass = self.config.calibration.samples_per_pass
+        measured = Comparison(self.variants, samples, (objective,), per_pass).measure(assignments)
+        loss = np.array([part.values[objective].mean() for part in measured])
+        return loss[1:] - loss[0]
+
+
+def write_section(name: str, text: str) -> None:
+    """Put `text` between the markers of section `name` of bench/RESULTS.md, appended where there are none."""
+    path = ROOT / "bench" / "RESULTS.md"
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    old = path.read_text() if path.exists() else "# Results\n\nEvery section is written by the command it names.\n"
+    before, found, rest = old.partition(begin)
+    after = rest.partition(end)[2] if found else "\n"
+    if not found:
+        before = before.rstrip() + "\n\n"
+    path.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _work(make_worker: Callable[[], Worker], units: Sequence[WorkUnit], queue: object) -> None:
+    import time
+
+    worker: Worker | None = None
+    for unit in units:
+        start, error = time.perf_counter(), None
+        try:
+            worker = worker or make_worker()
+            start = time.perf_counter()
+            worker(unit)
+        except Exception as failure:  # reported, and calibrate raises
+            error = f"{type(failure).__name__}: {failure}"
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        queue.put((UnitOutcome(unit, time.perf_counter() - start, error), peak_bytes))  # type: ignore[attr-defined]

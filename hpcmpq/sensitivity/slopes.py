@@ -1,0 +1,78 @@
+"""Derivatives ⟨∂L_n/∂w, δ_p⟩ of every sample and option from one backward pass, through the uses of the weights.
+
+Axis letters: N samples, R rows, K options of one group, T positions, M outputs.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from hpcmpq.sensitivity import Subject
+from hpcmpq.sensitivity.layers import Layers, Use, apply, is_linear, pull
+
+SLOPE_ELEMENTS = 2**24
+"""Per-sample weight gradients held at once, in elements."""
+
+Tensors = dict[str, Tensor]
+
+
+def row_slopes(
+    subject: Subject, layers: Layers, groups: range, z_NTV: Tensor, v_NTV: Tensor,
+    inputs: list[Tensor], taps: list[Tensor], weights: Tensors,
+) -> Tensor:  # fmt: skip
+    """⟨∇_w v_n·z_n, δ_p⟩ of every sample and option of `groups`, [N, R], from one backward pass; keeps the graph."""
+    grads = torch.autograd.grad(z_NTV, [*taps, *weights.values()], v_NTV, retain_graph=True)
+    direct_grads = dict(zip(weights, grads[len(taps) :], strict=True))
+    columns = []
+    for group in groups:
+        delta = subject.variants.errors(group)
+        slope_NK = z_NTV.new_zeros(len(z_NTV), len(subject.space.formats[group]))
+        for index in layers.uses_of(group):
+            use = layers.uses[index]
+            slope_NK = slope_NK + use_slopes(
+                use, delta[use.parameter], inputs[index], grads[index], len(z_NTV)
+            )
+        for name in layers.direct_of(group):  # a pass holds one sample here
+            slope_NK = slope_NK + inner(delta[name], direct_grads[name][None], 1)[:, :, 0]
+        columns.append(slope_NK)
+    return torch.cat(columns, 1).detach()
+
+
+def use_slopes(use: Use, delta_K: Tensor, x: Tensor, grad_y: Tensor, num_samples: int) -> Tensor:
+    """⟨∂L_n/∂W, δ_k⟩ through one use, [N, K], in the cheaper of two forms.
+
+    With T positions per sample, a linear layer's gradient of one sample costs T products per weight and its
+    contraction K more, where δ_k(x) costs T·K.
+    """
+    if not is_linear(use.module) or x.numel() <= 2 * num_samples * x.shape[-1]:
+        y_K = vmap(lambda delta: apply(use.module, delta, x))(delta_K)
+        return inner(y_K, grad_y[None], num_samples)[:, :, 0]
+    flat_KW = delta_K.flatten(1)
+    return torch.cat(
+        [grad_NW.flatten(1) @ flat_KW.T for grad_NW in weight_gradients(use, x, grad_y, num_samples)]
+    )
+
+
+def weight_gradients(use: Use, x: Tensor, grad_y: Tensor, num_samples: int) -> Iterator[Tensor]:
+    """∂L_n/∂W of all samples through one use, some at a time: [n, *shape of W]."""
+    step = max(1, SLOPE_ELEMENTS // use.module.weight.numel())  # type: ignore[operator]
+    x_N = x.reshape(num_samples, -1, *x.shape[1:])
+    grad_N = grad_y.reshape(num_samples, -1, *grad_y.shape[1:])
+    for x_n, grad_n in zip(x_N.split(step), grad_N.split(step), strict=True):
+        if is_linear(use.module):
+            x_nTK = x_n.reshape(len(x_n), -1, x.shape[-1])
+            grad_nTM = grad_n.reshape(len(x_n), -1, grad_y.shape[-1])
+            stored_as_MK = isinstance(use.module, nn.Linear)
+            left, right = (grad_nTM, x_nTK) if stored_as_MK else (x_nTK, grad_nTM)
+            yield torch.bmm(left.transpose(1, 2), right)
+        else:
+            yield vmap(lambda x, grad: pull(use, x, grad))(x_n, grad_n)
+
+
+def inner(left_K: Tensor, right_L: Tensor, num_samples: int) -> Tensor:
+    """Σ over everything but the sample of left_k · right_l, [N, K, L]."""
+    left_NKD = left_K.reshape(left_K.shape[0], num_samples, -1).transpose(0, 1)
+    right_NLD = right_L.reshape(right_L.shape[0], num_samples, -1).transpose(0, 1)
+    return torch.bmm(left_NKD, right_NLD.transpose(1, 2))
