@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 """Seconds between looks at what the cluster offers."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 OBJECT_STORE_BYTES = 128 << 20
 """Shared memory of a Ray that we start, for units and replies; Ray's default is 30 % of the machine's."""
@@ -48,7 +51,7 @@ def open_pool(num_workers: int) -> Iterator["RayPool"]:
         yield RayPool(num_workers, demand)
         return
     address = os.environ.get("RAY_ADDRESS")
-    with _our_signal_handlers():
+    with _signals_held():
         try:
             if address:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -84,8 +87,10 @@ class RayPool:
         crew = _Crew(pickle.dumps(make_worker), Backlog(units), self.num_workers, self.demand)
         try:
             while crew.has_work():
-                crew.grow()
-                for actor, reply in crew.replies():
+                with _signals_held():
+                    crew.grow()
+                    replies = crew.replies()
+                for actor, reply in replies:
                     outcome = None
                     if reply.start:
                         crew.check_start(reply)
@@ -227,12 +232,21 @@ def _cause(error: Exception) -> str:
 
 
 @contextmanager
-def _our_signal_handlers() -> Iterator[None]:
-    """Give back the signal handlers that `ray.init` replaces by its own."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-    before = [signal.getsignal(number) for number in numbers]
+def _signals_held() -> Iterator[None]:
+    """Signals of the block are handled at its end, by the handlers from before it.
+
+    A handler that raises inside Ray's compiled code surfaces as a SystemError, and `ray.init` puts handlers
+    of its own in place of ours.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])

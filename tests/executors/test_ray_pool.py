@@ -1,6 +1,8 @@
 """Ray nodes that leave, join, or are too small."""
 
 import json
+import os
+import signal
 
 import pytest
 
@@ -46,6 +48,19 @@ def test_lost_node_costs_one_attempt_and_a_new_one_is_used(ray_cluster, tmp_path
     assert len(lost) == 1 and "lost" in output
     assert sorted(attempts(tmp_path / "lost")) == sorted([unit.id for unit in UNITS] + lost)
     assert shards(tmp_path / "lost") == expected(tmp_path / "whole")
+
+
+@applied(on_ray)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
+def test_signal_ends_with_75_and_leaves_the_cluster_running(name, ray_cluster, tmp_path):
+    (tmp_path / "seconds").write_text("60")
+    with Background(command_line("ray", "tests.executors.run_toys", "ray", tmp_path, 0)) as command:
+        wait_until(lambda: len(attempts(tmp_path)) >= 1, "a unit is being measured")
+        os.kill(command.process.pid, signal.Signals[name])
+        status, output = command.end()
+    assert status == 75, output
+    assert output.splitlines()[-1] == f"hpcmpq: interrupted ({name}); run the same command to go on"
+    assert all(node.remaining_processes_alive() for node in ray_cluster.list_all_nodes())
 
 
 @applied(on_ray)
