@@ -3,22 +3,19 @@
 import logging
 import signal
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from hpcmpq import __version__, console
+from hpcmpq import __version__, console, options
 from hpcmpq.attempts import read_processes
 from hpcmpq.errors import Infeasible, Interrupted, UserError, exit_status
 from hpcmpq.executors import Executor, open_executor
 from hpcmpq.plan import parse_part
 from hpcmpq.scaling import Site, measured_workload, predict
 from hpcmpq.status import read_status
-from hpcmpq.store import RunDir, pending, read_json, read_plan, write_json
+from hpcmpq.store import RunDir, pending, read_plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,42 +25,13 @@ app = typer.Typer(
     epilog="Start with: hpcmpq run configs/quickstart.yaml --run-dir runs/quickstart",
 )
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.", show_default=False)]
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML config.", show_default=False)]
-RunOption = Annotated[Path, typer.Option("--run-dir", metavar="RUN", help="The run directory.")]
-ExecutorName = Annotated[str, typer.Option("--executor", help="Where units run: local, mpi or ray.")]
-Workers = Annotated[int, typer.Option("--workers", help="Most workers; 0 takes all that there are.")]
-Part = Annotated[
-    str, typer.Option("--part", metavar="I/N", help="This is number I of N processes that share RUN, from 0.")
-]
-AtMost = Annotated[int | None, typer.Option("--at-most", metavar="N", help="Stop after N units.")]
-PredictWorkers = Annotated[
-    int, typer.Option("--workers", metavar="N", help="Predict how long N workers take for what is missing.")
-]
-SubmitExecutor = Annotated[
-    str, typer.Option("--executor", help="How the job calibrates: mpi, ray, array or local.")
-]
-SlurmSettings = Annotated[
-    list[str] | None,
-    typer.Option("--slurm", metavar="KEY=VALUE", help="Partition, nodes, ...; JOB.KEY=VALUE for one job."),
-]
-PlanOnCluster = Annotated[bool, typer.Option("--plan-on-cluster", help="Plan in a job of its own.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the scripts and do nothing.")]
-Budgets = Annotated[
-    list[str] | None,
-    typer.Option("--budget", metavar="NAME=VALUE", help="Upper limit on a cost; repeatable."),
-]
-SolverName = Annotated[str | None, typer.Option("--solver", help="Solver, instead of the config's.")]
-TimeLimit = Annotated[
-    float | None,
-    typer.Option("--time-limit", metavar="SECONDS", help="Solver time, instead of the config's."),
-]
-ExportFormat = Annotated[str, typer.Option("--format", help="What to write.")]
-
 
 @app.command(epilog="Example: hpcmpq run configs/quickstart.yaml --run-dir runs/quickstart --workers 2")
 def run(
-    config: ConfigPath, run_dir: RunOption, executor: ExecutorName = "local", workers: Workers = 0
+    config: options.ConfigPath,
+    run_dir: options.RunOption,
+    executor: options.ExecutorName = "local",
+    workers: options.Workers = 0,
 ) -> None:
     """Every stage from plan to report. The same command resumes."""
     with open_executor(executor, workers) as pool:
@@ -84,12 +52,12 @@ def run(
 
 
 @app.command(epilog="Example: hpcmpq plan configs/quickstart.yaml --run-dir runs/quickstart")
-def plan(config: ConfigPath, run_dir: RunOption, workers: PredictWorkers = 0) -> None:
+def plan(config: options.ConfigPath, run_dir: options.RunOption, workers: options.PredictWorkers = 0) -> None:
     """Look at the model and the data; write RUN/plan.json. With --workers, say how long N workers take."""
     from hpcmpq.config import read_config
     from hpcmpq.prepare import prepare
 
-    with _stage(run_dir, "plan"):
+    with console.stage(run_dir, "plan"):
         settings = read_config(config)
         made = prepare(settings, RunDir(run_dir), (str(Path.cwd()), str(config.resolve().parent)))
     console.planned(made)
@@ -103,11 +71,11 @@ def plan(config: ConfigPath, run_dir: RunOption, workers: PredictWorkers = 0) ->
 
 @app.command(epilog="Example: hpcmpq calibrate runs/quickstart --workers 2")
 def calibrate(
-    run_dir: Run,
-    executor: ExecutorName = "local",
-    workers: Workers = 0,
-    part: Part = "0/1",
-    at_most: AtMost = None,
+    run_dir: options.Run,
+    executor: options.ExecutorName = "local",
+    workers: options.Workers = 0,
+    part: options.Part = "0/1",
+    at_most: options.AtMost = None,
 ) -> None:
     """Measure the missing work units; interrupt at any point, the same command goes on."""
     index, num_parts = parse_part(part)
@@ -117,11 +85,11 @@ def calibrate(
 
 
 @app.command(epilog="Example: hpcmpq reduce runs/quickstart")
-def reduce(run_dir: Run) -> None:
+def reduce(run_dir: options.Run) -> None:
     """Add up the shards into RUN/quadratic.h5."""
     from hpcmpq.reduce import reduce as reduce_run
 
-    with _stage(run_dir, "reduce"):
+    with console.stage(run_dir, "reduce"):
         console.reduced(reduce_run(RunDir(run_dir)))
 
 
@@ -129,13 +97,16 @@ def reduce(run_dir: Run) -> None:
     epilog="Example: hpcmpq solve runs/quickstart --budget weight_bits=2.5 --budget size_bytes=500000"
 )
 def solve(
-    run_dir: Run, budget: Budgets = None, solver: SolverName = None, time_limit: TimeLimit = None
+    run_dir: options.Run,
+    budget: options.Budgets = None,
+    solver: options.SolverName = None,
+    time_limit: options.TimeLimit = None,
 ) -> None:
     """Choose a format per group within the budgets; write RUN/solution.json with a proven bound."""
     from hpcmpq.solve import parse_budget, settings_of
     from hpcmpq.solve import solve as solve_run
 
-    with _stage(run_dir, "solve"):
+    with console.stage(run_dir, "solve"):
         planned = read_plan(RunDir(run_dir))
         budgets = dict(parse_budget(text) for text in budget or ()) or planned.config["budgets"]
         settings = settings_of(planned, name=solver, time_limit_s=time_limit)
@@ -144,13 +115,13 @@ def solve(
 
 @app.command(epilog="Example: hpcmpq frontier runs/quickstart --cost weight_bits --from 2 --to 8 --step 0.05")
 def frontier(
-    run_dir: Run,
+    run_dir: options.Run,
     cost: Annotated[str, typer.Option("--cost", help="The cost that varies.")] = "weight_bits",
     start: Annotated[float, typer.Option("--from", help="Smallest limit.")] = 2.0,
     stop: Annotated[float, typer.Option("--to", help="Largest limit.")] = 8.0,
     step: Annotated[float, typer.Option("--step", help="Distance of limits.")] = 0.05,
-    budget: Budgets = None,
-    solver: SolverName = None,
+    budget: options.Budgets = None,
+    solver: options.SolverName = None,
     time_limit: Annotated[
         float, typer.Option("--time-limit", metavar="SECONDS", help="Solver time of one point.")
     ] = 2.0,
@@ -166,46 +137,46 @@ def frontier(
             f"--from {start:g} --to {stop:g} --step {step:g} is not a range; use --from below --to"
         )
     limits = start + step * np.arange(int((stop - start) / step + 1e-9) + 1)
-    with _stage(run_dir, "frontier"), console.counter("frontier", "points") as on_point:
+    with console.stage(run_dir, "frontier"), console.counter("frontier", "points") as on_point:
         settings = settings_of(read_plan(RunDir(run_dir)), name=solver, time_limit_s=time_limit)
         others = dict(parse_budget(text) for text in budget or ())
         frontier_run(RunDir(run_dir), cost, limits, others, settings, on_point)
 
 
 @app.command(epilog="Example: hpcmpq refine runs/quickstart")
-def refine(run_dir: Run) -> None:
+def refine(run_dir: options.Run) -> None:
     """Improve the solution by measured losses and fit the link from predicted to measured loss."""
     from hpcmpq.refine import refine as refine_run
 
-    with _stage(run_dir, "refine"), console.counter("refine", "evaluations") as on_evaluation:
+    with console.stage(run_dir, "refine"), console.counter("refine", "evaluations") as on_evaluation:
         values = refine_run(RunDir(run_dir), on_evaluation)
     console.refined(values)
 
 
 @app.command(epilog="Example: hpcmpq export runs/quickstart --format fake_quantized")
-def export(run_dir: Run, format: ExportFormat = "fake_quantized") -> None:
+def export(run_dir: options.Run, format: options.ExportFormat = "fake_quantized") -> None:
     """Write the quantized model to RUN/checkpoint."""
     from hpcmpq.export import export as export_run
 
-    with _stage(run_dir, "export"):
+    with console.stage(run_dir, "export"):
         console.say(export_run(RunDir(run_dir), format))
 
 
 @app.command(epilog="Example: hpcmpq evaluate runs/quickstart")
-def evaluate(run_dir: Run) -> None:
+def evaluate(run_dir: options.Run) -> None:
     """Measure original, quantized and uniform models on held-out samples; write RUN/evaluation.json."""
     from hpcmpq.evaluate import evaluate as evaluate_run
 
-    with _stage(run_dir, "evaluate"):
+    with console.stage(run_dir, "evaluate"):
         console.evaluated(evaluate_run(RunDir(run_dir)))
 
 
 @app.command(epilog="Example: hpcmpq report runs/quickstart")
-def report(run_dir: Run) -> None:
+def report(run_dir: options.Run) -> None:
     """Write RUN/report.html, one self-contained page."""
     from hpcmpq.report import write_report
 
-    with _stage(run_dir, "report"):
+    with console.stage(run_dir, "report"):
         console.say(f"report in {write_report(RunDir(run_dir))}")
 
 
@@ -213,37 +184,31 @@ def report(run_dir: Run) -> None:
     epilog="Example: hpcmpq submit config.yaml --run-dir RUN --slurm partition=gpu --slurm ntasks=16"
 )
 def submit(
-    config: ConfigPath,
-    run_dir: RunOption,
-    executor: SubmitExecutor = "mpi",
-    slurm: SlurmSettings = None,
-    plan_on_cluster: PlanOnCluster = False,
-    dry_run: DryRun = False,
+    config: options.ConfigPath,
+    run_dir: options.RunOption,
+    executor: options.SubmitExecutor = "mpi",
+    slurm: options.SlurmSettings = None,
+    plan_on_cluster: options.PlanOnCluster = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Plan, then submit a chain of Slurm jobs that does the rest; submit again to go on after a failure."""
     from hpcmpq.config import read_config
-    from hpcmpq.submit import make_files, make_jobs, parse_settings
-    from hpcmpq.submit import submit as submit_run
+    from hpcmpq.submit import make_files, submit_files
 
-    settings = parse_settings(slurm or [], executor)
-    refine_too = read_config(config).calibration.held_out > 0
-    run_ = RunDir(run_dir)
-    plan_from = config if plan_on_cluster else None
-    files = make_files(
-        run_, make_jobs(run_, executor, settings, refine=refine_too, plan_from=plan_from), settings
-    )
+    held_out = read_config(config).calibration.held_out
+    files = make_files(RunDir(run_dir), config, executor, slurm or [], plan_on_cluster, refine=held_out > 0)
     if dry_run:
         for name, text in files.items():
             typer.echo(f"# ---- {run_dir / 'slurm' / name}\n{text}")
         return
     if not plan_on_cluster:
         plan(config, run_dir)
-    for name, number in submit_run(run_, files).items():
+    for name, number in submit_files(RunDir(run_dir), files).items():
         typer.echo(f"{name} {number}")
 
 
 @app.command(epilog="Example: hpcmpq status runs/quickstart")
-def status(run_dir: Run) -> None:
+def status(run_dir: options.Run) -> None:
     """Show stages, work units, throughput, time left, failures and Slurm jobs of a run directory."""
     console.status(read_status(RunDir(run_dir)))
 
@@ -253,21 +218,8 @@ def _calibrate(
 ) -> None:
     from hpcmpq.calibrate import calibrate as calibrate_run
 
-    with _stage(run_dir, "calibrate"), console.progress("calibrate", "unit") as on_outcome:
+    with console.stage(run_dir, "calibrate"), console.progress("calibrate", "unit") as on_outcome:
         calibrate_run(RunDir(run_dir), pool, on_outcome, part, at_most)
-
-
-@contextmanager
-def _stage(run_dir: Path, name: str) -> Iterator[None]:
-    """Announce a stage and keep its wall time in RUN/timings.json."""
-    console.say(f"[bold]{name}[/bold]")
-    start = time.monotonic()
-    yield
-    run = RunDir(run_dir)
-    path = run.file("timings.json")
-    timings: dict[str, Any] = read_json(path, "hpcmpq run") if path.exists() else {}
-    timings[name] = {"seconds": time.monotonic() - start, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    write_json(path, timings)
 
 
 def _interrupt(number: int, _frame: object) -> None:

@@ -1,7 +1,9 @@
 """What the command line prints: progress with time left, and the summary of each stage."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +16,7 @@ from hpcmpq.plan import Plan
 from hpcmpq.reduce import Reduction
 from hpcmpq.scaling import Prediction
 from hpcmpq.status import Status
-from hpcmpq.store import RunDir, read_json
+from hpcmpq.store import RunDir, read_json, write_json
 
 _out = Console(highlight=False)
 
@@ -27,6 +29,19 @@ def set_quiet(quiet: bool) -> None:
 def say(text: str) -> None:
     """Print a line."""
     _out.print(text, soft_wrap=True)
+
+
+@contextmanager
+def stage(run_dir: Path, name: str) -> Iterator[None]:
+    """Announce a stage and keep its wall time in RUN/timings.json."""
+    say(f"[bold]{name}[/bold]")
+    start = time.monotonic()
+    yield
+    run = RunDir(run_dir)
+    path = run.file("timings.json")
+    timings: dict[str, Any] = read_json(path, "hpcmpq run") if path.exists() else {}
+    timings[name] = {"seconds": time.monotonic() - start, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    write_json(path, timings)
 
 
 @contextmanager

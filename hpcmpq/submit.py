@@ -164,8 +164,17 @@ def make_jobs(
     return [Job(name, script, tuple(rest), settings.options[name]) for name, (script, *rest) in calls.items()]
 
 
-def make_files(run: RunDir, jobs: Sequence[Job], settings: Settings) -> dict[str, str]:
-    """{file name: text} of RUN/slurm/."""
+def make_files(
+    run: RunDir, config: Path, executor: str, texts: Sequence[str], plan_on_cluster: bool, *, refine: bool
+) -> dict[str, str]:
+    """{file name: text} of RUN/slurm/, for what the user typed.
+
+    Raises:
+        UserError: If a setting is wrong.
+    """
+    settings = parse_settings(texts, executor)
+    plan_from = config if plan_on_cluster else None
+    jobs = make_jobs(run, executor, settings, refine=refine, plan_from=plan_from)
     scripts = _scripts_directory()
     names = dict.fromkeys(job.script for job in jobs)
     files = {"env.sh": (settings.env or scripts / "env.sh").read_text()}
@@ -201,7 +210,7 @@ def chain_script(run: RunDir, jobs: Sequence[Job]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def submit(run: RunDir, files: Mapping[str, str]) -> dict[str, str]:
+def submit_files(run: RunDir, files: Mapping[str, str]) -> dict[str, str]:
     """Write RUN/slurm/, submit, and remember the numbers in RUN/jobs.json.
 
     Returns:

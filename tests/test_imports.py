@@ -43,7 +43,7 @@ LAYERS: list[tuple[str, ...]] = [
     # The other stages: none calls another.
     ("prepare", "calibrate", "reduce", "refine", "evaluate", "export", "report"),
     # What people type.
-    ("console",),
+    ("console", "options"),
     ("cli",),
     ("__main__",),
 ]
@@ -59,7 +59,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "pydantic": ("config",),
     "yaml": ("config", "report"),
     "rich": ("console", "cli"),
-    "typer": ("cli",),
+    "typer": ("cli", "options"),
     "matplotlib": ("report",),
     "jinja2": ("report",),
     "sklearn": ("examples",),

@@ -17,7 +17,7 @@ from hpcmpq.executors import UnitOutcome
 from hpcmpq.plan import make_units, parse_part, plan_to_json, starting_from
 from hpcmpq.status import read_status
 from hpcmpq.store import RunDir, Shard, read_json, write_json, write_shard
-from hpcmpq.submit import KEYS, chain_script, make_files, make_jobs, parse_settings, submit
+from hpcmpq.submit import KEYS, chain_script, make_files, make_jobs, parse_settings, submit_files
 from tests.synthetic_run import synthetic_plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,8 +58,7 @@ def test_dry_run_prints_every_script_and_writes_nothing(name: str, tmp_path: Pat
     command = ["submit", str(config), "--run-dir", str(tmp_path / "run"), "--executor", executor, "--dry-run"]
     result = CliRunner().invoke(app, [*command, *words])
     assert result.exit_code == 0, result.output
-    settings, run = parse_settings(texts, executor), RunDir(tmp_path / "run")
-    for text in make_files(run, make_jobs(run, executor, settings, refine=True), settings).values():
+    for text in make_files(RunDir(tmp_path / "run"), config, executor, texts, False, refine=True).values():
         assert text in result.stdout
     assert not (tmp_path / "run").exists()
 
@@ -92,8 +91,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path):
 
 def test_a_site_file_takes_the_place_of_ours(tmp_path: Path):
     (tmp_path / "mine.sh").write_text("export SBATCH_PARTITION=mine\n")
-    settings, run = parse_settings([f"env={tmp_path / 'mine.sh'}"], "local"), RunDir(tmp_path / "run")
-    files = make_files(run, make_jobs(run, "local", settings, refine=False), settings)
+    files = toy_files(RunDir(tmp_path / "run"), f"env={tmp_path / 'mine.sh'}")
     assert files["env.sh"] == "export SBATCH_PARTITION=mine\n"
     assert set(files) == {"env.sh", "submit.sh", "calibrate_array.sbatch", "solve.sbatch"}
 
@@ -104,10 +102,13 @@ def fake_sbatch(directory: Path, body: str) -> None:
     (directory / "sbatch").chmod(0o755)
 
 
+def toy_files(run: RunDir, *texts: str) -> dict[str, str]:
+    return make_files(run, Path("config.yaml"), "local", texts, False, refine=False)
+
+
 def submit_toy(run: RunDir, path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setenv("PATH", f"{path}:/usr/bin:/bin")
-    settings = parse_settings(["partition=a"], "local")
-    return submit(run, make_files(run, make_jobs(run, "local", settings, refine=False), settings))
+    return submit_files(run, toy_files(run, "partition=a"))
 
 
 def test_each_job_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -137,10 +138,9 @@ def test_without_slurm_it_says_where_to_go(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "bin" / name).symlink_to(shutil.which(name) or "")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    settings, run = parse_settings([], "local"), RunDir(tmp_path / "run")
-    files = make_files(run, make_jobs(run, "local", settings, refine=False), settings)
+    run = RunDir(tmp_path / "run")
     with pytest.raises(UserError, match="no sbatch here; run `hpcmpq submit` on a login node"):
-        submit(run, files)
+        submit_files(run, toy_files(run))
 
 
 # --- status
@@ -281,7 +281,8 @@ def test_a_model_is_staged_once_and_again_when_it_changes(tmp_path: Path):
     model = tmp_path / "model"
     model.mkdir()
     (model / "weights").write_text("one")
-    code = '. slurm/env.sh; copy=$(staged_name "$1"); stage_here "$1" "$copy"; stage_here "$1" "$copy"; echo "$copy"'
+    twice = 'stage_here "$1" "$copy"; stage_here "$1" "$copy"'
+    code = f'. slurm/env.sh; copy=$(staged_name "$1"); {twice}; echo "$copy"'
 
     def stage() -> Path:
         done = subprocess.run(

@@ -1,0 +1,38 @@
+"""Arguments and options of the command line, with their help."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.", show_default=False)]
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML config.", show_default=False)]
+RunOption = Annotated[Path, typer.Option("--run-dir", metavar="RUN", help="The run directory.")]
+ExecutorName = Annotated[str, typer.Option("--executor", help="Where units run: local, mpi or ray.")]
+Workers = Annotated[int, typer.Option("--workers", help="Most workers; 0 takes all that there are.")]
+Part = Annotated[
+    str, typer.Option("--part", metavar="I/N", help="This is number I of N processes that share RUN, from 0.")
+]
+AtMost = Annotated[int | None, typer.Option("--at-most", metavar="N", help="Stop after N units.")]
+PredictWorkers = Annotated[
+    int, typer.Option("--workers", metavar="N", help="Predict how long N workers take for what is missing.")
+]
+SubmitExecutor = Annotated[
+    str, typer.Option("--executor", help="How the job calibrates: mpi, ray, array or local.")
+]
+SlurmSettings = Annotated[
+    list[str] | None,
+    typer.Option("--slurm", metavar="KEY=VALUE", help="Partition, nodes, ...; JOB.KEY=VALUE for one job."),
+]
+PlanOnCluster = Annotated[bool, typer.Option("--plan-on-cluster", help="Plan in a job of its own.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the scripts and do nothing.")]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option("--budget", metavar="NAME=VALUE", help="Upper limit on a cost; repeatable."),
+]
+SolverName = Annotated[str | None, typer.Option("--solver", help="Solver, instead of the config's.")]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option("--time-limit", metavar="SECONDS", help="Solver time, instead of the config's."),
+]
+ExportFormat = Annotated[str, typer.Option("--format", help="What to write.")]
