@@ -1,0 +1,88 @@
+"""Small random models of the families that chain discovery must know, with inputs."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Residual(nn.Module):
+    """Two residual branches of functional code between convolutions, as CNNs have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.first = nn.Conv2d(4, 4, 3, padding=1)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.output = nn.Linear(4, 10)
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = self.stem(input).relu()
+        x = (x + self.norm(self.second(self.first(x).relu()))).relu()
+        return self.output(x.mean((2, 3)))
+
+
+class Skipping(nn.Module):
+    """Not a chain: the last layer reads what the first one made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, input: Tensor) -> Tensor:
+        first = self.layers[0](input).tanh()
+        second = self.layers[1](first + float(input.sum() > 1e9)).tanh()
+        return self.layers[2](second * first)
+
+
+def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A model in eval mode and inputs of three samples."""
+    import transformers as t
+
+    torch.manual_seed(sum(map(ord, name)))
+    size = dict(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, vocab_size=50
+    )
+    grouped = dict(size, num_key_value_heads=1, head_dim=8)
+    tokens = {"input_ids": torch.randint(1, 50, (3, 7))}
+    mask = torch.ones(3, 7, dtype=torch.long)
+    mask[1, 5:] = 0
+    padded = {**tokens, "attention_mask": mask}
+    image = {"pixel_values": torch.randn(3, 3, 8, 8, dtype=dtype)}
+    small = {"input": torch.rand(3, 1, 8, 8, dtype=dtype)}
+    gpt2 = t.GPT2Config(n_embd=16, n_layer=3, n_head=2, vocab_size=50)
+    vit = t.ViTConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    )
+    builders = {
+        "llama": lambda: (t.LlamaForCausalLM(t.LlamaConfig(**grouped)), tokens),
+        "qwen3": lambda: (t.Qwen3ForCausalLM(t.Qwen3Config(**grouped, tie_word_embeddings=True)), tokens),
+        "gemma2": lambda: (t.Gemma2ForCausalLM(t.Gemma2Config(**grouped, sliding_window=4)), tokens),
+        "gpt2": lambda: (t.GPT2LMHeadModel(gpt2), tokens),
+        "bert": lambda: (t.BertModel(t.BertConfig(**size)), padded),
+        "bert_mlm": lambda: (t.BertForMaskedLM(t.BertConfig(**size)), padded),
+        "vit": lambda: (t.ViTForImageClassification(vit), image),
+        "sequential": lambda: (
+            nn.Sequential(
+                nn.Conv2d(1, 4, 3),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Conv2d(4, 4, 2),
+                nn.Flatten(),
+                nn.Linear(16, 5),
+            ),
+            small,
+        ),
+        "residual": lambda: (Residual(), small),
+        "skipping": lambda: (Skipping(), {"input": torch.randn(3, 6, dtype=dtype)}),
+    }
+    model, inputs = builders[name]()
+    return model.eval().requires_grad_(False).to(dtype), inputs
+
+
+CHAINS = ("llama", "qwen3", "gemma2", "gpt2", "bert", "bert_mlm", "vit", "sequential", "residual")

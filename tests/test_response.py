@@ -1,0 +1,158 @@
+"""Engines in low precision, secant's definition, and shards of columns that multiply to the unsplit sums."""
+
+import numpy as np
+import pytest
+import torch
+
+from hpcmpq.calibrate import contents
+from hpcmpq.config import GroupsConfig, ModelConfig
+from hpcmpq.features import gram, multiply
+from hpcmpq.formats import Quantizer
+from hpcmpq.models.groups import find_groups
+from hpcmpq.models.load import load_model
+from hpcmpq.models.samples import Samples
+from hpcmpq.objective import OBJECTIVES
+from hpcmpq.response import WholeModel, make_engine
+from hpcmpq.scores import make_score
+from hpcmpq.sensitivity import Subject
+from hpcmpq.sensitivity.secant import measure
+from hpcmpq.space import SearchSpace
+from hpcmpq.variants import Variants
+from tests.models_of_many_kinds import make
+
+ALL_BITS = tuple(f"int{bits}" for bits in range(2, 9))
+
+
+def subject_of(
+    model, inputs, formats, objective="kl", low_precision=None, engine="auto", include=()
+) -> Subject:
+    groups = find_groups(model, GroupsConfig(include=include), inputs)
+    variants = Variants(model, SearchSpace(groups, (formats,) * len(groups)), Quantizer(group_size=64))
+    made = make_engine(engine, variants, inputs, low_precision=low_precision)
+    return Subject(model, variants.space, variants, OBJECTIVES[objective], None, 2, 0, made)
+
+
+def sums_of(subject, samples, groups=None) -> dict[str, np.ndarray]:
+    groups = groups or range(len(subject.space.groups))
+    return contents(measure(subject, samples, groups, 0), True)[1]
+
+
+BF16_CASES = [("auto", ("*.0.*", "*.3.mlp.*")), ("whole", ("*.1.self_attn.v_proj",))]
+
+
+@pytest.mark.parametrize("engine, include", BF16_CASES)
+def test_bfloat16_products_agree_with_float32_at_every_bit_width(engine, include, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    samples = Samples({"input_ids": torch.randint(32, 122, (2, 12), generator=generator)})
+    quickstart = ModelConfig(path="configs/quickstart_model")
+    exact = sums_of(subject_of(load_model(quickstart), samples.inputs, ALL_BITS, include=include), samples)
+    subject = subject_of(
+        load_model(quickstart), samples.inputs, ALL_BITS, "kl", torch.bfloat16, engine, include=include
+    )
+    dtypes = set()
+    product = torch.nn.functional.linear
+    monkeypatch.setattr(
+        "hpcmpq.compensated.Products._low",
+        lambda self, run, x, weight: (
+            dtypes.add(self.dtype),
+            run(x.to(self.dtype), weight.to(self.dtype)).to(x.dtype),
+        )[1],
+    )
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, *rest: pytest.fail("a product in float32"))
+    low = sums_of(subject, samples)
+    monkeypatch.setattr(torch.nn.functional, "linear", product)
+    assert dtypes == {torch.bfloat16}
+    np.testing.assert_allclose(low["linear"], exact["linear"], rtol=0.05)
+    np.testing.assert_allclose(np.diagonal(low["quad"]), np.diagonal(exact["quad"]), rtol=0.05)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "residual"])
+def test_compensated_products_of_transposed_layers_and_convolutions(name):
+    model, inputs = make(name, torch.float32)
+    exact = subject_of(model, inputs, ("int3", "int8"))
+    expected = sums_of(exact, Samples(inputs))
+    low = sums_of(
+        subject_of(make(name, torch.float32)[0], inputs, ("int3", "int8"), "kl", torch.bfloat16),
+        Samples(inputs),
+    )
+    np.testing.assert_allclose(low["linear"], expected["linear"], rtol=0.05)
+
+
+@pytest.mark.parametrize("objective", ["kl", "ce", "mse"])
+def test_secant_is_its_definition(objective):
+    model, inputs = make("llama")
+    targets = torch.randint(0, 50, (3, 7))
+    targets[0, 3:] = -100
+    subject = subject_of(model, inputs, ("int2", "int4"), objective)
+    found = sums_of(subject, Samples(inputs, targets, True))
+    loss = subject.objective
+    z0_NTV, outputs = WholeModel(model, subject.variants).respond(inputs, range(subject.space.num_options))
+    z_PNTV = torch.cat([z_KNTV for _, z_KNTV in outputs])
+    increase_PN = torch.stack(
+        [loss.value(z, z0_NTV, targets) - loss.value(z0_NTV, z0_NTV, targets) for z in z_PNTV]
+    )
+
+    def total(z):
+        return loss.value(z, z0_NTV, targets).sum()
+
+    hess = torch.func.hessian(total)(z0_NTV).reshape(z0_NTV.numel(), -1)
+    u_PF = (z_PNTV - z0_NTV).flatten(1)
+    np.testing.assert_allclose(found["linear"], increase_PN.sum(1).numpy(), rtol=1e-9, atol=1e-14)
+    dense = (u_PF @ hess @ u_PF.T).numpy()
+    np.testing.assert_allclose(found["quad"], dense, rtol=1e-9, atol=1e-9 * np.abs(dense).max())
+
+
+@pytest.mark.parametrize("objective", ["kl", "ce", "mse"])
+@pytest.mark.parametrize("size", [1e-4, 0.1, 3.0])
+def test_scores_equal_the_objective(objective, size):
+    torch.manual_seed(1)
+    z0_NTV, targets = 3 * torch.randn(2, 5, 30), torch.randint(0, 30, (2, 5))
+    targets[0, :2] = -100
+    u_KNTV = size * torch.randn(3, 2, 5, 30)
+    loss = OBJECTIVES[objective]
+    increase_KN, phi_KNTV = make_score(loss, z0_NTV, targets)(u_KNTV)
+    z0 = z0_NTV.double()
+    for k, u_NTV in enumerate(u_KNTV.double()):
+        exact_N = loss.value(z0 + u_NTV, z0, targets) - loss.value(z0, z0, targets)
+        torch.testing.assert_close(increase_KN[k], exact_N, rtol=2e-5, atol=1e-9 * size)
+        torch.testing.assert_close(
+            phi_KNTV[k].double(), loss.scaled_displacement(u_NTV, z0, targets), rtol=1e-4, atol=1e-6 * size
+        )
+
+
+def test_columns_of_two_units_multiply_to_the_sums_of_one():
+    model, inputs = make("llama")
+    samples = Samples(inputs)
+    subject = subject_of(model, inputs, ("int2", "int4"))
+    whole = sums_of(subject, samples)
+    cut, options = 9, subject.space.slice_of(9).start
+    first, second = (
+        contents(measure(subject, samples, groups, 0), False)
+        for groups in (range(cut), range(cut, len(subject.space.groups)))
+    )
+    assert first[0] == second[0] == "features"
+    own, own_square = multiply(first[1], None)
+    cross, cross_square = multiply(first[1], second[1]["phi"])
+    scale = np.abs(whole["quad"]).max()
+    np.testing.assert_allclose(np.hstack([own, cross]), whole["quad"][:options], atol=1e-12 * scale)
+    np.testing.assert_allclose(
+        np.hstack([own_square, cross_square]), whole["quad_square"][:options], atol=1e-12 * scale**2
+    )
+    np.testing.assert_allclose(first[1]["increase"].sum(1), whole["linear"][:options], rtol=1e-12)
+
+
+def test_gram_adds_float32_products_up_in_float64():
+    phi_RF = torch.randn(130, 40_000)
+    exact = (phi_RF.double() @ phi_RF.double().T).numpy()
+    assert np.abs(gram(phi_RF) - exact).max() < 2e-6 * exact.max()
+    assert np.array_equal(gram(phi_RF), gram(phi_RF).T)
+    assert np.abs(gram(phi_RF, phi_RF[:7]) - exact[:, :7]).max() < 2e-6 * exact.max()
+
+
+def test_infinite_outputs_are_refused():
+    model, inputs = make("sequential", torch.float32)
+    subject = subject_of(model, inputs, ("int2",))
+    parts = list(measure(subject, Samples(inputs), range(2), 0))
+    parts[0].phi_NRF[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        contents(iter(parts), False)

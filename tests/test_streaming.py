@@ -1,0 +1,115 @@
+"""A streamed model gives the same bits as one in memory, within the memory that `hpcmpq plan` predicts."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from hpcmpq.config import GroupsConfig, ModelConfig
+from hpcmpq.errors import UserError
+from hpcmpq.formats import Quantizer
+from hpcmpq.models.groups import find_groups, num_fixed_bytes
+from hpcmpq.models.load import forward, load_model, weights_fingerprint
+from hpcmpq.models.samples import Samples
+from hpcmpq.models.streaming import load_streamed, shapes_only, streamed_fingerprint
+from hpcmpq.objective import OBJECTIVES
+from hpcmpq.response import make_engine
+from hpcmpq.sensitivity import Subject
+from hpcmpq.sensitivity.secant import measure
+from hpcmpq.space import SearchSpace
+from hpcmpq.variants import Variants
+from tests.allocations import peak_bytes
+from tests.models_of_many_kinds import make
+
+NUM_BLOCKS = 12
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "bert_mlm"])
+def saved(request, tmp_path_factory):
+    """Directory and inputs of a small model, its weights in many files."""
+    model, inputs = make(request.param, torch.float32)
+    directory = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(directory, max_shard_size="8KB")
+    return ModelConfig(path=str(directory)), inputs
+
+
+@torch.no_grad()
+def test_streamed_model_is_the_same_model(saved):
+    config, inputs = saved
+    model, streamed = load_model(config), load_streamed(config)
+    assert torch.equal(forward(streamed.model, inputs), forward(model, inputs))
+    assert all(p.is_meta for block in streamed.blocks for p in block.parameters())
+    assert streamed_fingerprint(streamed.model, streamed.weights) == weights_fingerprint(model)
+    groups = find_groups(model, GroupsConfig(), inputs)
+    with shapes_only(config, inputs) as (shapes, shape_inputs):
+        assert find_groups(shapes, GroupsConfig(), shape_inputs) == groups
+        assert num_fixed_bytes(shapes, groups) == num_fixed_bytes(model, groups)
+
+
+def secant(model, space, samples, resident=None, **options):
+    variants = Variants(model, space, Quantizer(group_size=64, range="absmax"))
+    engine = make_engine("auto", variants, samples[:1].inputs, resident=resident, **options)
+    subject = Subject(model, space, variants, OBJECTIVES["kl"], None, 1, 0, engine)
+    return next(iter(measure(subject, samples, range(len(space.groups)), 0)))
+
+
+def test_streamed_secant_has_the_same_bits(saved):
+    config, inputs = saved
+    model = load_model(config)
+    groups = find_groups(model, GroupsConfig(), inputs)
+    space = SearchSpace(groups, (("int2", "int4", "int8"),) * len(groups))
+    samples = Samples(inputs)[:2]
+    in_memory = secant(model, space, samples)
+    streamed = load_streamed(config)
+    from_disk = secant(streamed.model, space, samples, streamed.resident, options_per_wave=1000)
+    assert torch.equal(from_disk.phi_NRF, in_memory.phi_NRF)
+    assert (from_disk.increase_NR == in_memory.increase_NR).all()
+    assert all(p.is_meta for block in streamed.blocks for p in block.parameters())
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """A Llama of 12 blocks and 10 MB, wide enough for its blocks to be most of it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=NUM_BLOCKS,
+            num_attention_heads=4,
+            vocab_size=64,
+        )
+    )
+    directory = tmp_path_factory.mktemp("deep")
+    model.save_pretrained(directory, max_shard_size="1MB")
+    num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    return ModelConfig(path=str(directory), stream=True), num_bytes
+
+
+def test_twelve_blocks_need_less_than_half_their_weights_and_one_chunk_of_states(deep):
+    config, model_bytes = deep
+    samples = Samples({"input_ids": torch.randint(0, 64, (1, 16))})
+    with shapes_only(config, samples.inputs) as (shapes, inputs):
+        groups = find_groups(shapes, GroupsConfig(), inputs)
+    space = SearchSpace(groups, (("int2", "int4", "int8"),) * len(groups))
+    streamed, load_peak = peak_bytes(lambda: load_streamed(config))
+    result, peak = peak_bytes(lambda: secant(streamed.model, space, samples, streamed.resident))
+    state_bytes = space.num_options * 16 * 128 * 4
+    feature_bytes = result.phi_NRF.nbytes
+    assert load_peak < 0.2 * model_bytes
+    assert peak < 0.5 * model_bytes + state_bytes + feature_bytes
+    in_memory = secant(load_model(dataclasses.replace(config, stream=False)), space, samples)
+    assert torch.equal(result.phi_NRF, in_memory.phi_NRF)
+
+
+def test_a_model_that_cannot_be_streamed_says_what_to_do(tmp_path, saved):
+    config, _ = saved
+    with pytest.raises(UserError, match="model.path"):
+        load_streamed(ModelConfig(factory="hpcmpq.examples.digits:model", stream=True))
+    model, _ = make("llama", torch.float32)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="no model.safetensors"):
+        load_streamed(ModelConfig(path=str(tmp_path), stream=True))

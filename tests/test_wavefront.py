@@ -1,0 +1,153 @@
+"""The wavefront gives the outputs of one whole forward pass per option, for every kind of chain."""
+
+import logging
+
+import pytest
+import torch
+
+from hpcmpq.config import GroupsConfig
+from hpcmpq.formats import Quantizer
+from hpcmpq.models.chain import find_chain, same_values
+from hpcmpq.models.groups import find_groups
+from hpcmpq.response import WholeModel, make_engine
+from hpcmpq.space import SearchSpace
+from hpcmpq.variants import Variants
+from hpcmpq.wavefront import Wavefront
+from tests.models_of_many_kinds import CHAINS, make
+
+FORMATS = ("int2", "int4", "int8")
+
+
+def variants_of(model, inputs, include=("*",), tie=()) -> Variants:
+    groups = find_groups(model, GroupsConfig(include=include, tie=tie), inputs)
+    return Variants(model, SearchSpace(groups, (FORMATS,) * len(groups)), Quantizer(group_size=8))
+
+
+@torch.no_grad()
+def outputs(engine, inputs, options) -> tuple[torch.Tensor, torch.Tensor]:
+    z0_NTV, parts = engine.respond(inputs, options)
+    found = {p: z_NTV for members, z_KNTV in parts for p, z_NTV in zip(members, z_KNTV, strict=True)}
+    assert sorted(found) == sorted(options)
+    return z0_NTV, torch.stack([found[p] for p in options])
+
+
+SINGLE = [(name, torch.float32, 1e-4) for name in ("llama", "residual")]
+
+
+@pytest.mark.parametrize("name, dtype, limit", [*((n, torch.float64, 1e-10) for n in CHAINS), *SINGLE])
+def test_equals_whole_passes_for_every_weight_with_embeddings_and_head(name, dtype, limit):
+    model, inputs = make(name, dtype)
+    variants = variants_of(model, inputs)
+    options = list(range(variants.space.num_options))
+    z0_NTV, z_PNTV = outputs(WholeModel(model, variants), inputs, options)
+    engine = make_engine("auto", variants, inputs, options_per_pass=2, options_per_wave=7)
+    assert isinstance(engine, Wavefront)
+    again0_NTV, again_PNTV = outputs(engine, inputs, options)
+    assert engine.vectorised
+    rounding = 64 * torch.finfo(dtype).eps * z0_NTV.norm()
+    assert (again0_NTV - z0_NTV).norm() <= rounding
+    u_PNTV = z_PNTV - z0_NTV
+    error_P = ((again_PNTV - again0_NTV) - u_PNTV).flatten(1).norm(dim=1)
+    assert (error_P <= limit * u_PNTV.flatten(1).norm(dim=1) + rounding).all()
+    assert (u_PNTV.flatten(1).norm(dim=1) > 10 * rounding).float().mean() > 0.5
+
+
+def test_any_choice_of_options_passes_and_waves_gives_the_same_outputs():
+    model, inputs = make("llama")
+    variants = variants_of(model, inputs)
+    all_options = list(range(variants.space.num_options))
+    _, expected = outputs(make_engine("auto", variants, inputs), inputs, all_options)
+    for per_pass, per_wave, options in [
+        (1, 1, all_options[::5]),
+        (3, 1000, all_options),
+        (8, 4, all_options[7:30]),
+    ]:
+        engine = make_engine("auto", variants, inputs, options_per_pass=per_pass, options_per_wave=per_wave)
+        _, found = outputs(engine, inputs, options)
+        torch.testing.assert_close(found, expected[options], rtol=1e-11, atol=1e-13)
+
+
+def test_a_group_tied_across_layers_of_a_block_moves_as_one():
+    model, inputs = make("llama")
+    variants = variants_of(model, inputs, include=("*_proj",), tie=(("q_proj", "k_proj", "v_proj"),))
+    options = list(range(variants.space.num_options))
+    _, expected = outputs(WholeModel(model, variants), inputs, options)
+    _, found = outputs(make_engine("auto", variants, inputs), inputs, options)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_weight_shared_by_two_blocks_is_quantized_in_both():
+    model, inputs = make("sequential")
+    model = (
+        torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(3)], torch.nn.Linear(4, 3)).double().eval()
+    )
+    model.requires_grad_(False)
+    model[2].weight = model[0].weight
+    inputs = {"input": torch.randn(5, 4, dtype=torch.float64)}
+    variants = variants_of(model, inputs)
+    assert len(variants.space.groups) == 3
+    options = list(range(variants.space.num_options))
+    _, expected = outputs(WholeModel(model, variants), inputs, options)
+    engine = make_engine("auto", variants, inputs)
+    assert isinstance(engine, Wavefront)
+    _, found = outputs(engine, inputs, options)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_what_is_no_chain_falls_back_with_a_notice(caplog):
+    model, inputs = make("skipping")
+    with caplog.at_level(logging.INFO):
+        engine = make_engine("auto", variants_of(model, inputs), inputs)
+    assert isinstance(engine, WholeModel)
+    assert "not a chain of blocks" in caplog.text
+
+
+def test_options_run_one_by_one_where_vmap_cannot(caplog):
+    class Branching(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (2.0 if bool(x.sum() > 0) else 1.0)
+
+    model = (
+        torch.nn.ModuleDict({"layers": torch.nn.ModuleList(Branching(4, 4) for _ in range(3))})
+        .double()
+        .eval()
+    )
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = model["layers"]
+
+        def forward(self, input):
+            for layer in self.layers:
+                input = layer(input)
+            return input
+
+    chain_model = Model().eval().requires_grad_(False)
+    inputs = {"input": torch.randn(5, 4, dtype=torch.float64)}
+    variants = variants_of(chain_model, inputs)
+    options = list(range(variants.space.num_options))
+    engine = make_engine("auto", variants, inputs)
+    assert isinstance(engine, Wavefront)
+    with caplog.at_level(logging.INFO):
+        _, found = outputs(engine, inputs, options)
+    assert not engine.vectorised
+    assert "one by one" in caplog.text
+    _, expected = outputs(WholeModel(chain_model, variants), inputs, options)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_blocks_and_the_model_are_left_as_they_were():
+    model, inputs = make("gpt2")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    variants = variants_of(model, inputs)
+    outputs(make_engine("auto", variants, inputs), inputs, [0, 5, 9])
+    assert same_values(before, dict(model.state_dict()))
+    assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+def test_residual_branches_are_never_cut():
+    model, inputs = make("residual")
+    chain = find_chain(model, inputs)
+    assert chain is not None
+    assert [sum(1 for _ in block.parameters()) for block in chain.blocks] == [2, 6, 2]
