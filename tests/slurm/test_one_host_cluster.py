@@ -88,6 +88,7 @@ def test_mpi_ranks_under_srun_do_what_one_machine_does(method: str, new_toy: New
     toy = new_toy(method=method)
     job = toy.submit("mpi", "nodes=2", "ntasks=3")
     toy.wait_for_job(job, "COMPLETED", "FAILED")
+    assert toy.field(job, "JobState") == "COMPLETED", toy.log()
     toy.hpcmpq("reduce", toy.run.path)
     assert toy.run.quadratic_path.read_bytes() == local[method]
 
@@ -163,5 +164,6 @@ def test_a_ray_cluster_of_two_nodes_does_what_one_machine_does(new_toy: NewToy, 
     toy = new_toy()
     job = toy.submit("ray", "nodes=2", "time=10")
     toy.wait_for_job(job, "COMPLETED", "FAILED")
+    assert toy.field(job, "JobState") == "COMPLETED", toy.log()
     assert_same_as_local(toy, local)
     assert not list(Path("/tmp").glob(f"hq-{job}-*"))
