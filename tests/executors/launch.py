@@ -41,7 +41,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def run(command: Sequence[str], timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+def run(command: Sequence[str], timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
     """Run to the end; an end that does not come within `timeout_s` fails the test."""
     with mpich_memory_freed():
         return subprocess.run(
