@@ -21,7 +21,10 @@ def test_defaults_are_filled_in_and_round_trip():
     ("changes", "message"),
     [
         ({"calibraton": {}}, "unknown key 'calibraton'; did you mean 'calibration'"),
-        ({"solver": {"time_limit": 3}}, "unknown key 'solver.time_limit'; did you mean 'solver.time_limit_s'"),
+        (
+            {"solver": {"time_limit": 3}},
+            "unknown key 'solver.time_limit'; did you mean 'solver.time_limit_s'",
+        ),
         ({"formats": ["int9"]}, "unknown format 'int9'"),
         ({"formats": ["int2", "int2"]}, "twice"),
         ({"formats": []}, "empty"),

@@ -38,7 +38,9 @@ def test_plan_round_trips_through_json():
 
 def test_mismatch_names_the_first_field_and_both_values():
     planned, wanted = {"a.n": 512, "b": 1, "c": 0}, {"a.n": 256, "b": 2, "c": 0}
-    with pytest.raises(PlanMismatch, match=r"planned with a\.n=512, the config says 256 \(also different: b\)"):
+    with pytest.raises(
+        PlanMismatch, match=r"planned with a\.n=512, the config says 256 \(also different: b\)"
+    ):
         check_same_facts(planned, wanted, "runs/a")
     check_same_facts(planned, dict(planned), "runs/a")
 

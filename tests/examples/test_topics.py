@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hpcmpq.config import read_config
-from hpcmpq.examples.topics import evaluation_text, training_text
+from hpcmpq.examples.topics import calibration_text, evaluation_text, training_text
 from hpcmpq.models.calibration import load_splits
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
@@ -13,10 +13,11 @@ from hpcmpq.models.load import load_model
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 
 
-def test_text_is_split_once():
-    train, held_out = training_text(), evaluation_text()
-    assert len(held_out) == pytest.approx(0.1 * (len(train) + len(held_out)), abs=1)
-    assert held_out[:500] not in train
+def test_text_has_three_disjoint_parts():
+    parts = training_text(), calibration_text(), evaluation_text()
+    total = sum(map(len, parts))
+    assert [len(part) / total for part in parts] == pytest.approx([0.9, 0.05, 0.05], abs=1e-3)
+    assert all(part[:500] not in other for part in parts for other in parts if other is not part)
 
 
 def test_quickstart_searches_28_groups_on_disjoint_samples():
