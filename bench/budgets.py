@@ -1,6 +1,6 @@
 """Held-out KL at equal payload bits: secant with cross terms, the same without, and uniform bits.
 
-    python -m bench.budgets            writes section `budgets` of bench/RESULTS.md
+python -m bench.budgets            writes section `budgets` of bench/RESULTS.md
 """
 
 import argparse
@@ -12,7 +12,9 @@ LIMITS = (2.25, 2.5, 3.0, 3.5, 4.0)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="configs/quickstart.yaml")
     args = parser.parse_args()
     run = calibrated(args.config, "secant")

@@ -41,7 +41,9 @@ def rank(predicted: np.ndarray, measured: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="configs/quickstart.yaml")
     parser.add_argument("--methods", nargs="*", default=["secant:kl", "hessian:ce", "hessian:kl"])
     args = parser.parse_args()
@@ -53,14 +55,19 @@ def main() -> None:
     judge = Judge(first.config, first.plan)
     measured = {}
     for objective in sorted({name.split(":")[1] for name in args.methods}):
-        for place, samples in (("calibration", judge.splits.calibration), ("evaluation", judge.splits.evaluation)):
+        for place, samples in (
+            ("calibration", judge.splits.calibration),
+            ("evaluation", judge.splits.evaluation),
+        ):
             measured[objective, place] = judge.losses([*choices, lowest], samples, objective)
     rows = []
     for name, run in runs.items():
         objective = name.split(":")[1]
         zero = np.zeros_like(run.quadratic.quad_PP)
         for label, quad in ((name, run.quadratic.quad_PP), (f"{name}, diagonal only", zero)):
-            predicted = np.array([quadratic_increase(run.quadratic.linear_P, quad, c) for c in [*choices, lowest]])
+            predicted = np.array(
+                [quadratic_increase(run.quadratic.linear_P, quad, c) for c in [*choices, lowest]]
+            )
             true, held = measured[objective, "calibration"], measured[objective, "evaluation"]
             mixed, high = BIT_RANGES.index((2, 4)) * PER_RANGE, BIT_RANGES.index((4, 8)) * PER_RANGE
             ratios = [

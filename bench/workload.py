@@ -1,6 +1,6 @@
 """Calibrated runs that the benches share: measured once into a cache, in a process that is metered.
 
-    model = calibrated("configs/quickstart.yaml", method="secant").quadratic
+model = calibrated("configs/quickstart.yaml", method="secant").quadratic
 """
 
 import dataclasses
@@ -95,7 +95,9 @@ def calibrated(path: str, method: str, objective: str = "kl", probes: int | None
     if not (run.quadratic_path.exists() and cost_path.exists()):
         shutil.rmtree(run.shards_path, ignore_errors=True)
         process = MeteredProcess()
-        calibrate(run, process, lambda outcome, done, total: print(f"{name}: unit {done} of {total}", flush=True))
+        calibrate(
+            run, process, lambda outcome, done, total: print(f"{name}: unit {done} of {total}", flush=True)
+        )
         reduce(run)
         write_json(cost_path, {"seconds": process.seconds, "peak_bytes": process.peak_bytes})
     cost = read_json(cost_path, "the bench")
@@ -128,7 +130,11 @@ def write_section(name: str, text: str) -> None:
     """Put `text` between the markers of section `name` of bench/RESULTS.md, appended where there are none."""
     path = ROOT / "bench" / "RESULTS.md"
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    old = path.read_text() if path.exists() else "# Results\n\nEvery section is written by the command it names.\n"
+    old = (
+        path.read_text()
+        if path.exists()
+        else "# Results\n\nEvery section is written by the command it names.\n"
+    )
     before, found, rest = old.partition(begin)
     after = rest.partition(end)[2] if found else "\n"
     if not found:

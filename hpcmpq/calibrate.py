@@ -103,8 +103,12 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
     if low_precision is not None:
         source = dataclasses.replace(source, dtype="float32")
     streamed = load_streamed(source) if source.stream else None
-    model = streamed.model if streamed is not None else load_model(
-        source, attention="eager" if method in EAGER_ATTENTION else None, import_paths=plan.import_paths
+    model = (
+        streamed.model
+        if streamed is not None
+        else load_model(
+            source, attention="eager" if method in EAGER_ATTENTION else None, import_paths=plan.import_paths
+        )
     )
     variants = Variants(model, plan.space, config.quantizer)
     device = pick_device(source.device)
@@ -158,10 +162,10 @@ def contents(
     iterator = iter(parts)
     first = next(iterator)
     if isinstance(first, Contribution):
-        return "sums", *add_up(chain([first], iterator))  # type: ignore[list-item]
+        return "sums", *add_up(chain([first], iterator))  # type: ignore[list-item, arg-type]
     if all_groups:
-        return "sums", *add_up(products(chain([first], iterator)))  # type: ignore[list-item]
-    arrays = to_columns(chain([first], iterator))  # type: ignore[list-item]
+        return "sums", *add_up(products(chain([first], iterator)))  # type: ignore[list-item, arg-type]
+    arrays = to_columns(chain([first], iterator))  # type: ignore[list-item, arg-type]
     return "features", arrays, len(arrays["loss"]), len(arrays["loss"])
 
 

@@ -97,7 +97,7 @@ def _patch(products: Products, name: str, module: nn.Module, product: Product) -
     def run(x: Tensor) -> Tensor:
         bias = module.bias
         if bias is not None and isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            bias = bias.reshape(-1, *[1] * (module.weight.ndim - 2))
+            bias = bias.reshape(-1, *[1] * (module.weight.ndim - 2))  # type: ignore[operator]
         return products.run(key, x, module.weight, bias, product)  # type: ignore[arg-type]
 
     module.forward = run  # type: ignore[method-assign]

@@ -1,7 +1,7 @@
 """The bit-assignment problem and its answer: a quadratic multiple-choice knapsack.
 
-    minimise  constant + Σ_p c_p x_p + ½ Σ_pq H_pq x_p x_q
-    over x one-hot per group, within every budget, with ties and forbidden options.
+minimise  constant + Σ_p c_p x_p + ½ Σ_pq H_pq x_p x_q
+over x one-hot per group, within every budget, with ties and forbidden options.
 """
 
 from dataclasses import dataclass, field

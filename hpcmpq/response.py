@@ -1,7 +1,7 @@
 """Outputs z(p) of a model under every option p alone: one whole forward pass each, or a wavefront through its blocks.
 
-    z0_NTV, outputs = engine.respond(inputs, options)
-    for members, z_KNTV in outputs: ...
+z0_NTV, outputs = engine.respond(inputs, options)
+for members, z_KNTV in outputs: ...
 """
 
 import logging
@@ -75,7 +75,9 @@ class WholeModel:
     ) -> Iterator[tuple[list[int], Tensor]]:
         for p in options:
             tensors = self._quantized(p)
-            deltas = {n: tensors.pop(n) - self.model.get_parameter(n) for n in products.weights & tensors.keys()}
+            deltas = {
+                n: tensors.pop(n) - self.model.get_parameter(n) for n in products.weights & tensors.keys()
+            }
             with swapped(self.model, tensors), products.replaying("model", deltas):
                 z_NTV = forward(self.model, inputs)
             yield [p], z_NTV[None]
@@ -116,7 +118,9 @@ def make_engine(
     chain = None if kind == "whole" else find_chain(model, inputs)
     if resident is not None:
         if chain is None:
-            raise UserError("only a chain of blocks can be streamed, run by engine auto; set model.stream: false")
+            raise UserError(
+                "only a chain of blocks can be streamed, run by engine auto; set model.stream: false"
+            )
         chain = replace(chain, resident=resident)
     if chain is None:
         return WholeModel(model, variants, products)

@@ -82,9 +82,7 @@ class Wavefront:
 
         return z0_NTV, outputs()
 
-    def _walk(
-        self, inputs: Inputs, base: list[Tensor], calls: tuple[Call, ...], options: list[int]
-    ) -> Wave:
+    def _walk(self, inputs: Inputs, base: list[Tensor], calls: tuple[Call, ...], options: list[int]) -> Wave:
         """States of the options after the last block; completes `base`, the original's states between blocks."""
         wave: Wave = [entry for p in options for entry in self._enter(inputs, base[0], calls, p)]
         first = min(map(self._first_block, options), default=len(calls))
@@ -110,7 +108,9 @@ class Wavefront:
             own, own_calls = self.chain.enter(inputs)
         if not same_values([(c.args, c.kwargs) for c in calls], [(c.args, c.kwargs) for c in own_calls]):
             name = self.variants.space.groups[self._group(option)].name
-            raise UserError(f"{name} changes what all blocks are given, not only the hidden state; exclude it")
+            raise UserError(
+                f"{name} changes what all blocks are given, not only the hidden state; exclude it"
+            )
         return [] if torch.equal(own, hidden) else [([option], own[None])]
 
     def _step(self, k: int, hidden: Tensor, call: Call, wave: Wave, options: list[int]) -> Wave:
@@ -138,7 +138,9 @@ class Wavefront:
                 after.append((members, self._map("block", shared, None, *self._changes(members, k))))
         return after
 
-    def _leave(self, inputs: Inputs, members: list[int], states: Tensor) -> Iterator[tuple[list[int], Tensor]]:
+    def _leave(
+        self, inputs: Inputs, members: list[int], states: Tensor
+    ) -> Iterator[tuple[list[int], Tensor]]:
         if self._names[self._group(members[0])][0]:
             for place, p in enumerate(members):
                 with self._assigned("leave", p):
@@ -190,7 +192,9 @@ class Wavefront:
     @contextmanager
     def _assigned(self, scope: str, option: int) -> Iterator[None]:
         """Prologue and epilogue with an option's weights."""
-        tensors = {n: t for n, t in self._quantized(option).items() if n in self._names[self._group(option)][0]}
+        tensors = {
+            n: t for n, t in self._quantized(option).items() if n in self._names[self._group(option)][0]
+        }
         deltas = {}
         if self.products is not None:
             for name in self.products.weights & tensors.keys():
@@ -213,7 +217,9 @@ class Wavefront:
 
     def _first_block(self, option: int) -> int:
         """The first block that an option changes; 0 for weights of prologue or epilogue."""
-        return max(0, next(place for place, names in enumerate(self._names[self._group(option)]) if names) - 1)
+        return max(
+            0, next(place for place, names in enumerate(self._names[self._group(option)]) if names) - 1
+        )
 
 
 def _parameter_names(chain: Chain, variants: Variants) -> list[list[dict[str, str]]]:

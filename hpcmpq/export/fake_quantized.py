@@ -32,7 +32,7 @@ def export(run: RunDir, plan: Plan, assignment: Mapping[str, str], directory: Pa
             if config.model.path is not None:
                 skipped = shutil.ignore_patterns(*WEIGHT_FILES, ".*")
                 shutil.copytree(config.model.path, attempt, ignore=skipped, dirs_exist_ok=True)
-                model.save_pretrained(attempt)
+                model.save_pretrained(attempt)  # type: ignore[operator]
             else:
                 save_model(model, str(attempt / "model.safetensors"))
         write_json(attempt / "assignment.json", dict(assignment))

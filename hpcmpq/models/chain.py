@@ -109,7 +109,8 @@ def list_chain(model: nn.Module, container: nn.Module, inputs: Inputs) -> tuple[
     seen = _watch(model, blocks, inputs)
     if [k for k, *_ in seen] != list(range(len(blocks))):
         return None, "its modules do not run once each in order"
-    calls, outputs = [], []
+    calls: list[Call] = []
+    outputs: list[Tensor] = []
     for _, args, kwargs, output in seen:
         hidden = _first(output)
         if not isinstance(hidden, Tensor) or (
@@ -239,11 +240,11 @@ def _replaced(blocks: tuple[nn.Module, ...], forwards: dict[int, Callable[..., A
             blocks[k].forward = function  # type: ignore[method-assign]
         yield
     finally:
-        for k, function in before.items():
-            if function is None:
+        for k, original in before.items():
+            if original is None:
                 blocks[k].__dict__.pop("forward", None)
             else:
-                blocks[k].forward = function  # type: ignore[method-assign]
+                blocks[k].forward = original  # type: ignore[method-assign]
 
 
 def _call(args: tuple, kwargs: dict[str, Any], key: int | str) -> Call:

@@ -138,7 +138,9 @@ def skeleton(config: ModelConfig) -> nn.Module:
 def _build(config: ModelConfig) -> nn.Module:
     description = describe_model(config)
     if description.path is None:
-        raise UserError("model.stream needs a Hugging Face directory in model.path; leave it out for a factory")
+        raise UserError(
+            "model.stream needs a Hugging Face directory in model.path; leave it out for a factory"
+        )
     with quiet_transformers():
         import transformers
 
@@ -155,7 +157,9 @@ def _build(config: ModelConfig) -> nn.Module:
 
 
 @contextmanager
-def shapes_only(config: ModelConfig, inputs: dict[str, Tensor]) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
+def shapes_only(
+    config: ModelConfig, inputs: dict[str, Tensor]
+) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
     """Model and inputs whose tensors have shapes and no values: to trace a model that does not fit."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -172,7 +176,11 @@ def streamed_fingerprint(model: nn.Module, weights: Weights) -> str:
         if stored not in digests or stored is None:
             value = tensor if stored is None else weights.read(name)
             flat = value.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
-            digests[stored] = (hashlib.sha256(flat.numpy()).hexdigest(), list(value.shape), value.dtype)
+            digests[stored] = (
+                hashlib.sha256(flat.numpy().tobytes()).hexdigest(),
+                list(value.shape),
+                value.dtype,
+            )
         digest, shape, dtype = digests[stored]
         total.update(f"{name} {shape} {dtype} {digest}\n".encode())
     return total.hexdigest()

@@ -38,7 +38,7 @@ def sampled(subject: Subject, layers: Layers, batch: Samples, groups: range, fir
         z_NTV, inputs, taps, weights = run_with_taps(subject, layers, batch)
     z0_NTV = z_NTV.detach()
     zero_NTV = torch.zeros_like(z0_NTV)
-    _, pull = vjp(lambda u: subject.objective.scaled_displacement(u, z0_NTV, batch.targets), zero_NTV)
+    pull = vjp(lambda u: subject.objective.scaled_displacement(u, z0_NTV, batch.targets), zero_NTV)[1]
     rows = []
     for row in range(count):
         (v_NTV,) = pull(random_signs(z0_NTV, subject.seed, first_sample, row))

@@ -171,7 +171,7 @@ class _Point:
         delta_L = self.subject.variants.errors(use.group)[use.parameter]
 
         def both(delta: Tensor) -> tuple[Tensor, Tensor]:
-            y, pull = vjp(lambda x: apply(use.module, delta, x), x)
+            y, pull = vjp(lambda x: apply(use.module, delta, x), x)[:2]
             return y, pull(grad_y)[0]
 
         products: tuple[Tensor, Tensor | None]

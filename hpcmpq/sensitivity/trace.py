@@ -59,7 +59,7 @@ def curvatures(subject: Subject, batch: Samples, z0_NTV: Tensor, direction_r: Te
         return subject.objective.value(z_NTV, z0_NTV, batch.targets).sum()
 
     def curvature(direction: Tensors) -> Tensor:
-        _, hvp = jvp(grad(loss), (own,), (direction,))
+        hvp = jvp(grad(loss), (own,), (direction,))[1]
         return sum((hvp[name] * direction[name]).sum() for name in own)  # type: ignore[return-value]
 
     return vmap(curvature, chunk_size=1)(direction_r)

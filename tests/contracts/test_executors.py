@@ -62,9 +62,7 @@ def test_same_shards_bit_for_bit_each_unit_once_largest_first(executor, tmp_path
     assert not list((tmp_path / "shards").glob(".*"))
 
 
-def test_unit_that_always_raises_is_reported_while_the_run_goes_on(
-    executor, tmp_path, reference
-):
+def test_unit_that_always_raises_is_reported_while_the_run_goes_on(executor, tmp_path, reference):
     (tmp_path / f"raise-{VICTIM.id}").touch()
     ending = run_toys(executor, tmp_path)
     assert ending.status == 0, ending.errors

@@ -102,7 +102,9 @@ def test_remainder_is_cubic():
     missed = []
     for scale in (2e-2, 1e-2):
         subject, samples = make_subject("llama", "ce", scale=scale)
-        _, arrays, _, _ = contents(method.measure(subject, samples, range(len(subject.space.groups)), 0), True)
+        _, arrays, _, _ = contents(
+            method.measure(subject, samples, range(len(subject.space.groups)), 0), True
+        )
         losses = losses_at(subject, samples)
         choice = [subject.space.slice_of(g).start for g in range(len(subject.space.groups))]
         t_P = torch.zeros(subject.space.num_options, dtype=torch.float64)

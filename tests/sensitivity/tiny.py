@@ -142,9 +142,7 @@ class Scaled(Variants):
 
     def quantized(self, group, format_name: str) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
         whole = super().quantized(group, format_name)
-        return {
-            n: o + self.scale * (whole[n] - o) for n, o in self.originals(group).items()
-        }
+        return {n: o + self.scale * (whole[n] - o) for n, o in self.originals(group).items()}
 
 
 def make_samples(name: str, num_samples: int, dtype: torch.dtype) -> Samples:
