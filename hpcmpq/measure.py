@@ -1,6 +1,6 @@
 """Measured losses of whole assignments on given samples: for evaluate, refine and the benches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,25 +59,37 @@ class Comparison:
     @torch.no_grad()
     def measure(self, assignments: Sequence[Assignment]) -> list[Measured]:
         """Results of each assignment; an empty one is the original."""
+        if self._keep_originals():
+            return [_join(self._passes(assignment)) for assignment in assignments]
         parts: list[list[Measured]] = [[] for _ in assignments]
-        for start in range(0, len(self.samples), self.samples_per_pass):
-            batch = self.samples[start : start + self.samples_per_pass]
-            z0_NTV = self._original(start, batch)
+        for batch in self._batches():
+            z0_NTV = forward(self.variants.model, batch.inputs)
             for place, assignment in enumerate(assignments):
                 with self.variants.assigned(assignment):
                     z_NTV = forward(self.variants.model, batch.inputs)
                 parts[place].append(_compare(self.metrics, z_NTV, z0_NTV, batch))
         return [_join(part) for part in parts]
 
-    def _original(self, start: int, batch: Samples) -> Tensor:
-        place = start // self.samples_per_pass
-        if place < len(self._kept):
-            return self._kept[place]
-        z0_NTV = forward(self.variants.model, batch.inputs)
-        num_passes = -(-len(self.samples) // self.samples_per_pass)
-        if z0_NTV.nbytes * num_passes <= self.max_kept_bytes:
-            self._kept.append(z0_NTV)
-        return z0_NTV
+    def _passes(self, assignment: Assignment) -> list[Measured]:
+        """All passes of one assignment, whose weights are quantized once."""
+        with self.variants.assigned(assignment):
+            return [
+                _compare(self.metrics, forward(self.variants.model, batch.inputs), z0_NTV, batch)
+                for batch, z0_NTV in zip(self._batches(), self._kept, strict=True)
+            ]
+
+    def _keep_originals(self) -> bool:
+        """Whether the original's outputs on all samples are kept, now that they are computed if they fit."""
+        if not self._kept and len(self.samples):
+            batches = self._batches()
+            first = forward(self.variants.model, next(batches).inputs)
+            if first.nbytes * -(-len(self.samples) // self.samples_per_pass) <= self.max_kept_bytes:
+                self._kept = [first, *(forward(self.variants.model, batch.inputs) for batch in batches)]
+        return bool(self._kept)
+
+    def _batches(self) -> Iterator[Samples]:
+        for start in range(0, len(self.samples), self.samples_per_pass):
+            yield self.samples[start : start + self.samples_per_pass]
 
 
 def _compare(metrics: tuple[str, ...], z_NTV: Tensor, z0_NTV: Tensor, batch: Samples) -> Measured:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_model
 
 from hpcmpq.config import parse_config
-from hpcmpq.models.load import load_model
+from hpcmpq.models.load import load_model, quiet_transformers
 from hpcmpq.plan import Plan
 from hpcmpq.store import RunDir, write_json
 from hpcmpq.variants import Variants
@@ -32,7 +32,8 @@ def export(run: RunDir, plan: Plan, assignment: Mapping[str, str], directory: Pa
             if config.model.path is not None:
                 skipped = shutil.ignore_patterns(*WEIGHT_FILES, ".*")
                 shutil.copytree(config.model.path, attempt, ignore=skipped, dirs_exist_ok=True)
-                model.save_pretrained(attempt)  # type: ignore[operator]
+                with quiet_transformers():
+                    model.save_pretrained(attempt)  # type: ignore[operator]
             else:
                 save_model(model, str(attempt / "model.safetensors"))
         write_json(attempt / "assignment.json", dict(assignment))
