@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -57,11 +57,21 @@ def run(command: Sequence[str], timeout_s: float = 240) -> subprocess.CompletedP
 
 @contextmanager
 def mpich_memory_freed() -> Iterator[None]:
-    """Remove what aborted MPICH jobs that started inside leave in /dev/shm."""
+    """Remove what aborted MPICH jobs that started inside leave in /dev/shm, and no live process maps."""
     folder = Path("/dev/shm")
     before = set(folder.glob("mpich_shm_*"))
     try:
         yield
     finally:
         for path in set(folder.glob("mpich_shm_*")) - before:
-            path.unlink(missing_ok=True)
+            if not _is_mapped(path):
+                path.unlink(missing_ok=True)
+
+
+def _is_mapped(path: Path) -> bool:
+    """Whether a live process, perhaps of another test run, uses a file in shared memory."""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):
+            if str(path) in maps.read_text():
+                return True
+    return False
