@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -38,7 +39,7 @@ def ray_cluster() -> Iterator:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         temporary = tempfile.mkdtemp(prefix="hq", dir="/tmp")  # short: socket names are limited to 107 bytes
-        head = {**NODE, "temp_dir": temporary, "include_dashboard": True}  # the dashboard takes jobs
+        head = {**NODE, "temp_dir": temporary, "include_dashboard": True, "dashboard_port": free_port()}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             cluster.add_node(**NODE)
@@ -48,6 +49,13 @@ def ray_cluster() -> Iterator:
         finally:
             cluster.shutdown()
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def free_port() -> int:
+    """A port for the dashboard, which takes jobs; its usual one may be another Ray's."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def set_num_nodes(cluster, count: int) -> None:
