@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 OPTIONS_PER_PASS = 8
 """Options that one pass through a block runs together by default."""
 
-OPTIONS_PER_WAVE = 64
+OPTIONS_PER_WAVE = 56
 """Options whose states are held at once by default, when the model is in memory."""
 
 

@@ -21,6 +21,9 @@ Score = Callable[[Tensor], tuple[Tensor, Tensor]]
 _LARGEST_EXPONENT = 700.0
 """As in `hpcmpq.objective`: the loss stays finite beyond."""
 
+_FLOAT32_EXPONENT = 60.0
+"""Changes beyond this are computed in float64."""
+
 _SMALL = 0.9
 """Largest |v| that the series is used for."""
 
@@ -37,9 +40,10 @@ def make_score(objective: Objective, z0_NTV: Tensor, targets: Tensor | None) -> 
 
 
 def exponential_remainder(v: Tensor) -> Tensor:
-    """g(v) = exp v − 1 − v to a few roundings of the dtype given, also for tiny v, where it is ½ v².
+    """g(v) = exp v − 1 − v, also for tiny v, where it is ½ v²: float64 in float64.
 
-    Float32 takes a series where |v| is small and float64 elsewhere.
+    In float32, v all small take a series, good to a few roundings. Where some v is large, small ones' g has an
+    error of a rounding of v, which is lost in the sum with the large.
 
     Example:
         >>> exponential_remainder(torch.tensor([1e-4, 0.5]))
@@ -48,10 +52,12 @@ def exponential_remainder(v: Tensor) -> Tensor:
     if v.dtype == torch.float64:
         v = v.clamp(max=_LARGEST_EXPONENT)
         return torch.where(v.abs() < 1e-5, 0.5 * v * v, torch.expm1(v) - v)
-    if v.device.type == "cpu":
-        lowest, highest = v.aminmax()
-        return _series(v) if max(-float(lowest), float(highest)) <= _SMALL else exponential_remainder(v.double())
-    return torch.where(v.abs() <= _SMALL, _series(v).double(), exponential_remainder(v.double()))
+    if v.device.type != "cpu":
+        return torch.where(v.abs() <= _SMALL, _series(v).double(), exponential_remainder(v.double()))
+    lowest, highest = v.aminmax()
+    if max(-float(lowest), float(highest)) <= _SMALL:
+        return _series(v)
+    return torch.expm1(v).sub_(v) if float(highest) < _FLOAT32_EXPONENT else exponential_remainder(v.double())
 
 
 def _series(v: Tensor) -> Tensor:
@@ -102,8 +108,8 @@ def _score_mse(z0_NTV: Tensor, targets: Tensor | None) -> Score:
 
 def _divergence(u_KNTV: Tensor, pi_NTV: Tensor) -> tuple[Tensor, Tensor]:
     """v, and log(1 + Σ π g(v)) in float64 [K, N, T]."""
-    v_KNTV = u_KNTV - (pi_NTV * u_KNTV).sum(-1, keepdim=True)
-    sums = [(pi_NTV * exponential_remainder(v_NTV)).sum(-1, dtype=torch.float64) for v_NTV in v_KNTV]
+    v_KNTV = u_KNTV - torch.linalg.vecdot(pi_NTV, u_KNTV).unsqueeze(-1)
+    sums = [torch.linalg.vecdot(pi_NTV.to(g.dtype), g).double() for g in map(exponential_remainder, v_KNTV)]
     return v_KNTV, torch.log1p(torch.stack(sums))
 
 

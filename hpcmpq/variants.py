@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +14,23 @@ from hpcmpq.quantizers import fake_quantize
 from hpcmpq.quantizers.ranges import Range, choose_range
 from hpcmpq.space import Group, SearchSpace
 
+KEPT_BYTES = 2**26
+"""Rounded weights of all options together up to which they are kept."""
+
 
 @dataclass
 class Variants:
     """The options of a search space as tensors.
 
     Only the ranges (one scale per `group_size` weights) are remembered between calls, because searching
-    them costs far more than rounding with them.
+    them costs far more than rounding with them; and the rounded weights where all of them together are small.
     """
 
     model: nn.Module
     space: SearchSpace
     quantizer: Quantizer
     _ranges: dict[tuple[str, str], Range] = field(default_factory=dict)
+    _kept: dict[tuple[str, str], dict[str, Tensor]] = field(default_factory=dict)
 
     def originals(self, group: Group) -> dict[str, Tensor]:
         """{parameter: original weight} of a group."""
@@ -33,7 +38,9 @@ class Variants:
 
     @torch.no_grad()
     def quantized(self, group: Group, format_name: str) -> dict[str, Tensor]:
-        """{parameter: weight rounded to a format}, same shape and dtype as the original."""
+        """{parameter: weight rounded to a format}, same shape and dtype as the original; not to be changed."""
+        if (group.name, format_name) in self._kept:
+            return dict(self._kept[group.name, format_name])
         weight_format = FORMATS[format_name]
         tensors = {}
         for member in group.members:
@@ -44,7 +51,17 @@ class Variants:
                 self._ranges[key] = choose_range(matrix_MK, weight_format, self.quantizer)
             rounded_MK = fake_quantize(matrix_MK, weight_format, self.quantizer, self._ranges.get(key))
             tensors[member.parameter] = from_matrix(rounded_MK, member, weight)
+        if self._keeps:
+            self._kept[group.name, format_name] = dict(tensors)
         return tensors
+
+    @cached_property
+    def _keeps(self) -> bool:
+        """Whether rounded weights are kept: they are small, and the model's own are all in memory."""
+        itemsize = next(self.model.parameters()).element_size()
+        pairs = zip(self.space.groups, self.space.formats, strict=True)
+        num_bytes = itemsize * sum(group.numel * len(formats) for group, formats in pairs)
+        return num_bytes <= KEPT_BYTES and not any(p.is_meta for p in self.model.parameters())
 
     @torch.no_grad()
     def errors(self, group_index: int) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 Tensors = dict[str, Tensor]
 Wave = list[tuple[list[int], Tensor]]
 """States of spawned options: (options, [K, N, ...])."""
+
+PUSHED_ELEMENTS = 2**18
+"""Elements of hidden states that a CPU pushes through a block at once, so that its cache holds them."""
 
 
 @dataclass
@@ -54,6 +58,7 @@ class Wavefront:
     products: Products | None = None
     vectorised: bool = True
     _names: list[list[dict[str, str]]] = field(init=False)
+    _batches: bool | None = None
 
     def __post_init__(self) -> None:
         self._names = _parameter_names(self.chain, self.variants)
@@ -65,9 +70,7 @@ class Wavefront:
         with self._recording("enter"):
             hidden, calls = self.chain.enter(inputs)
         base = [hidden]
-        ordered = sorted(options, key=lambda p: (self._first_block(p), p))
-        size = self.options_per_wave
-        waves = [ordered[i : i + size] for i in range(0, len(ordered), size)] or [[]]
+        waves = self._waves(options)
         first = self._walk(inputs, base, calls, waves[0])
         with self._recording("leave"):
             z0_NTV = self.chain.leave(inputs, base[-1])
@@ -81,6 +84,17 @@ class Wavefront:
                     yield from self._leave(inputs, *wave.pop(0))
 
         return z0_NTV, outputs()
+
+    def _waves(self, options: Sequence[int]) -> list[list[int]]:
+        """Whole groups, in the order of their first blocks, as many at a time as a wave may hold; one at least."""
+        waves: list[list[int]] = [[]]
+        ordered = sorted(options, key=lambda p: (self._first_block(p), p))
+        for _, same_group in groupby(ordered, self._group):
+            members = list(same_group)
+            if waves[-1] and len(waves[-1]) + len(members) > self.options_per_wave:
+                waves.append([])
+            waves[-1] += members
+        return waves
 
     def _walk(self, inputs: Inputs, base: list[Tensor], calls: tuple[Call, ...], options: list[int]) -> Wave:
         """States of the options after the last block; completes `base`, the original's states between blocks."""
@@ -124,7 +138,7 @@ class Wavefront:
         while wave:
             members, states = wave.pop(0)
             if set(own).isdisjoint(members):
-                after.append((members, self._map("block", run, states)))
+                after.append((members, self._push(k, call, states)))
                 continue
             for place, p in enumerate(members):  # its group has weights in an earlier place too
                 changes = self._changes([p], k) if p in own else ({}, {})
@@ -137,6 +151,43 @@ class Wavefront:
                 shared = partial(run, hidden)
                 after.append((members, self._map("block", shared, None, *self._changes(members, k))))
         return after
+
+    def _push(self, k: int, call: Call, states: Tensor) -> Tensor:
+        """All states through block k with its own weights, as one batch where the block allows."""
+
+        def run(state: Tensor, _: Tensors) -> Tensor:
+            return self.chain.run(k, state, call)
+
+        if self.products is not None or self._batches is False:
+            return self._map("block", run, states)
+        size = max(1, PUSHED_ELEMENTS // states[0].numel()) if states.device.type == "cpu" else len(states)
+        parts = [self._run_flat(k, call, part) for part in states.split(size)]
+        flat = None if any(part is None for part in parts) else torch.cat(parts)  # type: ignore[arg-type]
+        if self._batches is None:
+            exact = self._map("block", run, states)
+            limit = 64 * torch.finfo(states.dtype).eps * float(exact.abs().max())
+            self._batches = flat is not None and bool((flat - exact).abs().max() <= limit)
+            if not self._batches:
+                return exact
+        assert flat is not None
+        return flat
+
+    def _run_flat(self, k: int, call: Call, states: Tensor) -> Tensor | None:
+        """The block on options × samples as one batch; None if its other arguments do not follow."""
+        count, num_samples = states.shape[:2]
+
+        def repeat(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == num_samples > 1:
+                return value.repeat(count, *[1] * (value.ndim - 1))
+            return value
+
+        wide = Call(tree_map(repeat, call.args), tree_map(repeat, call.kwargs), call.key)
+        try:
+            return self.chain.run(k, states.flatten(0, 1), wide).unflatten(0, (count, num_samples))
+        except RuntimeError:
+            if self._batches:
+                raise
+            return None
 
     def _leave(
         self, inputs: Inputs, members: list[int], states: Tensor

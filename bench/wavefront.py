@@ -1,0 +1,146 @@
+"""Cost of the whole P × P secant matrix in forward passes of the model: wavefront, whole passes, measured pairs.
+
+    python -m bench.wavefront [--samples 64] [--model configs/quickstart_model]
+
+One forward-equivalent is one whole-model forward pass of the same samples. Every row includes all that a run
+does: choosing ranges once, quantizing, losses, features, and per-sample products for standard errors. The forward
+pass is timed between the passes of each row, so that a machine that others use slows both alike.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from hpcmpq.calibrate import add_up, products
+from hpcmpq.config import GroupsConfig, ModelConfig
+from hpcmpq.examples.topics import training_text
+from hpcmpq.formats import Quantizer
+from hpcmpq.models.groups import find_groups
+from hpcmpq.models.load import forward, load_model
+from hpcmpq.models.samples import Samples
+from hpcmpq.objective import OBJECTIVES
+from hpcmpq.response import make_engine
+from hpcmpq.sensitivity import Subject
+from hpcmpq.sensitivity.secant import measure
+from hpcmpq.space import SearchSpace
+from hpcmpq.variants import Variants
+
+FORMATS = tuple(f"int{bits}" for bits in range(2, 9))
+PER_PASS, LENGTH = 4, 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="configs/quickstart_model")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--whole-samples", type=int, default=8, help="of the rows with whole passes")
+    parser.add_argument("--pairs", type=int, default=100, help="pairs measured for the extrapolation")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    model = load_model(ModelConfig(path=args.model))
+    tokens = torch.tensor(list(training_text().encode()[: args.samples * LENGTH]))
+    samples = Samples({"input_ids": tokens.reshape(args.samples, LENGTH)})
+    groups = find_groups(model, GroupsConfig(), samples[:1].inputs)
+    space = SearchSpace(groups, (FORMATS,) * len(groups))
+    print(
+        f"{len(groups)} groups × {len(FORMATS)} options, P = {space.num_options}, {PER_PASS} × {LENGTH} tokens a pass"
+    )
+    print(f"{'':34}{'forward-eq.':>12}{'/ P':>8}{'wall s':>9}{'CPU s':>8}  at samples")
+    num_options = space.num_options
+    for name, kind, count in (
+        ("wavefront", "auto", args.samples),
+        ("whole passes", "whole", args.whole_samples),
+    ):
+        variants = Variants(model, space, Quantizer())
+        start = time.perf_counter()
+        for group in groups:
+            for format_name in FORMATS:
+                variants.quantized(group, format_name)
+        choosing_s = time.perf_counter() - start
+        engine = make_engine(kind, variants, samples[:2].inputs)  # type: ignore[arg-type]
+        subject = Subject(model, space, variants, OBJECTIVES["kl"], None, PER_PASS, 0, engine)
+        passes, wall, cpu = secant_passes(subject, samples[:count])
+        print(row(f"secant, {name}", passes, num_options, wall, cpu, count))
+        if kind == "auto":
+            once = choosing_s / (wall / passes) / (args.samples / PER_PASS)
+            print(
+                f"{'  choosing ranges, once per worker':34}{once:12.1f}{once / num_options:8.3f}{choosing_s:9.2f}"
+            )
+    passes, wall, cpu = pair_passes(variants, samples[:PER_PASS], args.pairs)
+    total = passes / args.pairs * num_options * (num_options - 1) / 2
+    print(row(f"pairs, from {args.pairs} measured", total, num_options, wall, cpu, PER_PASS))
+
+
+def secant_passes(subject: Subject, samples: Samples) -> tuple[float, float, float]:
+    """Forward-equivalents of one pass's P × P matrix (median), and its wall and CPU seconds."""
+
+    def one_pass(start: int) -> Callable[[], object]:
+        batch = samples[start : start + PER_PASS]
+        return lambda: add_up(products(measure(subject, batch, range(len(subject.space.groups)), start)))
+
+    steps = (one_pass(start) for start in range(0, len(samples), PER_PASS))
+    return in_forwards(steps, lambda: forward(subject.model, samples[:PER_PASS].inputs))
+
+
+@torch.no_grad()
+def pair_passes(variants: Variants, samples: Samples, count: int) -> tuple[float, float, float]:
+    """Forward-equivalents, wall and CPU seconds of `count` measured pairs of options."""
+    space = variants.space
+    generator = torch.Generator().manual_seed(0)
+    pairs = []
+    while len(pairs) < count:
+        p, q = torch.randint(space.num_options, (2,), generator=generator).tolist()
+        if space.options[p].group != space.options[q].group:
+            pairs.append({space.groups[o.group].name: o.format for o in (space.options[p], space.options[q])})
+    z0_NTV = forward(variants.model, samples.inputs)
+
+    def step() -> None:
+        for pair in pairs:
+            with variants.assigned(pair):
+                OBJECTIVES["kl"].value(forward(variants.model, samples.inputs), z0_NTV, None)
+
+    return in_forwards(iter([step]), lambda: forward(variants.model, samples.inputs))
+
+
+@torch.no_grad()
+def in_forwards(
+    steps: Iterator[Callable[[], object]], one_forward: Callable[[], object]
+) -> tuple[float, float, float]:
+    """Median over steps of its time in forward passes timed before and after it, its wall and CPU seconds."""
+    for _ in range(3):
+        one_forward()
+    ratios, walls, cpus = [], [], []
+    before = timed(one_forward)
+    for step in steps:
+        start, start_cpu = time.perf_counter(), time.process_time()
+        step()
+        walls.append(time.perf_counter() - start)
+        cpus.append(time.process_time() - start_cpu)
+        after = timed(one_forward)
+        ratios.append(cpus[-1] / ((before + after) / 2))
+        before = after
+    return statistics.median(ratios), statistics.median(walls), statistics.median(cpus)
+
+
+def timed(function: Callable[[], object], repeats: int = 15) -> float:
+    """Median CPU seconds of a call."""
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        function()
+        times.append(time.process_time() - start)
+    return statistics.median(times)
+
+
+def row(name: str, passes: float, num_options: int, wall: float, cpu: float, samples: int) -> str:
+    """One line of the table."""
+    return f"{name:34}{passes:12.1f}{passes / num_options:8.3f}{wall:9.2f}{cpu:8.2f}  {samples}"
+
+
+if __name__ == "__main__":
+    main()
