@@ -53,11 +53,13 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     attention = "eager" if config.sensitivity.method in EAGER_ATTENTION else None
     if attention and config.model.path:
         log.info("%s differentiates twice: using eager attention", config.sensitivity.method)
+    model = None
+    if not config.model.stream:
+        model = load_model(config.model, attention=attention, import_paths=import_paths)
     splits = load_splits(config, import_paths)
-    if config.model.stream:
+    if model is None:
         groups, fixed_bytes, weights = _look_streamed(config, splits)
     else:
-        model = load_model(config.model, attention=attention, import_paths=import_paths)
         groups = find_groups(model, config.groups, splits.calibration[:1].inputs)
         fixed_bytes = num_fixed_bytes(model, groups, _stored_dtype(config))
         weights = weights_fingerprint(model)
