@@ -41,7 +41,11 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, dict
 
     torch.manual_seed(sum(map(ord, name)))
     size = {
-        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 50
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "vocab_size": 50,
     }
     grouped = dict(size, num_key_value_heads=1, head_dim=8)
     tokens = {"input_ids": torch.randint(1, 50, (3, 7))}
