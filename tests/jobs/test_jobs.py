@@ -31,19 +31,27 @@ def test_ray_job_brings_the_package_along(ray_cluster, reference, tmp_path):
     run_dir = plan_run(tmp_path)
     set_num_nodes(ray_cluster, 1)  # nodes on one host would unpack the working directory over one another
     client = JobSubmissionClient(f"http://{ray_cluster.head_node.webui_url}")
-    job = client.submit_job(
-        entrypoint=f"{sys.executable} jobs/ray_calibrate.py {run_dir.path}",
-        runtime_env={
-            **yaml.safe_load((ROOT / "jobs" / "ray_runtime_env.yaml").read_text()),
-            "working_dir": str(ROOT),
-        },
-    )
+    command = f"{sys.executable} jobs/ray_calibrate.py {run_dir.path}"
+    runtime_env = yaml.safe_load((ROOT / "jobs" / "ray_runtime_env.yaml").read_text())
+    job = submit(client, command, {**runtime_env, "working_dir": str(ROOT)})
     limit_s = time.monotonic() + 200
     while client.get_job_status(job).value not in ENDED and time.monotonic() < limit_s:
         time.sleep(0.5)
     assert client.get_job_status(job).value == "SUCCEEDED", client.get_job_logs(job)
     assert result(run_dir) == reference("secant")
     set_num_nodes(ray_cluster, 2)
+
+
+def submit(client, command: str, runtime_env: dict) -> str:
+    """Submit a job, as soon as the dashboard knows which node's agent may take it."""
+    for _ in range(60):
+        try:
+            return client.submit_job(entrypoint=command, runtime_env=runtime_env)
+        except RuntimeError as error:
+            if "No available agent" not in str(error):
+                raise
+            time.sleep(1)
+    raise TimeoutError("no node's agent takes jobs")
 
 
 def test_ray_job_outside_a_cluster_says_what_to_do(monkeypatch):
