@@ -15,7 +15,7 @@ from hpcmpq.executors import Executor, open_executor
 from hpcmpq.plan import parse_part
 from hpcmpq.scaling import Site, measured_workload, predict
 from hpcmpq.status import read_status
-from hpcmpq.store import RunDir, pending, read_plan
+from hpcmpq.store import RunDir, pending, read_json, read_plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,6 +61,8 @@ def plan(config: options.ConfigPath, run_dir: options.RunOption, workers: option
         settings = read_config(config)
         made = prepare(settings, RunDir(run_dir), (str(Path.cwd()), str(config.resolve().parent)))
     console.planned(made)
+    if RunDir(run_dir).file("cost.json").exists():
+        console.cost(read_json(RunDir(run_dir).file("cost.json"), "hpcmpq plan"))
     if workers:
         missing, _ = pending(made, RunDir(run_dir))
         work = measured_workload(made, read_processes(RunDir(run_dir)), missing)

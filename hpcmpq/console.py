@@ -85,6 +85,21 @@ def planned(plan: Plan) -> None:
     )
 
 
+def cost(values: dict[str, Any]) -> None:
+    """What calibration will cost."""
+    seconds = values["seconds"]
+    say(
+        f"calibration by {values['engine']}: {values['forwards']:.1f} forward passes of all samples, "
+        f"{values['flops'] / 1e12:.3g} TFLOP, shards of {_bytes(values['shard_bytes'])}, at most "
+        f"{_bytes(values['peak_bytes'])} of tensors in a worker"
+        + ("" if seconds is None else f", about {seconds:.0f} s on one worker like this")
+    )
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
 def predicted(predictions: list[Prediction]) -> None:
     """How long calibration takes on several numbers of workers, and why."""
     table = Table("workers", "time", "efficiency", "bound by", title="prediction from measured units")

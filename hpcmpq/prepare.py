@@ -1,5 +1,6 @@
 """The plan stage: look at the model and the data, write `plan.json`."""
 
+import dataclasses
 import logging
 import platform
 import subprocess
@@ -8,14 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from hpcmpq.config import Config, to_values
+from hpcmpq.cost_estimate import estimate_cost
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.calibration import Splits, load_splits
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.groups import find_groups, num_fixed_bytes
-from hpcmpq.models.load import load_model, weights_fingerprint
+from hpcmpq.models.load import load_model, pick_device, weights_fingerprint
 from hpcmpq.models.streaming import load_streamed, shapes_only, streamed_fingerprint
 from hpcmpq.plan import (
     NUMERICS_VERSION,
@@ -57,8 +60,9 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     if not config.model.stream:
         model = load_model(config.model, attention=attention, import_paths=import_paths)
     splits = load_splits(config, import_paths)
+    block_bytes = None
     if model is None:
-        groups, fixed_bytes, weights = _look_streamed(config, splits)
+        model, block_bytes, (groups, fixed_bytes, weights) = _look_streamed(config, splits)
     else:
         groups = find_groups(model, config.groups, splits.calibration[:1].inputs)
         fixed_bytes = num_fixed_bytes(model, groups, _stored_dtype(config))
@@ -95,11 +99,17 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         environment=_environment(),
     )
     write_json(run.plan_path, plan_to_json(plan))
+    if config.sensitivity.method in FORWARD_ONLY:
+        batch = splits.calibration[: config.calibration.samples_per_pass].to(pick_device(config.model.device))
+        cost = estimate_cost(model, config, space, plan.units, batch.inputs, block_bytes)
+        write_json(run.file("cost.json"), dataclasses.asdict(cost))
     return plan
 
 
-def _look_streamed(config: Config, splits: Splits) -> tuple[tuple[Group, ...], int, str]:
-    """Groups, bytes outside them and digest of the weights, without ever holding the model."""
+def _look_streamed(
+    config: Config, splits: Splits
+) -> tuple[nn.Module, tuple[int, int], tuple[tuple[Group, ...], int, str]]:
+    """The streamed model, bytes outside its blocks and of the largest; groups, bytes outside them, digest."""
     if config.sensitivity.method not in FORWARD_ONLY:
         raise UserError(
             f"{config.sensitivity.method} needs the whole model; use {' or '.join(sorted(FORWARD_ONLY))}, "
@@ -109,7 +119,11 @@ def _look_streamed(config: Config, splits: Splits) -> tuple[tuple[Group, ...], i
     weights = streamed_fingerprint(streamed.model, streamed.weights)
     with shapes_only(config.model, splits.calibration[:1].inputs) as (model, inputs):
         groups = find_groups(model, config.groups, inputs)
-        return groups, num_fixed_bytes(model, groups, _stored_dtype(config)), weights
+        found = groups, num_fixed_bytes(model, groups, _stored_dtype(config)), weights
+    itemsize = getattr(torch, config.model.dtype).itemsize
+    sizes = [itemsize * sum(p.numel() for p in block.parameters()) for block in streamed.blocks]
+    outside = itemsize * sum(p.numel() for p in streamed.model.parameters()) - sum(sizes)
+    return streamed.model, (outside, max(sizes)), found
 
 
 def _facts(config: Config, weights: str, splits: Splits, space: SearchSpace) -> dict[str, object]:

@@ -38,7 +38,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("variants",),
     ("measure", "wavefront"),
     ("response",),
-    ("sensitivity",),
+    ("sensitivity", "cost_estimate"),
     ("examples",),
     # The other stages: none calls another.
     ("prepare", "calibrate", "reduce", "refine", "evaluate", "export", "report"),

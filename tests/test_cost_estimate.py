@@ -1,0 +1,66 @@
+"""Predicted bytes of shards and peak memory are within a stated factor of what a run takes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpcmpq.calibrate import make_worker
+from hpcmpq.config import CalibrationConfig, Config, ModelConfig, SensitivityConfig
+from hpcmpq.cost_estimate import PEAK_FACTOR
+from hpcmpq.prepare import prepare
+from hpcmpq.store import RunDir, read_json
+from tests.allocations import peak_bytes
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory) -> str:
+    """A Llama of 12 blocks for bytes, saved."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 12, "num_attention_heads": 4}
+    directory = tmp_path_factory.mktemp("deep")
+    LlamaForCausalLM(LlamaConfig(**shape, vocab_size=256)).save_pretrained(directory)
+    return str(directory)
+
+
+def config_of(path: str, length: int, stream: bool = False, **sensitivity) -> Config:
+    return Config(
+        ModelConfig(path=path, stream=stream),
+        CalibrationConfig(
+            "hpcmpq.examples.topics:training_text",
+            2,
+            length,
+            held_out=1,
+            samples_per_pass=2,
+            samples_per_unit=2,
+        ),
+        formats=("int2", "int4", "int8"),
+        sensitivity=SensitivityConfig(**sensitivity),
+    )
+
+
+@pytest.mark.parametrize(
+    "stream, length, sensitivity",
+    [
+        (False, 48, {}),
+        (False, 48, {"engine": "whole"}),
+        (False, 48, {"groups_per_unit": 30, "probes": 4}),
+        (True, 24, {"probes": 4}),
+    ],
+)
+def test_prediction_is_within_the_stated_factor_of_the_measured(
+    tmp_path: Path, deep, stream, length, sensitivity
+):
+    run = RunDir(tmp_path / "run")
+    plan = prepare(config_of(deep, length, stream, **sensitivity), run, ())
+    predicted = read_json(run.file("cost.json"), "")
+    assert predicted["engine"] == ("whole" if "engine" in sensitivity else "wavefront")
+    _, peak = peak_bytes(lambda: [make_worker(run)(unit) for unit in plan.units[:1]])
+    assert peak / PEAK_FACTOR < predicted["peak_bytes"] < PEAK_FACTOR * peak
+    written = run.shard_path(plan.units[0].id).stat().st_size * len(plan.units)
+    assert written / PEAK_FACTOR < predicted["shard_bytes"] < PEAK_FACTOR * written
+    num_options = plan.space.num_options
+    assert 0.4 * num_options < predicted["forwards"] <= num_options + 1
+    assert (predicted["seconds"] is None) == stream
