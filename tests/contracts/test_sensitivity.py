@@ -1,0 +1,367 @@
+"""Every method in `METHODS`: its dense definition in float64 computed another way, and sums over any split."""
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.func import grad, hessian, jacrev
+
+from hpcmpq.calibrate import contents
+from hpcmpq.errors import UserError
+from hpcmpq.features import Features
+from hpcmpq.formats import FORMATS
+from hpcmpq.models.samples import Samples
+from hpcmpq.objective import OBJECTIVES
+from hpcmpq.sensitivity import METHODS, Subject, find_method
+from tests.sensitivity.tiny import losses_at, make_subject, outputs_at
+
+SAMPLED = {"fisher", "trace"}
+"""Methods that are right on average over random draws."""
+
+PSD = {"secant", "gauss_newton", "fisher", "empirical_fisher"}
+ADDITIVE = {"mpqco", "first_order", "first_order_noise", "trace", "relative_error", "uniform"}
+"""Methods without interactions."""
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def measured(
+    name: str, subject: Subject, samples: Samples, groups: range | None = None, first: int = 0
+) -> Pair:
+    """c and H summed over the samples; only columns of the same or a later group count."""
+    every = range(len(subject.space.groups))
+    _, arrays, num_samples, _ = contents(find_method(name)(subject, samples, groups or every, first), True)
+    assert num_samples == len(samples)
+    group_P = subject.space.group_P
+    rows = np.isin(group_P, groups or every)
+    if arrays["quad"].shape[1] == len(group_P):
+        return arrays["linear"], np.where(group_P[rows][:, None] <= group_P[None, :], arrays["quad"], 0.0)
+    return arrays["linear"], arrays["quad"]
+
+
+def across(quad_PP: np.ndarray, subject: Subject) -> np.ndarray:
+    """Entries of strictly later groups: all that ever acts."""
+    group_P = subject.space.group_P
+    return np.where(group_P[:, None] < group_P[None, :], quad_PP, 0.0)
+
+
+def log_likelihoods(subject: Subject, samples: Samples) -> Callable[[torch.Tensor], torch.Tensor]:
+    """t [P] ↦ log p_y of every sample [N]; one label per sample."""
+    outputs = outputs_at(subject, samples)
+    return lambda t: -torch.nn.functional.cross_entropy(outputs(t)[:, 0], samples.targets, reduction="none")
+
+
+def second_order(subject: Subject, samples: Samples) -> Pair:
+    losses = losses_at(subject, samples)
+    zero_P = torch.zeros(subject.space.num_options, dtype=torch.float64)
+    hess_PP = hessian(lambda t: losses(t).sum())(zero_P)
+    slope_P = grad(lambda t: losses(t).sum())(zero_P)
+    return (slope_P + 0.5 * hess_PP.diagonal()).numpy(), hess_PP.numpy()
+
+
+def generalised_gauss_newton(subject: Subject, samples: Samples) -> Pair:
+    outputs, zero_P = (
+        outputs_at(subject, samples),
+        torch.zeros(subject.space.num_options, dtype=torch.float64),
+    )
+    z0_NTV = outputs(zero_P)
+    jacobian = jacrev(outputs)(zero_P)
+    value = lambda z: subject.objective.value(z, z0_NTV, samples.targets).sum()  # noqa: E731
+    flat = jacobian.reshape(-1, len(zero_P))
+    curvature = hessian(value)(z0_NTV).reshape(len(flat), len(flat))
+    quad_PP = flat.T @ curvature @ flat
+    slope_P = flat.T @ grad(value)(z0_NTV).reshape(-1)
+    return (slope_P + 0.5 * quad_PP.diagonal()).numpy(), quad_PP.numpy()
+
+
+def finite_displacements(subject: Subject, samples: Samples) -> Pair:
+    outputs, losses = outputs_at(subject, samples), losses_at(subject, samples)
+    num_options = subject.space.num_options
+    unit_PP = torch.eye(num_options, dtype=torch.float64)
+    z0_NTV = outputs(torch.zeros(num_options, dtype=torch.float64))
+    u_PD = torch.stack([(outputs(t) - z0_NTV).flatten() for t in unit_PP])
+    value = lambda z: subject.objective.value(z, z0_NTV, samples.targets).sum()  # noqa: E731
+    curvature = hessian(value)(z0_NTV).reshape(u_PD.shape[1], -1)
+    loss0 = losses(torch.zeros(num_options, dtype=torch.float64)).sum()
+    increase = torch.stack([losses(t).sum() - loss0 for t in unit_PP])
+    return increase.numpy(), (u_PD @ curvature @ u_PD.T).numpy()
+
+
+def measured_pairs(subject: Subject, samples: Samples) -> Pair:
+    losses, num_options = losses_at(subject, samples), subject.space.num_options
+    unit_PP = torch.eye(num_options, dtype=torch.float64)
+    loss0 = losses(torch.zeros(num_options, dtype=torch.float64)).sum()
+    single = torch.stack([losses(t).sum() - loss0 for t in unit_PP])
+    pair = torch.stack([torch.stack([losses(s + t).sum() - loss0 for t in unit_PP]) for s in unit_PP])
+    return single.numpy(), (pair - single[:, None] - single[None, :]).numpy()
+
+
+def empirical(subject: Subject, samples: Samples) -> Pair:
+    zero_P = torch.zeros(subject.space.num_options, dtype=torch.float64)
+    slope_NP = jacrev(log_likelihoods(subject, samples))(zero_P).numpy()
+    return 0.5 * (slope_NP**2).sum(0), slope_NP.T @ slope_NP
+
+
+def mpqco(subject: Subject, samples: Samples) -> Pair:
+    """The published formula, with the probability itself: (⟨∂p_y/∂w, δ⟩ / p_y)² / 2."""
+    likelihoods = log_likelihoods(subject, samples)
+    zero_P = torch.zeros(subject.space.num_options, dtype=torch.float64)
+    slope_NP = jacrev(lambda t: likelihoods(t).exp())(zero_P)
+    linear_P = 0.5 * (slope_NP / likelihoods(zero_P).exp()[:, None]).square().sum(0)
+    return linear_P.numpy(), np.zeros((len(zero_P), len(zero_P)))
+
+
+def loss_mse(subject: Subject, samples: Samples) -> Pair:
+    linear_P = 2 * empirical(subject, samples)[0]
+    return linear_P, np.zeros((len(linear_P), len(linear_P)))
+
+
+def loss_noise(subject: Subject, samples: Samples) -> Pair:
+    """s·α with per-sample gradients in the weights, one sample at a time."""
+    model, linear_P = subject.model, np.zeros(subject.space.num_options)
+    for n in range(len(samples)):
+        one = samples[n]
+        for index, group in enumerate(subject.space.groups):
+            weights = subject.variants.originals(group)
+
+            def loss(weights, one=one):
+                logits = torch.func.functional_call(model, weights, (one.inputs["input"],))
+                return torch.nn.functional.cross_entropy(logits, one.targets)
+
+            gradient = grad(loss)(weights)
+            energy = sum(float((gradient[name] * weights[name]).square().sum()) for name in weights)
+            for option in range(subject.space.slice_of(index).start, subject.space.slice_of(index).stop):
+                bits = FORMATS[subject.space.options[option].format].num_bits
+                linear_P[option] += energy * 2.0 ** (-2 * (bits - 1)) / 12
+    return linear_P, np.zeros((len(linear_P), len(linear_P)))
+
+
+def trace_energy(subject: Subject, samples: Samples) -> Pair:
+    linear_P = np.zeros(subject.space.num_options)
+    args = (samples.inputs["input"],)
+    z0 = subject.model(*args)
+    for index, group in enumerate(subject.space.groups):
+        (name, weight), *_ = subject.variants.originals(group).items()
+
+        def loss(flat, name=name, shape=weight.shape):
+            z = torch.func.functional_call(subject.model, {name: flat.view(shape)}, args)
+            return subject.objective.value(z.unsqueeze(1), z0.unsqueeze(1), samples.targets).sum()
+
+        trace = float(hessian(loss)(weight.detach().flatten()).trace())
+        energy = subject.variants.errors(index)[name].flatten(1).square().sum(1)
+        linear_P[subject.space.slice_of(index)] = (0.5 * trace / weight.numel() * energy).numpy()
+    return linear_P, np.zeros((len(linear_P), len(linear_P)))
+
+
+def weights_alone(price: Callable[[Subject, int, int], float]) -> Callable[[Subject, Samples], Pair]:
+    def definition(subject: Subject, samples: Samples) -> Pair:
+        options = subject.space.options
+        linear_P = len(samples) * np.array([price(subject, o.group, o.index) for o in options])
+        return linear_P, np.zeros((len(options), len(options)))
+
+    return definition
+
+
+def relative_error(subject: Subject, group: int, option: int) -> float:
+    (weight,) = subject.variants.originals(subject.space.groups[group]).values()
+    (rounded,) = subject.variants.quantized(
+        subject.space.groups[group], subject.space.options[option].format
+    ).values()
+    return float((rounded - weight).norm() ** 2 / weight.norm() ** 2)
+
+
+def uniform(subject: Subject, group: int, option: int) -> float:
+    share = subject.space.groups[group].numel / sum(g.numel for g in subject.space.groups)
+    return share * 4.0 ** -FORMATS[subject.space.options[option].format].num_bits
+
+
+DENSE: dict[str, Callable[[Subject, Samples], Pair]] = {
+    "secant": finite_displacements,
+    "hessian": second_order,
+    "gauss_newton": generalised_gauss_newton,
+    "fisher": lambda subject, samples: (
+        0.5 * np.diagonal(generalised_gauss_newton(subject, samples)[1]),
+        generalised_gauss_newton(subject, samples)[1],
+    ),
+    "empirical_fisher": empirical,
+    "mpqco": mpqco,
+    "first_order": loss_mse,
+    "first_order_noise": loss_noise,
+    "pairwise": measured_pairs,
+    "trace": trace_energy,
+    "relative_error": weights_alone(relative_error),
+    "uniform": weights_alone(uniform),
+}
+
+
+@pytest.fixture(autouse=True)
+def _takes_minutes(request: pytest.FixtureRequest) -> None:
+    """Skip all but the definitions unless asked for: together they take several minutes."""
+    quick = ("test_every_method", "test_equals_its_dense", "test_methods_of_the_task_loss")
+    if not request.node.originalname.startswith(quick) and "HPCMPQ_SLOW_TESTS" not in os.environ:
+        pytest.skip("takes minutes; set HPCMPQ_SLOW_TESTS=1 to run it")
+
+
+def test_every_method_has_a_definition():
+    assert set(DENSE) == set(METHODS)
+
+
+@pytest.mark.parametrize("family", ["mlp", "cnn"])
+@pytest.mark.parametrize("objective", ["kl", "ce", "mse"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in SAMPLED])
+def test_equals_its_dense_definition(name: str, objective: str, family: str):
+    subject, samples = make_subject(family, objective)
+    linear_P, quad_PP = measured(name, subject, samples)
+    dense_P, dense_PP = DENSE[name](subject, samples)
+    np.testing.assert_allclose(linear_P, dense_P, rtol=0, atol=1e-10 * np.abs(dense_P).max())
+    scale = max(np.abs(dense_PP).max(), 1e-300)
+    np.testing.assert_allclose(
+        across(quad_PP, subject), across(dense_PP, subject), rtol=0, atol=1e-10 * scale
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "fused"])
+@pytest.mark.parametrize("name", ["secant", "gauss_newton", "pairwise"])
+def test_transformers_and_shared_weights_equal_the_dense_definition(name: str, family: str):
+    subject, samples = make_subject(family, "kl", num_samples=2)
+    linear_P, quad_PP = measured(name, subject, samples)
+    dense_P, dense_PP = DENSE[name](subject, samples)
+    np.testing.assert_allclose(linear_P, dense_P, rtol=0, atol=1e-9 * np.abs(dense_P).max())
+    scale = np.abs(dense_PP).max()
+    np.testing.assert_allclose(across(quad_PP, subject), across(dense_PP, subject), rtol=0, atol=1e-9 * scale)
+
+
+@pytest.mark.parametrize("family", ["mlp", "fused", "llama"])
+@pytest.mark.parametrize("objective", ["kl", "mse"])
+def test_fisher_is_right_on_average(family: str, objective: str):
+    """4,000 cotangents: a relative deviation of about 1/√4000 of each product's own scale."""
+    subject, samples = make_subject(
+        family, objective, num_probes=4000 if family == "mlp" else 1000, num_samples=1
+    )
+    linear_P, quad_PP = measured("fisher", subject, samples)
+    dense_P, dense_PP = DENSE["fisher"](subject, samples)
+    scale_P = np.sqrt(2 * dense_P)
+    error_PP = (across(quad_PP, subject) - across(dense_PP, subject)) / np.outer(scale_P, scale_P)
+    assert np.abs(error_PP).max() < 0.2
+    assert np.sqrt((error_PP**2).mean()) < 0.05
+    np.testing.assert_allclose(linear_P, dense_P, rtol=0.25)
+
+
+@pytest.mark.parametrize("objective", ["kl", "ce", "mse"])
+def test_trace_is_right_on_average(objective: str):
+    subject, samples = make_subject("mlp", objective, num_probes=3000)
+    linear_P, _ = measured("trace", subject, samples)
+    dense_P, _ = DENSE["trace"](subject, samples)
+    np.testing.assert_allclose(linear_P, dense_P, atol=0.1 * np.abs(dense_P).max())
+
+
+@pytest.mark.parametrize("name", METHODS)
+@settings(max_examples=5, deadline=None)
+@given(cuts=st.lists(st.integers(1, 4), max_size=3, unique=True), per_pass=st.integers(1, 3))
+def test_sums_add_over_any_split_of_samples(name: str, cuts: list[int], per_pass: int):
+    subject, samples = make_subject("mlp", "ce", num_samples=5, per_pass=per_pass)
+    whole = measured(name, *make_subject("mlp", "ce", num_samples=5, per_pass=4))
+    edges = [0, *sorted(cuts), 5]
+    parts = [measured(name, subject, samples[a:b], first=a) for a, b in zip(edges, edges[1:], strict=False)]
+    for index in (0, 1):
+        total = sum(part[index] for part in parts)
+        np.testing.assert_allclose(total, whole[index], rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("family", ["mlp", "fused"])
+def test_groups_may_be_split(name: str, family: str):
+    subject, samples = make_subject(family, "ce", num_samples=2)
+    whole_P, whole_PP = measured(name, subject, samples)
+    for group in range(len(subject.space.groups)):
+        part_R, part_RP = measured(name, subject, samples, range(group, group + 1))
+        rows = subject.space.slice_of(group)
+        np.testing.assert_allclose(part_R, whole_P[rows], rtol=1e-9, atol=1e-13)
+        if part_RP.shape[1] == len(whole_P):
+            np.testing.assert_allclose(part_RP, whole_PP[rows], rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", sorted(PSD))
+def test_columns_of_separate_groups_multiply_to_the_whole(name: str):
+    subject, samples = make_subject("mlp", "kl", num_samples=2)
+    measure = find_method(name)
+    whole = next(iter(measure(subject, samples, range(3), 0)))
+    parts = [next(iter(measure(subject, samples, range(g, g + 1), 0))) for g in range(3)]
+    assert isinstance(whole, Features)
+    torch.testing.assert_close(torch.cat([part.phi_NRF for part in parts], 1), whole.phi_NRF)
+
+
+@pytest.mark.parametrize("name", sorted(PSD))
+def test_quadratic_is_positive_semidefinite(name: str):
+    subject, samples = make_subject("llama", "kl")
+    _, arrays, _, _ = contents(find_method(name)(subject, samples, range(len(subject.space.groups)), 0), True)
+    eigenvalues = np.linalg.eigvalsh(arrays["quad"])
+    assert eigenvalues.min() >= -1e-12 * eigenvalues.max()
+
+
+@pytest.mark.parametrize("name", sorted(ADDITIVE))
+def test_additive_methods_have_no_interactions(name: str):
+    subject, samples = make_subject("mlp", "ce")
+    assert not measured(name, subject, samples)[1].any()
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("objective", ["kl", "ce"])
+def test_reports_the_loss_of_the_original(name: str, objective: str):
+    subject, samples = make_subject("llama", objective)
+    _, arrays, _, _ = contents(find_method(name)(subject, samples, range(len(subject.space.groups)), 0), True)
+    z0 = outputs_at(subject, samples)(torch.zeros(subject.space.num_options, dtype=torch.float64))
+    expected = float(OBJECTIVES[objective].value(z0, z0, samples.targets).sum())
+    assert float(arrays["loss"]) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_float32_agrees_with_float64(name: str):
+    double, single = make_subject("llama", "ce"), make_subject("llama", "ce", dtype=torch.float32)
+    (linear_P, quad_PP), (low_P, low_PP) = measured(name, *double), measured(name, *single)
+    np.testing.assert_allclose(low_P, linear_P, atol=2e-3 * np.abs(linear_P).max())
+    np.testing.assert_allclose(low_PP, quad_PP, atol=2e-3 * max(np.abs(quad_PP).max(), 1e-300))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "trace"])
+def test_standard_errors_come_from_single_samples(name: str):
+    subject, samples = make_subject("mlp", "ce", num_samples=4)
+    _, arrays, _, num_batches = contents(find_method(name)(subject, samples, range(3), 0), True)
+    singles = [measured(name, subject, samples[n], first=n) for n in range(4)]
+    assert num_batches == 4
+    squares_P = sum(linear_P**2 for linear_P, _ in singles)
+    np.testing.assert_allclose(arrays["linear_square"], squares_P, rtol=1e-8, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["empirical_fisher", "mpqco", "first_order", "first_order_noise"])
+def test_methods_of_the_task_loss_ask_for_labels(name: str):
+    subject, samples = make_subject("mlp", "kl")
+    with pytest.raises(UserError, match="no labels"):
+        list(find_method(name)(subject, Samples(samples.inputs), range(3), 0))
+
+
+@pytest.mark.parametrize("family", ["cnn", "llama"])
+def test_gauss_newton_is_the_hessian_where_the_loss_has_no_gradient(family: str):
+    from hpcmpq.sensitivity.hessian import measure_by_reversal
+
+    subject, samples = make_subject(family, "kl")
+    groups = range(len(subject.space.groups))
+    _, exact, _, _ = contents(measure_by_reversal(subject, samples, groups), True)
+    linear_P, quad_PP = measured("gauss_newton", subject, samples)
+    np.testing.assert_allclose(linear_P, exact["linear"], atol=1e-10 * np.abs(linear_P).max())
+    np.testing.assert_allclose(
+        across(quad_PP, subject), across(exact["quad"], subject), atol=1e-10 * quad_PP.max()
+    )
+
+
+def test_probes_estimate_gauss_newton():
+    subject, samples = make_subject("llama", "kl", num_probes=400, num_samples=1)
+    _, quad_PP = measured("gauss_newton", subject, samples)
+    _, dense_PP = DENSE["gauss_newton"](subject, samples)
+    scale_P = np.sqrt(np.diagonal(dense_PP))
+    error_PP = (across(quad_PP, subject) - across(dense_PP, subject)) / np.outer(scale_P, scale_P)
+    assert np.abs(error_PP).max() < 0.15
