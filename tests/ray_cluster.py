@@ -12,11 +12,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-QUICK_NODE_LOSS = {
+QUICK_NODE_LOSS = {  # a dead node refuses at once; a live one on a busy machine may take seconds to reply
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_timeout_ms": "10000",
+    "RAY_health_check_failure_threshold": "5",
 }
 ENVIRONMENT = {
     **QUICK_NODE_LOSS,
@@ -25,7 +25,6 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": str(ROOT),  # where its workers import the tests' own modules from
 }
-NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 
 @pytest.fixture(scope="session")
@@ -39,16 +38,21 @@ def ray_cluster() -> Iterator:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         temporary = tempfile.mkdtemp(prefix="hq", dir="/tmp")  # short: socket names are limited to 107 bytes
-        head = {**NODE, "temp_dir": temporary, "include_dashboard": True, "dashboard_port": free_port()}
+        head = {**node(), "temp_dir": temporary, "include_dashboard": True, "dashboard_port": free_port()}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
-            cluster.add_node(**NODE)
+            cluster.add_node(**node())
             cluster.wait_for_nodes()
             patch.setenv("RAY_ADDRESS", cluster.address)
             yield cluster
         finally:
             cluster.shutdown()
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def node() -> dict[str, int]:
+    """Parameters of a node with one worker's place."""
+    return {"num_cpus": 1, "object_store_memory": 80 << 20, "dashboard_agent_listen_port": free_port()}
 
 
 def free_port() -> int:
@@ -63,5 +67,5 @@ def set_num_nodes(cluster, count: int) -> None:
     while len(cluster.worker_nodes) > count - 1:
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     while len(cluster.worker_nodes) < count - 1:
-        cluster.add_node(**NODE)
+        cluster.add_node(**node())
     assert os.environ["RAY_ADDRESS"] == cluster.address
