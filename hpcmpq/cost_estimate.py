@@ -183,10 +183,18 @@ def _watch(model: nn.Module, inputs: Inputs, block: nn.Module | None) -> tuple[T
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    run()
+    """Median seconds of a run on one thread, as workers run."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     times = []
-    for _ in range(PROBE_PASSES):
-        start = time.monotonic()
+    try:
         run()
-        times.append(time.monotonic() - start)
+        for _ in range(PROBE_PASSES):
+            start = time.monotonic()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times.append(time.monotonic() - start)
+    finally:
+        torch.set_num_threads(num_threads)
     return statistics.median(times)

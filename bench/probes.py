@@ -1,0 +1,65 @@
+"""Error of r random output projections per token against exact features.
+
+    python -m bench.probes [--samples 16]
+"""
+
+import argparse
+
+import numpy as np
+import torch
+
+from hpcmpq.calibrate import add_up, products
+from hpcmpq.config import GroupsConfig, ModelConfig
+from hpcmpq.examples.topics import training_text
+from hpcmpq.formats import Quantizer
+from hpcmpq.models.groups import find_groups
+from hpcmpq.models.load import load_model
+from hpcmpq.models.samples import Samples
+from hpcmpq.objective import OBJECTIVES
+from hpcmpq.response import make_engine
+from hpcmpq.sensitivity import Subject
+from hpcmpq.sensitivity.secant import measure
+from hpcmpq.space import SearchSpace
+from hpcmpq.variants import Variants
+
+FORMATS = tuple(f"int{bits}" for bits in range(2, 9))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=16)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    model = load_model(ModelConfig(path="configs/quickstart_model"))
+    tokens = torch.tensor(list(training_text().encode()[: args.samples * 128])).reshape(-1, 128)
+    samples = Samples({"input_ids": tokens})
+    groups = find_groups(model, GroupsConfig(), samples[:1].inputs)
+    space = SearchSpace(groups, (FORMATS,) * len(groups))
+    variants = Variants(model, space, Quantizer())
+    engine = make_engine("auto", variants, samples[:2].inputs)
+
+    def quadratic(probes: int | None) -> tuple[np.ndarray, np.ndarray]:
+        subject = Subject(model, space, variants, OBJECTIVES["kl"], probes, 4, 0, engine)
+        arrays, _, _ = add_up(products(measure(subject, samples, range(len(groups)), 0)))
+        spread = arrays["quad_square"] - arrays["quad"] ** 2 / args.samples
+        return arrays["quad"], np.sqrt(np.maximum(spread, 0) * args.samples / (args.samples - 1))
+
+    exact, stderr = quadratic(None)
+    scale = np.sqrt(np.outer(np.diagonal(exact), np.diagonal(exact)))
+    cross = space.group_P[:, None] != space.group_P[None, :]
+    print(f"{args.samples} samples of 128 tokens, P = {space.num_options}")
+    print("error of H_pq over √(H_pp H_qq), pairs of different groups, and of H_pp over itself")
+    print(f"{'r':>6}{'rms':>9}{'max':>9}{'diag rms':>10}{'diag max':>10}{'rms / standard error over samples':>36}")
+    for probes in (1, 4, 16):
+        found, _ = quadratic(probes)
+        error = ((found - exact) / scale)[cross]
+        own = np.diagonal(found) / np.diagonal(exact) - 1
+        noise = np.sqrt(np.mean((stderr / scale)[cross] ** 2))
+        print(
+            f"{probes:6}{np.sqrt(np.mean(error**2)):9.4f}{np.abs(error).max():9.4f}{np.sqrt(np.mean(own**2)):10.4f}"
+            f"{np.abs(own).max():10.4f}{np.sqrt(np.mean(error**2)) / noise:36.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
