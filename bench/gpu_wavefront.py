@@ -1,8 +1,8 @@
-"""Secant by wavefront on a Llama of random weights: seconds, share of the measured matrix rate, peak memory.
+r"""Secant by wavefront on a Llama of random weights: seconds, share of the measured matrix rate, peak memory.
 
-    python -m bench.gpu_wavefront --hidden 4096 --intermediate 14336 --blocks 32 --heads 32 --kv-heads 8 \\
+    python -m bench.gpu_wavefront --hidden 4096 --intermediate 14336 --blocks 32 --heads 32 --kv-heads 8 \
         --vocabulary 128256 --options 3 7 --tokens 32768 --length 2048            # an 8 B shape on a GPU
-    python -m bench.gpu_wavefront --hidden 256 --intermediate 768 --blocks 4 --vocabulary 1024 --tokens 256 \\
+    python -m bench.gpu_wavefront --hidden 256 --intermediate 768 --blocks 4 --vocabulary 1024 --tokens 256 \
         --length 128                                                               # the same on a CPU
 
 Only `--timed-groups` groups (spread over the blocks) run, and the whole matrix is extrapolated from them by the
@@ -34,7 +34,9 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, value in (
         ("hidden", 256), ("intermediate", 768), ("blocks", 4), ("heads", 8), ("kv-heads", 8), ("vocabulary", 1024),
         ("tokens", 256), ("length", 128), ("per-pass", 1), ("timed-groups", 0), ("options-per-pass", 8),
@@ -45,11 +47,15 @@ def main() -> None:
     parser.add_argument("--products", choices=["bfloat16", "float32"], help="default: bfloat16 on a GPU")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    low = torch.bfloat16 if (args.products or ("bfloat16" if device.type == "cuda" else "")) == "bfloat16" else None
+    products = args.products or ("bfloat16" if device.type == "cuda" else "float32")
+    low = torch.bfloat16 if products == "bfloat16" else None
     model = random_llama(args, device)
     rate = matrix_rate(args, device, low or torch.float32)
-    samples = Samples({"input_ids": torch.randint(args.vocabulary, (args.per_pass, args.length), device=device)})
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e9:.3f} B parameters on {device}, matrix rate {rate / 1e12:.2f} TFLOP/s")
+    samples = Samples(
+        {"input_ids": torch.randint(args.vocabulary, (args.per_pass, args.length), device=device)}
+    )
+    size = sum(p.numel() for p in model.parameters())
+    print(f"{size / 1e9:.3f} B parameters on {device}, matrix rate {rate / 1e12:.2f} TFLOP/s")
     tie = FUSED if args.fused else ()
     groups = find_groups(model, GroupsConfig(tie=tie), samples[:1].inputs)
     for count in args.options:
@@ -100,7 +106,9 @@ def random_llama(args: argparse.Namespace, device: torch.device) -> torch.nn.Mod
 
 def measure_groups(subject: Subject, samples: Samples, groups: range, device: torch.device) -> float:
     """Seconds of the features and own products of some groups on one pass."""
-    return seconds_of(lambda: [gram(part.phi_NRF[0]) for part in measure(subject, samples, groups, 0)], device)
+    return seconds_of(
+        lambda: [gram(part.phi_NRF[0]) for part in measure(subject, samples, groups, 0)], device
+    )
 
 
 def macs_run(model: torch.nn.Module, space: SearchSpace, groups: range, num_blocks: int) -> float:
@@ -119,16 +127,22 @@ def macs_run(model: torch.nn.Module, space: SearchSpace, groups: range, num_bloc
 
 def own_share(model: torch.nn.Module, names: set[str]) -> float:
     """Share of a Llama block's products from the first of the named layers on; siblings are shared."""
-    sizes = {n.rpartition(".")[2]: m.weight.numel() for n, m in model.model.layers[0].named_modules() if isinstance(m, torch.nn.Linear)}
+    sizes = {
+        n.rpartition(".")[2]: m.weight.numel()
+        for n, m in model.model.layers[0].named_modules()
+        if isinstance(m, torch.nn.Linear)
+    }
     order = list(sizes)
     siblings = next((set(fused) for fused in FUSED if names & set(fused)), names)
-    after = [n for n in order[max(order.index(n) for n in siblings) + 1 :]]
+    after = order[max(order.index(n) for n in siblings) + 1 :]
     return sum(sizes[n] for n in (*names, *after)) / sum(sizes.values())
 
 
 def matrix_rate(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of products of the model's shape."""
-    a = torch.randn(args.options_per_pass * args.per_pass * args.length, args.hidden, device=device, dtype=dtype)
+    a = torch.randn(
+        args.options_per_pass * args.per_pass * args.length, args.hidden, device=device, dtype=dtype
+    )
     b = torch.randn(args.hidden, args.intermediate, device=device, dtype=dtype)
     seconds = min(seconds_of(lambda: a @ b, device) for _ in range(20))
     return 2 * a.shape[0] * args.hidden * args.intermediate / seconds

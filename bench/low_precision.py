@@ -32,7 +32,9 @@ REFERENCE = FORMATS.index("int4")
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--length", type=int, default=48)
     args = parser.parse_args()
@@ -67,7 +69,9 @@ def variants_of(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Variants:
     return Variants(model, SearchSpace(groups, (FORMATS,) * len(groups)), Quantizer())
 
 
-def scores(z0_NTV: Tensor, z_P: dict[int, Tensor], steps_P: dict[int, float] | None = None) -> tuple[Tensor, Tensor]:
+def scores(
+    z0_NTV: Tensor, z_P: dict[int, Tensor], steps_P: dict[int, float] | None = None
+) -> tuple[Tensor, Tensor]:
     """Loss increase and H_pp of every option, [P] each, from outputs of steps s δ."""
     score = make_score(OBJECTIVES["kl"], z0_NTV.float(), None)
     linear, diagonal = [], []
@@ -98,9 +102,16 @@ def scaled_steps(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         original = variants.originals(group)
 
         def size(name: str, group=group, original=original) -> float:
-            return math.sqrt(sum(float((t - original[n]).square().sum()) for n, t in variants.quantized(group, name).items()))
+            return math.sqrt(
+                sum(
+                    float((t - original[n]).square().sum())
+                    for n, t in variants.quantized(group, name).items()
+                )
+            )
 
-        steps[option.index] = max(1.0, 2.0 ** round(math.log2(size(FORMATS[REFERENCE]) / size(option.format))))
+        steps[option.index] = max(
+            1.0, 2.0 ** round(math.log2(size(FORMATS[REFERENCE]) / size(option.format)))
+        )
     patch_products(variants.model, torch.bfloat16)
     outputs = whole_passes(variants, inputs, lambda p, w, q: w + steps[p] * (q - w))
     return scores(forward(variants.model, inputs), outputs, steps)

@@ -1,6 +1,6 @@
 """Error of r random output projections per token against exact features.
 
-    python -m bench.probes [--samples 16]
+python -m bench.probes [--samples 16]
 """
 
 import argparse
@@ -26,7 +26,9 @@ FORMATS = tuple(f"int{bits}" for bits in range(2, 9))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samples", type=int, default=16)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -49,7 +51,9 @@ def main() -> None:
     cross = space.group_P[:, None] != space.group_P[None, :]
     print(f"{args.samples} samples of 128 tokens, P = {space.num_options}")
     print("error of H_pq over √(H_pp H_qq), pairs of different groups, and of H_pp over itself")
-    print(f"{'r':>6}{'rms':>9}{'max':>9}{'diag rms':>10}{'diag max':>10}{'rms / standard error over samples':>36}")
+    print(
+        f"{'r':>6}{'rms':>9}{'max':>9}{'diag rms':>10}{'diag max':>10}{'rms / standard error over samples':>36}"
+    )
     for probes in (1, 4, 16):
         found, _ = quadratic(probes)
         error = ((found - exact) / scale)[cross]
