@@ -1,0 +1,63 @@
+"""What types cannot refuse: unknown keys, with the nearest valid one, and values out of range."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from hpcmpq.config.sections import Config
+from hpcmpq.errors import UserError
+from hpcmpq.formats import FORMATS
+
+
+def check_keys(values: Mapping[str, Any], kind: type, source: str, place: str) -> None:
+    """Raise `UserError` with the nearest valid key if a key is not one of the dataclass `kind`."""
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
+            raise UserError(
+                f"{source}: unknown key '{place}{key}'; did you mean '{place}{near[0]}'? "
+                f"valid keys: {', '.join(known)}"
+            )
+        if dataclasses.is_dataclass(known[key].type) and isinstance(value, Mapping):
+            check_keys(value, known[key].type, source, f"{place}{key}.")  # type: ignore[arg-type]
+
+
+def check_values(config: Config, source: str) -> None:
+    """Raise `UserError` at the first value that no type can refuse: wrong sign, unknown or doubled names."""
+    if (config.model.path is None) == (config.model.factory is None):
+        raise UserError(f"{source}: model needs exactly one of path and factory")
+    if not config.formats:
+        raise UserError(f"{source}: formats is empty; known: {', '.join(FORMATS)}")
+    for name in config.formats:
+        check_format(name, f"{source}: formats")
+    if len(set(config.formats)) != len(config.formats):
+        raise UserError(f"{source}: formats names a format twice: {', '.join(config.formats)}")
+    for name, value in {
+        "calibration.num_samples": config.calibration.num_samples,
+        "calibration.sequence_length": config.calibration.sequence_length,
+        "calibration.samples_per_pass": config.calibration.samples_per_pass,
+        "calibration.samples_per_unit": config.calibration.samples_per_unit,
+        "sensitivity.probes": config.sensitivity.probes,
+        "sensitivity.groups_per_unit": config.sensitivity.groups_per_unit,
+        "sensitivity.options_per_pass": config.sensitivity.options_per_pass,
+        "sensitivity.options_per_wave": config.sensitivity.options_per_wave,
+        "quantizer.group_size": config.quantizer.group_size,
+        "evaluation.num_samples": config.evaluation.num_samples,
+        "refine.max_evaluations": config.refine.max_evaluations,
+        "refine.link_points - 2": config.refine.link_points - 2,
+        "solver.time_limit_s": config.solver.time_limit_s,
+    }.items():
+        if value is not None and not value > 0:
+            raise UserError(f"{source}: {name} must be positive, got {value}")
+    if config.calibration.held_out < 0:
+        raise UserError(
+            f"{source}: calibration.held_out must not be negative, got {config.calibration.held_out}"
+        )
+
+
+def check_format(name: str, place: str) -> None:
+    """Raise `UserError` with the known formats if `name` is not one."""
+    if name not in FORMATS:
+        raise UserError(f"unknown format {name!r} in {place}; known: {', '.join(FORMATS)}")

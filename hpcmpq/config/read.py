@@ -1,0 +1,81 @@
+"""YAML to a validated `Config`, and back to plain values."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from hpcmpq.config.checks import check_keys, check_values
+from hpcmpq.config.sections import Config
+from hpcmpq.errors import UserError
+
+
+def read_config(path: Path) -> Config:
+    """The validated configuration in a YAML file; relative paths in it are relative to the file.
+
+    Raises:
+        UserError: If the file cannot be read, or a key or value is wrong.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the config {path}: {error.strerror}; check the path") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must be a YAML mapping with the keys model, calibration, ...")
+    return resolve_paths(parse_config(values, str(path)), Path(path).resolve().parent)
+
+
+def parse_config(values: dict[str, Any], source: str = "config") -> Config:
+    """A `Config` from plain values.
+
+    Raises:
+        UserError: With the place of the first wrong key or value in `source`.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    values = dict(values)
+    if isinstance(values.get("sensitivity"), str):
+        values["sensitivity"] = {"method": values["sensitivity"]}
+    check_keys(values, Config, source, "")
+    try:
+        config = TypeAdapter(Config).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{source}: {place}: {first['msg']}, got {_short(first.get('input'))}") from None
+    check_values(config, source)
+    return config
+
+
+def to_values(config: Config) -> dict[str, Any]:
+    """The configuration as plain JSON values, with every default filled in."""
+    return dataclasses.asdict(config)
+
+
+def resolve_paths(config: Config, directory: Path) -> Config:
+    """The same configuration with the paths of model and data made absolute, relative to `directory`."""
+
+    def absolute(text: str | None) -> str | None:
+        return text if text is None or is_factory(text) else str((directory / text).expanduser().resolve())
+
+    replace = dataclasses.replace
+    return replace(
+        config,
+        model=replace(config.model, path=absolute(config.model.path)),
+        calibration=replace(config.calibration, data=absolute(config.calibration.data) or ""),
+        evaluation=replace(config.evaluation, data=absolute(config.evaluation.data)),
+    )
+
+
+def is_factory(text: str) -> bool:
+    """Whether a data source names a function, ``package.module:function``, rather than a file."""
+    module, colon, function = text.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in module.split(".")) and function.isidentifier()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else text[:57] + "..."
