@@ -1,29 +1,14 @@
-"""The command line: one subcommand per stage; `run` chains them."""
+"""One command per stage; `run` chains them."""
 
-import logging
-import signal
-import sys
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from hpcmpq import __version__, console, options
+from hpcmpq import console, options
 from hpcmpq.attempts import read_processes
-from hpcmpq.errors import Infeasible, Interrupted, UserError, exit_status
+from hpcmpq.cli.app import app
 from hpcmpq.executors import Executor, open_executor
 from hpcmpq.plan import parse_part
 from hpcmpq.scaling import Site, measured_workload, predict
-from hpcmpq.status import read_status
 from hpcmpq.store import RunDir, pending, read_json, read_plan
-
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="Choose how many bits each part of a trained network gets, within a budget, with a proven bound.",
-    epilog="Start with: hpcmpq run configs/quickstart.yaml --run-dir runs/quickstart",
-)
 
 
 @app.command(epilog="Example: hpcmpq run configs/quickstart.yaml --run-dir runs/quickstart --workers 2")
@@ -115,36 +100,6 @@ def solve(
         console.solved(solve_run(RunDir(run_dir), budgets, settings))
 
 
-@app.command(epilog="Example: hpcmpq frontier runs/quickstart --cost weight_bits --from 2 --to 8 --step 0.05")
-def frontier(
-    run_dir: options.Run,
-    cost: Annotated[str, typer.Option("--cost", help="The cost that varies.")] = "weight_bits",
-    start: Annotated[float, typer.Option("--from", help="Smallest limit.")] = 2.0,
-    stop: Annotated[float, typer.Option("--to", help="Largest limit.")] = 8.0,
-    step: Annotated[float, typer.Option("--step", help="Distance of limits.")] = 0.05,
-    budget: options.Budgets = None,
-    solver: options.SolverName = None,
-    time_limit: Annotated[
-        float, typer.Option("--time-limit", metavar="SECONDS", help="Solver time of one point.")
-    ] = 2.0,
-) -> None:
-    """Solve over a range of limits on one cost; write RUN/frontier.json, every point with its bound."""
-    import numpy as np
-
-    from hpcmpq.frontier import frontier as frontier_run
-    from hpcmpq.solve import parse_budget, settings_of
-
-    if not (step > 0 and stop >= start):
-        raise UserError(
-            f"--from {start:g} --to {stop:g} --step {step:g} is not a range; use --from below --to"
-        )
-    limits = start + step * np.arange(int((stop - start) / step + 1e-9) + 1)
-    with console.stage(run_dir, "frontier"), console.counter("frontier", "points") as on_point:
-        settings = settings_of(read_plan(RunDir(run_dir)), name=solver, time_limit_s=time_limit)
-        others = dict(parse_budget(text) for text in budget or ())
-        frontier_run(RunDir(run_dir), cost, limits, others, settings, on_point)
-
-
 @app.command(epilog="Example: hpcmpq refine runs/quickstart")
 def refine(run_dir: options.Run) -> None:
     """Improve the solution by measured losses and fit the link from predicted to measured loss."""
@@ -182,39 +137,6 @@ def report(run_dir: options.Run) -> None:
         console.say(f"report in {write_report(RunDir(run_dir))}")
 
 
-@app.command(
-    epilog="Example: hpcmpq submit config.yaml --run-dir RUN --slurm partition=gpu --slurm ntasks=16"
-)
-def submit(
-    config: options.ConfigPath,
-    run_dir: options.RunOption,
-    executor: options.SubmitExecutor = "mpi",
-    slurm: options.SlurmSettings = None,
-    plan_on_cluster: options.PlanOnCluster = False,
-    dry_run: options.DryRun = False,
-) -> None:
-    """Plan, then submit a chain of Slurm jobs that does the rest; submit again to go on after a failure."""
-    from hpcmpq.config import read_config
-    from hpcmpq.submit import make_files, submit_files
-
-    held_out = read_config(config).calibration.held_out
-    files = make_files(RunDir(run_dir), config, executor, slurm or [], plan_on_cluster, refine=held_out > 0)
-    if dry_run:
-        for name, text in files.items():
-            typer.echo(f"# ---- {run_dir / 'slurm' / name}\n{text}")
-        return
-    if not plan_on_cluster:
-        plan(config, run_dir)
-    for name, number in submit_files(RunDir(run_dir), files).items():
-        typer.echo(f"{name} {number}")
-
-
-@app.command(epilog="Example: hpcmpq status runs/quickstart")
-def status(run_dir: options.Run) -> None:
-    """Show stages, work units, throughput, time left, failures and Slurm jobs of a run directory."""
-    console.status(read_status(RunDir(run_dir)))
-
-
 def _calibrate(
     run_dir: Path, pool: Executor, part: tuple[int, int] = (0, 1), at_most: int | None = None
 ) -> None:
@@ -222,41 +144,3 @@ def _calibrate(
 
     with console.stage(run_dir, "calibrate"), console.progress("calibrate", "unit") as on_outcome:
         calibrate_run(RunDir(run_dir), pool, on_outcome, part, at_most)
-
-
-def _interrupt(number: int, _frame: object) -> None:
-    raise Interrupted(signal.Signals(number).name)
-
-
-def _version(show: bool) -> None:
-    if show:
-        typer.echo(f"hpcmpq {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
-) -> None:
-    logging.basicConfig(
-        level=logging.ERROR if quiet else logging.INFO, format="%(message)s", stream=sys.stderr, force=True
-    )
-    for name in ("transformers", "httpx", "ray", "matplotlib", "torch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    console.set_quiet(quiet)
-
-
-def main() -> None:
-    """Entry point: exit status 0 done, 2 bad input, 3 infeasible, 75 interrupted and resumable."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, _interrupt)
-    try:
-        app()
-    except (UserError, Infeasible, Interrupted) as error:
-        print(f"hpcmpq: {error}", file=sys.stderr)
-        sys.exit(exit_status(error))
-
-
-if __name__ == "__main__":
-    main()

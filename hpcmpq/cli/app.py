@@ -1,0 +1,53 @@
+"""The command `hpcmpq` itself: its options, its signals, its exit status."""
+
+import logging
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from hpcmpq import __version__, console
+from hpcmpq.errors import Infeasible, Interrupted, UserError, exit_status
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Choose how many bits each part of a trained network gets, within a budget, with a proven bound.",
+    epilog="Start with: hpcmpq run configs/quickstart.yaml --run-dir runs/quickstart",
+)
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    raise Interrupted(signal.Signals(number).name)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"hpcmpq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.ERROR if quiet else logging.INFO, format="%(message)s", stream=sys.stderr, force=True
+    )
+    for name in ("transformers", "httpx", "ray", "matplotlib", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    console.set_quiet(quiet)
+
+
+def main() -> None:
+    """Entry point: exit status 0 done, 2 bad input, 3 infeasible, 75 interrupted and resumable."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, _interrupt)
+    try:
+        app()
+    except (UserError, Infeasible, Interrupted) as error:
+        print(f"hpcmpq: {error}", file=sys.stderr)
+        sys.exit(exit_status(error))
