@@ -131,7 +131,7 @@ class _Proof:
                 f"gap {gap:.3e}"
             )
             keep_P = np.diagonal(node.allowed_PP).copy()
-            if remaining < 0.85 * node.compact.num_options or self.small(node, keep_P):
+            if remaining < 0.93 * node.compact.num_options or self.small(node, keep_P):
                 smaller = shrink(node, keep_P)
                 if smaller is None:
                     return None

@@ -186,7 +186,9 @@ def shrink(node: Node, keep_P: np.ndarray) -> Node | Compact | None:
     new = child.relaxation.lift
     if new.num_budgets != old.num_budgets:
         return child
-    # v_old = B v_new: fixed options are d times the constant, the others themselves;
+    # v_old = B v_new: fixed options are d times the constant, slacks change their unit, the others are themselves.
+    slack_n = np.ones(new.size, dtype=child.projector.dtype)
+    slack_n[1 + new.padded :] = child.relaxation.unit_K / node.relaxation.unit_K
     from_old = np.concatenate([[0], 1 + old.column_P[free_P], np.arange(1 + old.padded, old.size)])
     to_new = np.concatenate([[0], 1 + new.column_P, np.arange(1 + new.padded, new.size)])
     z_NN: np.ndarray = np.zeros((new.size, new.size), dtype=child.projector.dtype)
@@ -198,8 +200,10 @@ def shrink(node: Node, keep_P: np.ndarray) -> Node | Compact | None:
         moved[:, 0] += column
         moved[0, 0] += weight @ node.state.z_NN[np.ix_(fixed, fixed)] @ weight
     z_NN[np.ix_(to_new, to_new)] = moved
+    z_NN *= slack_n[:, None] * slack_n
     y_NN = np.zeros_like(z_NN)
     y_NN[np.ix_(to_new, to_new)] = node.state.y_NN[np.ix_(from_old, from_old)]
+    y_NN /= slack_n[:, None] * slack_n
     child.state = Iterate(
         child.projector.project(y_NN), z_NN, node.state.penalty, steps=max(node.state.steps, 60)
     )

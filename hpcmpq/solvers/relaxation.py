@@ -27,6 +27,7 @@ class Relaxation:
         allowed_XX: Pairs that may be chosen together, on the diagonal existing options, bool [X, X].
         slack_limit_KX: Largest (scaled) slack beside every option, [K, X].
         slack_limit_K: Largest slack.
+        unit_K: The limits that the slacks are measured in, in the compact problem's units.
     """
 
     lift: Lift
@@ -34,6 +35,7 @@ class Relaxation:
     allowed_XX: np.ndarray
     slack_limit_KX: np.ndarray
     slack_limit_K: np.ndarray
+    unit_K: np.ndarray
 
 
 def make_relaxation(compact: Compact, scale_P: np.ndarray | None = None) -> Relaxation:
@@ -45,7 +47,8 @@ def make_relaxation(compact: Compact, scale_P: np.ndarray | None = None) -> Rela
     cost_KP, limit_K = separable_budgets(compact)
     used_K = limit_K > 1e-12
     cost_KP, limit_K = cost_KP[used_K], limit_K[used_K]
-    cost_KP, limit_K = cost_KP / limit_K[:, None], np.ones(len(limit_K))
+    unit_K = limit_K
+    cost_KP, limit_K = cost_KP / unit_K[:, None], np.ones(len(unit_K))
     lift = make_lift(compact, cost_KP, limit_K, np.ones(compact.num_options) if scale_P is None else scale_P)
     width, padded = lift.width, lift.padded
     objective_NN = np.zeros((lift.size, lift.size))
@@ -76,7 +79,12 @@ def make_relaxation(compact: Compact, scale_P: np.ndarray | None = None) -> Rela
     slack_limit_K = limit_K - least_KG.sum(axis=1)
     slack_limit_KX[:, lift.column_P] = slack_limit_K[:, None] - (cost_KP - least_KG[:, compact.group_P])
     return Relaxation(
-        lift, objective_NN, allowed_XX, np.maximum(slack_limit_KX, 0.0), np.maximum(slack_limit_K, 0.0)
+        lift,
+        objective_NN,
+        allowed_XX,
+        np.maximum(slack_limit_KX, 0.0),
+        np.maximum(slack_limit_K, 0.0),
+        unit_K,
     )
 
 
