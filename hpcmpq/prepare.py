@@ -16,8 +16,9 @@ from hpcmpq.cost_estimate import estimate_cost
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.calibration import Splits, load_splits
+from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.description import describe_model
-from hpcmpq.models.groups import find_groups, num_fixed_bytes
+from hpcmpq.models.groups import num_fixed_bytes
 from hpcmpq.models.load import load_model, pick_device, weights_fingerprint
 from hpcmpq.models.streaming import load_streamed, shapes_only, streamed_fingerprint
 from hpcmpq.plan import (
@@ -33,6 +34,7 @@ from hpcmpq.scaling import Site, Workload, best_samples_per_unit
 from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, find_method
 from hpcmpq.space import Group, SearchSpace
 from hpcmpq.store import RunDir, read_plan, write_json
+from hpcmpq.targets import find_target, narrowed
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         UserError: If the model, the data or a pattern is wrong.
     """
     find_method(config.sensitivity.method)
+    target = find_target(config.target) if config.target else None
     attention = "eager" if config.sensitivity.method in EAGER_ATTENTION else None
     if attention and config.model.path:
         log.info("%s differentiates twice: using eager attention", config.sensitivity.method)
@@ -64,11 +67,15 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     if model is None:
         model, block_bytes, (groups, fixed_bytes, weights) = _look_streamed(config, splits)
     else:
-        groups = find_groups(model, config.groups, splits.calibration[:1].inputs)
-        fixed_bytes = num_fixed_bytes(model, groups, _stored_dtype(config))
+        groups = deployable_groups(model, config.groups, splits.calibration[:1].inputs, target)
+        fixed_bytes = num_fixed_bytes(
+            model, groups, _stored_dtype(config), target.fixed_bytes if target else None
+        )
         weights = weights_fingerprint(model)
     names = tuple(sorted(config.formats, key=lambda name: (FORMATS[name].num_bits, name)))
-    space = SearchSpace(groups, (names,) * len(groups))
+    formats = (names,) * len(groups) if target is None else narrowed(target, groups, names, config.quantizer)
+    _say_narrowed(config, names, formats)
+    space = SearchSpace(groups, formats)
     facts = _facts(config, weights, splits, space)
     fingerprint = content_hash(facts)
     if run.plan_path.exists():
@@ -118,8 +125,12 @@ def _look_streamed(
     streamed = load_streamed(config.model)
     weights = streamed_fingerprint(streamed.model, streamed.weights)
     with shapes_only(config.model, splits.calibration[:1].inputs) as (model, inputs):
-        groups = find_groups(model, config.groups, inputs)
-        found = groups, num_fixed_bytes(model, groups, _stored_dtype(config)), weights
+        target = find_target(config.target) if config.target else None
+        groups = deployable_groups(model, config.groups, inputs, target)
+        num_bytes = num_fixed_bytes(
+            model, groups, _stored_dtype(config), target.fixed_bytes if target else None
+        )
+        found = groups, num_bytes, weights
     itemsize = getattr(torch, config.model.dtype).itemsize
     sizes = [itemsize * sum(p.numel() for p in block.parameters()) for block in streamed.blocks]
     outside = itemsize * sum(p.numel() for p in streamed.model.parameters()) - sum(sizes)
@@ -135,6 +146,8 @@ def _facts(config: Config, weights: str, splits: Splits, space: SearchSpace) -> 
     }
     kept["model"] = {"dtype": config.model.dtype}
     del kept["calibration"]["data"]
+    if config.target is not None:
+        kept["target"] = config.target
     return {
         **flatten(kept),
         "model.weights": weights,
@@ -142,6 +155,15 @@ def _facts(config: Config, weights: str, splits: Splits, space: SearchSpace) -> 
         "groups.found": content_hash([[m.parameter for m in g.members] for g in space.groups]),
         "numerics_version": NUMERICS_VERSION,
     }
+
+
+def _say_narrowed(config: Config, names: tuple[str, ...], formats: tuple[tuple[str, ...], ...]) -> None:
+    lost = [name for name in names if not any(name in kept for kept in formats)]
+    if lost:
+        log.info("target %s cannot hold %s: left out", config.target, ", ".join(lost))
+    partly = sum(len(kept) < len(names) - len(lost) for kept in formats)
+    if partly:
+        log.info("%d groups are no whole number of quantization groups wide and get fewer formats", partly)
 
 
 def _stored_dtype(config: Config) -> torch.dtype | None:

@@ -27,6 +27,7 @@ from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.robust import robust_value, solve_robust
 from hpcmpq.space import SearchSpace
 from hpcmpq.store import RunDir, read_plan, read_quadratic, write_json
+from hpcmpq.targets import find_target
 
 
 def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> dict[str, Any]:
@@ -114,10 +115,11 @@ def objective_value(
 def plan_costs(plan: Plan) -> dict[str, Cost]:
     """Every cost that a budget can name, by name."""
     space, quantizer = plan.space, Quantizer(**plan.config["quantizer"])
+    target = find_target(plan.config["target"]) if plan.config.get("target") else None
     costs = [
         weight_bits_cost(space),
         average_bits_cost(space, quantizer),
-        size_bytes_cost(space, quantizer, plan.fixed_bytes),
+        size_bytes_cost(space, quantizer, plan.fixed_bytes, target),
         bops_cost(space),
         macs_cost(space),
     ]

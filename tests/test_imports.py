@@ -20,7 +20,9 @@ LAYERS: list[tuple[str, ...]] = [
     # The types: numpy at most.
     ("errors",),
     ("formats", "whole_files"),
-    ("space", "config"),
+    ("space",),
+    ("targets",),
+    ("config",),
     ("plan", "quadratic", "problem"),
     ("costs",),
     # The solve path: numpy, h5py and ortools. It runs on a laptop without torch.

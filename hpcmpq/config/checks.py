@@ -8,6 +8,7 @@ from typing import Any
 from hpcmpq.config.sections import Config
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
+from hpcmpq.targets import check_quantizer, find_target
 
 
 def check_keys(values: Mapping[str, Any], kind: type, source: str, place: str) -> None:
@@ -28,6 +29,10 @@ def check_values(config: Config, source: str) -> None:
     """Raise `UserError` at the first value that no type can refuse: wrong sign, unknown or doubled names."""
     if (config.model.path is None) == (config.model.factory is None):
         raise UserError(f"{source}: model needs exactly one of path and factory")
+    if config.target is not None:
+        check_quantizer(find_target(config.target), config.quantizer)
+        if config.model.path is None:
+            raise UserError(f"{source}: target {config.target} needs a Hugging Face directory in model.path")
     if not config.formats:
         raise UserError(f"{source}: formats is empty; known: {', '.join(FORMATS)}")
     for name in config.formats:

@@ -150,7 +150,11 @@ class SensitivityConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One run, as read from its YAML file."""
+    """One run, as read from its YAML file.
+
+    `target` names the engine in `hpcmpq.targets.TARGETS` that is to run the result: formats that it cannot hold
+    are left out, layers that it fuses share a format, and ``size_bytes`` counts the bytes of its weight file.
+    """
 
     model: ModelConfig
     calibration: CalibrationConfig
@@ -163,3 +167,4 @@ class Config:
     solver: SolverConfig = field(default_factory=SolverConfig)
     refine: RefineConfig = RefineConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    target: str | None = None

@@ -5,6 +5,7 @@ import numpy as np
 from hpcmpq.formats import FORMATS, Quantizer, stored_bits
 from hpcmpq.problem import Cost
 from hpcmpq.space import SearchSpace
+from hpcmpq.targets import Target
 
 
 def weight_bits_cost(space: SearchSpace) -> Cost:
@@ -20,9 +21,19 @@ def average_bits_cost(space: SearchSpace, quantizer: Quantizer) -> Cost:
     return Cost("average_bits", "bits per weight", stored_bits_P(space, quantizer) / total)
 
 
-def size_bytes_cost(space: SearchSpace, quantizer: Quantizer, fixed_bytes: int) -> Cost:
-    """Bytes of the whole checkpoint: searched groups as stored, everything else as it is (`fixed_bytes`)."""
-    return Cost("size_bytes", "bytes", stored_bits_P(space, quantizer) / 8.0, constant=float(fixed_bytes))
+def size_bytes_cost(
+    space: SearchSpace, quantizer: Quantizer, fixed_bytes: int, target: Target | None = None
+) -> Cost:
+    """Bytes of the whole checkpoint: searched groups as stored, everything else as it is (`fixed_bytes`).
+
+    With a target, of its engine's weight file, with padding and directory.
+    """
+    bytes_P = stored_bits_P(space, quantizer) / 8.0
+    if target is not None:
+        members = [(space.groups[option.group].members, FORMATS[option.format]) for option in space.options]
+        sizes = [sum(target.member_bytes(m, format, quantizer) for m in found) for found, format in members]
+        bytes_P = np.array(sizes, dtype=np.float64)
+    return Cost("size_bytes", "bytes", bytes_P, constant=float(fixed_bytes))
 
 
 def stored_bits_P(space: SearchSpace, quantizer: Quantizer) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Weights seen as matrices, swapped in place, and counted in bytes."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,22 +56,29 @@ def _copy(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor])
         parameters[name].copy_(tensor)
 
 
-def num_fixed_bytes(model: nn.Module, groups: Sequence[Group], dtype: torch.dtype | None = None) -> int:
+def num_fixed_bytes(
+    model: nn.Module,
+    groups: Sequence[Group],
+    dtype: torch.dtype | None = None,
+    count: Callable[[str, Sequence[int], int], int] | None = None,
+) -> int:
     """Bytes of all parameters and buffers of a checkpoint that no group searches; shared tensors count once.
 
     Args:
         model: Any module.
         groups: Their members are left out.
         dtype: Count floating tensors as stored in this dtype; None takes the dtype they are loaded in.
+        count: Bytes of a tensor from its name, shape and bytes of one number; None takes its numbers alone.
     """
     state = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     searched = {_storage_key(state[member.parameter]) for group in groups for member in group.members}
-    fixed = {_storage_key(tensor): tensor for tensor in state.values()}
+    fixed = {_storage_key(tensor): (name, tensor) for name, tensor in state.items()}
     total = 0
-    for key, tensor in fixed.items():
+    for key, (name, tensor) in fixed.items():
         if key not in searched:
             stored = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-            total += tensor.numel() * stored.itemsize
+            itemsize = stored.itemsize
+            total += count(name, tensor.shape, itemsize) if count else tensor.numel() * itemsize
     return total
 
 

@@ -1,0 +1,77 @@
+"""The groups of a model that an engine is to run: layers that it can hold, fused as it fuses them."""
+
+import dataclasses
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from hpcmpq.config import GroupsConfig
+from hpcmpq.errors import UserError
+from hpcmpq.models.groups import find_groups
+from hpcmpq.space import Group
+from hpcmpq.targets import Target
+
+
+def deployable_groups(
+    model: nn.Module, config: GroupsConfig, sample_inputs: dict[str, Tensor], target: Target | None
+) -> tuple[Group, ...]:
+    """`find_groups` with the target's fused layers tied; without a target the same as `find_groups`.
+
+    Raises:
+        UserError: Also if a searched weight is not that of an `nn.Linear`, if a tie rule of the config splits
+            layers that the engine fuses, or if only some of them are searched.
+    """
+    groups = find_groups(model, config, sample_inputs)
+    if target is None:
+        return groups
+    searched = [member.parameter.removesuffix(".weight") for group in groups for member in group.members]
+    for name in searched:
+        if type(module := model.get_submodule(name)) is not nn.Linear:
+            raise UserError(
+                f"target {target.name} holds linear layers only, {name} is a {type(module).__name__}; add it to "
+                "groups.exclude"
+            )
+    _check_whole(model, searched, target)
+    rules = _missing_rules(searched, config.tie, target)
+    if not rules:
+        return groups
+    return find_groups(model, dataclasses.replace(config, tie=(*config.tie, *rules)), sample_inputs)
+
+
+def _check_whole(model: nn.Module, searched: Sequence[str], target: Target) -> None:
+    """Refuse to search some of the layers that an engine runs as one matrix, and not the others."""
+    there, known = set(searched), {name for name, _ in model.named_modules()}
+    for name in searched:
+        parent, _, last = name.rpartition(".")
+        for rule in target.fused:
+            siblings = [f"{parent}.{other}" if parent else other for other in rule] if last in rule else []
+            left_out = [sibling for sibling in siblings if sibling in known and sibling not in there]
+            if left_out:
+                raise UserError(
+                    f"target {target.name} runs {name} and {left_out[0]} as one matrix, and groups searches "
+                    "only the first; include or exclude both"
+                )
+
+
+def _missing_rules(
+    searched: Sequence[str], ties: Sequence[Sequence[str]], target: Target
+) -> list[tuple[str, ...]]:
+    lasts = {name.rpartition(".")[2] for name in searched}
+    rules = []
+    for fused in target.fused:
+        present = tuple(last for last in fused if last in lasts)
+        covering = [{last for last in present if _named(last, rule)} for rule in ties]
+        covering = [covered for covered in covering if covered]
+        if covering and covering != [set(present)]:
+            raise UserError(
+                f"groups.tie splits {', '.join(present)}, which target {target.name} runs as one matrix; put "
+                "them in one rule or remove it"
+            )
+        if len(present) > 1 and not covering:
+            rules.append(present)
+    return rules
+
+
+def _named(last: str, rule: Sequence[str]) -> bool:
+    return any(fnmatchcase(last, pattern) for pattern in rule)
