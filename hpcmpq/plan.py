@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpcmpq.errors import PlanMismatch, UserError
-from hpcmpq.space import Group, Member, SearchSpace
+from hpcmpq.space import Group, Member, Product, SearchSpace
 
 NUMERICS_VERSION = 1
 """Counts changes of the package that alter measured numbers."""
@@ -188,4 +188,5 @@ def sample_ranges(units: Iterable[WorkUnit]) -> list[tuple[int, int]]:
 
 def _group(values: dict[str, Any]) -> Group:
     members = tuple(Member(**member) for member in values["members"])
-    return Group(values["name"], members, values["block"])
+    products = tuple(Product(**product) for product in values.get("products", ()))
+    return Group(values["name"], members, values["block"], products)

@@ -36,18 +36,33 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A product of two activations inside attention, such as queries times keys.
+
+    Attributes:
+        module: Name of the module that multiplies, see `hpcmpq.models.products`.
+        macs: Multiply-accumulates of one sample's forward pass.
+    """
+
+    module: str
+    macs: int = 0
+
+
+@dataclass(frozen=True)
 class Group:
     """Tensors that must share one format.
 
     Attributes:
         name: Unique name: the module's, or the tie rule's.
-        members: The weights, in model order.
+        members: The weights, in model order; none where the group is a product of activations.
         block: Index of the repeated block it lives in, or None.
+        products: Products of activations, whose two factors a format rounds as it rounds a layer's inputs.
     """
 
     name: str
     members: tuple[Member, ...]
     block: int | None = None
+    products: tuple[Product, ...] = ()
 
     @property
     def numel(self) -> int:
@@ -57,7 +72,7 @@ class Group:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one sample's forward pass."""
-        return sum(member.macs for member in self.members)
+        return sum(member.macs for member in self.members) + sum(product.macs for product in self.products)
 
 
 @dataclass(frozen=True)

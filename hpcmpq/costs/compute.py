@@ -4,22 +4,33 @@ import numpy as np
 
 from hpcmpq.formats import FORMATS
 from hpcmpq.problem import Cost
-from hpcmpq.space import SearchSpace
-
-ACTIVATION_BITS = 16
-"""Bits of the activations that meet weight-only formats in a product."""
+from hpcmpq.space import Group, SearchSpace
 
 
 def bops_cost(space: SearchSpace) -> Cost:
-    """Bit operations: multiply-accumulates × weight bits × activation bits (HAWQ-V3, eq. 10)."""
+    """Bit operations: multiply-accumulates × weight bits × activation bits (HAWQ-V3, eq. 10).
+
+    Both factors of a product of activations count with the activation's bits; activations that a format leaves
+    alone count with 16.
+    """
     bops_P = [
-        float(space.groups[o.group].macs * FORMATS[o.format].num_bits * ACTIVATION_BITS)
-        for o in space.options
+        _weighted(space.groups[o.group], o.format, FORMATS[o.format].activation_bits) for o in space.options
     ]
     return Cost("bops", "bit operations per sample", np.array(bops_P))
 
 
 def macs_cost(space: SearchSpace) -> Cost:
-    """Multiply-accumulates weighted by width, in units of one 16-bit product: macs × bits / 16."""
-    macs_P = [float(space.groups[o.group].macs) * FORMATS[o.format].num_bits / 16 for o in space.options]
+    """Multiply-accumulates weighted by width, in units of one 16-bit product: macs × bits / 16.
+
+    The bits are the weight's, or the activation's in a product of activations.
+    """
+    macs_P = [_weighted(space.groups[o.group], o.format, 1) / 16 for o in space.options]
     return Cost("macs", "16-bit multiply-accumulates per sample", np.array(macs_P))
+
+
+def _weighted(group: Group, format_name: str, factor: int) -> float:
+    """Σ macs × bits of the first factor, times `factor`."""
+    chosen = FORMATS[format_name]
+    weights = sum(member.macs for member in group.members) * chosen.num_bits
+    products = sum(product.macs for product in group.products) * chosen.activation_bits
+    return float((weights + products) * factor)

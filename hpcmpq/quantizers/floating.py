@@ -1,4 +1,4 @@
-"""Floating-point formats: fp8 with one scale per output channel, and plain bfloat16. Casts saturate."""
+"""Floating-point formats: fp8 with one scale per output channel, plain bfloat16 and float32. Casts saturate."""
 
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ DTYPES: dict[str, torch.dtype] = {
     "fp8_e4m3": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
     "bf16": torch.bfloat16,
+    "fp32": torch.float32,
 }
 """The torch dtype of every float format's codes."""
 

@@ -1,0 +1,189 @@
+"""Products of two activations inside attention, queries · keys and attention weights · values, as modules.
+
+A transformers model is given an attention function that multiplies through two small modules below every attention
+module, `query_key` and `attention_value`. They hold no weights; what rounds or watches the inputs of layers does the
+same to the two factors of a product. Everything else in the function is transformers' eager attention.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpcmpq.errors import UserError
+from hpcmpq.models.outputs import forward
+from hpcmpq.space import Group, Product
+
+ATTENTION = "hpcmpq_products"
+"""Name of the attention function in transformers' tables."""
+
+NAMES = ("query_key", "attention_value")
+
+AGREEMENT = {torch.bfloat16: 0.1, torch.float16: 0.01}
+"""Largest relative difference between the model's outputs with its own attention and with ours; else 1e-4."""
+
+_called: ContextVar[list[nn.Module] | None] = ContextVar("called", default=None)
+
+
+class MatrixProduct(nn.Module):
+    """left [..., T, D] times right [..., D, S]."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """The product [..., T, S]."""
+        return left @ right
+
+
+def product_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, softcap: float | None = None, position_bias: Tensor | None = None, **_: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Attention [N, T, heads, D] of an attention module, by its formula; softmax in float32 at least."""
+    called = _called.get()
+    if called is not None:
+        called.append(module)
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    score = _multiply(module, NAMES[0], query, key.transpose(-1, -2))
+    score = score * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        score = torch.tanh(score / softcap) * softcap
+    if position_bias is not None:
+        score = score + position_bias
+    if attention_mask is not None:
+        score = score + attention_mask
+    weight = torch.softmax(score, -1, dtype=torch.promote_types(score.dtype, torch.float32)).to(query.dtype)
+    return _multiply(module, NAMES[1], weight, value).transpose(1, 2).contiguous(), weight
+
+
+def _multiply(module: nn.Module, name: str, left: Tensor, right: Tensor) -> Tensor:
+    product = module._modules.get(name)
+    return left @ right if product is None else product(left, right)
+
+
+def attach_products(model: nn.Module, groups: Sequence[Group]) -> None:
+    """Let a model multiply through the modules that `groups` name; nothing if they name none, or it does already.
+
+    Raises:
+        UserError: If the model is none of transformers'.
+    """
+    paths = [product.module for group in groups for product in group.products]
+    if not paths:
+        return
+    _use_our_attention(model)
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        _add(model.get_submodule(parent), name)
+
+
+@torch.no_grad()
+def with_products(
+    model: nn.Module, groups: tuple[Group, ...], sample_inputs: dict[str, Tensor]
+) -> tuple[Group, ...]:
+    """The groups and, before the first that runs after it, one group for every product inside attention.
+
+    Raises:
+        UserError: If the model's attention cannot be replaced, or computes something else than ours.
+    """
+    inputs = {name: value[:1].to(next(model.parameters()).device) for name, value in sample_inputs.items()}
+    own_NTV = forward(model, inputs)
+    _use_our_attention(model)
+    modules: list[nn.Module] = []
+    token = _called.set(modules)
+    try:
+        z_NTV = forward(model, inputs)
+    finally:
+        _called.reset(token)
+    _check_agreement(model, modules, own_NTV, z_NTV)
+    path_of = {module: path for path, module in model.named_modules()}
+    products = {}
+    for module in dict.fromkeys(modules):
+        for name in NAMES:
+            products[_add(module, name)] = f"{path_of[module]}.{name}"
+    order, macs = _watch(model, groups, products, inputs)
+    found = list(groups)
+    for path in products.values():
+        block = next((g.block for g in groups if g.name.startswith(path.rpartition(".")[0] + ".")), None)
+        later = [place for place, group in enumerate(found) if order.get(group.name, 0) > order[path]]
+        place = later[0] if later else len(found)
+        found.insert(place, Group(path, (), block, (Product(path, macs[path]),)))
+    return tuple(found)
+
+
+def _use_our_attention(model: nn.Module) -> None:
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+    set_attention = getattr(model, "set_attn_implementation", None)
+    if not callable(set_attention):
+        raise UserError(
+            "groups.attention_products needs a transformers model, whose attention can be replaced; "
+            f"{type(model).__name__} is none, leave it out"
+        )
+    AttentionInterface.register(ATTENTION, product_attention)
+    AttentionMaskInterface.register(ATTENTION, eager_mask)
+    set_attention(ATTENTION)
+
+
+def _check_agreement(model: nn.Module, modules: list[nn.Module], own_NTV: Tensor, z_NTV: Tensor) -> None:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    name = type(model).__name__
+    if not modules:
+        raise UserError(
+            f"the attention of {name} cannot be replaced, so its products cannot be searched; "
+            "leave out groups.attention_products"
+        )
+    if isinstance(z_NTV, FakeTensor):
+        return
+    limit = AGREEMENT.get(z_NTV.dtype, 1e-4) * float(own_NTV.abs().max())
+    if not float((z_NTV - own_NTV).abs().max()) <= limit:
+        raise UserError(
+            f"the attention of {name} is not plain softmax attention: its outputs change when its products are "
+            "taken apart; leave out groups.attention_products"
+        )
+
+
+def _add(module: nn.Module, name: str) -> nn.Module:
+    if not isinstance(module._modules.get(name), MatrixProduct):
+        module.add_module(name, MatrixProduct().eval())
+    return module.get_submodule(name)
+
+
+def _watch(
+    model: nn.Module, groups: tuple[Group, ...], products: dict[nn.Module, str], inputs: dict[str, Tensor]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """{group or product: when it first ran}, {product: multiply-accumulates} of one forward pass."""
+    order: dict[str, int] = {}
+    macs = dict.fromkeys(products.values(), 0)
+
+    def run(module: nn.Module, args: tuple[Tensor, ...], output: Tensor, name: str) -> None:
+        order.setdefault(name, len(order))
+        if name in macs:
+            macs[name] += output.numel() * args[0].shape[-1]
+
+    with _hooked(model, groups, products, run):
+        forward(model, inputs)
+    return order, macs
+
+
+@contextmanager
+def _hooked(
+    model: nn.Module, groups: tuple[Group, ...], products: dict[nn.Module, str], run: Any
+) -> Iterator[None]:
+    named = dict(products)
+    for group in groups:
+        for member in group.members:
+            named[model.get_submodule(member.parameter.rpartition(".")[0])] = group.name
+    handles = [
+        module.register_forward_hook(lambda m, args, output, name=name: run(m, args, output, name))
+        for module, name in named.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

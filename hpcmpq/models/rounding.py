@@ -1,0 +1,122 @@
+"""Layers and products whose inputs are rounded while a model runs.
+
+    with rounding({layer: Rounded(("int8",)), ...}):   # inside, these modules see rounded inputs
+        forward(model, inputs)
+
+Where one pass runs several options under `vmap`, `Rounded.index` says for each which of the formats is its own.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hpcmpq.errors import UserError
+from hpcmpq.formats import FORMATS
+from hpcmpq.models.products import MatrixProduct
+from hpcmpq.quantizers.activations import round_activations
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """What the inputs of a module are rounded to.
+
+    Attributes:
+        formats: Number formats of activations; None leaves the inputs alone.
+        index: Which of them, int64 [], batched under `vmap`; or None where there is only one.
+        maxima: The static range's end of each rounded input, or None for dynamic scales.
+    """
+
+    formats: tuple[str | None, ...]
+    index: Tensor | None = None
+    maxima: tuple[float, ...] | None = None
+
+
+def operand_axes(module: nn.Module) -> tuple[tuple[int, ...], ...]:
+    """For each input of a module that is rounded, the axes that its products sum over; none for embeddings."""
+    if isinstance(module, nn.Embedding):
+        return ()
+    if isinstance(module, MatrixProduct):
+        return (-1,), (-2,)
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return (tuple(range(1 - module.weight.ndim, 0)),)
+    return ((-1,),)
+
+
+def round_operands(
+    module: nn.Module, operands: Sequence[Tensor], format_name: str, maxima: tuple[float, ...] | None
+) -> tuple[Tensor, ...]:
+    """The rounded inputs of a module, see `operand_axes`."""
+    axes = operand_axes(module)
+    return tuple(
+        round_activations(x, FORMATS[format_name], along, None if maxima is None else maxima[place])
+        for place, (x, along) in enumerate(zip(operands, axes, strict=False))
+    )
+
+
+@contextmanager
+def rounding(places: Mapping[nn.Module, Rounded]) -> Iterator[None]:
+    """Inside, the inputs of these modules are rounded before they run."""
+    handles = []
+    try:
+        for module, rounded in places.items():
+            if operand_axes(module):
+                hook = lambda m, args, rounded=rounded: _round(m, args, rounded)  # noqa: E731
+                handles.append(module.register_forward_pre_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _round(module: nn.Module, args: tuple[Tensor, ...], rounded: Rounded) -> tuple[Tensor, ...]:
+    count = len(operand_axes(module))
+    if len(args) < count:
+        raise UserError(
+            f"a {type(module).__name__} is called with keywords only, so its inputs cannot be rounded; "
+            "exclude it or drop the formats that round activations"
+        )
+    outputs = args[:count]
+    for place, name in enumerate(rounded.formats):
+        if name is not None:
+            values = round_operands(module, args[:count], name, rounded.maxima)
+            if rounded.index is None:
+                outputs = values
+            else:
+                pairs = zip(values, outputs, strict=True)
+                outputs = tuple(torch.where(rounded.index == place, new, old) for new, old in pairs)
+    return (*outputs, *args[count:])
+
+
+@torch.no_grad()
+def record_maxima(
+    modules: Mapping[str, nn.Module], forward_passes: Iterator[object]
+) -> dict[str, tuple[float, ...]]:
+    """{name: largest absolute value of each rounded input} of modules over some forward passes.
+
+    A maximum does not depend on the order or the batches of the samples.
+
+    Args:
+        modules: By name; embeddings are left out.
+        forward_passes: Each step runs the model once.
+    """
+    maxima: dict[str, list[float]] = {}
+
+    def watch(module: nn.Module, args: tuple[Tensor, ...], name: str) -> None:
+        largest = [float(x.abs().max()) for x, _ in zip(args, operand_axes(module), strict=False)]
+        maxima[name] = [max(pair) for pair in zip(maxima.get(name, largest), largest, strict=True)]
+
+    handles = [
+        module.register_forward_pre_hook(lambda m, args, name=name: watch(m, args, name))
+        for name, module in modules.items()
+        if operand_axes(module)
+    ]
+    try:
+        for _ in forward_passes:
+            pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: tuple(values) for name, values in maxima.items()}
