@@ -37,7 +37,7 @@ LAYERS: list[tuple[str, ...]] = [
     # What touches models and tensors.
     ("quantizers", "objective", "probes", "features", "compensated"),
     ("models", "scores"),
-    ("variants",),
+    ("variants", "subgraphs"),
     ("measure", "wavefront"),
     ("response",),
     ("sensitivity", "cost_estimate"),
