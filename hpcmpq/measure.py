@@ -60,21 +60,21 @@ class Comparison:
     def measure(self, assignments: Sequence[Assignment]) -> list[Measured]:
         """Results of each assignment; an empty one is the original."""
         if self._keep_originals():
-            return [_join(self._passes(assignment)) for assignment in assignments]
+            return [join(self._passes(assignment)) for assignment in assignments]
         parts: list[list[Measured]] = [[] for _ in assignments]
         for batch in self._batches():
             z0_NTV = forward(self.variants.model, batch.inputs)
             for place, assignment in enumerate(assignments):
                 with self.variants.assigned(assignment):
                     z_NTV = forward(self.variants.model, batch.inputs)
-                parts[place].append(_compare(self.metrics, z_NTV, z0_NTV, batch))
-        return [_join(part) for part in parts]
+                parts[place].append(compare(self.metrics, z_NTV, z0_NTV, batch))
+        return [join(part) for part in parts]
 
     def _passes(self, assignment: Assignment) -> list[Measured]:
         """All passes of one assignment, whose weights are quantized once."""
         with self.variants.assigned(assignment):
             return [
-                _compare(self.metrics, forward(self.variants.model, batch.inputs), z0_NTV, batch)
+                compare(self.metrics, forward(self.variants.model, batch.inputs), z0_NTV, batch)
                 for batch, z0_NTV in zip(self._batches(), self._kept, strict=True)
             ]
 
@@ -92,7 +92,8 @@ class Comparison:
             yield self.samples[start : start + self.samples_per_pass]
 
 
-def _compare(metrics: tuple[str, ...], z_NTV: Tensor, z0_NTV: Tensor, batch: Samples) -> Measured:
+def compare(metrics: tuple[str, ...], z_NTV: Tensor, z0_NTV: Tensor, batch: Samples) -> Measured:
+    """Values of one batch whose outputs are z, the original's being z0."""
     values = {n: OBJECTIVES[n].value(z_NTV, z0_NTV, batch.targets).double().cpu().numpy() for n in metrics}
     num_samples, num_tokens = z_NTV.shape[:2]
     if not batch.labelled or batch.targets is None:
@@ -104,7 +105,8 @@ def _compare(metrics: tuple[str, ...], z_NTV: Tensor, z0_NTV: Tensor, batch: Sam
     return Measured(values, correct_NT.sum(1).cpu().numpy(), labelled_NT.sum(1).cpu().numpy())
 
 
-def _join(parts: list[Measured]) -> Measured:
+def join(parts: list[Measured]) -> Measured:
+    """The values of consecutive batches as one."""
     return Measured(
         {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values},
         np.concatenate([part.correct_N for part in parts]),

@@ -36,3 +36,7 @@ TimeLimit = Annotated[
     typer.Option("--time-limit", metavar="SECONDS", help="Solver time, instead of the config's."),
 ]
 ExportFormat = Annotated[str, typer.Option("--format", help="What to write.")]
+EngineName = Annotated[
+    str | None,
+    typer.Option("--engine", help="What runs the models, instead of the config's: torch or deepspeed."),
+]

@@ -26,7 +26,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("plan", "quadratic", "problem"),
     ("costs",),
     # The solve path: numpy, h5py and ortools. It runs on a laptop without torch.
-    ("store", "solvers", "executors"),
+    ("store", "solvers", "executors", "world"),
     ("shrinkage", "constraints", "descent", "link"),
     ("solve",),
     ("frontier",),
@@ -37,6 +37,7 @@ LAYERS: list[tuple[str, ...]] = [
     # What touches models and tensors.
     ("quantizers", "objective", "probes", "features", "compensated"),
     ("models", "scores"),
+    ("activations",),
     ("variants", "subgraphs"),
     ("measure", "wavefront"),
     ("response",),
@@ -55,8 +56,9 @@ SOLVE_PATH = [name for names in LAYERS[: RANK["frontier"] + 1] for name in names
 # Library: the only parts of the package that may import it.
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "h5py": ("store",),
-    "mpi4py": ("executors.mpi_pool",),
+    "mpi4py": ("executors.mpi_pool", "world"),
     "ray": ("executors.ray_pool",),
+    "deepspeed": ("evaluate.deepspeed_engine",),
     "ortools": ("solvers",),
     "pydantic": ("config",),
     "yaml": ("config", "report"),

@@ -1,5 +1,6 @@
 """One command per stage; `run` chains them."""
 
+import logging
 from pathlib import Path
 
 from hpcmpq import console, options
@@ -9,6 +10,7 @@ from hpcmpq.executors import Executor, open_executor
 from hpcmpq.plan import parse_part
 from hpcmpq.scaling import Site, measured_workload, predict
 from hpcmpq.store import RunDir, pending, read_json, read_plan
+from hpcmpq.world import ALONE, World, find_world
 
 
 @app.command(epilog="Example: hpcmpq run configs/quickstart.yaml --run-dir runs/quickstart --workers 2")
@@ -31,7 +33,7 @@ def run(
         else:
             console.say("refine skipped: calibration.held_out is 0")
         export(run_dir)
-        evaluate(run_dir)
+        _evaluate(run_dir, None, ALONE)
         report(run_dir)
         console.summary(RunDir(run_dir))
 
@@ -119,13 +121,14 @@ def export(run_dir: options.Run, format: options.ExportFormat = "fake_quantized"
         console.say(export_run(RunDir(run_dir), format))
 
 
-@app.command(epilog="Example: hpcmpq evaluate runs/quickstart")
-def evaluate(run_dir: options.Run) -> None:
-    """Measure original, quantized and uniform models on held-out samples; write RUN/evaluation.json."""
-    from hpcmpq.evaluate import evaluate as evaluate_run
+@app.command(epilog="Example: srun --ntasks=4 hpcmpq evaluate runs/quickstart --engine deepspeed")
+def evaluate(run_dir: options.Run, engine: options.EngineName = None) -> None:
+    """Measure original, quantized and uniform models on held-out samples; write RUN/evaluation.json.
 
-    with console.stage(run_dir, "evaluate"):
-        console.evaluated(evaluate_run(RunDir(run_dir)))
+    Under the deepspeed launcher, mpiexec or srun all ranks share the work; interrupt at any point, the same
+    command goes on.
+    """
+    _evaluate(run_dir, engine, find_world())
 
 
 @app.command(epilog="Example: hpcmpq report runs/quickstart")
@@ -144,3 +147,15 @@ def _calibrate(
 
     with console.stage(run_dir, "calibrate"), console.progress("calibrate", "unit") as on_outcome:
         calibrate_run(RunDir(run_dir), pool, on_outcome, part, at_most)
+
+
+def _evaluate(run_dir: Path, engine: str | None, world: World) -> None:
+    from hpcmpq.evaluate import evaluate as evaluate_run
+
+    if world.rank > 0:
+        logging.getLogger().setLevel(logging.ERROR)  # rank 0 says it
+        evaluate_run(RunDir(run_dir), engine, world)
+        return
+    with console.stage(run_dir, "evaluate"), console.counter("evaluate", "chunks") as on_progress:
+        values = evaluate_run(RunDir(run_dir), engine, world, on_progress)
+    console.evaluated(values)

@@ -53,6 +53,19 @@ class Weights:
         # A copy: the file's own pages would stay in memory as long as the tensor.
         return tensor.to(device=self.device, dtype=dtype, copy=True)
 
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """A range of the first axis of a parameter; nothing else of it is read. A scalar has one row."""
+        from safetensors import safe_open
+
+        stored = self.aliases[name]
+        with safe_open(self.directory / self.files[stored], "pt") as file:
+            stored_rows = file.get_slice(stored)
+            if not stored_rows.get_shape():
+                return self.read(name).reshape(1)
+            tensor = stored_rows[start:stop]
+        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(device=self.device, dtype=dtype, copy=True)
+
 
 @dataclass
 class Streamed:
@@ -97,7 +110,7 @@ def load_streamed(config: ModelConfig) -> Streamed:
     dtype, device = getattr(torch, config.dtype), pick_device(config.device)
     model = skeleton(config)
     blocks = _blocks(model)
-    weights = _find_weights(model, Path(str(config.path)), dtype, device)
+    weights = find_weights(model, Path(str(config.path)), dtype, device)
     inside = {id(p) for block in blocks for p in block.parameters()}
     outside = {id(p) for p in _outside(model, blocks)}
     owners: list[list[tuple[nn.Module, str, str]]] = [[] for _ in blocks]
@@ -210,7 +223,12 @@ def _outside(model: nn.Module, blocks: tuple[nn.Module, ...]) -> Iterator[nn.Par
             yield from (p for p in module._parameters.values() if p is not None)
 
 
-def _find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: torch.device) -> Weights:
+def find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: torch.device) -> Weights:
+    """Where a directory's safetensors hold the parameters and buffers of its model.
+
+    Raises:
+        UserError: If a parameter is in none of them under a name that the model gives it.
+    """
     files = _files(directory)
     prefix = getattr(model, "base_model_prefix", "") + "."
     names: dict[int, list[str]] = {}

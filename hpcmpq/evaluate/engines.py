@@ -1,0 +1,68 @@
+"""What runs the models: one process, or DeepSpeed with the model sharded over ranks.
+
+To add an engine: a file with a function `open_engine(run, plan, config, world)`, a context manager that yields an
+`Engine`, and its line in `ENGINES`. `tests/evaluate` compares every engine with ``torch``.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from hpcmpq.config import Config
+from hpcmpq.errors import UserError
+from hpcmpq.plan import Plan
+from hpcmpq.store import RunDir
+from hpcmpq.world import World
+
+ENGINES = {
+    "torch": "hpcmpq.evaluate.torch_engine:open_engine",
+    "deepspeed": "hpcmpq.evaluate.deepspeed_engine:open_engine",
+}
+
+
+class Engine(Protocol):
+    """A model whose weights can be changed, on one or more ranks that all call every method together.
+
+    Attributes:
+        rank: This process.
+        size: All of them.
+    """
+
+    rank: int
+    size: int
+
+    def assigned(self, assignment: Mapping[str, str]) -> AbstractContextManager[None]:
+        """Inside, the model with {group name: format name} applied; an empty one is the original."""
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The outputs z [N, T, V] of this rank's inputs, which are on the CPU."""
+
+    def share(self, numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """The numbers of every rank, in order."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every rank gave, in order."""
+
+    def stop_signal(self) -> int:
+        """Number of the signal that told this rank to stop, or 0."""
+
+    def facts(self) -> dict[str, Any]:
+        """What to report about the engine: bytes of the model, the most that each rank held, ..."""
+
+
+Opener = Callable[[RunDir, Plan, Config, World], AbstractContextManager[Engine]]
+
+
+def find_engine(name: str) -> Opener:
+    """The function that opens an engine.
+
+    Raises:
+        UserError: If there is no such engine; the message names those there are.
+    """
+    if name not in ENGINES:
+        raise UserError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
+    module, _, attribute = ENGINES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]

@@ -1,0 +1,118 @@
+"""What is measured: items whose inputs are run in batches and whose outputs become values per item.
+
+The data that the config names are one part, every task is another. Chunks of a part depend on the part alone, so
+results of interrupted runs fit together whatever the number of ranks.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from hpcmpq.measure import compare, join
+from hpcmpq.models.samples import Samples
+from hpcmpq.plan import content_hash
+
+MOST_CHUNKS = 128
+"""Chunks of a part: enough to share out, few enough for a parallel file system."""
+
+Inputs = dict[str, Tensor]
+
+
+class Part(Protocol):
+    """Something to measure with every model."""
+
+    @property
+    def name(self) -> str:
+        """Unique in a run; ``data`` is the config's data."""
+
+    @property
+    def needs_original(self) -> bool:
+        """Whether the original's outputs are compared with."""
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+
+    @property
+    def items_per_chunk(self) -> int:
+        """Items measured and stored together."""
+
+    def content(self) -> str:
+        """A hash of all that its values depend on, model aside."""
+
+    def inputs(self, start: int, stop: int) -> list[Inputs]:
+        """Batches of inputs, on the CPU, of the items from `start` to `stop`."""
+
+    def values(
+        self, start: int, stop: int, outputs: Iterator[Tensor], originals: Sequence[Tensor]
+    ) -> dict[str, np.ndarray]:
+        """{metric: [items]} from the outputs z [n, T, V] of each batch, and the original's if they are needed."""
+
+
+@dataclass(frozen=True)
+class DataPart:
+    """Losses on the config's evaluation samples.
+
+    Attributes:
+        samples: On the CPU.
+        metrics: See `hpcmpq.measure.metric_names`.
+        samples_per_pass: Samples of one batch.
+    """
+
+    samples: Samples
+    metrics: tuple[str, ...]
+    samples_per_pass: int
+    name: str = "data"
+    needs_original: bool = True
+
+    @property
+    def num_items(self) -> int:
+        """Samples."""
+        return len(self.samples)
+
+    @cached_property
+    def items_per_chunk(self) -> int:
+        """Whole batches."""
+        return chunk_size(len(self.samples), self.samples_per_pass)
+
+    def content(self) -> str:
+        """See `Part.content`."""
+        targets = None if self.samples.targets is None else self.samples.targets.tolist()
+        return content_hash(
+            [self.samples.content_hashes(), targets, list(self.metrics), self.samples_per_pass]
+        )
+
+    def inputs(self, start: int, stop: int) -> list[Inputs]:
+        """See `Part.inputs`."""
+        return [batch.inputs for batch in self._batches(start, stop)]
+
+    def values(
+        self, start: int, stop: int, outputs: Iterator[Tensor], originals: Sequence[Tensor]
+    ) -> dict[str, np.ndarray]:
+        """Means over a sample's positions of each metric; `correct` and `labels` count positions."""
+        measured = join(
+            [
+                compare(self.metrics, z_NTV, z0_NTV, batch.to(z_NTV.device))
+                for batch, z_NTV, z0_NTV in zip(self._batches(start, stop), outputs, originals, strict=True)
+            ]
+        )
+        return {**measured.values, "correct": measured.correct_N, "labels": measured.labels_N}
+
+    def _batches(self, start: int, stop: int) -> Iterator[Samples]:
+        for first in range(start, stop, self.samples_per_pass):
+            yield self.samples[first : min(first + self.samples_per_pass, stop)]
+
+
+def chunk_size(num_items: int, items_per_pass: int) -> int:
+    """Items of a chunk: whole passes, at most `MOST_CHUNKS` chunks.
+
+    Example:
+        >>> chunk_size(64, 4), chunk_size(1000, 4)
+        (4, 8)
+    """
+    passes = -(-num_items // (items_per_pass * MOST_CHUNKS))
+    return items_per_pass * max(1, passes)

@@ -1,0 +1,106 @@
+"""Values of finished chunks, RUN/evaluation/<content>/<part>.<model>.<start>-<stop>.npz, until all are done.
+
+The name existing is the only "done" mark; a file is written beside its name, fsynced and renamed. `<content>`
+hashes all that a value depends on, so that what an interrupted evaluation left of another solution is no use.
+In the end all values go into RUN/evaluation_samples.npz, `<part>/<model>/<metric>`, one value per item.
+"""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hpcmpq.errors import UserError
+from hpcmpq.store import RunDir
+from hpcmpq.whole_files import remove_abandoned, replacing
+
+Values = dict[str, np.ndarray]
+
+
+class Chunk(NamedTuple):
+    """Items [start, stop) of a part."""
+
+    part: str
+    start: int
+    stop: int
+
+
+class Unit(NamedTuple):
+    """A chunk measured with one model: what one file holds."""
+
+    model: str
+    chunk: Chunk
+
+
+@dataclass(frozen=True)
+class Results:
+    """The files of one evaluation."""
+
+    directory: Path
+
+    def has(self, unit: Unit) -> bool:
+        """Whether a unit is done."""
+        return self._path(unit).exists()
+
+    def write(self, unit: Unit, values: Mapping[str, np.ndarray]) -> None:
+        """Store a finished unit."""
+        _save(self._path(unit), values)
+
+    def read(self, unit: Unit) -> Values:
+        """The values of a finished unit.
+
+        Raises:
+            UserError: If the file is damaged.
+        """
+        path = self._path(unit)
+        try:
+            return read_arrays(path)
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            path.unlink(missing_ok=True)
+            raise UserError(
+                f"{path} was damaged ({error}) and is removed; run `hpcmpq evaluate` again to measure it anew"
+            ) from None
+
+    def _path(self, unit: Unit) -> Path:
+        chunk = unit.chunk
+        return self.directory / f"{chunk.part}.{unit.model}.{chunk.start}-{chunk.stop}.npz"
+
+
+def open_results(run: RunDir, content: str) -> Results:
+    """The results of the evaluation with this content, perhaps of an earlier process."""
+    directory = run.file("evaluation") / content[:16]
+    directory.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(directory)
+    return Results(directory)
+
+
+def finish(run: RunDir, values: Mapping[str, Mapping[str, Values]], content: str) -> None:
+    """Write {part: {model: {metric: [N]}}} as one file and remove the chunks of this and older evaluations."""
+    arrays = {
+        f"{part}/{model}/{metric}": array
+        for part, models in values.items()
+        for model, metrics in models.items()
+        for metric, array in metrics.items()
+    }
+    _save(run.file("evaluation_samples.npz"), {**arrays, "content": np.array(content)})
+    shutil.rmtree(run.file("evaluation"), ignore_errors=True)
+
+
+def read_arrays(path: Path) -> Values:
+    """All arrays of an npz file, whose checksums are verified."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def joined(parts: Iterable[Values]) -> Values:
+    """Values of consecutive chunks as one."""
+    parts = list(parts)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with replacing(path) as attempt, attempt.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]

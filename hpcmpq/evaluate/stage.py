@@ -1,0 +1,151 @@
+"""The stage itself: what to measure with which models, and where the results go."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hpcmpq.config import Config, parse_config
+from hpcmpq.errors import UserError
+from hpcmpq.evaluate.engines import find_engine
+from hpcmpq.evaluate.parts import DataPart, Part
+from hpcmpq.evaluate.results import Unit, Values, finish, joined, open_results
+from hpcmpq.evaluate.rounds import chunks_of, measure
+from hpcmpq.evaluate.summary import summarise
+from hpcmpq.measure import metric_names
+from hpcmpq.models.calibration import load_splits
+from hpcmpq.plan import Plan, content_hash
+from hpcmpq.store import RunDir, read_json, read_plan, write_json
+from hpcmpq.world import ALONE, World
+
+log = logging.getLogger(__name__)
+
+MODELS = ("original", "quantized", "uniform")
+
+REPORT_EVERY_S = 60.0
+"""Time between lines of progress in a log."""
+
+
+def evaluate(
+    run: RunDir,
+    engine: str | None = None,
+    world: World = ALONE,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Measure the solved assignment beside the original and a uniform one; write `evaluation.json`.
+
+    An interrupted evaluation leaves its finished chunks in RUN/evaluation, and the same command goes on, with any
+    number of ranks.
+
+    Args:
+        run: A solved run directory.
+        engine: A name in `hpcmpq.evaluate.engines.ENGINES`, or None for the config's.
+        world: This process among those that share the work; all call this together, rank 0 writes.
+        on_progress: Called with the number of chunks done, over all models, and of all.
+
+    Returns:
+        The values written, on all ranks: `loss` (task loss where there are labels, else the objective), `kl` or
+        `mse`, and `perplexity` (sequences) or `accuracy` (one label a sample), each for original, quantized and
+        uniform, with intervals, paired differences, and `tasks`.
+
+    Raises:
+        UserError: If nothing is solved yet, or no sample is left to evaluate on.
+        Interrupted: By a signal; finished chunks are stored.
+    """
+    plan = read_plan(run)
+    config = parse_config(plan.config, "plan.json")
+    solution = read_json(run.solution_path, f"hpcmpq solve {run.path}")
+    uniform_format = baseline_format(solution)
+    assignments: tuple[dict[str, str], ...] = (
+        {},
+        solution["assignment"],
+        dict.fromkeys(solution["assignment"], uniform_format),
+    )
+    models = dict(zip(MODELS, assignments, strict=True))
+    parts = make_parts(plan, config)
+    engine = engine or config.evaluation.engine
+    content = content_hash([plan.fingerprint, engine, models, [part.content() for part in parts]])
+    start = time.monotonic()
+    with find_engine(engine)(run, plan, config, world) as opened:
+        results = open_results(run, content)
+        measured = measure(opened, parts, models, results, _logged(on_progress))
+        facts = opened.facts()
+    seconds = time.monotonic() - start
+    arrays = by_part(parts, measured)
+    values = {
+        "format_version": 1,
+        **summarise(arrays, parts),
+        "uniform_format": uniform_format,
+        "uniform_costs": solution["uniform"][uniform_format]["costs"],
+        "num_samples": parts[0].num_items,
+        "objective": config.objective,
+        "engine": engine,
+        "world_size": world.size,
+        "seconds": seconds,
+        **facts,
+        "assignment": solution["assignment"],
+        "fingerprint": plan.fingerprint,
+    }
+    if world.rank == 0:
+        write_json(run.evaluation_path, values)
+        solution["measured_loss"] = values[config.objective]["quantized"]
+        write_json(run.solution_path, solution)
+        finish(run, arrays, content)
+    return values
+
+
+def make_parts(plan: Plan, config: Config) -> list[Part]:
+    """The data first, then tasks.
+
+    Raises:
+        UserError: If no sample is left, or a task cannot be read.
+    """
+    samples = load_splits(config, plan.import_paths).evaluation
+    if not len(samples):
+        raise UserError(
+            "no evaluation sample is left: lower calibration.num_samples or held_out, or set evaluation.data"
+        )
+    metrics = metric_names(config.objective, samples.labelled)
+    return [DataPart(samples, metrics, config.calibration.samples_per_pass)]
+
+
+def by_part(parts: list[Part], measured: Mapping[Unit, Values]) -> dict[str, dict[str, Values]]:
+    """{part: {model: {metric: value per item}}} from the values of chunks."""
+    return {
+        part.name: {
+            model: joined(measured[Unit(model, chunk)] for chunk in chunks_of(part)) for model in MODELS
+        }
+        for part in parts
+    }
+
+
+def baseline_format(solution: Mapping[str, Any]) -> str:
+    """The smallest uniform format at least as large as the solution, or the largest there is.
+
+    Size is the solution's first budgeted cost, or its payload bits.
+    """
+    cost = next(iter(solution["budgets"]), "weight_bits")
+    reached = solution["costs"][cost]
+    sizes = {name: uniform["costs"][cost] for name, uniform in solution["uniform"].items()}
+    if not sizes:
+        raise UserError("the groups share no format, so there is no uniform assignment to compare with")
+    at_least = [name for name, size in sizes.items() if size >= reached * (1 - 1e-9)]
+    return min(at_least, key=sizes.__getitem__) if at_least else max(sizes, key=sizes.__getitem__)
+
+
+def _logged(on_progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """The same, and a line in the log now and then, for jobs whose output nobody watches."""
+    start = last = time.monotonic()
+    first: int | None = None
+
+    def report(done: int, total: int) -> None:
+        nonlocal last, first
+        first = done if first is None else first
+        on_progress(done, total)
+        now = time.monotonic()
+        if now - last >= REPORT_EVERY_S and done > first:
+            last = now
+            left_s = (now - start) * (total - done) / (done - first)
+            log.info("%d of %d chunks, about %.0f s left", done, total, left_s)
+
+    return report
