@@ -80,9 +80,6 @@ def _compressed_bytes(member: Member, format: Format, quantizer: Quantizer) -> i
     words = packed_words(columns, format.num_bits)
     shapes = {"_packed": (rows, words), "_scale": (rows, num_scales), "_shape": (2,)}
     total = 4 * rows * words + rows * num_scales * SCALE_BITS // 8 + 16
-    if not quantizer.symmetric:
-        shapes["_zero_point"] = (packed_words(rows, format.num_bits), num_scales)
-        total += 4 * packed_words(rows, format.num_bits) * num_scales
     return total + sum(safetensors_entry_bytes(member.parameter + s, shape) for s, shape in shapes.items())
 
 
@@ -123,7 +120,7 @@ TARGETS: dict[str, Target] = {
         export="compressed_tensors",
         formats=(*_INTEGERS, "fp8_e4m3", "bf16"),
         group_sizes=(),
-        symmetric=False,
+        symmetric=True,
         fused=(),
         member_bytes=_compressed_bytes,
         fixed_bytes=_safetensors_bytes,

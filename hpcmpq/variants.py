@@ -8,11 +8,15 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from hpcmpq.config import parse_config
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.groups import as_matrix, from_matrix, swapped
-from hpcmpq.quantizers import fake_quantize
+from hpcmpq.models.load import load_model
+from hpcmpq.plan import Plan
+from hpcmpq.quantizers import encode, fake_quantize
 from hpcmpq.quantizers.ranges import Range, choose_range
-from hpcmpq.space import Group, SearchSpace
+from hpcmpq.space import Group, Member, SearchSpace
+from hpcmpq.store import RunDir
 
 KEPT_BYTES = 2**26
 """Rounded weights of all options together up to which they are kept."""
@@ -46,14 +50,26 @@ class Variants:
         for member in group.members:
             weight = self.model.get_parameter(member.parameter)
             matrix_MK = as_matrix(weight, member)
-            key = (member.parameter, format_name)
-            if weight_format.scaled and key not in self._ranges:
-                self._ranges[key] = choose_range(matrix_MK, weight_format, self.quantizer)
-            rounded_MK = fake_quantize(matrix_MK, weight_format, self.quantizer, self._ranges.get(key))
+            range = self._range(member, format_name, matrix_MK)
+            rounded_MK = fake_quantize(matrix_MK, weight_format, self.quantizer, range)
             tensors[member.parameter] = from_matrix(rounded_MK, member, weight)
         if self._keeps:
             self._kept[group.name, format_name] = dict(tensors)
         return tensors
+
+    @torch.no_grad()
+    def encoded(self, member: Member, format_name: str) -> tuple[Tensor, Range]:
+        """What a checkpoint stores of a weight: its codes [M, K] and what they mean."""
+        weight_format = FORMATS[format_name]
+        matrix_MK = as_matrix(self.model.get_parameter(member.parameter), member)
+        range = self._range(member, format_name, matrix_MK)
+        return encode(matrix_MK, range, weight_format, self.quantizer), range
+
+    def _range(self, member: Member, format_name: str, matrix_MK: Tensor) -> Range:
+        key = (member.parameter, format_name)
+        if key not in self._ranges:
+            self._ranges[key] = choose_range(matrix_MK, FORMATS[format_name], self.quantizer)
+        return self._ranges[key]
 
     @cached_property
     def _keeps(self) -> bool:
@@ -83,3 +99,10 @@ class Variants:
                 tensors.update(self.quantized(group, assignment[group.name]))
         with swapped(self.model, tensors):
             yield
+
+
+def open_variants(run: RunDir, plan: Plan) -> Variants:
+    """The options of a planned run, with its model loaded as the plan says."""
+    config = parse_config(plan.config, "plan.json")
+    model = load_model(config.model, import_paths=plan.import_paths)
+    return Variants(model, plan.space, config.quantizer)

@@ -1,35 +1,62 @@
 """Exports of the solved model, by name.
 
-To add one: write a module here with `export(run, plan, assignment, directory) -> str`, one line for people
-about what was written, and one line in `EXPORTERS`. A test must load the result with a real reader and compare
-outputs.
+To add one: write a module here with `export(plan, variants, assignment, directory) -> str`, which writes into
+`directory` (see `whole_directory`) and returns one line for people about what it wrote, and one line in
+`EXPORTERS`. It must refuse what its format cannot hold exactly. `tests/export` loads the result of every exporter
+with a real reader and compares outputs.
 """
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hpcmpq.errors import UserError
 from hpcmpq.plan import Plan
 from hpcmpq.store import RunDir, read_json, read_plan
 
+if TYPE_CHECKING:
+    from hpcmpq.variants import Variants
+
 EXPORTERS = {
     "fake_quantized": "hpcmpq.export.fake_quantized:export",
+    "compressed_tensors": "hpcmpq.export.compressed_tensors:export",
 }
 
-Exporter = Callable[[RunDir, Plan, Mapping[str, str], Path], str]
+WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data")
+"""Ends of the names of files that hold weights."""
+
+Exporter = Callable[[Plan, "Variants", Mapping[str, str], Path], str]
 
 
 def export(run: RunDir, name: str) -> str:
     """Write the solved model in the format called `name` and return a line about it.
 
+    `fake_quantized` goes to RUN/checkpoint, every other format to RUN/exports/NAME. Where the plan's target is of
+    this format, the line compares the bytes of the weight files with `size_bytes` of the solution.
+
     Raises:
-        UserError: If the format is unknown or nothing is solved yet.
+        UserError: If the format is unknown, cannot hold the solution, or nothing is solved yet.
     """
+    from hpcmpq.variants import open_variants
+
     if name not in EXPORTERS:
         raise UserError(f"unknown export format {name!r}; known: {', '.join(EXPORTERS)}")
     plan = read_plan(run)
     solution = read_json(run.solution_path, f"hpcmpq solve {run.path}")
+    directory = run.checkpoint_path if name == "fake_quantized" else run.path / "exports" / name
     module, attribute = EXPORTERS[name].split(":")
     exporter: Exporter = getattr(import_module(module), attribute)
-    return exporter(run, plan, solution["assignment"], run.checkpoint_path)
+    line = exporter(plan, open_variants(run, plan), solution["assignment"], directory)
+    if name == "fake_quantized":
+        return line
+    num_bytes = weight_bytes(directory)
+    predicted = solution["costs"]["size_bytes"]
+    return f"{line}: {num_bytes:,} bytes of weights, size_bytes says {predicted:,.0f} " + (
+        f"({num_bytes / predicted - 1:+.2%})" if num_bytes else "(no weights written)"
+    )
+
+
+def weight_bytes(directory: Path) -> int:
+    """Bytes of the files of an export that hold weights."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.suffix in WEIGHTS)

@@ -1,0 +1,184 @@
+"""A Hugging Face checkpoint with per-layer `compressed-tensors` configuration: transformers and vLLM load it.
+
+Integer formats are stored `pack-quantized`: codes of b bits packed densely, 32 of them in b words, beside
+their scales. fp8 is `float-quantized` with inputs rounded per token while running. bf16 and whatever is not
+searched is stored as it is. Layout: compressed-tensors 0.18 and later (before, only 4 and 8 bits are dense).
+Zero points are refused: transformers 5.23 builds modules for unpacked ones and then rejects packed ones.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hpcmpq.errors import UserError
+from hpcmpq.export.whole_directory import copy_small_files, replacing_directory
+from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.models.description import read_model_json
+from hpcmpq.models.load import quiet_transformers
+from hpcmpq.plan import Plan
+from hpcmpq.quantizers.integer import code_limits
+from hpcmpq.space import Member
+from hpcmpq.store import write_json
+from hpcmpq.targets import TARGETS, narrowed
+from hpcmpq.variants import Variants
+
+INDEX = "model.safetensors.index.json"
+
+
+def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> str:
+    """Write the checkpoint; every layer's decompressed weight is exactly the quantizer's.
+
+    Raises:
+        UserError: If the model is no Hugging Face directory, or a layer or its format cannot be held.
+    """
+    path = plan.config["model"]["path"]
+    if path is None:
+        raise UserError("compressed_tensors needs a Hugging Face directory in model.path")
+    chosen = {m: assignment[g.name] for g in plan.space.groups for m in g.members}
+    _check(plan, variants, assignment)
+    original = read_model_json(Path(path))
+    stored_dtype = getattr(torch, original.get("dtype") or original.get("torch_dtype") or "float32")
+    by_parameter = {member.parameter: (member, name) for member, name in chosen.items()}
+    with replacing_directory(directory) as attempt:
+        copy_small_files(path, attempt)
+        with quiet_transformers():
+            variants.model.save_pretrained(attempt)  # type: ignore[operator]
+        written: set[str] = set()
+        weight_map = {}
+        for file in sorted(attempt.glob("*.safetensors")):
+            tensors: dict[str, Tensor] = {}
+            for name, tensor in load_file(file).items():
+                if name in by_parameter:
+                    tensors.update(_stored(name, variants, *by_parameter[name]))
+                    written.add(name)
+                else:
+                    tensors[name] = tensor.to(stored_dtype) if tensor.is_floating_point() else tensor
+            save_file(tensors, file, metadata={"format": "pt"})
+            weight_map.update(dict.fromkeys(tensors, file.name))
+        if lost := sorted(set(by_parameter) - written):
+            raise UserError(
+                f"transformers saves {lost[0]} under another name, which compressed_tensors cannot follow; "
+                "exclude it or export fake_quantized"
+            )
+        if (attempt / INDEX).exists():
+            values = json.loads((attempt / INDEX).read_text())
+            write_json(attempt / INDEX, {**values, "weight_map": weight_map})
+        config = quantization_config(variants.model, chosen, variants.quantizer)
+        write_json(attempt / "config.json", {**original, "quantization_config": config})
+        write_json(attempt / "assignment.json", dict(assignment))
+    return f"compressed-tensors checkpoint in {directory}"
+
+
+def quantization_config(
+    model: nn.Module, chosen: Mapping[Member, str], quantizer: Quantizer
+) -> dict[str, Any]:
+    """The value of `quantization_config` in `config.json`: one group of layers for each format in use."""
+    layers: dict[str, list[str]] = {}
+    for member, name in chosen.items():
+        if FORMATS[name].scaled:
+            layers.setdefault(name, []).append(member.parameter.removesuffix(".weight"))
+    groups = {
+        f"group_{index}": {"targets": layers[name], **_scheme(name, quantizer)}
+        for index, name in enumerate(sorted(layers))
+    }
+    quantized = {layer for names in layers.values() for layer in names}
+    kinds = sorted({group["format"] for group in groups.values()})
+    return {
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "format": kinds[0] if len(kinds) == 1 else "mixed-precision" if kinds else "dense",
+        "config_groups": groups,
+        # vLLM asks for a scheme of every linear layer that is not listed here.
+        "ignore": [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and name not in quantized
+        ],
+    }
+
+
+def _scheme(name: str, quantizer: Quantizer) -> dict[str, Any]:
+    weight_format = FORMATS[name]
+    weights: dict[str, Any] = {"num_bits": weight_format.num_bits, "type": weight_format.type}
+    if weight_format.type == "float":
+        inputs = {**weights, "symmetric": True, "strategy": "token", "dynamic": True}
+        weights |= {"symmetric": True, "strategy": "channel", "dynamic": False}
+        return {"weights": weights, "input_activations": inputs, "format": "float-quantized"}
+    weights |= {"symmetric": True, "strategy": "channel", "dynamic": False}
+    if quantizer.group_size is not None:
+        weights |= {"strategy": "group", "group_size": quantizer.group_size}
+    return {"weights": weights, "format": "pack-quantized"}
+
+
+def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> None:
+    target = TARGETS["transformers"]
+    used = sorted(set(assignment.values()), key=lambda name: FORMATS[name].num_bits)
+    if wrong := [name for name in used if name not in target.formats]:
+        raise UserError(
+            f"compressed_tensors cannot hold {', '.join(wrong)}; set target: transformers or vllm in the "
+            f"config, which leaves {', '.join(target.formats)}"
+        )
+    if variants.quantizer.activations == "static" and any(FORMATS[n].activation_bits == 8 for n in used):
+        raise UserError("compressed_tensors holds dynamic ranges of activations only; plan with dynamic ones")
+    for group in plan.space.groups:
+        narrowed(target, [group], [assignment[group.name]], variants.quantizer)
+        for member in group.members:
+            module = variants.model.get_submodule(member.parameter.removesuffix(".weight"))
+            if type(module) is not nn.Linear and FORMATS[assignment[group.name]].scaled:
+                raise UserError(
+                    f"compressed_tensors holds linear layers only, {member.parameter} is of a "
+                    f"{type(module).__name__}; set target: transformers in the config to leave it out"
+                )
+
+
+def _stored(name: str, variants: Variants, member: Member, format_name: str) -> dict[str, Tensor]:
+    """The tensors that stand for a weight."""
+    weight_format = FORMATS[format_name]
+    codes_MK, range = variants.encoded(member, format_name)
+    if not weight_format.scaled:
+        shape = variants.model.get_parameter(member.parameter).shape
+        return {name: codes_MK.reshape(shape).contiguous()}
+    scale_MS = narrow_exactly(range.scale)
+    if weight_format.type == "float":
+        return {name: codes_MK.contiguous(), f"{name}_scale": scale_MS}
+    lowest, _ = code_limits(weight_format, variants.quantizer)
+    return {
+        f"{name}_packed": pack(codes_MK, weight_format.num_bits, lowest),
+        f"{name}_scale": scale_MS,
+        f"{name}_shape": torch.tensor(codes_MK.shape),
+    }
+
+
+def pack(codes_MK: Tensor, num_bits: int, lowest: int) -> Tensor:
+    """Codes as dense little-endian bit fields, int32 [M, ceil(K·b / 32)].
+
+    Args:
+        codes_MK: Integers from `lowest` to `lowest` + 2^b − 1.
+        num_bits: b.
+        lowest: The code stored as zero.
+
+    Example:
+        >>> pack(torch.tensor([[-8, 7, 0]]), 4, -8)
+        tensor([[2288]], dtype=torch.int32)
+    """
+    fields_MK = codes_MK.to(torch.int64) - lowest
+    num_rows, num_columns = fields_MK.shape
+    bits_MKB = fields_MK.unsqueeze(-1) >> torch.arange(num_bits) & 1
+    padding = -num_columns * num_bits % 32
+    bits_MWB = torch.nn.functional.pad(bits_MKB.flatten(1), (0, padding)).reshape(num_rows, -1, 32)
+    words_MW = (bits_MWB << torch.arange(32)).sum(-1)
+    return torch.where(words_MW >= 2**31, words_MW - 2**32, words_MW).to(torch.int32)
+
+
+def narrow_exactly(scale: Tensor) -> Tensor:
+    """Scales in the smallest of bfloat16, float16 and float32 that holds every one of them exactly."""
+    for dtype in (torch.bfloat16, torch.float16):
+        narrow = scale.to(dtype)
+        if torch.equal(narrow.to(scale.dtype), scale):
+            return narrow
+    return scale.to(torch.float32)

@@ -1,0 +1,59 @@
+"""Small planned and solved runs of random models, made by the package's own plan stage."""
+
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+
+from hpcmpq.config import parse_config
+from hpcmpq.models.load import quiet_transformers
+from hpcmpq.plan import Plan
+from hpcmpq.prepare import prepare
+from hpcmpq.solve import cost_values
+from hpcmpq.store import RunDir, write_json
+
+TEXT = "".join(f"{number} bottles of ink stand on shelf {number % 7}. " for number in range(400))
+
+
+def llama(**settings) -> nn.Module:
+    """A byte-level Llama of two blocks, 128 wide: 330,000 weights."""
+    size = {
+        "vocab_size": 256, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "bos_token_id": None, "eos_token_id": None,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**size, **settings}))
+
+
+def plan_run(
+    path: Path, model: nn.Module, dtype: torch.dtype = torch.bfloat16, **config
+) -> tuple[RunDir, Plan]:
+    """Save a model in `dtype` and plan a run of it; keyword arguments are keys of the config."""
+    with quiet_transformers():
+        model.to(dtype).save_pretrained(path / "model")
+    (path / "text.txt").write_text(TEXT)
+    values = {
+        "model": {"path": str(path / "model")},
+        "calibration": {
+            "data": str(path / "text.txt"),
+            "num_samples": 8,
+            "sequence_length": 32,
+            "held_out": 2,
+        },
+        **config,
+    }
+    run = RunDir(path / "run")
+    return run, prepare(parse_config(values), run, ())
+
+
+def solve_by_turns(run: RunDir, plan: Plan) -> dict[str, str]:
+    """Write a solution in which the groups take their formats by turns."""
+    assignment = {
+        group.name: names[place % len(names)]
+        for place, (group, names) in enumerate(zip(plan.space.groups, plan.space.formats, strict=True))
+    }
+    costs = cost_values(plan, plan.space.choice(assignment))
+    write_json(run.solution_path, {"assignment": assignment, "costs": costs})
+    return assignment

@@ -1,0 +1,26 @@
+"""What reads each export back: a directory to a model with logits, by a library that others deploy with."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hpcmpq.models.load import quiet_transformers
+
+Logits = Callable[[Tensor], Tensor]
+
+
+def transformers_model(directory: Path) -> Logits:
+    """transformers, with compressed-tensors where `config.json` asks for it."""
+    import transformers
+
+    with quiet_transformers():
+        model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    return lambda tokens_NT: model(tokens_NT).logits
+
+
+READERS: dict[str, Callable[[Path], Logits]] = {
+    "fake_quantized": transformers_model,
+    "compressed_tensors": transformers_model,
+}

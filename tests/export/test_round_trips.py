@@ -1,0 +1,87 @@
+"""Every export, loaded back by a real reader, gives the outputs of the fake-quantized model."""
+
+import json
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from hpcmpq.errors import UserError
+from hpcmpq.export import EXPORTERS, export, weight_bytes
+from hpcmpq.export.compressed_tensors import pack
+from hpcmpq.plan import Plan
+from hpcmpq.store import RunDir
+from hpcmpq.variants import open_variants
+from tests.export.planned import llama, plan_run, solve_by_turns
+from tests.export.readers import READERS
+
+INTEGERS = [f"int{bits}" for bits in range(2, 9)]
+CASES = {
+    "fake_quantized": {"formats": INTEGERS},
+    "compressed_tensors": {"target": "vllm", "formats": [*INTEGERS, "fp8_e4m3"]},
+    "compressed_tensors of channels": {"target": "transformers", "quantizer": {"group_size": None}},
+    "compressed_tensors of float32 weights": {"target": "vllm", "dtype": torch.float32},
+}
+
+
+def tokens() -> Tensor:
+    return torch.randint(256, (3, 24), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def fake_quantized_logits(run: RunDir, plan: Plan, assignment: Mapping[str, str]) -> Tensor:
+    variants = open_variants(run, plan)
+    with variants.assigned(assignment):
+        return variants.model(tokens()).logits
+
+
+def test_every_exporter_has_a_reader_and_a_case():
+    assert set(READERS) == set(EXPORTERS) == {name.split()[0] for name in CASES}
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_reader_gives_the_fake_quantized_models_outputs(tmp_path, case):
+    name = case.split()[0]
+    run, plan = plan_run(tmp_path, llama(), **CASES[case])
+    assignment = solve_by_turns(run, plan)
+    assert len(set(assignment.values())) > 2
+    line = export(run, name)
+    directory = run.checkpoint_path if name == "fake_quantized" else run.path / "exports" / name
+    read = READERS[name](directory)(tokens())
+    expected = fake_quantized_logits(run, plan, assignment)
+    print(f"{case}: largest difference {float((read - expected).abs().max()):.3g}")
+    assert expected.std() > 0.1
+    torch.testing.assert_close(read, expected, rtol=0, atol=2e-6)
+    if plan.config["target"] is not None:
+        predicted = json.loads(run.solution_path.read_text())["costs"]["size_bytes"]
+        print(line)
+        assert weight_bytes(directory) == pytest.approx(predicted, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "message"),
+    [
+        ("llama", {"formats": ["fp8_e5m2", "int4"]}, "compressed_tensors cannot hold fp8_e5m2; set target"),
+        ("llama", {"quantizer": {"symmetric": False}}, "holds symmetric codes only"),
+        ("llama", {"quantizer": {"group_size": 80}}, "q_proj.weight has 128 inputs, not a multiple"),
+        ("gpt2", {}, "holds linear layers only, transformer.h.0.attn.c_attn.weight is of a Conv1D"),
+    ],
+)
+def test_what_compressed_tensors_cannot_hold_is_refused(tmp_path, tiny_model, model, config, message):
+    made = llama() if model == "llama" else tiny_model(model)
+    run, plan = plan_run(tmp_path, made, **{"quantizer": {"group_size": 16}, **config})
+    solve_by_turns(run, plan)
+    with pytest.raises(UserError, match=message):
+        export(run, "compressed_tensors")
+    assert not list(run.path.glob("exports/*"))
+
+
+def test_packed_words_are_those_of_compressed_tensors():
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    for num_bits in range(1, 9):
+        low = -(2 ** (num_bits - 1))
+        codes_MK = torch.randint(low, -low, (5, 70), generator=torch.Generator().manual_seed(num_bits))
+        assert torch.equal(pack(codes_MK, num_bits, low), pack_to_int32(codes_MK.to(torch.int8), num_bits))
