@@ -26,7 +26,7 @@ from hpcmpq.probes import num_probes
 from hpcmpq.response import make_engine
 from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, Contribution, Subject, find_method
 from hpcmpq.store import RunDir, Shard, pending, read_plan, write_shard
-from hpcmpq.variants import Variants
+from hpcmpq.variants import open_variants
 from hpcmpq.whole_files import remove_abandoned
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
             source, attention="eager" if method in EAGER_ATTENTION else None, import_paths=plan.import_paths
         )
     )
-    variants = Variants(model, plan.space, config.quantizer)
+    variants = open_variants(run, plan, model)
     device = pick_device(source.device)
     samples = load_splits(config, plan.import_paths).calibration.to(device)
     with torch.no_grad():

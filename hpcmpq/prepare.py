@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hpcmpq.activations import measure_maxima, read_maxima, rounds_activations, write_maxima
 from hpcmpq.config import Config, to_values
 from hpcmpq.cost_estimate import estimate_cost
 from hpcmpq.errors import UserError
@@ -19,7 +20,8 @@ from hpcmpq.models.calibration import Splits, load_splits
 from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.groups import num_fixed_bytes
-from hpcmpq.models.load import load_model, pick_device, weights_fingerprint
+from hpcmpq.models.load import forward, load_model, pick_device, weights_fingerprint
+from hpcmpq.models.samples import Samples
 from hpcmpq.models.streaming import load_streamed, shapes_only, streamed_fingerprint
 from hpcmpq.plan import (
     NUMERICS_VERSION,
@@ -31,10 +33,11 @@ from hpcmpq.plan import (
     plan_to_json,
 )
 from hpcmpq.scaling import Site, Workload, best_samples_per_unit
-from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, find_method
+from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, WEIGHTS_ALONE, find_method
 from hpcmpq.space import Group, SearchSpace
 from hpcmpq.store import RunDir, read_plan, write_json
 from hpcmpq.targets import find_target, narrowed
+from hpcmpq.variants import Variants
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +79,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     formats = (names,) * len(groups) if target is None else narrowed(target, groups, names, config.quantizer)
     _say_narrowed(config, names, formats)
     space = SearchSpace(groups, formats)
+    _check_activations(config, model, space)
     facts = _facts(config, weights, splits, space)
     fingerprint = content_hash(facts)
     if run.plan_path.exists():
@@ -105,12 +109,49 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         fixed_bytes=fixed_bytes,
         environment=_environment(),
     )
+    if config.quantizer.activations == "static" and rounds_activations(space):
+        _keep_ranges(run, plan, config, model, splits.calibration)
     write_json(run.plan_path, plan_to_json(plan))
     if config.sensitivity.method in FORWARD_ONLY:
         batch = splits.calibration[: config.calibration.samples_per_pass].to(pick_device(config.model.device))
         cost = estimate_cost(model, config, space, plan.units, batch.inputs, block_bytes)
         write_json(run.file("cost.json"), dataclasses.asdict(cost))
     return plan
+
+
+def _check_activations(config: Config, model: nn.Module, space: SearchSpace) -> None:
+    """Refuse what a method cannot see and what cannot be rounded."""
+    if config.groups.attention_products and config.sensitivity.method in WEIGHTS_ALONE:
+        raise UserError(
+            f"sensitivity {config.sensitivity.method} looks at weights alone and cannot tell formats of attention "
+            "products apart; leave out groups.attention_products, or use secant or first_order"
+        )
+    if not rounds_activations(space):
+        return
+    if config.sensitivity.method in WEIGHTS_ALONE:
+        log.warning(
+            "%s looks at weights alone: rounded activations cost it nothing", config.sensitivity.method
+        )
+    for member in (m for group in space.groups for m in group.members):
+        module = model.get_submodule(member.parameter.rpartition(".")[0])
+        if member.macs == 0 and not isinstance(module, nn.Embedding):
+            raise UserError(
+                f"{member.parameter} is used without calling its layer, so the layer's inputs cannot be rounded; "
+                "exclude it, or use formats that round weights alone"
+            )
+
+
+def _keep_ranges(run: RunDir, plan: Plan, config: Config, model: nn.Module, samples: Samples) -> None:
+    """Measure static ranges once; a run that is planned again keeps its own."""
+    if read_maxima(run, plan.fingerprint) is not None:
+        return
+    activations = Variants(model, plan.space, config.quantizer).activations
+    size, device = config.calibration.samples_per_pass, pick_device(config.model.device)
+    passes = (
+        forward(model, samples[start : start + size].to(device).inputs)
+        for start in range(0, len(samples), size)
+    )
+    write_maxima(run, measure_maxima(activations, passes), plan.fingerprint)
 
 
 def _look_streamed(
@@ -146,6 +187,12 @@ def _facts(config: Config, weights: str, splits: Splits, space: SearchSpace) -> 
     }
     kept["model"] = {"dtype": config.model.dtype}
     del kept["calibration"]["data"]
+    if not config.groups.attention_products:
+        del kept["groups"]["attention_products"]
+    if rounds_activations(space):
+        kept["activations"] = {name: FORMATS[name].activation for name in config.formats}
+    else:
+        del kept["quantizer"]["activations"]
     if config.target is not None:
         kept["target"] = config.target
     return {

@@ -21,7 +21,7 @@ from hpcmpq.solve import assignment_values, make_problem, objective_value, setti
 from hpcmpq.solvers import make_solver
 from hpcmpq.space import SearchSpace
 from hpcmpq.store import RunDir, read_json, read_plan, read_quadratic, write_json
-from hpcmpq.variants import Variants
+from hpcmpq.variants import open_variants
 
 EVALUATIONS_PER_GROUP = 4
 """Default budget: the neighbours of two assignments."""
@@ -46,7 +46,7 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
     splits = load_splits(config, plan.import_paths)
     if not len(splits.held_out):
         raise UserError("refine needs held-out samples: set calibration.held_out above 0 and plan again")
-    variants = Variants(model, plan.space, config.quantizer)
+    variants = open_variants(run, plan, model)
     device = next(model.parameters()).device
 
     def losses_on(samples: Samples) -> Callable[[list[dict[str, str]]], list[np.ndarray]]:

@@ -66,7 +66,7 @@ class WholeModel:
 
     def _outputs(self, inputs: Inputs, options: Sequence[int]) -> Iterator[tuple[list[int], Tensor]]:
         for p in options:
-            with swapped(self.model, self._quantized(p)):
+            with swapped(self.model, self._quantized(p)), self._rounded(p):
                 z_NTV = forward(self.model, inputs)
             yield [p], z_NTV[None]
 
@@ -78,7 +78,7 @@ class WholeModel:
             deltas = {
                 n: tensors.pop(n) - self.model.get_parameter(n) for n in products.weights & tensors.keys()
             }
-            with swapped(self.model, tensors), products.replaying("model", deltas):
+            with swapped(self.model, tensors), products.replaying("model", deltas), self._rounded(p):
                 z_NTV = forward(self.model, inputs)
             yield [p], z_NTV[None]
 
@@ -86,6 +86,11 @@ class WholeModel:
         space = self.variants.space
         chosen = space.options[option]
         return self.variants.quantized(space.groups[chosen.group], chosen.format)
+
+    def _rounded(self, option: int) -> AbstractContextManager[None]:
+        chosen = self.variants.space.options[option]
+        name = self.variants.space.groups[chosen.group].name
+        return self.variants.activations.rounded({name: chosen.format})
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
     RUN/plan.json        resolved config, search space, work units, versions, fingerprint
     RUN/shards/<id>.h5   one file per finished work unit; the name existing is the only "done" mark
     RUN/attempts/*.jsonl when each calibrate process finished what, for `status`; nothing depends on it
-    RUN/quadratic.h5     the quadratic model
+    RUN/quadratic.h5     the quadratic model; RUN/activations.h5: static ranges of activations, if there are any
     RUN/solution.json  RUN/frontier.json  RUN/checkpoint/  RUN/evaluation.json  RUN/report.html
 
 Every file is written beside its final name, fsynced and renamed, so a reader never sees half a file, no lock
@@ -161,7 +161,7 @@ def write_shard(run: RunDir, shard: Shard) -> None:
         "num_samples": shard.num_samples,
         "num_batches": shard.num_batches,
     }
-    _write_h5(run.shard_path(shard.unit_id), shard.arrays, attributes)
+    write_h5(run.shard_path(shard.unit_id), shard.arrays, attributes)
 
 
 def read_shard(path: Path) -> Shard:
@@ -170,7 +170,7 @@ def read_shard(path: Path) -> Shard:
     Raises:
         CorruptShard: If it is truncated, altered or of another format version.
     """
-    arrays, attributes = _read_h5(path, "hpcmpq calibrate")
+    arrays, attributes = read_h5(path, "hpcmpq calibrate")
     return Shard(
         str(attributes["kind"]),
         str(attributes["unit_id"]),
@@ -217,7 +217,7 @@ def write_quadratic(path: Path, model: QuadraticModel, diagonal_P: np.ndarray, f
         "num_samples": model.num_samples,
         "fingerprint": fingerprint,
     }
-    _write_h5(path, arrays, attributes)
+    write_h5(path, arrays, attributes)
 
 
 def read_quadratic(path: Path) -> QuadraticModel:
@@ -229,7 +229,7 @@ def read_quadratic(path: Path) -> QuadraticModel:
     """
     if not path.exists():
         raise UserError(f"{path} is missing; run `hpcmpq reduce` first")
-    arrays, attributes = _read_h5(path, "hpcmpq reduce")
+    arrays, attributes = read_h5(path, "hpcmpq reduce")
     return QuadraticModel(
         option_group=tuple(arrays["options/group"].tolist()),
         option_format=tuple(arrays["options/format"].tolist()),
@@ -246,7 +246,8 @@ def read_quadratic(path: Path) -> QuadraticModel:
     )
 
 
-def _write_h5(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Scalar]) -> None:
+def write_h5(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Scalar]) -> None:
+    """Write arrays and scalar attributes atomically, with checksums; arrays of strings have dtype object."""
     with replacing(path) as attempt:
         attempt.write_bytes(_h5_image(arrays, {**attributes, "format_version": FORMAT_VERSION}))
 
@@ -271,7 +272,8 @@ def _h5_image(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Scalar]
         return file.id.get_file_image()
 
 
-def _read_h5(path: Path, made_by: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_h5(path: Path, made_by: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Verified contents of a file of `write_h5`; `CorruptShard` if it is damaged."""
     arrays: dict[str, np.ndarray] = {}
 
     def collect(name: str, item: h5py.Dataset | h5py.Group) -> None:

@@ -8,10 +8,12 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from hpcmpq.activations import Activations, read_maxima
 from hpcmpq.config import parse_config
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.groups import as_matrix, from_matrix, swapped
 from hpcmpq.models.load import load_model
+from hpcmpq.models.products import attach_products
 from hpcmpq.plan import Plan
 from hpcmpq.quantizers import encode, fake_quantize
 from hpcmpq.quantizers.ranges import Range, choose_range
@@ -24,17 +26,34 @@ KEPT_BYTES = 2**26
 
 @dataclass
 class Variants:
-    """The options of a search space as tensors.
+    """The options of a search space as tensors, and where they round activations (`activations`).
+
+    A model whose products are searched multiplies through modules of its own from here on.
 
     Only the ranges (one scale per `group_size` weights) are remembered between calls, because searching
     them costs far more than rounding with them; and the rounded weights where all of them together are small.
+
+    Attributes:
+        model: The original.
+        space: Groups and options.
+        quantizer: How weights and activations are rounded.
+        maxima: {module: largest inputs} for static ranges of activations, see `hpcmpq.activations`.
     """
 
     model: nn.Module
     space: SearchSpace
     quantizer: Quantizer
+    maxima: Mapping[str, tuple[float, ...]] | None = None
     _ranges: dict[tuple[str, str], Range] = field(default_factory=dict)
     _kept: dict[tuple[str, str], dict[str, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        attach_products(self.model, self.space.groups)
+
+    @cached_property
+    def activations(self) -> Activations:
+        """What the options do to activations."""
+        return Activations(self.model, self.space, self.quantizer, self.maxima)
 
     def originals(self, group: Group) -> dict[str, Tensor]:
         """{parameter: original weight} of a group."""
@@ -92,17 +111,18 @@ class Variants:
 
     @contextmanager
     def assigned(self, assignment: Mapping[str, str]) -> Iterator[None]:
-        """The model with {group name: format name} applied; the original weights return afterwards."""
+        """The model with {group name: format name} applied to weights and activations; the original returns after."""
         tensors: dict[str, Tensor] = {}
         for group in self.space.groups:
             if group.name in assignment:
                 tensors.update(self.quantized(group, assignment[group.name]))
-        with swapped(self.model, tensors):
+        with swapped(self.model, tensors), self.activations.rounded(assignment):
             yield
 
 
-def open_variants(run: RunDir, plan: Plan) -> Variants:
-    """The options of a planned run, with its model loaded as the plan says."""
+def open_variants(run: RunDir, plan: Plan, model: nn.Module | None = None) -> Variants:
+    """The options of a planned run, with its static ranges; its model is loaded as the plan says unless given."""
     config = parse_config(plan.config, "plan.json")
-    model = load_model(config.model, import_paths=plan.import_paths)
-    return Variants(model, plan.space, config.quantizer)
+    if model is None:
+        model = load_model(config.model, import_paths=plan.import_paths)
+    return Variants(model, plan.space, config.quantizer, read_maxima(run, plan.fingerprint))

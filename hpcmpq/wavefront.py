@@ -141,15 +141,15 @@ class Wavefront:
                 after.append((members, self._push(k, call, states)))
                 continue
             for place, p in enumerate(members):  # its group has weights in an earlier place too
-                changes = self._changes([p], k) if p in own else ({}, {})
-                after.append(([p], self._map("block", run, states[place : place + 1], *changes)))
+                changes = self._changes([p], k) if p in own else ({}, {}, {})
+                after.append(([p], self._map("block", run, states[place : place + 1], [p], *changes)))
             own = [p for p in own if p not in members]
         for _, same_group in groupby(own, self._group):
             ready = list(same_group)
             for i in range(0, len(ready), self.options_per_pass):
                 members = ready[i : i + self.options_per_pass]
                 shared = partial(run, hidden)
-                after.append((members, self._map("block", shared, None, *self._changes(members, k))))
+                after.append((members, self._map("block", shared, None, members, *self._changes(members, k))))
         return after
 
     def _push(self, k: int, call: Call, states: Tensor) -> Tensor:
@@ -204,14 +204,19 @@ class Wavefront:
         scope: str,
         run: Callable[..., Tensor],
         states: Tensor | None,
+        members: Sequence[int] = (),
         tensors: Tensors | None = None,
         deltas: Tensors | None = None,
+        index: Tensors | None = None,
     ) -> Tensor:
-        """run(state, tensors) of every option, or run(tensors) where all start from one state; stacked."""
-        stacks = (() if states is None else (states,), tensors or {}, deltas or {})
+        """run(state, tensors) of every option, or run(tensors) where all start from one state; stacked.
 
-        def one(own: tuple[Tensor, ...], tensors: Tensors, deltas: Tensors) -> Tensor:
-            with self._replaying(scope, deltas):
+        Where `index` numbers the `members`, each rounds the activations of their group in its own way.
+        """
+        stacks = (() if states is None else (states,), tensors or {}, deltas or {}, index or {})
+
+        def one(own: tuple[Tensor, ...], tensors: Tensors, deltas: Tensors, index: Tensors) -> Tensor:
+            with self._replaying(scope, deltas), self._rounding(members, index.get("option")):
                 return run(*own, tensors)
 
         if self.vectorised:
@@ -227,8 +232,10 @@ class Wavefront:
         count = len(tree_leaves(stacks)[0])
         return torch.stack([one(*tree_map(lambda stack, i=i: stack[i], stacks)) for i in range(count)])
 
-    def _changes(self, members: list[int], k: int) -> tuple[Tensors, Tensors]:
-        """Weights to replace, by block k's own names, and errors of low-precision products; stacked, [K, ...]."""
+    def _changes(self, members: list[int], k: int) -> tuple[Tensors, Tensors, Tensors]:
+        """Weights to replace, by block k's own names, errors of low-precision products, and the number of each
+        option where activations are rounded; stacked, [K, ...].
+        """
         names = self._names[self._group(members[0])][k + 1]
         tensors: dict[str, list[Tensor]] = {}
         deltas: dict[str, list[Tensor]] = {}
@@ -238,7 +245,11 @@ class Wavefront:
                     deltas.setdefault(name, []).append(tensor - self.variants.model.get_parameter(name))
                 elif name in names:
                     tensors.setdefault(names[name], []).append(tensor)
-        return _stacked(tensors), _stacked(deltas)
+        group = self._group(members[0])
+        rounds = self.variants.activations.rounds(group) or not (tensors or deltas)
+        device = next(iter(self.variants.model.parameters())).device
+        index = {"option": torch.arange(len(members), device=device)} if rounds else {}
+        return _stacked(tensors), _stacked(deltas), index
 
     @contextmanager
     def _assigned(self, scope: str, option: int) -> Iterator[None]:
@@ -250,7 +261,10 @@ class Wavefront:
         if self.products is not None:
             for name in self.products.weights & tensors.keys():
                 deltas[name] = tensors.pop(name) - self.variants.model.get_parameter(name)
-        with swapped(self.variants.model, tensors), self._replaying(scope, deltas):
+        space = self.variants.space
+        own = {space.groups[self._group(option)].name: space.options[option].format}
+        rounded = self.variants.activations.rounded(own)
+        with swapped(self.variants.model, tensors), self._replaying(scope, deltas), rounded:
             yield
 
     def _recording(self, scope: str) -> AbstractContextManager[None]:
@@ -258,6 +272,12 @@ class Wavefront:
 
     def _replaying(self, scope: str, deltas: Tensors) -> AbstractContextManager[None]:
         return nullcontext() if self.products is None else self.products.replaying(scope, deltas)
+
+    def _rounding(self, members: Sequence[int], index: Tensor | None) -> AbstractContextManager[None]:
+        if index is None:
+            return nullcontext()
+        formats = [self.variants.space.options[p].format for p in members]
+        return self.variants.activations.rounded_by_index(self._group(members[0]), formats, index)
 
     def _quantized(self, option: int) -> Tensors:
         chosen = self.variants.space.options[option]
@@ -274,11 +294,13 @@ class Wavefront:
 
 
 def _parameter_names(chain: Chain, variants: Variants) -> list[list[dict[str, str]]]:
-    """For every group its parameters in prologue and epilogue, in block 0, 1, ...: {model's name: block's own name}."""
+    """{model's name: block's own name} of every group's parameters and products, by place: outside, block 0, 1, ..."""
     places: dict[int, list[tuple[int, str]]] = {}
     for k, block in enumerate(chain.blocks):
         for own_name, parameter in block.named_parameters():
             places.setdefault(id(parameter), []).append((k + 1, own_name))
+        for own_name, module in block.named_modules():
+            places.setdefault(id(module), []).append((k + 1, own_name))
     names: list[list[dict[str, str]]] = []
     for group in variants.space.groups:
         names.append([{} for _ in range(len(chain.blocks) + 1)])
@@ -286,6 +308,10 @@ def _parameter_names(chain: Chain, variants: Variants) -> list[list[dict[str, st
             parameter = variants.model.get_parameter(member.parameter)
             for place, own_name in places.get(id(parameter), [(0, member.parameter)]):
                 names[-1][place][member.parameter] = own_name
+        for product in group.products:
+            module = variants.model.get_submodule(product.module)
+            for place, own_name in places.get(id(module), [(0, product.module)]):
+                names[-1][place][product.module] = own_name
     return names
 
 

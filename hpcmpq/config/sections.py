@@ -60,11 +60,14 @@ class GroupsConfig:
         exclude: Modules to leave alone.
         tie: Rules that fuse modules of the same parent into one group, each a list of wildcards on the
             last part of the name, such as ``[q_proj, k_proj, v_proj]``.
+        attention_products: Search the formats of the products inside attention too, queries · keys and attention
+            weights · values, as groups of their own.
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     tie: tuple[tuple[str, ...], ...] = ()
+    attention_products: bool = False
 
 
 @dataclass(frozen=True)

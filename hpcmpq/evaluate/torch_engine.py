@@ -13,7 +13,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.models.load import forward, load_model
 from hpcmpq.plan import Plan
 from hpcmpq.store import RunDir
-from hpcmpq.variants import Variants
+from hpcmpq.variants import Variants, open_variants
 from hpcmpq.world import World
 
 
@@ -68,4 +68,4 @@ def open_engine(run: RunDir, plan: Plan, config: Config, world: World) -> Iterat
             "start one, or use --engine deepspeed"
         )
     model = load_model(config.model, import_paths=plan.import_paths)
-    yield TorchEngine(Variants(model, plan.space, config.quantizer))
+    yield TorchEngine(open_variants(run, plan, model))

@@ -10,6 +10,7 @@ patterns everything searchable is searched but
   output is the model's output, or if it is called head, classifier, score, fc, output or the like.
 
 With `include` patterns exactly the searchable modules that match are searched. `exclude` always wins.
+`attention_products` adds groups without weights, see `hpcmpq.models.products`.
 """
 
 import logging
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from hpcmpq.config import GroupsConfig
 from hpcmpq.errors import UserError
+from hpcmpq.models.products import with_products
 from hpcmpq.models.trace import Layer, trace_layers
 from hpcmpq.models.weights import as_matrix, from_matrix, num_fixed_bytes, swapped
 from hpcmpq.space import Group, Member
@@ -48,7 +50,7 @@ def find_groups(
 
     Raises:
         UserError: If a pattern matches nothing (the message lists what exists), a module falls under
-            two tie rules, or nothing is left to search.
+            two tie rules, nothing is left to search, or the model's attention cannot be taken apart.
     """
     layers = trace_layers(model, sample_inputs)
     unused = [layer for layer in layers if not layer.used]
@@ -67,7 +69,8 @@ def find_groups(
             "name some in groups.include"
         )
     _warn_of_other_weights(model, layers)
-    return _tie(model, chosen, config.tie)
+    groups = _tie(model, chosen, config.tie)
+    return with_products(model, groups, sample_inputs) if config.attention_products else groups
 
 
 def _warn_of_other_weights(model: nn.Module, layers: Sequence[Layer]) -> None:

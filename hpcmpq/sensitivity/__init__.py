@@ -42,6 +42,10 @@ EAGER_ATTENTION = {"hessian", "gauss_newton", "trace"}
 """Methods that differentiate twice or forward, which fused attention kernels do not support."""
 
 
+WEIGHTS_ALONE = {"trace", "relative_error", "uniform"}
+"""Methods that do not see what a format does to activations."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is measured.

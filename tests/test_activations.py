@@ -1,0 +1,197 @@
+"""Formats that round activations: the rounding itself, where it happens, and the same outputs from every engine."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpcmpq.activations import measure_maxima
+from hpcmpq.config import GroupsConfig
+from hpcmpq.errors import UserError
+from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.models.groups import find_groups
+from hpcmpq.models.outputs import forward
+from hpcmpq.quantizers.activations import round_activations
+from hpcmpq.response import WholeModel, make_engine
+from hpcmpq.space import SearchSpace
+from hpcmpq.variants import Variants
+from hpcmpq.wavefront import Wavefront
+from tests.models_of_many_kinds import make
+
+MIXED = ("int4", "w4a8", "w8a8", "fp8_e4m3", "bf16", "fp32")
+ROUNDING = sorted({FORMATS[name].activation for name in FORMATS} - {None})
+QUANTIZER = Quantizer(group_size=8, range="absmax")
+
+
+def variants_of(
+    model, inputs, products=False, formats=MIXED, quantizer=QUANTIZER, include=("*",)
+) -> Variants:
+    groups = find_groups(model, GroupsConfig(include=include, attention_products=products), inputs)
+    return Variants(model, SearchSpace(groups, (formats,) * len(groups)), quantizer)
+
+
+@torch.no_grad()
+def outputs(engine, inputs, options) -> tuple[torch.Tensor, torch.Tensor]:
+    z0_NTV, parts = engine.respond(inputs, options)
+    found = {p: z_NTV for members, z_KNTV in parts for p, z_NTV in zip(members, z_KNTV, strict=True)}
+    return z0_NTV, torch.stack([found[p] for p in options])
+
+
+@pytest.mark.parametrize("name", ROUNDING)
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    power=st.integers(-20, 20),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    maximum=st.sampled_from([None, 0.5, 3.0]),
+)
+def test_rounding_is_a_fixed_point_of_tokens_apart(name, seed, power, dtype, maximum):
+    x = (torch.randn(4, 9, generator=torch.Generator().manual_seed(seed)) * 2.0**power).to(dtype)
+    x[1] = 0.0
+    rounded = round_activations(x, FORMATS[name], (-1,), maximum)
+    assert rounded.dtype == dtype
+    assert torch.equal(rounded[1], x[1])
+    each = torch.cat([round_activations(row[None], FORMATS[name], (-1,), maximum) for row in x])
+    assert torch.equal(each, rounded)
+    again = round_activations(rounded, FORMATS[name], (-1,), maximum)
+    torch.testing.assert_close(again, rounded, rtol=4 * torch.finfo(dtype).eps, atol=0)
+    if maximum is not None and FORMATS[name].scaled:
+        assert rounded.abs().max() <= maximum * (1 + torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("name, step", [("int8", 1 / 254), ("fp8_e4m3", 2**-4), ("fp8_e5m2", 2**-3)])
+def test_the_error_is_at_most_half_a_step(name, step):
+    x = torch.randn(50, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    error = (round_activations(x, FORMATS[name], (-1,)) - x).abs()
+    # int8 steps are a share of the largest, float steps of the value itself.
+    size = x.abs().amax(-1, keepdim=True) if name == "int8" else x.abs().clamp(min=1e-3)
+    assert (error / size).max() <= step * (1 + 1e-12)
+    assert (error / size).max() > 0.8 * step
+
+
+def test_images_share_a_scale_over_what_a_convolution_adds_up():
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[1] *= 1000
+    rounded = round_activations(x, FORMATS["int8"], (-3, -2, -1))
+    for image, own in zip(rounded, x, strict=True):
+        codes = image / (own.abs().max() / 127)
+        torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+def test_an_assignment_rounds_weights_and_inputs_as_written_down():
+    layers = [torch.nn.Linear(8, 6), torch.nn.Tanh(), torch.nn.Linear(6, 4)]
+    model = torch.nn.Sequential(*layers).double().eval().requires_grad_(False)
+    inputs = {"input": torch.randn(5, 8, dtype=torch.float64)}
+    variants = variants_of(model, inputs)
+
+    def layer(place, x, name):
+        if FORMATS[name].activation:
+            x = round_activations(x, FORMATS[FORMATS[name].activation], (-1,))
+        weight = variants.quantized(variants.space.groups[place // 2], name)[f"{place}.weight"]
+        return torch.nn.functional.linear(x, weight, layers[place].bias)
+
+    for first, last in [("w8a8", "int4"), ("int4", "fp8_e4m3"), ("bf16", "w4a8")]:
+        with variants.assigned({"0": first, "2": last}):
+            z = model(inputs["input"])
+        expected = layer(2, torch.tanh(layer(0, inputs["input"], first)), last)
+        torch.testing.assert_close(z, expected, rtol=1e-12, atol=1e-14)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+ENGINES = [
+    ("llama", True),
+    ("gpt2", True),
+    ("bert_mlm", True),
+    ("vit", True),
+    ("gemma2", True),
+    ("residual", False),
+]
+
+
+@pytest.mark.parametrize("name, products", ENGINES)
+def test_the_wavefront_equals_whole_passes(name, products):
+    model, inputs = make(name)
+    variants = variants_of(model, inputs, products)
+    assert any(group.products for group in variants.space.groups) == products
+    options = list(range(variants.space.num_options))
+    z0_NTV, z_PNTV = outputs(WholeModel(model, variants), inputs, options)
+    engine = make_engine("auto", variants, inputs, options_per_pass=6, options_per_wave=20)
+    assert isinstance(engine, Wavefront)
+    again0_NTV, again_PNTV = outputs(engine, inputs, options)
+    assert engine.vectorised
+    u_PD = (z_PNTV - z0_NTV).flatten(1)
+    error_P = ((again_PNTV - again0_NTV).flatten(1) - u_PD).norm(dim=1)
+    # Masks and softmax in float32 leave 1e-7 of the outputs; a code that flips would be a thousandth of them.
+    assert (error_P <= 1e-6 * u_PD.norm(dim=1) + 1e-12 * z0_NTV.norm()).all()
+    for p, option in enumerate(variants.space.options):
+        if option.format != "fp32":  # the weights are float32 numbers
+            rounds = FORMATS[option.format].activation is not None
+            assert (u_PD[p].norm() > 0) == (rounds or bool(variants.space.groups[option.group].members)), (
+                option
+            )
+
+
+def test_products_are_groups_between_what_makes_and_what_uses_them():
+    model, inputs = make("llama")
+    before = forward(model, inputs)
+    groups = find_groups(model, GroupsConfig(attention_products=True), inputs)
+    names = [group.name.removeprefix("model.layers.0.") for group in groups[:9]]
+    attention = ["q_proj", "k_proj", "v_proj", "query_key", "attention_value", "o_proj"]
+    assert names == [f"self_attn.{n}" for n in attention] + [f"mlp.{n}_proj" for n in ("gate", "up", "down")]
+    assert [group.block for group in groups] == [k for k in range(3) for _ in range(9)]
+    # 2 heads × 7 queries × 7 keys × 8 features, and the same for the values.
+    assert [group.macs for group in groups[3:5]] == [2 * 7 * 7 * 8] * 2
+    torch.testing.assert_close(forward(model, inputs), before, rtol=1e-5, atol=1e-6)
+
+
+def test_models_whose_attention_cannot_be_taken_apart_are_refused():
+    model, inputs = make("sequential")
+    with pytest.raises(UserError, match="needs a transformers model"):
+        find_groups(model, GroupsConfig(attention_products=True), inputs)
+
+
+@torch.no_grad()
+def test_static_ranges_are_the_largest_inputs_and_do_not_depend_on_batches():
+    model, inputs = make("llama")
+    quantizer = Quantizer(group_size=8, activations="static")
+    variants = variants_of(model, inputs, True, quantizer=quantizer, include=())
+    halves = [{n: x[part] for n, x in inputs.items()} for part in (slice(0, 1), slice(1, 3))]
+    maxima = measure_maxima(variants.activations, (forward(model, part) for part in [inputs]))
+    split = measure_maxima(variants.activations, (forward(model, part) for part in halves))
+    assert {name: len(ends) for name, ends in maxima.items() if "query_key" in name or "q_proj" in name} == {
+        f"model.layers.{k}.self_attn.{n}": c for k in range(3) for n, c in (("query_key", 2), ("q_proj", 1))
+    }
+    for name, ends in maxima.items():
+        assert ends == pytest.approx(split[name], rel=1e-12), name
+    group = variants.space.groups[0]
+    with pytest.raises(UserError, match="no static range"), variants.assigned({group.name: "w8a8"}):
+        pass
+    known = Variants(model, variants.space, quantizer, maxima)
+    dynamic = Variants(model, variants.space, Quantizer(group_size=8))
+    z = []
+    for made in (known, dynamic):
+        with made.assigned({g.name: "w8a8" for g in made.space.groups}):
+            z.append(forward(model, inputs))
+    z0 = forward(model, inputs)
+    assert 0.5 < (z[0] - z0).norm() / (z[1] - z0).norm() < 4
+    assert not torch.equal(z[0], z[1])
+
+
+@pytest.mark.parametrize("engine", ["auto", "whole"])
+def test_compensated_products_take_rounded_inputs(engine):
+    model, inputs = make("llama", torch.float32)
+    formats = ("w8a8", "fp8_e4m3", "bf16")
+    exact = variants_of(model, inputs, True, formats, include=("*.1.*",))
+    options = list(range(exact.space.num_options))
+    z0_NTV, z_PNTV = outputs(WholeModel(model, exact), inputs, options)
+    again, _ = make("llama", torch.float32)
+    variants = variants_of(again, inputs, True, formats, include=("*.1.*",))
+    low = make_engine(engine, variants, inputs, low_precision=torch.bfloat16)
+    low0_NTV, low_PNTV = outputs(low, inputs, options)
+    u_PD, low_PD = (z_PNTV - z0_NTV).flatten(1), (low_PNTV - low0_NTV).flatten(1)
+    # Inputs differ by 2⁻⁹ in bf16, so codes flip: a format's errors are other draws of the same size.
+    for place in range(len(formats)):
+        sizes = [x_PD[place :: len(formats)].norm(dim=1).log() for x_PD in (low_PD, u_PD)]
+        assert (sizes[0] - sizes[1]).mean().abs() < 0.15, formats[place]
+        assert (sizes[0] - sizes[1]).abs().max() < 0.8, formats[place]
