@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 EXPORTERS = {
     "fake_quantized": "hpcmpq.export.fake_quantized:export",
     "compressed_tensors": "hpcmpq.export.compressed_tensors:export",
+    "gguf": "hpcmpq.export.gguf:export",
 }
 
 WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data")

@@ -16,15 +16,28 @@ from hpcmpq.store import RunDir, write_json
 TEXT = "".join(f"{number} bottles of ink stand on shelf {number % 7}. " for number in range(400))
 
 
+SIZE = {
+    "vocab_size": 256, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+
+
 def llama(**settings) -> nn.Module:
     """A byte-level Llama of two blocks, 128 wide: 330,000 weights."""
-    size = {
-        "vocab_size": 256, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-        "bos_token_id": None, "eos_token_id": None,
-    }  # fmt: skip
     torch.manual_seed(0)
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**size, **settings}))
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**SIZE, **settings}))
+
+
+def qwen2(**settings) -> nn.Module:
+    """The same sizes with biases of queries, keys and values, and a tied head."""
+    torch.manual_seed(0)
+    made = transformers.Qwen2Config(**{**SIZE, "tie_word_embeddings": True, **settings})
+    model = transformers.Qwen2ForCausalLM(made)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_(std=0.1)
+    return model
 
 
 def plan_run(

@@ -20,7 +20,19 @@ def transformers_model(directory: Path) -> Logits:
     return lambda tokens_NT: model(tokens_NT).logits
 
 
+def gguf_by_transformers(directory: Path) -> Logits:
+    """transformers' own reader of GGUF, which dequantizes with the package gguf."""
+    import transformers
+
+    with quiet_transformers():
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, gguf_file="model.gguf", dtype=torch.float32
+        )
+    return lambda tokens_NT: model(tokens_NT).logits
+
+
 READERS: dict[str, Callable[[Path], Logits]] = {
     "fake_quantized": transformers_model,
     "compressed_tensors": transformers_model,
+    "gguf": gguf_by_transformers,
 }

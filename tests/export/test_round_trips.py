@@ -13,14 +13,17 @@ from hpcmpq.export.compressed_tensors import pack
 from hpcmpq.plan import Plan
 from hpcmpq.store import RunDir
 from hpcmpq.variants import open_variants
-from tests.export.planned import llama, plan_run, solve_by_turns
+from tests.export.planned import llama, plan_run, qwen2, solve_by_turns
 from tests.export.readers import READERS
 
 INTEGERS = [f"int{bits}" for bits in range(2, 9)]
+GGUF = ["int4", "int5", "int8"]
 CASES = {
     "fake_quantized": {"formats": INTEGERS},
     "compressed_tensors": {"target": "vllm", "formats": [*INTEGERS, "fp8_e4m3"]},
     "compressed_tensors of channels": {"target": "transformers", "quantizer": {"group_size": None}},
+    "gguf": {"target": "llama_cpp", "formats": GGUF, "quantizer": {"group_size": 32}},
+    "gguf of qwen2": {"target": "llama_cpp", "formats": GGUF, "quantizer": {"group_size": 32}},
     "compressed_tensors of float32 weights": {"target": "vllm", "dtype": torch.float32},
 }
 
@@ -44,7 +47,8 @@ def test_every_exporter_has_a_reader_and_a_case():
 @torch.no_grad()
 def test_reader_gives_the_fake_quantized_models_outputs(tmp_path, case):
     name = case.split()[0]
-    run, plan = plan_run(tmp_path, llama(), **CASES[case])
+    made = qwen2() if case.endswith("qwen2") else llama()
+    run, plan = plan_run(tmp_path, made, **CASES[case])
     assignment = solve_by_turns(run, plan)
     assert len(set(assignment.values())) > 2
     line = export(run, name)

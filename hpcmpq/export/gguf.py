@@ -1,0 +1,187 @@
+"""A GGUF file with a type of its own for every tensor, for llama.cpp and what is built on it.
+
+int4, int5 and int8 become Q4_0, Q5_0 and Q8_0, bit for bit the same weights. Vocabularies are not converted:
+a file `vocab.gguf` in the model's directory, as llama.cpp's `convert_hf_to_gguf.py --vocab-only` writes it, is
+copied in; without one the file takes token ids only.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcmpq.errors import UserError
+from hpcmpq.export.gguf_blocks import num_rounded, to_blocks
+from hpcmpq.export.whole_directory import replacing_directory
+from hpcmpq.formats import FORMATS
+from hpcmpq.models.description import read_model_json
+from hpcmpq.plan import Plan
+from hpcmpq.space import Member
+from hpcmpq.store import write_json
+from hpcmpq.targets import GGUF_TYPES, TARGETS, narrowed
+from hpcmpq.variants import Variants
+
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""`model_type` of transformers: llama.cpp's name of the architecture."""
+
+VOCABULARY = "vocab.gguf"
+
+
+def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> str:
+    """Write `model.gguf`.
+
+    Raises:
+        UserError: If the architecture, a format or the quantizer is not one that GGUF can hold.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise UserError("the gguf export needs the package gguf; pip install 'hpcmpq[export]'") from None
+    model_config = read_model_json(Path(_directory(plan)))
+    architecture = ARCHITECTURES.get(model_config.get("model_type", ""))
+    _check(plan, variants, assignment, model_config)
+    assert architecture is not None
+    chosen = {m.parameter: (m, assignment[g.name]) for g in plan.space.groups for m in g.members}
+    names = gguf.get_tensor_name_map(
+        {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[architecture], model_config["num_hidden_layers"]
+    )
+    rounded = 0
+    with replacing_directory(directory) as attempt:
+        writer = gguf.GGUFWriter(attempt / "model.gguf", architecture)
+        for key, value in metadata(architecture, model_config):
+            getattr(writer, f"add_{key}")(value)
+        vocabulary = Path(_directory(plan)) / VOCABULARY
+        if vocabulary.exists():
+            _copy_vocabulary(gguf, writer, vocabulary)
+        else:
+            writer.add_tokenizer_model("none")
+        seen = set()
+        for name, tensor in variants.model.state_dict().items():
+            if tensor.data_ptr() in seen:
+                continue  # a head tied to the embedding
+            seen.add(tensor.data_ptr())
+            place = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            if place is None:
+                raise UserError(f"llama.cpp has no place for {name}; use another export")
+            order_M = _row_order(name, architecture, model_config)
+            if name in chosen:
+                rounded += _add_quantized(gguf, writer, place, variants, *chosen[name], order_M)
+            else:
+                _add_plain(
+                    gguf, writer, place, tensor[order_M] if order_M is not None else tensor, model_config
+                )
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        write_json(attempt / "assignment.json", dict(assignment))
+    notes = "" if vocabulary.exists() else ", without a vocabulary"
+    notes += f", {rounded} scales rounded to float16" if rounded else ""
+    return f"GGUF file {directory / 'model.gguf'}{notes}"
+
+
+def metadata(architecture: str, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """(name of `GGUFWriter`'s method after ``add_``, value) of what llama.cpp needs to know of a model."""
+    heads = values["num_attention_heads"]
+    head_dim = values.get("head_dim") or values["hidden_size"] // heads
+    rope = values.get("rope_parameters") or {}
+    found = [
+        ("context_length", values["max_position_embeddings"]),
+        ("embedding_length", values["hidden_size"]),
+        ("block_count", values["num_hidden_layers"]),
+        ("feed_forward_length", values["intermediate_size"]),
+        ("head_count", heads),
+        ("head_count_kv", values.get("num_key_value_heads") or heads),
+        ("key_length", head_dim),
+        ("value_length", head_dim),
+        ("layer_norm_rms_eps", values["rms_norm_eps"]),
+        ("rope_freq_base", float(rope.get("rope_theta") or values.get("rope_theta") or 10000.0)),
+        ("vocab_size", values["vocab_size"]),
+    ]
+    return [*found, ("rope_dimension_count", head_dim)] if architecture == "llama" else found
+
+
+def _directory(plan: Plan) -> str:
+    path = plan.config["model"]["path"]
+    if path is None:
+        raise UserError("gguf needs a Hugging Face directory in model.path")
+    return str(path)
+
+
+def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str], values: Mapping[str, Any]) -> None:
+    if values.get("model_type") not in ARCHITECTURES:
+        raise UserError(
+            f"the gguf export knows the architectures {', '.join(ARCHITECTURES)}, not "
+            f"{values.get('model_type')!r}; for others use tensor_types, a list for llama-quantize"
+        )
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise UserError(f"the gguf export does not know rotary positions of type {kind!r}; use tensor_types")
+    target = TARGETS["llama_cpp"]
+    if wrong := sorted(set(assignment.values()) - set(target.formats)):
+        raise UserError(
+            f"gguf cannot hold {', '.join(wrong)}; set target: llama_cpp in the config, which leaves "
+            f"{', '.join(target.formats)}"
+        )
+    for group in plan.space.groups:
+        narrowed(target, [group], [assignment[group.name]], variants.quantizer)
+
+
+def _row_order(name: str, architecture: str, values: Mapping[str, Any]) -> Tensor | None:
+    """Rows of queries and keys in the order of llama.cpp's rotary positions, which pairs neighbours, or None."""
+    layer = name.rpartition(".")[0].rpartition(".")[2]
+    if architecture != "llama" or layer not in ("q_proj", "k_proj"):
+        return None
+    heads = values["num_attention_heads"]
+    head_dim = values.get("head_dim") or values["hidden_size"] // heads
+    if layer == "k_proj":
+        heads = values.get("num_key_value_heads") or heads
+    return torch.arange(heads * head_dim).reshape(heads, 2, head_dim // 2).transpose(1, 2).reshape(-1)
+
+
+def _add_quantized(
+    gguf: Any,
+    writer: Any,
+    place: str,
+    variants: Variants,
+    member: Member,
+    format_name: str,
+    order_M: Tensor | None,
+) -> int:
+    """Add a weight as blocks; how many of its scales float16 does not hold."""
+    codes_MK, range = variants.encoded(member, format_name)
+    rows = slice(None) if order_M is None else order_M
+    kind = getattr(gguf.GGMLQuantizationType, GGUF_TYPES[format_name])
+    if not FORMATS[format_name].scaled:
+        writer.add_tensor(place, _bytes_of(codes_MK[rows]), raw_dtype=kind)
+        return 0
+    blocks = to_blocks(codes_MK[rows], range.scale[rows], FORMATS[format_name].num_bits)
+    writer.add_tensor(place, blocks, raw_dtype=kind)
+    return num_rounded(range.scale)
+
+
+def _add_plain(gguf: Any, writer: Any, place: str, tensor: Tensor, values: Mapping[str, Any]) -> None:
+    """Add a tensor as the model's directory stores it; vectors, which llama.cpp wants so, in float32."""
+    stored = values.get("dtype") or values.get("torch_dtype")
+    if tensor.ndim == 1 or stored not in ("bfloat16", "float16"):
+        writer.add_tensor(place, tensor.float().cpu().numpy())
+    elif stored == "float16":
+        writer.add_tensor(place, tensor.half().cpu().numpy())
+    else:
+        writer.add_tensor(place, _bytes_of(tensor.bfloat16()), raw_dtype=gguf.GGMLQuantizationType.BF16)
+
+
+def _bytes_of(matrix: Tensor) -> np.ndarray:
+    return matrix.contiguous().cpu().view(torch.uint8).numpy()
+
+
+def _copy_vocabulary(gguf: Any, writer: Any, path: Path) -> None:
+    for field in gguf.GGUFReader(path).fields.values():
+        if field.name.startswith("tokenizer."):
+            kinds: Sequence[Any] = field.types
+            inner = kinds[-1] if kinds[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), kinds[0], inner)
