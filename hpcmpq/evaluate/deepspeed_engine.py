@@ -5,7 +5,6 @@ same operations on the same batches. The only user of DeepSpeed.
 """
 
 import os
-import resource
 import signal
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,14 +15,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
+from hpcmpq.activations import Activations
 from hpcmpq.config import Config
 from hpcmpq.errors import UserError
+from hpcmpq.evaluate.memory import live_bytes, peak_bytes, return_freed_memory
 from hpcmpq.evaluate.shards import Shards, build, partition
 from hpcmpq.models.load import forward, pick_device, quiet_transformers
 from hpcmpq.plan import Plan
 from hpcmpq.store import RunDir
+from hpcmpq.variants import open_variants
 from hpcmpq.world import World, meeting_point
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -34,6 +36,7 @@ class DeepSpeedEngine:
     """See `hpcmpq.evaluate.engines.Engine`."""
 
     shards: Shards
+    activations: Activations
     rank: int
     size: int
     device: torch.device
@@ -44,7 +47,8 @@ class DeepSpeedEngine:
     def assigned(self, assignment: Mapping[str, str]) -> Iterator[None]:
         """See `Engine.assigned`; the weights stay as they are afterwards, until the next assignment."""
         self.shards.fill(assignment)
-        yield
+        with self.activations.rounded(assignment):
+            yield
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """See `Engine.forward`."""
@@ -68,7 +72,7 @@ class DeepSpeedEngine:
         """`model_bytes`, and of each rank `shard_bytes` and `peak_bytes`, the most above what it started with."""
         parameters: list[Any] = list(self.shards.model.parameters())
         own = sum(p.ds_tensor.nbytes for p in parameters)
-        each = self.gather((own, _peak_bytes(self.device) - self.start_bytes))
+        each = self.gather((own, peak_bytes(self.device) - self.start_bytes))
         return {
             "model_bytes": sum(p.ds_numel * p.element_size() for p in parameters),
             "shard_bytes": [shard for shard, _ in each],
@@ -86,23 +90,17 @@ def open_engine(run: RunDir, plan: Plan, config: Config, world: World) -> Iterat
     device = pick_device(config.model.device)
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        return_freed_memory()
     deepspeed = _load_deepspeed()
     device = _join_world(deepspeed, world, device)
     with quiet_transformers():
         import transformers  # noqa: F401  (before memory is counted)
-    start_bytes = _live_bytes(device)
+    start_bytes = live_bytes(device)
     model, rows = build(config.model, plan.import_paths, world.rank, world.size)
-    settings = {
-        "train_micro_batch_size_per_gpu": 1,
-        "bf16": {"enabled": config.model.dtype == "bfloat16"},
-        # Nothing is kept gathered: neither small parameters nor those that are soon used again.
-        "zero_optimization": {
-            "stage": 3,
-            "stage3_param_persistence_threshold": 0,
-            "stage3_max_reuse_distance": 0,
-            "memory_efficient_linear": False,
-        },
-    }
+    if config.model.path is not None:
+        start_bytes = live_bytes(device)  # code was loaded, and no values yet
+    variants = open_variants(run, plan, model)
+    settings = _settings(model, config.model.dtype)
     partition(model, deepspeed, settings)
     for module in model.modules():
         for name, buffer in module._buffers.items():
@@ -110,7 +108,7 @@ def open_engine(run: RunDir, plan: Plan, config: Config, world: World) -> Iterat
     shards = Shards(model, plan.space, config.quantizer, rows, world.rank)
     shards.fill_originals()
     deepspeed.initialize(model=model, config=settings)
-    engine = DeepSpeedEngine(shards, world.rank, world.size, device, start_bytes)
+    engine = DeepSpeedEngine(shards, variants.activations, world.rank, world.size, device, start_bytes)
     before = {number: signal.signal(number, lambda n, _: engine._stop.append(n)) for number in _SIGNALS}
     try:
         yield engine
@@ -118,6 +116,23 @@ def open_engine(run: RunDir, plan: Plan, config: Config, world: World) -> Iterat
         for number, handler in before.items():
             signal.signal(number, handler)
     deepspeed.comm.destroy_process_group()
+
+
+def _settings(model: nn.Module, dtype: str) -> dict[str, Any]:
+    """DeepSpeed's configuration: gather the layer that runs and the next, keep nothing gathered."""
+    layer = max(sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules())
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "zero_optimization": {
+            "stage": 3,
+            "stage3_prefetch_bucket_size": layer,
+            "stage3_max_live_parameters": 2 * layer,
+            "stage3_max_reuse_distance": 0,
+            "stage3_param_persistence_threshold": 0,
+            "memory_efficient_linear": False,
+        },
+    }
 
 
 def _load_deepspeed() -> Any:
@@ -157,17 +172,3 @@ def _join_world(deepspeed: Any, world: World, device: torch.device) -> torch.dev
             f"({str(error).splitlines()[0]}); set MASTER_ADDR and MASTER_PORT to rank 0's address and a free port"
         ) from error
     return torch.device("cuda", place) if device.type == "cuda" else device
-
-
-def _live_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

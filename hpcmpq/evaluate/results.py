@@ -5,17 +5,20 @@ hashes all that a value depends on, so that what an interrupted evaluation left 
 In the end all values go into RUN/evaluation_samples.npz, `<part>/<model>/<metric>`, one value per item.
 """
 
+import logging
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
-from hpcmpq.errors import UserError
 from hpcmpq.store import RunDir
 from hpcmpq.whole_files import remove_abandoned, replacing
+
+log = logging.getLogger(__name__)
 
 Values = dict[str, np.ndarray]
 
@@ -41,28 +44,21 @@ class Results:
 
     directory: Path
 
-    def has(self, unit: Unit) -> bool:
-        """Whether a unit is done."""
-        return self._path(unit).exists()
-
     def write(self, unit: Unit, values: Mapping[str, np.ndarray]) -> None:
         """Store a finished unit."""
         _save(self._path(unit), values)
 
-    def read(self, unit: Unit) -> Values:
-        """The values of a finished unit.
-
-        Raises:
-            UserError: If the file is damaged.
-        """
+    def read(self, unit: Unit) -> Values | None:
+        """The values of a unit, or None if it is not done; a damaged file is removed."""
         path = self._path(unit)
+        if not path.exists():
+            return None
         try:
             return read_arrays(path)
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            path.unlink(missing_ok=True)
-            raise UserError(
-                f"{path} was damaged ({error}) and is removed; run `hpcmpq evaluate` again to measure it anew"
-            ) from None
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            log.warning("%s is damaged (%s); measuring it anew", path, error)
+            path.unlink()
+            return None
 
     def _path(self, unit: Unit) -> Path:
         chunk = unit.chunk

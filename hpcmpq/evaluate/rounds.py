@@ -54,8 +54,9 @@ def measure(
     by_name = {part.name: part for part in parts}
     units = [Unit(model, chunk) for part in parts for chunk in chunks_of(part) for model in models]
     # Rank 0 looks, for all to agree: others may see a shared file system late.
-    found = {unit: results.read(unit) for unit in units if results.has(unit)} if engine.rank == 0 else {}
-    values: dict[Unit, Values] = engine.gather(found)[0]
+    found = {unit: results.read(unit) for unit in units} if engine.rank == 0 else {}
+    stored = engine.gather({unit: each for unit, each in found.items() if each is not None})
+    values: dict[Unit, Values] = stored[0]
     missing = {unit: None for unit in units if unit not in values}
     rounds = _rounds(engine, by_name, list(missing))
     mine: dict[Unit, Values] = {}

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hpcmpq.config import Config
 from hpcmpq.errors import UserError
-from hpcmpq.models.load import forward, load_model
+from hpcmpq.evaluate.memory import live_bytes, peak_bytes
+from hpcmpq.models.load import forward, load_model, pick_device, quiet_transformers
 from hpcmpq.plan import Plan
 from hpcmpq.store import RunDir
 from hpcmpq.variants import Variants, open_variants
@@ -22,6 +23,8 @@ class TorchEngine:
     """See `hpcmpq.evaluate.engines.Engine`."""
 
     variants: Variants
+    device: torch.device
+    start_bytes: int
     rank: int = 0
     size: int = 1
 
@@ -31,8 +34,7 @@ class TorchEngine:
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """See `Engine.forward`."""
-        device = next(self.variants.model.parameters()).device
-        return forward(self.variants.model, {name: value.to(device) for name, value in inputs.items()})
+        return forward(self.variants.model, {name: value.to(self.device) for name, value in inputs.items()})
 
     def share(self, numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
         """See `Engine.share`."""
@@ -48,11 +50,10 @@ class TorchEngine:
 
     def facts(self) -> dict[str, Any]:
         """See `Engine.facts`."""
-        model = self.variants.model
-        facts: dict[str, Any] = {"model_bytes": sum(p.nbytes for p in model.parameters())}
-        if next(model.parameters()).device.type == "cuda":
-            facts["peak_bytes"] = [torch.cuda.max_memory_allocated()]
-        return facts
+        return {
+            "model_bytes": sum(p.nbytes for p in self.variants.model.parameters()),
+            "peak_bytes": [peak_bytes(self.device) - self.start_bytes],
+        }
 
 
 @contextmanager
@@ -67,5 +68,9 @@ def open_engine(run: RunDir, plan: Plan, config: Config, world: World) -> Iterat
             f"{world.launcher} started {world.size} ranks and engine torch runs in one process; "
             "start one, or use --engine deepspeed"
         )
+    device = pick_device(config.model.device)
+    with quiet_transformers():
+        import transformers  # noqa: F401  (before memory is counted)
+    start_bytes = live_bytes(device)
     model = load_model(config.model, import_paths=plan.import_paths)
-    yield TorchEngine(open_variants(run, plan, model))
+    yield TorchEngine(open_variants(run, plan, model), device, start_bytes)

@@ -1,0 +1,44 @@
+"""Planned run directories with a solution that nobody solved for: evaluation needs no calibration."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hpcmpq.config import parse_config
+from hpcmpq.prepare import prepare
+from hpcmpq.store import RunDir, read_plan, write_json
+from tests.executors.launch import ROOT
+
+
+def solved_run(path: Path, values: Mapping[str, Any], text: str | None = None) -> RunDir:
+    """A run of a config; formats of groups alternate, and its size is that of the second format.
+
+    Args:
+        path: The run directory.
+        values: The config; what it lacks of calibration is filled in.
+        text: Becomes the data, if the config names none.
+    """
+    path.mkdir(parents=True)
+    calibration = {"num_samples": 2, "held_out": 0, "sequence_length": 16, "samples_per_pass": 2}
+    if text is not None:
+        (path / "text.txt").write_text(text)
+        calibration["data"] = str(path / "text.txt")
+    config = parse_config({**values, "calibration": {**calibration, **values.get("calibration", {})}})
+    run = RunDir(path)
+    prepare(config, run, (str(ROOT),))
+    groups, formats = read_plan(run).space.groups, sorted(config.formats)
+    assignment = {group.name: formats[place % 2] for place, group in enumerate(groups)}
+    costs = {name: {"weight_bits": float(place)} for place, name in enumerate(formats)}
+    solution = {
+        "assignment": assignment,
+        "budgets": {"weight_bits": 1.0},
+        "costs": costs[formats[1]],
+        "uniform": {name: {"costs": cost} for name, cost in costs.items()},
+    }
+    write_json(run.solution_path, solution)
+    return run
+
+
+TEXT = "".join(
+    f"Line {n}: {n * n % 97} bottles of beer on the wall, {n * 7 % 13} to go.\n" for n in range(60)
+)

@@ -1,0 +1,70 @@
+"""Pieces that ranks fill by themselves, put together, against whole tensors that are rounded at once."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hpcmpq.evaluate.shards import Shards
+from hpcmpq.formats import Quantizer
+from hpcmpq.space import Group, Member, SearchSpace
+from hpcmpq.variants import Variants
+
+SHAPES = {"linear": (7, 10), "conv": (6, 2, 3, 3), "transposed": (10, 7), "bias": (5,), "scalar": ()}
+
+
+class Plain(torch.nn.Module):
+    """A model of nothing but parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, shape in SHAPES.items():
+            generator = torch.Generator().manual_seed(len(name))
+            self.register_parameter(name, torch.nn.Parameter(torch.randn(shape, generator=generator)))
+
+
+def pieces(model: torch.nn.Module, size: int) -> SimpleNamespace:
+    """What ZeRO-3 makes of a model: empty pieces, padded to one size."""
+
+    def cut(parameter: torch.nn.Parameter) -> SimpleNamespace:
+        length = -(-parameter.numel() // size)
+        piece = torch.full((length,), float("nan"))
+        piece.ds_numel = length  # type: ignore[attr-defined]
+        return SimpleNamespace(ds_shape=parameter.shape, ds_numel=parameter.numel(), ds_tensor=piece)
+
+    named = [(name, cut(parameter)) for name, parameter in model.named_parameters()]
+    return SimpleNamespace(named_parameters=lambda remove_duplicate=True: named)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 11])
+@pytest.mark.parametrize("group_size", [4, None])
+def test_pieces_of_all_ranks_make_the_rounded_tensors(size: int, group_size: int | None):
+    model = Plain().requires_grad_(False)
+    members = {"linear": Member("linear", 7, 10), "conv": Member("conv", 6, 18)}
+    members["transposed"] = Member("transposed", 7, 10, transposed=True)
+    groups = tuple(Group(name, (member,)) for name, member in members.items())
+    space = SearchSpace(groups, (("int2", "int3"),) * 3)
+    quantizer = Quantizer(group_size=group_size)
+    reads = []
+
+    def rows(name: str, start: int, stop: int) -> torch.Tensor:
+        whole = model.get_parameter(name)
+        reads.append((name, stop - start))
+        return whole.reshape(1) if whole.ndim == 0 else whole[start:stop]
+
+    made = [Shards(pieces(model, size), space, quantizer, rows, rank) for rank in range(size)]  # type: ignore[arg-type]
+    variants = Variants(model, space, quantizer)
+    assignments = [{}, {"linear": "int2", "conv": "int3", "transposed": "int2"}, {"linear": "int3"}, {}]
+    for shards in made:
+        shards.fill_originals()
+    for assignment in assignments:
+        reads.clear()
+        for shards in made:
+            shards.fill(assignment)
+        with variants.assigned(assignment):
+            for name, parameter in model.named_parameters():
+                whole = [dict(s.model.named_parameters())[name].ds_tensor for s in made]
+                assert torch.equal(torch.cat(whole)[: parameter.numel()], parameter.reshape(-1)), name
+    assert {name for name, _ in reads} == {"linear"}  # the others had their originals already
+    if size == 11:
+        assert max(number for _, number in reads) <= 2  # a rank reads the rows that its piece overlaps

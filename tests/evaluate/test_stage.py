@@ -1,0 +1,116 @@
+"""evaluation.json of the whole stage, with the torch engine."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from hpcmpq.cli import app
+from hpcmpq.errors import UserError
+from hpcmpq.evaluate import evaluate
+from hpcmpq.store import RunDir
+from hpcmpq.world import World
+from tests.evaluate.solved_runs import TEXT, solved_run
+
+TINY = {
+    "model": {"factory": "tests.executors.tiny_model:model"},
+    "calibration": {"data": "tests.executors.tiny_model:samples"},
+    "groups": {"include": ["*"]},
+    "formats": ["int2", "int4"],
+    "quantizer": {"group_size": None},
+    "evaluation": {"num_samples": 18},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return solved_run(tmp_path_factory.mktemp("tiny") / "run", TINY)
+
+
+@pytest.fixture
+def llama(model_directory, tmp_path: Path) -> RunDir:
+    config = {"model": {"path": str(model_directory("llama"))}, "formats": ["int2", "int4"]}
+    return solved_run(tmp_path / "run", config, TEXT)
+
+
+def test_values_and_where_they_lie(llama: RunDir):
+    values = evaluate(llama)
+    assert json.loads(llama.evaluation_path.read_text()) == values
+    samples = np.load(llama.file("evaluation_samples.npz"))
+    assert not llama.file("evaluation").exists()
+    for metric in ("kl", "ce"):
+        for name in ("original", "quantized", "uniform"):
+            each_N = samples[f"data/{name}/{metric}"]
+            assert len(each_N) == values["num_samples"]
+            assert values[metric][name] == pytest.approx(each_N.mean())
+            low, high = values["intervals"][metric][name]
+            assert low <= values[metric][name] <= high
+    assert values["loss"] == values["ce"]
+    assert values["perplexity"]["quantized"] == pytest.approx(np.exp(values["ce"]["quantized"]))
+    pair = values["paired"]["ce"]["quantized - original"]
+    difference_N = samples["data/quantized/ce"] - samples["data/original/ce"]
+    assert pair["difference"] == pytest.approx(difference_N.mean())
+    assert pair["stderr"] == pytest.approx(difference_N.std(ddof=1) / len(difference_N) ** 0.5)
+    assert set(values["paired"]["kl"]) == {"quantized - original", "quantized - uniform"}
+    assert values["engine"] == "torch" and values["world_size"] == 1
+    assert values["model_bytes"] == 4 * sum(p.numel() for p in parameters(llama))
+
+
+def parameters(run: RunDir):
+    from hpcmpq.config import ModelConfig
+    from hpcmpq.models.load import load_model
+
+    path = json.loads(run.plan_path.read_text())["config"]["model"]["path"]
+    return list(load_model(ModelConfig(path=path, device="cpu")).parameters())
+
+
+def test_the_command_line_goes_on_after_an_interruption(tiny: RunDir, monkeypatch):
+    import hpcmpq.evaluate.torch_engine as engine
+    from hpcmpq.errors import Interrupted
+
+    expected = evaluate(tiny)
+    forward, calls = engine.TorchEngine.forward, []
+
+    def interrupted(self, inputs):
+        calls.append(1)
+        if len(calls) == 20:
+            raise Interrupted("SIGTERM")
+        return forward(self, inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.TorchEngine, "forward", interrupted)
+        result = CliRunner().invoke(app, ["evaluate", str(tiny.path)])
+    assert isinstance(result.exception, Interrupted)
+    kept = list(tiny.file("evaluation").rglob("*.npz"))
+    assert kept
+    result = CliRunner().invoke(app, ["evaluate", str(tiny.path), "--engine", "torch"])
+    assert result.exit_code == 0, result.output
+    values = json.loads(tiny.evaluation_path.read_text())
+    assert values["kl"] == expected["kl"]
+    assert not tiny.file("evaluation").exists()
+
+
+def test_a_damaged_chunk_is_named_and_measured_anew(tiny: RunDir, monkeypatch, caplog):
+    expected = evaluate(tiny)
+    import hpcmpq.evaluate.stage as stage
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "finish", lambda *arguments: None)
+        evaluate(tiny)
+    (first, *_) = sorted(tiny.file("evaluation").rglob("*.npz"))
+    first.write_bytes(first.read_bytes()[:-20])
+    with caplog.at_level("WARNING"):
+        assert evaluate(tiny)["kl"] == expected["kl"]
+    assert f"{first.name} is damaged" in caplog.text
+
+
+def test_one_process_is_enough_for_torch(tiny: RunDir):
+    with pytest.raises(UserError, match="srun started 2 ranks.*--engine deepspeed"):
+        evaluate(tiny, "torch", World(0, 2, 0, "srun"))
+
+
+def test_unknown_engine(tiny: RunDir):
+    with pytest.raises(UserError, match="unknown engine 'jax'; known: torch, deepspeed"):
+        evaluate(tiny, "jax")
