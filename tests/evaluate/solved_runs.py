@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hpcmpq.config import parse_config
 from hpcmpq.prepare import prepare
 from hpcmpq.store import RunDir, read_plan, write_json
@@ -37,6 +39,31 @@ def solved_run(path: Path, values: Mapping[str, Any], text: str | None = None) -
     }
     write_json(run.solution_path, solution)
     return run
+
+
+def assert_same(values: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+    """Numbers of two evaluations agree to rounding, whatever ran them."""
+    for name in ("loss", "kl", "ce", "perplexity", "accuracy", "tasks", "intervals", "paired"):
+        assert (name in values) == (name in others)
+        if name in values:
+            assert_close(values[name], others[name])
+    assert values["num_tokens"] == others["num_tokens"] > 0
+
+
+def assert_close(value: Any, other: Any) -> None:
+    """Nested numbers agree to rounding."""
+    if isinstance(value, dict):
+        assert value.keys() == other.keys()
+        for key in value:
+            assert_close(value[key], other[key])
+    elif isinstance(value, list):
+        assert len(value) == len(other)
+        for pair in zip(value, other, strict=True):
+            assert_close(*pair)
+    elif value is None:
+        assert other is None
+    else:
+        assert value == pytest.approx(other, rel=1e-5, abs=1e-9)
 
 
 TEXT = "".join(
