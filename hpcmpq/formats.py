@@ -64,12 +64,19 @@ class Quantizer:
         range: ``absmax`` keeps the largest weight, ``mse`` searches the clipping of least squared error.
         activations: ``dynamic`` scales every token's inputs by their own largest; ``static`` scales all inputs of
             a layer by the largest that the calibration samples gave it.
+        rounding: ``nearest``, or ``gptq``: integer codes that make up for one another's errors on the calibration
+            samples, see `hpcmpq.quantizers.gptq`. They are made once, when the run is planned.
+        damping: Of ``gptq``: share of the mean of Σ x xᵀ's diagonal that is added to it.
+        act_order: Of ``gptq``: round inputs of large Σ x² first.
     """
 
     group_size: int | None = 64
     symmetric: bool = True
     range: Literal["absmax", "mse"] = "mse"
     activations: Literal["dynamic", "static"] = "dynamic"
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    damping: float = 0.01
+    act_order: bool = False
 
 
 def stored_bits(weight_format: Format, quantizer: Quantizer, num_rows: int, num_columns: int) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hpcmpq.activations import measure_maxima, read_maxima, rounds_activations, write_maxima
+from hpcmpq.compensated_rounding import make_codes
 from hpcmpq.config import Config, to_values
 from hpcmpq.cost_estimate import estimate_cost
 from hpcmpq.errors import UserError
@@ -112,6 +113,10 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     if config.quantizer.activations == "static" and rounds_activations(space):
         _keep_ranges(run, plan, config, model, splits.calibration)
     write_json(run.plan_path, plan_to_json(plan))
+    if config.quantizer.rounding == "gptq":
+        samples = splits.calibration.to(pick_device(config.model.device))
+        size = config.calibration.samples_per_pass
+        make_codes(run, fingerprint, model, space, config.quantizer, samples, size)
     if config.sensitivity.method in FORWARD_ONLY:
         batch = splits.calibration[: config.calibration.samples_per_pass].to(pick_device(config.model.device))
         cost = estimate_cost(model, config, space, plan.units, batch.inputs, block_bytes)

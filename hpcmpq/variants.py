@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.activations import Activations, read_maxima
+from hpcmpq.compensated_rounding import StoredCodes, compensates
 from hpcmpq.config import parse_config
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.groups import as_matrix, from_matrix, swapped
 from hpcmpq.models.load import load_model
 from hpcmpq.models.products import attach_products
 from hpcmpq.plan import Plan
-from hpcmpq.quantizers import encode, fake_quantize
+from hpcmpq.quantizers import decode, encode, fake_quantize
 from hpcmpq.quantizers.ranges import Range, choose_range
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store import RunDir
@@ -38,12 +39,14 @@ class Variants:
         space: Groups and options.
         quantizer: How weights and activations are rounded.
         maxima: {module: largest inputs} for static ranges of activations, see `hpcmpq.activations`.
+        codes: Where the codes of compensated rounding are, see `hpcmpq.compensated_rounding`.
     """
 
     model: nn.Module
     space: SearchSpace
     quantizer: Quantizer
     maxima: Mapping[str, tuple[float, ...]] | None = None
+    codes: StoredCodes | None = None
     _ranges: dict[tuple[str, str], Range] = field(default_factory=dict)
     _kept: dict[tuple[str, str], dict[str, Tensor]] = field(default_factory=dict)
 
@@ -69,8 +72,11 @@ class Variants:
         for member in group.members:
             weight = self.model.get_parameter(member.parameter)
             matrix_MK = as_matrix(weight, member)
-            range = self._range(member, format_name, matrix_MK)
-            rounded_MK = fake_quantize(matrix_MK, weight_format, self.quantizer, range)
+            if compensates(format_name, self.quantizer):
+                rounded_MK = decode(*self.encoded(member, format_name), weight_format, self.quantizer)
+            else:
+                range = self._range(member, format_name, matrix_MK)
+                rounded_MK = fake_quantize(matrix_MK, weight_format, self.quantizer, range)
             tensors[member.parameter] = from_matrix(rounded_MK, member, weight)
         if self._keeps:
             self._kept[group.name, format_name] = dict(tensors)
@@ -81,6 +87,10 @@ class Variants:
         """What a checkpoint stores of a weight: its codes [M, K] and what they mean."""
         weight_format = FORMATS[format_name]
         matrix_MK = as_matrix(self.model.get_parameter(member.parameter), member)
+        if compensates(format_name, self.quantizer):
+            if self.codes is None:
+                raise ValueError("quantizer.rounding gptq needs the codes of a planned run")
+            return self.codes.read(member, format_name, matrix_MK)
         range = self._range(member, format_name, matrix_MK)
         return encode(matrix_MK, range, weight_format, self.quantizer), range
 
@@ -125,4 +135,5 @@ def open_variants(run: RunDir, plan: Plan, model: nn.Module | None = None) -> Va
     config = parse_config(plan.config, "plan.json")
     if model is None:
         model = load_model(config.model, import_paths=plan.import_paths)
-    return Variants(model, plan.space, config.quantizer, read_maxima(run, plan.fingerprint))
+    codes = StoredCodes(run, plan.fingerprint)
+    return Variants(model, plan.space, config.quantizer, read_maxima(run, plan.fingerprint), codes)

@@ -33,6 +33,8 @@ def check_values(config: Config, source: str) -> None:
         check_quantizer(find_target(config.target), config.quantizer)
         if config.model.path is None:
             raise UserError(f"{source}: target {config.target} needs a Hugging Face directory in model.path")
+    if config.quantizer.rounding == "gptq" and config.model.stream:
+        raise UserError(f"{source}: quantizer.rounding gptq runs the whole model; set model.stream: false")
     if not config.formats:
         raise UserError(f"{source}: formats is empty; known: {', '.join(FORMATS)}")
     for name in config.formats:
@@ -49,6 +51,7 @@ def check_values(config: Config, source: str) -> None:
         "sensitivity.options_per_pass": config.sensitivity.options_per_pass,
         "sensitivity.options_per_wave": config.sensitivity.options_per_wave,
         "quantizer.group_size": config.quantizer.group_size,
+        "quantizer.damping": config.quantizer.damping,
         "evaluation.num_samples": config.evaluation.num_samples,
         "refine.max_evaluations": config.refine.max_evaluations,
         "refine.link_points - 2": config.refine.link_points - 2,

@@ -1,0 +1,184 @@
+"""Error-compensated codes of a run: made once when it is planned, and read by whatever needs a weight after.
+
+Factorising Σ x xᵀ gives other last bits on other machines, and now and then another code. So no worker does:
+RUN/rounded/ holds the codes of every weight in every integer format, one file a weight, as `hpcmpq plan` made
+them, and every sensitivity, measurement and export decodes the same ones.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hpcmpq.errors import UserError
+from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.models.load import forward
+from hpcmpq.models.samples import Samples
+from hpcmpq.models.weights import as_matrix
+from hpcmpq.quantizers.gptq import compensated_codes, compensation
+from hpcmpq.quantizers.ranges import Range, choose_range
+from hpcmpq.space import Member, SearchSpace
+from hpcmpq.store import RunDir, read_h5, write_h5
+
+HESSIAN_BYTES = 2**32
+"""Of Σ x xᵀ held at once; beyond it the calibration samples run again for the next layers."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoredCodes:
+    """The codes of a run, read from its directory.
+
+    Attributes:
+        run: The run directory.
+        fingerprint: Of the plan that made them.
+    """
+
+    run: RunDir
+    fingerprint: str
+
+    def read(self, member: Member, format_name: str, like: Tensor) -> tuple[Tensor, Range]:
+        """Codes [M, K] and range of a weight in an integer format, on the device of `like`.
+
+        Raises:
+            UserError: If they are missing.
+            CorruptShard: If their file is damaged.
+        """
+        path = _path(self.run, member)
+        made_by = f"hpcmpq plan CONFIG --run-dir {self.run.path}"
+        if not path.exists():
+            raise UserError(f"the rounded weights of {member.parameter} are missing; run `{made_by}` again")
+        arrays, attributes = read_h5(path, made_by)
+        if attributes["fingerprint"] != self.fingerprint:
+            raise UserError(f"{path} belongs to another plan; run `{made_by}` again")
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        zero_point = arrays.get(f"{format_name}/zero_point")
+        range = Range(
+            torch.from_numpy(arrays[f"{format_name}/scale"]).to(like.device, dtype),
+            None if zero_point is None else torch.from_numpy(zero_point).to(like.device),
+        )
+        return torch.from_numpy(arrays[f"{format_name}/codes"]).to(like.device), range
+
+
+def compensates(format_name: str, quantizer: Quantizer) -> bool:
+    """Whether a format's codes are made by compensated rounding."""
+    return quantizer.rounding == "gptq" and FORMATS[format_name].type == "int"
+
+
+@torch.no_grad()
+def make_codes(
+    run: RunDir,
+    fingerprint: str,
+    model: nn.Module,
+    space: SearchSpace,
+    quantizer: Quantizer,
+    samples: Samples,
+    samples_per_pass: int,
+) -> None:
+    """Write the codes of every weight that has none of this plan yet; interrupted, it goes on where it stopped.
+
+    Args:
+        run: The run directory.
+        fingerprint: Of the plan.
+        model: The original; inputs are those that its own layers give on the calibration samples.
+        space: Groups and formats.
+        quantizer: Its `rounding` is ``gptq``.
+        samples: Calibration samples on the model's device.
+        samples_per_pass: Samples of one forward pass.
+
+    Raises:
+        UserError: If a searched weight is not that of a linear layer.
+    """
+    formats = {}
+    for group, names in zip(space.groups, space.formats, strict=True):
+        for member in group.members:
+            _check_linear(model, member)
+            if any(compensates(name, quantizer) for name in names):
+                formats[member] = [name for name in names if compensates(name, quantizer)]
+    missing = [member for member in formats if not _is_made(_path(run, member), fingerprint)]
+    for members in _parts(missing):
+        modules = {m: model.get_submodule(m.parameter.removesuffix(".weight")) for m in members}
+        with _accumulating(modules) as hessians:
+            for start in torch.arange(0, len(samples), samples_per_pass).tolist():
+                forward(model, samples[start : start + samples_per_pass].inputs)
+        for member in members:
+            weight_MK = as_matrix(model.get_parameter(member.parameter), member)
+            arrays = _codes(weight_MK, hessians.pop(member), formats[member], quantizer)
+            write_h5(_path(run, member), arrays, {"parameter": member.parameter, "fingerprint": fingerprint})
+    if missing:
+        _log.info("rounded %d weights with error compensation", len(missing))
+
+
+def _codes(
+    weight_MK: Tensor, hessian_KK: Tensor, names: Sequence[str], quantizer: Quantizer
+) -> dict[str, np.ndarray]:
+    factor = compensation(hessian_KK, quantizer)
+    arrays = {}
+    for name in names:
+        range = choose_range(weight_MK, FORMATS[name], quantizer)
+        codes_MK = compensated_codes(weight_MK, factor, range, FORMATS[name], quantizer)
+        arrays[f"{name}/codes"] = codes_MK.cpu().numpy()
+        arrays[f"{name}/scale"] = range.scale.cpu().numpy()
+        if range.zero_point is not None:
+            arrays[f"{name}/zero_point"] = range.zero_point.cpu().numpy()
+    return arrays
+
+
+@contextmanager
+def _accumulating(modules: dict[Member, nn.Module]) -> Iterator[dict[Member, Tensor]]:
+    """Inside, every forward pass adds x xᵀ of each module's inputs, float64 [K, K]."""
+    sums: dict[Member, Tensor] = {}
+
+    def add(member: Member, x: Tensor) -> None:
+        x_NK = x.reshape(-1, member.num_columns).double()
+        gram_KK = x_NK.T @ x_NK
+        sums[member] = sums[member] + gram_KK if member in sums else gram_KK
+
+    handles = [
+        module.register_forward_pre_hook(lambda _, args, member=member: add(member, args[0]))
+        for member, module in modules.items()
+    ]
+    try:
+        yield sums
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _parts(members: Sequence[Member]) -> Iterator[list[Member]]:
+    """The members in turns whose matrices fit into `HESSIAN_BYTES`."""
+    part: list[Member] = []
+    num_bytes = 0
+    for member in members:
+        size = 8 * member.num_columns**2
+        if part and num_bytes + size > HESSIAN_BYTES:
+            yield part
+            part, num_bytes = [], 0
+        part.append(member)
+        num_bytes += size
+    if part:
+        yield part
+
+
+def _check_linear(model: nn.Module, member: Member) -> None:
+    module = model.get_submodule(member.parameter.removesuffix(".weight"))
+    if not isinstance(module, nn.Linear) and not member.transposed:
+        raise UserError(
+            f"quantizer.rounding gptq rounds linear layers only, {member.parameter} is of a "
+            f"{type(module).__name__}; add it to groups.exclude or use rounding: nearest"
+        )
+
+
+def _is_made(path: Path, fingerprint: str) -> bool:
+    return path.exists() and read_h5(path, "hpcmpq plan")[1]["fingerprint"] == fingerprint
+
+
+def _path(run: RunDir, member: Member) -> Path:
+    return run.path / "rounded" / f"{hashlib.sha256(member.parameter.encode()).hexdigest()[:16]}.h5"

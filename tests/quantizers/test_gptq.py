@@ -1,0 +1,81 @@
+"""Error-compensated rounding against its definition, and what it is for: less error of the layer's outputs."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.quantizers import choose_range, decode, encode
+from hpcmpq.quantizers.gptq import compensated_codes, compensation
+from hpcmpq.quantizers.ranges import Range
+
+
+def make(num_rows: int, num_columns: int) -> tuple[Tensor, Tensor]:
+    """A weight and Σ x xᵀ of inputs that are correlated and of unequal size."""
+    generator = torch.Generator().manual_seed(num_columns)
+    weight_MK = torch.randn(num_rows, num_columns, generator=generator, dtype=torch.float64)
+    mix_KK = torch.randn(num_columns, num_columns, generator=generator, dtype=torch.float64)
+    x_NK = torch.randn(4 * num_columns, num_columns, generator=generator, dtype=torch.float64) @ mix_KK
+    x_NK *= torch.linspace(0.3, 2.0, num_columns, dtype=torch.float64)
+    return weight_MK, x_NK.T @ x_NK
+
+
+def by_definition(weight_MK: Tensor, hessian_KK: Tensor, range: Range, format, quantizer) -> Tensor:
+    """Optimal brain quantization, a column at a time, each with an inverse of its own."""
+    hessian_KK = hessian_KK + quantizer.damping * hessian_KK.diagonal().mean() * torch.eye(
+        len(hessian_KK), dtype=torch.float64
+    )
+    weight_MK = weight_MK.clone()
+    order = list(torch.arange(weight_MK.shape[1]))
+    if quantizer.act_order:
+        order.sort(key=lambda k: -float(hessian_KK[k, k]))
+    for place, k in enumerate(order):
+        codes_MK = encode(weight_MK, range, format, quantizer)
+        error_M = weight_MK[:, k] - decode(codes_MK, range, format, quantizer)[:, k]
+        left = torch.stack(order[place:])
+        inverse_FF = torch.linalg.inv(hessian_KK[left][:, left])
+        weight_MK[:, left] -= error_M[:, None] * inverse_FF[0] / inverse_FF[0, 0]
+    return encode(weight_MK, range, format, quantizer)
+
+
+@pytest.mark.parametrize("name", ["int2", "int4", "int8"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize(("num_columns", "group_size"), [(24, 8), (20, 8), (16, None), (150, 64)])
+def test_codes_are_those_of_the_definition(name, symmetric, act_order, num_columns, group_size):
+    quantizer = Quantizer(group_size=group_size, symmetric=symmetric, rounding="gptq", act_order=act_order)
+    weight_MK, hessian_KK = make(6, num_columns)
+    format = FORMATS[name]
+    range = choose_range(weight_MK, format, quantizer)
+    codes_MK = compensated_codes(weight_MK, compensation(hessian_KK, quantizer), range, format, quantizer)
+    expected_MK = by_definition(weight_MK, hessian_KK, range, format, quantizer)
+    assert codes_MK.dtype == expected_MK.dtype
+    assert torch.equal(codes_MK, expected_MK)
+
+
+@pytest.mark.parametrize("name", ["int2", "int3", "int4", "int8"])
+@pytest.mark.parametrize("act_order", [False, True])
+def test_error_of_the_outputs_falls(name, act_order):
+    quantizer = Quantizer(group_size=32, rounding="gptq", act_order=act_order)
+    weight_MK, hessian_KK = make(32, 64)
+    format = FORMATS[name]
+    range = choose_range(weight_MK, format, quantizer)
+
+    def output_error(codes_MK: Tensor) -> float:
+        error_MK = decode(codes_MK, range, format, quantizer) - weight_MK
+        return float((error_MK @ hessian_KK * error_MK).sum())
+
+    nearest = output_error(encode(weight_MK, range, format, quantizer))
+    compensated = output_error(
+        compensated_codes(weight_MK, compensation(hessian_KK, quantizer), range, format, quantizer)
+    )
+    assert compensated < 0.85 * nearest
+
+
+def test_inputs_that_are_never_active_are_rounded_to_nearest():
+    quantizer = Quantizer(group_size=8, rounding="gptq")
+    weight_MK, _ = make(4, 16)
+    range = choose_range(weight_MK, FORMATS["int4"], quantizer)
+    factor = compensation(torch.zeros(16, 16, dtype=torch.float64), quantizer)
+    codes_MK = compensated_codes(weight_MK, factor, range, FORMATS["int4"], quantizer)
+    assert torch.equal(codes_MK, encode(weight_MK, range, FORMATS["int4"], quantizer))

@@ -1,0 +1,89 @@
+"""A run with error-compensated rounding: the codes are made once, and every stage uses the same ones."""
+
+import pytest
+import torch
+
+from hpcmpq.compensated_rounding import StoredCodes
+from hpcmpq.errors import CorruptShard, UserError
+from hpcmpq.export import export
+from hpcmpq.quantizers import decode
+from hpcmpq.store import RunDir
+from hpcmpq.variants import Variants, open_variants
+from tests.export.planned import llama, plan_run, solve_by_turns
+from tests.export.readers import READERS
+from tests.export.test_round_trips import fake_quantized_logits, tokens
+
+GPTQ = {"rounding": "gptq", "group_size": 64}
+FORMATS = ["int2", "int4", "int8", "bf16"]
+
+
+def bytes_of(run: RunDir) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run.path / "rounded").iterdir()}
+
+
+def test_every_weight_has_codes_and_planning_again_leaves_them_alone(tmp_path):
+    run, plan = plan_run(tmp_path, llama(), formats=FORMATS, quantizer=GPTQ)
+    first = bytes_of(run)
+    assert len(first) == len(plan.space.groups)
+    path = next((run.path / "rounded").iterdir())
+    path.unlink()
+    kept = {p: p.stat().st_mtime_ns for p in (run.path / "rounded").iterdir()}
+    plan_run(tmp_path, llama(), formats=FORMATS, quantizer=GPTQ)
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    assert bytes_of(run) == first
+
+
+@torch.no_grad()
+def test_variants_decode_the_stored_codes_and_lower_the_models_loss(tmp_path):
+    run, plan = plan_run(tmp_path, llama(), formats=FORMATS, quantizer=GPTQ)
+    variants = open_variants(run, plan)
+    group = plan.space.groups[0]
+    codes_MK, range = variants.encoded(group.members[0], "int4")
+    [weight] = variants.quantized(group, "int4").values()
+    from hpcmpq.formats import FORMATS as TABLE
+
+    assert torch.equal(weight, decode(codes_MK, range, TABLE["int4"], variants.quantizer))
+    nearest = Variants(variants.model, plan.space, type(variants.quantizer)(group_size=64))
+    outputs = torch.tensor([list(b"ink stand on shelf 3. 4 bottles")])
+    z0_NTV = variants.model(outputs).logits
+    errors = {}
+    for name, made in (("gptq", variants), ("nearest", nearest)):
+        with made.assigned({g.name: "int2" for g in plan.space.groups}):
+            errors[name] = float((made.model(outputs).logits - z0_NTV).square().mean())
+    print(errors)
+    assert errors["gptq"] < 0.8 * errors["nearest"]
+
+
+def test_the_exported_checkpoint_holds_the_compensated_weights(tmp_path):
+    run, plan = plan_run(tmp_path, llama(), formats=FORMATS[:3], quantizer=GPTQ, target="vllm")
+    assignment = solve_by_turns(run, plan)
+    export(run, "compressed_tensors")
+    with torch.no_grad():
+        read = READERS["compressed_tensors"](run.path / "exports" / "compressed_tensors")(tokens())
+    expected = fake_quantized_logits(run, plan, assignment)
+    torch.testing.assert_close(read, expected, rtol=0, atol=2e-6)
+
+
+def test_missing_damaged_and_foreign_codes_are_refused(tmp_path):
+    run, plan = plan_run(tmp_path, llama(), formats=["int4"], quantizer=GPTQ)
+    member = plan.space.groups[0].members[0]
+    like = torch.zeros(1)
+    with pytest.raises(UserError, match="belongs to another plan"):
+        StoredCodes(run, "other").read(member, "int4", like)
+    codes = StoredCodes(run, plan.fingerprint)
+    for path in (run.path / "rounded").iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CorruptShard):
+        codes.read(member, "int4", like)
+    for path in (run.path / "rounded").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="are missing; run `hpcmpq plan"):
+        codes.read(member, "int4", like)
+
+
+def test_what_is_not_linear_is_refused(tmp_path):
+    groups = {"include": ["*.embed_tokens", "*.o_proj"]}
+    with pytest.raises(
+        UserError, match="gptq rounds linear layers only, model.embed_tokens.weight is of a Emb"
+    ):
+        plan_run(tmp_path, llama(), formats=["int4"], quantizer=GPTQ, groups=groups)
