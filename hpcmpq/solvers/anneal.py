@@ -16,7 +16,7 @@ from hpcmpq.solvers.compact import Compact
 from hpcmpq.solvers.lagrangian import best_prices, cheapest
 from hpcmpq.solvers.search import State, repair
 
-COOLING = 400.0
+COOLING = 40.0
 """First temperature over last."""
 
 
@@ -65,11 +65,14 @@ PRICE_GAIN = 2.0
 
 
 def first_temperature(state: State, price_K: np.ndarray) -> float:
-    """The upper quartile over groups of what its second-best option loses, at the current prices."""
+    """0.3 of the upper quartile over groups of what its second-best option loses, at the current prices.
+
+    At 224 and 560 groups a hotter start wastes sweeps and a colder one (0.1) stays in poorer basins.
+    """
     compact = state.compact
     priced_P = state.marginal_P + price_K @ state.cost_KP
     best_G = cheapest(compact, priced_P)
     rest_P = priced_P.copy()
     rest_P[best_G] = np.inf
     loss_G = np.minimum.reduceat(rest_P, compact.offset_H[:-1]) - priced_P[best_G]
-    return max(float(np.quantile(loss_G, 0.75)), 1e-12)
+    return max(0.3 * float(np.quantile(loss_G, 0.75)), 1e-12)

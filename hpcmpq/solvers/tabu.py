@@ -47,7 +47,7 @@ def search(
     """The best feasible choice and its compact objective found until the deadline, or None.
 
     Rounds of annealing, each with twice the sweeps of the one before and a tabu walk from its result, until
-    the best objective has come up three times.
+    the best objective has come up three times in rounds long enough to tell.
 
     Args:
         compact: The problem, with at least one group.
@@ -73,21 +73,26 @@ def search(
         if time.perf_counter() > deadline or hits >= 3:
             break
         found = anneal(compact, starts[0] if best is None else best[0], sweeps, rng, deadline)
-        sweeps = min(2 * sweeps, 64 * FIRST_SWEEPS)
+        long_enough = sweeps >= TELLING_SWEEPS * compact.num_groups
+        sweeps = min(2 * sweeps, 32 * FIRST_SWEEPS)
         if found is None:
             continue
         state = State(compact, found[0])
         found, _ = _walk(state, found, rng, deadline, 60, first_legs)
         tolerance = 1e-9 * abs(found[1])
         if best is None or found[1] < best[1] - tolerance:
-            best, hits = found, 1
+            best, hits = found, int(long_enough)
         elif found[1] <= best[1] + tolerance:
-            hits += 1
+            hits += int(long_enough)
     return best
 
 
-FIRST_SWEEPS = 250
+FIRST_SWEEPS = 500
 """Sweeps of the first annealing."""
+
+TELLING_SWEEPS = 5
+"""Sweeps per group from which on an annealing that comes back to the best objective counts: with 224 groups,
+short ones came back three times to a choice 0.09 % above the best."""
 
 
 def polish(
