@@ -134,6 +134,30 @@ def solved(solution: dict[str, Any]) -> None:
     )
 
 
+def timed(values: dict[str, Any]) -> None:
+    """What was measured, and how well."""
+    for phase, found in values["phases"].items():
+        parts = [part for part in found["parts"] if part["groups"]]
+        count = sum(len(own["combinations"]) + 1 for own in found["classes"].values())
+        say(
+            f"{phase}: {1e3 * found['original_s']:.4g} ms unquantized in {len(parts)} sub-graphs of "
+            f"{len(found['classes'])} kinds; {count} combinations, {values['rounds']} rounds, median deviation "
+            f"{100 * found['noise']:.2g} %"
+        )
+        for reason in found["no_kernel"]:
+            say(f"no kernel for {reason}")
+
+
+def gained(solution: dict[str, Any]) -> None:
+    """What a largest gain came to."""
+    found = solution["maximized"]
+    bound = "no bound" if found["bound"] is None else f"at most {found['bound']:.6g}"
+    say(
+        f"{found['gain']} {found['saved']:.6g} {found['unit']} ({100 * found['saved_share']:.3g} % of the original, "
+        f"{bound}) at a predicted loss of {solution['predicted_loss']:.6g} ({solution['termination']})"
+    )
+
+
 def refined(solution: dict[str, Any]) -> None:
     """What measured losses changed."""
     refinement = solution["refine"]

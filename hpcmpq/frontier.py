@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from hpcmpq.config import SolverConfig
-from hpcmpq.errors import Infeasible, UserError
+from hpcmpq.errors import Infeasible
 from hpcmpq.problem import Problem, Solution, Termination, relative_gap
-from hpcmpq.solve import make_problem, plan_costs, uniform_choices
+from hpcmpq.solve import known_cost, make_problem, plan_costs, uniform_choices
 from hpcmpq.solvers import Solver, make_solver
 from hpcmpq.store import RunDir, read_plan, read_quadratic, write_json
 
@@ -41,8 +41,7 @@ def frontier(
     """
     plan = read_plan(run)
     model = read_quadratic(run.quadratic_path)
-    if cost not in plan_costs(plan):
-        raise UserError(f"unknown cost {cost!r}; known: {', '.join(plan_costs(plan))}")
+    known_cost(plan, plan_costs(plan), cost, "cost")
     problems = [
         make_problem(plan, model, {**other_budgets, cost: float(limit)}, settings) for limit in limits
     ]
@@ -81,6 +80,7 @@ def frontier(
                 "predicted_loss": model.predicted_loss(choice_G),
             }
             for name, choice_G in uniform_choices(plan.space).items()
+            if np.isfinite(priced.value(choice_G, problems[0].offset_G))
         },
         "fingerprint": plan.fingerprint,
     }

@@ -35,6 +35,24 @@ TimeLimit = Annotated[
     float | None,
     typer.Option("--time-limit", metavar="SECONDS", help="Solver time, instead of the config's."),
 ]
+Gain = Annotated[
+    str | None,
+    typer.Option(
+        "--maximize",
+        metavar="GAIN",
+        help="Instead of the least loss, the largest time_gain, mac_gain or memory_gain within a loss.",
+    ),
+]
+MaxLossMse = Annotated[
+    float | None,
+    typer.Option(
+        "--max-loss-mse", metavar="SHARE", help="With --maximize: of the loss's mean square (first_order)."
+    ),
+]
+MaxLoss = Annotated[
+    float | None,
+    typer.Option("--max-loss", metavar="LOSS", help="With --maximize: the largest predicted loss increase."),
+]
 ExportFormat = Annotated[str, typer.Option("--format", help="What to write.")]
 EngineName = Annotated[
     str | None,

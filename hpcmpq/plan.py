@@ -48,6 +48,7 @@ class Plan:
         import_paths: Directories that factories are imported from.
         fixed_bytes: Bytes of the checkpoint outside the searched groups.
         environment: Versions and commit, for people.
+        times: Values of `time.json` beside the plan, from which latencies are priced; None before `hpcmpq time`.
     """
 
     config: dict[str, Any]
@@ -58,6 +59,7 @@ class Plan:
     import_paths: tuple[str, ...]
     fixed_bytes: int
     environment: dict[str, str]
+    times: dict[str, Any] | None = None
 
 
 def make_units(

@@ -22,6 +22,8 @@ class QuadraticModel:
         num_samples: Calibration samples behind it.
         batch_linear_BP: c of each of B disjoint calibration batches, float64 [B, P]; B may be 0.
         batch_quad_BPP: H of each batch, float64 [B, P, P].
+        task_loss_mean_square: Mean over samples of the squared task loss where c is a mean-squared error of it
+            (`first_order`), which thresholds are a share of; else None.
     """
 
     option_group: tuple[str, ...]
@@ -36,6 +38,7 @@ class QuadraticModel:
     num_samples: int
     batch_linear_BP: np.ndarray
     batch_quad_BPP: np.ndarray
+    task_loss_mean_square: float | None = None
 
     def predicted_loss(self, choice_G: np.ndarray) -> float:
         """Predicted loss of one option index per group, in loss units."""

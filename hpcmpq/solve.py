@@ -17,6 +17,7 @@ import numpy as np
 from hpcmpq.config import SolverConfig
 from hpcmpq.constraints import allowed_options, tied_groups
 from hpcmpq.costs import average_bits_cost, bops_cost, macs_cost, size_bytes_cost, weight_bits_cost
+from hpcmpq.costs.latency import LATENCY_NAMES, latency_costs, mac_time_cost
 from hpcmpq.errors import Infeasible, UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.plan import Plan
@@ -122,14 +123,35 @@ def plan_costs(plan: Plan) -> dict[str, Cost]:
         size_bytes_cost(space, quantizer, plan.fixed_bytes, target),
         bops_cost(space),
         macs_cost(space),
+        mac_time_cost(space),
+        *(latency_costs(space, plan.times) if plan.times else ()),
     ]
     return {cost.name: cost for cost in costs}
 
 
 def cost_values(plan: Plan, choice_G: np.ndarray) -> dict[str, float]:
-    """Every cost of a choice, to 12 digits: beyond them is the rounding of the sum."""
+    """Every finite cost of a choice, to 12 digits: beyond them is the rounding of the sum.
+
+    A latency is missing where the choice has no kernel.
+    """
     offset_G = np.searchsorted(plan.space.group_P, np.arange(len(plan.space.groups)))
-    return {name: float(f"{cost.value(choice_G, offset_G):.12g}") for name, cost in plan_costs(plan).items()}
+    values = {name: cost.value(choice_G, offset_G) for name, cost in plan_costs(plan).items()}
+    return {name: float(f"{value:.12g}") for name, value in values.items() if np.isfinite(value)}
+
+
+def known_cost(plan: Plan, costs: Mapping[str, Cost], name: str, kind: str = "budget") -> Cost:
+    """The cost of that name.
+
+    Raises:
+        UserError: If there is none, or its times were never measured.
+    """
+    if name in costs:
+        return costs[name]
+    if name in LATENCY_NAMES and plan.times is None:
+        raise UserError(
+            f"{kind} {name} needs measured times and none were measured for this plan; run `hpcmpq time RUN` first"
+        )
+    raise UserError(f"unknown {kind} {name!r}; known: {', '.join(costs)}")
 
 
 def make_problem(
@@ -142,8 +164,7 @@ def make_problem(
         raise UserError("quadratic.h5 belongs to another plan than plan.json; run `hpcmpq reduce` again")
     costs = plan_costs(plan)
     for name, limit in budgets.items():
-        if name not in costs:
-            raise UserError(f"unknown budget {name!r}; known: {', '.join(costs)}")
+        known_cost(plan, costs, name)
         if not np.isfinite(limit):
             raise UserError(f"budget {name} must be a finite number, got {limit}")
     return Problem(

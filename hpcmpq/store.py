@@ -23,7 +23,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,16 @@ class RunDir:
     def jobs_path(self) -> Path:
         """Slurm jobs that were submitted for this run."""
         return self.path / "jobs.json"
+
+    @property
+    def times_path(self) -> Path:
+        """Directory of finished rounds of time measurement, see `hpcmpq.timing.stage`."""
+        return self.path / "times"
+
+    @property
+    def time_path(self) -> Path:
+        """Measured times of sub-graphs."""
+        return self.path / "time.json"
 
     @property
     def quadratic_path(self) -> Path:
@@ -140,16 +150,21 @@ def read_json(path: Path, made_by: str) -> Any:
 
 
 def read_plan(run: RunDir) -> Plan:
-    """The plan of a run directory.
+    """The plan of a run directory, with the times measured there for it.
 
     Raises:
         UserError: If there is none, or it is damaged.
     """
     values = read_json(run.plan_path, f"hpcmpq plan CONFIG --run-dir {run.path}")
     try:
-        return plan_from_json(values)
+        plan = plan_from_json(values)
     except (KeyError, TypeError) as error:
         raise UserError(f"{run.plan_path} is not a plan ({error}); run `hpcmpq plan` again") from None
+    if run.time_path.exists():
+        times = read_json(run.time_path, f"hpcmpq time {run.path}")
+        if times["fingerprint"] == plan.fingerprint:
+            return replace(plan, times=times)
+    return plan
 
 
 def write_shard(run: RunDir, shard: Shard) -> None:

@@ -29,7 +29,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("store", "solvers", "executors", "world"),
     ("shrinkage", "constraints", "descent", "link"),
     ("solve",),
-    ("frontier",),
+    ("frontier", "time_gain"),
     # The queue: what login nodes run.
     ("attempts",),
     ("scaling",),
@@ -44,7 +44,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("sensitivity", "cost_estimate"),
     ("examples",),
     # The other stages: none calls another.
-    ("prepare", "calibrate", "reduce", "refine", "evaluate", "export", "report"),
+    ("prepare", "calibrate", "reduce", "refine", "evaluate", "export", "report", "timing"),
     # What people type.
     ("console", "options"),
     ("cli",),

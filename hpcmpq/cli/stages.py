@@ -6,6 +6,7 @@ from pathlib import Path
 from hpcmpq import console, options
 from hpcmpq.attempts import read_processes
 from hpcmpq.cli.app import app
+from hpcmpq.cli.timing import solve_for_gain
 from hpcmpq.executors import Executor, open_executor
 from hpcmpq.plan import parse_part
 from hpcmpq.scaling import Site, measured_workload, predict
@@ -90,6 +91,9 @@ def solve(
     budget: options.Budgets = None,
     solver: options.SolverName = None,
     time_limit: options.TimeLimit = None,
+    maximize: options.Gain = None,
+    max_loss_mse: options.MaxLossMse = None,
+    max_loss: options.MaxLoss = None,
 ) -> None:
     """Choose a format per group within the budgets; write RUN/solution.json with a proven bound."""
     from hpcmpq.solve import parse_budget, settings_of
@@ -97,9 +101,12 @@ def solve(
 
     with console.stage(run_dir, "solve"):
         planned = read_plan(RunDir(run_dir))
-        budgets = dict(parse_budget(text) for text in budget or ()) or planned.config["budgets"]
+        given = dict(parse_budget(text) for text in budget or ())
         settings = settings_of(planned, name=solver, time_limit_s=time_limit)
-        console.solved(solve_run(RunDir(run_dir), budgets, settings))
+        if maximize is not None or max_loss_mse is not None or max_loss is not None:
+            solve_for_gain(run_dir, maximize, (max_loss_mse, max_loss), given, settings)
+        else:
+            console.solved(solve_run(RunDir(run_dir), given or planned.config["budgets"], settings))
 
 
 @app.command(epilog="Example: hpcmpq refine runs/quickstart")

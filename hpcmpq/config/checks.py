@@ -54,6 +54,11 @@ def check_values(config: Config, source: str) -> None:
         "quantizer.damping": config.quantizer.damping,
         "evaluation.num_samples": config.evaluation.num_samples,
         "refine.max_evaluations": config.refine.max_evaluations,
+        "timing.samples": config.timing.samples,
+        "timing.rounds": config.timing.rounds,
+        "timing.max_combinations": config.timing.max_combinations,
+        "timing.generated_tokens + 1": config.timing.generated_tokens + 1,
+        "timing.threads": config.timing.threads,
         "refine.link_points - 2": config.refine.link_points - 2,
         "solver.time_limit_s": config.solver.time_limit_s,
     }.items():

@@ -130,6 +130,25 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class TimingConfig:
+    """How `hpcmpq time` measures.
+
+    Attributes:
+        samples: Calibration samples of one pass, or None for calibration.samples_per_pass.
+        rounds: Times that every combination is measured.
+        max_combinations: Combinations of a sub-graph's formats that are measured; of more, groups share a format.
+        generated_tokens: Tokens that a request generates; `latency_s` is the prompt and this many decodings.
+        threads: Of the kernels, or None for torch's choice.
+    """
+
+    samples: int | None = None
+    rounds: int = 15
+    max_combinations: int = 256
+    generated_tokens: int = 0
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
 class SensitivityConfig:
     """How sensitivities are measured.
 
@@ -170,4 +189,5 @@ class Config:
     solver: SolverConfig = field(default_factory=SolverConfig)
     refine: RefineConfig = RefineConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    timing: TimingConfig = TimingConfig()
     target: str | None = None

@@ -126,7 +126,8 @@ def baseline_format(solution: Mapping[str, Any]) -> str:
     """
     cost = next(iter(solution["budgets"]), "weight_bits")
     reached = solution["costs"][cost]
-    sizes = {name: uniform["costs"][cost] for name, uniform in solution["uniform"].items()}
+    costs = {name: uniform["costs"] for name, uniform in solution["uniform"].items()}
+    sizes = {name: values[cost] for name, values in costs.items() if cost in values}
     if not sizes:
         raise UserError("the groups share no format, so there is no uniform assignment to compare with")
     at_least = [name for name, size in sizes.items() if size >= reached * (1 - 1e-9)]

@@ -225,6 +225,7 @@ def uniform_curve(findings: Findings) -> list[tuple[str, float, float]]:
     points = [
         (name, float(uniform["costs"][cost]), float(uniform["predicted_loss"]))
         for name, uniform in findings.solution["uniform"].items()
+        if cost in uniform["costs"]
     ]
     return sorted(points, key=lambda point: (point[1], FORMATS[point[0]].num_bits))
 

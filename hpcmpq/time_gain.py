@@ -1,0 +1,203 @@
+"""The largest gain within a loss: what `hpcmpq solve --maximize` writes (arXiv 2505.13060).
+
+    maximise   gain(x) = cost of the original − cost(x)      time: measured; MACs, memory: counted
+    subject to loss MSE(x) ≤ τ · E[loss²]                    and every budget
+
+An integer program with one Boolean per measured combination of a sub-graph's formats. Where the sensitivity has
+cross terms, the loss is no sum; then the dual, the least loss within a limit on the cost, is solved for limits that
+are halved between one that is reached and one that is not.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from hpcmpq.config import SolverConfig
+from hpcmpq.costs.latency import original_latency_s
+from hpcmpq.errors import Infeasible, UserError
+from hpcmpq.plan import Plan
+from hpcmpq.problem import Budget, Cost, Problem, Solution, Termination, relative_gap
+from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.solve import describe, known_cost, make_problem, plan_costs
+from hpcmpq.solvers import make_solver
+from hpcmpq.solvers.least_cost import least_cost, open_budget
+from hpcmpq.store import RunDir, read_plan, read_quadratic, write_json
+
+GAINS = {"time_gain": "latency_s", "mac_gain": "mac_time", "memory_gain": "size_bytes"}
+"""Gain: the cost that it saves."""
+
+ORIGINAL_BITS = {"float64": 64, "float32": 32, "bfloat16": 16}
+
+HALVINGS = 12
+"""Limits that are tried where the loss has cross terms."""
+
+
+@dataclass(frozen=True)
+class LossLimit:
+    """An upper limit on the predicted loss.
+
+    Attributes:
+        value: In the unit of the quadratic model's loss increase.
+        name: What the limit is on, for messages and artefacts.
+        given: As given.
+    """
+
+    value: float
+    name: str
+    given: float
+
+
+def maximize(
+    run: RunDir, gain: str, limit: LossLimit, budgets: Mapping[str, float], settings: SolverConfig
+) -> dict[str, Any]:
+    """Solve for the largest gain and write `solution.json`; returns its values, with `maximized` beside the usual.
+
+    Raises:
+        UserError: If the gain is unknown or its times were never measured.
+        Infeasible: If no assignment keeps the loss and the budgets.
+    """
+    plan, model = read_plan(run), read_quadratic(run.quadratic_path)
+    cost, original = gained_cost(plan, gain)
+    problem = make_problem(plan, model, budgets, settings)
+    solution = largest_gain(problem, cost, limit, settings)
+    assert solution.choice_G is not None and solution.objective is not None
+    saved = original - solution.objective
+    # What was reached becomes a budget: later stages look for less loss within it.
+    reached = {**budgets, cost.name: min(solution.objective, budgets.get(cost.name, np.inf))}
+    problem = make_problem(plan, model, reached, settings)
+    loss_solution = replace(solution, objective=problem.objective(solution.choice_G), bound=None)
+    values = describe(plan, model, problem, loss_solution, reached, settings)
+    values["maximized"] = {
+        "gain": gain,
+        "cost": cost.name,
+        "unit": cost.unit,
+        "original": original,
+        "reached": solution.objective,
+        "saved": saved,
+        "saved_share": saved / original,
+        "bound": None if solution.bound is None else original - solution.bound,
+        "limit_on": limit.name,
+        "limit": limit.given,
+        "loss_limit": limit.value,
+    }
+    write_json(run.solution_path, values)
+    return values
+
+
+def loss_limit(model: QuadraticModel, max_loss_mse: float | None, max_loss: float | None) -> LossLimit:
+    """The limit in the model's unit, from exactly one of a share of the loss's mean square and a loss increase.
+
+    Raises:
+        UserError: If both or none is given, it is negative, or the sensitivity is of another kind.
+    """
+    given = max_loss if max_loss_mse is None else max_loss_mse
+    if given is None or (max_loss_mse is not None and max_loss is not None):
+        raise UserError("--maximize needs one of --max-loss-mse (first_order) and --max-loss (all others)")
+    if not (np.isfinite(given) and given >= 0):
+        raise UserError(f"the limit on the loss must be a number not below 0, got {given}")
+    mean_square = model.task_loss_mean_square
+    if max_loss_mse is not None:
+        if mean_square is None:
+            raise UserError(
+                f"--max-loss-mse is a share of the loss's mean square, which {model.method} does not measure; "
+                "use --max-loss with the largest predicted loss increase, or sensitivity first_order"
+            )
+        return LossLimit(max_loss_mse * mean_square, "loss_mse", max_loss_mse)
+    if mean_square is not None:
+        raise UserError(f"{model.method} measures a loss mean-squared-error; use --max-loss-mse")
+    return LossLimit(given, "loss_increase", given)
+
+
+def gained_cost(plan: Plan, gain: str) -> tuple[Cost, float]:
+    """The cost that a gain saves, and its value for the original model in its own dtype.
+
+    Raises:
+        UserError: If the gain is unknown, or its times were never measured.
+    """
+    if gain not in GAINS:
+        raise UserError(f"unknown gain {gain!r} in --maximize; known: {', '.join(GAINS)}")
+    bits = ORIGINAL_BITS[plan.config["model"]["dtype"]]
+    groups = plan.space.groups
+    cost = known_cost(plan, plan_costs(plan), GAINS[gain], f"{gain} saves the cost")
+    if gain == "mac_gain":
+        return cost, sum(group.macs for group in groups) * bits / 16.0
+    if gain == "memory_gain":
+        return cost, plan.fixed_bytes + sum(group.numel for group in groups) * bits / 8.0
+    assert plan.times is not None
+    return cost, original_latency_s(plan.times)
+
+
+def largest_gain(problem: Problem, cost: Cost, limit: LossLimit, settings: SolverConfig) -> Solution:
+    """The choice of least cost within the loss limit; of several, the one of least loss.
+
+    Returns:
+        A solution whose objective and bound are values of `cost`.
+
+    Raises:
+        Infeasible: If no assignment keeps the loss and the budgets, or none was found in time.
+    """
+    if problem.quad_PP.any():
+        return _by_halving(problem, cost, limit, settings)
+    loss = Budget(Cost(limit.name, "loss", problem.linear_P), limit.value)
+    limited = replace(problem, budgets=(*problem.budgets, loss))
+    found = least_cost(limited, cost, time_limit_s=settings.time_limit_s, seed=settings.seed)
+    if found.choice_G is None:
+        raise Infeasible(f"no assignment keeps the loss limit and the budgets: {found.detail}")
+    assert found.objective is not None
+    least_loss = _least_loss(limited, cost, found.objective, found.choice_G, settings)
+    if least_loss is None or least_loss.choice_G is None:
+        return found
+    value = cost.value(least_loss.choice_G, problem.offset_G)
+    if problem.objective(least_loss.choice_G) < problem.objective(found.choice_G):
+        return replace(found, choice_G=least_loss.choice_G, objective=min(value, found.objective))
+    return found
+
+
+def _least_loss(
+    problem: Problem, cost: Cost, value: float, hint_G: np.ndarray | None, settings: SolverConfig
+) -> Solution | None:
+    """The least loss within a limit on the cost, or None where there is no assignment."""
+    limited = replace(problem, budgets=(*problem.budgets, Budget(cost, value)))
+    solution = make_solver(settings.name).solve(
+        limited, time_limit_s=settings.time_limit_s, seed=settings.seed, hint_G=hint_G
+    )
+    return None if solution.termination is Termination.INFEASIBLE else solution
+
+
+def _by_halving(problem: Problem, cost: Cost, limit: LossLimit, settings: SolverConfig) -> Solution:
+    """Limits on the cost between the least there is and the first whose least loss keeps the limit."""
+    most = problem.constant + limit.value
+    step = replace(settings, time_limit_s=max(0.5, settings.time_limit_s / HALVINGS))
+    floor = least_cost(problem, cost, time_limit_s=step.time_limit_s, seed=settings.seed)
+    if floor.choice_G is None or floor.objective is None:
+        raise Infeasible(f"no assignment meets the budgets: {floor.detail}")
+    roof = _least_loss(problem, cost, open_budget(cost).limit, None, step)
+    if roof is None or roof.choice_G is None or problem.objective(roof.choice_G) > most:
+        reached = None if roof is None or roof.objective is None else roof.objective - problem.constant
+        raise Infeasible(
+            f"no assignment was found with a predicted loss increase of at most {limit.value:.6g}"
+            + ("" if reached is None else f"; the smallest found is {reached:.6g}")
+        )
+    best_G, low, bound = roof.choice_G, floor.objective, floor.bound
+    high = cost.value(best_G, problem.offset_G)
+    if problem.objective(floor.choice_G) <= most:
+        best_G, high = floor.choice_G, floor.objective
+    for _ in range(HALVINGS):
+        if relative_gap(high, low) <= 1e-4:
+            break
+        middle = 0.5 * (low + high)
+        found = _least_loss(problem, cost, middle, best_G, step)
+        if found is not None and found.choice_G is not None and problem.objective(found.choice_G) <= most:
+            best_G, high = found.choice_G, cost.value(found.choice_G, problem.offset_G)
+        else:
+            low = middle
+            if found is None or (found.bound is not None and found.bound > most):
+                bound = max(bound, middle) if bound is not None else middle
+    termination = (
+        Termination.OPTIMAL
+        if bound is not None and relative_gap(high, bound) <= 1e-4
+        else Termination.NODE_LIMIT
+    )
+    return Solution(termination, best_G, high, None if bound is None else min(bound, high), {}, 0.0)
