@@ -16,6 +16,7 @@ from hpcmpq.config.sections import (
     RefineConfig,
     SensitivityConfig,
     SolverConfig,
+    TaskConfig,
 )
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "RefineConfig",
     "SensitivityConfig",
     "SolverConfig",
+    "TaskConfig",
     "check_format",
     "is_factory",
     "parse_config",

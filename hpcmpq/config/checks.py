@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from hpcmpq.config.sections import Config
 from hpcmpq.errors import UserError
@@ -23,6 +23,11 @@ def check_keys(values: Mapping[str, Any], kind: type, source: str, place: str) -
             )
         if dataclasses.is_dataclass(known[key].type) and isinstance(value, Mapping):
             check_keys(value, known[key].type, source, f"{place}{key}.")  # type: ignore[arg-type]
+        entry = next(iter(get_args(known[key].type)), None)
+        if dataclasses.is_dataclass(entry) and isinstance(value, list | tuple):
+            for number, item in enumerate(value):
+                if isinstance(item, Mapping):
+                    check_keys(item, entry, source, f"{place}{key}.{number}.")  # type: ignore[arg-type]
 
 
 def check_values(config: Config, source: str) -> None:
@@ -68,6 +73,16 @@ def check_values(config: Config, source: str) -> None:
         raise UserError(
             f"{source}: calibration.held_out must not be negative, got {config.calibration.held_out}"
         )
+    _check_tasks(config, source)
+
+
+def _check_tasks(config: Config, source: str) -> None:
+    names = [task.name for task in config.evaluation.tasks]
+    for name in names:
+        if not name.replace("-", "_").isidentifier() or name == "data" or names.count(name) > 1:
+            raise UserError(
+                f"{source}: evaluation.tasks name {name!r} must be unique, not 'data', and of letters, digits, - and _"
+            )
 
 
 def check_format(name: str, place: str) -> None:

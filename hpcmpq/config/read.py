@@ -66,7 +66,11 @@ def resolve_paths(config: Config, directory: Path) -> Config:
         config,
         model=replace(config.model, path=absolute(config.model.path)),
         calibration=replace(config.calibration, data=absolute(config.calibration.data) or ""),
-        evaluation=replace(config.evaluation, data=absolute(config.evaluation.data)),
+        evaluation=replace(
+            config.evaluation,
+            data=absolute(config.evaluation.data),
+            tasks=tuple(replace(task, path=absolute(task.path) or "") for task in config.evaluation.tasks),
+        ),
     )
 
 

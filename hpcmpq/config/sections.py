@@ -115,6 +115,25 @@ class RefineConfig:
 
 
 @dataclass(frozen=True)
+class TaskConfig:
+    """A task that the models are asked to do, see `hpcmpq.evaluate.task_files`.
+
+    Attributes:
+        name: Unique; letters, digits, ``-`` and ``_``.
+        path: A JSONL file; of a ``harness`` task the directory of lm-evaluation-harness's YAML file for it.
+        type: ``multiple_choice``, ``next_word``, ``classification`` or ``harness``.
+        labels: Of a classification, what a language model chooses among; their order numbers them.
+        prompt: Template over a record's fields, or None for the question or text alone.
+    """
+
+    name: str
+    path: str
+    type: Literal["multiple_choice", "next_word", "classification", "harness"]
+    labels: tuple[str, ...] = ()
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """Where quality is measured; by default samples of the calibration data used for nothing else.
 
@@ -122,11 +141,13 @@ class EvaluationConfig:
         data: As in calibration, or None.
         engine: ``torch`` or ``deepspeed``.
         num_samples: Samples to evaluate on.
+        tasks: What else to measure.
     """
 
     data: str | None = None
     engine: Literal["torch", "deepspeed"] = "torch"
     num_samples: int = 64
+    tasks: tuple[TaskConfig, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from hpcmpq.evaluate.parts import DataPart, Part
 from hpcmpq.evaluate.results import Unit, Values, finish, joined, open_results
 from hpcmpq.evaluate.rounds import chunks_of, measure
 from hpcmpq.evaluate.summary import summarise
+from hpcmpq.evaluate.tasks import make_task
 from hpcmpq.measure import metric_names
 from hpcmpq.models.calibration import load_splits
 from hpcmpq.plan import Plan, content_hash
@@ -106,7 +107,8 @@ def make_parts(plan: Plan, config: Config) -> list[Part]:
             "no evaluation sample is left: lower calibration.num_samples or held_out, or set evaluation.data"
         )
     metrics = metric_names(config.objective, samples.labelled)
-    return [DataPart(samples, metrics, config.calibration.samples_per_pass)]
+    data = DataPart(samples, metrics, config.calibration.samples_per_pass)
+    return [data, *(make_task(task, config) for task in config.evaluation.tasks)]
 
 
 def by_part(parts: list[Part], measured: Mapping[Unit, Values]) -> dict[str, dict[str, Values]]:

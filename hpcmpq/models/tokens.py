@@ -61,7 +61,7 @@ def _from_documents(
         raise UserError(
             f"{place} is text, which this model does not read; give a .npy array or a factory of batches"
         )
-    tokenizer = _tokenizer(description, place)
+    tokenizer = load_tokenizer(description, place)
     if description.kind == "causal_lm":
         tokens_L = _stream(source, tokenizer)
         if len(tokens_L) < sequence_length:
@@ -76,8 +76,12 @@ def _from_documents(
     return _labelled(_padded(texts, source.labels, tokenizer, sequence_length), description, shifted=True)
 
 
-def _tokenizer(description: ModelDescription, place: str) -> Any:
-    """The directory's tokenizer, or None where bytes are the tokens."""
+def load_tokenizer(description: ModelDescription, place: str) -> Any:
+    """The directory's tokenizer, or None where bytes are the tokens.
+
+    Raises:
+        UserError: If the directory has none, or it cannot be loaded, and the vocabulary is not bytes.
+    """
     if not description.has_tokenizer:
         if description.vocab_size != BYTE_VOCAB:
             raise UserError(

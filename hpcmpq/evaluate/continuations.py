@@ -1,0 +1,107 @@
+"""How likely a causal language model finds texts after others: what choices, next words and harnesses need.
+
+Axis letters: R rows of a batch, T tokens, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hpcmpq.models.description import ModelDescription
+from hpcmpq.models.tokens import load_tokenizer
+
+Encode = Callable[[str], list[int]]
+
+
+class Request(NamedTuple):
+    """Token ids; the continuation's are scored."""
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+
+class Score(NamedTuple):
+    """Σ log p of the continuation's tokens, and whether each is the most likely."""
+
+    log_likelihood: float
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Texts as tokens: by the model's tokenizer, or bytes.
+
+    Attributes:
+        encode: Without special tokens.
+        start: The token that a text without context follows.
+        max_length: Most tokens that the model takes, or None.
+    """
+
+    encode: Encode
+    start: int
+    max_length: int | None
+
+    def request(self, context: str, continuation: str) -> Request:
+        """Tokens of both, cut as they are when they stand together; too long a context loses its beginning.
+
+        Blanks at the context's end go to the continuation, since tokenizers attach them to what follows.
+        """
+        stripped = context.rstrip(" ")
+        continuation, context = context[len(stripped) :] + continuation, stripped
+        before, whole = self.encode(context), self.encode(context + continuation)
+        return self.tokens(before, whole[len(before) :])
+
+    def tokens(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
+        """A request from tokens; without context after the start token."""
+        context = context or (self.start,)
+        room = None if self.max_length is None else max(1, self.max_length + 1 - len(continuation))
+        kept = tuple(context if room is None else context[-room:])
+        longest = None if self.max_length is None else self.max_length
+        return Request(kept, tuple(continuation[:longest]))
+
+
+def make_encoder(description: ModelDescription, place: str) -> Encoder:
+    """The encoder of a model.
+
+    Raises:
+        UserError: If its directory holds no tokenizer and its vocabulary is not bytes.
+    """
+    tokenizer: Any = load_tokenizer(description, place)
+    if tokenizer is None:
+        return Encoder(lambda text: list(text.encode()), ord("\n"), description.max_positions)
+    start = next(
+        (t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None),
+        0,
+    )
+    return Encoder(
+        lambda text: list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]),
+        start,
+        description.max_positions,
+    )
+
+
+def batch(requests: Sequence[Request]) -> dict[str, Tensor]:
+    """Inputs of all requests, padded at the end, where causal models do not look.
+
+    Example:
+        >>> batch([Request((1, 2), (3,)), Request((4,), (5, 6, 7))])["input_ids"].tolist()
+        [[1, 2, 0], [4, 5, 6]]
+    """
+    rows = [(*request.context, *request.continuation)[:-1] for request in requests]
+    longest = max(map(len, rows))
+    return {"input_ids": torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])}
+
+
+def score(requests: Sequence[Request], z_RTV: Tensor) -> list[Score]:
+    """The score of each request of a batch from the outputs, in float64."""
+    scores = []
+    for request, z_TV in zip(requests, z_RTV, strict=True):
+        first = len(request.context) - 1
+        target_T = torch.tensor(request.continuation, device=z_TV.device)
+        log_pi_TV = torch.log_softmax(z_TV[first : first + len(target_T)].double(), -1)
+        chosen_T = log_pi_TV.gather(-1, target_T.unsqueeze(-1)).squeeze(-1)
+        scores.append(Score(float(chosen_T.sum()), bool((log_pi_TV.argmax(-1) == target_T).all())))
+    return scores
