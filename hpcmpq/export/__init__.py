@@ -22,6 +22,7 @@ EXPORTERS = {
     "fake_quantized": "hpcmpq.export.fake_quantized:export",
     "compressed_tensors": "hpcmpq.export.compressed_tensors:export",
     "gguf": "hpcmpq.export.gguf:export",
+    "tool_configs": "hpcmpq.export.tool_configs:export",
 }
 
 WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data")
@@ -52,9 +53,12 @@ def export(run: RunDir, name: str) -> str:
     if name == "fake_quantized":
         return line
     num_bytes = weight_bytes(directory)
+    if not num_bytes:
+        return line
     predicted = solution["costs"]["size_bytes"]
-    return f"{line}: {num_bytes:,} bytes of weights, size_bytes says {predicted:,.0f} " + (
-        f"({num_bytes / predicted - 1:+.2%})" if num_bytes else "(no weights written)"
+    return (
+        f"{line}: {num_bytes:,} bytes of weights, size_bytes says {predicted:,.0f} "
+        f"({num_bytes / predicted - 1:+.2%})"
     )
 
 

@@ -115,12 +115,12 @@ def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str], values
     if values.get("model_type") not in ARCHITECTURES:
         raise UserError(
             f"the gguf export knows the architectures {', '.join(ARCHITECTURES)}, not "
-            f"{values.get('model_type')!r}; for others use tensor_types, a list for llama-quantize"
+            f"{values.get('model_type')!r}; for others export tool_configs, which has a list for llama-quantize"
         )
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        raise UserError(f"the gguf export does not know rotary positions of type {kind!r}; use tensor_types")
+        raise UserError(f"the gguf export does not know rotary positions of type {kind!r}; use tool_configs")
     target = TARGETS["llama_cpp"]
     if wrong := sorted(set(assignment.values()) - set(target.formats)):
         raise UserError(

@@ -1,0 +1,61 @@
+"""The assignment in other tools' own forms."""
+
+import json
+import re
+
+from compressed_tensors.quantization import QuantizationScheme
+
+from hpcmpq.export import export
+from tests.export.planned import llama, plan_run, solve_by_turns
+
+Q0 = "model.layers.0.self_attn.q_proj"
+
+
+def test_all_tools_get_every_layer(tmp_path):
+    run, plan = plan_run(tmp_path, llama(), formats=["int3", "int4", "int8", "bf16"])
+    assignment = solve_by_turns(run, plan)
+    line = export(run, "tool_configs")
+    assert "left out" not in line
+    directory = run.path / "exports" / "tool_configs"
+    assert json.loads((directory / "assignment.json").read_text()) == assignment
+    assert len(set(assignment.values())) == 4
+    bits = {"int3": 3, "int4": 4, "int8": 8, "bf16": 16}
+
+    layers = json.loads((directory / "auto_round.json").read_text())
+    assert {name: values["bits"] for name, values in layers.items()} == {
+        name: bits[format] for name, format in assignment.items()
+    }
+    assert layers[Q0] == {"bits": 3, "group_size": 64, "sym": True, "data_type": "int"}
+
+    rules = json.loads((directory / "gptqmodel.json").read_text())
+    for name, format in assignment.items():
+        [rule] = [rule for rule in rules if re.match(rule[2:], name)]
+        assert rule[:2] == ("-:" if format == "bf16" else "+:")
+        assert rules[rule].get("bits", 16) == bits[format]
+
+    recipe = json.loads((directory / "llm_compressor.yaml").read_text())
+    modifier = recipe["quant_stage"]["quant_modifiers"]["GPTQModifier"]
+    schemes = [QuantizationScheme(**group) for group in modifier["config_groups"].values()]
+    read = {layer: scheme.weights.num_bits for scheme in schemes for layer in scheme.targets}
+    assert read == {name: bits[format] for name, format in assignment.items() if format != "bf16"}
+    unquantized = {name for name, format in assignment.items() if format == "bf16"}
+    assert set(modifier["ignore"]) == {*unquantized, "lm_head"}
+
+    types = [line.split("=") for line in (directory / "llama_quantize.txt").read_text().split()]
+    assert len(types) == len(assignment)
+    [kind] = [kind for pattern, kind in types if re.search(pattern, "blk.0.attn_q.weight")]
+    assert kind == "q3_K"
+
+
+def test_a_tool_that_lacks_a_format_is_left_out_with_the_reason(tmp_path):
+    run, plan = plan_run(tmp_path, llama(), formats=["int5", "fp8_e4m3"])
+    solve_by_turns(run, plan)
+    line = export(run, "tool_configs")
+    written = {path.name for path in (run.path / "exports" / "tool_configs").iterdir()}
+    assert written == {"assignment.json", "llm_compressor.yaml"}
+    for reason in (
+        "auto-round has no fp8_e4m3",
+        "GPTQModel has no fp8_e4m3, int5",
+        "llama-quantize has no fp8",
+    ):
+        assert reason in line
