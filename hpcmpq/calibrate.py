@@ -181,7 +181,8 @@ def add_up(contributions: Iterable[Contribution]) -> tuple[dict[str, np.ndarray]
     """Sums over batches, and of squares over batch sizes, from which `reduce` gets means and standard errors.
 
     Returns:
-        Arrays `loss` [], `linear`, `linear_square` [R], `quad`, `quad_square` [R, P]; samples; batches.
+        Arrays `loss` [], `linear`, `linear_square` [R], `quad`, `quad_square` [R, P], and `task_loss_square` []
+        where the method gives it; samples; batches.
 
     Raises:
         ValueError: If a contribution is not finite.
@@ -202,6 +203,8 @@ def add_up(contributions: Iterable[Contribution]) -> tuple[dict[str, np.ndarray]
             "quad": part.quad_RP,
             "quad_square": part.quad_RP**2 / part.num_samples,
         }
+        if part.task_loss_square is not None:
+            terms["task_loss_square"] = np.array(part.task_loss_square)
         for name, term in terms.items():
             arrays[name] = arrays[name] + term if name in arrays else term.astype(np.float64)
         num_samples += part.num_samples

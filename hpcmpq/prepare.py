@@ -132,6 +132,11 @@ def _check_activations(config: Config, model: nn.Module, space: SearchSpace) -> 
             "products apart; leave out groups.attention_products, or use secant or first_order"
         )
     if not rounds_activations(space):
+        if config.groups.attention_products:
+            raise UserError(
+                "groups.attention_products needs a format that rounds activations, such as w8a8, fp8_e4m3 or bf16; "
+                f"formats has only {', '.join(config.formats)}"
+            )
         return
     if config.sensitivity.method in WEIGHTS_ALONE:
         log.warning(

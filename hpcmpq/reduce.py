@@ -65,6 +65,7 @@ def add_shards(plan: Plan, shards: Iterator[tuple[WorkUnit, Shard]]) -> Reductio
     batch_quad = np.zeros((num_batches, num_options, num_options))
     batch_samples = np.zeros(num_batches)
     losses: dict[tuple[int, int], tuple[float, int, int]] = {}
+    loss_squares: list[float] = []
     for unit, shard in shards:
         samples = (unit.sample_start, unit.sample_stop)
         rows = slice(space.slice_of(unit.group_start).start, space.slice_of(unit.group_stop - 1).stop)
@@ -79,6 +80,7 @@ def add_shards(plan: Plan, shards: Iterator[tuple[WorkUnit, Shard]]) -> Reductio
         loss = float(arrays["loss"])
         if samples not in losses:
             losses[samples] = (loss, shard.num_samples, shard.num_batches)
+            loss_squares += [float(arrays[name]) for name in ("task_loss_square",) if name in arrays]
             if num_batches:
                 batch_samples[batch_of[samples]] += shard.num_samples
         elif abs(losses[samples][0] - loss) > 1e-5 * max(abs(loss), 1e-12):
@@ -107,6 +109,7 @@ def add_shards(plan: Plan, shards: Iterator[tuple[WorkUnit, Shard]]) -> Reductio
         batch_quad_BPP=np.stack([mirror(part, group_P) for part in batch_quad]) / batch_weight[:, None, None]
         if num_batches
         else batch_quad,
+        task_loss_mean_square=sum(loss_squares) / num_samples if loss_squares else None,
     )
     return Reduction(model, np.diagonal(quad).copy() / num_samples, asymmetry)
 

@@ -20,7 +20,7 @@ LAYERS: list[tuple[str, ...]] = [
     # The types: numpy at most.
     ("errors",),
     ("formats", "whole_files"),
-    ("space",),
+    ("space", "h5_files"),
     ("targets",),
     ("config",),
     ("plan", "quadratic", "problem"),
@@ -55,7 +55,7 @@ SOLVE_PATH = [name for names in LAYERS[: RANK["frontier"] + 1] for name in names
 
 # Library: the only parts of the package that may import it.
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "h5py": ("store",),
+    "h5py": ("h5_files",),
     "mpi4py": ("executors.mpi_pool", "world"),
     "ray": ("executors.ray_pool",),
     "deepspeed": ("evaluate.deepspeed_engine",),

@@ -80,12 +80,14 @@ class Contribution:
         loss: Sum of the original's loss.
         linear_R: Sum of the loss increase of each option alone, float64 [R].
         quad_RP: Sum of second derivatives, float64 [R, P]; only columns of the same or a later group count.
+        task_loss_square: Sum of the squared task loss, where the method is about loss mean-squared error.
     """
 
     num_samples: int
     loss: float
     linear_R: np.ndarray
     quad_RP: np.ndarray
+    task_loss_square: float | None = None
 
 
 Measure = Callable[[Subject, Samples, range, int], Iterator[Contribution] | Iterator[Features]]

@@ -1,11 +1,15 @@
-"""First-order loss mean-squared-error, as in sub-graph mixed precision (arXiv 2505.13060), for weight errors.
+"""First-order loss mean-squared-error of weights and activations, as in arXiv 2505.13060.
 
-    first_order        c_p = E_n[ ⟨g_n, δ_p⟩² ]            with the error that rounding really makes
-    first_order_noise  c_p = α_f · s,  s = E_n[ Σ g_n² w² ]   rounding as independent noise of relative size
+    first_order        c_p = E_n[ (⟨g_n, δ_p⟩ + ⟨g_n, e_p⟩)² ]     with the errors that rounding really makes
+    first_order_noise  c_p = α_w s_w + α_a s_a,  s = E_n[ Σ g_n² z² ]   rounding as independent relative noise
 
-with g_n the gradient of sample n's task loss and α_f = 2^(−2m)/12 for m mantissa bits. An integer format of b bits
-is a shared-exponent number with m = b − 1. The unit is loss squared, and layers' errors count as independent: c adds
-up and H is zero, as published. A budget bounds it from above or a threshold from below; it is no loss increase.
+with g_n the gradient of sample n's task loss in a weight, or in the input of a layer or product through it alone, z
+these values themselves, and α = 2^(−2m)/12 for m mantissa bits of the weights' and of the activations' format. An
+integer format of b bits is a shared-exponent number with m = b − 1. Input errors are frozen at the original's.
+
+The unit is loss squared, and layers' errors count as independent: c adds up and H is zero, as published. A threshold
+is a share of the loss's own mean square, which is kept beside c (`QuadraticModel.task_loss_mean_square`); c is no
+loss increase. One forward and one backward pass per batch.
 """
 
 from collections.abc import Iterator
@@ -15,14 +19,16 @@ import torch
 from torch import Tensor
 
 from hpcmpq.formats import FORMATS, Format
+from hpcmpq.models.rounding import operand_axes
 from hpcmpq.models.samples import Samples
-from hpcmpq.objective import OBJECTIVES, ce_gradient
+from hpcmpq.objective import OBJECTIVES, ce_gradient, ce_value
 from hpcmpq.sensitivity import Contribution, Subject
+from hpcmpq.sensitivity.directions import input_gradient
 from hpcmpq.sensitivity.empirical_fisher import check_labels
 from hpcmpq.sensitivity.layers import Layers, find_layers, run_with_taps
 from hpcmpq.sensitivity.slopes import row_slopes, weight_gradients
 
-MANTISSA_BITS = {"fp8_e4m3": 3, "fp8_e5m2": 2, "bf16": 7}
+MANTISSA_BITS = {"fp8_e4m3": 3, "fp8_e5m2": 2, "bf16": 7, "fp32": 23}
 
 
 def measure(subject: Subject, samples: Samples, groups: range, first_sample: int) -> Iterator[Contribution]:
@@ -51,7 +57,8 @@ def measure_noise(
     """
     check_labels(samples, "first_order_noise")
     layers = find_layers(subject, samples)
-    alpha_P = [noise_factor(FORMATS[option.format]) for option in subject.space.options]
+    names = [option.format for option in subject.space.options]
+    alpha_P2 = torch.tensor([noise_factors(FORMATS[name]) for name in names], dtype=torch.float64)
     for _, batch in layers.passes(subject, samples):
         with torch.enable_grad():
             z_NTV, inputs, taps, weights = run_with_taps(subject, layers, batch)
@@ -60,14 +67,25 @@ def measure_noise(
         direct = dict(zip(weights, grads[len(taps) :], strict=True))
         columns = []
         for group in groups:
-            energy_N = group_energy(subject, layers, group, inputs, grads[: len(taps)], direct, len(batch))
-            own = subject.space.slice_of(group)
-            columns.append(energy_N[:, None] * torch.tensor(alpha_P[own], dtype=torch.float64))
+            energy_N2 = torch.stack(
+                [
+                    group_energy(subject, layers, group, inputs, grads[: len(taps)], direct, len(batch)),
+                    input_energy(layers, group, inputs, grads[: len(taps)], len(batch)),
+                ],
+                1,
+            )
+            columns.append(energy_N2 @ alpha_P2[subject.space.slice_of(group)].T)
         yield from _contributions(subject, batch, z_NTV, torch.cat(columns, 1))
 
 
+def noise_factors(format: Format) -> tuple[float, float]:
+    """α of the weights and of the activations; zero where activations stay as they are."""
+    activation = None if format.activation is None else noise_factor(FORMATS[format.activation])
+    return noise_factor(format), activation or 0.0
+
+
 def noise_factor(format: Format) -> float:
-    """α = 2^(−2m)/12, the variance of a rounding error relative to the squared weight.
+    """α = 2^(−2m)/12, the variance of a rounding error relative to the squared value.
 
     Example:
         >>> noise_factor(FORMATS["fp8_e4m3"]) * 12
@@ -99,11 +117,26 @@ def group_energy(
     return energy_N
 
 
+def input_energy(
+    layers: Layers, group: int, inputs: list[Tensor], grads: tuple[Tensor, ...], num_samples: int
+) -> Tensor:
+    """Σ g_n² x² over the inputs of a group's layers and products, float64 [N]."""
+    energy_N = torch.zeros(num_samples, dtype=torch.float64)
+    for index in layers.uses_of(group):
+        use, x = layers.uses[index], inputs[index]
+        if operand_axes(use.module):
+            scaled = input_gradient(use, x, grads[index]) * x
+            energy_N += scaled.double().square().reshape(num_samples, -1).sum(1).cpu()
+    return energy_N
+
+
 def _contributions(
     subject: Subject, batch: Samples, z_NTV: Tensor, value_NR: Tensor
 ) -> Iterator[Contribution]:
     z0_NTV = z_NTV.detach()
     objective = OBJECTIVES[subject.objective.name]
     loss_N = objective.value(z0_NTV, z0_NTV, batch.targets).double().cpu().numpy()
-    for loss, value_R in zip(loss_N, value_NR.cpu().numpy(), strict=True):
-        yield Contribution(1, float(loss), value_R, np.zeros((len(value_R), subject.space.num_options)))
+    square_N = ce_value(z0_NTV, z0_NTV, batch.targets).square().cpu().numpy()
+    for loss, square, value_R in zip(loss_N, square_N, value_NR.cpu().numpy(), strict=True):
+        zero_RP = np.zeros((len(value_R), subject.space.num_options))
+        yield Contribution(1, float(loss), value_R, zero_RP, float(square))

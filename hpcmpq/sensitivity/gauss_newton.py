@@ -19,7 +19,8 @@ from hpcmpq.features import Features
 from hpcmpq.models.samples import Samples
 from hpcmpq.probes import make_probes
 from hpcmpq.sensitivity import Subject
-from hpcmpq.sensitivity.layers import Layers, apply, find_layers, run, tapped
+from hpcmpq.sensitivity.directions import errors_at, moved
+from hpcmpq.sensitivity.layers import Layers, find_layers, run, tapped
 
 HELD_ELEMENTS = 2**26
 """Output displacements computed at once, in elements."""
@@ -60,12 +61,14 @@ def displacements(
     taps: dict[int, Tensor] = {}
     weights: dict[str, Tensor] = {}
     for group in groups:
-        own, delta = subject.space.slice_of(group), subject.variants.errors(group)
+        own = subject.space.slice_of(group)
         for index in layers.uses_of(group):
             use, x = layers.uses[index], inputs[index]
-            y_K = vmap(lambda d, use=use, x=x: apply(use.module, d, x))(delta[use.parameter])  # type: ignore[misc]
+            errors = errors_at(subject, use, x)
+            y_K = vmap(lambda error, use=use, x=x: moved(use, x, error))(errors)  # type: ignore[misc]
             taps[index] = y_K.new_zeros(num_rows, *y_K.shape[1:])
             taps[index][own.start - first : own.stop - first] = y_K
+        delta = subject.variants.errors(group) if layers.direct_of(group) else {}
         weights.update({name: delta[name] for name in layers.direct_of(group)})
     at = (
         {index: torch.zeros_like(tap[0]) for index, tap in taps.items()},

@@ -11,6 +11,9 @@ derivatives along δ_p,
 
     H_pq = Σ over uses of q  ⟨ġ_y, δ_q(x)⟩ + ⟨δ_qᵀ(g_y), ẋ⟩ .
 
+Where options round activations, δ_q(x) becomes the whole movement ẏ_q of the output at frozen errors, δ_qᵀ its
+transpose in x, and c_p gains ½⟨g_y, ÿ_p⟩ (`directions.py`).
+
 The tangent enters as ẏ = δ_p(x) at p's own layer, and ġ_x = δ_pᵀ(g_y) on the way back. Both products are the same
 for all rows and computed once, so no tangent or gradient of a weight's size exists, and a row costs two matrix
 products per later layer where its gradient would cost three in every layer. Options of groups that read the same
@@ -29,7 +32,8 @@ from hpcmpq.models.outputs import forward
 from hpcmpq.models.samples import Samples
 from hpcmpq.objective import no_gradient
 from hpcmpq.sensitivity import Contribution, Subject, gauss_newton
-from hpcmpq.sensitivity.layers import Layers, apply, find_layers, run, run_with_taps, tapped
+from hpcmpq.sensitivity.directions import Errors, bent, errors_at, moved
+from hpcmpq.sensitivity.layers import Layers, find_layers, run, run_with_taps, tapped
 from hpcmpq.sensitivity.slopes import inner
 
 KEPT_BYTES = 2**31
@@ -101,6 +105,7 @@ class _Point:
             if self.layers.uses[index].group in groups:
                 own = slice(columns.start - first, columns.stop - first)
                 slope_NR[:, own] += inner(forth_L, self.grads[index][None], num_samples)[:, :, 0].cpu()
+                slope_NR[:, own] += 0.5 * self._bends(index, num_samples)
         for name in direct:  # a pass holds one sample here
             errors_L, group = variants.errors(self.layers.direct[name])[name], self.layers.direct[name]
             quad_NRP[:, :, space.slice_of(group)] += inner(weight_dots[name], errors_L, 1).cpu()
@@ -123,8 +128,9 @@ class _Point:
                 forth_L, back_L = self._products(index)
                 taps[index] = forth_L.new_zeros(num_rows, *forth_L.shape[1:])
                 taps[index][own.start - first : own.stop - first] = forth_L
-                if back_L is not None and len(uses) + len(direct) > 1:
-                    returns[index] = back_L
+                if back_L is not None and (len(uses) + len(direct) > 1 or self._precedes(group, index)):
+                    returns[index] = back_L.new_zeros(num_rows, *back_L.shape[1:])
+                    returns[index][own.start - first : own.stop - first] = back_L
             weights.update({name: self.subject.variants.errors(group)[name] for name in direct})
         return taps, returns, weights
 
@@ -163,22 +169,35 @@ class _Point:
         phi_NTV = self.subject.objective.scaled_displacement(u_NTV, self.z0_NTV, self.batch.targets)
         return (self.output_grad_NTV * u_NTV).sum() + 0.5 * phi_NTV.square().sum()
 
+    def _bends(self, index: int, num_samples: int) -> Tensor:
+        """⟨g_y, ÿ⟩ of every option of a use, float64 [N, L]; zero where none rounds activations."""
+        use = self.layers.uses[index]
+        errors_L = errors_at(self.subject, use, self.inputs[index])
+        if "input" not in errors_L:
+            return torch.zeros(num_samples, 1, dtype=torch.float64)
+        bent_L = vmap(lambda errors: bent(use, errors))(errors_L)
+        return inner(bent_L, self.grads[index][None], num_samples)[:, :, 0].double().cpu()
+
+    def _precedes(self, group: int, index: int) -> bool:
+        """Whether a group that comes later among the options runs before use `index` does."""
+        return any(use.group > group for use in self.layers.uses[:index])
+
     def _products(self, index: int) -> tuple[Tensor, Tensor | None]:
         """δ_q(x) and δ_qᵀ(g_y) of every option of a use, [L, N, ...] each; no second one for integer inputs."""
         if index in self.kept:
             return self.kept[index]
         use, x, grad_y = self.layers.uses[index], self.inputs[index], self.grads[index]
-        delta_L = self.subject.variants.errors(use.group)[use.parameter]
+        errors_L = errors_at(self.subject, use, x)
 
-        def both(delta: Tensor) -> tuple[Tensor, Tensor]:
-            y, pull = vjp(lambda x: apply(use.module, delta, x), x)[:2]
+        def both(errors: Errors) -> tuple[Tensor, Tensor]:
+            y, pull = vjp(lambda x: moved(use, x, errors), x)[:2]
             return y, pull(grad_y)[0]
 
         products: tuple[Tensor, Tensor | None]
         if x.is_floating_point():
-            products = vmap(both)(delta_L)
+            products = vmap(both)(errors_L)
         else:
-            products = vmap(lambda delta: apply(use.module, delta, x))(delta_L), None
+            products = vmap(lambda errors: moved(use, x, errors))(errors_L), None
         size = sum(product.nbytes for product in products if product is not None)
         if self.kept_bytes + size <= KEPT_BYTES:
             self.kept[index] = products

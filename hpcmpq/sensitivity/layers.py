@@ -1,4 +1,4 @@
-"""Uses of the searched weights in a forward pass, each a map y = W(x) that is linear in W and in x.
+"""Uses of the searched weights in a forward pass, each a map y = W(x) that is linear in W and in x; and products.
 
 Derivatives in a weight's error δ need the gradient of y and the input x alone, sample by sample, and no
 gradient of the weight's own size: ⟨∂L/∂W, δ⟩ = ⟨∂L/∂y, δ(x)⟩. To see ∂L/∂y, a zero *tap* is added to every
@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vjp
 
+from hpcmpq.errors import UserError
 from hpcmpq.models.outputs import forward
+from hpcmpq.models.products import MatrixProduct
 from hpcmpq.models.samples import Samples
 from hpcmpq.sensitivity import Subject
 
@@ -29,19 +31,21 @@ AGREEMENT = 1e-3
 
 @dataclass(frozen=True)
 class Use:
-    """One call of a layer that holds a searched weight.
+    """One call of a layer that holds a searched weight, or of a product of activations.
 
     Attributes:
         group: Index of the weight's group.
-        parameter: The weight's name.
+        parameter: The weight's name, or the product's.
         module: The layer.
         turn: Which of the layer's calls in one forward pass.
+        shapes: Of a product, the shapes of its factors without the first axis. They count as one input, side by side.
     """
 
     group: int
     parameter: str
     module: nn.Module
     turn: int
+    shapes: tuple[torch.Size, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,11 @@ class Layers:
 
 
 def find_layers(subject: Subject, samples: Samples) -> Layers:
-    """The uses in a forward pass of the first two samples, checked against ordinary gradients."""
+    """The uses in a forward pass of the first two samples, checked against ordinary gradients.
+
+    Raises:
+        UserError: If a weight is used past its layer, so that the layer's inputs cannot be rounded as asked.
+    """
     few = samples[:2]
     group_of = {
         id(tensor): (index, name)
@@ -101,15 +109,22 @@ def find_layers(subject: Subject, samples: Samples) -> Layers:
         for module in subject.model.modules()
         if _is_layer(module) and id(module._parameters.get("weight")) in group_of
     ]
+    products = {
+        subject.model.get_submodule(product.module): (index, product.module)
+        for index, group in enumerate(subject.space.groups)
+        for product in group.products
+    }
     turns: dict[nn.Module, int] = {}
     uses: list[Use] = []
 
     def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        group, parameter = group_of[id(module.weight)]
-        uses.append(Use(group, parameter, module, turns.get(module, 0)))
-        turns[module] = turns.get(module, 0) + 1
+        turn = turns[module] = turns.get(module, -1) + 1
+        if module in products:
+            uses.append(Use(*products[module], module, turn, tuple(x.shape[1:] for x in args)))
+        else:
+            uses.append(Use(*group_of[id(module.weight)], module, turn))
 
-    handles = [module.register_forward_hook(record) for module in holders]
+    handles = [module.register_forward_hook(record) for module in (*holders, *products)]
     try:
         with torch.no_grad():
             forward(subject.model, few.inputs)
@@ -121,12 +136,19 @@ def find_layers(subject: Subject, samples: Samples) -> Layers:
     output, inputs, grads, direct_grads = random_gradient(subject, every, few)
     seen = {name: torch.zeros_like(grad) for name, grad in direct_grads.items()}
     for use, x, grad_y in zip(every.uses, inputs, grads, strict=True):
-        seen[use.parameter] += pull(use, x, grad_y)
+        if use.parameter in seen:
+            seen[use.parameter] += pull(use, x, grad_y)
     direct = {
         name: names[name]
         for name, grad in direct_grads.items()
         if (grad - seen[name]).norm() > AGREEMENT * grad.norm()
     }
+    rounded = [name for name, index in direct.items() if subject.variants.activations.rounds(index)]
+    if rounded:
+        raise UserError(
+            f"{rounded[0]} is used in other ways than by calling its layer, so the layer's inputs cannot be rounded; "
+            "exclude it, or use formats that round weights alone"
+        )
     kept = tuple(use for use in uses if use.parameter not in direct)
     per_sample = all(
         len(x) == len(output) for use, x in zip(uses, inputs, strict=True) if use.parameter not in direct
@@ -191,7 +213,8 @@ def tapped(
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         index = place[module, turns.get(module, 0)]
         turns[module] = turns.get(module, 0) + 1
-        inputs[index] = args[0]
+        is_product = isinstance(module, MatrixProduct)
+        inputs[index] = torch.cat([x.flatten(1) for x in args], 1) if is_product else args[0]
         if make_leaves:
             taps[index] = torch.zeros_like(output, requires_grad=True)
         return output + taps[index] if index in taps else output

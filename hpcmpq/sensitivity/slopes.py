@@ -1,4 +1,6 @@
-"""Derivatives ⟨∂L_n/∂w, δ_p⟩ of every sample and option from one backward pass, through the uses of the weights.
+"""Derivatives ∂L_n/∂t_p of every sample and option from one backward pass, through the uses of the weights.
+
+Along option p a weight moves by δ_p and a layer's input by its frozen error e_p: ⟨∂L_n/∂w, δ_p⟩ + ⟨∂L_n/∂x, e_p⟩.
 
 Axis letters: N samples, R rows, K options of one group, T positions, M outputs.
 """
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from hpcmpq.sensitivity import Subject
+from hpcmpq.sensitivity.directions import errors_at, input_gradient
 from hpcmpq.sensitivity.layers import Layers, Use, apply, is_linear, pull
 
 SLOPE_ELEMENTS = 2**24
@@ -22,7 +25,7 @@ def row_slopes(
     subject: Subject, layers: Layers, groups: range, z_NTV: Tensor, v_NTV: Tensor,
     inputs: list[Tensor], taps: list[Tensor], weights: Tensors,
 ) -> Tensor:  # fmt: skip
-    """⟨∇_w v_n·z_n, δ_p⟩ of every sample and option of `groups`, [N, R], from one backward pass; keeps the graph."""
+    """d(v_n·z_n)/dt_p of every sample and option of `groups`, [N, R], from one backward pass; keeps the graph."""
     grads = torch.autograd.grad(z_NTV, [*taps, *weights.values()], v_NTV, retain_graph=True)
     direct_grads = dict(zip(weights, grads[len(taps) :], strict=True))
     columns = []
@@ -30,10 +33,13 @@ def row_slopes(
         delta = subject.variants.errors(group)
         slope_NK = z_NTV.new_zeros(len(z_NTV), len(subject.space.formats[group]))
         for index in layers.uses_of(group):
-            use = layers.uses[index]
-            slope_NK = slope_NK + use_slopes(
-                use, delta[use.parameter], inputs[index], grads[index], len(z_NTV)
-            )
+            use, x, grad_y = layers.uses[index], inputs[index], grads[index]
+            errors = errors_at(subject, use, x)
+            if "weight" in errors:
+                slope_NK = slope_NK + use_slopes(use, errors["weight"], x, grad_y, len(z_NTV))
+            if "input" in errors:
+                grad_x = input_gradient(use, x, grad_y)
+                slope_NK = slope_NK + inner(errors["input"], grad_x[None], len(z_NTV))[:, :, 0]
         for name in layers.direct_of(group):  # a pass holds one sample here
             slope_NK = slope_NK + inner(delta[name], direct_grads[name][None], 1)[:, :, 0]
         columns.append(slope_NK)

@@ -3,7 +3,8 @@
 Axis letters: P options, N samples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 def make_subject(
     name: str, objective: str, *, dtype: torch.dtype = torch.float64, num_probes: int | None = None,
     groups: GroupsConfig | None = None, per_pass: int = 2, num_samples: int = 3, scale: float = 1.0,
+    formats: tuple[str, ...] = FORMATS,
 ) -> tuple[Subject, Samples]:  # fmt: skip
     """A model, quantized at random range, and its samples."""
     torch.manual_seed(0)
@@ -129,7 +131,7 @@ def make_subject(
     samples = make_samples(name, num_samples, dtype)
     every = GroupsConfig(include=("*",)) if name in ("mlp", "cnn", "fused") else GroupsConfig()
     found = find_groups(model, groups or every, samples[:1].inputs)
-    space = SearchSpace(found, (FORMATS,) * len(found))
+    space = SearchSpace(found, (formats,) * len(found))
     variants = Scaled(model, space, Quantizer(group_size=4, symmetric=True, range="absmax"))
     variants.scale = scale
     return Subject(model, space, variants, OBJECTIVES[objective], num_probes, per_pass, 0), samples
@@ -160,10 +162,11 @@ def make_samples(name: str, num_samples: int, dtype: torch.dtype) -> Samples:
 
 
 def outputs_at(subject: Subject, samples: Samples) -> Callable[[Tensor], Tensor]:
-    """t [P] ↦ z(w + Σ t_p δ_p), [N, T, V]."""
+    """t [P] ↦ z(w + Σ t_p δ_p, x + Σ t_p e_p), [N, T, V], with the inputs' errors e frozen at the original's."""
     model, space = subject.model, subject.space
     errors = [subject.variants.errors(group) for group in range(len(space.groups))]
     args, kwargs = call_arguments(model, samples.inputs)
+    frozen = frozen_errors(subject, lambda: model(*args, **kwargs))
 
     def outputs(t_P: Tensor) -> Tensor:
         weights = {}
@@ -171,9 +174,60 @@ def outputs_at(subject: Subject, samples: Samples) -> Callable[[Tensor], Tensor]
             for name, error_K in delta.items():
                 step = torch.tensordot(t_P[space.slice_of(group)], error_K, dims=1)
                 weights[name] = model.get_parameter(name) + step
-        return outputs_NTV(functional_call(model, weights, args, kwargs))
+        with moved_inputs(subject, frozen, t_P):
+            return outputs_NTV(functional_call(model, weights, args, kwargs))
 
     return outputs
+
+
+Frozen = dict[tuple[nn.Module, int], tuple[int, tuple[Tensor, ...]]]
+"""{(module, which of its calls): (group, errors of every input [K, ...])}."""
+
+
+def frozen_errors(subject: Subject, run: Callable[[], object]) -> Frozen:
+    """Errors of all inputs that some option rounds, at the original."""
+    activations, turns, found = subject.variants.activations, {}, {}
+
+    def record(module: nn.Module, args: tuple[Tensor, ...], group: int) -> None:
+        turn = turns[module] = turns.get(module, -1) + 1
+        errors = activations.errors(group, module, args)
+        if errors is not None:
+            found[module, turn] = (group, errors)
+
+    with hooked(subject, record):
+        run()
+    return found
+
+
+@contextmanager
+def moved_inputs(subject: Subject, frozen: Frozen, t_P: Tensor) -> Iterator[None]:
+    turns: dict[nn.Module, int] = {}
+
+    def move(module: nn.Module, args: tuple[Tensor, ...], group: int) -> tuple[Tensor, ...] | None:
+        turn = turns[module] = turns.get(module, -1) + 1
+        if (module, turn) not in frozen:
+            return None
+        own = t_P[subject.space.slice_of(group)]
+        errors = frozen[module, turn][1]
+        return tuple(x + torch.tensordot(own, e_K, dims=1) for x, e_K in zip(args, errors, strict=True))
+
+    with hooked(subject, move):
+        yield
+
+
+@contextmanager
+def hooked(subject: Subject, hook: Callable[[nn.Module, tuple[Tensor, ...], int], object]) -> Iterator[None]:
+    places = subject.variants.activations.places
+    handles = [
+        module.register_forward_pre_hook(lambda m, args, group=group: hook(m, args, group))
+        for group, modules in enumerate(places)
+        for module in modules
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def losses_at(subject: Subject, samples: Samples) -> Callable[[Tensor], Tensor]:

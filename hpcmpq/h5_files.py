@@ -1,0 +1,94 @@
+"""HDF5 files that are whole or not there, with checksums; the only module that imports h5py.
+
+Every file carries the attribute `format_version` and the attribute `digest`, BLAKE2b over names, types, shapes and
+bytes of everything else in it; every dataset carries a Fletcher-32 checksum.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")  # parallel file systems often have no locks
+
+import h5py
+import numpy as np
+
+from hpcmpq.errors import CorruptShard
+from hpcmpq.whole_files import replacing
+
+FORMAT_VERSION = 1
+Scalar = str | int | float
+
+
+def write_h5(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Scalar]) -> None:
+    """Write arrays and scalar attributes atomically, with checksums; arrays of strings have dtype object."""
+    with replacing(path) as attempt:
+        attempt.write_bytes(_h5_image(arrays, {**attributes, "format_version": FORMAT_VERSION}))
+
+
+def _h5_image(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Scalar]) -> bytes:
+    """An HDF5 file in memory: written in one piece, which parallel file systems like better than many small
+    ones.
+
+    On a full disk, HDF5 itself would fail to close its file and hold on to the space that it took.
+    """
+    with h5py.File("image", "w", driver="core", backing_store=False, libver="latest") as file:
+        for name, array in arrays.items():
+            if array.dtype == object:
+                file.create_dataset(name, data=array, dtype=h5py.string_dtype())
+            else:
+                chunked = array.ndim > 0 and array.size > 0
+                file.create_dataset(name, data=array, chunks=chunked or None, fletcher32=chunked or None)
+        for name, value in attributes.items():
+            file.attrs[name] = value
+        file.attrs["digest"] = _digest(arrays, attributes)
+        file.flush()
+        return file.id.get_file_image()
+
+
+def read_h5(path: Path, made_by: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Verified contents of a file of `write_h5`; `CorruptShard` if it is damaged."""
+    arrays: dict[str, np.ndarray] = {}
+
+    def collect(name: str, item: h5py.Dataset | h5py.Group) -> None:
+        if isinstance(item, h5py.Dataset):
+            is_text = h5py.check_string_dtype(item.dtype) is not None
+            arrays[name] = np.array(item.asstr()[()], dtype=object) if is_text else item[()]
+
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            file.visititems(collect)
+            attributes = {name: _plain(value) for name, value in file.attrs.items()}
+    except (OSError, RuntimeError, KeyError, UnicodeDecodeError, ValueError) as error:
+        raise CorruptShard(
+            f"{path} is damaged ({str(error).splitlines()[0][:80]}); run `{made_by}` again to recompute it"
+        ) from None
+    digest = attributes.pop("digest", None)
+    if attributes.get("format_version") != FORMAT_VERSION:
+        raise CorruptShard(
+            f"{path} has format_version {attributes.get('format_version')}, this version reads "
+            f"{FORMAT_VERSION}; run `{made_by}` again to recompute it"
+        )
+    if digest != _digest(arrays, attributes):
+        raise CorruptShard(f"{path} is damaged (checksum differs); run `{made_by}` again to recompute it")
+    return {name: np.asarray(array) for name, array in arrays.items()}, attributes
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _digest(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Scalar]) -> str:
+    state = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        state.update(f"{name}:{array.dtype.str}:{array.shape}:".encode())
+        if array.dtype == object:
+            state.update("\0".join(array.tolist()).encode())
+        else:
+            state.update(np.ascontiguousarray(array).data)
+    for name in sorted(attributes):
+        state.update(f"{name}={attributes[name]!r};".encode())
+    return state.hexdigest()
