@@ -4,6 +4,7 @@ findings.py  reads the artefacts of a run directory
 tables.py    findings to plain tables, also written as CSV
 words.py     findings to sentences
 plots.py     findings to figures
+partition.py sequential sub-graphs and their measured times
 theme.py     figures to SVG and PNG, and to the page in light and dark
 html.py      tables, sentences and figures to the page, with report.html and report.css
 """
@@ -27,6 +28,7 @@ def write_report(run: RunDir) -> Path:
     findings = read_findings(run)
     try:
         from hpcmpq.report.html import page
+        from hpcmpq.report.partition import partition_figure, partition_table
         from hpcmpq.report.plots import all_figures
         from hpcmpq.report.theme import save, to_svg
     except ModuleNotFoundError as error:
@@ -34,16 +36,19 @@ def write_report(run: RunDir) -> Path:
             f"the report needs {error.name}, which is not installed; run `pip install 'hpcmpq[report]'` and "
             f"`hpcmpq report {run.path}` again"
         ) from None
-    figures = all_figures(findings)
+    figures, tables = all_figures(findings), all_tables(findings)
+    if findings.plan.times is not None:
+        figures["subgraphs"] = partition_figure(findings)
+        tables.append(partition_table(findings))
     folder = run.file(FILES_FOLDER)
-    for table in all_tables(findings):
+    for table in tables:
         with replacing(folder / f"{table.name}.csv") as attempt:
             write_csv(table, attempt)
     for name, figure in figures.items():
         for suffix in ("svg", "png"):
             with replacing(folder / f"{name}.{suffix}") as attempt:
                 save(figure, attempt, suffix)
-    text = page(findings, {name: to_svg(name, figure) for name, figure in figures.items()})
+    text = page(findings, {name: to_svg(name, figure) for name, figure in figures.items()}, tables)
     with replacing(run.report_path) as attempt:
         attempt.write_text(text)
     return run.report_path

@@ -42,12 +42,13 @@ class Cell:
     title: str
 
 
-def page(findings: Findings, figures: dict[str, str]) -> str:
+def page(findings: Findings, figures: dict[str, str], all_tables: list[tables.Table]) -> str:
     """The report as HTML.
 
     Args:
         findings: What the run found.
         figures: {name: SVG element}.
+        all_tables: Every table that there is.
     """
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
@@ -63,7 +64,7 @@ def page(findings: Findings, figures: dict[str, str]) -> str:
     used = sorted(
         {chosen.name: chosen.num_bits for chosen in findings.formats}.items(), key=lambda pair: pair[1]
     )
-    shown = {table.name: table for table in tables.all_tables(findings)}
+    shown = {table.name: table for table in all_tables}
     return environment.get_template("report.html").render(
         findings=findings,
         words=words,
