@@ -59,6 +59,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "mpi4py": ("executors.mpi_pool", "world"),
     "ray": ("executors.ray_pool",),
     "deepspeed": ("evaluate.deepspeed_engine",),
+    "lm_eval": ("evaluate.harness",),
     "ortools": ("solvers",),
     "pydantic": ("config",),
     "yaml": ("config", "report"),

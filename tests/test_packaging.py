@@ -18,8 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
-# What `all` leaves out, and why: a cluster's own MPI must not be shadowed; the others are for developers.
-NOT_IN_ALL = {"mpi-wheel", "test", "docs", "all"}
+# What `all` leaves out, and why: a cluster's own MPI must not be shadowed; lm-eval brings thirty packages for one
+# type of task; the others are for developers.
+NOT_IN_ALL = {"mpi-wheel", "lm-eval", "test", "docs", "all"}
 
 
 def pins(lines: list[str]) -> dict[str, Requirement]:

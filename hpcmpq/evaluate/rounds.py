@@ -7,6 +7,7 @@ rank without work of its own therefore runs along on inputs whose outputs it dro
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from signal import Signals
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,21 @@ from hpcmpq.evaluate.parts import Inputs, Part
 from hpcmpq.evaluate.results import Chunk, Results, Unit, Values
 
 Assignment = Mapping[str, str]
+
+
+class WholePart(Protocol):
+    """Something that shares out its own work over the ranks."""
+
+    @property
+    def name(self) -> str:
+        """Unique in a run."""
+
+    def content(self) -> str:
+        """A hash of all that its values depend on, model aside."""
+
+    def measure(self, engine: Engine) -> Values:
+        """{metric: [items]} with the weights that the engine has."""
+
 
 MAX_KEPT_BYTES = 2**30
 """The original's outputs that a rank keeps at once to compare with."""
@@ -102,6 +118,42 @@ def measure(
     return values
 
 
+@torch.no_grad()
+def measure_whole(
+    engine: Engine, parts: Sequence[WholePart], models: Mapping[str, Assignment], results: Results
+) -> dict[Unit, Values]:
+    """Measure what is missing of parts that share out their own work; see `measure`.
+
+    Raises:
+        Interrupted: On all ranks, before the next model.
+    """
+    units = [Unit(model, whole_chunk(part)) for part in parts for model in models]
+    found = {unit: results.read(unit) for unit in units} if engine.rank == 0 else {}
+    values = engine.gather({unit: each for unit, each in found.items() if each is not None})[0]
+    for model, assignment in models.items():
+        missing = [part for part in parts if Unit(model, whole_chunk(part)) not in values]
+        if missing:
+            with engine.assigned(assignment):
+                for part in missing:
+                    _check_stop(engine.share((engine.stop_signal(),)))
+                    unit = Unit(model, whole_chunk(part))
+                    values[unit] = part.measure(engine)
+                    if engine.rank == 0:
+                        results.write(unit, values[unit])
+    return dict(values)
+
+
+def whole_chunk(part: WholePart) -> Chunk:
+    """The only chunk of a part that is measured as a whole."""
+    return Chunk(part.name, 0, 0)
+
+
+def _check_stop(shared: Sequence[tuple[int, ...]]) -> None:
+    signal = max(numbers[-1] for numbers in shared)
+    if signal:
+        raise Interrupted(Signals(signal).name)
+
+
 def _outputs(engine: Engine, part: Part, chunk: Chunk | None) -> Iterator[Tensor]:
     """Outputs of a chunk's batches; as many forward passes as the rank with most batches needs.
 
@@ -110,9 +162,7 @@ def _outputs(engine: Engine, part: Part, chunk: Chunk | None) -> Iterator[Tensor
     """
     batches: list[Inputs] = [] if chunk is None else part.inputs(chunk.start, chunk.stop)
     shared = engine.share((len(batches), engine.stop_signal()))
-    signal = max(stop for _, stop in shared)
-    if signal:
-        raise Interrupted(Signals(signal).name)
+    _check_stop(shared)
     filler: Inputs | None = batches[-1] if batches else None
     for place in range(max(count for count, _ in shared)):
         if place < len(batches):

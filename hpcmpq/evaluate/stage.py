@@ -2,15 +2,16 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hpcmpq.config import Config, parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate.engines import find_engine
+from hpcmpq.evaluate.harness import HarnessTask
 from hpcmpq.evaluate.parts import DataPart, Part
-from hpcmpq.evaluate.results import Unit, Values, finish, joined, open_results
-from hpcmpq.evaluate.rounds import chunks_of, measure
+from hpcmpq.evaluate.results import Chunk, Unit, Values, finish, joined, open_results
+from hpcmpq.evaluate.rounds import chunks_of, measure, measure_whole, whole_chunk
 from hpcmpq.evaluate.summary import summarise
 from hpcmpq.evaluate.tasks import make_task
 from hpcmpq.measure import metric_names
@@ -63,22 +64,28 @@ def evaluate(
         dict.fromkeys(solution["assignment"], uniform_format),
     )
     models = dict(zip(MODELS, assignments, strict=True))
-    parts = make_parts(plan, config)
+    data = make_data(plan, config)
+    tasks = [make_task(task, config) for task in config.evaluation.tasks]
+    wholes = [task for task in tasks if isinstance(task, HarnessTask)]
+    parts: list[Part] = [data, *(task for task in tasks if not isinstance(task, HarnessTask))]
     engine = engine or config.evaluation.engine
-    content = content_hash([plan.fingerprint, engine, models, [part.content() for part in parts]])
+    content = content_hash([plan.fingerprint, engine, models, [part.content() for part in (data, *tasks)]])
     start = time.monotonic()
     with find_engine(engine)(run, plan, config, world) as opened:
         results = open_results(run, content)
         measured = measure(opened, parts, models, results, _logged(on_progress))
+        measured.update(measure_whole(opened, wholes, models, results))
         facts = opened.facts()
     seconds = time.monotonic() - start
-    arrays = by_part(parts, measured)
+    chunks = {part.name: chunks_of(part) for part in parts}
+    chunks.update({whole.name: [whole_chunk(whole)] for whole in wholes})
+    arrays = by_part(chunks, measured)
     values = {
         "format_version": 1,
-        **summarise(arrays, parts),
+        **summarise(arrays),
         "uniform_format": uniform_format,
         "uniform_costs": solution["uniform"][uniform_format]["costs"],
-        "num_samples": parts[0].num_items,
+        "num_samples": data.num_items,
         "objective": config.objective,
         "engine": engine,
         "world_size": world.size,
@@ -95,11 +102,11 @@ def evaluate(
     return values
 
 
-def make_parts(plan: Plan, config: Config) -> list[Part]:
-    """The data first, then tasks.
+def make_data(plan: Plan, config: Config) -> DataPart:
+    """The config's evaluation samples.
 
     Raises:
-        UserError: If no sample is left, or a task cannot be read.
+        UserError: If none is left.
     """
     samples = load_splits(config, plan.import_paths).evaluation
     if not len(samples):
@@ -107,17 +114,16 @@ def make_parts(plan: Plan, config: Config) -> list[Part]:
             "no evaluation sample is left: lower calibration.num_samples or held_out, or set evaluation.data"
         )
     metrics = metric_names(config.objective, samples.labelled)
-    data = DataPart(samples, metrics, config.calibration.samples_per_pass)
-    return [data, *(make_task(task, config) for task in config.evaluation.tasks)]
+    return DataPart(samples, metrics, config.calibration.samples_per_pass)
 
 
-def by_part(parts: list[Part], measured: Mapping[Unit, Values]) -> dict[str, dict[str, Values]]:
-    """{part: {model: {metric: value per item}}} from the values of chunks."""
+def by_part(
+    chunks: Mapping[str, Sequence[Chunk]], measured: Mapping[Unit, Values]
+) -> dict[str, dict[str, Values]]:
+    """{part: {model: {metric: value per item}}} from the values of each part's chunks."""
     return {
-        part.name: {
-            model: joined(measured[Unit(model, chunk)] for chunk in chunks_of(part)) for model in MODELS
-        }
-        for part in parts
+        part: {model: joined(measured[Unit(model, chunk)] for chunk in own) for model in MODELS}
+        for part, own in chunks.items()
     }
 
 

@@ -1,21 +1,20 @@
 """Values per item to the numbers of `evaluation.json`: means, intervals and paired differences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from hpcmpq.evaluate.parts import Part
 from hpcmpq.evaluate.results import Values
 from hpcmpq.evaluate.statistics import mean_with_interval, paired_differences, share_with_interval
 
 LARGEST_EXPONENT = 700.0
 
 
-def summarise(arrays: Mapping[str, Mapping[str, Values]], parts: Sequence[Part]) -> dict[str, Any]:
-    """The data's numbers at the top level, those of each task below `tasks`."""
-    tasks = {part.name: summarise_task(arrays[part.name]) for part in parts[1:]}
-    return {**summarise_data(arrays[parts[0].name]), **({"tasks": tasks} if tasks else {})}
+def summarise(arrays: Mapping[str, Mapping[str, Values]]) -> dict[str, Any]:
+    """The numbers of `data` at the top level, those of each task below `tasks`."""
+    tasks = {name: summarise_task(models) for name, models in arrays.items() if name != "data"}
+    return {**summarise_data(arrays["data"]), **({"tasks": tasks} if tasks else {})}
 
 
 def summarise_data(models: Mapping[str, Values]) -> dict[str, Any]:

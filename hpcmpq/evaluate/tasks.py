@@ -12,6 +12,7 @@ from torch import Tensor
 from hpcmpq.config import Config, TaskConfig
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate.continuations import Encoder, Request, batch, make_encoder, score
+from hpcmpq.evaluate.harness import HarnessTask
 from hpcmpq.evaluate.parts import Inputs, Part, chunk_size
 from hpcmpq.evaluate.task_files import Question, read_questions
 from hpcmpq.models.description import ModelDescription, describe_model
@@ -145,14 +146,18 @@ class ClassifierTask:
             yield self.samples[first : min(first + self.samples_per_pass, stop)]
 
 
-def make_task(task: TaskConfig, config: Config) -> Part:
-    """The part that measures a task.
+def make_task(task: TaskConfig, config: Config) -> Part | HarnessTask:
+    """What measures a task.
 
     Raises:
         UserError: If the file is malformed or the model is of a kind that cannot do the task.
     """
     description = describe_model(config.model)
-    questions = read_questions(task)
+    if task.type == "harness" and description.kind == "causal_lm":
+        return HarnessTask(
+            task, make_encoder(description, f"task {task.name}"), config.calibration.samples_per_pass
+        )
+    questions = () if task.type == "harness" else read_questions(task)
     if description.kind == "sequence_classifier" and task.type == "classification":
         return ClassifierTask(
             task.name, _classified(task, questions, description, config), config.calibration.samples_per_pass
