@@ -1,6 +1,7 @@
 """Number formats: how the weights of a parameter group may be stored, and what its inputs are rounded to."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 SCALE_BITS = 16
@@ -68,6 +69,8 @@ class Quantizer:
             samples, see `hpcmpq.quantizers.gptq`. They are made once, when the run is planned.
         damping: Of ``gptq``: share of the mean of Σ x xᵀ's diagonal that is added to it.
         act_order: Of ``gptq``: round inputs of large Σ x² first.
+        checkpoints: {integer format: directory of a checkpoint that another tool quantized}, whose codes are
+            taken as they are.
     """
 
     group_size: int | None = 64
@@ -77,6 +80,7 @@ class Quantizer:
     rounding: Literal["nearest", "gptq"] = "nearest"
     damping: float = 0.01
     act_order: bool = False
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
 
 
 def stored_bits(weight_format: Format, quantizer: Quantizer, num_rows: int, num_columns: int) -> int:

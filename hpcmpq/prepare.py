@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from hpcmpq.activations import measure_maxima, read_maxima, rounds_activations, write_maxima
-from hpcmpq.compensated_rounding import make_codes
 from hpcmpq.config import Config, to_values
 from hpcmpq.cost_estimate import estimate_cost
 from hpcmpq.errors import UserError
@@ -22,6 +21,7 @@ from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.groups import num_fixed_bytes
 from hpcmpq.models.load import forward, load_model, pick_device, weights_fingerprint
+from hpcmpq.models.quantized_checkpoint import open_checkpoint
 from hpcmpq.models.samples import Samples
 from hpcmpq.models.streaming import load_streamed, shapes_only, streamed_fingerprint
 from hpcmpq.plan import (
@@ -37,6 +37,7 @@ from hpcmpq.scaling import Site, Workload, best_samples_per_unit
 from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, WEIGHTS_ALONE, find_method
 from hpcmpq.space import Group, SearchSpace
 from hpcmpq.store import RunDir, read_plan, write_json
+from hpcmpq.stored_codes import make_codes
 from hpcmpq.targets import find_target, narrowed
 from hpcmpq.variants import Variants
 
@@ -113,7 +114,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     if config.quantizer.activations == "static" and rounds_activations(space):
         _keep_ranges(run, plan, config, model, splits.calibration)
     write_json(run.plan_path, plan_to_json(plan))
-    if config.quantizer.rounding == "gptq":
+    if config.quantizer.rounding == "gptq" or config.quantizer.checkpoints:
         samples = splits.calibration.to(pick_device(config.model.device))
         size = config.calibration.samples_per_pass
         make_codes(run, fingerprint, model, space, config.quantizer, samples, size)
@@ -197,6 +198,9 @@ def _facts(config: Config, weights: str, splits: Splits, space: SearchSpace) -> 
     }
     kept["model"] = {"dtype": config.model.dtype}
     del kept["calibration"]["data"]
+    kept["quantizer"]["checkpoints"] = {
+        name: open_checkpoint(path).digest() for name, path in config.quantizer.checkpoints.items()
+    }
     if not config.groups.attention_products:
         del kept["groups"]["attention_products"]
     if rounds_activations(space):

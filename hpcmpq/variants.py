@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.activations import Activations, read_maxima
-from hpcmpq.compensated_rounding import StoredCodes, compensates
 from hpcmpq.config import parse_config
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.groups import as_matrix, from_matrix, swapped
@@ -20,6 +19,7 @@ from hpcmpq.quantizers import decode, encode, fake_quantize
 from hpcmpq.quantizers.ranges import Range, choose_range
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store import RunDir
+from hpcmpq.stored_codes import StoredCodes, is_stored
 
 KEPT_BYTES = 2**26
 """Rounded weights of all options together up to which they are kept."""
@@ -39,7 +39,7 @@ class Variants:
         space: Groups and options.
         quantizer: How weights and activations are rounded.
         maxima: {module: largest inputs} for static ranges of activations, see `hpcmpq.activations`.
-        codes: Where the codes of compensated rounding are, see `hpcmpq.compensated_rounding`.
+        codes: Where codes that were made when planning are, see `hpcmpq.stored_codes`.
     """
 
     model: nn.Module
@@ -72,7 +72,7 @@ class Variants:
         for member in group.members:
             weight = self.model.get_parameter(member.parameter)
             matrix_MK = as_matrix(weight, member)
-            if compensates(format_name, self.quantizer):
+            if is_stored(format_name, self.quantizer):
                 rounded_MK = decode(*self.encoded(member, format_name), weight_format, self.quantizer)
             else:
                 range = self._range(member, format_name, matrix_MK)
@@ -87,7 +87,7 @@ class Variants:
         """What a checkpoint stores of a weight: its codes [M, K] and what they mean."""
         weight_format = FORMATS[format_name]
         matrix_MK = as_matrix(self.model.get_parameter(member.parameter), member)
-        if compensates(format_name, self.quantizer):
+        if is_stored(format_name, self.quantizer):
             if self.codes is None:
                 raise ValueError("quantizer.rounding gptq needs the codes of a planned run")
             return self.codes.read(member, format_name, matrix_MK)

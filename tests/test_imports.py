@@ -37,7 +37,7 @@ LAYERS: list[tuple[str, ...]] = [
     # What touches models and tensors.
     ("quantizers", "objective", "probes", "features", "compensated"),
     ("models", "scores"),
-    ("activations", "compensated_rounding"),
+    ("activations", "stored_codes"),
     ("variants", "subgraphs"),
     ("measure", "wavefront"),
     ("response",),

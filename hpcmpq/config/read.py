@@ -65,6 +65,10 @@ def resolve_paths(config: Config, directory: Path) -> Config:
     return replace(
         config,
         model=replace(config.model, path=absolute(config.model.path)),
+        quantizer=replace(
+            config.quantizer,
+            checkpoints={name: str(absolute(path)) for name, path in config.quantizer.checkpoints.items()},
+        ),
         calibration=replace(config.calibration, data=absolute(config.calibration.data) or ""),
         evaluation=replace(
             config.evaluation,

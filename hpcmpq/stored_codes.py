@@ -1,4 +1,6 @@
-"""Error-compensated codes of a run: made once when it is planned, and read by whatever needs a weight after.
+"""Codes that are made once, when a run is planned, and read by whatever needs a weight after.
+
+They are those of error-compensated rounding, and those of checkpoints that another tool quantized.
 
 Factorising Σ x xᵀ gives other last bits on other machines, and now and then another code. So no worker does:
 RUN/rounded/ holds the codes of every weight in every integer format, one file a weight, as `hpcmpq plan` made
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.load import forward
+from hpcmpq.models.quantized_checkpoint import open_checkpoint
 from hpcmpq.models.samples import Samples
 from hpcmpq.models.weights import as_matrix
 from hpcmpq.quantizers.gptq import compensated_codes, compensation
@@ -67,9 +70,10 @@ class StoredCodes:
         return torch.from_numpy(arrays[f"{format_name}/codes"]).to(like.device), range
 
 
-def compensates(format_name: str, quantizer: Quantizer) -> bool:
-    """Whether a format's codes are made by compensated rounding."""
-    return quantizer.rounding == "gptq" and FORMATS[format_name].type == "int"
+def is_stored(format_name: str, quantizer: Quantizer) -> bool:
+    """Whether a format's codes are made when the run is planned."""
+    compensated = quantizer.rounding == "gptq" and FORMATS[format_name].type == "int"
+    return compensated or format_name in quantizer.checkpoints
 
 
 @torch.no_grad()
@@ -99,35 +103,44 @@ def make_codes(
     formats = {}
     for group, names in zip(space.groups, space.formats, strict=True):
         for member in group.members:
-            _check_linear(model, member)
-            if any(compensates(name, quantizer) for name in names):
-                formats[member] = [name for name in names if compensates(name, quantizer)]
-    missing = [member for member in formats if not _is_made(_path(run, member), fingerprint)]
+            formats[member] = [name for name in names if is_stored(name, quantizer)]
+            if formats[member]:
+                _check_linear(model, member)
+    missing = [m for m, names in formats.items() if names and not _is_made(_path(run, m), fingerprint)]
+    checkpoints = {name: open_checkpoint(path) for name, path in quantizer.checkpoints.items()}
     for members in _parts(missing):
-        modules = {m: model.get_submodule(m.parameter.removesuffix(".weight")) for m in members}
+        compensated = [m for m in members if any(name not in checkpoints for name in formats[m])]
+        modules = {m: model.get_submodule(m.parameter.removesuffix(".weight")) for m in compensated}
         with _accumulating(modules) as hessians:
-            for start in torch.arange(0, len(samples), samples_per_pass).tolist():
+            for start in torch.arange(0, len(samples) if modules else 0, samples_per_pass).tolist():
                 forward(model, samples[start : start + samples_per_pass].inputs)
         for member in members:
             weight_MK = as_matrix(model.get_parameter(member.parameter), member)
-            arrays = _codes(weight_MK, hessians.pop(member), formats[member], quantizer)
+            made = [name for name in formats[member] if name not in checkpoints]
+            arrays = _codes(weight_MK, hessians.pop(member), made, quantizer) if made else {}
+            for name in set(formats[member]) & set(checkpoints):
+                arrays |= _arrays(name, *checkpoints[name].codes(member, FORMATS[name], quantizer))
             write_h5(_path(run, member), arrays, {"parameter": member.parameter, "fingerprint": fingerprint})
     if missing:
-        _log.info("rounded %d weights with error compensation", len(missing))
+        _log.info("codes of %d weights in %s", len(missing), run.path / "rounded")
 
 
 def _codes(
     weight_MK: Tensor, hessian_KK: Tensor, names: Sequence[str], quantizer: Quantizer
 ) -> dict[str, np.ndarray]:
     factor = compensation(hessian_KK, quantizer)
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name in names:
         range = choose_range(weight_MK, FORMATS[name], quantizer)
         codes_MK = compensated_codes(weight_MK, factor, range, FORMATS[name], quantizer)
-        arrays[f"{name}/codes"] = codes_MK.cpu().numpy()
-        arrays[f"{name}/scale"] = range.scale.cpu().numpy()
-        if range.zero_point is not None:
-            arrays[f"{name}/zero_point"] = range.zero_point.cpu().numpy()
+        arrays |= _arrays(name, codes_MK, range)
+    return arrays
+
+
+def _arrays(name: str, codes_MK: Tensor, range: Range) -> dict[str, np.ndarray]:
+    arrays = {f"{name}/codes": codes_MK.cpu().numpy(), f"{name}/scale": range.scale.cpu().numpy()}
+    if range.zero_point is not None:
+        arrays[f"{name}/zero_point"] = range.zero_point.cpu().numpy()
     return arrays
 
 
@@ -171,8 +184,8 @@ def _check_linear(model: nn.Module, member: Member) -> None:
     module = model.get_submodule(member.parameter.removesuffix(".weight"))
     if not isinstance(module, nn.Linear) and not member.transposed:
         raise UserError(
-            f"quantizer.rounding gptq rounds linear layers only, {member.parameter} is of a "
-            f"{type(module).__name__}; add it to groups.exclude or use rounding: nearest"
+            f"quantizer.rounding gptq and quantizer.checkpoints take linear layers only, {member.parameter} is of "
+            f"a {type(module).__name__}; add it to groups.exclude"
         )
 
 
