@@ -105,7 +105,7 @@ def open_engine(run: RunDir, plan: Plan, config: Config, world: World) -> Iterat
     for module in model.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
-    shards = Shards(model, plan.space, config.quantizer, rows, world.rank)
+    shards = Shards(model, plan.space, config.quantizer, rows, world.rank, variants.codes)
     shards.fill_originals()
     deepspeed.initialize(model=model, config=settings)
     engine = DeepSpeedEngine(shards, variants.activations, world.rank, world.size, device, start_bytes)

@@ -18,9 +18,10 @@ from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.load import load_model
 from hpcmpq.models.streaming import find_weights, skeleton
 from hpcmpq.models.weights import as_matrix, from_matrix
-from hpcmpq.quantizers import fake_quantize
+from hpcmpq.quantizers import decode, fake_quantize
 from hpcmpq.quantizers.ranges import Range, choose_range
 from hpcmpq.space import Member, SearchSpace
+from hpcmpq.stored_codes import StoredCodes, is_stored
 
 Rows = Callable[[str, int, int], Tensor]
 """(parameter, start, stop) → that range of the original's first axis."""
@@ -36,6 +37,7 @@ class Shards:
         quantizer: How.
         rows: Where originals come from.
         rank: Whose pieces.
+        codes: Of weights that were rounded when the run was planned; read whole, one weight at a time.
     """
 
     model: nn.Module
@@ -43,6 +45,7 @@ class Shards:
     quantizer: Quantizer
     rows: Rows
     rank: int
+    codes: StoredCodes | None = None
     _formats: dict[str, str | None] = field(default_factory=dict)
     _ranges: dict[tuple[str, str], Range] = field(default_factory=dict)
 
@@ -74,17 +77,24 @@ class Shards:
             if member.transposed:
                 start, stop = 0, shape[0]
             stored = self.rows(name, start, stop).to(piece.device)
-            values = self._rounded(member, stored, format_name)
+            values = self._rounded(member, stored, format_name, start)
         first = low - start * _width(shape)
         piece[: high - low].copy_(values.reshape(-1)[first : first + high - low])
 
-    def _rounded(self, member: Member, stored: Tensor, format_name: str) -> Tensor:
-        """Whole rows of a weight, rounded as the whole weight would be: no row depends on another."""
+    def _rounded(self, member: Member, stored: Tensor, format_name: str, start: int) -> Tensor:
+        """Rows of a weight from `start`, rounded as the whole weight would be: no row depends on another."""
         weight_format, key = FORMATS[format_name], (member.parameter, format_name)
         if member.transposed:
             matrix_MK = as_matrix(stored, member)
         else:
             matrix_MK = stored.reshape(-1, member.num_columns)
+        if is_stored(format_name, self.quantizer):
+            assert self.codes is not None
+            codes_MK, range = self.codes.read(member, format_name, stored)
+            rows = slice(start, start + len(matrix_MK))
+            zero_point = None if range.zero_point is None else range.zero_point[rows]
+            part = Range(range.scale[rows], zero_point)
+            return from_matrix(decode(codes_MK[rows], part, weight_format, self.quantizer), member, stored)
         if weight_format.scaled and key not in self._ranges:
             self._ranges[key] = choose_range(matrix_MK, weight_format, self.quantizer)
         rounded_MK = fake_quantize(matrix_MK, weight_format, self.quantizer, self._ranges.get(key))

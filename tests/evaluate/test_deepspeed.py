@@ -41,10 +41,12 @@ def measured(run_dir: RunDir, command: list[str]) -> dict[str, Any]:
 
 
 def test_two_ranks_of_the_deepspeed_launcher(model_directory, tmp_path: Path):
-    # Weights stored transposed, a head tied to the embedding, and an odd number of chunks.
+    # Weights stored transposed, a head tied to the embedding, an odd number of chunks, rounded inputs, and codes
+    # that were made when the run was planned.
     config = {
         "model": {"path": str(model_directory("gpt2"))},
         "formats": ["int2", "w4a8"],
+        "quantizer": {"rounding": "gptq", "symmetric": False},
         "evaluation": {"num_samples": 10},
     }
     run_dir = solved_run(tmp_path / "run", config, TEXT)

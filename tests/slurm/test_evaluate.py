@@ -19,7 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_ranks_on_two_nodes_find_what_one_process_does(
     cluster: dict[str, str], model_directory, tmp_path: Path
 ):
-    config = {"model": {"path": str(model_directory("llama"))}, "formats": ["int2", "int4"]}
+    config = {
+        "model": {"path": str(model_directory("llama"))},
+        "formats": ["int2", "int4"],
+        "quantizer": {"rounding": "gptq", "symmetric": False},
+    }
     run_dir = solved_run(tmp_path / "run", config, TEXT)
     plain = evaluate(run_dir)
     # Both nodes are this machine, and no name of theirs leads to it.
