@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_model
 
 from hpcmpq.export.whole_directory import copy_small_files, replacing_directory
+from hpcmpq.formats import FORMATS
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.plan import Plan
 from hpcmpq.store import write_json
@@ -17,7 +18,8 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     """Write a Hugging Face directory (or, for a factory's model, `model.safetensors`) beside, then rename it.
 
     Tokenizer and other small files of the original directory are copied; `assignment.json` says which group
-    has which format.
+    has which format. A checkpoint holds no rounding of activations: `activations.json`, if there is any, says what
+    the inputs of which layers and products are to be rounded to while it runs.
     """
     path = plan.config["model"]["path"]
     with replacing_directory(directory) as attempt:
@@ -29,4 +31,24 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
             else:
                 save_model(variants.model, str(attempt / "model.safetensors"))
         write_json(attempt / "assignment.json", dict(assignment))
-    return f"fake-quantized checkpoint in {directory}"
+        rounded = rounded_inputs(variants, assignment)
+        if rounded:
+            write_json(attempt / "activations.json", rounded)
+    line = f"fake-quantized checkpoint in {directory}"
+    if rounded:
+        line += (
+            f": weights only, the inputs of {len(rounded)} modules are rounded as its activations.json says"
+        )
+    return line
+
+
+def rounded_inputs(variants: Variants, assignment: Mapping[str, str]) -> dict[str, dict[str, object]]:
+    """{module: number format, kind of range and, if static, the ranges' ends} of all that rounds activations."""
+    found: dict[str, dict[str, object]] = {}
+    for group, modules in zip(variants.space.groups, variants.activations.places, strict=True):
+        number_format = FORMATS[assignment[group.name]].activation
+        for name in modules.values() if number_format is not None else ():
+            found[name] = {"format": number_format, "range": variants.quantizer.activations}
+            if variants.quantizer.activations == "static":
+                found[name]["maxima"] = list((variants.maxima or {})[name])
+    return found
