@@ -6,11 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcmpq.activations import measure_maxima
-from hpcmpq.config import GroupsConfig
+from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.groups import find_groups
+from hpcmpq.models.load import load_model
 from hpcmpq.models.outputs import forward
+from hpcmpq.models.streaming import load_streamed, shapes_only
 from hpcmpq.quantizers.activations import round_activations
 from hpcmpq.response import WholeModel, make_engine
 from hpcmpq.space import SearchSpace
@@ -195,3 +197,24 @@ def test_compensated_products_take_rounded_inputs(engine):
         sizes = [x_PD[place :: len(formats)].norm(dim=1).log() for x_PD in (low_PD, u_PD)]
         assert (sizes[0] - sizes[1]).mean().abs() < 0.15, formats[place]
         assert (sizes[0] - sizes[1]).abs().max() < 0.8, formats[place]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert_mlm"])
+def test_a_streamed_model_rounds_with_the_same_bits(name, tmp_path):
+    model, inputs = make(name, torch.float32)
+    model.save_pretrained(tmp_path, max_shard_size="8KB")
+    config, patterns = ModelConfig(path=str(tmp_path)), GroupsConfig(attention_products=True)
+    with shapes_only(config, inputs) as (shapes, shape_inputs):
+        groups = find_groups(shapes, patterns, shape_inputs)
+    in_memory = load_model(config)
+    assert groups == find_groups(in_memory, patterns, inputs)
+    space = SearchSpace(groups, (("int4", "w8a8", "fp8_e4m3"),) * len(groups))
+    options = list(range(space.num_options))
+    expected = outputs(make_engine("auto", Variants(in_memory, space, QUANTIZER), inputs), inputs, options)
+    streamed = load_streamed(config)
+    variants = Variants(streamed.model, space, QUANTIZER)
+    engine = make_engine("auto", variants, inputs, resident=streamed.resident)
+    found = outputs(engine, inputs, options)
+    assert isinstance(engine, Wavefront)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
