@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from hpcmpq.export import EXPORTERS
+
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.", show_default=False)]
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML config.", show_default=False)]
 RunOption = Annotated[Path, typer.Option("--run-dir", metavar="RUN", help="The run directory.")]
@@ -53,7 +55,7 @@ MaxLoss = Annotated[
     float | None,
     typer.Option("--max-loss", metavar="LOSS", help="With --maximize: the largest predicted loss increase."),
 ]
-ExportFormat = Annotated[str, typer.Option("--format", help="What to write.")]
+ExportFormat = Annotated[str, typer.Option("--format", help=f"What to write: {', '.join(EXPORTERS)}.")]
 EngineName = Annotated[
     str | None,
     typer.Option("--engine", help="What runs the models, instead of the config's: torch or deepspeed."),

@@ -179,7 +179,7 @@ def narrowed(
     Integer formats need inputs that are a whole number of quantization groups.
 
     Raises:
-        UserError: If a group is left without a format.
+        UserError: If a group is left without a format, or multiplies activations alone.
     """
     check_quantizer(target, quantizer)
     held = tuple(name for name in names if name in target.formats)
@@ -190,6 +190,10 @@ def narrowed(
         )
     result = []
     for group in groups:
+        if group.products:
+            raise UserError(
+                f"target {target.name} cannot round the factors of {group.name}; leave out groups.attention_products"
+            )
         odd = next((m for m in group.members if not _whole_groups(m, quantizer)), None)
         kept = tuple(n for n in held if odd is None or FORMATS[n].type != "int")
         if not kept and odd is not None:

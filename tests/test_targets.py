@@ -8,7 +8,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.groups import find_groups
-from hpcmpq.space import Group, Member
+from hpcmpq.space import Group, Member, Product
 from hpcmpq.targets import TARGETS, find_target, narrowed
 
 VLLM, LLAMA_CPP = TARGETS["vllm"], TARGETS["llama_cpp"]
@@ -57,6 +57,12 @@ def test_what_a_target_cannot_do_is_refused_when_the_config_is_read(values, mess
     given = {"model": {"path": "m"}, "calibration": {"data": "t.txt"}, **values}
     with pytest.raises(UserError, match=message):
         parse_config(given)
+
+
+def test_products_of_activations_are_refused():
+    groups = (Group("scores", (), 0, (Product("attention.scores"),)),)
+    with pytest.raises(UserError, match="target vllm cannot round the factors of scores"):
+        narrowed(VLLM, groups, ("int8", "fp8_e4m3"), Quantizer())
 
 
 def test_layers_that_the_engine_fuses_share_a_group(tiny_model, tiny_inputs):

@@ -11,6 +11,7 @@ from hpcmpq.executors import Executor, open_executor
 from hpcmpq.plan import parse_part
 from hpcmpq.scaling import Site, measured_workload, predict
 from hpcmpq.store import RunDir, pending, read_json, read_plan
+from hpcmpq.targets import find_target
 from hpcmpq.world import ALONE, World, find_world
 
 
@@ -34,6 +35,8 @@ def run(
         else:
             console.say("refine skipped: calibration.held_out is 0")
         export(run_dir)
+        if target := read_plan(RunDir(run_dir)).config.get("target"):
+            export(run_dir, find_target(target).export)
         _evaluate(run_dir, None, ALONE)
         report(run_dir)
         console.summary(RunDir(run_dir))
@@ -119,9 +122,11 @@ def refine(run_dir: options.Run) -> None:
     console.refined(values)
 
 
-@app.command(epilog="Example: hpcmpq export runs/quickstart --format fake_quantized")
+@app.command(
+    epilog="Example: hpcmpq export runs/quickstart --format compressed_tensors; see docs/export.md for engines"
+)
 def export(run_dir: options.Run, format: options.ExportFormat = "fake_quantized") -> None:
-    """Write the quantized model to RUN/checkpoint."""
+    """Write the quantized model: to RUN/checkpoint with its own layout, or to RUN/exports/FORMAT for an engine."""
     from hpcmpq.export import export as export_run
 
     with console.stage(run_dir, "export"):
