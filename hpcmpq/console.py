@@ -181,6 +181,24 @@ def evaluated(values: dict[str, Any]) -> None:
         label = f"uniform {values['uniform_format']}" if model == "uniform" else model
         table.add_row(label, *(f"{values[name][model]:.6g}" for name in metrics))
     _out.print(table)
+    if values.get("tasks"):
+        _out.print(_task_table(values))
+
+
+def _task_table(values: dict[str, Any]) -> Table:
+    """First metric of each task, the quantized model's with its interval."""
+    table = Table("task", "metric", title="tasks, 95 % intervals")
+    for name in ("original", "quantized", "", f"uniform {values['uniform_format']}"):
+        table.add_column(name, justify="right")
+    for name, task in values["tasks"].items():
+        metric = next(iter(task["paired"]))
+        ends = task["intervals"][metric]["quantized"]
+        interval = "" if ends is None else f"{ends[0]:.4g} to {ends[1]:.4g}"
+        original, quantized, uniform = (
+            f"{task[metric][m]:.4g}" for m in ("original", "quantized", "uniform")
+        )
+        table.add_row(name, metric, original, quantized, interval, uniform)
+    return table
 
 
 def summary(run: RunDir) -> None:

@@ -4,6 +4,7 @@ findings.py  reads the artefacts of a run directory
 tables.py    findings to plain tables, also written as CSV
 words.py     findings to sentences
 plots.py     findings to figures
+measured.py  what evaluation measured, with intervals
 partition.py sequential sub-graphs and their measured times
 theme.py     figures to SVG and PNG, and to the page in light and dark
 html.py      tables, sentences and figures to the page, with report.html and report.css
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from hpcmpq.errors import UserError
 from hpcmpq.report.findings import read_findings
+from hpcmpq.report.measured import measured_table
 from hpcmpq.report.tables import all_tables, write_csv
 from hpcmpq.store import RunDir, replacing
 
@@ -37,6 +39,9 @@ def write_report(run: RunDir) -> Path:
             f"`hpcmpq report {run.path}` again"
         ) from None
     figures, tables = all_figures(findings), all_tables(findings)
+    measured = measured_table(findings)
+    if measured is not None:
+        tables.append(measured)
     if findings.plan.times is not None:
         figures["subgraphs"] = partition_figure(findings)
         tables.append(partition_table(findings))

@@ -1,0 +1,62 @@
+"""What evaluation measured, with intervals, on the data and on every task: shown on the page and written as CSV."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hpcmpq.report.findings import Findings
+from hpcmpq.report.tables import Column, Table
+
+METRICS = {
+    "kl": "KL divergence",
+    "mse": "squared distance",
+    "ce": "cross-entropy",
+    "perplexity": "perplexity",
+    "accuracy": "accuracy",
+    "accuracy_normalized": "accuracy by length",
+    "loss": "−log p of the answer",
+}
+"""How metrics are called; those of a harness keep their own names."""
+
+PAIRS = ("quantized - original", "quantized - uniform")
+
+
+def measured_table(findings: Findings) -> Table | None:
+    """Every metric of the data and of each task; None if nothing was measured, or by an older version."""
+    evaluation = findings.evaluation
+    if evaluation is None or "paired" not in evaluation:
+        return None
+    names = ("kl", "mse", "ce", "perplexity", "accuracy")
+    rows = [_row("data", name, evaluation) for name in names if name in evaluation]
+    for task, values in evaluation.get("tasks", {}).items():
+        rows += [_row(task, name, values) for name in values["paired"]]
+    columns = (
+        Column("where", "Measured on"),
+        Column("metric", "Metric"),
+        Column("original", "Original", "loss"),
+        Column("quantized", "This assignment", "loss"),
+        Column("low", "from", "loss"),
+        Column("high", "to", "loss"),
+        Column("uniform", f"Uniform {evaluation['uniform_format']}", "loss"),
+        Column("against_original", "Minus original", "loss"),
+        Column("against_original_low", "from", "loss"),
+        Column("against_original_high", "to", "loss"),
+        Column("against_uniform", "Minus uniform", "loss"),
+        Column("against_uniform_low", "from", "loss"),
+        Column("against_uniform_high", "to", "loss"),
+    )
+    caption = (
+        "Measured quality. From and to are ends of 95 % intervals; differences are taken sample by sample, so they "
+        "are known better than the values themselves."
+    )
+    return Table("measured", caption, columns, tuple(rows))
+
+
+def _row(where: str, metric: str, values: Mapping[str, Any]) -> tuple[Any, ...]:
+    ends = values["intervals"][metric]["quantized"] or (None, None)
+    pairs: list[Any] = []
+    for pair in PAIRS:
+        found = values["paired"].get(metric, {}).get(pair, {})
+        pairs += [found.get("difference"), *(found.get("interval") or (None, None))]
+    means = values[metric]
+    name = METRICS.get(metric, metric)
+    return (where, name, means["original"], means["quantized"], *ends, means["uniform"], *pairs)
