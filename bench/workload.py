@@ -74,16 +74,22 @@ class Calibrated:
     peak_bytes: int
 
 
-def calibrated(path: str, method: str, objective: str = "kl", probes: int | None = None) -> Calibrated:
-    """The run of a config with another method and objective, from the cache if it is there."""
+def calibrated(
+    path: str, method: str, objective: str = "kl", probes: int | None = None,
+    formats: tuple[str, ...] | None = None, attention_products: bool = False,
+) -> Calibrated:  # fmt: skip
+    """The run of a config with another method and objective, and other formats, from the cache if it is there."""
     read = read_config(ROOT / path)
     config = dataclasses.replace(
         read,
         objective=objective,
         sensitivity=dataclasses.replace(read.sensitivity, method=method, probes=probes),
         model=dataclasses.replace(read.model, device="cpu"),
+        formats=formats or read.formats,
+        groups=dataclasses.replace(read.groups, attention_products=attention_products),
     )
-    name = f"{Path(path).stem}-{method}-{objective}" + (f"-{probes}" if probes else "")
+    parts = [Path(path).stem, method, objective, *([str(probes)] if probes else []), *(formats or ())]
+    name = "-".join([*parts, *(["products"] if attention_products else [])])
     run = RunDir(CACHE / name)
     import_paths = (str(ROOT), str(ROOT / "configs"))
     try:
