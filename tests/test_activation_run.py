@@ -63,6 +63,8 @@ def test_a_run_with_static_ranges_and_products(tmp_path):
     assert len(set(solution["assignment"].values())) > 1
     evaluation = evaluate(run)
     assert 0 < evaluation["kl"]["quantized"] < 0.1
+    with pytest.raises(UserError, match="compressed_tensors holds no formats of attention products"):
+        export(run, "compressed_tensors")
     line = export(run, "fake_quantized")
     assert "weights only, the inputs of" in line
     said = json.loads((run.checkpoint_path / "activations.json").read_text())

@@ -47,6 +47,11 @@ def export(run: RunDir, name: str) -> str:
     plan = read_plan(run)
     solution = read_json(run.solution_path, f"hpcmpq solve {run.path}")
     directory = run.checkpoint_path if name == "fake_quantized" else run.path / "exports" / name
+    if name != "fake_quantized" and any(group.products for group in plan.space.groups):
+        raise UserError(
+            f"{name} holds no formats of attention products; plan without groups.attention_products, or export "
+            "fake_quantized"
+        )
     module, attribute = EXPORTERS[name].split(":")
     exporter: Exporter = getattr(import_module(module), attribute)
     line = exporter(plan, open_variants(run, plan), solution["assignment"], directory)

@@ -11,7 +11,7 @@ handled as one tensor, side by side.
 Axis letters: K options of one group.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
@@ -26,10 +26,10 @@ Errors = dict[str, Tensor]
 """`weight`: δ of every option of a use's group, [K, *shape]; `input`: e, [K, *x.shape]. Either may be absent."""
 
 
-def errors_at(subject: Subject, use: Use, x: Tensor) -> Errors:
-    """The errors of a use's options at its input."""
+def errors_at(subject: Subject, use: Use, x: Tensor, delta: Mapping[str, Tensor]) -> Errors:
+    """The errors of a use's options at its input; `delta` is what `Variants.errors` gives for its group."""
     errors = {}
-    if use.parameter in (delta := subject.variants.errors(use.group)):
+    if use.parameter in delta:
         errors["weight"] = delta[use.parameter]
     if operand_axes(use.module):
         operands = factors(use, x)

@@ -61,14 +61,13 @@ def displacements(
     taps: dict[int, Tensor] = {}
     weights: dict[str, Tensor] = {}
     for group in groups:
-        own = subject.space.slice_of(group)
+        own, delta = subject.space.slice_of(group), subject.variants.errors(group)
         for index in layers.uses_of(group):
             use, x = layers.uses[index], inputs[index]
-            errors = errors_at(subject, use, x)
+            errors = errors_at(subject, use, x, delta)
             y_K = vmap(lambda error, use=use, x=x: moved(use, x, error))(errors)  # type: ignore[misc]
             taps[index] = y_K.new_zeros(num_rows, *y_K.shape[1:])
             taps[index][own.start - first : own.stop - first] = y_K
-        delta = subject.variants.errors(group) if layers.direct_of(group) else {}
         weights.update({name: delta[name] for name in layers.direct_of(group)})
     at = (
         {index: torch.zeros_like(tap[0]) for index, tap in taps.items()},

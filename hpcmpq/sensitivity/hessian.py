@@ -29,6 +29,7 @@ from torch.func import grad, jvp, vjp, vmap
 
 from hpcmpq.features import Features
 from hpcmpq.models.outputs import forward
+from hpcmpq.models.rounding import operand_axes
 from hpcmpq.models.samples import Samples
 from hpcmpq.objective import no_gradient
 from hpcmpq.sensitivity import Contribution, Subject, gauss_newton
@@ -172,9 +173,10 @@ class _Point:
     def _bends(self, index: int, num_samples: int) -> Tensor:
         """⟨g_y, ÿ⟩ of every option of a use, float64 [N, L]; zero where none rounds activations."""
         use = self.layers.uses[index]
-        errors_L = errors_at(self.subject, use, self.inputs[index])
-        if "input" not in errors_L:
+        variants = self.subject.variants
+        if not (variants.activations.rounds(use.group) and operand_axes(use.module)):
             return torch.zeros(num_samples, 1, dtype=torch.float64)
+        errors_L = errors_at(self.subject, use, self.inputs[index], variants.errors(use.group))
         bent_L = vmap(lambda errors: bent(use, errors))(errors_L)
         return inner(bent_L, self.grads[index][None], num_samples)[:, :, 0].double().cpu()
 
@@ -187,7 +189,7 @@ class _Point:
         if index in self.kept:
             return self.kept[index]
         use, x, grad_y = self.layers.uses[index], self.inputs[index], self.grads[index]
-        errors_L = errors_at(self.subject, use, x)
+        errors_L = errors_at(self.subject, use, x, self.subject.variants.errors(use.group))
 
         def both(errors: Errors) -> tuple[Tensor, Tensor]:
             y, pull = vjp(lambda x: moved(use, x, errors), x)[:2]

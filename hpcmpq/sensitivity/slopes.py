@@ -34,7 +34,7 @@ def row_slopes(
         slope_NK = z_NTV.new_zeros(len(z_NTV), len(subject.space.formats[group]))
         for index in layers.uses_of(group):
             use, x, grad_y = layers.uses[index], inputs[index], grads[index]
-            errors = errors_at(subject, use, x)
+            errors = errors_at(subject, use, x, delta)
             if "weight" in errors:
                 slope_NK = slope_NK + use_slopes(use, errors["weight"], x, grad_y, len(z_NTV))
             if "input" in errors:
