@@ -1,12 +1,21 @@
 """A run with error-compensated rounding: the codes are made once, and every stage uses the same ones."""
 
+import shutil
+
+import numpy as np
 import pytest
 import torch
 
+from hpcmpq.calibrate import make_worker
+from hpcmpq.config import parse_config
 from hpcmpq.errors import CorruptShard, UserError
 from hpcmpq.export import export
+from hpcmpq.formats import FORMATS as TABLE
+from hpcmpq.measure import Comparison
+from hpcmpq.models.calibration import load_splits
 from hpcmpq.quantizers import decode
-from hpcmpq.store import RunDir
+from hpcmpq.reduce import reduce
+from hpcmpq.store import RunDir, read_quadratic
 from hpcmpq.stored_codes import StoredCodes
 from hpcmpq.variants import Variants, open_variants
 from tests.export.planned import llama, plan_run, solve_by_turns
@@ -40,8 +49,6 @@ def test_variants_decode_the_stored_codes_and_lower_the_models_loss(tmp_path):
     group = plan.space.groups[0]
     codes_MK, range = variants.encoded(group.members[0], "int4")
     [weight] = variants.quantized(group, "int4").values()
-    from hpcmpq.formats import FORMATS as TABLE
-
     assert torch.equal(weight, decode(codes_MK, range, TABLE["int4"], variants.quantizer))
     nearest = Variants(variants.model, plan.space, type(variants.quantizer)(group_size=64))
     outputs = torch.tensor([list(b"ink stand on shelf 3. 4 bottles")])
@@ -85,3 +92,29 @@ def test_what_is_not_linear_is_refused(tmp_path):
     groups = {"include": ["*.embed_tokens", "*.o_proj"]}
     with pytest.raises(UserError, match="take linear layers only, model.embed_tokens.weight is of a Emb"):
         plan_run(tmp_path, llama(), formats=["int4"], quantizer=GPTQ, groups=groups)
+
+
+@torch.no_grad()
+def test_sensitivities_are_those_of_the_served_weights_with_the_same_bits_in_every_copy(tmp_path):
+    """Units of one plan, measured in two copies of the run directory by workers that start at either end."""
+    run, plan = plan_run(tmp_path, llama(), formats=FORMATS[:2], quantizer=GPTQ)
+    copy = RunDir(tmp_path / "copy")
+    shutil.copytree(run.path, copy.path)
+    for place, units in ((run, plan.units), (copy, plan.units[::-1])):
+        work = make_worker(place)
+        for unit in units:
+            work(unit)
+    models = []
+    for place in (run, copy):
+        reduce(place)
+        models.append(read_quadratic(place.quadratic_path))
+    assert np.array_equal(models[0].linear_P, models[1].linear_P)
+    assert np.array_equal(models[0].quad_PP, models[1].quad_PP)
+
+    config = parse_config(plan.config)
+    samples = load_splits(config).calibration
+    comparison = Comparison(open_variants(run, plan), samples, ("kl",), 4)
+    group = plan.space.groups[3].name
+    [measured] = comparison.measure([{group: "int2"}])
+    option = next(o for o in plan.space.options if o.group == 3 and o.format == "int2")
+    assert models[0].linear_P[option.index] == pytest.approx(measured.values["kl"].mean(), rel=1e-4)
