@@ -58,7 +58,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "h5py": ("h5_files",),
     "mpi4py": ("executors.mpi_pool", "world"),
     "ray": ("executors.ray_pool",),
-    "deepspeed": ("evaluate.deepspeed_engine",),
+    "deepspeed": ("evaluate.ranks",),
     "lm_eval": ("evaluate.harness",),
     "ortools": ("solvers",),
     "pydantic": ("config",),

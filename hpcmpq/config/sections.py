@@ -142,12 +142,15 @@ class EvaluationConfig:
         engine: ``torch`` or ``deepspeed``.
         num_samples: Samples to evaluate on.
         tasks: What else to measure.
+        sharding: Of engine deepspeed: ``zero3`` cuts every weight and shares out the samples, for any model;
+            ``tensor`` cuts the layers' matrices, for models that `deepspeed.init_inference` knows.
     """
 
     data: str | None = None
     engine: Literal["torch", "deepspeed"] = "torch"
     num_samples: int = 64
     tasks: tuple[TaskConfig, ...] = ()
+    sharding: Literal["zero3", "tensor"] = "zero3"
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,15 @@ def evaluate(
     wholes = [task for task in tasks if isinstance(task, HarnessTask)]
     parts: list[Part] = [data, *(task for task in tasks if not isinstance(task, HarnessTask))]
     engine = engine or config.evaluation.engine
-    content = content_hash([plan.fingerprint, engine, models, [part.content() for part in (data, *tasks)]])
+    content = content_hash(
+        [
+            plan.fingerprint,
+            engine,
+            config.evaluation.sharding,
+            models,
+            [part.content() for part in (data, *tasks)],
+        ]
+    )
     start = time.monotonic()
     with find_engine(engine)(run, plan, config, world) as opened:
         results = open_results(run, content)

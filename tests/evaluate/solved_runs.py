@@ -41,29 +41,29 @@ def solved_run(path: Path, values: Mapping[str, Any], text: str | None = None) -
     return run
 
 
-def assert_same(values: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+def assert_same(values: Mapping[str, Any], others: Mapping[str, Any], absolute: float = 1e-9) -> None:
     """Numbers of two evaluations agree to rounding, whatever ran them."""
     for name in ("loss", "kl", "ce", "perplexity", "accuracy", "tasks", "intervals", "paired"):
         assert (name in values) == (name in others)
         if name in values:
-            assert_close(values[name], others[name])
+            assert_close(values[name], others[name], absolute)
     assert values["num_tokens"] == others["num_tokens"] > 0
 
 
-def assert_close(value: Any, other: Any) -> None:
+def assert_close(value: Any, other: Any, absolute: float) -> None:
     """Nested numbers agree to rounding."""
     if isinstance(value, dict):
         assert value.keys() == other.keys()
         for key in value:
-            assert_close(value[key], other[key])
+            assert_close(value[key], other[key], absolute)
     elif isinstance(value, list):
         assert len(value) == len(other)
         for pair in zip(value, other, strict=True):
-            assert_close(*pair)
+            assert_close(*pair, absolute)
     elif value is None:
         assert other is None
     else:
-        assert value == pytest.approx(other, rel=1e-5, abs=1e-9)
+        assert value == pytest.approx(other, rel=1e-5, abs=absolute)
 
 
 TEXT = "".join(

@@ -87,6 +87,29 @@ def test_two_ranks_of_mpiexec_hold_half_a_model_each(tmp_path: Path):
 
 
 @MARKS["mpi"][-1]
+def test_two_ranks_with_matrices_cut_by_init_inference(tmp_path: Path):
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=64, bos_token_id=None, eos_token_id=None,
+        )
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "model")
+    config = {
+        "model": {"path": str(tmp_path / "model")},
+        "formats": ["int3", "int4"],
+        "evaluation": {"num_samples": 6, "sharding": "tensor"},
+    }
+    run_dir = solved_run(tmp_path / "run", config, TEXT)
+    plain = evaluate(run_dir)
+    values = measured(run_dir, [str(MPIEXEC), "-n", "2", *HPCMPQ, "--engine", "deepspeed"])
+    assert (values["world_size"], values["sharding"]) == (2, "tensor")
+    assert_same(values, plain, absolute=2e-6)  # sums over parts of a dot product round differently
+    assert max(values["shard_bytes"]) < 0.7 * values["model_bytes"]  # embedding and head stay whole
+
+
+@MARKS["mpi"][-1]
 def test_ranks_stop_together_and_one_rank_goes_on(tmp_path: Path):
     config = {
         "model": {"factory": "tests.executors.tiny_model:model"},

@@ -1,0 +1,97 @@
+"""The ranks of a DeepSpeed job: meeting, exchanging values, leaving together. The only user of DeepSpeed."""
+
+import os
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hpcmpq.config import Config
+from hpcmpq.errors import UserError
+from hpcmpq.evaluate.memory import return_freed_memory
+from hpcmpq.models.load import pick_device, quiet_transformers
+from hpcmpq.world import World, meeting_point
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+
+@contextmanager
+def joined_ranks(config: Config, world: World) -> Iterator[tuple[Any, torch.device]]:
+    """Inside, all ranks of the job are connected; yields DeepSpeed and this rank's device.
+
+    Raises:
+        UserError: If DeepSpeed is missing or the ranks cannot meet.
+    """
+    device = pick_device(config.model.device)
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        return_freed_memory()
+    deepspeed = _load_deepspeed()
+    device = _join_world(deepspeed, world, device)
+    with quiet_transformers():
+        import transformers  # noqa: F401  (before memory is counted)
+    yield deepspeed, device
+    deepspeed.comm.destroy_process_group()
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Inside, signals that ask to stop are listed and raise nothing: all ranks must leave together."""
+    stop: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: stop.append(n)) for number in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def gathered(value: Any, num_ranks: int) -> list[Any]:
+    """What every rank gave, in order, on all of them."""
+    values: list[Any] = [None] * num_ranks
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _load_deepspeed() -> Any:
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise UserError(
+            f"engine deepspeed cannot be loaded ({error}); `pip install 'hpcmpq[deepspeed]'`, or use --engine torch"
+        ) from error
+    deepspeed.utils.logger.setLevel("WARNING")
+    # DeepSpeed calls functions that newer releases of torch have other names for.
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
+    # Shared-memory collectives of CPU ranks would be compiled here, for minutes, and a compilation that was killed
+    # leaves a lock on which every later start waits for ever. Gloo does.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _join_world(deepspeed: Any, world: World, device: torch.device) -> torch.device:
+    """Meet the other ranks; the device of this one."""
+    address, port = meeting_point(world, os.environ)
+    if address in ("127.0.0.1", "localhost") and Path("/sys/class/net/lo").exists():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # Slurm may show each task its own GPU alone, whatever its local rank is.
+    place = (
+        world.local_rank % max(1, torch.cuda.device_count()) if device.type == "cuda" else world.local_rank
+    )
+    os.environ.update(
+        RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(place),
+        MASTER_ADDR=address, MASTER_PORT=str(port),
+    )  # fmt: skip
+    try:
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"rank {world.rank} of {world.size} cannot meet the others at {address}:{port} "
+            f"({str(error).splitlines()[0]}); set MASTER_ADDR and MASTER_PORT to rank 0's address and a free port"
+        ) from error
+    return torch.device("cuda", place) if device.type == "cuda" else device
