@@ -147,3 +147,27 @@ def test_old_plans_without_products_are_read(tmp_path):
         del group["products"]
     del values["config"]["quantizer"]["activations"]
     assert all(not group.products for group in plan_from_json(values).space.groups)
+
+
+class Bypassing(torch.nn.Module):
+    """Uses a weight without calling the layer that holds it, as fused attention modules do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(64, 16), torch.nn.Linear(16, 10)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(input.flatten(1) @ self.first.weight.T))
+
+
+def test_inputs_that_no_layer_sees_are_refused_when_planning(tmp_path):
+    changes = {
+        "model": {"factory": "tests.test_activation_run:Bypassing"},
+        "calibration": {"data": "hpcmpq.examples.digits:calibration", "num_samples": 4, "held_out": 2},
+        "evaluation": {"data": "hpcmpq.examples.digits:evaluation", "num_samples": 4},
+        "groups": {"include": ["*"]},
+    }
+    with pytest.raises(UserError, match=r"first.weight is used without calling its layer"):
+        prepare(config_of(**changes), RunDir(tmp_path / "run"), (".",))
+    plan = prepare(config_of(**changes, formats=["int4"]), RunDir(tmp_path / "other"), (".",))
+    assert len(plan.space.groups) == 2

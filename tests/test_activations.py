@@ -218,3 +218,21 @@ def test_a_streamed_model_rounds_with_the_same_bits(name, tmp_path):
     assert isinstance(engine, Wavefront)
     assert torch.equal(found[0], expected[0])
     assert torch.equal(found[1], expected[1])
+
+
+def test_bit_operations_count_the_bits_of_both_factors():
+    from hpcmpq.costs import bops_cost, macs_cost, size_bytes_cost, weight_bits_cost
+    from hpcmpq.space import Group, Member, Product
+
+    layer = Group("layer", (Member("layer.weight", 2, 4, macs=8),))
+    product = Group("product", (), None, (Product("product", 10),))
+    space = SearchSpace((layer, product), (MIXED, MIXED))
+    # int4 × 16, 4 × 8, 8 × 8, 8 × 8, 16 × 16 and 32 × 32 bits; a product's factors have equal width, 16 in int4.
+    widths = [(4, 16), (4, 8), (8, 8), (8, 8), (16, 16), (32, 32)]
+    expected = [8 * w * a for w, a in widths] + [10 * a * a for _, a in widths]
+    assert bops_cost(space).linear_P.tolist() == expected
+    assert macs_cost(space).linear_P.tolist() == [8 * w / 16 for w, _ in widths] + [
+        10 * a / 16 for _, a in widths
+    ]
+    assert weight_bits_cost(space).linear_P.tolist() == [w for w, _ in widths] + [0] * 6
+    assert size_bytes_cost(space, QUANTIZER, 7).linear_P[6:].tolist() == [0] * 6
