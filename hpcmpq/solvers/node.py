@@ -187,7 +187,7 @@ def shrink(node: Node, keep_P: np.ndarray) -> Node | Compact | None:
     if new.num_budgets != old.num_budgets:
         return child
     # v_old = B v_new: fixed options are d times the constant, slacks change their unit, the others are themselves.
-    slack_n = np.ones(new.size, dtype=child.projector.dtype)
+    slack_n: np.ndarray = np.ones(new.size, dtype=child.projector.dtype)
     slack_n[1 + new.padded :] = child.relaxation.unit_K / node.relaxation.unit_K
     from_old = np.concatenate([[0], 1 + old.column_P[free_P], np.arange(1 + old.padded, old.size)])
     to_new = np.concatenate([[0], 1 + new.column_P, np.arange(1 + new.padded, new.size)])

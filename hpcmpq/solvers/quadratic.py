@@ -19,6 +19,9 @@ from hpcmpq.solvers.tabu import search
 LARGEST_LIFT = 6000
 """Options up to which the doubly nonnegative relaxation fits into memory and time."""
 
+SLOW_LIFT = 2500
+"""Options from which its steps take so long that a convex bound comes first."""
+
 
 @dataclass(frozen=True)
 class QuadraticSolver:
@@ -58,12 +61,16 @@ class QuadraticSolver:
             found = search(compact, deadline=deadline, seed=seed, hint_G=feasible)
             found = found or (feasible, compact.objective(feasible))
         choice_G, bound = compact.expand(found[0]), full_bound(compact)
-        if compact.num_options <= LARGEST_LIFT:
+        lifted = compact.num_options <= LARGEST_LIFT
+        if not lifted or compact.num_options > SLOW_LIFT:
+            until = deadline - 0.05 * time_limit_s
+            if lifted:  # a quick bound in case that the relaxation gets few steps
+                until = time.perf_counter() + 0.1 * time_limit_s
+            bound = max(bound, spectral_bound(compact, found[0], until, seed))
+        if lifted:
             choice_G, _, proven = prove(compact, found[0], deadline, seed)
             bound = max(bound, proven)
-        else:
-            bound = max(bound, spectral_bound(compact, found[0], deadline - 0.05 * time_limit_s, seed))
-        timed_out = time.perf_counter() > deadline - 0.05 * time_limit_s
+        timed_out = lifted or time.perf_counter() > deadline - 0.05 * time_limit_s
         return solution(problem, choice_G, compact.original_objective(bound), started, timed_out=timed_out)
 
 

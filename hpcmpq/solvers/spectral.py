@@ -10,7 +10,8 @@ its Lagrangian, is a valid bound:
     f(x) ≥ q(y) − ∇q(y)·y + Σ_g min_{p in g} (∇q(y) + price·cost)_p − price·limit.
 
 Here d = α s with s_p a power of c_p and α just above −λ_min(S^(−½) H S^(−½)),
-found by Lanczos and certified by a Cholesky factorisation; y by accelerated projected gradient.
+found by Lanczos and certified by a Cholesky factorisation (`definite`); y by accelerated projected gradient. The first
+power is certified before anything else is tried, so that a slow machine still gets a bound.
 
 Axis letters: P options, G groups, K budgets.
 """
@@ -20,6 +21,7 @@ import time
 import numpy as np
 
 from hpcmpq.solvers.compact import Compact
+from hpcmpq.solvers.definite import proven_shift
 from hpcmpq.solvers.lagrangian import best_prices, dual_value
 from hpcmpq.solvers.relaxation import simplex
 
@@ -34,39 +36,43 @@ def spectral_bound(compact: Compact, choice_G: np.ndarray, deadline: float, seed
         seed: Of the Lanczos start.
     """
     rng = np.random.default_rng(seed)
-    best: tuple[float, np.ndarray, float, np.ndarray] | None = None
-    # Leave time for the certificate's factorisations.
-    until = deadline - 2.2 * _cholesky_seconds(compact.num_options)
-    begun = time.perf_counter()
-    for count, power in enumerate(POWERS, start=1):
+    bound, certifying_s = -np.inf, 0.0
+    for power in POWERS:
+        begun = time.perf_counter()
+        if begun + 2.0 * certifying_s > deadline:
+            break
         root_P = _scales(compact, choice_G, power)
         scaled_PP = _scaled(compact.quad_PP, root_P)
-        share = begun + (until - begun) * count / len(POWERS)
+        share = begun + (deadline - begun) / 3
         least, most = _extreme_eigenvalues(scaled_PP, rng, share)
         alpha = max(0.0, -1.002 * least)
-        y_P = _minimise_convex(compact, scaled_PP, root_P, alpha, alpha + max(most, 0.0), choice_G, share)
-        value = tangent_bound(compact, alpha * root_P**2, y_P)
-        if best is None or value > best[0]:
-            best = value, root_P, max(0.0, -least), y_P
-        if time.perf_counter() > until:
+        if certifying_s:  # a first certificate exists: is this power worth another?
+            y_P = _minimise_convex(
+                compact,
+                scaled_PP,
+                root_P,
+                alpha,
+                alpha + max(most, 0.0),
+                choice_G,
+                deadline - 1.5 * certifying_s,
+            )
+            if tangent_bound(compact, alpha * root_P**2, y_P) <= bound:
+                continue
+        begun = time.perf_counter()
+        certain = certified_shift(compact.quad_PP, root_P, max(0.0, -least), deadline)
+        if certain is None:
             break
-    del scaled_PP
-    assert best is not None
-    _, root_P, estimate, y_P = best
-    certain = certified_shift(compact.quad_PP, root_P, estimate, deadline)
-    return -np.inf if certain is None else tangent_bound(compact, certain * root_P**2, y_P)
+        if not certifying_s:
+            certifying_s = time.perf_counter() - begun
+            y_P = _minimise_convex(
+                compact, scaled_PP, root_P, certain, certain + max(most, 0.0), choice_G, deadline
+            )
+        bound = max(bound, tangent_bound(compact, certain * root_P**2, y_P))
+    return bound
 
 
 POWERS = (0.375, 0.45, 0.3)
 """Exponents of c tried for the square root of s; measured best between the diagonal's 0.5 and 0.25."""
-
-
-def _cholesky_seconds(size: int) -> float:
-    """What a factorisation and its copies will take now, from a small one, with room to spare."""
-    probe = min(size, 1200)
-    begun = time.perf_counter()
-    np.linalg.cholesky(np.eye(probe))
-    return 2.0 * (time.perf_counter() - begun) * (size / probe) ** 3
 
 
 def _scales(compact: Compact, choice_G: np.ndarray, power: float) -> np.ndarray:
@@ -92,30 +98,27 @@ def tangent_bound(compact: Compact, shift_P: np.ndarray, y_P: np.ndarray) -> flo
 def certified_shift(
     quad_PP: np.ndarray, root_P: np.ndarray, estimate: float, deadline: float
 ) -> float | None:
-    """An α with S^(−½) H S^(−½) + α I proven positive semidefinite, or None without time.
-
-    A Cholesky factorisation that succeeds on A proves A + δ I ⪰ 0 with δ = 2 n ε tr(A) (Rump, "Verification
-    of positive definiteness", BIT 2006).
-    """
+    """An α with S^(−½) H S^(−½) + α I proven positive semidefinite, or None without time."""
     size = len(root_P)
-    alpha = estimate
     for growth in (1.002, 1.02, 1.2, 2.0, 10.0):
-        if time.perf_counter() + _cholesky_seconds(size) > deadline:
-            return None
         alpha = growth * estimate + 1e-9
-        work_PP = _scaled(quad_PP, root_P, np.float64)
-        delta = 2.0 * size * np.finfo(np.float64).eps * size * (alpha + 1e-3)
-        work_PP[np.arange(size), np.arange(size)] += alpha
-        try:
-            np.linalg.cholesky(work_PP)
-        except np.linalg.LinAlgError:
-            continue
-        return alpha + delta
+
+        def part(rows: slice, columns: slice, alpha: float = alpha) -> np.ndarray:
+            block = quad_PP[rows, columns] / root_P[columns] / root_P[rows, None]
+            if rows == columns:
+                block[np.arange(len(block)), np.arange(len(block))] += alpha
+            return block
+
+        delta = proven_shift(part, size, deadline)
+        if delta is not None:
+            return alpha + delta
+        if time.perf_counter() > deadline:
+            return None
     return None
 
 
-def _scaled(quad_PP: np.ndarray, root_P: np.ndarray, dtype: type = np.float32) -> np.ndarray:
-    out_PP: np.ndarray = np.empty(quad_PP.shape, dtype=dtype)
+def _scaled(quad_PP: np.ndarray, root_P: np.ndarray) -> np.ndarray:
+    out_PP: np.ndarray = np.empty(quad_PP.shape, dtype=np.float32)
     for first in range(0, len(out_PP), 512):
         rows = slice(first, first + 512)
         out_PP[rows] = quad_PP[rows] / root_P / root_P[rows, None]
