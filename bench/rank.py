@@ -16,16 +16,16 @@ from hpcmpq.formats import FORMATS
 from hpcmpq.quadratic import quadratic_increase
 from hpcmpq.space import SearchSpace
 
-NUM_RANGES, PER_RANGE = 10, 8
+PER_RANGE = 8
 BIT_RANGES = [(2, 3), (2, 4), (2, 5), (2, 6), (2, 8), (3, 4), (3, 5), (3, 8), (4, 6), (4, 8)]
 
 
 def random_choices(space: SearchSpace, seed: int = 0) -> list[np.ndarray]:
-    """PER_RANGE assignments for each of BIT_RANGES, every group uniform over the range's bit widths."""
+    """PER_RANGE assignments for each of `ranges_of` the space, every group uniform over the range's formats."""
     random = np.random.default_rng(seed)
     bits_P = np.array([FORMATS[option.format].num_bits for option in space.options])
     choices = []
-    for low, high in BIT_RANGES:
+    for low, high in ranges_of(space):
         allowed = [
             np.flatnonzero((space.group_P == g) & (bits_P >= low) & (bits_P <= high))
             for g in range(len(space.groups))
@@ -34,9 +34,15 @@ def random_choices(space: SearchSpace, seed: int = 0) -> list[np.ndarray]:
     return choices
 
 
+def ranges_of(space: SearchSpace) -> list[tuple[int, int]]:
+    """The ranges of BIT_RANGES in which the space has at least two formats."""
+    bits = {FORMATS[option.format].num_bits for option in space.options}
+    return [(low, high) for low, high in BIT_RANGES if len([b for b in bits if low <= b <= high]) > 1]
+
+
 def rank(predicted: np.ndarray, measured: np.ndarray) -> float:
-    """Spearman's correlation within each range, mean over ranges."""
-    pairs = zip(predicted.reshape(NUM_RANGES, -1), measured.reshape(NUM_RANGES, -1), strict=True)
+    """Spearman's correlation within each range of PER_RANGE assignments, mean over ranges."""
+    pairs = zip(predicted.reshape(-1, PER_RANGE), measured.reshape(-1, PER_RANGE), strict=True)
     return float(np.mean([spearmanr(a, b).statistic for a, b in pairs]))
 
 

@@ -63,7 +63,7 @@ class Calibrated:
         config: As read, with the method and objective asked for.
         plan: Its plan.
         quadratic: Its quadratic model.
-        seconds: Seconds of all units, on one thread.
+        seconds: CPU seconds of all units, on one thread.
         peak_bytes: Peak resident memory of the measuring process, weights and libraries included.
     """
 
@@ -97,7 +97,7 @@ def calibrated(
     except PlanMismatch:
         shutil.rmtree(run.path)
         plan = prepare(config, run, import_paths)
-    cost_path = run.file("cost.json")
+    cost_path = run.file("metered.json")
     if not (run.quadratic_path.exists() and cost_path.exists()):
         shutil.rmtree(run.shards_path, ignore_errors=True)
         process = MeteredProcess()
@@ -125,11 +125,17 @@ class Judge:
 
     def losses(self, choices: Sequence[np.ndarray], samples: Samples, objective: str = "kl") -> np.ndarray:
         """Mean loss increase of each choice over the original, float64 [len(choices)]."""
-        assignments = [{}, *(self.plan.space.assignment(choice_G) for choice_G in choices)]
+        loss = [loss_N.mean() for loss_N in self.per_sample([None, *choices], samples, objective)]
+        return np.array(loss[1:]) - loss[0]
+
+    def per_sample(
+        self, choices: Sequence[np.ndarray | None], samples: Samples, objective: str = "kl"
+    ) -> list[np.ndarray]:
+        """Loss of every sample by choice (None: the original), float64 [N] each."""
+        assignments = [{} if c is None else self.plan.space.assignment(c) for c in choices]
         per_pass = self.config.calibration.samples_per_pass
         measured = Comparison(self.variants, samples, (objective,), per_pass).measure(assignments)
-        loss = np.array([part.values[objective].mean() for part in measured])
-        return loss[1:] - loss[0]
+        return [part.values[objective] for part in measured]
 
 
 def write_section(name: str, text: str) -> None:
@@ -159,12 +165,14 @@ def _work(make_worker: Callable[[], Worker], units: Sequence[WorkUnit], queue: o
 
     worker: Worker | None = None
     for unit in units:
-        start, error = time.perf_counter(), None
+        start, error = time.process_time(), None
         try:
-            worker = worker or make_worker()
-            start = time.perf_counter()
+            if worker is None:
+                worker = make_worker()
+                worker(unit)  # imports and compilations of the first call are not the method's
+            start = time.process_time()
             worker(unit)
         except Exception as failure:  # reported, and calibrate raises
             error = f"{type(failure).__name__}: {failure}"
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        queue.put((UnitOutcome(unit, time.perf_counter() - start, error), peak_bytes))  # type: ignore[attr-defined]
+        queue.put((UnitOutcome(unit, time.process_time() - start, error), peak_bytes))  # type: ignore[attr-defined]

@@ -60,4 +60,4 @@ def proven_shift(
             squared += (1.0 if rows is own else 2.0) * float((error**2).sum())
             if rows is own:
                 trace += float((lower_PP[rows, reach] ** 2).sum())
-    return float(np.sqrt(squared)) * 1.01 + 4.0 * size * np.finfo(np.float64).eps * trace
+    return 1.01 * squared**0.5 + 4.0 * size * float(np.finfo(np.float64).eps) * trace
