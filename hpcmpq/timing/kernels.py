@@ -203,12 +203,7 @@ def _check(operation: Operation, kernel: FormatKernel, format: Format, quantizer
     """Raise `NoKernel` if a kernel computes something else than its format on random inputs."""
     generator = torch.Generator().manual_seed(0)
     values = [node.meta["val"] for node in activations(operation.node)]
-    device = (
-        operation.trace.constant(next(iter(_parameters(operation)))).device
-        if _parameters(operation)
-        else "cpu"
-    )
-    inputs = [torch.randn(v.shape, generator=generator).to(device=device, dtype=v.dtype) for v in values]
+    inputs = [torch.randn(v.shape, generator=generator).to(device=v.device, dtype=v.dtype) for v in values]
     converted = inputs if kernel.conversion is None else [kernel.conversion(x) for x in inputs]
     found = kernel.product(*converted)
     expected = _reference(operation, inputs, format, quantizer)
