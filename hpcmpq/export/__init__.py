@@ -22,6 +22,7 @@ EXPORTERS = {
     "fake_quantized": "hpcmpq.export.fake_quantized:export",
     "compressed_tensors": "hpcmpq.export.compressed_tensors:export",
     "gguf": "hpcmpq.export.gguf:export",
+    "onnx": "hpcmpq.export.onnx:export",
     "tool_configs": "hpcmpq.export.tool_configs:export",
 }
 

@@ -31,8 +31,17 @@ def gguf_by_transformers(directory: Path) -> Logits:
     return lambda tokens_NT: model(tokens_NT).logits
 
 
+def onnx_runtime(directory: Path) -> Logits:
+    """ONNX Runtime's CPU kernels."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
+    return lambda tokens_NT: torch.from_numpy(session.run(None, {"input_ids": tokens_NT.numpy()})[0])
+
+
 READERS: dict[str, Callable[[Path], Logits]] = {
     "fake_quantized": transformers_model,
     "compressed_tensors": transformers_model,
     "gguf": gguf_by_transformers,
+    "onnx": onnx_runtime,
 }

@@ -24,6 +24,7 @@ CASES = {
     "compressed_tensors of channels": {"target": "transformers", "quantizer": {"group_size": None}},
     "gguf": {"target": "llama_cpp", "formats": GGUF, "quantizer": {"group_size": 32}},
     "gguf of qwen2": {"target": "llama_cpp", "formats": GGUF, "quantizer": {"group_size": 32}},
+    "onnx": {"formats": ["int2", "int4", "int8"]},
     "compressed_tensors of float32 weights": {"target": "vllm", "dtype": torch.float32},
 }
 
@@ -90,3 +91,53 @@ def test_packed_words_are_those_of_compressed_tensors():
         low = -(2 ** (num_bits - 1))
         codes_MK = torch.randint(low, -low, (5, 70), generator=torch.Generator().manual_seed(num_bits))
         assert torch.equal(pack(codes_MK, num_bits, low), pack_to_int32(codes_MK.to(torch.int8), num_bits))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"formats": ["int3", "int4"]}, "onnx cannot hold int3; set formats to some of int2, int4, int8"),
+        ({"formats": ["int4"], "quantizer": {"group_size": None}}, "in groups of 16, 32, 64, 128, 256"),
+        (
+            {"formats": ["int4"], "quantizer": {"group_size": 256}},
+            "q_proj.weight has 128 inputs, not a multiple",
+        ),
+    ],
+)
+def test_what_onnx_cannot_hold_is_refused(tmp_path, config, message):
+    run, plan = plan_run(tmp_path, llama(), **config)
+    solve_by_turns(run, plan)
+    with pytest.raises(UserError, match=message):
+        export(run, "onnx")
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "message"),
+    [
+        (
+            "llama",
+            {"formats": ["int4", "int6"]},
+            "gguf cannot hold int6; set target: llama_cpp in the config",
+        ),
+        (
+            "llama",
+            {"formats": ["int4"], "quantizer": {"group_size": 64}},
+            "target llama_cpp holds groups of 32",
+        ),
+        ("gpt2", {"formats": ["int4"]}, "knows the architectures llama, mistral, qwen2, qwen3, not 'gpt2'"),
+    ],
+)
+def test_what_gguf_cannot_hold_is_refused(tmp_path, tiny_model, model, config, message):
+    made = llama() if model == "llama" else tiny_model(model)
+    run, plan = plan_run(tmp_path, made, **{"quantizer": {"group_size": 32}, **config})
+    solve_by_turns(run, plan)
+    with pytest.raises(UserError, match=message):
+        export(run, "gguf")
+
+
+def test_a_model_too_large_for_one_onnx_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("hpcmpq.export.onnx.MAX_BYTES", 10**6)
+    run, plan = plan_run(tmp_path, llama(), formats=["int4"])
+    solve_by_turns(run, plan)
+    with pytest.raises(UserError, match=r"takes 0.0 GB in float32, one ONNX file holds 0.0"):
+        export(run, "onnx")

@@ -1,0 +1,183 @@
+"""An ONNX graph whose quantized layers are `com.microsoft.MatMulNBits`, for ONNX Runtime.
+
+The graph is torch's own export of the model in float32; products with searched weights are replaced by their packed
+codes and float32 scales. ONNX Runtime's CPU kernels take 2, 4 and 8 bits.
+"""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hpcmpq.config import parse_config
+from hpcmpq.errors import UserError
+from hpcmpq.export.compressed_tensors import pack
+from hpcmpq.export.whole_directory import copy_small_files, replacing_directory
+from hpcmpq.formats import FORMATS
+from hpcmpq.models.description import describe_model
+from hpcmpq.models.load import quiet_transformers
+from hpcmpq.plan import Plan
+from hpcmpq.quantizers.integer import code_limits
+from hpcmpq.quantizers.ranges import Range
+from hpcmpq.space import Member
+from hpcmpq.store import write_json
+from hpcmpq.variants import Variants
+
+HELD = ("int2", "int4", "int8")
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+MAX_BYTES = 2 * 10**9
+"""Of a protocol buffer, while torch's graph of the original is one."""
+
+EXACT = 1
+"""`accuracy_level` of products in float32; other levels round the inputs."""
+
+
+class _Logits(nn.Module):
+    """Tokens to logits, and nothing else: a graph of one input and one output."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids, use_cache=False).logits
+
+
+def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> str:
+    """Write `model.onnx`: input_ids int64 [N, T] to logits float32 [N, T, V].
+
+    Raises:
+        UserError: If the model is no language model of a directory, or a format or the quantizer cannot be held.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  (what torch's exporter needs)
+    except ImportError:
+        raise UserError("the onnx export needs onnx and onnxscript; pip install 'hpcmpq[export]'") from None
+    _check(plan, variants, assignment)
+    chosen = {m.parameter: (m, assignment[g.name]) for g in plan.space.groups for m in g.members}
+    stored = {name: (*variants.encoded(*found), *found) for name, found in chosen.items()}
+    with replacing_directory(directory) as attempt:
+        copy_small_files(plan.config["model"]["path"], attempt)
+        graph = _traced(variants.model, attempt / "model.onnx")
+        replaced = _replace_products(onnx, graph, stored, variants)
+        if lost := sorted(set(stored) - replaced):
+            raise UserError(
+                f"torch's graph has no plain product with {lost[0]}; exclude it or use another export"
+            )
+        onnx.save(graph, attempt / "model.onnx")
+        write_json(attempt / "assignment.json", dict(assignment))
+    return f"ONNX graph {directory / 'model.onnx'}"
+
+
+def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> None:
+    config = parse_config(plan.config, "plan.json")
+    if describe_model(config.model).kind != "causal_lm":
+        raise UserError("the onnx export takes language models of a Hugging Face directory only")
+    num_bytes = 4 * sum(parameter.numel() for parameter in variants.model.parameters())
+    if num_bytes > MAX_BYTES:
+        raise UserError(
+            f"the model takes {num_bytes / 1e9:.1f} GB in float32, one ONNX file holds {MAX_BYTES / 1e9:.1f}; use "
+            "compressed_tensors or gguf"
+        )
+    if wrong := sorted(set(assignment.values()) - set(HELD)):
+        raise UserError(f"onnx cannot hold {', '.join(wrong)}; set formats to some of {', '.join(HELD)}")
+    quantizer = variants.quantizer
+    if quantizer.group_size not in BLOCK_SIZES or not quantizer.symmetric:
+        raise UserError(
+            "onnx holds symmetric codes in groups of "
+            f"{', '.join(map(str, BLOCK_SIZES))}; set quantizer.group_size and quantizer.symmetric: true"
+        )
+    for group in plan.space.groups:
+        for member in group.members:
+            if member.num_columns % quantizer.group_size:
+                raise UserError(
+                    f"{member.parameter} has {member.num_columns} inputs, not a multiple of quantizer.group_size "
+                    f"{quantizer.group_size} as onnx needs; choose a divisor or exclude it"
+                )
+
+
+def _traced(model: nn.Module, path: Path) -> Any:
+    """torch's ONNX graph of a model, with weights under their own names."""
+    import onnx
+
+    logits = _Logits(copy.deepcopy(model).float().cpu()).eval()
+    tokens_NT = torch.zeros(2, 5, dtype=torch.int64)
+    sizes = {"input_ids": {0: torch.export.Dim("samples"), 1: torch.export.Dim("tokens")}}
+    with quiet_transformers():
+        program = torch.onnx.export(
+            logits,
+            (tokens_NT,),
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            input_names=["input_ids"],
+            output_names=["logits"],
+            dynamic_shapes=sizes,
+        )
+    assert program is not None
+    program.save(str(path))
+    return onnx.load(path)
+
+
+def _replace_products(
+    onnx: Any, graph: Any, stored: Mapping[str, tuple[Tensor, Range, Member, str]], variants: Variants
+) -> set[str]:
+    """Put MatMulNBits where a searched weight is multiplied; the names of those weights."""
+    nodes = list(graph.graph.node)
+    names = {f"model.{name}": name for name in stored}
+    transposed = {
+        node.output[0]: (node, names[node.input[0]])
+        for node in nodes
+        if node.op_type == "Transpose" and node.input[0] in names
+    }
+    replaced: set[str] = set()
+    for node in nodes:
+        if node.op_type != "MatMul" or node.input[1] not in transposed:
+            continue
+        name = transposed[node.input[1]][1]
+        codes_MK, range, member, format_name = stored[name]
+        num_bits = FORMATS[format_name].num_bits
+        lowest, _ = code_limits(FORMATS[format_name], variants.quantizer)
+        words_MW = pack(codes_MK.cpu(), num_bits, lowest).numpy()
+        num_scales = range.scale.shape[1]
+        blocks_MSB = words_MW.astype("<i4").view(np.uint8).reshape(member.num_rows, num_scales, -1)
+        scale_M = range.scale.float().cpu().reshape(-1).numpy()
+        if name not in replaced:
+            graph.graph.initializer.append(onnx.numpy_helper.from_array(blocks_MSB, f"{name}.codes"))
+            graph.graph.initializer.append(onnx.numpy_helper.from_array(scale_M, f"{name}.scales"))
+        product = onnx.helper.make_node(
+            "MatMulNBits",
+            [node.input[0], f"{name}.codes", f"{name}.scales"],
+            list(node.output),
+            name=node.name,
+            domain="com.microsoft",
+            K=member.num_columns,
+            N=member.num_rows,
+            bits=num_bits,
+            block_size=variants.quantizer.group_size,
+            accuracy_level=EXACT,
+        )
+        node.CopyFrom(product)
+        replaced.add(name)
+    _drop_unused(graph)
+    graph.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    return replaced
+
+
+def _drop_unused(graph: Any) -> None:
+    """Remove transposes and weights that nothing reads any more."""
+    outputs = {output.name for output in graph.graph.output}
+    while True:
+        used = outputs | {name for node in graph.graph.node for name in node.input}
+        idle = [node for node in graph.graph.node if not used & set(node.output)]
+        if not idle:
+            break
+        for node in idle:
+            graph.graph.node.remove(node)
+    for tensor in [tensor for tensor in graph.graph.initializer if tensor.name not in used]:
+        graph.graph.initializer.remove(tensor)
