@@ -22,6 +22,9 @@ from hpcmpq.timing.kernels import FormatKernel, NoKernel, Operation, find_kernel
 MAX_PASSES = 4
 """Passes until none was interrupted by other processes."""
 
+CLOCK = time.perf_counter
+"""Reads seconds."""
+
 ORIGINAL = ""
 """Stands for the model's own kernel where a combination names formats."""
 
@@ -143,7 +146,7 @@ class Stopwatch:
             event.record()
             self.marks.append(event)
         else:
-            self.marks.append(time.perf_counter())
+            self.marks.append(CLOCK())
         self.switches.append(resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw)
 
     def intervals(self) -> list[tuple[int, float]]:
