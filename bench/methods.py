@@ -242,8 +242,8 @@ def write(rows: list[Row]) -> None:
     ]
     text = (
         "## Sensitivity methods side by side\n\n`python -m bench.methods`: held-out KL of the assignment that each "
-        f"method chooses at equal payload bits; {SOLVE_S:g} s per solve; cost of the whole calibration on one thread (of "
-        f"one budget's refinement as well where it is refined). Measured pairs only up to {MOST_PAIRED} options unless "
+        f"method chooses at equal bits; {SOLVE_S:g} s per solve; cost of the whole calibration on one thread (and "
+        f"one refinement where it is refined). Measured pairs only up to {MOST_PAIRED} options unless "
         "`--pairwise` was given. ![held-out KL by bits](methods.svg)\n\n"
         f"{table(header, [cells(row) for row in rows])}\n\nWhere {REFINED} is not the lowest:\n\n"
         + "\n".join(verdicts(rows))
