@@ -9,9 +9,13 @@ its Lagrangian, is a valid bound:
 
     f(x) ≥ q(y) − ∇q(y)·y + Σ_g min_{p in g} (∇q(y) + price·cost)_p − price·limit.
 
-Here d = α s with s_p a power of c_p and α just above −λ_min(S^(−½) H S^(−½)),
-found by Lanczos and certified by a Cholesky factorisation (`definite`); y by accelerated projected gradient. The first
-power is certified before anything else is tried, so that a slow machine still gets a bound.
+Two points of the simplices differ by a v with Σ_{p in g} v_p = 0, so H + diag d need be positive semidefinite on
+these v alone: within S^½ v, orthogonal to one unit vector n_g per group.
+
+Here d = α s with s_p a power of c_p and α just above −λ_min of S^(−½) H S^(−½) on that subspace, found by Lanczos
+and certified by a Cholesky factorisation (`definite`) of S^(−½) H S^(−½) + α I + κ Σ n_g n_gᵀ, κ large; y by
+accelerated projected gradient. The first power is certified before anything else is tried, so that a slow machine
+still gets a bound.
 
 Axis letters: P options, G groups, K budgets.
 """
@@ -44,7 +48,8 @@ def spectral_bound(compact: Compact, choice_G: np.ndarray, deadline: float, seed
         root_P = _scales(compact, choice_G, power)
         scaled_PP = _scaled(compact.quad_PP, root_P)
         share = begun + (deadline - begun) / 3
-        least, most = _extreme_eigenvalues(scaled_PP, rng, share)
+        normal_P = _normals(compact, root_P)
+        least, most = _extreme_eigenvalues(scaled_PP, normal_P, compact.group_P, rng, share)
         alpha = max(0.0, -1.002 * least)
         if certifying_s:  # a first certificate exists: is this power worth another?
             y_P = _minimise_convex(
@@ -59,7 +64,7 @@ def spectral_bound(compact: Compact, choice_G: np.ndarray, deadline: float, seed
             if tangent_bound(compact, alpha * root_P**2, y_P) <= bound:
                 continue
         begun = time.perf_counter()
-        certain = certified_shift(compact.quad_PP, root_P, max(0.0, -least), deadline)
+        certain = certified_shift(compact, root_P, normal_P, max(0.0, -least), max(0.0, most), deadline)
         if certain is None:
             break
         if not certifying_s:
@@ -96,15 +101,18 @@ def tangent_bound(compact: Compact, shift_P: np.ndarray, y_P: np.ndarray) -> flo
 
 
 def certified_shift(
-    quad_PP: np.ndarray, root_P: np.ndarray, estimate: float, deadline: float
+    compact: Compact, root_P: np.ndarray, normal_P: np.ndarray, estimate: float, most: float, deadline: float
 ) -> float | None:
-    """An α with S^(−½) H S^(−½) + α I proven positive semidefinite, or None without time."""
-    size = len(root_P)
-    for growth in (1.002, 1.02, 1.2, 2.0, 10.0):
+    """An α with S^(−½) H S^(−½) + α I proven positive semidefinite orthogonally to all n_g, or None without time."""
+    size, group_P = len(root_P), compact.group_P
+    for growth in (1.01, 1.05, 1.2, 2.0, 10.0):
         alpha = growth * estimate + 1e-9
+        stiff = STIFFNESS * (most + alpha)
 
-        def part(rows: slice, columns: slice, alpha: float = alpha) -> np.ndarray:
-            block = quad_PP[rows, columns] / root_P[columns] / root_P[rows, None]
+        def part(rows: slice, columns: slice, alpha: float = alpha, stiff: float = stiff) -> np.ndarray:
+            block = compact.quad_PP[rows, columns] / root_P[columns] / root_P[rows, None]
+            together = group_P[rows, None] == group_P[columns]
+            block[together] += stiff * np.multiply.outer(normal_P[rows], normal_P[columns])[together]
             if rows == columns:
                 block[np.arange(len(block)), np.arange(len(block))] += alpha
             return block
@@ -117,6 +125,18 @@ def certified_shift(
     return None
 
 
+STIFFNESS = 100.0
+"""κ in units of the largest eigenvalue: what the cross terms with the n_g can take from α is about 1 / κ."""
+
+
+def _normals(compact: Compact, root_P: np.ndarray) -> np.ndarray:
+    """n_g of all groups side by side, [P]: S^(−½) 1 on the group, normalised."""
+    inverse_P = 1.0 / root_P
+    norm_G = np.sqrt(np.add.reduceat(inverse_P**2, compact.offset_H[:-1]))
+    normal_P: np.ndarray = inverse_P / norm_G[compact.group_P]
+    return normal_P
+
+
 def _scaled(quad_PP: np.ndarray, root_P: np.ndarray) -> np.ndarray:
     out_PP: np.ndarray = np.empty(quad_PP.shape, dtype=np.float32)
     for first in range(0, len(out_PP), 512):
@@ -125,16 +145,24 @@ def _scaled(quad_PP: np.ndarray, root_P: np.ndarray) -> np.ndarray:
     return out_PP
 
 
-def _extreme_eigenvalues(a_PP: np.ndarray, rng: np.random.Generator, deadline: float) -> tuple[float, float]:
-    """Estimates of the least and largest eigenvalue by Lanczos with full reorthogonalisation."""
+def _extreme_eigenvalues(
+    a_PP: np.ndarray, normal_P: np.ndarray, group_P: np.ndarray, rng: np.random.Generator, deadline: float
+) -> tuple[float, float]:
+    """Estimates of the least and largest eigenvalue orthogonally to the n_g, by Lanczos with reorthogonalisation."""
     size = len(a_PP)
     steps = min(size, 80)
+
+    def inside(vector_P: np.ndarray) -> np.ndarray:
+        part_G = np.bincount(group_P, weights=normal_P * vector_P)
+        projected: np.ndarray = (vector_P - normal_P * part_G[group_P]).astype(np.float32)
+        return projected
+
     basis = np.zeros((steps + 1, size), dtype=np.float32)
-    start = rng.standard_normal(size).astype(np.float32)
+    start = inside(rng.standard_normal(size))
     basis[0] = start / np.linalg.norm(start)
     diagonal, off = [], []
     for step in range(steps):
-        vector = a_PP @ basis[step]
+        vector = inside(a_PP @ basis[step])
         diagonal.append(float(vector @ basis[step]))
         for _ in range(2):
             vector -= basis[: step + 1].T @ (basis[: step + 1] @ vector)
