@@ -1,6 +1,6 @@
 """Remedies for bfloat16, side by side: largest relative error of `linear` and diag H at every bit width.
 
-    python -m bench.low_precision [--samples 2] [--length 48]
+    python -m bench.low_precision [--samples 2] [--length 48]     writes section `low_precision` of bench/RESULTS.md
 
 `plain` runs the whole model in bfloat16. `float32 residual` keeps everything but matrix products in float32, each
 product rounding its operands. `scaled steps` does that and perturbs by s δ, s the power of two that brings the
@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bench.workload import table, write_section
 from hpcmpq.compensated import patch_products
 from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.examples.topics import training_text
@@ -46,7 +47,7 @@ def main() -> None:
     space = variants.space
     z0_NTV, outputs = make_engine("auto", variants, inputs).respond(inputs, range(space.num_options))
     exact = scores(z0_NTV, {p: z for members, z_K in outputs for p, z in zip(members, z_K, strict=True)})
-    print(f"{'largest error, % (linear / diag H)':36}" + "".join(f"{name:>15}" for name in FORMATS))
+    rows = []
     for name, remedy in REMEDIES.items():
         linear, diagonal = remedy(inputs)
         cells = []
@@ -55,8 +56,15 @@ def main() -> None:
                 float((found[f :: len(FORMATS)] / true[f :: len(FORMATS)] - 1).abs().max()) * 100
                 for found, true in zip((linear, diagonal), exact, strict=True)
             ]
-            cells.append(f"{errors[0]:7.1f}/{errors[1]:7.1f}")
-        print(f"{name:36}" + "".join(cells), flush=True)
+            cells.append(f"{errors[0]:.1f} / {errors[1]:.1f}")
+        rows.append([name, *cells])
+        print(*rows[-1], sep=" | ", flush=True)
+    text = (
+        "## Low precision\n\n`python -m bench.low_precision`: quickstart, kl, largest error in per cent of `linear` / "
+        f"diagonal of H against float32 when matrix products run in bfloat16; {args.samples} samples of {args.length} "
+        "tokens.\n\n" + table(["", *FORMATS], rows)
+    )
+    write_section("low_precision", text)
 
 
 def load(dtype: str = "float32") -> torch.nn.Module:

@@ -1,6 +1,6 @@
 """Error of r random output projections per token against exact features.
 
-python -m bench.probes [--samples 16]
+python -m bench.probes [--samples 16]      writes section `probes` of bench/RESULTS.md
 """
 
 import argparse
@@ -8,6 +8,7 @@ import argparse
 import numpy as np
 import torch
 
+from bench.workload import table, write_section
 from hpcmpq.calibrate import add_up, products
 from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.examples.topics import training_text
@@ -49,20 +50,33 @@ def main() -> None:
     exact, stderr = quadratic(None)
     scale = np.sqrt(np.outer(np.diagonal(exact), np.diagonal(exact)))
     cross = space.group_P[:, None] != space.group_P[None, :]
-    print(f"{args.samples} samples of 128 tokens, P = {space.num_options}")
-    print("error of H_pq over √(H_pp H_qq), pairs of different groups, and of H_pp over itself")
-    print(
-        f"{'r':>6}{'rms':>9}{'max':>9}{'diag rms':>10}{'diag max':>10}{'rms / standard error over samples':>36}"
-    )
+    noise = np.sqrt(np.mean((stderr / scale)[cross] ** 2))
+    rows = []
     for probes in (1, 4, 16):
         found, _ = quadratic(probes)
         error = ((found - exact) / scale)[cross]
         own = np.diagonal(found) / np.diagonal(exact) - 1
-        noise = np.sqrt(np.mean((stderr / scale)[cross] ** 2))
-        print(
-            f"{probes:6}{np.sqrt(np.mean(error**2)):9.4f}{np.abs(error).max():9.4f}{np.sqrt(np.mean(own**2)):10.4f}"
-            f"{np.abs(own).max():10.4f}{np.sqrt(np.mean(error**2)) / noise:36.2f}"
-        )
+        rms = np.sqrt(np.mean(error**2))
+        rows.append(
+            [probes, f"{rms:.4f}", f"{np.abs(error).max():.4f}", f"{np.sqrt(np.mean(own**2)):.4f}",
+             f"{np.abs(own).max():.4f}", f"{rms / noise:.2f}"]
+        )  # fmt: skip
+    header = [
+        "r",
+        "H_pq, rms",
+        "H_pq, largest",
+        "H_pp, rms",
+        "H_pp, largest",
+        "rms over standard error of samples",
+    ]
+    text = (
+        f"## Output probes\n\n`python -m bench.probes`: quickstart, {args.samples} samples of 128 tokens, P = "
+        f"{space.num_options}; errors of r random projections per token against exact features: of H_pq over "
+        f"√(H_pp H_qq) for different groups, of H_pp over itself. `secant` takes its c from losses, without probes.\n\n"
+        f"{table(header, rows)}"
+    )
+    print(text)
+    write_section("probes", text)
 
 
 if __name__ == "__main__":

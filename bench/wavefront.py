@@ -1,6 +1,6 @@
 """Cost of the whole P × P secant matrix in forward passes of the model: wavefront, whole passes, measured pairs.
 
-    python -m bench.wavefront [--samples 64] [--model configs/quickstart_model]
+    python -m bench.wavefront [--samples 64] [--model configs/quickstart_model]      writes section `wavefront`
 
 One forward-equivalent is one whole-model forward pass of the same samples. Every row includes all that a run
 does: choosing ranges once, quantizing, losses, features, and per-sample products for standard errors. The forward
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from bench.workload import table, write_section
 from hpcmpq.calibrate import add_up, products
 from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.examples.topics import training_text
@@ -47,10 +48,7 @@ def main() -> None:
     samples = Samples({"input_ids": tokens.reshape(args.samples, LENGTH)})
     groups = find_groups(model, GroupsConfig(), samples[:1].inputs)
     space = SearchSpace(groups, (FORMATS,) * len(groups))
-    print(
-        f"{len(groups)} groups × {len(FORMATS)} options, P = {space.num_options}, {PER_PASS} × {LENGTH} tokens a pass"
-    )
-    print(f"{'':34}{'forward-eq.':>12}{'/ P':>8}{'wall s':>9}{'CPU s':>8}  at samples")
+    lines = []
     num_options = space.num_options
     for name, kind, count in (
         ("wavefront", "auto", args.samples),
@@ -65,15 +63,29 @@ def main() -> None:
         engine = make_engine(kind, variants, samples[:2].inputs)  # type: ignore[arg-type]
         subject = Subject(model, space, variants, OBJECTIVES["kl"], None, PER_PASS, 0, engine)
         passes, wall, cpu = secant_passes(subject, samples[:count])
-        print(row(f"secant, {name}", passes, num_options, wall, cpu, count))
+        lines.append(row(f"secant, {name}", passes, num_options, wall, cpu, count))
         if kind == "auto":
             once = choosing_s / (wall / passes) / (args.samples / PER_PASS)
-            print(
-                f"{'  choosing ranges, once per worker':34}{once:12.1f}{once / num_options:8.3f}{choosing_s:9.2f}"
+            lines.append(
+                [
+                    "choosing ranges, once a worker",
+                    f"{once:.1f}",
+                    f"{once / num_options:.3f}",
+                    f"{choosing_s:.2f}",
+                    "",
+                    "",
+                ]
             )
     passes, wall, cpu = pair_passes(variants, samples[:PER_PASS], args.pairs)
     total = passes / args.pairs * num_options * (num_options - 1) / 2
-    print(row(f"pairs, from {args.pairs} measured", total, num_options, wall, cpu, PER_PASS))
+    lines.append(row(f"pairs, from {args.pairs} measured", total, num_options, wall, cpu, PER_PASS))
+    header = ["", "forward-equivalents", "over P", "wall s of a pass", "CPU s", "samples"]
+    text = (
+        f"## Cost of the whole P × P matrix\n\n`python -m bench.wavefront`: {len(groups)} groups × {len(FORMATS)} "
+        f"options, P = {space.num_options}, {PER_PASS} × {LENGTH} tokens a pass, one thread.\n\n{table(header, lines)}"
+    )
+    print(text)
+    write_section("wavefront", text)
 
 
 def secant_passes(subject: Subject, samples: Samples) -> tuple[float, float, float]:
@@ -137,9 +149,9 @@ def timed(function: Callable[[], object], repeats: int = 15) -> float:
     return statistics.median(times)
 
 
-def row(name: str, passes: float, num_options: int, wall: float, cpu: float, samples: int) -> str:
+def row(name: str, passes: float, num_options: int, wall: float, cpu: float, samples: int) -> list[str]:
     """One line of the table."""
-    return f"{name:34}{passes:12.1f}{passes / num_options:8.3f}{wall:9.2f}{cpu:8.2f}  {samples}"
+    return [name, f"{passes:.1f}", f"{passes / num_options:.3f}", f"{wall:.2f}", f"{cpu:.2f}", str(samples)]
 
 
 if __name__ == "__main__":

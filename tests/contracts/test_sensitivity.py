@@ -1,6 +1,5 @@
 """Every method in `METHODS`: its dense definition in float64 computed another way, and sums over any split."""
 
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -198,14 +197,6 @@ DENSE: dict[str, Callable[[Subject, Samples], Pair]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _takes_minutes(request: pytest.FixtureRequest) -> None:
-    """Skip all but the definitions unless asked for: together they take several minutes."""
-    quick = ("test_every_method", "test_equals_its_dense", "test_methods_of_the_task_loss")
-    if not request.node.originalname.startswith(quick) and "HPCMPQ_SLOW_TESTS" not in os.environ:
-        pytest.skip("takes minutes; set HPCMPQ_SLOW_TESTS=1 to run it")
-
-
 def test_every_method_has_a_definition():
     assert set(DENSE) == set(METHODS)
 
@@ -238,25 +229,25 @@ def test_transformers_and_shared_weights_equal_the_dense_definition(name: str, f
 @pytest.mark.parametrize("family", ["mlp", "fused", "llama"])
 @pytest.mark.parametrize("objective", ["kl", "mse"])
 def test_fisher_is_right_on_average(family: str, objective: str):
-    """4,000 cotangents: a relative deviation of about 1/√4000 of each product's own scale."""
-    subject, samples = make_subject(
-        family, objective, num_probes=4000 if family == "mlp" else 1000, num_samples=1
-    )
+    """K cotangents: a relative deviation of about 1/√K of each product's own scale."""
+    probes = 1000 if family == "mlp" else 250
+    subject, samples = make_subject(family, objective, num_probes=probes, num_samples=1)
     linear_P, quad_PP = measured("fisher", subject, samples)
     dense_P, dense_PP = DENSE["fisher"](subject, samples)
     scale_P = np.sqrt(2 * dense_P)
     error_PP = (across(quad_PP, subject) - across(dense_PP, subject)) / np.outer(scale_P, scale_P)
-    assert np.abs(error_PP).max() < 0.2
-    assert np.sqrt((error_PP**2).mean()) < 0.05
-    np.testing.assert_allclose(linear_P, dense_P, rtol=0.25)
+    assert np.abs(error_PP).max() < 6 / np.sqrt(probes)
+    assert np.sqrt((error_PP**2).mean()) < 1.6 / np.sqrt(probes)
+    np.testing.assert_allclose(linear_P, dense_P, rtol=6 / np.sqrt(probes))
 
 
 @pytest.mark.parametrize("objective", ["kl", "ce", "mse"])
 def test_trace_is_right_on_average(objective: str):
-    subject, samples = make_subject("mlp", objective, num_probes=3000)
+    """400 probes; at 3,000 the same tolerance is two and a half times smaller and holds as well."""
+    subject, samples = make_subject("mlp", objective, num_probes=400)
     linear_P, _ = measured("trace", subject, samples)
     dense_P, _ = DENSE["trace"](subject, samples)
-    np.testing.assert_allclose(linear_P, dense_P, atol=0.1 * np.abs(dense_P).max())
+    np.testing.assert_allclose(linear_P, dense_P, atol=0.25 * np.abs(dense_P).max())
 
 
 @pytest.mark.parametrize("name", METHODS)
