@@ -1,12 +1,13 @@
 """What the command line prints: progress with time left, and the summary of each stage."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.table import Table
@@ -240,6 +241,22 @@ def status(state: Status) -> None:
         for row in state.jobs:
             jobs.add_row(*row)
         _out.print(jobs)
+
+
+def examined(checks: Iterable[tuple[str, str, str, str]]) -> None:
+    """A line for each (state, part, what was found, what to do)."""
+    colours = {"ok": "green", "missing": "yellow", "wrong": "red"}
+    for state, part, found, fix in checks:
+        advice = f" [dim]->[/dim] {escape(fix)}" if fix else ""
+        say(f"[{colours[state]}]{state:8}[/]{part:18}{escape(found)}{advice}")
+
+
+def rows(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """A table of plain texts."""
+    table = Table(*header, title=title)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    _out.print(table)
 
 
 def _duration(seconds: float) -> str:

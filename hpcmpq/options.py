@@ -60,3 +60,7 @@ EngineName = Annotated[
     str | None,
     typer.Option("--engine", help="What runs the models, instead of the config's: torch or deepspeed."),
 ]
+RunsDirectory = Annotated[
+    Path, typer.Option("--directory", metavar="DIR", help="Where run directories are to lie.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

@@ -4,7 +4,7 @@ To add one: a function with `@app.command` in the file where people would look f
 share in `hpcmpq.options`, and heavy imports inside the function, so that `--help` is quick.
 """
 
-from hpcmpq.cli import stages, submission, timing, trade_off
+from hpcmpq.cli import desk, stages, submission, timing, trade_off
 from hpcmpq.cli.app import app, main
 
-__all__ = ["app", "main", "stages", "submission", "timing", "trade_off"]
+__all__ = ["app", "desk", "main", "stages", "submission", "timing", "trade_off"]

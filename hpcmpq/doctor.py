@@ -1,0 +1,289 @@
+"""What a run needs of this machine, looked at part by part: `hpcmpq doctor`.
+
+Libraries are looked up in the installed packages, or imported in processes of their own: one that hangs or crashes
+is a finding, and nothing heavy is loaded here.
+"""
+
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from hpcmpq.errors import UserError
+from hpcmpq.whole_files import replacing
+
+MIN_PYTHON = (3, 10)
+REQUIRED = {
+    "torch": "2.6", "transformers": "4.56", "accelerate": "1.0", "safetensors": "0.4.5", "numpy": "1.26",
+    "h5py": "3.11", "ortools": "9.11", "pydantic": "2.7", "typer": "0.12", "rich": "13", "PyYAML": "6",
+}  # fmt: skip
+"""Packages that every run needs and their least versions, as in pyproject.toml."""
+
+MIN_FREE_BYTES = 10**9
+"""Less room than this is soon full of shards and checkpoints."""
+
+TIMEOUT_S = 60.0
+"""Of one process that looks: a cold file system may take most of this for torch."""
+
+ANSWER_S = 10.0
+"""Slurm's controller answers sooner, or is not there."""
+
+SLURM_COMMANDS = ("sbatch", "srun", "squeue", "scontrol")
+"""What `hpcmpq submit` and its jobs call; sacct only makes `hpcmpq status` remember longer."""
+
+_TORCH = """
+import torch
+found = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+print(f"CUDA {torch.version.cuda} with {', '.join(found)}" if found else
+      "built without CUDA" if torch.version.cuda is None else f"CUDA {torch.version.cuda} finds no device")
+"""
+_H5PY = "import h5py; print('HDF5', h5py.version.hdf5_version)"
+_ORTOOLS = (
+    "from ortools.math_opt.python import mathopt; from ortools.sat.python import cp_model; print('loads')"
+)
+_MPI4PY = """
+import mpi4py
+mpi4py.rc.initialize = False
+from mpi4py import MPI
+print(MPI.Get_library_version().split(chr(10))[0].strip(chr(0)))
+"""
+
+State = Literal["ok", "missing", "wrong"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found out about one part.
+
+    Attributes:
+        name: Of the part.
+        state: ``missing`` is not there at all, ``wrong`` is there and will not do.
+        found: What there is, in words.
+        fix: What to do, unless it is ok.
+        needed: Whether every run needs it.
+    """
+
+    name: str
+    state: State
+    found: str
+    fix: str = ""
+    needed: bool = False
+
+    @property
+    def broken(self) -> bool:
+        """Whether no run can work before this is put right."""
+        return self.needed and self.state != "ok"
+
+
+def examine(directory: Path) -> list[Check]:
+    """All checks, several at a time; `directory` is where run directories are to lie.
+
+    Raises:
+        UserError: If `directory` is a file.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file; name the directory in which run directories are to lie")
+    parts: tuple[Callable[[], list[Check]], ...] = (
+        lambda: [check_python(sys.version_info[:2])],
+        lambda: [check_package(name) for name in REQUIRED if name not in ("torch", "h5py", "ortools")],
+        check_torch,
+        lambda: [_loads("h5py", _H5PY)],
+        lambda: [_loads("ortools", _ORTOOLS)],
+        check_mpi,
+        lambda: [check_extra("ray", "ray", "--executor ray")],
+        check_slurm,
+        check_deepspeed,
+        lambda: check_directory(directory),
+    )
+    with ThreadPoolExecutor(2) as pool:
+        return [check for found in pool.map(lambda part: part(), parts) for check in found]
+
+
+def check_python(running: tuple[int, ...]) -> Check:
+    """The interpreter's version."""
+    found = f"{platform.python_version()} at {sys.executable}"
+    if running < MIN_PYTHON:
+        least = ".".join(map(str, MIN_PYTHON))
+        return Check(
+            "Python", "wrong", found, f"make a virtual environment with Python {least} or newer", True
+        )
+    return Check("Python", "ok", found, needed=True)
+
+
+def check_package(name: str) -> Check:
+    """A package that every run needs, by its installed version."""
+    least = REQUIRED[name]
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return Check(name, "missing", "not installed", "pip install hpcmpq brings it", True)
+    if _numbers(found) < _numbers(least):
+        return Check(name, "wrong", f"{found} is too old", f"pip install '{name}>={least}'", True)
+    return Check(name, "ok", found, needed=True)
+
+
+def check_torch() -> list[Check]:
+    """Torch, and whether it can use the GPUs that the driver shows."""
+    check = _loads("torch", _TORCH)
+    if check.state != "ok":
+        return [check]
+    if " with " in check.found:
+        return [check, Check("CUDA", "ok", check.found)]
+    if shutil.which("nvidia-smi") and (shown := ask(["nvidia-smi", "-L"])) is not None and "GPU" in shown:
+        fix = "install the build of torch for your CUDA, or a driver new enough for this one"
+        return [check, Check("CUDA", "wrong", f"nvidia-smi shows a GPU, torch says: {check.found}", fix)]
+    return [check, Check("CUDA", "missing", "no NVIDIA GPU here", "nothing, unless this machine has one")]
+
+
+def check_mpi() -> list[Check]:
+    """mpi4py with its library, and an mpiexec that belongs to it."""
+    package = check_extra("mpi4py", "mpi", "--executor mpi")
+    launcher = shutil.which("mpiexec") or shutil.which("mpiexec", path=str(Path(sys.executable).parent))
+    if package.state == "ok":
+        library, error = _import(_MPI4PY)
+        if library is None:
+            fix = "load the site's MPI module, or on one machine pip install 'hpcmpq[mpi-wheel]'"
+            package = Check("mpi4py", "wrong", f"{package.found} finds no MPI library: {error}", fix)
+        else:
+            package = Check("mpi4py", "ok", f"{package.found}, {library}")
+    if launcher is None:
+        fix = "load the site's MPI module, pip install 'hpcmpq[mpi-wheel]', or use srun"
+        return [package, Check("mpiexec", "missing", "no such command", fix)]
+    theirs = mpi_family(ask([launcher, "--version"]) or "")
+    ours = mpi_family(package.found)
+    if package.state == "ok" and theirs and ours and theirs != ours:
+        fix = f"put the mpiexec of {ours} first in PATH, or build mpi4py with {theirs}"
+        return [package, Check("mpiexec", "wrong", f"{launcher} is {theirs}, mpi4py loads {ours}", fix)]
+    return [package, Check("mpiexec", "ok", f"{launcher}{f' of {theirs}' if theirs else ''}")]
+
+
+def mpi_family(text: str) -> str:
+    """Which MPI a version text comes from; empty if none is recognised.
+
+    Example:
+        >>> mpi_family("HYDRA build details:"), mpi_family("Open MPI v5.0.3"), mpi_family("prterun 3.0")
+        ('MPICH', 'Open MPI', 'Open MPI')
+    """
+    signs = {"Intel": "Intel MPI", "Open MPI|OpenRTE|prte": "Open MPI", "MPICH|HYDRA": "MPICH"}
+    return next((name for sign, name in signs.items() if re.search(sign, text)), "")
+
+
+def check_extra(name: str, extra: str, purpose: str) -> Check:
+    """An optional package, by its installed version."""
+    try:
+        return Check(name, "ok", version(name))
+    except PackageNotFoundError:
+        return Check(name, "missing", "not installed", f"pip install 'hpcmpq[{extra}]' for {purpose}")
+
+
+def check_slurm() -> list[Check]:
+    """Slurm's commands, and whether its controller answers."""
+    absent = [name for name in SLURM_COMMANDS if shutil.which(name) is None]
+    if len(absent) == len(SLURM_COMMANDS):
+        return [Check("Slurm", "missing", "no commands", "run `hpcmpq submit` on a login node of a cluster")]
+    if absent:
+        found = f"{', '.join(absent)} not in PATH"
+        return [Check("Slurm", "wrong", found, "load the site's Slurm module")]
+    shown = ask(["scontrol", "ping"], ANSWER_S)
+    if shown is None or "UP" not in shown.split():
+        lines = (shown or "").strip().splitlines()
+        found = f"the controller does not answer{f': {lines[0]}' if lines else ''}"
+        return [Check("Slurm", "wrong", found, "check `scontrol ping`, or ask the site's support")]
+    return [Check("Slurm", "ok", (ask(["sbatch", "--version"]) or "slurm").strip())]
+
+
+def check_deepspeed() -> list[Check]:
+    """DeepSpeed, and the compiler that it builds its operators with."""
+    check = check_extra("deepspeed", "deepspeed", "evaluate --engine deepspeed")
+    if check.state != "ok":
+        return [check]
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        fix = "install a C++ compiler or load its module"
+        return [Check("deepspeed", "wrong", f"{check.found}, no C++ compiler to build its operators", fix)]
+    return [check]
+
+
+def check_directory(directory: Path) -> list[Check]:
+    """Whether files can be replaced whole and durably where runs are to lie, and how much room there is."""
+    place = next(path for path in (directory.resolve(), *directory.resolve().parents) if path.exists())
+    file = place / f"hpcmpq-doctor-{uuid.uuid4().hex[:8]}"
+    start = time.monotonic()
+    try:
+        for content in ("before", "after"):
+            with replacing(file) as attempt:
+                attempt.write_text(content)
+        kept = file.read_text()
+    except (UserError, OSError) as error:
+        fix = "give yourself permission, or use a directory on another file system"
+        files = Check("rename and fsync", "wrong", str(error).split(";")[0], fix, True)
+    else:
+        milliseconds = 1e3 * (time.monotonic() - start) / 2
+        files = Check("rename and fsync", "ok", f"{milliseconds:.1f} ms per file in {place}", needed=True)
+        if kept != "after":
+            found = f"a replaced file in {place} still reads as before"
+            files = Check(files.name, "wrong", found, "use a directory on another file system", True)
+    finally:
+        file.unlink(missing_ok=True)
+    return [files, check_space(place, shutil.disk_usage(place).free)]
+
+
+def check_space(place: Path, free_bytes: int) -> Check:
+    """Room for shards and checkpoints; `hpcmpq plan` says how much a run needs."""
+    found = f"{free_bytes / 1e9:.1f} GB free in {place}"
+    if free_bytes < MIN_FREE_BYTES:
+        fix = f"make room, at least {MIN_FREE_BYTES / 1e9:.0f} GB; `hpcmpq plan` says what a run writes"
+        return Check("free space", "wrong", found, fix, True)
+    return Check("free space", "ok", found, needed=True)
+
+
+def ask(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> str | None:
+    """What a command prints, or None if it cannot be run or does not end in time."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout + done.stderr
+
+
+def _loads(name: str, code: str) -> Check:
+    """A needed package, by version and by what a process that imports it prints."""
+    check = check_package(name)
+    if check.state != "ok":
+        return check
+    printed, error = _import(code)
+    if printed is None:
+        return Check(
+            name,
+            "wrong",
+            f"{check.found} cannot be imported: {error}",
+            f"reinstall it: pip install {name}",
+            True,
+        )
+    return Check(name, "ok", f"{check.found}, {printed}", needed=True)
+
+
+def _import(code: str) -> tuple[str | None, str]:
+    """(last line that the code prints, "") or (None, last line of its error)."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"it took more than {TIMEOUT_S:g} s"
+    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+    last = lines[-1] if lines else f"exit status {done.returncode}"
+    return (None, last) if done.returncode else (last, "")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """(2, 13, 0) of ``2.13.0+cpu``."""
+    return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0])[:3])
