@@ -1,0 +1,36 @@
+"""How Sphinx builds these pages: `sphinx-build -W -b html docs docs/_build/html`.
+
+Every page reads well on the forge too: plain Markdown, relative links, formulas between dollars. Where a link
+leaves `docs/`, it becomes a download here; the measured results become a page of their own.
+"""
+
+import re
+
+from sphinx.application import Sphinx
+
+from hpcmpq import __version__
+
+project = "hpcmpq"
+project_copyright = "the hpcmpq authors, Apache-2.0"
+version = release = __version__
+
+extensions = ["myst_parser", "sphinx.ext.mathjax"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+nitpicky = True
+
+html_theme = "furo"
+html_title = f"hpcmpq {version}"
+html_show_sphinx = False
+html_copy_source = False
+
+
+def links_out_of_docs(_app: Sphinx, _page: str, source: list[str]) -> None:
+    """Point links to the repository's other files at what the built pages have of them."""
+    text = source[0].replace("](../bench/RESULTS.md)", "](results.md)")
+    source[0] = re.sub(r"\]\(\.\./", "](path:../", text)
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", links_out_of_docs)
