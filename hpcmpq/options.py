@@ -64,3 +64,13 @@ RunsDirectory = Annotated[
     Path, typer.Option("--directory", metavar="DIR", help="Where run directories are to lie.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+ModelDirectory = Annotated[
+    Path, typer.Argument(metavar="MODEL_DIR", help="A Hugging Face directory.", show_default=False)
+]
+NewConfig = Annotated[
+    Path, typer.Option("--output", metavar="FILE", help="The config to write; it must not exist.")
+]
+DataFile = Annotated[
+    str | None,
+    typer.Option("--data", metavar="FILE", help="Calibration data: text, JSONL with a field text, or .npy."),
+]

@@ -44,7 +44,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("sensitivity", "cost_estimate"),
     ("examples",),
     # The other stages: none calls another.
-    ("prepare", "calibrate", "reduce", "refine", "evaluate", "export", "report", "timing"),
+    ("prepare", "calibrate", "reduce", "refine", "evaluate", "export", "report", "timing", "starter"),
     # What people type.
     ("console", "options"),
     ("cli",),

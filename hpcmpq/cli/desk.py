@@ -25,3 +25,21 @@ def doctor(directory: options.RunsDirectory = Path("."), as_json: options.AsJson
         console.examined((check.state, check.name, check.found, check.fix) for check in checks)
     if broken := [check.name for check in checks if check.broken]:
         raise UserError(f"every run needs {', '.join(broken)}; put that right first, as shown above")
+
+
+@app.command(epilog="Example: hpcmpq init models/my-model --data corpus.txt --output my-model.yaml")
+def init(
+    model_directory: options.ModelDirectory,
+    output: options.NewConfig = Path("config.yaml"),
+    data: options.DataFile = None,
+) -> None:
+    """Look at a Hugging Face directory and write a commented config to start from."""
+    from hpcmpq.starter import write_starter
+
+    groups = write_starter(model_directory, output, data)
+    console.say(
+        f"{len(groups)} groups with {sum(group.numel for group in groups):,} weights; config in {output}"
+    )
+    if data is None:
+        console.say("change calibration.data in it to your own")
+    console.say(f"next: hpcmpq run {output} --run-dir runs/{model_directory.resolve().name}")

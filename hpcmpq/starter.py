@@ -1,0 +1,234 @@
+"""A first config for a model, written after looking at its shapes and its data: `hpcmpq init`."""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hpcmpq.config import GroupsConfig, ModelConfig, is_factory
+from hpcmpq.errors import UserError
+from hpcmpq.models.description import ModelDescription, describe_model, read_model_json
+from hpcmpq.models.groups import find_groups
+from hpcmpq.models.load import load_model
+from hpcmpq.models.samples import Samples
+from hpcmpq.models.sources import read_source
+from hpcmpq.models.streaming import shapes_only
+from hpcmpq.models.tokens import BYTE_VOCAB, to_samples
+from hpcmpq.space import Group
+from hpcmpq.targets import FUSED, TARGETS
+from hpcmpq.whole_files import replacing
+
+SEQUENCE_LENGTH, SHORTEST = 512, 16
+"""Tokens of a sample: as many as the model and the data allow between these."""
+
+SHARES = {"num_samples": (128, 0.5), "held_out": (32, 0.2), "evaluation": (64, 0.2)}
+"""For each use of the data: samples wanted, and the share of few data that it gets."""
+
+GROUP_SIZES = (64, 32, 16)
+"""Weights that share a scale: the first that divides every searched layer's inputs, or a scale per channel."""
+
+_LISTED = 40
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How the data are used, in samples, and tokens per sample."""
+
+    sequence_length: int
+    num_samples: int = SHARES["num_samples"][0]
+    held_out: int = SHARES["held_out"][0]
+    evaluation: int = SHARES["evaluation"][0]
+
+
+def write_starter(model_directory: Path, output: Path, data: str | None = None) -> tuple[Group, ...]:
+    """Write a commented config for a Hugging Face directory; return the groups that it will search.
+
+    Weights are read only where the model cannot be traced by shapes alone.
+
+    Args:
+        model_directory: With `config.json`.
+        output: The YAML file, which must not exist.
+        data: Calibration data as in ``calibration.data`` but for factories; None writes a placeholder.
+
+    Raises:
+        UserError: If `output` exists, the model cannot be looked at, or the data do not fit it or are too few.
+    """
+    if output.exists():
+        raise UserError(f"{output} exists and is not overwritten; name another file with --output")
+    config = ModelConfig(path=str(model_directory))
+    description = describe_model(config)
+    length = min(SEQUENCE_LENGTH, description.max_positions or SEQUENCE_LENGTH)
+    counts = Counts(length)
+    inputs = _example_inputs(description, model_directory)
+    if data is not None:
+        counts, samples = _count(data, description, length)
+        inputs = samples[:1].inputs
+    groups, ties = look(config, inputs)
+    text = starter_text(
+        description, groups, ties, counts, _beside(model_directory, output), _data(data, output)
+    )
+    with replacing(output) as attempt:
+        attempt.write_text(text)
+    return groups
+
+
+def look(
+    config: ModelConfig, inputs: dict[str, Tensor]
+) -> tuple[tuple[Group, ...], tuple[tuple[str, ...], ...]]:
+    """Groups of the model in a directory, and tie rules for layers that engines run as one matrix."""
+    try:
+        with shapes_only(config, inputs) as (model, shapes):
+            return _grouped(model.eval().requires_grad_(False), shapes)
+    except (UserError, RuntimeError) as error:
+        reason = str(error).split(";")[0].split("\n")[0]
+        log.info("reading the weights, since shapes alone do not do for this model: %s", reason)
+    return _grouped(load_model(config), inputs)
+
+
+def _grouped(
+    model: nn.Module, inputs: dict[str, Tensor]
+) -> tuple[tuple[Group, ...], tuple[tuple[str, ...], ...]]:
+    alone = find_groups(model, GroupsConfig(), inputs)
+    lasts = {group.name.rpartition(".")[2] for group in alone}
+    ties = tuple(rule for rule in FUSED if lasts.issuperset(rule))
+    return (find_groups(model, GroupsConfig(tie=ties), inputs) if ties else alone), ties
+
+
+def starter_text(
+    description: ModelDescription,
+    groups: Sequence[Group],
+    ties: Sequence[Sequence[str]],
+    counts: Counts,
+    model_path: str,
+    data: str | None,
+) -> str:
+    """The YAML text."""
+    numel = sum(group.numel for group in groups)
+    columns = {member.num_columns for group in groups for member in group.members}
+    group_size = next((size for size in GROUP_SIZES if not any(K % size for K in columns)), None)
+    objective = "mse" if description.kind == "encoder" else "kl"
+    placeholder = "corpus.txt" if description.takes_tokens else "inputs.npy"
+    outputs = "" if description.vocab_size is None else f", vocabulary of {description.vocab_size:,}"
+    tie_lines = [f"    - [{', '.join(rule)}]" for rule in ties]
+    lines = [
+        f"# A {description.kind} whose weights are stored as {description.dtype or 'float32'}{outputs}.",
+        f"# {len(groups)} groups with {numel:,} weights are searched:",
+        *(f"#   {line}" for line in _summary(groups)),
+        "# Embeddings and the output head stay as they are unless groups.include names them.",
+        "model:",
+        f"  path: {json.dumps(model_path)}   # relative to this file",
+        "  dtype: float32                # precision to measure in; bfloat16 halves the memory",
+        "  # stream: true                # the device never holds the whole model",
+        "calibration:",
+        *([] if data else ["  # CHANGE THIS: text, JSONL with a field `text`, .npy or package.module:function."]),
+        *([_bytes_note(description)] if description.takes_tokens and not description.has_tokenizer else []),
+        f"  data: {json.dumps(data or placeholder)}",
+        f"  num_samples: {counts.num_samples}",
+        *([f"  sequence_length: {counts.sequence_length}"] if description.takes_tokens else []),
+        f"  held_out: {counts.held_out}                  # samples that calibration never sees",
+        "groups:" if ties else "# groups:",
+        *(["  tie:                          # engines run these as one matrix: one format for each"] if ties else []),
+        *tie_lines,
+        '#  exclude: ["*.down_proj"]     # wildcards on module names to leave alone',
+        "formats: [int2, int3, int4, int5, int6, int7, int8]   # also w4a8, w8a8, fp8_e4m3, bf16",
+        "quantizer:",
+        "  # Weights that share a scale; null: one scale per output channel.",
+        f"  group_size: {'null' if group_size is None else group_size}",
+        "  symmetric: true",
+        "  range: mse",
+        f"objective: {objective}                   # kl, ce or mse",
+        "sensitivity:",
+        "  method: secant                # docs/methods.md compares them",
+        f"  # Random projections of the {_width(description)}outputs; null: none up to 1,024 outputs, 4 above.",
+        "  # probes: null",
+        "budgets: {weight_bits: 4.0}     # also average_bits, size_bytes, bops, macs, latency_s",
+        f"evaluation: {{num_samples: {counts.evaluation}}}",
+        "# The engine that is to run the result; narrows formats to what it holds and ties what it fuses:",
+        *(f"# target: {_target_line(name)}" for name in TARGETS),
+    ]  # fmt: skip
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _target_line(name: str) -> str:
+    target = TARGETS[name]
+    sizes = ", ".join("null" if size is None else str(size) for size in target.group_sizes) or "any"
+    return f"{name:<16} # {', '.join(target.formats)}; quantizer.group_size {sizes}"
+
+
+def _width(description: ModelDescription) -> str:
+    return "" if description.vocab_size is None else f"{description.vocab_size:,} "
+
+
+def _bytes_note(description: ModelDescription) -> str:
+    if description.vocab_size == BYTE_VOCAB:
+        return "  # The directory has no tokenizer: the bytes of a text are the tokens."
+    return "  # The directory has no tokenizer: give a .npy array of token ids, or save the tokenizer there."
+
+
+def _summary(groups: Sequence[Group]) -> list[str]:
+    """A line for each name up to its numbers."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", group.name), []).append(group)
+    lines = [
+        f"{len(same):4} x {name}, {same[0].numel:,} weights" + ("" if _alike(same) else " in the first")
+        for name, same in found.items()
+    ]
+    rest = [f"and {len(lines) - _LISTED} more kinds"] if len(lines) > _LISTED else []
+    return lines[:_LISTED] + rest
+
+
+def _alike(groups: Sequence[Group]) -> bool:
+    return len({group.numel for group in groups}) == 1
+
+
+def _example_inputs(description: ModelDescription, directory: Path) -> dict[str, Tensor]:
+    """Inputs of one sample, whose values nobody looks at."""
+    if description.takes_tokens:
+        return {"input_ids": torch.zeros(1, SHORTEST, dtype=torch.int64)}
+    values = read_model_json(directory)
+    size, channels = values.get("image_size"), values.get("num_channels", 3)
+    if not isinstance(size, int | list):
+        raise UserError(
+            f"{directory}/config.json does not say its image_size; give data with --data, a .npy array of inputs"
+        )
+    height, width = size if isinstance(size, list) else (size, size)
+    return {description.main_input: torch.zeros(1, channels, height, width)}
+
+
+def _count(data: str, description: ModelDescription, length: int) -> tuple[Counts, Samples]:
+    """How to share out the data: windows are made shorter, and then fewer, until they suffice."""
+    if is_factory(data):
+        raise UserError(f"--data {data} must be a file; write a factory into the config yourself")
+    wanted = sum(count for count, _ in SHARES.values())
+    source = read_source(data, "--data", wanted)
+    while True:
+        samples = to_samples(source, f"--data {data}", description, length)
+        there = len(set(samples.content_hashes()))
+        if there >= wanted:
+            return Counts(length), samples
+        if description.kind != "causal_lm" or length // 2 < SHORTEST:
+            break
+        length //= 2
+    shared = {name: min(count, int(there * share)) for name, (count, share) in SHARES.items()}
+    if not all(shared.values()):
+        raise UserError(f"--data {data} has {there} different samples; give at least 5, better {wanted}")
+    return Counts(length, **shared), samples
+
+
+def _data(data: str | None, output: Path) -> str | None:
+    return None if data is None else _beside(Path(data), output)
+
+
+def _beside(path: Path, output: Path) -> str:
+    """`path` as a config at `output` names it: relative where that is short, otherwise absolute."""
+    relative = os.path.relpath(path.resolve(), output.resolve().parent)
+    return str(path.resolve()) if relative.startswith("../../..") else relative

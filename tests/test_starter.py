@@ -1,0 +1,106 @@
+"""`hpcmpq init`: the written config is read, planned with, and says what the model is."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from hpcmpq.cli import app
+from hpcmpq.config import read_config
+from hpcmpq.errors import UserError
+from hpcmpq.starter import write_starter
+from hpcmpq.store import RunDir, read_plan
+
+Save = Callable[[str], Path]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n".join(f"{n} squared is {n * n} and cubed {n**3}." for n in range(400)))
+    return path
+
+
+def test_written_config_is_planned_as_it_is(model_directory: Save, text: Path, tmp_path: Path):
+    output, runner = tmp_path / "config.yaml", CliRunner()
+    model = str(model_directory("llama"))
+    made = runner.invoke(app, ["init", model, "--output", str(output), "--data", str(text)])
+    assert made.exit_code == 0, made.output
+    config = read_config(output)
+    assert config.groups.tie == (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+    assert config.quantizer.group_size is None  # 24 inputs are no multiple of 16
+    run = RunDir(tmp_path / "run")
+    planned = runner.invoke(app, ["plan", str(output), "--run-dir", str(run.path)])
+    assert planned.exit_code == 0, planned.output
+    groups = read_plan(run).space.groups
+    assert f"# {len(groups)} groups with {sum(g.numel for g in groups):,} weights" in output.read_text()
+    assert "2 x model.layers.*.self_attn.{q_proj,k_proj,v_proj}" in output.read_text()
+    assert len(groups) == 8
+
+
+def test_without_data_there_is_a_placeholder(model_directory: Save, tmp_path: Path):
+    output = tmp_path / "deep" / "config.yaml"
+    write_starter(model_directory("gpt2"), output)
+    config = read_config(output)
+    assert config.model.path == str(tmp_path / "gpt2")
+    assert "CHANGE THIS" in output.read_text()
+    assert "vocabulary of 256" in output.read_text()
+    assert config.groups.tie == ()
+    assert config.calibration.sequence_length == 64  # as many as the model has positions
+
+
+@pytest.mark.parametrize("name", ["bert", "bert_masked", "bert_classifier", "vit"])
+def test_models_of_other_kinds(name: str, model_directory: Save, tmp_path: Path):
+    output = tmp_path / "config.yaml"
+    groups = write_starter(model_directory(name), output)
+    config = read_config(output)
+    assert config.objective == ("mse" if name == "bert" else "kl")
+    assert any("{" in group.name for group in groups) == bool(config.groups.tie)
+
+
+def test_images_are_planned_too(model_directory: Save, tmp_path: Path):
+    data, output = tmp_path / "images.npy", tmp_path / "config.yaml"
+    np.save(data, np.random.default_rng(0).normal(size=(20, 3, 16, 16)).astype(np.float32))
+    write_starter(model_directory("vit"), output, str(data))
+    config = read_config(output)
+    counts = (config.calibration.num_samples, config.calibration.held_out, config.evaluation.num_samples)
+    assert counts == (10, 4, 4)
+    planned = CliRunner().invoke(app, ["plan", str(output), "--run-dir", str(tmp_path / "run")])
+    assert planned.exit_code == 0, planned.output
+
+
+@pytest.mark.parametrize("target", ["transformers", "vllm"])
+def test_each_target_can_be_uncommented(target: str, model_directory: Save, text: Path, tmp_path: Path):
+    output = tmp_path / "config.yaml"
+    write_starter(model_directory("llama"), output, str(text))
+    written = output.read_text()
+    assert f"# target: {target} " in written
+    output.write_text(written.replace(f"# target: {target} ", f"target: {target} "))
+    planned = CliRunner().invoke(app, ["plan", str(output), "--run-dir", str(tmp_path / "run")])
+    assert planned.exit_code == 0, planned.output
+
+
+def test_few_data_make_shorter_samples(model_directory: Save, text: Path, tmp_path: Path):
+    text.write_text(text.read_text()[:5000])
+    write_starter(model_directory("llama"), tmp_path / "config.yaml", str(text))
+    calibration = read_config(tmp_path / "config.yaml").calibration
+    assert calibration.sequence_length == 16
+    text.write_text("too little for anything")
+    with pytest.raises(UserError, match="fewer than|different samples"):
+        write_starter(model_directory("llama"), tmp_path / "other.yaml", str(text))
+    assert not (tmp_path / "other.yaml").exists()
+
+
+def test_nothing_is_overwritten(model_directory: Save, tmp_path: Path):
+    output = tmp_path / "config.yaml"
+    output.write_text("mine")
+    with pytest.raises(UserError, match="not overwritten"):
+        write_starter(model_directory("llama"), output)
+    assert output.read_text() == "mine"
+
+
+def test_no_model_there(tmp_path: Path):
+    with pytest.raises(UserError, match="no model directory"):
+        write_starter(tmp_path / "nothing", tmp_path / "config.yaml")
