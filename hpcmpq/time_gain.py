@@ -140,7 +140,9 @@ def largest_gain(problem: Problem, cost: Cost, limit: LossLimit, settings: Solve
     """
     if problem.quad_PP.any():
         return _by_halving(problem, cost, limit, settings)
-    loss = Budget(Cost(limit.name, "loss", problem.linear_P), limit.value)
+    # Budgets are kept to a tolerance of about 1e-9 in their own unit, which a loss can be far below.
+    unit = float(np.abs(problem.linear_P).max()) or 1.0
+    loss = Budget(Cost(limit.name, "the largest option's loss", problem.linear_P / unit), limit.value / unit)
     limited = replace(problem, budgets=(*problem.budgets, loss))
     found = least_cost(limited, cost, time_limit_s=settings.time_limit_s, seed=settings.seed)
     if found.choice_G is None:
