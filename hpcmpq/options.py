@@ -74,3 +74,5 @@ DataFile = Annotated[
     str | None,
     typer.Option("--data", metavar="FILE", help="Calibration data: text, JSONL with a field text, or .npy."),
 ]
+FirstRun = Annotated[Path, typer.Argument(metavar="RUN_A", help="A run directory.", show_default=False)]
+SecondRun = Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one.", show_default=False)]

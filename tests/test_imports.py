@@ -33,7 +33,7 @@ LAYERS: list[tuple[str, ...]] = [
     # The queue: what login nodes run.
     ("attempts",),
     ("scaling",),
-    ("status", "submit", "doctor"),
+    ("status", "submit", "doctor", "compare"),
     # What touches models and tensors.
     ("quantizers", "objective", "probes", "features", "compensated"),
     ("models", "scores"),

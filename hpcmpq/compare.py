@@ -1,0 +1,98 @@
+"""Two run directories side by side: `hpcmpq compare`."""
+
+from typing import Any
+
+from hpcmpq.store import RunDir, read_json, read_plan
+
+LOSSES = ("predicted_loss", "predicted_cross_terms", "expected_loss", "measured_loss", "bound", "gap")
+METRICS = ("loss", "kl", "ce", "mse", "perplexity", "accuracy")
+
+
+def compare(first: RunDir, second: RunDir) -> dict[str, Any]:
+    """What two solved runs have in common and what not, as plain JSON values.
+
+    Every entry of ``budgets``, ``costs``, ``losses``, ``settings`` and ``evaluation`` is a pair, with None where a
+    run lacks the value; an evaluation of an older solution than the run's is left out. ``formats`` holds the groups
+    of both runs whose format differs.
+
+    Raises:
+        UserError: If a run has no plan or no solution.
+    """
+    pair = (_read(first), _read(second))
+    solutions = [run["solution"] for run in pair]
+    notes = _notes(pair[0], pair[1])
+    assignments = [solution["assignment"] for solution in solutions]
+    shared = [group for group in assignments[0] if group in assignments[1]]
+    return {
+        "runs": [str(first.path), str(second.path)],
+        "notes": notes,
+        "settings": _pairs(*(run["settings"] for run in pair)),
+        "budgets": _pairs(*(solution["budgets"] for solution in solutions)),
+        "costs": _pairs(*(solution["costs"] for solution in solutions)),
+        "losses": _pairs(*({n: s[n] for n in LOSSES if s.get(n) is not None} for s in solutions)),
+        "evaluation": _pairs(*(run["evaluation"] for run in pair)),
+        "num_shared_groups": len(shared),
+        "formats": {g: [a[g] for a in assignments] for g in shared if assignments[0][g] != assignments[1][g]},
+    }
+
+
+def _read(run: RunDir) -> dict[str, Any]:
+    plan = read_plan(run)
+    solution = read_json(run.solution_path, f"hpcmpq solve {run.path}")
+    config = plan.config
+    return {
+        "plan": plan,
+        "path": run.path,
+        "solution": solution,
+        "settings": {
+            "model": config["model"]["path"] or config["model"]["factory"],
+            "data": config["calibration"]["data"],
+            "objective": config["objective"],
+            "sensitivity": config["sensitivity"]["method"],
+            "solver": solution["solver"]["name"],
+        },
+        "evaluation": _evaluation(run, solution),
+    }
+
+
+def _evaluation(run: RunDir, solution: dict[str, Any]) -> dict[str, float]:
+    """{"metric of model": value} of the evaluation of this very solution; empty without one."""
+    if not run.evaluation_path.exists():
+        return {}
+    values = read_json(run.evaluation_path, f"hpcmpq evaluate {run.path}")
+    if values["assignment"] != solution["assignment"]:
+        return {}
+    return {
+        f"{metric} of {model}": values[metric][model]
+        for metric in METRICS
+        if metric in values
+        for model in ("original", "quantized", "uniform")
+    }
+
+
+def _notes(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """A sentence for each reason to take the numbers with care."""
+    notes = []
+    plans = first["plan"], second["plan"]
+    weights = [plan.facts.get("model.weights") for plan in plans]
+    if weights[0] != weights[1]:
+        notes.append("The runs have different models: losses and costs of the two cannot be compared.")
+    names = [{group.name for group in plan.space.groups} for plan in plans]
+    if names[0] != names[1]:
+        notes.append(
+            f"The runs have different groups: {len(names[0] & names[1])} are in both, {len(names[0] - names[1])} "
+            f"only in the first and {len(names[1] - names[0])} only in the second."
+        )
+    if first["settings"]["objective"] != second["settings"]["objective"]:
+        notes.append("The runs have different objectives: predicted losses cannot be compared.")
+    elif plans[0].fingerprint != plans[1].fingerprint:
+        notes.append(
+            "The runs were measured differently: their predictions come from different measurements."
+        )
+    missing = [run["path"] for run in (first, second) if not run["evaluation"]]
+    notes += [f"{p} has no evaluation of its solution; `hpcmpq evaluate {p}` makes one." for p in missing]
+    return notes
+
+
+def _pairs(first: dict[str, Any], second: dict[str, Any]) -> dict[str, list[Any]]:
+    return {name: [first.get(name), second.get(name)] for name in {**first, **second}}
