@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "tutorial.md"
 
+pytestmark = pytest.mark.slow
+
 
 def blocks(page: str) -> list[str]:
     """The fenced bash blocks of a page, in order."""
