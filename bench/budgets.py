@@ -5,7 +5,8 @@ python -m bench.budgets            writes section `budgets` of bench/RESULTS.md
 
 import argparse
 
-from bench.workload import Judge, calibrated, table, write_section
+from bench.results import table, write_section
+from bench.workload import Judge, calibrated
 from hpcmpq.solve import make_problem, settings_of, solve_problem, uniform_choices, uniform_hint
 
 LIMITS = (2.25, 2.5, 3.0, 3.5, 4.0)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.workload import ROOT, table, write_section
+from bench.results import ROOT, table, write_section
 from hpcmpq.calibrate import add_up
 from hpcmpq.config import read_config
 from hpcmpq.models.calibration import load_splits

@@ -7,7 +7,8 @@ from itertools import product
 
 import numpy as np
 
-from bench.workload import Judge, calibrated, table, write_section
+from bench.results import table, write_section
+from bench.workload import Judge, calibrated
 from hpcmpq.solve import make_problem, settings_of, solve_problem, uniform_hint
 
 CONFIG = "configs/digits.yaml"

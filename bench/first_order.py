@@ -12,7 +12,8 @@ import argparse
 import numpy as np
 from scipy.stats import spearmanr
 
-from bench.workload import Calibrated, Judge, calibrated, table, write_section
+from bench.results import table, write_section
+from bench.workload import Calibrated, Judge, calibrated
 from hpcmpq.measure import Comparison
 from hpcmpq.space import SearchSpace
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from bench.rank import PER_RANGE, random_choices, ranges_of, rank
-from bench.workload import CACHE, ROOT, Calibrated, Judge, calibrated, table, write_section
+from bench.results import ROOT, table, write_section
+from bench.workload import CACHE, Calibrated, Judge, calibrated
 from hpcmpq.descent import TrueLoss, descend
 from hpcmpq.models.load import forward
 from hpcmpq.problem import Problem

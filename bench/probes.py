@@ -8,7 +8,7 @@ import argparse
 import numpy as np
 import torch
 
-from bench.workload import table, write_section
+from bench.results import table, write_section
 from hpcmpq.calibrate import add_up, products
 from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.examples.topics import training_text

@@ -11,7 +11,8 @@ import argparse
 import numpy as np
 from scipy.stats import spearmanr
 
-from bench.workload import Judge, calibrated, table, write_section
+from bench.results import table, write_section
+from bench.workload import Judge, calibrated
 from hpcmpq.formats import FORMATS
 from hpcmpq.quadratic import quadratic_increase
 from hpcmpq.space import SearchSpace

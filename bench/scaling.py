@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.results import ROOT, table, write_section
 from hpcmpq.attempts import read_processes
 from hpcmpq.scaling import Site, Workload, measured_workload, predict
 from hpcmpq.store import RunDir, pending, read_plan
@@ -23,7 +24,6 @@ wavefront in bf16 on GPUs that deliver 300 TFLOP/s, one GPU per worker for 8 B a
 node; 60 s to start a container and Python; units vary by 10 %; a file system of 50 GB/s, 5 GB/s per node. A
 unit is some blocks' groups on some samples."""
 
-ROOT = Path(__file__).resolve().parents[1]
 NUM_SAMPLES, NUM_TOKENS, NUM_FORMATS, GROUPS_PER_BLOCK = 128, 512, 7, 7
 FLOP_PER_S, STARTUP_S, SPREAD = 300e12, 60.0, 0.1
 NUM_WORKERS = (1, 4, 16, 64, 256, 1024)
@@ -142,8 +142,6 @@ def hpcmpq(*arguments: object) -> None:
 
 def main() -> None:
     """Print a table and keep it."""
-    from bench.workload import table, write_section
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

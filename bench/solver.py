@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.instances import COHERENCE, Shape, make_instance
+from bench.results import ROOT, read_section, table, write_section
 from hpcmpq.errors import UserError
 from hpcmpq.problem import Problem, Solution
 from hpcmpq.solvers import Solver
@@ -33,8 +34,6 @@ from hpcmpq.solvers.linear import LinearSolver
 from hpcmpq.solvers.presolve import presolve
 from hpcmpq.solvers.quadratic import QuadraticSolver
 from hpcmpq.solvers.tabu import search
-
-ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -188,16 +187,9 @@ HEADER = [
 ]
 
 
-def table(rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [HEADER, ["---"] * len(HEADER), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def known_rows() -> dict[str, list[str]]:
     """{first cell up to its first bracket: row} of the table in bench/RESULTS.md."""
-    text = (ROOT / "bench" / "RESULTS.md").read_text().partition("<!-- solver:begin -->")[2]
-    lines = [line for line in text.partition("<!-- solver:end -->")[0].splitlines() if line.startswith("| ")]
+    lines = [line for line in read_section("solver").splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
     return {
         name_of(row): row
@@ -209,16 +201,6 @@ def known_rows() -> dict[str, list[str]]:
 def name_of(row: list[str]) -> str:
     """The case of a row."""
     return row[0].partition(", enumerated")[0]
-
-
-def write_section(text: str) -> None:
-    """Replace section `solver` of bench/RESULTS.md, or append it."""
-    path = ROOT / "bench" / "RESULTS.md"
-    begin, end = "<!-- solver:begin -->", "<!-- solver:end -->"
-    old = path.read_text() if path.exists() else "# Results\n"
-    before, found, rest = old.partition(begin)
-    after = rest.partition(end)[2] if found else "\n"
-    path.write_text(f"{before.rstrip()}\n\n{begin}\n{text.strip()}\n{end}{after}")
 
 
 def main() -> None:
@@ -245,10 +227,11 @@ def main() -> None:
         if not arguments.no_write:
             kept = {**known_rows(), **{name_of(row): row for row in rows}}
             write_section(
+                "solver",
                 f"## Solver\n\n`python -m bench.solver`, {os.cpu_count()} cores, numpy {np.__version__}.\n\n"
-                + table(list(kept.values()))
+                + table(HEADER, list(kept.values())),
             )
-    print(table(rows))
+    print(table(HEADER, rows))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from bench.residual_cnn import residual_cnn
-from bench.workload import ROOT, Judge, calibrated, table, write_section
+from bench.results import ROOT, table, write_section
+from bench.workload import Judge, calibrated
 from hpcmpq.config import GroupsConfig, SolverConfig
 from hpcmpq.costs import size_bytes_cost
 from hpcmpq.costs.latency import latency_costs, mac_time_cost

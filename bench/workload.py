@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench.results import ROOT, table, write_section  # noqa: F401  (benches import them from here, too)
 from hpcmpq.calibrate import calibrate
 from hpcmpq.config import Config, read_config
 from hpcmpq.errors import PlanMismatch
@@ -29,7 +30,6 @@ from hpcmpq.reduce import reduce
 from hpcmpq.store import RunDir, read_json, read_quadratic, write_json
 from hpcmpq.variants import Variants
 
-ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "runs" / "bench"
 
 
@@ -136,28 +136,6 @@ class Judge:
         per_pass = self.config.calibration.samples_per_pass
         measured = Comparison(self.variants, samples, (objective,), per_pass).measure(assignments)
         return [part.values[objective] for part in measured]
-
-
-def write_section(name: str, text: str) -> None:
-    """Put `text` between the markers of section `name` of bench/RESULTS.md, appended where there are none."""
-    path = ROOT / "bench" / "RESULTS.md"
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    old = (
-        path.read_text()
-        if path.exists()
-        else "# Results\n\nEvery section is written by the command it names.\n"
-    )
-    before, found, rest = old.partition(begin)
-    after = rest.partition(end)[2] if found else "\n"
-    if not found:
-        before = before.rstrip() + "\n\n"
-    path.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}")
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def _work(make_worker: Callable[[], Worker], units: Sequence[WorkUnit], queue: object) -> None:
