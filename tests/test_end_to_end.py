@@ -1,9 +1,6 @@
 """The shipped configs through every stage: real models, real data, real processes."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,27 +10,14 @@ from hpcmpq.config import parse_config
 from hpcmpq.models.load import load_model
 from hpcmpq.store import RunDir, read_plan, read_quadratic
 from hpcmpq.variants import Variants
-
-ROOT = Path(__file__).parents[1]
-
-
-def hpcmpq(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "hpcmpq", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=900,
-        check=False,
-    )
+from tests.executors.launch import ROOT, hpcmpq
 
 
 @pytest.fixture(scope="module", params=["quickstart", "digits"])
 def finished(request, tmp_path_factory) -> tuple[RunDir, str]:
     """A finished run of a shipped config, and what it printed."""
     run = RunDir(tmp_path_factory.mktemp(request.param) / "run")
-    ended = hpcmpq("run", ROOT / "configs" / f"{request.param}.yaml", "--run-dir", run.path)
+    ended = hpcmpq("run", ROOT / "configs" / f"{request.param}.yaml", "--run-dir", run.path, timeout_s=900)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return run, ended.stdout
 

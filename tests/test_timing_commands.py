@@ -1,25 +1,12 @@
 """`hpcmpq time` and `hpcmpq solve --maximize` as typed, on a run calibrated with first_order."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
-
-
-def hpcmpq(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "hpcmpq", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=300,
-        check=False,
-    )
+from tests.executors.launch import ROOT, hpcmpq
 
 
 @pytest.fixture(scope="module")
