@@ -13,7 +13,7 @@ from hpcmpq.errors import UserError
 
 Launcher = Literal["torch", "mpiexec", "srun", "none"]
 
-_NAMES: dict[Launcher, tuple[tuple[str, str, str], ...]] = {
+NAMES: dict[Launcher, tuple[tuple[str, str, str], ...]] = {
     "torch": (("RANK", "WORLD_SIZE", "LOCAL_RANK"),),
     "mpiexec": (
         ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -59,7 +59,7 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
         1
     """
     environment = os.environ if environment is None else environment
-    for launcher, names in _NAMES.items():
+    for launcher, names in NAMES.items():
         for triple in names:
             values = [environment.get(name, "") for name in triple]
             if all(value.isdigit() for value in values):

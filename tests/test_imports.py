@@ -19,14 +19,14 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: list[tuple[str, ...]] = [
     # The types: numpy at most.
     ("errors",),
-    ("formats", "whole_files"),
+    ("formats", "whole_files", "world"),
     ("space", "h5_files"),
     ("targets",),
     ("config",),
     ("plan", "quadratic", "problem"),
     ("costs",),
     # The solve path: numpy, h5py and ortools. It runs on a laptop without torch.
-    ("store", "solvers", "executors", "world"),
+    ("store", "solvers", "executors"),
     ("shrinkage", "constraints", "descent", "link"),
     ("solve",),
     ("frontier", "time_gain"),

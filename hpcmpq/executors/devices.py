@@ -4,9 +4,11 @@ import glob
 import os
 from collections.abc import Mapping
 
-_LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PALS_LOCAL_RANKID", "SLURM_LOCALID")
-"""Set by Open MPI, MPICH and Intel MPI, Cray PALS, srun. An mpiexec's own comes before srun's, because every
-process that an mpiexec starts inside an sbatch job inherits that job's SLURM_LOCALID=0."""
+from hpcmpq.world import NAMES
+
+_LOCAL_RANKS = [local for launcher in ("mpiexec", "srun") for _, _, local in NAMES[launcher]]
+"""An mpiexec's own come before srun's, because every process that an mpiexec starts inside an sbatch job inherits
+that job's SLURM_LOCALID=0."""
 
 
 def visible_gpus() -> list[str]:

@@ -25,9 +25,10 @@ from hpcmpq.executors.backlog import Backlog
 from hpcmpq.executors.devices import local_rank, take_gpu
 from hpcmpq.executors.local_pool import LocalPool
 from hpcmpq.plan import WorkUnit
+from hpcmpq.world import NAMES
 
-_WORLD_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_NRANKS", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
-"""What the launcher says it started: Open MPI, MPICH and Intel MPI, Cray PALS, srun, sbatch."""
+_WORLD_SIZES = [size for launcher in ("mpiexec", "srun") for _, size, _ in NAMES[launcher]] + ["SLURM_NTASKS"]
+"""What the launcher says it started; the last is sbatch."""
 
 ABORT_DELAY_S = 0.5
 """Time that launchers need to pass on the last message: what is still in the pipe at an abort is lost."""
