@@ -7,11 +7,12 @@ the repository:
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from hpcmpq.examples.digits import WEIGHTS, DigitsCNN, calibration, evaluation, training
 
@@ -46,11 +47,11 @@ def main() -> None:
 
 
 @torch.no_grad()
-def quality(network: nn.Module) -> list[str]:
-    """Loss and accuracy on calibration and evaluation images."""
+def quality(logits_of: Callable[[Tensor], Tensor]) -> list[str]:
+    """Loss and accuracy on calibration and evaluation images of a function from images to logits [N, 10]."""
     lines = []
     for name, (images, classes) in (("calibration", calibration()), ("evaluation", evaluation())):
-        logits = network(images)
+        logits = logits_of(images)
         loss = nn.functional.cross_entropy(logits, classes).item()
         lines.append(f"{name}: loss {loss:.4f} accuracy {(logits.argmax(1) == classes).float().mean():.4f}")
     return lines

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from train_digits import BATCH, NOISE, quality
 
-from hpcmpq.examples.digits import calibration, evaluation, training
-
-BATCH = 30
-NOISE = 0.1
+from hpcmpq.examples.digits import training
 
 
 def main() -> None:
@@ -48,7 +46,10 @@ def main() -> None:
             optimizer.step()
             schedule.step()
         if (epoch + 1) % 10 == 0:
-            print(f"epoch {epoch + 1}  " + "  ".join(quality(network.eval())), flush=True)
+            network.eval()
+            print(
+                f"epoch {epoch + 1}  " + "  ".join(quality(lambda images: network(images).logits)), flush=True
+            )
     network.eval().save_pretrained(args.output)
 
 
@@ -57,17 +58,6 @@ def shifted(images: torch.Tensor) -> torch.Tensor:
     padded = nn.functional.pad(images, (1, 1, 1, 1))
     moves = torch.randint(3, (len(images), 2)).tolist()
     return torch.stack([image[:, y : y + 8, x : x + 8] for image, (y, x) in zip(padded, moves, strict=True)])
-
-
-@torch.no_grad()
-def quality(network: nn.Module) -> list[str]:
-    """Loss and accuracy on calibration and evaluation images."""
-    lines = []
-    for name, (images, classes) in (("calibration", calibration()), ("evaluation", evaluation())):
-        logits = network(images).logits
-        loss = nn.functional.cross_entropy(logits, classes).item()
-        lines.append(f"{name}: loss {loss:.4f} accuracy {(logits.argmax(1) == classes).float().mean():.4f}")
-    return lines
 
 
 if __name__ == "__main__":
