@@ -55,7 +55,13 @@ MaxLoss = Annotated[
     float | None,
     typer.Option("--max-loss", metavar="LOSS", help="With --maximize: the largest predicted loss increase."),
 ]
-ExportFormat = Annotated[str, typer.Option("--format", help=f"What to write: {', '.join(EXPORTERS)}.")]
+ExportFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help=f"What to write: {', '.join(EXPORTERS)}; by default the first, and what the config's target loads.",
+    ),
+]
 EngineName = Annotated[
     str | None,
     typer.Option("--engine", help="What runs the models, instead of the config's: torch or deepspeed."),

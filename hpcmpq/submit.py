@@ -4,7 +4,6 @@ RUN/slurm/ gets the batch scripts, the site's `env.sh` and `submit.sh`, which ho
 is submitted can be read, changed and submitted again by hand.
 """
 
-import difflib
 import importlib.metadata
 import shlex
 import subprocess
@@ -15,44 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcmpq.errors import UserError
+from hpcmpq.slurm_settings import CALIBRATE_SCRIPTS, Settings, parse_settings
 from hpcmpq.store import RunDir, read_json, replacing, write_json
-
-CALIBRATE_SCRIPTS = {
-    "mpi": "calibrate_mpi.sbatch",
-    "ray": "calibrate_ray.sbatch",
-    "array": "calibrate_array.sbatch",
-    "local": "calibrate_array.sbatch",
-}
-"""How `hpcmpq submit --executor` calibrates; `array` is many local ones that share the run directory."""
-
-JOBS = ("plan", "calibrate", "solve", "refine", "finish")
-
-_ALL, _FIRST = JOBS, ("calibrate",)
-KEYS: dict[str, tuple[str, ...]] = {
-    "partition": _ALL,
-    "account": _ALL,
-    "qos": _ALL,
-    "time": _ALL,
-    "mem": _ALL,
-    "constraint": _ALL,
-    "exclude": _ALL,
-    "reservation": _ALL,
-    "signal": _ALL,
-    "nodes": _FIRST,
-    "ntasks": _FIRST,
-    "ntasks_per_node": _FIRST,
-    "cpus_per_task": _FIRST,
-    "mem_per_cpu": _FIRST,
-    "array": _FIRST,
-    "gpus": _FIRST,
-    "gpus_per_node": _FIRST,
-    "gpus_per_task": _FIRST,
-    "gres": _FIRST,
-}
-"""Slurm settings, and the jobs that they hold for when no job is named."""
-
-_GPU_KEYS = ("gpus", "gpus_per_node", "gpus_per_task", "gres")
-_GPU_JOBS = ("refine", "finish")
 
 
 @dataclass(frozen=True)
@@ -60,7 +23,7 @@ class Job:
     """One call of sbatch.
 
     Attributes:
-        name: One of `JOBS`.
+        name: One of `hpcmpq.slurm_settings.JOBS`.
         script: File name of its batch script.
         arguments: Of the script.
         options: Of sbatch, by long name with underscores.
@@ -72,74 +35,14 @@ class Job:
     options: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What `--slurm` said.
-
-    Attributes:
-        options: {job: {sbatch option: value}}.
-        env: The site's own `env.sh`, or None for the one that comes with the package.
-    """
-
-    options: Mapping[str, Mapping[str, str]]
-    env: Path | None
-
-
-def parse_settings(texts: Sequence[str], executor: str) -> Settings:
-    """Settings from KEY=VALUE and JOB.KEY=VALUE texts, several to a text where blanks separate them.
-
-    Raises:
-        UserError: If a key or job is unknown, listing all there are, or a value is missing.
-    """
-    if executor not in CALIBRATE_SCRIPTS:
-        raise UserError(f"unknown executor {executor!r}; known: {', '.join(CALIBRATE_SCRIPTS)}")
-    general: dict[str, str] = {}
-    special: dict[tuple[str, str], str] = {}
-    env = None
-    for text in shlex.split(" ".join(texts)):
-        name, equals, value = text.partition("=")
-        key = name.replace("-", "_")
-        job, dot, job_key = key.rpartition(".")
-        if not equals or not value:
-            raise UserError(f"--slurm {text!r} is not KEY=VALUE; {_valid_keys()}")
-        if key == "env":
-            env = Path(value)
-        elif job_key not in KEYS or (dot and job not in JOBS):
-            near = difflib.get_close_matches(job_key, KEYS, n=1, cutoff=0.6)
-            hint = f"did you mean {near[0]!r}? " if near and near[0] != job_key else ""
-            raise UserError(f"unknown Slurm setting {name!r}; {hint}{_valid_keys()}")
-        elif dot:
-            special[job, job_key] = value
-        else:
-            general[key] = value
-    if env is not None and not env.is_file():
-        raise UserError(f"--slurm env={env}: no such file; copy slurm/env.sh and edit the copy")
-    if executor != "array" and ("array" in general or ("calibrate", "array") in special):
-        raise UserError(f"--slurm array needs --executor array, not {executor}")
-    return Settings({job: _options_of(job, general, special, executor) for job in JOBS}, env)
-
-
-def _valid_keys() -> str:
-    return f"valid: env, {', '.join(KEYS)}, each but env also for one job as {'|'.join(JOBS)}.KEY"
-
-
-def _options_of(
-    job: str, general: Mapping[str, str], special: Mapping[tuple[str, str], str], executor: str
-) -> dict[str, str]:
-    options = {key: value for key, value in general.items() if job in KEYS[key]}
-    own = {key: value for (name, key), value in special.items() if name == job}
-    if job in _GPU_JOBS and set(general) & set(_GPU_KEYS) and not set(own) & set(_GPU_KEYS):
-        options["gpus"] = "1"
-    options.update(own)
-    if job == "calibrate" and executor == "array":
-        count, percent, at_once = options.get("array", "4").partition("%")
-        if count.isdigit() and int(count) > 0:
-            options["array"] = f"0-{int(count) - 1}{percent}{at_once}"
-    return options
-
-
 def make_jobs(
-    run: RunDir, executor: str, settings: Settings, *, refine: bool, plan_from: Path | None = None
+    run: RunDir,
+    executor: str,
+    settings: Settings,
+    *,
+    refine: bool,
+    sharded: bool = False,
+    plan_from: Path | None = None,
 ) -> list[Job]:
     """The chain of jobs.
 
@@ -148,15 +51,29 @@ def make_jobs(
         executor: A key of `CALIBRATE_SCRIPTS`.
         settings: What the user asked for.
         refine: Whether the run has held-out samples to refine on.
+        sharded: Whether the model is evaluated over many ranks, which takes a job of its own.
         plan_from: The config, if planning is a job too.
+
+    Raises:
+        UserError: If there are settings for the last job of the other kind of chain.
     """
     path = str(run.path.resolve())
     calls = {
         "calibrate": (CALIBRATE_SCRIPTS[executor], path),
         "solve": ("solve.sbatch", path, "reduce", "solve"),
         "refine": ("solve.sbatch", path, "refine"),
-        "finish": ("solve.sbatch", path, "export", "evaluate", "report"),
     }
+    if sharded:
+        calls["export"] = ("solve.sbatch", path, "export")
+        calls["evaluate"] = ("evaluate.sbatch", path)
+        calls["report"] = ("solve.sbatch", path, "report")
+    else:
+        calls["finish"] = ("solve.sbatch", path, "export", "evaluate", "report")
+    for name in sorted(settings.named & {"finish", "export", "evaluate", "report"} - set(calls)):
+        engine = "deepspeed" if sharded else "torch"
+        raise UserError(
+            f"--slurm {name}.KEY: with evaluation.engine {engine} there is no job {name}; jobs: {', '.join(calls)}"
+        )
     if plan_from is not None:
         calls = {"plan": ("plan.sbatch", str(plan_from.resolve()), path), **calls}
     if not refine:
@@ -165,7 +82,14 @@ def make_jobs(
 
 
 def make_files(
-    run: RunDir, config: Path, executor: str, texts: Sequence[str], plan_on_cluster: bool, *, refine: bool
+    run: RunDir,
+    config: Path,
+    executor: str,
+    texts: Sequence[str],
+    plan_on_cluster: bool,
+    *,
+    refine: bool,
+    sharded: bool = False,
 ) -> dict[str, str]:
     """{file name: text} of RUN/slurm/, for what the user typed.
 
@@ -174,7 +98,7 @@ def make_files(
     """
     settings = parse_settings(texts, executor)
     plan_from = config if plan_on_cluster else None
-    jobs = make_jobs(run, executor, settings, refine=refine, plan_from=plan_from)
+    jobs = make_jobs(run, executor, settings, refine=refine, sharded=sharded, plan_from=plan_from)
     scripts = _scripts_directory()
     names = dict.fromkeys(job.script for job in jobs)
     files = {"env.sh": (settings.env or scripts / "env.sh").read_text()}

@@ -31,7 +31,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("solve",),
     ("frontier", "time_gain"),
     # The queue: what login nodes run.
-    ("attempts",),
+    ("attempts", "slurm_settings"),
     ("scaling",),
     ("status", "submit", "doctor", "compare"),
     # What touches models and tensors.

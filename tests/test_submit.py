@@ -15,9 +15,10 @@ from hpcmpq.cli import app
 from hpcmpq.errors import UserError
 from hpcmpq.executors import UnitOutcome
 from hpcmpq.plan import make_units, parse_part, plan_to_json, starting_from
+from hpcmpq.slurm_settings import JOBS, KEYS, one_rank_per_gpu, parse_settings
 from hpcmpq.status import read_status
 from hpcmpq.store import RunDir, Shard, read_json, write_json, write_shard
-from hpcmpq.submit import KEYS, chain_script, make_files, make_jobs, parse_settings, submit_files
+from hpcmpq.submit import chain_script, make_files, make_jobs, submit_files
 from tests.synthetic_run import synthetic_plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +38,7 @@ CHAINS = {
     ),
     "array": ("array", ["array=16%8", "time=1:00:00", "finish.gpus=2"]),
     "ray": ("ray", ["nodes=3", "gpus-per-node=4", "signal=B:USR2@300"]),
+    "sharded": ("mpi", ["nodes=2", "ntasks_per_node=16 gpus_per_node=a100:4", "evaluate.time=2:00:00"]),
 }
 
 
@@ -45,7 +47,10 @@ def test_the_chain_is_as_in_the_golden_file(name: str, tmp_path: Path):
     executor, texts = CHAINS[name]
     run, settings = RunDir(tmp_path / "run"), parse_settings(texts, executor)
     plan_from = tmp_path / "config.yaml" if name == "ray" else None
-    script = chain_script(run, make_jobs(run, executor, settings, refine=name != "ray", plan_from=plan_from))
+    jobs = make_jobs(
+        run, executor, settings, refine=name != "ray", sharded=name == "sharded", plan_from=plan_from
+    )
+    script = chain_script(run, jobs)
     shown = script.replace(str(tmp_path), "/home/me").replace(sys.executable, "/home/me/venv/bin/python")
     assert shown == (GOLDEN / f"submit_{name}.sh").read_text()
 
@@ -54,11 +59,19 @@ def test_the_chain_is_as_in_the_golden_file(name: str, tmp_path: Path):
 def test_dry_run_prints_every_script_and_writes_nothing(name: str, tmp_path: Path):
     executor, texts = CHAINS[name]
     words = [word for text in texts for word in ("--slurm", text)]
-    config = ROOT / "configs" / "digits.yaml"
+    config = tmp_path / "config.yaml"
+    engine = "deepspeed" if name == "sharded" else "torch"
+    model, data = "hpcmpq.examples.digits:model", "hpcmpq.examples.digits:calibration"
+    config.write_text(
+        f'{{model: {{factory: "{model}"}}, calibration: {{data: "{data}"}}, evaluation: {{engine: {engine}}}}}'
+    )
     command = ["submit", str(config), "--run-dir", str(tmp_path / "run"), "--executor", executor, "--dry-run"]
     result = CliRunner().invoke(app, [*command, *words])
     assert result.exit_code == 0, result.output
-    for text in make_files(RunDir(tmp_path / "run"), config, executor, texts, False, refine=True).values():
+    sharded = name == "sharded"
+    files = make_files(RunDir(tmp_path / "run"), config, executor, texts, False, refine=True, sharded=sharded)
+    assert ("evaluate.sbatch" in files) is sharded
+    for text in files.values():
         assert text in result.stdout
     assert not (tmp_path / "run").exists()
 
@@ -77,7 +90,7 @@ def test_a_bad_setting_is_refused_with_the_list_of_all(executor: str, text: str,
     with pytest.raises(UserError) as caught:
         parse_settings([text], executor)
     assert message in str(caught.value)
-    assert all(key in str(caught.value) for key in (*KEYS, "env", "plan|calibrate|solve|refine|finish"))
+    assert all(key in str(caught.value) for key in (*KEYS, "env", "|".join(JOBS)))
 
 
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path):
@@ -87,6 +100,25 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path):
         parse_settings([], "mpu")
     with pytest.raises(UserError, match="no such file; copy slurm/env.sh"):
         parse_settings([f"env={tmp_path / 'mine.sh'}"], "mpi")
+
+
+def test_settings_of_a_job_that_the_chain_lacks_are_refused(tmp_path: Path):
+    for sharded, text in ((True, "finish.time=1"), (False, "evaluate.ntasks=4")):
+        with pytest.raises(UserError, match="there is no job"):
+            make_jobs(RunDir(tmp_path), "mpi", parse_settings([text], "mpi"), refine=False, sharded=sharded)
+
+
+def test_evaluation_gets_a_rank_a_gpu_unless_told_otherwise():
+    def evaluation(*texts: str) -> dict[str, str]:
+        return dict(parse_settings(texts, "mpi").options["evaluate"])
+
+    assert evaluation() == {"ntasks": "2"}
+    assert evaluation("nodes=3 ntasks_per_node=8") == {"nodes": "3", "ntasks_per_node": "8"}
+    assert evaluation("gpus=h100:6 ntasks=4") == {"gpus": "h100:6", "ntasks": "6"}
+    assert evaluation("gres=gpu:2 nodes=2") == {"gres": "gpu:2", "nodes": "2", "ntasks_per_node": "2"}
+    assert evaluation("gpus_per_task=1 ntasks=4") == {"gpus_per_task": "1", "ntasks": "4"}
+    assert evaluation("gpus_per_node=4", "evaluate.ntasks=1 evaluate.gpus=1") == {"gpus": "1", "ntasks": "1"}
+    assert one_rank_per_gpu({"gpus_per_node": "a100:2,h100:1"})["ntasks_per_node"] == "3"
 
 
 def test_a_site_file_takes_the_place_of_ours(tmp_path: Path):
@@ -264,6 +296,15 @@ def test_scripts_pass_shellcheck():
         ["shellcheck", "-x", *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "script", [path for path in SCRIPTS if path.suffix == ".sbatch"], ids=lambda path: path.name
+)
+def test_batch_scripts_of_many_ranks_leave_their_number_to_the_caller(script: Path):
+    # Slurm takes a line `--ntasks` of the script for the whole, and --ntasks-per-node for a mere maximum.
+    many = script.name in ("calibrate_mpi.sbatch", "evaluate.sbatch")
+    assert ("#SBATCH --ntasks" in script.read_text()) is not many
 
 
 @pytest.mark.parametrize(

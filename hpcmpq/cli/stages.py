@@ -35,8 +35,6 @@ def run(
         else:
             console.say("refine skipped: calibration.held_out is 0")
         export(run_dir)
-        if target := read_plan(RunDir(run_dir)).config.get("target"):
-            export(run_dir, find_target(target).export)
         _evaluate(run_dir, None, ALONE)
         report(run_dir)
         console.summary(RunDir(run_dir))
@@ -125,12 +123,19 @@ def refine(run_dir: options.Run) -> None:
 @app.command(
     epilog="Example: hpcmpq export runs/quickstart --format compressed_tensors; see docs/export.md for engines"
 )
-def export(run_dir: options.Run, format: options.ExportFormat = "fake_quantized") -> None:
-    """Write the quantized model: to RUN/checkpoint with its own layout, or to RUN/exports/FORMAT for an engine."""
+def export(run_dir: options.Run, format: options.ExportFormat = None) -> None:
+    """Write the quantized model: to RUN/checkpoint with its own layout, or to RUN/exports/FORMAT for an engine.
+
+    Without --format, the former, and the latter too if the config names a target.
+    """
     from hpcmpq.export import export as export_run
 
+    names = [format] if format else ["fake_quantized"]
+    if not format and (target := read_plan(RunDir(run_dir)).config.get("target")):
+        names.append(find_target(target).export)
     with console.stage(run_dir, "export"):
-        console.say(export_run(RunDir(run_dir), format))
+        for name in names:
+            console.say(export_run(RunDir(run_dir), name))
 
 
 @app.command(epilog="Example: srun --ntasks=4 hpcmpq evaluate runs/quickstart --engine deepspeed")

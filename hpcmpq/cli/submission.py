@@ -24,8 +24,11 @@ def submit(
     """Plan, then submit a chain of Slurm jobs that does the rest; submit again to go on after a failure."""
     from hpcmpq.config import read_config
 
-    held_out = read_config(config).calibration.held_out
-    files = make_files(RunDir(run_dir), config, executor, slurm or [], plan_on_cluster, refine=held_out > 0)
+    settings = read_config(config)
+    files = make_files(
+        RunDir(run_dir), config, executor, slurm or [], plan_on_cluster,
+        refine=settings.calibration.held_out > 0, sharded=settings.evaluation.engine == "deepspeed",
+    )  # fmt: skip
     if dry_run:
         for name, text in files.items():
             typer.echo(f"# ---- {run_dir / 'slurm' / name}\n{text}")

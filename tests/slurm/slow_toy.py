@@ -37,6 +37,11 @@ def samples() -> tuple[Tensor, Tensor]:
     return inputs, torch.zeros(len(inputs), dtype=torch.int64)
 
 
+def more_samples() -> tuple[Tensor, Tensor]:
+    inputs = torch.randn(20, 8, generator=torch.Generator().manual_seed(2))
+    return inputs, torch.zeros(len(inputs), dtype=torch.int64)
+
+
 CONFIG = f"""
 model: {{factory: "tests.slurm.slow_toy:model"}}
 calibration:

@@ -1,0 +1,154 @@
+"""What `--slurm` may say, and the sbatch options of each job of a chain that follow from it."""
+
+import difflib
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcmpq.errors import UserError
+
+CALIBRATE_SCRIPTS = {
+    "mpi": "calibrate_mpi.sbatch",
+    "ray": "calibrate_ray.sbatch",
+    "array": "calibrate_array.sbatch",
+    "local": "calibrate_array.sbatch",
+}
+"""How `hpcmpq submit --executor` calibrates; `array` is many local ones that share the run directory."""
+
+JOBS = ("plan", "calibrate", "solve", "refine", "finish", "export", "evaluate", "report")
+"""All that a chain may have: `finish` exports, evaluates and reports, or three jobs do, where evaluation is sharded."""
+
+_ALL, _MANY = JOBS, ("calibrate", "evaluate")
+KEYS: dict[str, tuple[str, ...]] = {
+    "partition": _ALL,
+    "account": _ALL,
+    "qos": _ALL,
+    "time": _ALL,
+    "mem": _ALL,
+    "constraint": _ALL,
+    "exclude": _ALL,
+    "reservation": _ALL,
+    "signal": _ALL,
+    "nodes": _MANY,
+    "ntasks": _MANY,
+    "ntasks_per_node": _MANY,
+    "cpus_per_task": _MANY,
+    "mem_per_cpu": _MANY,
+    "array": ("calibrate",),
+    "gpus": _MANY,
+    "gpus_per_node": _MANY,
+    "gpus_per_task": _MANY,
+    "gres": _MANY,
+}
+"""Slurm settings, and the jobs that they hold for when no job is named."""
+
+_GPU_KEYS = ("gpus", "gpus_per_node", "gpus_per_task", "gres")
+_RANK_KEYS = ("ntasks", "ntasks_per_node")
+_ONE_GPU = ("refine", "finish", "export")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `--slurm` said.
+
+    Attributes:
+        options: {job: {sbatch option: value}}.
+        named: Jobs that were given settings of their own.
+        env: The site's own `env.sh`, or None for the one that comes with the package.
+    """
+
+    options: Mapping[str, Mapping[str, str]]
+    named: frozenset[str]
+    env: Path | None
+
+
+def parse_settings(texts: Sequence[str], executor: str) -> Settings:
+    """Settings from KEY=VALUE and JOB.KEY=VALUE texts, several to a text where blanks separate them.
+
+    Raises:
+        UserError: If a key or job is unknown, listing all there are, or a value is missing.
+    """
+    if executor not in CALIBRATE_SCRIPTS:
+        raise UserError(f"unknown executor {executor!r}; known: {', '.join(CALIBRATE_SCRIPTS)}")
+    general: dict[str, str] = {}
+    special: dict[tuple[str, str], str] = {}
+    env = None
+    for text in shlex.split(" ".join(texts)):
+        name, equals, value = text.partition("=")
+        key = name.replace("-", "_")
+        job, dot, job_key = key.rpartition(".")
+        if not equals or not value:
+            raise UserError(f"--slurm {text!r} is not KEY=VALUE; {_valid_keys()}")
+        if key == "env":
+            env = Path(value)
+        elif job_key not in KEYS or (dot and job not in JOBS):
+            near = difflib.get_close_matches(job_key, KEYS, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]!r}? " if near and near[0] != job_key else ""
+            raise UserError(f"unknown Slurm setting {name!r}; {hint}{_valid_keys()}")
+        elif dot:
+            special[job, job_key] = value
+        else:
+            general[key] = value
+    if env is not None and not env.is_file():
+        raise UserError(f"--slurm env={env}: no such file; copy slurm/env.sh and edit the copy")
+    if executor != "array" and ("array" in general or ("calibrate", "array") in special):
+        raise UserError(f"--slurm array needs --executor array, not {executor}")
+    options = {job: _options_of(job, general, special, executor) for job in JOBS}
+    return Settings(options, frozenset(job for job, _ in special), env)
+
+
+def _valid_keys() -> str:
+    return f"valid: env, {', '.join(KEYS)}, each but env also for one job as {'|'.join(JOBS)}.KEY"
+
+
+def _options_of(
+    job: str, general: Mapping[str, str], special: Mapping[tuple[str, str], str], executor: str
+) -> dict[str, str]:
+    own = {key: value for (name, key), value in special.items() if name == job}
+    hidden = _GPU_KEYS if set(own) & set(_GPU_KEYS) else ()
+    options = {key: value for key, value in general.items() if job in KEYS[key] and key not in hidden}
+    if job in _ONE_GPU and set(general) & set(_GPU_KEYS) and not hidden:
+        options["gpus"] = "1"
+    options.update(own)
+    if job == "evaluate" and not set(own) & set(_RANK_KEYS):
+        options = one_rank_per_gpu(options)
+    if (job == "evaluate" or (job, executor) == ("calibrate", "mpi")) and not set(options) & {
+        "nodes",
+        *_RANK_KEYS,
+    }:
+        options["ntasks"] = "4" if job == "calibrate" else "2"
+    if job == "calibrate" and executor == "array":
+        count, percent, at_once = options.get("array", "4").partition("%")
+        if count.isdigit() and int(count) > 0:
+            options["array"] = f"0-{int(count) - 1}{percent}{at_once}"
+    return options
+
+
+def one_rank_per_gpu(options: Mapping[str, str]) -> dict[str, str]:
+    """The same allocation with as many tasks as it has GPUs, however many it had; without GPUs as it was.
+
+    Example:
+        >>> one_rank_per_gpu({"nodes": "2", "gpus_per_node": "a100:4", "ntasks": "2"})
+        {'nodes': '2', 'gpus_per_node': 'a100:4', 'ntasks_per_node': '4'}
+    """
+    per_node = options.get("gpus_per_node") or options.get("gres")
+    if "gpus_per_task" in options or not (per_node or "gpus" in options):
+        return dict(options)
+    others = {key: value for key, value in options.items() if key not in _RANK_KEYS}
+    if per_node:
+        return {**others, "ntasks_per_node": str(num_gpus(per_node))}
+    return {**others, "ntasks": str(num_gpus(options["gpus"]))}
+
+
+def num_gpus(text: str) -> int:
+    """GPUs that a value of --gpus, --gpus-per-node or --gres asks for.
+
+    Example:
+        >>> [num_gpus(text) for text in ("4", "a100:2,h100:1", "gpu:8(S:0-1),nvme:1", "gpu")]
+        [4, 3, 8, 1]
+    """
+    items = [item.partition("(")[0].split(":") for item in text.split(",")]
+    if any(item[0] == "gpu" for item in items):
+        items = [item for item in items if item[0] == "gpu"]
+    return sum(int(item[-1]) if item[-1].isdigit() else 1 for item in items)

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Submits the jobs of one run, each waiting for the one before; prints their names and numbers.
+set -euo pipefail
+export HPCMPQ_ENV=/home/me/run/slurm/env.sh
+export HPCMPQ_SUBMIT_PYTHON=/home/me/venv/bin/python
+. "$HPCMPQ_ENV"
+before=()
+submit() {
+    local id
+    id=$(sbatch --parsable --job-name="hpcmpq-$1" ${before[@]+"${before[@]}"} "${@:2}")
+    before=("--dependency=afterok:${id%%;*}" --kill-on-invalid-dep=yes)
+    echo "$1 ${id%%;*}"
+}
+submit calibrate \
+    --output=/home/me/run/slurm/%x-%j.log \
+    --nodes=2 \
+    --ntasks-per-node=16 \
+    --gpus-per-node=a100:4 \
+    /home/me/run/slurm/calibrate_mpi.sbatch \
+    /home/me/run
+submit solve \
+    --output=/home/me/run/slurm/%x-%j.log \
+    /home/me/run/slurm/solve.sbatch \
+    /home/me/run \
+    reduce \
+    solve
+submit refine \
+    --output=/home/me/run/slurm/%x-%j.log \
+    --gpus=1 \
+    /home/me/run/slurm/solve.sbatch \
+    /home/me/run \
+    refine
+submit export \
+    --output=/home/me/run/slurm/%x-%j.log \
+    --gpus=1 \
+    /home/me/run/slurm/solve.sbatch \
+    /home/me/run \
+    export
+submit evaluate \
+    --output=/home/me/run/slurm/%x-%j.log \
+    --nodes=2 \
+    --gpus-per-node=a100:4 \
+    --time=2:00:00 \
+    --ntasks-per-node=4 \
+    /home/me/run/slurm/evaluate.sbatch \
+    /home/me/run
+submit report \
+    --output=/home/me/run/slurm/%x-%j.log \
+    /home/me/run/slurm/solve.sbatch \
+    /home/me/run \
+    report
