@@ -69,3 +69,13 @@ def assert_close(value: Any, other: Any, absolute: float) -> None:
 TEXT = "".join(
     f"Line {n}: {n * n % 97} bottles of beer on the wall, {n * 7 % 13} to go.\n" for n in range(60)
 )
+
+TINY_CONFIG: dict[str, Any] = {
+    "model": {"factory": "tests.executors.tiny_model:model"},
+    "calibration": {"data": "tests.executors.tiny_model:samples", "samples_per_pass": 1},
+    "groups": {"include": ["*"]},
+    "formats": ["int2", "int4"],
+    "quantizer": {"group_size": None},
+    "evaluation": {"num_samples": 18},
+}
+"""A model that costs nothing, for what is about processes."""

@@ -15,7 +15,7 @@ import transformers
 
 from hpcmpq.evaluate import evaluate
 from hpcmpq.store import RunDir
-from tests.evaluate.solved_runs import TEXT, assert_same, solved_run
+from tests.evaluate.solved_runs import TEXT, TINY_CONFIG, assert_same, solved_run
 from tests.executors.background import Background, wait_until
 from tests.executors.launch import MARKS, MPIEXEC, run
 from tests.executors.tiny_model import PAUSE_S
@@ -40,6 +40,31 @@ def measured(run_dir: RunDir, command: list[str]) -> dict[str, Any]:
     return values
 
 
+def deepspeed_launcher(ranks: int) -> list[str]:
+    port = str(29600 + os.getpid() % 300)
+    return [
+        *(str(DEEPSPEED), "--num_accelerators", str(ranks), "--master_port", port),
+        "jobs/deepspeed_evaluate.py",
+    ]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(deepspeed_launcher(1), id="deepspeed"),
+        pytest.param(
+            [str(MPIEXEC), "-n", "1", *HPCMPQ, "--engine", "deepspeed"], id="mpiexec", marks=MARKS["mpi"]
+        ),
+    ],
+)
+def test_one_rank(command: list[str], tmp_path: Path):
+    run_dir = solved_run(tmp_path / "run", TINY_CONFIG)
+    plain = evaluate(run_dir)
+    values = measured(run_dir, command)
+    assert values["world_size"] == 1
+    assert_same(values, plain)
+
+
 def test_two_ranks_of_the_deepspeed_launcher(model_directory, tmp_path: Path):
     # Weights stored transposed, a head tied to the embedding, an odd number of chunks, rounded inputs, and codes
     # that were made when the run was planned.
@@ -51,8 +76,7 @@ def test_two_ranks_of_the_deepspeed_launcher(model_directory, tmp_path: Path):
     }
     run_dir = solved_run(tmp_path / "run", config, TEXT)
     plain = evaluate(run_dir)
-    launcher = [str(DEEPSPEED), "--num_accelerators", "2", "--master_port", str(29600 + os.getpid() % 300)]
-    values = measured(run_dir, [*launcher, "jobs/deepspeed_evaluate.py"])
+    values = measured(run_dir, deepspeed_launcher(2))
     assert values["world_size"] == 2
     assert_same(values, plain)
 
@@ -111,15 +135,7 @@ def test_two_ranks_with_matrices_cut_by_init_inference(tmp_path: Path):
 
 @MARKS["mpi"][-1]
 def test_ranks_stop_together_and_one_rank_goes_on(tmp_path: Path):
-    config = {
-        "model": {"factory": "tests.executors.tiny_model:model"},
-        "calibration": {"data": "tests.executors.tiny_model:samples", "samples_per_pass": 1},
-        "groups": {"include": ["*"]},
-        "formats": ["int2", "int4"],
-        "quantizer": {"group_size": None},
-        "evaluation": {"num_samples": 18},
-    }
-    run_dir = solved_run(tmp_path / "run", config)
+    run_dir = solved_run(tmp_path / "run", TINY_CONFIG)
     plain = evaluate(run_dir)
     command = [*HPCMPQ, str(run_dir.path), "--engine", "deepspeed"]
 
