@@ -1,6 +1,6 @@
 """Measured losses of whole assignments on given samples: for evaluate, refine and the benches."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,7 +62,7 @@ class Comparison:
         if self._keep_originals():
             return [join(self._passes(assignment)) for assignment in assignments]
         parts: list[list[Measured]] = [[] for _ in assignments]
-        for batch in self._batches():
+        for batch in self.samples.passes(self.samples_per_pass):
             z0_NTV = forward(self.variants.model, batch.inputs)
             for place, assignment in enumerate(assignments):
                 with self.variants.assigned(assignment):
@@ -72,24 +72,21 @@ class Comparison:
 
     def _passes(self, assignment: Assignment) -> list[Measured]:
         """All passes of one assignment, whose weights are quantized once."""
+        batches = self.samples.passes(self.samples_per_pass)
         with self.variants.assigned(assignment):
             return [
                 compare(self.metrics, forward(self.variants.model, batch.inputs), z0_NTV, batch)
-                for batch, z0_NTV in zip(self._batches(), self._kept, strict=True)
+                for batch, z0_NTV in zip(batches, self._kept, strict=True)
             ]
 
     def _keep_originals(self) -> bool:
         """Whether the original's outputs on all samples are kept, now that they are computed if they fit."""
         if not self._kept and len(self.samples):
-            batches = self._batches()
+            batches = self.samples.passes(self.samples_per_pass)
             first = forward(self.variants.model, next(batches).inputs)
             if first.nbytes * -(-len(self.samples) // self.samples_per_pass) <= self.max_kept_bytes:
                 self._kept = [first, *(forward(self.variants.model, batch.inputs) for batch in batches)]
         return bool(self._kept)
-
-    def _batches(self) -> Iterator[Samples]:
-        for start in range(0, len(self.samples), self.samples_per_pass):
-            yield self.samples[start : start + self.samples_per_pass]
 
 
 def compare(metrics: tuple[str, ...], z_NTV: Tensor, z0_NTV: Tensor, batch: Samples) -> Measured:

@@ -157,12 +157,10 @@ def _keep_ranges(run: RunDir, plan: Plan, config: Config, model: nn.Module, samp
     if read_maxima(run, plan.fingerprint) is not None:
         return
     activations = Variants(model, plan.space, config.quantizer).activations
-    size, device = config.calibration.samples_per_pass, pick_device(config.model.device)
-    passes = (
-        forward(model, samples[start : start + size].to(device).inputs)
-        for start in range(0, len(samples), size)
-    )
-    write_maxima(run, measure_maxima(activations, passes), plan.fingerprint)
+    device = pick_device(config.model.device)
+    batches = samples.passes(config.calibration.samples_per_pass)
+    forward_passes = (forward(model, batch.to(device).inputs) for batch in batches)
+    write_maxima(run, measure_maxima(activations, forward_passes), plan.fingerprint)
 
 
 def _look_streamed(

@@ -112,8 +112,8 @@ def make_codes(
         compensated = [m for m in members if any(name not in checkpoints for name in formats[m])]
         modules = {m: model.get_submodule(m.parameter.removesuffix(".weight")) for m in compensated}
         with _accumulating(modules) as hessians:
-            for start in torch.arange(0, len(samples) if modules else 0, samples_per_pass).tolist():
-                forward(model, samples[start : start + samples_per_pass].inputs)
+            for batch in samples.passes(samples_per_pass) if modules else ():
+                forward(model, batch.inputs)
         for member in members:
             weight_MK = as_matrix(model.get_parameter(member.parameter), member)
             made = [name for name in formats[member] if name not in checkpoints]

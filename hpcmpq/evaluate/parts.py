@@ -88,23 +88,20 @@ class DataPart:
 
     def inputs(self, start: int, stop: int) -> list[Inputs]:
         """See `Part.inputs`."""
-        return [batch.inputs for batch in self._batches(start, stop)]
+        return [batch.inputs for batch in self.samples.passes(self.samples_per_pass, start, stop)]
 
     def values(
         self, start: int, stop: int, outputs: Iterator[Tensor], originals: Sequence[Tensor]
     ) -> dict[str, np.ndarray]:
         """Means over a sample's positions of each metric; `correct` and `labels` count positions."""
+        batches = self.samples.passes(self.samples_per_pass, start, stop)
         measured = join(
             [
                 compare(self.metrics, z_NTV, z0_NTV, batch.to(z_NTV.device))
-                for batch, z_NTV, z0_NTV in zip(self._batches(start, stop), outputs, originals, strict=True)
+                for batch, z_NTV, z0_NTV in zip(batches, outputs, originals, strict=True)
             ]
         )
         return {**measured.values, "correct": measured.correct_N, "labels": measured.labels_N}
-
-    def _batches(self, start: int, stop: int) -> Iterator[Samples]:
-        for first in range(start, stop, self.samples_per_pass):
-            yield self.samples[first : min(first + self.samples_per_pass, stop)]
 
 
 def chunk_size(num_items: int, items_per_pass: int) -> int:

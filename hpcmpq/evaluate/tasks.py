@@ -127,23 +127,20 @@ class ClassifierTask:
 
     def inputs(self, start: int, stop: int) -> list[Inputs]:
         """See `Part.inputs`."""
-        return [part.inputs for part in self._passes(start, stop)]
+        return [batch.inputs for batch in self.samples.passes(self.samples_per_pass, start, stop)]
 
     def values(
         self, start: int, stop: int, outputs: Iterator[Tensor], originals: Sequence[Tensor]
     ) -> dict[str, np.ndarray]:
         """`accuracy`, and `loss` −log p of the right class."""
         right, loss = [], []
-        for part, z_N1V in zip(self._passes(start, stop), outputs, strict=True):
+        batches = self.samples.passes(self.samples_per_pass, start, stop)
+        for part, z_N1V in zip(batches, outputs, strict=True):
             assert part.targets is not None
             target_N1 = part.targets.to(z_N1V.device).reshape(-1, 1)
             right.append((z_N1V.argmax(-1) == target_N1).double().reshape(-1))
             loss.append(ce_value(z_N1V, z_N1V, target_N1))
         return {"accuracy": torch.cat(right).cpu().numpy(), "loss": torch.cat(loss).cpu().numpy()}
-
-    def _passes(self, start: int, stop: int) -> Iterator[Samples]:
-        for first in range(start, stop, self.samples_per_pass):
-            yield self.samples[first : min(first + self.samples_per_pass, stop)]
 
 
 def make_task(task: TaskConfig, config: Config) -> Part | HarnessTask:

@@ -1,7 +1,7 @@
 """Samples of a model's inputs, and the three disjoint sets of them that a run uses."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,11 @@ class Samples:
             index = slice(index, index + 1 or None)
         chosen = {key: value[index] for key, value in self.inputs.items()}
         return Samples(chosen, None if self.targets is None else self.targets[index], self.labelled)
+
+    def passes(self, size: int, start: int = 0, stop: int | None = None) -> Iterator["Samples"]:
+        """The samples from `start` to `stop` in order, `size` at a time; the last ones may be fewer."""
+        stop = len(self) if stop is None else stop
+        return (self[first : min(first + size, stop)] for first in range(start, stop, size))
 
     def to(self, device: torch.device | str) -> "Samples":
         """The same samples on a device."""

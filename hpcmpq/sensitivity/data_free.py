@@ -46,8 +46,7 @@ def measure_uniform(
 @torch.no_grad()
 def _same_for_all(subject: Subject, samples: Samples, linear_R: np.ndarray) -> Iterator[Contribution]:
     zero_RP = np.zeros((len(linear_R), subject.space.num_options))
-    for start in range(0, len(samples), subject.samples_per_pass):
-        batch = samples[start : start + subject.samples_per_pass]
+    for batch in samples.passes(subject.samples_per_pass):
         z0_NTV = forward(subject.model, batch.inputs)
         loss_N = subject.objective.value(z0_NTV, z0_NTV, batch.targets).double().cpu().numpy()
         for loss in loss_N:

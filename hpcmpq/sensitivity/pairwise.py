@@ -19,8 +19,7 @@ def measure(subject: Subject, samples: Samples, groups: range, first_sample: int
     """One contribution per sample for the rows of `groups`; columns are later groups."""
     space, num_options = subject.space, subject.space.num_options
     rows = [option for option in space.options if option.group in groups]
-    for start in range(0, len(samples), subject.samples_per_pass):
-        batch = samples[start : start + subject.samples_per_pass]
+    for batch in samples.passes(subject.samples_per_pass):
         z0_NTV = forward(subject.model, batch.inputs)
 
         def losses(

@@ -26,8 +26,7 @@ Tensors = dict[str, Tensor]
 
 def measure(subject: Subject, samples: Samples, groups: range, first_sample: int) -> Iterator[Contribution]:
     """One contribution per pass. The directions are the same for all samples, so sums over samples add up."""
-    for start in range(0, len(samples), subject.samples_per_pass):
-        batch = samples[start : start + subject.samples_per_pass]
+    for batch in samples.passes(subject.samples_per_pass):
         with torch.no_grad():
             z0_NTV = forward(subject.model, batch.inputs)
             loss = float(subject.objective.value(z0_NTV, z0_NTV, batch.targets).sum())

@@ -408,6 +408,9 @@ def test_samples_can_be_cut_moved_and_hashed():
     assert samples[[3, 0]].targets.tolist() == [3, 0]
     assert samples[2].labelled
     assert [part.targets.tolist() for part in samples] == [[0], [1], [2], [3]]
+    assert [part.targets.tolist() for part in samples.passes(3)] == [[0, 1, 2], [3]]
+    assert [part.targets.tolist() for part in samples.passes(2, 1, 4)] == [[1, 2], [3]]
+    assert not list(samples.passes(2, 4))
     with pytest.raises(IndexError, match="sample 4 of 4"):
         samples[4]
     content = samples.content_hashes()
