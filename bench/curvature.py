@@ -24,7 +24,7 @@ from hpcmpq.config import read_config
 from hpcmpq.models.calibration import load_splits
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
-from hpcmpq.models.outputs import forward
+from hpcmpq.models.outputs import Logits, forward
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.hessian import measure_by_reversal
@@ -32,18 +32,6 @@ from hpcmpq.space import SearchSpace
 from hpcmpq.variants import Variants
 
 ROUNDS = 3
-
-
-class Logits(nn.Module):
-    """Token ids to logits, as curvlinops calls a model."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Logits [N, T, V]."""
-        return self.model(input_ids=ids).logits
 
 
 class PlainSiLU(nn.Module):

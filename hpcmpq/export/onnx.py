@@ -20,6 +20,7 @@ from hpcmpq.export.whole_directory import copy_small_files, replacing_directory
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.load import quiet_transformers
+from hpcmpq.models.outputs import Logits
 from hpcmpq.plan import Plan
 from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.quantizers.ranges import Range
@@ -34,17 +35,6 @@ MAX_BYTES = 2 * 10**9
 
 EXACT = 1
 """`accuracy_level` of products in float32; other levels round the inputs."""
-
-
-class _Logits(nn.Module):
-    """Tokens to logits, and nothing else: a graph of one input and one output."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.model(input_ids=input_ids, use_cache=False).logits
 
 
 def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> str:
@@ -105,7 +95,7 @@ def _traced(model: nn.Module, path: Path) -> Any:
     """torch's ONNX graph of a model, with weights under their own names."""
     import onnx
 
-    logits = _Logits(copy.deepcopy(model).float().cpu()).eval()
+    logits = Logits(copy.deepcopy(model).float().cpu()).eval()
     tokens_NT = torch.zeros(2, 5, dtype=torch.int64)
     sizes = {"input_ids": {0: torch.export.Dim("samples"), 1: torch.export.Dim("tokens")}}
     with quiet_transformers():

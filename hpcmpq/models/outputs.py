@@ -27,6 +27,18 @@ def forward(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     return outputs_NTV(model(*args, **kwargs))
 
 
+class Logits(nn.Module):
+    """A language model as a function of one tensor: token ids, int64 [N, T], to logits [N, T, V]."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Logits [N, T, V]."""
+        return self.model(input_ids=input_ids, use_cache=False).logits
+
+
 def call_arguments(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
     """Positional and keyword arguments of a forward pass, for callers like `torch.func.functional_call`."""
     args = (inputs["input"],) if "input" in inputs else ()
