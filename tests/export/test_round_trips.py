@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.export import EXPORTERS, export, weight_bytes
@@ -38,6 +39,17 @@ def fake_quantized_logits(run: RunDir, plan: Plan, assignment: Mapping[str, str]
     variants = open_variants(run, plan)
     with variants.assigned(assignment):
         return variants.model(tokens()).logits
+
+
+def check_refused(
+    directory: Path, model: nn.Module, name: str, config: Mapping[str, object], message: str
+) -> None:
+    """That the export of a model by a config raises a `UserError` with the message and leaves nothing behind."""
+    run, plan = plan_run(directory, model, **config)
+    solve_by_turns(run, plan)
+    with pytest.raises(UserError, match=message):
+        export(run, name)
+    assert not list(run.path.glob("exports/*"))
 
 
 def test_every_exporter_has_a_reader_and_a_case():
@@ -77,11 +89,7 @@ def test_reader_gives_the_fake_quantized_models_outputs(tmp_path, case):
 )
 def test_what_compressed_tensors_cannot_hold_is_refused(tmp_path, tiny_model, model, config, message):
     made = llama() if model == "llama" else tiny_model(model)
-    run, plan = plan_run(tmp_path, made, **{"quantizer": {"group_size": 16}, **config})
-    solve_by_turns(run, plan)
-    with pytest.raises(UserError, match=message):
-        export(run, "compressed_tensors")
-    assert not list(run.path.glob("exports/*"))
+    check_refused(tmp_path, made, "compressed_tensors", {"quantizer": {"group_size": 16}, **config}, message)
 
 
 def test_packed_words_are_those_of_compressed_tensors():
@@ -105,10 +113,7 @@ def test_packed_words_are_those_of_compressed_tensors():
     ],
 )
 def test_what_onnx_cannot_hold_is_refused(tmp_path, config, message):
-    run, plan = plan_run(tmp_path, llama(), **config)
-    solve_by_turns(run, plan)
-    with pytest.raises(UserError, match=message):
-        export(run, "onnx")
+    check_refused(tmp_path, llama(), "onnx", config, message)
 
 
 @pytest.mark.parametrize(
@@ -129,15 +134,11 @@ def test_what_onnx_cannot_hold_is_refused(tmp_path, config, message):
 )
 def test_what_gguf_cannot_hold_is_refused(tmp_path, tiny_model, model, config, message):
     made = llama() if model == "llama" else tiny_model(model)
-    run, plan = plan_run(tmp_path, made, **{"quantizer": {"group_size": 32}, **config})
-    solve_by_turns(run, plan)
-    with pytest.raises(UserError, match=message):
-        export(run, "gguf")
+    check_refused(tmp_path, made, "gguf", {"quantizer": {"group_size": 32}, **config}, message)
 
 
 def test_a_model_too_large_for_one_onnx_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("hpcmpq.export.onnx.MAX_BYTES", 10**6)
-    run, plan = plan_run(tmp_path, llama(), formats=["int4"])
-    solve_by_turns(run, plan)
-    with pytest.raises(UserError, match=r"takes 0.0 GB in float32, one ONNX file holds 0.0"):
-        export(run, "onnx")
+    check_refused(
+        tmp_path, llama(), "onnx", {"formats": ["int4"]}, "takes 0.0 GB in float32, one ONNX file holds 0.0"
+    )
