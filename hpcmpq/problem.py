@@ -109,7 +109,12 @@ class Problem:
         if any(len(set(position_G[list(tie)].tolist())) > 1 for tie in self.ties):
             return False
         values = [(b.cost.value(choice_G, offset_G), b.limit) for b in self.budgets]
-        return all(value <= limit + 1e-9 * max(1.0, abs(limit)) for value, limit in values)
+        return all(value <= feasibility_limit(limit) for value, limit in values)
+
+
+def feasibility_limit(limit: float) -> float:
+    """The largest cost that counts as within a limit: 1e-9 above it, relative to limits over 1."""
+    return limit + 1e-9 * max(1.0, abs(limit))
 
 
 class Termination(Enum):

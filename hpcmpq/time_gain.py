@@ -22,7 +22,8 @@ from hpcmpq.problem import Budget, Cost, Problem, Solution, Termination, relativ
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solve import describe, known_cost, make_problem, plan_costs
 from hpcmpq.solvers import make_solver
-from hpcmpq.solvers.least_cost import least_cost, open_budget
+from hpcmpq.solvers.least_cost import least_cost
+from hpcmpq.solvers.reachable import open_budget
 from hpcmpq.store import RunDir, read_plan, read_quadratic, write_json
 
 GAINS = {"time_gain": "latency_s", "mac_gain": "mac_time", "memory_gain": "size_bytes"}

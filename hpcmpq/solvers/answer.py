@@ -4,10 +4,11 @@ import time
 
 import numpy as np
 
-from hpcmpq.problem import Problem, Solution, Termination
+from hpcmpq.problem import Problem, Solution, Termination, feasibility_limit
 from hpcmpq.solvers.compact import Compact
-from hpcmpq.solvers.integer import smallest_cost, solve_linear
-from hpcmpq.solvers.presolve import infeasible_sentence, presolve
+from hpcmpq.solvers.integer import solve_linear
+from hpcmpq.solvers.presolve import presolve
+from hpcmpq.solvers.reachable import infeasible_sentence, smallest_cost
 
 PROVEN_GAP = 1e-6
 """Relative gap under which a solution counts as optimal."""
@@ -95,7 +96,7 @@ def explain(problem: Problem, time_limit_s: float) -> str:
     for budget in problem.budgets:
         others = tuple(b for b in problem.budgets if b is not budget)
         alone = smallest_cost(problem, budget.cost.name, (), share)
-        if alone is not None and alone > budget.limit + 1e-9 * max(1.0, abs(budget.limit)):
+        if alone is not None and alone > feasibility_limit(budget.limit):
             return infeasible_sentence(problem, budget.cost.name, alone)
         reachable = smallest_cost(problem, budget.cost.name, others, share)
         if reachable is not None:

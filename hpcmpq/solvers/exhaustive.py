@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcmpq.errors import UserError
-from hpcmpq.problem import Problem, Solution
+from hpcmpq.problem import Problem, Solution, feasibility_limit
 from hpcmpq.solvers.answer import explain, infeasible, solution
-from hpcmpq.solvers.presolve import feasibility_limit, validate
+from hpcmpq.solvers.presolve import validate
 
 
 @dataclass(frozen=True)

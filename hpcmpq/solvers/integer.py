@@ -3,12 +3,11 @@
 Axis letters: P options, G groups, K budgets.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from hpcmpq.problem import Budget, Problem
 from hpcmpq.solvers.compact import Compact, Table
 
 COST_STEPS = 2.0**40
@@ -198,34 +197,3 @@ def common_unit(cost: np.ndarray) -> float | None:
             return unit
         unit = float(rest.min())
     return None
-
-
-def smallest_cost(
-    problem: Problem, name: str, keep: tuple[Budget, ...] = (), time_limit_s: float = 10.0
-) -> float | None:
-    """The least value of the cost `name` that keeps the budgets `keep`, ties and forbidden options.
-
-    Returns:
-        The value in the cost's unit, or None when there is none or it was not found in time.
-    """
-    from hpcmpq.solvers.presolve import merge_ties
-
-    cost = next(b.cost for b in problem.budgets if b.cost.name == name)
-    finite = [a[np.isfinite(a)] for a in (cost.linear_P, *(t.table for t in cost.terms))]
-    roof = sum(float(np.abs(a).sum()) for a in finite) + abs(cost.constant) + 1.0
-    num_options = len(problem.linear_P)
-    zero_PP = np.broadcast_to(0.0, (num_options, num_options))
-    open_budget = Budget(cost, roof)  # never binds, but keeps infinite entries forbidden
-    compact = merge_ties(
-        replace(problem, linear_P=np.zeros(num_options), quad_PP=zero_PP, budgets=(open_budget, *keep))
-    )
-    if isinstance(compact, str):
-        return None
-    value_P = compact.cost_KP[0]
-    tables = tuple(t for t in compact.tables if t.budget == 0)
-    if not keep and not tables:
-        return cost.constant + float(np.minimum.reduceat(value_P, compact.offset_H[:-1]).sum())
-    answer = solve_linear(compact, value_P, time_limit_s=time_limit_s, seed=0, value_tables=tables)
-    if answer.status != "optimal" or answer.choice_G is None:
-        return None
-    return cost.value(compact.expand(answer.choice_G), problem.offset_G)

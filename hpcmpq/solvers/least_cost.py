@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from hpcmpq.problem import Budget, Cost, Problem, Solution, Termination
+from hpcmpq.problem import Cost, Problem, Solution, Termination
 from hpcmpq.solvers.answer import PROVEN_GAP, explain
 from hpcmpq.solvers.integer import solve_linear
-from hpcmpq.solvers.presolve import merge_ties
+from hpcmpq.solvers.reachable import open_budget
+from hpcmpq.solvers.ties import merge_ties
 
 
 def least_cost(
@@ -68,9 +69,3 @@ def least_cost(
     costs = {b.cost.name: b.cost.value(choice_G, problem.offset_G) for b in problem.budgets}
     termination = Termination.OPTIMAL if proven else Termination.TIME_LIMIT
     return Solution(termination, choice_G, value, bound, costs, seconds)
-
-
-def open_budget(cost: Cost) -> Budget:
-    """A limit that never binds, but keeps infinite entries forbidden."""
-    finite = [a[np.isfinite(a)] for a in (cost.linear_P, *(term.table for term in cost.terms))]
-    return Budget(cost, sum(float(np.abs(a).sum()) for a in finite) + abs(cost.constant) + 1.0)

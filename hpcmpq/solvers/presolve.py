@@ -1,4 +1,4 @@
-"""From a `Problem` to its `Compact` form: validate, merge ties, drop what cannot be chosen, normalise.
+"""From a `Problem` to its `Compact` form: check, merge ties, drop what cannot be chosen, normalise.
 
 Axis letters: P options, G groups, K budgets.
 """
@@ -9,12 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from hpcmpq.problem import Problem
-from hpcmpq.solvers.compact import Compact, Table, restrict
-
-
-def feasibility_limit(limit: float) -> float:
-    """The largest cost that `Problem.is_feasible` accepts for a limit."""
-    return limit + 1e-9 * max(1.0, abs(limit))
+from hpcmpq.solvers.compact import Compact, restrict
+from hpcmpq.solvers.reachable import infeasible_sentence
+from hpcmpq.solvers.ties import merge_ties
 
 
 def presolve(problem: Problem) -> Compact | str:
@@ -79,109 +76,6 @@ def validate(problem: Problem) -> None:
                 raise ValueError(
                     f"a table of {name} over groups {term.groups} has shape {term.table.shape}, not {shape}"
                 )
-
-
-def merge_ties(problem: Problem) -> Compact | str:
-    """One group per set of tied groups, forbidden options and infinite single costs removed."""
-    num_groups, offset_G = problem.num_groups, problem.offset_G
-    size_G = np.bincount(problem.group_P)
-    root_G = _tie_roots(problem)
-    roots, super_G = np.unique(root_G, return_inverse=True)
-    allowed_P = (
-        np.ones(len(problem.group_P), bool) if problem.allowed_P is None else problem.allowed_P.astype(bool)
-    )
-    budgets = [b for b in problem.budgets if b.limit != math.inf]
-    for budget in budgets:
-        allowed_P = allowed_P & np.isfinite(budget.cost.linear_P)
-    position_P = np.arange(len(problem.group_P)) - offset_G[problem.group_P]
-    num_positions = int(size_G.max())
-    count_SK = np.zeros((len(roots), num_positions), dtype=np.int64)
-    np.add.at(count_SK, (super_G[problem.group_P[allowed_P]], position_P[allowed_P]), 1)
-    allowed_SK = count_SK == np.bincount(super_G)[:, None]
-    if not allowed_SK.any(axis=1).all():
-        empty = int(np.flatnonzero(~allowed_SK.any(axis=1))[0])
-        members = [_group_name(problem, g) for g in np.flatnonzero(super_G == empty).tolist()]
-        together = " (tied)" if len(members) > 1 else ""
-        return f"no option is allowed for group {', '.join(members)}{together}; all are forbidden or cost inf"
-    kept_P = allowed_SK[super_G[problem.group_P], position_P]
-    new_SK = np.cumsum(allowed_SK.ravel()).reshape(allowed_SK.shape) - 1
-    order = np.flatnonzero(kept_P)
-    new_of_order = new_SK[super_G[problem.group_P[order]], position_P[order]]
-    perm = np.argsort(new_of_order, kind="stable")
-    order = order[perm]
-    starts = np.flatnonzero(np.append(True, np.diff(new_of_order[perm]) > 0))
-    count_S = allowed_SK.sum(axis=1)
-    offset_H = np.append(0, np.cumsum(count_S)).astype(np.int64)
-    linear_P, quad_PP = _merged_objective(problem, order, starts, offset_H)
-    cost_KP = np.array([np.add.reduceat(b.cost.linear_P[order], starts) for b in budgets]).reshape(
-        len(budgets), len(starts)
-    )
-    limit_K = np.array([feasibility_limit(b.limit) - b.cost.constant for b in budgets])
-    origin_GK = np.full((num_groups, num_positions), -1, dtype=np.int64)
-    rank_SK = np.cumsum(allowed_SK, axis=1) - 1
-    for group in range(num_groups):
-        positions = np.flatnonzero(allowed_SK[super_G[group]])
-        origin_GK[group, rank_SK[super_G[group], positions]] = offset_G[group] + positions
-    tables = tuple(
-        _merged_table(k, term.groups, term.table, super_G, allowed_SK)
-        for k, b in enumerate(budgets)
-        for term in b.cost.terms
-    )
-    return Compact(
-        linear_P, quad_PP, offset_H, cost_KP, limit_K, tables, problem.constant, 1.0, origin_GK, super_G
-    )
-
-
-def _tie_roots(problem: Problem) -> np.ndarray:
-    root_G = np.arange(problem.num_groups)
-    for tie in problem.ties:
-        merged = np.isin(root_G, root_G[list(tie)])
-        if merged.any():
-            root_G[merged] = root_G[merged].min()
-    return root_G
-
-
-def _merged_objective(
-    problem: Problem, order: np.ndarray, starts: np.ndarray, offset_H: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """C and H of the merged options: EᵀHE with the terms inside a merged option moved into c."""
-    quad_PP, linear_P = problem.quad_PP, np.asarray(problem.linear_P, dtype=np.float64)
-    if len(order) != len(linear_P) or (order != np.arange(len(order))).any():
-        quad_PP, linear_P = quad_PP[np.ix_(order, order)], linear_P[order]
-    if len(starts) != len(order):
-        quad_PP = np.add.reduceat(np.add.reduceat(quad_PP, starts, axis=0), starts, axis=1)
-        linear_P = np.add.reduceat(linear_P, starts)
-    linear_P = linear_P + 0.5 * np.diagonal(quad_PP)
-    if quad_PP.dtype != np.float64 or not _clean(quad_PP, offset_H):
-        quad_PP = 0.5 * (quad_PP + quad_PP.T)
-        for start, stop in zip(offset_H[:-1], offset_H[1:], strict=True):
-            quad_PP[start:stop, start:stop] = 0.0
-    return linear_P, quad_PP
-
-
-def _clean(quad_PP: np.ndarray, offset_H: np.ndarray) -> bool:
-    """Whether H is exactly symmetric and zero inside groups, checked in blocks to save memory."""
-    if any(quad_PP[a:b, a:b].any() for a, b in zip(offset_H[:-1], offset_H[1:], strict=True)):
-        return False
-    blocks = range(0, len(quad_PP), 1024)
-    return all(
-        np.array_equal(quad_PP[i : i + 1024, j : j + 1024], quad_PP[j : j + 1024, i : i + 1024].T)
-        for i in blocks
-        for j in blocks
-        if j >= i
-    )
-
-
-def _merged_table(
-    budget: int, groups: tuple[int, ...], table: np.ndarray, super_G: np.ndarray, allowed_SK: np.ndarray
-) -> Table:
-    """A joint table over merged groups: tied axes become one diagonal axis."""
-    supers = super_G[list(groups)]
-    unique = list(dict.fromkeys(supers.tolist()))
-    axes = [np.flatnonzero(allowed_SK[s]) for s in unique]
-    grids = np.meshgrid(*axes, indexing="ij")
-    index = tuple(grids[unique.index(s)] for s in supers.tolist())
-    return Table(budget, tuple(int(s) for s in unique), table[index])
 
 
 def _shrink(compact: Compact, problem: Problem, names: list[str]) -> Compact | str:
@@ -281,28 +175,3 @@ def _normalise(compact: Compact) -> Compact:
     return replace(
         compact, cost_KP=cost_KP / range_K[:, None], limit_K=limit_K / range_K, tables=tuple(tables)
     )
-
-
-def _group_name(problem: Problem, group: int) -> str:
-    return problem.group_names[group] if problem.group_names else str(group)
-
-
-def infeasible_sentence(problem: Problem, name: str, reachable: float | None, others: bool = False) -> str:
-    """What to tell the user about a budget that cannot be met.
-
-    Args:
-        problem: The original problem.
-        name: The budget's cost.
-        reachable: Its smallest reachable value, or None to compute it alone.
-        others: Whether `reachable` keeps the other budgets.
-    """
-    from hpcmpq.solvers.integer import smallest_cost
-
-    budget = next(b for b in problem.budgets if b.cost.name == name)
-    if reachable is None:
-        reachable = smallest_cost(problem, name)
-    beside = " while the other budgets are kept" if others else ""
-    limit = f"budget {name} = {budget.limit:.10g} {budget.cost.unit}"
-    if reachable is None:
-        return f"{limit} cannot be met{beside}"
-    return f"{limit} is below the smallest reachable {reachable:.10g} {budget.cost.unit}{beside}"
