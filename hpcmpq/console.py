@@ -32,6 +32,11 @@ def say(text: str) -> None:
     _out.print(text, soft_wrap=True)
 
 
+def say_as_is(text: str) -> None:
+    """Print text that is nobody's markup, such as a script."""
+    _out.out(text, highlight=False)
+
+
 @contextmanager
 def stage(run_dir: Path, name: str) -> Iterator[None]:
     """Announce a stage and keep its wall time in RUN/timings.json."""

@@ -69,7 +69,6 @@ EngineName = Annotated[
 RunsDirectory = Annotated[
     Path, typer.Option("--directory", metavar="DIR", help="Where run directories are to lie.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 ModelDirectory = Annotated[
     Path, typer.Argument(metavar="MODEL_DIR", help="A Hugging Face directory.", show_default=False)
 ]

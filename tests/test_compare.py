@@ -79,7 +79,7 @@ def test_command_prints_tables_or_json(runs: tuple[RunDir, RunDir]):
     arguments = ["compare", *(str(run.path) for run in runs)]
     made = CliRunner().invoke(app, [*arguments, "--json"])
     assert made.exit_code == 0, made.output
-    assert json.loads(made.output) == compare(*runs)
+    assert json.loads(made.stdout) == compare(*runs)
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
     assert "weight_bits" in shown.output

@@ -161,7 +161,7 @@ def test_command_says_what_is_broken_and_forgives_what_is_optional(
     runner = CliRunner()
     good = runner.invoke(app, ["doctor", "--directory", str(tmp_path), "--json"])
     assert good.exit_code == 0, good.output
-    states = {check["name"]: check["state"] for check in json.loads(good.output)}
+    states = {check["name"]: check["state"] for check in json.loads(good.stdout)}
     assert states["ray"] == states["Slurm"] == "missing"
     assert {name for name, state in states.items() if state == "ok"} > set(doctor.REQUIRED)
     versions(monkeypatch, **{**doctor.REQUIRED, "h5py": "2.0"})

@@ -1,7 +1,8 @@
 """The command line: one subcommand per stage, in files by what they are for.
 
-To add one: a function with `@app.command` in the file where people would look for it, options that others
-share in `hpcmpq.options`, and heavy imports inside the function, so that `--help` is quick.
+To add one: a function with `@command(EXAMPLE)` in the file where people would look for it, options that others
+share in `hpcmpq.options`, and heavy imports inside the function, so that `--help` is quick. It prints with
+`hpcmpq.console` and returns what --json is to print, with keys that stay; `tests/test_command_line.py` holds it to that.
 """
 
 from hpcmpq.cli import desk, stages, submission, timing, trade_off

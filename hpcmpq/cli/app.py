@@ -3,12 +3,16 @@
 import logging
 import signal
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from hpcmpq import __version__, console
-from hpcmpq.errors import Infeasible, Interrupted, UserError, exit_status
+from hpcmpq.cli.document import described, print_error, status_of
+from hpcmpq.errors import Infeasible, Interrupted, UserError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,6 +21,20 @@ app = typer.Typer(
     help="Choose how many bits each part of a trained network gets, within a budget, with a proven bound.",
     epilog="Start with: hpcmpq run configs/quickstart.yaml --run-dir runs/quickstart",
 )
+
+
+def command(example: str) -> Callable[[Function], Function]:
+    """Registers a function as the command of its name, with --json and --quiet; the function stays as it is.
+
+    Args:
+        example: What to show at the end of its --help.
+    """
+
+    def register(function: Function) -> Function:
+        app.command(epilog=f"Example: {example}")(described(function))
+        return function
+
+    return register
 
 
 def _interrupt(number: int, _frame: object) -> None:
@@ -46,8 +64,20 @@ def main() -> None:
     """Entry point: exit status 0 done, 2 bad input, 3 infeasible, 75 interrupted and resumable."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _interrupt)
+    as_json = "--json" in sys.argv[1:]
     try:
-        app()
+        status = app(standalone_mode=not as_json)
     except (UserError, Infeasible, Interrupted) as error:
         print(f"hpcmpq: {error}", file=sys.stderr)
-        sys.exit(exit_status(error))
+        if as_json:
+            print_error(error, str(error))
+        sys.exit(status_of(error))
+    except Exception as error:
+        message = getattr(error, "format_message", error.__str__)()
+        if as_json:
+            print_error(error, message)
+        if not hasattr(error, "format_message"):
+            raise  # a bug of ours: traceback and status 1
+        print(f"hpcmpq: {message}", file=sys.stderr)
+        sys.exit(status_of(error))
+    sys.exit(status if isinstance(status, int) else 0)

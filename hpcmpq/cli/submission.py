@@ -1,18 +1,17 @@
 """What people type on a login node: submit and status."""
 
-import typer
+import dataclasses
+from typing import Any
 
 from hpcmpq import console, options
-from hpcmpq.cli.app import app
+from hpcmpq.cli.app import command
 from hpcmpq.cli.stages import plan
 from hpcmpq.status import read_status
 from hpcmpq.store import RunDir
 from hpcmpq.submit import make_files, submit_files
 
 
-@app.command(
-    epilog="Example: hpcmpq submit config.yaml --run-dir RUN --slurm partition=gpu --slurm ntasks=16"
-)
+@command("hpcmpq submit config.yaml --run-dir RUN --slurm partition=gpu --slurm ntasks=16")
 def submit(
     config: options.ConfigPath,
     run_dir: options.RunOption,
@@ -20,7 +19,7 @@ def submit(
     slurm: options.SlurmSettings = None,
     plan_on_cluster: options.PlanOnCluster = False,
     dry_run: options.DryRun = False,
-) -> None:
+) -> dict[str, Any]:
     """Plan, then submit a chain of Slurm jobs that does the rest; submit again to go on after a failure."""
     from hpcmpq.config import read_config
 
@@ -31,15 +30,19 @@ def submit(
     )  # fmt: skip
     if dry_run:
         for name, text in files.items():
-            typer.echo(f"# ---- {run_dir / 'slurm' / name}\n{text}")
-        return
+            console.say_as_is(f"# ---- {run_dir / 'slurm' / name}\n{text}")
+        return {"files": {str(run_dir / "slurm" / name): text for name, text in files.items()}}
     if not plan_on_cluster:
         plan(config, run_dir)
-    for name, number in submit_files(RunDir(run_dir), files).items():
-        typer.echo(f"{name} {number}")
+    jobs = submit_files(RunDir(run_dir), files)
+    for name, number in jobs.items():
+        console.say_as_is(f"{name} {number}")
+    return {"jobs": jobs}
 
 
-@app.command(epilog="Example: hpcmpq status runs/quickstart")
-def status(run_dir: options.Run) -> None:
+@command("hpcmpq status runs/quickstart")
+def status(run_dir: options.Run) -> dict[str, Any]:
     """Show stages, work units, throughput, time left, failures and Slurm jobs of a run directory."""
-    console.status(read_status(RunDir(run_dir)))
+    state = read_status(RunDir(run_dir))
+    console.status(state)
+    return dataclasses.asdict(state)

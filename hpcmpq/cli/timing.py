@@ -1,22 +1,24 @@
 """`hpcmpq time`, measured times of sub-graphs, and `hpcmpq solve --maximize`, the largest gain from them."""
 
 from pathlib import Path
+from typing import Any
 
 from hpcmpq import console, options
-from hpcmpq.cli.app import app
+from hpcmpq.cli.app import command
 from hpcmpq.config import SolverConfig
 from hpcmpq.errors import UserError
 from hpcmpq.store import RunDir, read_quadratic
 
 
-@app.command(epilog="Example: hpcmpq time runs/quickstart")
-def time(run_dir: options.Run) -> None:
+@command("hpcmpq time runs/quickstart")
+def time(run_dir: options.Run) -> dict[str, Any]:
     """Measure sub-graphs in their formats on this machine, for the budget latency_s; write RUN/time.json."""
     from hpcmpq.timing import measure_times
 
     with console.stage(run_dir, "time"), console.counter("time", "rounds") as on_round:
         values = measure_times(RunDir(run_dir), on_round)
     console.timed(values)
+    return values
 
 
 def solve_for_gain(
@@ -25,7 +27,7 @@ def solve_for_gain(
     limits: tuple[float | None, float | None],
     budgets: dict[str, float],
     settings: SolverConfig,
-) -> None:
+) -> dict[str, Any]:
     """`hpcmpq solve --maximize`: the largest gain within a loss, given as share of its mean square or as it is."""
     from hpcmpq.time_gain import GAINS, loss_limit, maximize
 
@@ -35,4 +37,6 @@ def solve_for_gain(
         )
     run = RunDir(run_dir)
     limit = loss_limit(read_quadratic(run.quadratic_path), *limits)
-    console.gained(maximize(run, gain, limit, budgets, settings))
+    values = maximize(run, gain, limit, budgets, settings)
+    console.gained(values)
+    return values

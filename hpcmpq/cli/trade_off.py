@@ -1,16 +1,16 @@
 """`hpcmpq frontier`: the whole trade-off curve."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hpcmpq import console, options
-from hpcmpq.cli.app import app
+from hpcmpq.cli.app import command
 from hpcmpq.errors import UserError
 from hpcmpq.store import RunDir, read_plan
 
 
-@app.command(epilog="Example: hpcmpq frontier runs/quickstart --cost weight_bits --from 2 --to 8 --step 0.05")
+@command("hpcmpq frontier runs/quickstart --cost weight_bits --from 2 --to 8 --step 0.05")
 def frontier(
     run_dir: options.Run,
     cost: Annotated[str, typer.Option("--cost", help="The cost that varies.")] = "weight_bits",
@@ -22,7 +22,7 @@ def frontier(
     time_limit: Annotated[
         float, typer.Option("--time-limit", metavar="SECONDS", help="Solver time of one point.")
     ] = 2.0,
-) -> None:
+) -> dict[str, Any]:
     """Solve over a range of limits on one cost; write RUN/frontier.json, every point with its bound."""
     import numpy as np
 
@@ -37,4 +37,4 @@ def frontier(
     with console.stage(run_dir, "frontier"), console.counter("frontier", "points") as on_point:
         settings = settings_of(read_plan(RunDir(run_dir)), name=solver, time_limit_s=time_limit)
         others = dict(parse_budget(text) for text in budget or ())
-        frontier_run(RunDir(run_dir), cost, limits, others, settings, on_point)
+        return frontier_run(RunDir(run_dir), cost, limits, others, settings, on_point)

@@ -1,0 +1,102 @@
+"""`--json` and `--quiet` of every command: one JSON document on standard output, or nothing but errors."""
+
+import inspect
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hpcmpq import console
+from hpcmpq.errors import UserError, exit_status
+from hpcmpq.world import find_world
+
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document to standard output, all else to standard error."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+
+
+class Reported(UserError):
+    """Bad input found by a command that has a document to print nevertheless.
+
+    Attributes:
+        values: The document.
+    """
+
+    def __init__(self, message: str, values: Any) -> None:
+        super().__init__(message)
+        self.values = values
+
+
+def described(function: Callable[..., Any]) -> Callable[..., None]:
+    """A command that prints what `function` prints, or what it returns as JSON, or nothing.
+
+    The function returns plain values, or None in a process that has nothing to say, such as an MPI rank other
+    than 0.
+    """
+
+    @wraps(function)
+    def command(*, as_json: bool, quiet: bool, **arguments: Any) -> None:
+        if quiet:
+            console.set_quiet(True)
+            logging.getLogger().setLevel(logging.ERROR)
+        if not as_json:
+            function(**arguments)
+            return
+        with _standard_output_for_us():
+            values = function(**arguments)
+        if values is not None:
+            typer.echo(json.dumps(values, indent=2, allow_nan=False, default=_plain))
+
+    signature = inspect.signature(function, eval_str=True)
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in (("as_json", AsJson), ("quiet", Quiet))
+    ]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in signature.parameters.values()]
+    command.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*parameters, *more], return_annotation=None
+    )
+    command.__annotations__ = {p.name: p.annotation for p in (*parameters, *more)}
+    return command
+
+
+def print_error(error: BaseException, message: str) -> None:
+    """The document of a command that failed; ranks other than 0 leave it to that one."""
+    if find_world().rank > 0:
+        return
+    facts = {"exit_status": status_of(error), "type": type(error).__name__, "message": message}
+    typer.echo(json.dumps(error.values if isinstance(error, Reported) else {"error": facts}, indent=2))
+
+
+def status_of(error: BaseException) -> int:
+    """Exit status of an error, those of the command line's own parser included."""
+    return getattr(error, "exit_code", None) or exit_status(error)
+
+
+@contextmanager
+def _standard_output_for_us() -> Iterator[None]:
+    """What libraries, worker processes and C code write to standard output goes to standard error inside."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value")

@@ -1,0 +1,212 @@
+"""What every command promises: an example in its help, --json that is one document, --quiet that is silence."""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+
+from hpcmpq.cli import app, main
+from hpcmpq.doctor import Check
+from hpcmpq.errors import Interrupted
+from hpcmpq.store import RunDir
+from tests.executors.launch import ROOT, environment
+from tests.executors.tiny_model import write_config
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+class Called(NamedTuple):
+    """How a command ended and what it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Called]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Call]:
+    """Calls the entry point as a shell would, in this process to spare starts."""
+    monkeypatch.chdir(ROOT)
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+
+    def call(*arguments: object) -> Called:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["hpcmpq", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Called(ended.value.code, out, err)
+
+    yield call
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunDir, str]:
+    """Config and directory of a run of every stage, and the document that it printed."""
+    folder = tmp_path_factory.mktemp("command_line")
+    config = write_config(folder / "config.yaml")
+    text = config.read_text().replace("[int2, int4]", "[int2, bf16]")  # one that has kernels for `time`
+    config.write_text(text + "timing: {rounds: 2}\n")
+    command = [sys.executable, "-m", "hpcmpq", "run", str(config), "--run-dir", str(folder / "run"), "--json"]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200, check=True
+    )
+    assert "predicted kl" in ended.stderr
+    return config, RunDir(folder / "run"), ended.stdout
+
+
+GOOD = {
+    "compare": "compare RUN RUN",
+    "doctor": "doctor --directory FOLDER",
+    "plan": "plan CONFIG --run-dir RUN --workers 4",
+    "calibrate": "calibrate RUN",
+    "reduce": "reduce RUN",
+    "solve": "solve RUN --budget weight_bits=9",
+    "refine": "refine RUN",
+    "frontier": "frontier RUN --from 4 --to 8 --step 2",
+    "time": "time RUN",
+    "export": "export RUN",
+    "evaluate": "evaluate RUN",
+    "report": "report RUN",
+    "status": "status RUN",
+    "submit": "submit CONFIG --run-dir RUN --dry-run",
+    "init": "init MODEL --output NEW",
+}
+"""A call of each command that succeeds; `run` is tested by the fixture."""
+
+KEYS = {
+    "compare": {
+        "settings",
+        "budgets",
+        "costs",
+        "losses",
+        "evaluation",
+        "formats",
+        "notes",
+        "num_shared_groups",
+    },
+    "plan": {"plan", "num_groups", "num_weights", "num_options", "num_units", "fingerprint", "predictions"},
+    "calibrate": {"num_units", "num_done"},
+    "reduce": {"quadratic", "objective", "loss0", "num_samples", "asymmetry"},
+    "solve": {"assignment", "objective", "bound", "gap", "termination", "costs", "seconds", "predicted_loss"},
+    "refine": {"assignment", "expected_loss", "measured_loss", "refine"},
+    "frontier": {"points"},
+    "time": {"phases"},
+    "export": {"exports"},
+    "evaluate": {"loss", "kl", "num_tokens", "engine", "world_size"},
+    "report": {"report"},
+    "status": {"stages", "num_units", "num_done", "failed", "jobs"},
+    "submit": {"files"},
+    "init": {"config", "num_groups", "num_weights"},
+}
+
+BAD = {
+    name: text.replace("RUN", "/nowhere").replace("CONFIG", "/nowhere.yaml") for name, text in GOOD.items()
+}
+BAD["run"] = "run /nowhere.yaml --run-dir /nowhere"
+BAD["init"] = "init /nowhere --output /nowhere.yaml"
+BAD["doctor"] = "doctor --directory /nowhere --fast"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_with_an_example_that_parses(name: str):
+    command, example = COMMANDS[name], str(COMMANDS[name].epilog)
+    assert example.startswith("Example: ") and f"hpcmpq {name} " in example
+    words = shlex.split(example.split(f"hpcmpq {name} ")[1].split(";")[0])
+    command.make_context(name, words)
+    assert command.help
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_errors_are_one_document_with_the_same_status(name: str, call: Call):
+    words = shlex.split(BAD[name])
+    plain, silent, document = call(*words), call(*words, "--quiet"), call(*words, "--json")
+    assert plain.status == silent.status == document.status == 2
+    error = json.loads(document.out)["error"]
+    assert error["exit_status"] == 2 and error["message"] in " ".join(document.err.split())
+    assert silent.out == ""
+    assert silent.err
+
+
+def test_run_prints_one_document(finished: tuple[Path, RunDir, str]):
+    _, run, printed = finished
+    values = json.loads(printed)
+    assert set(values) == {"run", "solution", "evaluation", "report"}
+    assert values["evaluation"] == json.loads(run.evaluation_path.read_text())
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "run"])
+def test_commands_print_one_document_or_nothing(
+    name: str,
+    finished: tuple[Path, RunDir, str],
+    call: Call,
+    model_directory: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    config, run, _ = finished
+    monkeypatch.setattr("hpcmpq.cli.desk.examine", lambda _: [Check("Python", "ok", "3.11")])
+
+    def words(new: str) -> list[str]:
+        places = {"CONFIG": config, "RUN": run.path, "FOLDER": tmp_path, "NEW": tmp_path / new}
+        if name == "init":
+            places["MODEL"] = model_directory("llama")
+        return [str(places.get(word, word)) for word in shlex.split(GOOD[name])]
+
+    document = call(*words("a.yaml"), "--json")
+    assert document.status == 0, document.err
+    values = json.loads(document.out)
+    if name == "doctor":
+        assert {"name", "state", "found", "fix", "needed"} == set(values[0])
+    else:
+        assert KEYS[name] <= set(values)
+    assert document.err  # what people read goes there
+    silent = call(*words("b.yaml"), "--quiet")
+    assert silent == (0, "", "")
+
+
+def test_no_assignment_and_interruptions_keep_their_status(
+    finished: tuple[Path, RunDir, str], call: Call, monkeypatch: pytest.MonkeyPatch
+):
+    _, run, _ = finished
+    infeasible = call("solve", run.path, "--budget", "weight_bits=1", "--json")
+    assert infeasible.status == json.loads(infeasible.out)["error"]["exit_status"] == 3
+
+    def interrupted(*_: object) -> None:
+        raise Interrupted("SIGTERM")
+
+    monkeypatch.setattr("hpcmpq.refine.refine", interrupted)
+    stopped = call("refine", run.path, "--json")
+    assert stopped.status == json.loads(stopped.out)["error"]["exit_status"] == 75
+
+
+def test_words_that_are_no_command_are_errors_too(call: Call):
+    assert json.loads(call("slove", "--json").out)["error"]["type"]
+    assert call("slove").status == call("slove", "--json").status == 2
+
+
+def test_what_a_model_prints_is_not_in_the_document(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "loud.py").write_text(
+        "import os\nfrom tests.executors.tiny_model import model as quiet\n"
+        "def model():\n    print('hello')\n    os.write(1, b'from below\\n')\n    return quiet()\n"
+    )
+    text = write_config(tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("tests.executors.tiny_model:model", "loud:model"))
+    document = call("plan", tmp_path / "config.yaml", "--run-dir", tmp_path / "run", "--json")
+    assert document.status == 0 and json.loads(document.out)["num_groups"] == 3
+    assert "hello" in document.err and "from below" in document.err
