@@ -2,7 +2,8 @@
 
 To add one: a function with `@command(EXAMPLE)` in the file where people would look for it, options that others
 share in `hpcmpq.options`, and heavy imports inside the function, so that `--help` is quick. It prints with
-`hpcmpq.console` and returns what --json is to print, with keys that stay; `tests/test_command_line.py` holds it to that.
+`hpcmpq.console` and returns what --json is to print, with keys that stay, see
+`tests/test_command_line.py`.
 """
 
 from hpcmpq.cli import desk, stages, submission, timing, trade_off
