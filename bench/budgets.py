@@ -7,7 +7,8 @@ import argparse
 
 from bench.results import table, write_section
 from bench.workload import Judge, calibrated
-from hpcmpq.solve import make_problem, settings_of, solve_problem, uniform_choices, uniform_hint
+from hpcmpq.formulate import make_problem, uniform_choices, uniform_hint
+from hpcmpq.solve import settings_of, solve_problem
 
 LIMITS = (2.25, 2.5, 3.0, 3.5, 4.0)
 

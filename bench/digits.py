@@ -9,7 +9,8 @@ import numpy as np
 
 from bench.results import table, write_section
 from bench.workload import Judge, calibrated
-from hpcmpq.solve import make_problem, settings_of, solve_problem, uniform_hint
+from hpcmpq.formulate import make_problem, uniform_hint
+from hpcmpq.solve import settings_of, solve_problem
 
 CONFIG = "configs/digits.yaml"
 LIMITS = (2.25, 2.5, 3.0, 3.5, 4.0)

@@ -87,7 +87,8 @@ def problem_of(case: Case) -> Problem:
     """The case's problem."""
     if case.shape is not None:
         return make_instance(case.shape)
-    from hpcmpq.solve import make_problem, settings_of
+    from hpcmpq.formulate import make_problem
+    from hpcmpq.solve import settings_of
     from hpcmpq.store import RunDir, read_plan, read_quadratic
 
     run = RunDir(Path(case.run))

@@ -12,8 +12,8 @@ import numpy as np
 
 from hpcmpq.config import SolverConfig
 from hpcmpq.errors import Infeasible
+from hpcmpq.formulate import known_cost, make_problem, plan_costs, uniform_choices
 from hpcmpq.problem import Problem, Solution, Termination, relative_gap
-from hpcmpq.solve import known_cost, make_problem, plan_costs, uniform_choices
 from hpcmpq.solvers import Solver, make_solver
 from hpcmpq.store import RunDir, read_plan, read_quadratic, write_json
 

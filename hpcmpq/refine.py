@@ -11,13 +11,14 @@ import numpy as np
 from hpcmpq.config import parse_config
 from hpcmpq.descent import TrueLoss, descend
 from hpcmpq.errors import UserError
+from hpcmpq.formulate import make_problem, uniform_choices
 from hpcmpq.link import fit_link
 from hpcmpq.measure import Comparison
 from hpcmpq.models.calibration import load_splits
 from hpcmpq.models.load import load_model
 from hpcmpq.models.samples import Samples
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.solve import assignment_values, make_problem, objective_value, settings_of, uniform_choices
+from hpcmpq.solve import assignment_values, objective_value, settings_of
 from hpcmpq.solvers import make_solver
 from hpcmpq.space import SearchSpace
 from hpcmpq.store import RunDir, read_json, read_plan, read_quadratic, write_json

@@ -15,20 +15,14 @@ from typing import Any
 import numpy as np
 
 from hpcmpq.config import SolverConfig
-from hpcmpq.constraints import allowed_options, tied_groups
-from hpcmpq.costs import average_bits_cost, bops_cost, macs_cost, size_bytes_cost, weight_bits_cost
-from hpcmpq.costs.latency import LATENCY_NAMES, latency_costs, mac_time_cost
 from hpcmpq.errors import Infeasible, UserError
-from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.formulate import cost_values, make_problem, uniform_choices, uniform_hint
 from hpcmpq.plan import Plan
-from hpcmpq.problem import Budget, Cost, Problem, Solution, Termination, relative_gap
+from hpcmpq.problem import Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.shrinkage import shrink_cross_terms
 from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.robust import robust_value, solve_robust
-from hpcmpq.space import SearchSpace
 from hpcmpq.store import RunDir, read_plan, read_quadratic, write_json
-from hpcmpq.targets import find_target
 
 
 def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> dict[str, Any]:
@@ -111,95 +105,6 @@ def objective_value(
         batches = robust_batches(model, settings)
         return problem.constant + robust_value(*batches, choice_G, settings.robust_k)
     return problem.objective(choice_G)
-
-
-def plan_costs(plan: Plan) -> dict[str, Cost]:
-    """Every cost that a budget can name, by name."""
-    space, quantizer = plan.space, Quantizer(**plan.config["quantizer"])
-    target = find_target(plan.config["target"]) if plan.config.get("target") else None
-    costs = [
-        weight_bits_cost(space),
-        average_bits_cost(space, quantizer),
-        size_bytes_cost(space, quantizer, plan.fixed_bytes, target),
-        bops_cost(space),
-        macs_cost(space),
-        mac_time_cost(space),
-        *(latency_costs(space, plan.times) if plan.times else ()),
-    ]
-    return {cost.name: cost for cost in costs}
-
-
-def cost_values(plan: Plan, choice_G: np.ndarray) -> dict[str, float]:
-    """Every finite cost of a choice, to 12 digits: beyond them is the rounding of the sum.
-
-    A latency is missing where the choice has no kernel.
-    """
-    offset_G = np.searchsorted(plan.space.group_P, np.arange(len(plan.space.groups)))
-    values = {name: cost.value(choice_G, offset_G) for name, cost in plan_costs(plan).items()}
-    return {name: float(f"{value:.12g}") for name, value in values.items() if np.isfinite(value)}
-
-
-def known_cost(plan: Plan, costs: Mapping[str, Cost], name: str, kind: str = "budget") -> Cost:
-    """The cost of that name.
-
-    Raises:
-        UserError: If there is none, or its times were never measured.
-    """
-    if name in costs:
-        return costs[name]
-    if name in LATENCY_NAMES and plan.times is None:
-        raise UserError(
-            f"{kind} {name} needs measured times and none were measured for this plan; run `hpcmpq time RUN` first"
-        )
-    raise UserError(f"unknown {kind} {name!r}; known: {', '.join(costs)}")
-
-
-def make_problem(
-    plan: Plan, model: QuadraticModel, budgets: Mapping[str, float], settings: SolverConfig
-) -> Problem:
-    """The optimisation problem of a plan, its quadratic model, budgets and constraints."""
-    space = plan.space
-    names = tuple(space.groups[option.group].name for option in space.options)
-    if model.option_group != names or model.option_format != tuple(o.format for o in space.options):
-        raise UserError("quadratic.h5 belongs to another plan than plan.json; run `hpcmpq reduce` again")
-    costs = plan_costs(plan)
-    for name, limit in budgets.items():
-        known_cost(plan, costs, name)
-        if not np.isfinite(limit):
-            raise UserError(f"budget {name} must be a finite number, got {limit}")
-    return Problem(
-        linear_P=model.linear_P,
-        quad_PP=cross_terms(model, settings),
-        group_P=space.group_P,
-        budgets=tuple(Budget(costs[name], float(limit)) for name, limit in budgets.items()),
-        allowed_P=allowed_options(space, settings),
-        ties=tied_groups(space, settings),
-        constant=model.loss0,
-        group_names=tuple(group.name for group in space.groups),
-        option_names=tuple(option.format for option in space.options),
-    )
-
-
-def cross_terms(model: QuadraticModel, settings: SolverConfig) -> np.ndarray:
-    """H as the solver sees it, float64 [P, P]: dropped, shrunk by standard errors, or as measured."""
-    if settings.drop_cross_terms:
-        return np.zeros_like(model.quad_PP)
-    if settings.shrink > 0:
-        return shrink_cross_terms(model.quad_PP, model.stderr_quad_PP, settings.shrink)
-    return model.quad_PP
-
-
-def uniform_choices(space: SearchSpace) -> dict[str, np.ndarray]:
-    """{format: option index per group} of every format that all groups can take, fewest bits first."""
-    shared = [name for name in space.formats[0] if all(name in names for names in space.formats)]
-    shared.sort(key=lambda name: FORMATS[name].num_bits)
-    return {name: space.choice({g.name: name for g in space.groups}) for name in shared}
-
-
-def uniform_hint(space: SearchSpace, problem: Problem) -> np.ndarray | None:
-    """The best feasible uniform assignment, so that no solution is predicted worse than uniform."""
-    feasible = [choice_G for choice_G in uniform_choices(space).values() if problem.is_feasible(choice_G)]
-    return min(feasible, key=problem.objective, default=None)
 
 
 def assignment_values(

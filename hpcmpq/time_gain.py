@@ -17,10 +17,11 @@ import numpy as np
 from hpcmpq.config import SolverConfig
 from hpcmpq.costs.latency import original_latency_s
 from hpcmpq.errors import Infeasible, UserError
+from hpcmpq.formulate import known_cost, make_problem, plan_costs
 from hpcmpq.plan import Plan
 from hpcmpq.problem import Budget, Cost, Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.solve import describe, known_cost, make_problem, plan_costs
+from hpcmpq.solve import describe
 from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.least_cost import least_cost
 from hpcmpq.solvers.reachable import open_budget

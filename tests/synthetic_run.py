@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from hpcmpq.config import SolverConfig, parse_config, to_values
+from hpcmpq.formulate import make_problem, uniform_choices
 from hpcmpq.plan import Plan, content_hash, make_units, plan_to_json
 from hpcmpq.problem import Solution, Termination
 from hpcmpq.quadratic import QuadraticModel, zero_within_groups
-from hpcmpq.solve import describe, make_problem, uniform_choices
+from hpcmpq.solve import describe
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store import RunDir, write_json, write_quadratic
 

@@ -28,6 +28,7 @@ LAYERS: list[tuple[str, ...]] = [
     # The solve path: numpy, h5py and ortools. It runs on a laptop without torch.
     ("store", "solvers", "executors"),
     ("shrinkage", "constraints", "descent", "link"),
+    ("formulate",),
     ("solve",),
     ("frontier", "time_gain"),
     # The queue: what login nodes run.

@@ -7,8 +7,9 @@ import pytest
 
 from hpcmpq.config import SolverConfig
 from hpcmpq.errors import Infeasible, UserError
+from hpcmpq.formulate import make_problem, plan_costs, uniform_choices
 from hpcmpq.frontier import frontier
-from hpcmpq.solve import make_problem, parse_budget, plan_costs, solve, uniform_choices
+from hpcmpq.solve import parse_budget, solve
 from hpcmpq.store import read_json
 from tests.synthetic_run import synthetic_model, synthetic_plan, write_run
 

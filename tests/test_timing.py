@@ -14,12 +14,13 @@ from hpcmpq.config import GroupsConfig, SolverConfig, parse_config
 from hpcmpq.costs.latency import latency_costs, mac_time_cost, original_latency_s
 from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.formats import Quantizer
+from hpcmpq.formulate import plan_costs
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.outputs import forward
 from hpcmpq.models.rounding import round_operands
 from hpcmpq.prepare import prepare
 from hpcmpq.problem import Budget, Cost, CostTerm, Problem
-from hpcmpq.solve import plan_costs, solve
+from hpcmpq.solve import solve
 from hpcmpq.solvers.least_cost import least_cost
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store import RunDir, read_json, read_plan, write_json

@@ -7,10 +7,10 @@ import transformers
 from torch import nn
 
 from hpcmpq.config import parse_config
+from hpcmpq.formulate import cost_values
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.plan import Plan
 from hpcmpq.prepare import prepare
-from hpcmpq.solve import cost_values
 from hpcmpq.store import RunDir, write_json
 
 TEXT = "".join(f"{number} bottles of ink stand on shelf {number % 7}. " for number in range(400))
