@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcmpq.solvers.lift import Lift
-from hpcmpq.solvers.relaxation import Minimum, Projector, Relaxation, minimise
+from hpcmpq.solvers.projection import Projector
+from hpcmpq.solvers.relaxation import Minimum, Relaxation, minimise
 
 
 @dataclass

@@ -27,7 +27,7 @@ import numpy as np
 from hpcmpq.solvers.compact import Compact
 from hpcmpq.solvers.definite import proven_shift
 from hpcmpq.solvers.lagrangian import best_prices, dual_value
-from hpcmpq.solvers.relaxation import simplex
+from hpcmpq.solvers.projection import simplex
 
 
 def spectral_bound(compact: Compact, choice_G: np.ndarray, deadline: float, seed: int) -> float:

@@ -15,14 +15,8 @@ from hpcmpq.solvers.integer import common_unit
 from hpcmpq.solvers.lift import make_lift
 from hpcmpq.solvers.node import all_pairs, make_node, preconditioner
 from hpcmpq.solvers.presolve import presolve
-from hpcmpq.solvers.relaxation import (
-    Projector,
-    additive_floor,
-    make_relaxation,
-    minimise,
-    separable_budgets,
-    simplex,
-)
+from hpcmpq.solvers.projection import Projector, simplex
+from hpcmpq.solvers.relaxation import additive_floor, make_relaxation, minimise, separable_budgets
 from hpcmpq.solvers.search import State
 from hpcmpq.solvers.spectral import spectral_bound
 from hpcmpq.solvers.tabu import search

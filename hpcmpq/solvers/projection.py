@@ -1,0 +1,97 @@
+"""The nearest point of the relaxation's polyhedral set, block by block: products of simplices and boxes.
+
+Axis letters: N lifted coordinates, X padded options G·k, G groups, k padded options, K budgets, B group pairs
+i < j, E entries of a block k·k.
+"""
+
+import numpy as np
+
+from hpcmpq.solvers.lift import Lift
+from hpcmpq.solvers.relaxation import Relaxation
+
+
+def block_columns(lift: Lift) -> tuple[np.ndarray, np.ndarray]:
+    """Flat indices into [X, X] of every block of two groups i < j, and of its mirror, int64 [k·k, B] each."""
+    width = lift.width
+    first_B, second_B = np.triu_indices(lift.num_groups, 1)
+    row, column = np.divmod(np.arange(width * width), width)
+    rows = first_B[None, :] * width + row[:, None]
+    columns = second_B[None, :] * width + column[:, None]
+    return rows * lift.padded + columns, columns * lift.padded + rows
+
+
+class Projector:
+    """Projects lifted matrices; keeps the index arrays of one relaxation."""
+
+    def __init__(self, relaxation: Relaxation, dtype: type) -> None:
+        self.relaxation, self.lift = relaxation, relaxation.lift
+        self.upper, self.lower = block_columns(self.lift)
+        self.dtype = dtype
+        scale_X = self.lift.scale_X
+        self.weight_EB = np.outer(scale_X, scale_X).ravel()[self.upper].astype(dtype)
+        scale_kG = scale_X.reshape(self.lift.num_groups, self.lift.width).T
+        self.own_weight_kG: np.ndarray = (scale_kG**4 + 2.0 * scale_kG**2).astype(dtype)
+        self.scale_X: np.ndarray = scale_X.astype(dtype)
+        self.slack_limit_KX = (relaxation.slack_limit_KX * scale_X).astype(dtype)
+        self.set_allowed(relaxation.allowed_XX)
+
+    def set_allowed(self, allowed_XX: np.ndarray) -> None:
+        """Exclude more pairs."""
+        blocks = allowed_XX.ravel()[self.upper]
+        self.penalty: np.ndarray | None = (
+            None if blocks.all() else np.where(blocks, 0.0, -np.inf).astype(self.dtype)
+        )
+        exists = np.diagonal(allowed_XX).reshape(self.lift.num_groups, self.lift.width).T
+        self.own_penalty: np.ndarray = np.where(exists, 0.0, -np.inf).astype(self.dtype)
+
+    def project(self, w_NN: np.ndarray) -> np.ndarray:
+        """The nearest point of the polyhedral set to a symmetric matrix, [N, N]."""
+        lift = self.lift
+        padded, width = lift.padded, lift.width
+        inner = slice(1, 1 + padded)
+        out_NN = np.zeros_like(w_NN)
+        w_XX = np.ascontiguousarray(w_NN[inner, inner])
+        blocks = w_XX.ravel()[self.upper]
+        blocks *= self.weight_EB
+        if self.penalty is not None:
+            blocks += self.penalty
+        blocks = simplex(blocks, self.weight_EB**2)
+        blocks *= self.weight_EB
+        out_XX = np.zeros_like(w_XX)
+        out_XX.ravel()[self.upper] = blocks
+        out_XX.ravel()[self.lower] = blocks
+        # A group's distribution appears three times: on the diagonal, in the first row and column.
+        own_X = self.scale_X**2 * np.diagonal(w_XX) + 2.0 * self.scale_X * w_NN[0, inner]
+        own_kG = own_X.reshape(lift.num_groups, width).T + self.own_penalty
+        own_X = simplex(own_kG, self.own_weight_kG).T.ravel()
+        out_XX[np.arange(padded), np.arange(padded)] = self.scale_X**2 * own_X
+        out_NN[inner, inner] = out_XX
+        out_NN[0, inner] = out_NN[inner, 0] = self.scale_X * own_X
+        out_NN[0, 0] = 1.0
+        if lift.num_budgets:
+            relaxation, slack = self.relaxation, slice(1 + padded, None)
+            out_NN[slack, 0] = out_NN[0, slack] = np.clip(w_NN[slack, 0], 0.0, relaxation.slack_limit_K)
+            out_NN[slack, inner] = np.clip(w_NN[slack, inner], 0.0, self.slack_limit_KX)
+            out_NN[inner, slack] = out_NN[slack, inner].T
+            roof_KK = np.outer(relaxation.slack_limit_K, relaxation.slack_limit_K)
+            out_NN[slack, slack] = np.clip(w_NN[slack, slack], 0.0, roof_KK)
+        return out_NN
+
+
+def simplex(linear_EB: np.ndarray, weight_EB: np.ndarray) -> np.ndarray:
+    """The columns v ≥ 0, Σ v = 1 that minimise Σ ½ weight v² − linear v; linear −inf gives 0.
+
+    v = max(linear − t, 0) / weight with a threshold t per column, found by Newton's method from the left,
+    where Σ v is convex and decreasing in t: it ends at the exact threshold after finitely many steps.
+    """
+    inverse_EB = 1.0 / weight_EB
+    finite_EB = np.where(np.isfinite(linear_EB), linear_EB, 0.0) * inverse_EB
+    threshold_B = (linear_EB - weight_EB).max(axis=0)
+    for _ in range(len(linear_EB) + 1):
+        active_EB = linear_EB > threshold_B
+        mass_B = np.where(active_EB, inverse_EB, 0.0).sum(axis=0)
+        new_B = (np.where(active_EB, finite_EB, 0.0).sum(axis=0) - 1.0) / mass_B
+        if not (new_B > threshold_B + 1e-6 * (1.0 + np.abs(threshold_B))).any():
+            break
+        threshold_B = np.maximum(new_B, threshold_B)
+    return np.maximum(linear_EB - threshold_B, 0.0) * inverse_EB
