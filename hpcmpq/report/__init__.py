@@ -1,24 +1,36 @@
 """The report stage: RUN/report.html, one self-contained page, and RUN/report/ with its figures and tables.
 
-findings.py  reads the artefacts of a run directory
-tables.py    findings to plain tables, also written as CSV
-words.py     findings to sentences
-plots.py     findings to figures
-measured.py  what evaluation measured, with intervals
-partition.py sequential sub-graphs and their measured times
-theme.py     figures to SVG and PNG, and to the page in light and dark
-html.py      tables, sentences and figures to the page, with report.html and report.css
+findings.py   reads the artefacts of a run directory
+checks.py     what to know before using the result
+tables.py     size, costs and groups as plain tables, also written as CSV
+measured.py   what evaluation measured, with intervals
+bits.py       bits over depth and kind
+curves.py     loss over size: frontier, bounds, uniform curve
+pairs.py      interactions of groups
+partition.py  sequential sub-graphs and their measured times
+stages.py     time and cost of each stage
+provenance.py model, data, files, environment, and how to get it all again
+display.py    numbers with units
+words.py      findings to sentences
+plots.py      figures; theme.py turns them to SVG and PNG, and to the page in light and dark
+html.py       everything to the page, with report.html and report.css
 """
 
 from pathlib import Path
 
 from hpcmpq.errors import UserError
-from hpcmpq.report.findings import read_findings
+from hpcmpq.report.findings import Findings, read_findings
 from hpcmpq.report.measured import measured_table
-from hpcmpq.report.tables import all_tables, write_csv
+from hpcmpq.report.pairs import pair_table
+from hpcmpq.report.provenance import files_table
+from hpcmpq.report.stages import stage_table
+from hpcmpq.report.tables import Table, budget_table, comparison_table, group_table, write_csv
 from hpcmpq.store import RunDir, replacing
 
 FILES_FOLDER = "report"
+
+AS_TABLE = ("bits",)
+"""Figures that the page shows as tables instead."""
 
 
 def write_report(run: RunDir) -> Path:
@@ -30,30 +42,41 @@ def write_report(run: RunDir) -> Path:
     findings = read_findings(run)
     try:
         from hpcmpq.report.html import page
-        from hpcmpq.report.partition import partition_figure, partition_table
         from hpcmpq.report.plots import all_figures
-        from hpcmpq.report.theme import save, to_svg
+        from hpcmpq.report.theme import draw_svg, for_file, for_page, save_png
     except ModuleNotFoundError as error:
         raise UserError(
             f"the report needs {error.name}, which is not installed; run `pip install 'hpcmpq[report]'` and "
             f"`hpcmpq report {run.path}` again"
         ) from None
-    figures, tables = all_figures(findings), all_tables(findings)
-    measured = measured_table(findings)
-    if measured is not None:
-        tables.append(measured)
-    if findings.plan.times is not None:
-        figures["subgraphs"] = partition_figure(findings)
-        tables.append(partition_table(findings))
+    figures, tables = all_figures(findings), every_table(findings)
     folder = run.file(FILES_FOLDER)
     for table in tables:
         with replacing(folder / f"{table.name}.csv") as attempt:
             write_csv(table, attempt)
+    drawn = {name: draw_svg(figure) for name, figure in figures.items()}
     for name, figure in figures.items():
-        for suffix in ("svg", "png"):
-            with replacing(folder / f"{name}.{suffix}") as attempt:
-                save(figure, attempt, suffix)
-    text = page(findings, {name: to_svg(name, figure) for name, figure in figures.items()}, tables)
+        with replacing(folder / f"{name}.svg") as attempt:
+            attempt.write_text(for_file(drawn[name]))
+        with replacing(folder / f"{name}.png") as attempt:
+            save_png(figure, attempt)
+    shown = {name: for_page(name, svg) for name, svg in drawn.items() if name not in AS_TABLE}
+    text = page(findings, shown, tables)
     with replacing(run.report_path) as attempt:
         attempt.write_text(text)
     return run.report_path
+
+
+def every_table(findings: Findings) -> list[Table]:
+    """Every table that the artefacts allow."""
+    from hpcmpq.report.curves import frontier_table
+    from hpcmpq.report.partition import partition_table
+
+    found = [comparison_table(findings), budget_table(findings), group_table(findings), pair_table(findings)]
+    found.append(stage_table(findings))
+    optional = [measured_table(findings), files_table(findings)]
+    if findings.frontier is not None:
+        optional.append(frontier_table(findings))
+    if findings.plan.times is not None:
+        optional.append(partition_table(findings))
+    return [*found, *(table for table in optional if table is not None)]

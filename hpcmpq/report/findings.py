@@ -9,6 +9,7 @@ import numpy as np
 from hpcmpq.formats import FORMATS, Format
 from hpcmpq.plan import Plan
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.solvers.robust import batch_values
 from hpcmpq.space import Group
 from hpcmpq.store import RunDir, read_json, read_plan, read_quadratic
 
@@ -21,8 +22,12 @@ LABELS = {
     "size_bytes": "checkpoint size in bytes",
     "bops": "bit operations",
     "macs": "16-bit multiply-accumulates",
+    "mac_time": "16-bit multiply-accumulates by width of both factors",
     "latency_s": "latency in seconds",
 }
+Z95 = 1.96
+"""Standard errors on either side of a mean that cover 95 % of a normal distribution."""
+
 SHORT_LABELS = {"kl": "KL", "ce": "cross-entropy", "mse": "MSE"}
 
 
@@ -65,6 +70,15 @@ class Findings:
         """H between the chosen options: loss that two groups cause together beyond each alone, [G, G]."""
         return self.quadratic.quad_PP[np.ix_(self.choice_G, self.choice_G)]
 
+    @cached_property
+    def predicted_stderr(self) -> float | None:
+        """Standard error of the predicted loss over disjoint calibration batches, or None without batches."""
+        num_batches = len(self.quadratic.batch_linear_BP)
+        if num_batches < 2:
+            return None
+        values_B = batch_values(self.quadratic.batch_linear_BP, self.quadratic.batch_quad_BPP, self.choice_G)
+        return float(values_B.std(ddof=1) / num_batches**0.5)
+
     @property
     def objective(self) -> str:
         """``kl``, ``ce`` or ``mse``."""
@@ -103,6 +117,45 @@ class Findings:
         """Standard error of `measured` over samples, or None."""
         values = (self.evaluation or {}).get(f"{self.objective}_stderr")
         return None if values is None else float(values[model])
+
+    def interval(self, model: str) -> list[float] | None:
+        """95 % interval of `measured`, or None; from the standard error in older evaluations."""
+        evaluation = self.evaluation or {}
+        if "intervals" in evaluation:
+            ends = evaluation["intervals"][self.objective][model]
+            return None if ends is None else [float(end) for end in ends]
+        measured, stderr = self.measured(model), self.stderr(model)
+        return (
+            None if measured is None or stderr is None else [measured - Z95 * stderr, measured + Z95 * stderr]
+        )
+
+    def rise(self, model: str) -> float | None:
+        """Measured increase over the original, or None."""
+        measured, original = self.measured(model), self.measured("original")
+        return None if measured is None or original is None else measured - original
+
+    def rise_interval(self, model: str) -> list[float] | None:
+        """95 % interval of `rise`; None where only those of the two losses are known, which say little of it."""
+        found = self.paired(f"{model} - original")
+        if found is not None:
+            return None if found["interval"] is None else [float(end) for end in found["interval"]]
+        return self.interval(model) if self.measured("original") == 0 else None
+
+    def paired(self, pair: str, metric: str | None = None) -> dict[str, Any] | None:
+        """The paired difference of a metric, such as ``quantized - uniform``; None if it was not measured."""
+        found = (self.evaluation or {}).get("paired", {}).get(metric or self.objective, {}).get(pair)
+        return None if found is None else dict(found)
+
+    @property
+    def link(self) -> dict[str, Any] | None:
+        """Points and coefficients of the link that refinement fitted, or None."""
+        found = self.solution.get("refine", {}).get("link")
+        return None if found is None else dict(found)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all groups got one format."""
+        return len({chosen.name for chosen in self.formats}) == 1
 
 
 def read_findings(run: RunDir) -> Findings:

@@ -34,19 +34,19 @@ def measured_table(findings: Findings) -> Table | None:
         Column("metric", "Metric"),
         Column("original", "Original", "loss"),
         Column("quantized", "This assignment", "loss"),
-        Column("low", "from", "loss"),
-        Column("high", "to", "loss"),
+        Column("low", "from", "loss", end=True),
+        Column("high", "to", "loss", end=True),
         Column("uniform", f"Uniform {evaluation['uniform_format']}", "loss"),
-        Column("against_original", "Minus original", "loss"),
-        Column("against_original_low", "from", "loss"),
-        Column("against_original_high", "to", "loss"),
-        Column("against_uniform", "Minus uniform", "loss"),
-        Column("against_uniform_low", "from", "loss"),
-        Column("against_uniform_high", "to", "loss"),
+        Column("against_original", "Minus original", "signed"),
+        Column("against_original_low", "from", "loss", end=True),
+        Column("against_original_high", "to", "loss", end=True),
+        Column("against_uniform", "Minus uniform", "signed"),
+        Column("against_uniform_low", "from", "loss", end=True),
+        Column("against_uniform_high", "to", "loss", end=True),
     )
     caption = (
-        "Measured quality. From and to are ends of 95 % intervals; differences are taken sample by sample, so they "
-        "are known better than the values themselves."
+        "Measured quality with 95 % intervals. Differences are taken sample by sample, so they are known better than "
+        "the values themselves."
     )
     return Table("measured", caption, columns, tuple(rows))
 

@@ -6,12 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from hpcmpq.formats import FORMATS
 from hpcmpq.report.findings import Findings, kind, label
-
-NUM_PAIRS = 8
 
 
 @dataclass(frozen=True)
@@ -21,12 +16,15 @@ class Column:
     Attributes:
         name: Header of the CSV file.
         title: Header on the page, with its unit.
-        style: How `hpcmpq.report.words.show` writes a value of it.
+        style: How `hpcmpq.report.display.show` writes a value of it; "bar" for a share with a bar,
+            "prose" for words that need room.
+        end: Whether the page shows it as an end of the interval of the column before.
     """
 
     name: str
     title: str
     style: str = "text"
+    end: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,6 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Any, ...], ...]
     emphasis: int | None = None
-
-
-def all_tables(findings: Findings) -> list[Table]:
-    """Every table that the artefacts allow."""
-    tables = [comparison_table(findings), budget_table(findings), group_table(findings), pair_table(findings)]
-    if findings.timings:
-        tables.append(timing_table(findings))
-    if findings.frontier is not None:
-        tables.append(frontier_table(findings))
-    return tables
 
 
 def comparison_table(findings: Findings) -> Table:
@@ -114,7 +102,7 @@ def budget_table(findings: Findings) -> Table:
     budgets, costs = findings.solution["budgets"], findings.solution["costs"]
     names = [*budgets, *(name for name in costs if name not in budgets)]
     rows = tuple(
-        (label(name), costs[name], budgets.get(name), _share(costs[name], budgets.get(name)))
+        (label(name), costs[name], budgets.get(name), share_of(costs[name], budgets.get(name)))
         for name in names
     )
     columns = (
@@ -160,76 +148,6 @@ def group_table(findings: Findings) -> Table:
     return Table("groups", "Every group in model order with its format and predicted loss.", columns, rows)
 
 
-def pair_table(findings: Findings) -> Table:
-    """The pairs of groups whose interaction is strongest at the chosen formats."""
-    space, pairs_GG = findings.plan.space, findings.pairs_GG
-    first_n, second_n = np.triu_indices(len(space.groups), 1)
-    strength_n = np.abs(pairs_GG[first_n, second_n])
-    order = [n for n in np.argsort(-strength_n, kind="stable")[:NUM_PAIRS] if strength_n[n] > 0]
-    rows = tuple(
-        (
-            space.groups[i].name,
-            findings.formats[i].name,
-            space.groups[j].name,
-            findings.formats[j].name,
-            float(pairs_GG[i, j]),
-            _share(float(pairs_GG[i, j]), findings.increase),
-        )
-        for i, j in zip(first_n[order], second_n[order], strict=True)
-    )
-    columns = (
-        Column("group", "Group"),
-        Column("format", "Format"),
-        Column("other_group", "Other group"),
-        Column("other_format", "Format"),
-        Column("interaction", "Loss together beyond the sum of each alone", "loss"),
-        Column("share", "Share of the predicted increase", "share"),
-    )
-    return Table("pairs", "The strongest interactions at the chosen formats.", columns, rows)
-
-
-def timing_table(findings: Findings) -> Table:
-    """Wall time of the stages that ran."""
-    rows = tuple((stage, float(values["seconds"])) for stage, values in findings.timings.items())
-    columns = (Column("stage", "Stage"), Column("seconds", "Wall time", "seconds"))
-    return Table("timings", "Wall time of each stage's last run.", columns, rows)
-
-
-def frontier_table(findings: Findings) -> Table:
-    """Predicted loss and proven bound over a range of budgets."""
-    assert findings.frontier is not None
-    cost = findings.size_cost
-    rows = tuple(
-        (
-            float(point["costs"][cost]),
-            point["predicted_loss"],
-            point["bound"],
-            point["gap"],
-            point["termination"].replace("_", " "),
-        )
-        for point in findings.frontier["points"]
-    )
-    columns = (
-        Column(cost, label(cost).capitalize(), "number"),
-        Column("predicted_loss", f"Predicted {findings.objective_short}", "loss"),
-        Column("bound", "Proven bound", "loss"),
-        Column("gap", "Gap", "share"),
-        Column("termination", "Ended"),
-    )
-    return Table("frontier", "The best assignment found at each budget.", columns, tuple(sorted(rows)))
-
-
-def uniform_curve(findings: Findings) -> list[tuple[str, float, float]]:
-    """(format, cost, predicted loss) of every uniform assignment, cheapest first."""
-    cost = findings.size_cost
-    points = [
-        (name, float(uniform["costs"][cost]), float(uniform["predicted_loss"]))
-        for name, uniform in findings.solution["uniform"].items()
-        if cost in uniform["costs"]
-    ]
-    return sorted(points, key=lambda point: (point[1], FORMATS[point[0]].num_bits))
-
-
 def write_csv(table: Table, path: Path) -> None:
     """Write a table as CSV; a missing value is an empty cell."""
     with path.open("w", newline="") as file:
@@ -242,5 +160,6 @@ def _cells(row: Sequence[Any]) -> list[Any]:
     return ["" if value is None else value for value in row]
 
 
-def _share(value: float, whole: float | None) -> float | None:
+def share_of(value: float, whole: float | None) -> float | None:
+    """Value / whole; None without a whole."""
     return value / whole if whole else None

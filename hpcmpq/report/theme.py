@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 THEME = {
     "ink": "#1c2430",
@@ -45,20 +48,42 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def to_svg(name: str, figure: Figure) -> str:
-    """An SVG element for the page: scalable, in CSS variables, with ids of its own, hidden from readers."""
+def panels(width: float, height: float, ratios: tuple[float, ...] = (1,)) -> tuple[Figure, list[Axes]]:
+    """A figure of axes one above the other with a common horizontal axis, on any background."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+    axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+    for part in axes:
+        part.set_facecolor("none")
+    return figure, list(axes)
+
+
+def logarithmic(axis: Axis) -> None:
+    """Ticks of a logarithmic axis as 0.02, not 2 × 10⁻²; at 1, 2 and 5 where that is few enough to read."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def draw_svg(figure: Figure) -> str:
+    """The figure as an SVG document, the same text each time; what `for_page` and `for_file` start from."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
-        FigureCanvasSVG(figure).print_svg(
-            buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
-    width = f"max-width: {figure.get_figwidth():.2f}in"
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+        canvas = FigureCanvasSVG(figure)
+        if (layout := figure.get_layout_engine()) is not None:
+            layout.execute(figure)
+            figure.set_layout_engine("none")  # laid out once for all drawings
+        canvas.print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return buffer.getvalue()
+
+
+def for_page(name: str, svg: str) -> str:
+    """An SVG element for the page: scalable, in CSS variables, with ids of its own, hidden from readers."""
+    text = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    [points] = re.findall(r'<svg [^>]*?width="([\d.]+)pt"', text)
     text = re.sub(
         r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
-        rf'<svg viewBox="\1" style="{width}" aria-hidden="true" focusable="false">',
+        rf'<svg viewBox="\1" style="max-width: {float(points) / 72:.2f}in" aria-hidden="true" focusable="false">',
         text,
     )
     text = re.sub(r'\bid="', f'id="{name}-', text)
@@ -68,12 +93,12 @@ def to_svg(name: str, figure: Figure) -> str:
     return text
 
 
-def save(figure: Figure, path: Path, suffix: str) -> None:
-    """Write a figure as ``svg`` or ``png`` in print colours on white."""
+def for_file(svg: str) -> str:
+    """An SVG document on white."""
+    return re.sub(r"(<svg [^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', svg, count=1)
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure in print colours on white."""
     with matplotlib.rc_context(STYLE):
-        if suffix == "svg":
-            FigureCanvasSVG(figure).print_figure(
-                path, format="svg", facecolor="white", metadata={"Date": None}
-            )
-        else:
-            FigureCanvasAgg(figure).print_figure(path, format="png", facecolor="white", dpi=200)
+        FigureCanvasAgg(figure).print_figure(path, format="png", facecolor="white", dpi=160)

@@ -1,61 +1,14 @@
-"""Findings as sentences and as numbers with units."""
+"""Findings as sentences."""
 
-from typing import Any
-
-from hpcmpq.report.findings import Findings, kind, label
-from hpcmpq.report.tables import pair_table, uniform_curve
-from hpcmpq.space import Group
-
-Z95 = 1.96
-"""Standard errors on either side of a mean that cover 95 % of a normal distribution."""
+from hpcmpq.report.curves import uniform_curve
+from hpcmpq.report.display import STYLE_OF_COST, show, show_cost, show_interval
+from hpcmpq.report.findings import Z95, Findings, label
 
 TERMINATIONS = {
     "optimal": "The solver proved that no assignment within the budgets has a lower predicted loss.",
     "time_limit": "The solver ran out of time; a longer solver.time_limit_s may lower the loss or the gap.",
     "node_limit": "The solver tried all it knows; what is left between objective and bound is not proven.",
 }
-
-
-def show(value: Any, style: str) -> str:
-    """A value as people read it; an em dash for one that was not measured.
-
-    Example:
-        >>> show(1310720, "bytes"), show(0.0335127, "loss"), show(0.125, "share"), show(None, "loss")
-        ('1.31 MB', '0.03351', '12.5 %', '—')
-    """
-    if value is None:
-        return "—"
-    if style == "text" or isinstance(value, str):
-        return str(value)
-    if style == "count":
-        return f"{value:,}"
-    if style == "bytes":
-        return _bytes(float(value))
-    if style == "bits":
-        return f"{value:.3f}".rstrip("0").rstrip(".")
-    if style == "seconds":
-        return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
-    if style == "share":
-        return f"{100 * value:.3g} %"
-    if style == "ratio":
-        return f"{value:.2f} ×"
-    if style == "number":
-        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
-    return f"{value:.4g}"
-
-
-def show_cost(name: str, value: float) -> str:
-    """A cost with its unit.
-
-    Example:
-        >>> show_cost("weight_bits", 2.75), show_cost("size_bytes", 5.1e9)
-        ('2.75 bits per weight', 'a checkpoint of 5.1 GB')
-    """
-    if name == "size_bytes":
-        return f"a checkpoint of {_bytes(value)}"
-    if name in ("weight_bits", "average_bits"):
-        return f"{show(value, 'bits')} {label(name)}"
-    return f"{show(value, 'number')} {label(name)}"
 
 
 def headline(findings: Findings) -> str:
@@ -75,37 +28,60 @@ def headline(findings: Findings) -> str:
     uniform_size = show_cost(cost, evaluation["uniform_costs"][cost])
     counted = "tokens" if "perplexity" in evaluation else "samples"
     comparison = f"{_compare(quantized - original, uniform - original)} uniform {name}"
-    if all(chosen.name == name for chosen in findings.formats):
+    if findings.is_uniform and findings.formats[0].name == name:
         comparison = f"no mix of formats was found to be better than uniform {name}"
     elif original != 0:
         comparison = f"its increase over the original is {comparison}"
     return (
         f"At {size}, the measured {metric} is {show(quantized, 'loss')} on {evaluation['num_tokens']:,} "
-        f"held-out {counted}: {comparison} ({show(uniform, 'loss')} at {uniform_size})."
+        f"held-out {counted}: {comparison} ({show(uniform, 'loss')} at {uniform_size}){_resolved(findings)}."
+    )
+
+
+def _resolved(findings: Findings) -> str:
+    """Whether the samples can tell the two models apart, where that was measured."""
+    found = findings.paired("quantized - uniform")
+    if found is None or found["interval"] is None or findings.is_uniform:
+        return ""
+    low, high = found["interval"]
+    count = f"{found['num_samples']} samples"
+    return (
+        f", a difference too small for {count} to tell"
+        if low <= 0 <= high
+        else f", a difference that {count} resolve"
     )
 
 
 def summary_numbers(findings: Findings) -> list[tuple[str, str, str]]:
     """(title, number, note) of the few numbers that matter most."""
-    solution, cost = findings.solution, findings.main_cost
+    solution, cost, evaluation = findings.solution, findings.main_cost, findings.evaluation
     limit = solution["budgets"].get(cost)
-    style = {"size_bytes": "bytes", "weight_bits": "bits", "average_bits": "bits"}.get(cost, "number")
+    style = STYLE_OF_COST.get(cost, "seconds" if cost.endswith("_s") else "number")
     note = "no budget was set" if limit is None else f"of {show(limit, style)} allowed"
     title = "Checkpoint size" if cost == "size_bytes" else label(cost).capitalize()
     numbers = [(title, show(solution["costs"][cost], style), note)]
     if cost != "size_bytes":
         numbers.append(("Checkpoint size", show(solution["costs"]["size_bytes"], "bytes"), "with scales"))
-    predicted = solution["predicted_loss"]
-    numbers.append(
-        (f"Predicted {findings.objective_short}", show(predicted, "loss"), "from the quadratic model")
+    stderr = findings.predicted_stderr
+    note = (
+        "from the quadratic model"
+        if stderr is None
+        else f"± {show(Z95 * stderr, 'loss')} over calibration batches"
     )
-    numbers.append(
-        (
-            f"Measured {findings.objective_short}",
-            show(findings.measured("quantized"), "loss"),
-            _measured_note(findings),
-        )
-    )
+    numbers.append((f"Predicted {findings.objective_short}", show(solution["predicted_loss"], "loss"), note))
+    measured = show(findings.measured("quantized"), "loss")
+    numbers.append((f"Measured {findings.objective_short}", measured, _measured_note(findings)))
+    for name in ("perplexity", "accuracy"):
+        if evaluation is not None and name in evaluation:
+            style = "share" if name == "accuracy" else "loss"
+            values = evaluation[name]
+            numbers.append(
+                (
+                    name.capitalize(),
+                    show(values["quantized"], style),
+                    f"original {show(values['original'], style)}",
+                )
+            )
     gap = solution["gap"]
     numbers.append(
         ("Proven gap", show(gap, "share"), "no bound" if gap is None else "to the best possible prediction")
@@ -118,8 +94,10 @@ def agreement(findings: Findings) -> list[str]:
     solution, sentences = findings.solution, []
     low_high = solution.get("expected_interval")
     if low_high is not None:
+        points = len(solution.get("refine", {}).get("link", {}).get("predicted", ()))
         sentences.append(
-            f"The link fitted on measured assignments expects {show(solution['expected_loss'], 'loss')}, "
+            f"{points or 'Several'} assignments around this one were measured on held-out samples, and a curve was "
+            f"fitted from predicted to measured increase. It expects {show(solution['expected_loss'], 'loss')}, "
             f"between {show(low_high[0], 'loss')} and {show(low_high[1], 'loss')} with 90 % coverage."
         )
     else:
@@ -130,6 +108,9 @@ def agreement(findings: Findings) -> list[str]:
     measured, original = findings.measured("quantized"), findings.measured("original")
     if measured is None or original is None:
         return [*sentences, findings.missing["evaluation"]]
+    ends = findings.interval("quantized")
+    between = "" if ends is None else f", 95 % interval {show_interval(ends)}"
+    sentences.append(f"Evaluation measured {show(measured, 'loss')}{between}, on samples of its own.")
     rise = measured - original
     if rise > 0 and findings.increase > 0:
         sentences.append(
@@ -139,49 +120,53 @@ def agreement(findings: Findings) -> list[str]:
     return sentences
 
 
-def pairs(findings: Findings) -> list[str]:
-    """The strongest interactions, one sentence each."""
-    names = {group.name: spoken_name(group) for group in findings.plan.space.groups}
-    unique = len(set(names.values())) == len(names)
-    sentences = []
-    for first, first_format, second, second_format, loss, share in pair_table(findings).rows[:5]:
-        shown = (names[first], names[second]) if unique else (first, second)
-        effect = "add" if loss > 0 else "take off"
-        beside = "" if share is None else f", {show(abs(share), 'share')} of the predicted increase"
-        sentences.append(
-            f"{shown[0]} in {first_format} and {shown[1]} in {second_format} together {effect} "
-            f"{show(abs(loss), 'loss')} beyond what each does alone{beside}."
-        )
-    return sentences
-
-
-def spoken_name(group: Group) -> str:
-    """A group within a sentence.
-
-    Example:
-        >>> spoken_name(Group("model.layers.12.mlp.up_proj", (), 12))
-        'up_proj of block 12'
-    """
-    last = kind(group).rsplit(".", 1)[-1]
-    return last if group.block is None else f"{last} of block {group.block}"
-
-
-def cross_terms(findings: Findings) -> str:
-    """What all interactions together contribute."""
-    total = findings.solution["predicted_cross_terms"]
-    if findings.solution["solver"]["drop_cross_terms"]:
-        return "This solution was found with interactions left out (solver.drop_cross_terms)."
-    if findings.increase <= 0:
-        return f"All interactions together change the predicted loss by {show(total, 'loss')}."
-    return (
-        f"All interactions together {'add' if total >= 0 else 'take off'} {show(abs(total), 'loss')}, "
-        f"{show(abs(total) / findings.increase, 'share')} of the predicted increase over the original."
+def ending(findings: Findings) -> str:
+    """Why the solver stopped, and what that means."""
+    found = findings.solution.get("maximized")
+    if found is None:
+        return TERMINATIONS.get(findings.solution["termination"], findings.solution["termination"])
+    best = (
+        "" if found["bound"] is None else f"; no assignment saves more than {show(found['bound'], 'number')}"
     )
+    return (
+        f"The solver looked for the largest {found['gain'].replace('_', ' ')} within a limit on the loss: "
+        f"{label(found['cost'])} falls from {show(found['original'], 'number')} to {show(found['reached'], 'number')}, "
+        f"{show(found['saved_share'], 'share')} less{best}."
+    )
+
+
+def solver_facts(findings: Findings) -> list[tuple[str, str]]:
+    """(term, value) on the solver."""
+    solution = findings.solution
+    detail = f": {solution['detail']}" if solution["detail"] else ""
+    facts = [
+        ("Solver", str(solution["solver"]["name"])),
+        ("Ended", solution["termination"].replace("_", " ") + detail),
+        ("Objective", show(solution["objective"], "loss")),
+        ("Lower bound", show(solution["bound"], "loss")),
+        ("Gap", show(solution["gap"], "share")),
+        ("Time", show(float(solution["seconds"]), "seconds")),
+    ]
+    refine = solution.get("refine")
+    if refine is not None and "evaluations" in refine:
+        kept = refine.get("solved_assignment") == solution["assignment"]
+        facts.append(
+            (
+                "Refinement",
+                f"{refine['evaluations']} assignments measured; {'kept the solution' if kept else 'changed it'}",
+            )
+        )
+    if "maximized" in solution:
+        found = solution["maximized"]
+        facts.append((f"Limit on {found['limit_on'].replace('_', ' ')}", show(found["limit"], "loss")))
+    return facts
 
 
 def closest_uniform(findings: Findings) -> str | None:
     """How the prediction compares with the uniform assignment of at least this size."""
-    reached = findings.solution["costs"][findings.size_cost]
+    reached = findings.solution["costs"].get(findings.size_cost)
+    if reached is None:
+        return None
     larger = [point for point in uniform_curve(findings) if point[1] >= reached * (1 - 1e-9)]
     if not larger:
         return None
@@ -200,19 +185,7 @@ def _compare(ours: float, theirs: float) -> str:
 
 
 def _measured_note(findings: Findings) -> str:
-    stderr = findings.stderr("quantized")
     if findings.evaluation is None:
         return "not measured yet"
-    return (
-        "on held-out samples"
-        if stderr is None
-        else f"± {show(Z95 * stderr, 'loss')} (95 %), held-out samples"
-    )
-
-
-def _bytes(value: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(value) < 1000:
-            return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
+    ends = findings.interval("quantized")
+    return "on held-out samples" if ends is None else f"{show_interval(ends)} (95 %), held-out samples"

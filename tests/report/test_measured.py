@@ -48,7 +48,7 @@ def test_every_metric_with_interval_and_differences(run: RunDir):
         task["accuracy"]["quantized"] - task["accuracy"]["original"]
     )
     assert rows["data", "perplexity"]["against_original"] == ""
-    assert "Measured quality." in run.report_path.read_text()
+    assert "Measured quality with 95" in run.report_path.read_text()
 
 
 def test_older_evaluations_have_no_such_table(tmp_path: Path):

@@ -1,0 +1,173 @@
+"""Loss over size: the frontier with its bounds, the uniform curve, and what was measured, as a table and a figure."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from hpcmpq.formats import FORMATS
+from hpcmpq.report.findings import Findings, label
+from hpcmpq.report.tables import Column, Table
+from hpcmpq.report.theme import THEME, logarithmic, panels
+
+Point = tuple[float, float]
+
+
+def uniform_curve(findings: Findings) -> list[tuple[str, float, float]]:
+    """(format, cost, predicted loss) of every uniform assignment, cheapest first."""
+    cost = findings.size_cost
+    points = [
+        (name, float(uniform["costs"][cost]), float(uniform["predicted_loss"]))
+        for name, uniform in findings.solution["uniform"].items()
+        if cost in uniform["costs"]
+    ]
+    return sorted(points, key=lambda point: (point[1], FORMATS[point[0]].num_bits))
+
+
+def below_uniform(findings: Findings, cost: float, increase: float | None) -> float | None:
+    """1 − increase / the uniform curve's at that cost; None outside the curve.
+
+    Between two uniform formats the curve is straight on the logarithmic scale it is drawn on.
+    """
+    loss0 = findings.quadratic.loss0
+    points = [(x, y - loss0) for _, x, y in uniform_curve(findings) if y > loss0]
+    x_n, y_n = (np.array(values) for values in _columns(points))
+    if increase is None or len(points) < 2 or not x_n[0] * (1 - 1e-9) <= cost <= x_n[-1] * (1 + 1e-9):
+        return None
+    if (np.diff(x_n) <= 0).any():
+        return None  # formats of equal cost: no curve
+    return float(1 - increase / np.exp(np.interp(cost, x_n, np.log(y_n))))
+
+
+def frontier_table(findings: Findings) -> Table:
+    """Predicted loss and proven bound over a range of budgets."""
+    assert findings.frontier is not None
+    cost, loss0 = findings.size_cost, findings.quadratic.loss0
+    rows = tuple(
+        (
+            float(point["costs"][cost]),
+            point["predicted_loss"],
+            point["bound"],
+            point["gap"],
+            below_uniform(findings, float(point["costs"][cost]), point["predicted_loss"] - loss0),
+            point["termination"].replace("_", " "),
+        )
+        for point in findings.frontier["points"]
+    )
+    columns = (
+        Column(cost, label(cost).capitalize(), "number"),
+        Column("predicted_loss", f"Predicted {findings.objective_short}", "loss"),
+        Column("bound", "Proven bound", "loss"),
+        Column("gap", "Gap", "share"),
+        Column("below_uniform", "Below the uniform curve", "share"),
+        Column("termination", "Ended"),
+    )
+    rows = tuple(sorted(rows, key=lambda row: (row[0], -row[1])))
+    return Table("frontier", "The best assignment found at each budget, smallest first.", columns, rows)
+
+
+def loss_against_size(findings: Findings) -> Figure:
+    """Loss increase over cost, and below it how far the frontier lies below the uniform curve."""
+    saved = [] if findings.frontier is None else _savings(findings)
+    figure, axes = panels(7.2, 5.4 if saved else 3.9, (2.2, 1) if saved else (1,))
+    _draw_losses(findings, axes[0])
+    if saved:
+        _draw_savings(findings, axes[1], saved)
+    axes[-1].set_xlabel(label(findings.size_cost))
+    return figure
+
+
+def curve_words(findings: Findings) -> str:
+    """What the figure shows, for readers and for those who cannot see it."""
+    uniform = uniform_curve(findings)
+    if findings.frontier is None:
+        return f"The curve joins {len(uniform)} uniform formats." if uniform else ""
+    saved = [(x, share) for x, share, _ in _savings(findings)]
+    count = len(findings.frontier["points"])
+    text = f"The frontier was solved at {count} budgets"
+    if not saved:
+        return f"{text}."
+    x, best = max(saved, key=lambda point: point[1])
+    return (
+        f"{text}; it lies furthest below the uniform curve at {x:.4g} {label(findings.size_cost)}, where its predicted "
+        f"increase is {100 * best:.3g} % lower."
+    )
+
+
+def _draw_losses(findings: Findings, axes: Axes) -> None:
+    loss0 = findings.quadratic.loss0
+    uniform = [(x, y - loss0, name) for name, x, y in uniform_curve(findings) if y > loss0]
+    axes.plot(*_columns(uniform), "o--", color=THEME["uniform"], markersize=5, label="uniform, predicted")
+    for x, y, name in uniform:
+        axes.annotate(name, (x, y), (6, 5), textcoords="offset points", color=THEME["muted"], fontsize=9)
+    if findings.frontier is not None:
+        points = [(row[0], row[1] - loss0, row[2]) for row in frontier_table(findings).rows if row[1] > loss0]
+        axes.plot(*_columns(points), "-", color=THEME["ours"], label="frontier, predicted")
+        proven = [(x, y, bound - loss0) for x, y, bound in points if bound is not None and bound > loss0]
+        if proven:
+            x_n, y_n, bound_n = (list(values) for values in zip(*proven, strict=True))
+            axes.plot(x_n, bound_n, ":", color=THEME["ours"], label="frontier, proven bound")
+            axes.fill_between(x_n, bound_n, y_n, color=THEME["ours"], alpha=0.18, linewidth=0)
+    _draw_this(findings, axes)
+    axes.margins(x=0.07)
+    axes.set_yscale("log")
+    logarithmic(axes.yaxis)
+    axes.set_ylabel(f"increase of {findings.objective_short}")
+    axes.legend(loc="upper right")
+
+
+def _draw_this(findings: Findings, axes: Axes) -> None:
+    """The solution with its bound, and what was measured of it and of the uniform model."""
+    loss0, cost = findings.quadratic.loss0, findings.size_cost
+    reached, bound = findings.solution["costs"].get(cost), findings.solution["bound"]
+    evaluation = findings.evaluation or {}
+    if reached is not None and findings.increase > 0:
+        axes.plot(reached, findings.increase, "o", color=THEME["ours"], markersize=8, label="this assignment")
+    if reached is not None and bound is not None and loss0 < bound < loss0 + 0.99 * findings.increase:
+        axes.plot(reached, bound - loss0, "_", color=THEME["ours"], markersize=16, label="its proven bound")
+    original = findings.measured("original")
+    for model, x, colour, name in (
+        ("quantized", reached, THEME["ours"], "this assignment, measured"),
+        (
+            "uniform",
+            evaluation.get("uniform_costs", {}).get(cost),
+            THEME["uniform"],
+            f"uniform {evaluation.get('uniform_format')}, measured",
+        ),
+    ):
+        measured = findings.measured(model)
+        if measured is not None and original is not None and measured > original and x is not None:
+            axes.plot(x, measured - original, "x", color=colour, markersize=9, markeredgewidth=2, label=name)
+
+
+def _draw_savings(findings: Findings, axes: Axes, saved: list[tuple[float, float, float | None]]) -> None:
+    axes.axhline(0, color=THEME["uniform"], linestyle="--", linewidth=1.5)
+    axes.plot([x for x, _, _ in saved], [-share for _, share, _ in saved], "-", color=THEME["ours"])
+    proven = [(x, -share, -most) for x, share, most in saved if most is not None]
+    if proven:
+        x_n, share_n, most_n = (list(values) for values in zip(*proven, strict=True))
+        axes.plot(x_n, most_n, ":", color=THEME["ours"])
+        axes.fill_between(x_n, most_n, share_n, color=THEME["ours"], alpha=0.18, linewidth=0)
+    reached = findings.solution["costs"].get(findings.size_cost)
+    share = None if reached is None else below_uniform(findings, reached, findings.increase)
+    if reached is not None and share is not None:
+        axes.plot(reached, -share, "o", color=THEME["ours"], markersize=8)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_ylabel("against uniform")
+
+
+def _savings(findings: Findings) -> list[tuple[float, float, float | None]]:
+    """(cost, share below the uniform curve, at most that share by the bound) of every frontier point."""
+    found = []
+    for row in frontier_table(findings).rows:
+        share, bound = row[4], row[2]
+        if share is not None:
+            most = (
+                None if bound is None else below_uniform(findings, row[0], bound - findings.quadratic.loss0)
+            )
+            found.append((row[0], share, most))
+    return found
+
+
+def _columns(points: list[tuple]) -> tuple[list[float], list[float]]:
+    return [point[0] for point in points], [point[1] for point in points]

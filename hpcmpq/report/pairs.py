@@ -1,0 +1,158 @@
+"""Interactions between groups: the strongest pairs as a table and in words."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcmpq.report.display import show
+from hpcmpq.report.findings import Z95, Findings, kind
+from hpcmpq.report.tables import Column, Table, share_of
+from hpcmpq.space import Group
+
+NUM_PAIRS = 20
+NUM_EXPLAINED = 6
+"""Pairs that are explained in words."""
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """Two groups at their chosen formats.
+
+    Attributes:
+        first_alone: Predicted loss increase of the first group alone; `second_alone` of the second.
+        loss: What they add together beyond the sum of both; negative where errors cancel.
+        stderr: Standard error of `loss` over samples, 0 where not estimated.
+        share: Of the predicted increase of the whole assignment, or None if that is zero.
+    """
+
+    first: Group
+    first_format: str
+    first_alone: float
+    second: Group
+    second_format: str
+    second_alone: float
+    loss: float
+    stderr: float
+    share: float | None
+
+
+def pair_rows(findings: Findings) -> list[PairRow]:
+    """The pairs of groups whose interaction is strongest at the chosen formats, strongest first."""
+    space, pairs_GG, quadratic = findings.plan.space, findings.pairs_GG, findings.quadratic
+    first_n, second_n = np.triu_indices(len(space.groups), 1)
+    strength_n = np.abs(pairs_GG[first_n, second_n])
+    order = [n for n in np.argsort(-strength_n, kind="stable")[:NUM_PAIRS] if strength_n[n] > 0]
+    options_G = findings.choice_G
+    return [
+        PairRow(
+            space.groups[i],
+            findings.formats[i].name,
+            float(quadratic.linear_P[options_G[i]]),
+            space.groups[j],
+            findings.formats[j].name,
+            float(quadratic.linear_P[options_G[j]]),
+            float(pairs_GG[i, j]),
+            float(quadratic.stderr_quad_PP[options_G[i], options_G[j]]),
+            share_of(float(pairs_GG[i, j]), findings.increase),
+        )
+        for i, j in zip(first_n[order], second_n[order], strict=True)
+    ]
+
+
+def pair_table(findings: Findings) -> Table:
+    """The strongest interactions with what each group does alone."""
+    rows = tuple(
+        (
+            pair.first.name,
+            pair.first_format,
+            pair.first_alone,
+            pair.second.name,
+            pair.second_format,
+            pair.second_alone,
+            pair.loss,
+            pair.stderr,
+            pair.share,
+        )
+        for pair in pair_rows(findings)
+    )
+    columns = (
+        Column("group", "Group"),
+        Column("format", "Format"),
+        Column("alone", "Alone", "loss"),
+        Column("other_group", "Other group"),
+        Column("other_format", "Format"),
+        Column("other_alone", "Alone", "loss"),
+        Column("interaction", "Together beyond the sum", "loss"),
+        Column("stderr", "± standard error", "loss"),
+        Column("share", "Share of the predicted increase", "share"),
+    )
+    return Table("pairs", "The strongest interactions at the chosen formats, in loss.", columns, rows)
+
+
+def explained_pairs(findings: Findings) -> list[tuple[str, str]]:
+    """The strongest interactions: (what they do, how that comes about) for each pair."""
+    names = {group.name: spoken_name(group) for group in findings.plan.space.groups}
+    unique = len(set(names.values())) == len(names)
+    found = []
+    for pair in pair_rows(findings)[:NUM_EXPLAINED]:
+        first, second = pair.first.name, pair.second.name
+        shown = (names[first], names[second]) if unique else (first, second)
+        effect = "add" if pair.loss > 0 else "take off"
+        beside = "" if pair.share is None else f", {show(abs(pair.share), 'share')} of the predicted increase"
+        found.append(
+            (
+                f"{shown[0]} in {pair.first_format} and {shown[1]} in {pair.second_format} together {effect} "
+                f"{show(abs(pair.loss), 'loss')} beyond what each does alone{beside}.",
+                _explain(pair),
+            )
+        )
+    return found
+
+
+def _explain(pair: PairRow) -> str:
+    """Where a pair lies, what it costs apart and together, and whether calibration resolves that."""
+    first, second = pair.first.block, pair.second.block
+    if first is None or second is None:
+        place = ""
+    elif first == second:
+        place = "In the same block. "
+    else:
+        distance = abs(second - first)
+        place = "In neighbouring blocks. " if distance == 1 else f"{distance} blocks apart. "
+    alone = pair.first_alone + pair.second_alone
+    together = (
+        f"Alone they cost {show(pair.first_alone, 'loss')} and {show(pair.second_alone, 'loss')}, both at once "
+        f"{show(alone + pair.loss, 'loss')} instead of {show(alone, 'loss')}: "
+        + (
+            "their errors push the outputs the same way."
+            if pair.loss > 0
+            else "their errors partly cancel in the outputs."
+        )
+    )
+    doubt = " Calibration samples differ on the sign." if abs(pair.loss) < Z95 * pair.stderr else ""
+    return place + together + doubt
+
+
+def spoken_name(group: Group) -> str:
+    """A group within a sentence.
+
+    Example:
+        >>> spoken_name(Group("model.layers.12.mlp.up_proj", (), 12))
+        'up_proj of block 12'
+    """
+    last = kind(group).rsplit(".", 1)[-1]
+    return last if group.block is None else f"{last} of block {group.block}"
+
+
+def cross_terms(findings: Findings) -> str:
+    """What all interactions together contribute."""
+    total = findings.solution["predicted_cross_terms"]
+    if findings.solution["solver"]["drop_cross_terms"]:
+        return "This solution was found with interactions left out (solver.drop_cross_terms)."
+    if findings.increase <= 0:
+        return f"All interactions together change the predicted loss by {show(total, 'loss')}."
+    return (
+        f"All interactions together {'add' if total >= 0 else 'take off'} {show(abs(total), 'loss')}, "
+        f"{show(abs(total) / findings.increase, 'share')} of the predicted increase over the original. A method that "
+        "looks at each group alone would miss that."
+    )

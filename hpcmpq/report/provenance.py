@@ -1,0 +1,167 @@
+"""Where the numbers come from and how to get them again: model, data, settings, files, environment, commands."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hpcmpq.attempts import read_processes
+from hpcmpq.report.display import show_bytes
+from hpcmpq.report.findings import Findings
+from hpcmpq.report.tables import Column, Table, share_of
+
+WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data", ".bin")
+"""Ends of the names of files that hold weights."""
+
+Facts = list[tuple[str, str]]
+
+
+def model_name(findings: Findings) -> str:
+    """The last part of the model's path, or its factory."""
+    model = findings.plan.config["model"]
+    return str(model.get("factory") or Path(model["path"]).name)
+
+
+def measured_facts(findings: Findings) -> Facts:
+    """(term, value) on what was measured and how."""
+    plan, quadratic, evaluation = findings.plan, findings.quadratic, findings.evaluation
+    calibration, quantizer, model = (plan.config[name] for name in ("calibration", "quantizer", "model"))
+    length = calibration.get("sequence_length")
+    numel = sum(group.numel for group in plan.space.groups)
+    group_size = quantizer["group_size"]
+    facts = [
+        ("Model", f"{model.get('factory') or model['path']}, {model['dtype']}"),
+        (
+            "Searched",
+            f"{numel:,} weights in {len(plan.space.groups)} groups, {plan.space.num_options} options; "
+            f"{show_bytes(plan.fixed_bytes)} stay as they are",
+        ),
+        (
+            "Rounding",
+            f"{quantizer['rounding']}, {'symmetric' if quantizer['symmetric'] else 'asymmetric'}, range by "
+            f"{quantizer['range']}, one scale per {f'{group_size} weights' if group_size else 'output channel'}",
+        ),
+        ("Sensitivity", f"{quadratic.method} of {findings.objective_label}"),
+        (
+            "Calibration data",
+            f"{calibration['data']}: {quadratic.num_samples} samples"
+            + (f" of {length} tokens" if length else "")
+            + (f", {calibration['held_out']} held out for refinement" if calibration.get("held_out") else ""),
+        ),
+    ]
+    if evaluation is not None:
+        data = plan.config.get("evaluation", {}).get("data") or "held-out part of the calibration data"
+        facts.append(("Evaluation data", f"{data}: {evaluation['num_samples']} samples never calibrated on"))
+    for term, name in (("Weights", "model.weights"), ("Samples", "calibration.samples")):
+        if name in plan.facts:
+            facts.append((f"{term}, SHA-256", f"{plan.facts[name][:16]}…"))
+    return [*facts, ("Run fingerprint", f"{plan.fingerprint[:16]}…")]
+
+
+def environment_facts(findings: Findings) -> Facts:
+    """(term, value) of versions and machines."""
+    facts = [(name, value[:12]) for name, value in findings.plan.environment.items()]
+    hosts = sorted({process.host for process in read_processes(findings.run)})
+    if hosts:
+        shown = ", ".join(hosts[:4]) + (f" and {len(hosts) - 4} more" if len(hosts) > 4 else "")
+        facts.append(("calibrated on", shown))
+    if findings.plan.times is not None:
+        machine = findings.plan.times["machine"]
+        facts.append(
+            ("timed on", f"{machine['processor']} ({machine['device']}, {machine['threads']} threads)")
+        )
+    return facts
+
+
+def files_table(findings: Findings) -> Table | None:
+    """The exported models with the bytes of their weight files; None if nothing was exported."""
+    predicted = float(findings.solution["costs"]["size_bytes"])
+    rows = []
+    for folder in (findings.run.checkpoint_path, *sorted(findings.run.file("exports").glob("*"))):
+        if not folder.is_dir():
+            continue
+        files = [path for path in folder.rglob("*") if path.suffix in WEIGHTS]
+        num_bytes = sum(path.stat().st_size for path in files) or None
+        packed = folder != findings.run.checkpoint_path and num_bytes is not None
+        rows.append(
+            (
+                folder.relative_to(findings.run.path).as_posix(),
+                "rounded weights in the model's own dtype, for any reader of the original"
+                if folder == findings.run.checkpoint_path
+                else ("packed weights for its engine" if packed else "the assignment as the tool takes it"),
+                num_bytes,
+                share_of(float(num_bytes or 0), predicted) if packed else None,
+            )
+        )
+    if not rows:
+        return None
+    columns = (
+        Column("folder", "Folder"),
+        Column("content", "Content", "prose"),
+        Column("bytes", "Weight files", "bytes"),
+        Column("of_size_bytes", "Of the predicted size", "share"),
+    )
+    return Table("files", "Models that were written, in the run directory.", columns, tuple(rows))
+
+
+def commands(findings: Findings) -> list[str]:
+    """The commands that give this result again, from the config of the report."""
+    run = shlex.quote(findings.run.path.name or "run")
+    lines = [f"hpcmpq run config.yaml --run-dir {run}"]
+    if findings.plan.times is not None:
+        lines = [
+            f"hpcmpq plan config.yaml --run-dir {run}",
+            *(f"hpcmpq {stage} {run}" for stage in ("calibrate", "reduce", "time")),
+            *([] if "maximized" in findings.solution else [f"hpcmpq solve {run}"]),
+            *(f"hpcmpq {stage} {run}" for stage in ("export", "evaluate")),
+        ]
+        if "maximized" in findings.solution:
+            lines.insert(4, _maximize(findings.solution, run))
+    elif "maximized" in findings.solution:
+        lines += [_maximize(findings.solution, run), f"hpcmpq evaluate {run}"]
+    if findings.frontier is not None:
+        lines.append(_frontier(findings.frontier, run))
+    return [*lines, f"hpcmpq report {run}"]
+
+
+def config_text(findings: Findings) -> str:
+    """The resolved config with the budgets and solver settings of the solution, as YAML."""
+    gained = findings.solution.get("maximized", {}).get("cost")
+    config: dict[str, Any] = {
+        **findings.plan.config,
+        "budgets": {name: limit for name, limit in findings.solution["budgets"].items() if name != gained},
+        "solver": findings.solution["solver"],
+    }
+    return yaml.safe_dump(_plain(config), sort_keys=False, width=100)
+
+
+def _maximize(solution: Mapping[str, Any], run: str) -> str:
+    found = solution["maximized"]
+    option = "--max-loss-mse" if found["limit_on"] == "loss_mse" else "--max-loss"
+    given = [
+        f"--budget {name}={limit:.12g}"
+        for name, limit in solution["budgets"].items()
+        if name != found["cost"]
+    ]
+    return " ".join(["hpcmpq solve", run, f"--maximize {found['gain']} {option} {found['limit']:g}", *given])
+
+
+def _frontier(frontier: Mapping[str, Any], run: str) -> str:
+    limits = [float(point["limit"]) for point in frontier["points"]]
+    step = (limits[-1] - limits[0]) / (len(limits) - 1) if len(limits) > 1 else 1.0
+    others = [f"--budget {name}={limit:.12g}" for name, limit in frontier["other_budgets"].items()]
+    return " ".join(
+        [
+            f"hpcmpq frontier {run} --cost {frontier['cost']}",
+            f"--from {limits[0]:g} --to {limits[-1]:g} --step {step:.6g}",
+            *others,
+        ]
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

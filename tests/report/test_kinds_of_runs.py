@@ -1,0 +1,140 @@
+"""The report of other kinds of runs: many groups, no blocks, no interactions, other formats, objectives and goals."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from hpcmpq.report import write_report
+from hpcmpq.report.findings import read_findings
+from hpcmpq.report.provenance import commands, config_text
+from hpcmpq.store import RunDir, read_json, write_json
+from tests.report.other_runs import transformer, write_other_run
+from tests.report.parsed_page import Page, squeezed
+
+pytest.importorskip("matplotlib")
+
+KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up", "mlp.down")
+NAMES = {"stem.conv": None, "layer1.conv": None, "layer2.conv": None, "head": None}
+INTEGERS = ("int2", "int3", "int4", "int8")
+
+
+def read(run: RunDir) -> Page:
+    """The run's report, and what has to hold of every report."""
+    page = Page(write_report(run).read_text())
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {link["href"][1:] for link in page.all("a")} <= set(ids)
+    sections = [attributes["id"] for attributes in page.all("section")]
+    linked = [link["href"][1:] for link in page.all("a") if link.get("class") != "skip"]
+    assert linked == sections
+    assert not {"nan", "inf", "None"} & set(squeezed(page.text).split())
+    return page
+
+
+def texts(page: Page, style: str) -> list[str]:
+    """Titles of the cells of the map."""
+    return [a["title"] for a in page.all("span") if a.get("class", "").startswith(style)]
+
+
+def test_hundreds_of_groups_stay_readable_and_small(tmp_path: Path):
+    names = transformer(40, KINDS, head=True)
+    run = write_other_run(tmp_path / "run", names, INTEGERS, budgets={"weight_bits": 5.0})
+    page = read(run)
+    assert len(texts(page, "bits ")) == 241
+    spans = [cell for cell in page.all("td") if cell.get("colspan")]
+    assert [cell["colspan"] for cell in spans] == ["6"], "the head outside the blocks stands under no kind"
+    assert run.report_path.stat().st_size < 600_000
+    assert sum(path.stat().st_size for path in run.file("report").iterdir()) < 3_000_000
+
+
+def test_model_without_blocks_is_a_list_of_named_cells(tmp_path: Path):
+    measured = {"original": 0.0, "quantized": 0.02, "uniform": 0.05}
+    run = write_other_run(tmp_path / "run", NAMES, INTEGERS, budgets={"weight_bits": 5.0}, measured=measured)
+    page = read(run)
+    text = squeezed(page.text)
+    assert [title.split(":")[0] for title in texts(page, "bits ")] == list(NAMES)
+    assert "Groups in model order." in text and "block of the model" not in text
+    assert "Accuracy" in text and "Perplexity" not in text
+    assert "held-out samples" in text and "held-out tokens" not in text
+
+
+def test_formats_that_round_inputs_go_by_their_names(tmp_path: Path):
+    run = write_other_run(tmp_path / "run", NAMES, ("w4a8", "w8a8", "fp8_e4m3", "bf16"), budgets={"bops": 1e9})
+    page = read(run)
+    text = squeezed(page.text)
+    for name in ("w4a8", "w8a8", "fp8_e4m3", "bf16"):
+        assert f"{name} {name}: 1 group" in text
+    assert "bit operations" in text
+
+
+def test_without_interactions_there_is_a_sentence_and_no_empty_picture(tmp_path: Path):
+    run = write_other_run(tmp_path / "run", NAMES, INTEGERS, cross_terms=False, budgets={"weight_bits": 5.0})
+    page = read(run)
+    assert "the sensitivity fisher looks at each group alone" in squeezed(page.text)
+    assert not run.file("report/interactions.png").exists()
+    assert "plot-interactions" not in {a.get("id") for a in page.all("figure")}
+
+
+def test_unknown_size_of_interactions_is_said(tmp_path: Path):
+    run = write_other_run(tmp_path / "run", NAMES, INTEGERS, budgets={"weight_bits": 5.0})
+    assert "Calibration samples differ on the sign." in squeezed(read(run).text)
+
+
+@pytest.mark.parametrize("objective", ["ce", "mse"])
+def test_other_objectives(tmp_path: Path, objective: str):
+    measured = {"original": 0.0, "quantized": 0.02, "uniform": 0.05}
+    run = write_other_run(
+        tmp_path / "run", NAMES, INTEGERS, objective=objective, measured=measured, budgets={"weight_bits": 5.0}
+    )
+    text = squeezed(read(run).text)
+    named = {"ce": "cross-entropy", "mse": "mean squared output distance"}[objective]
+    assert f"the measured {named} is" in text
+    assert ("its increase over the original is" in text) == (objective == "ce")
+
+
+def test_no_budget(tmp_path: Path):
+    text = squeezed(read(write_other_run(tmp_path / "run", NAMES, INTEGERS)).text)
+    assert "No budget was set" in text
+
+
+def test_one_uniform_format_alone(tmp_path: Path):
+    measured = {"original": 0.0, "quantized": 0.02, "uniform": 0.02}
+    run = write_other_run(tmp_path / "run", NAMES, ("int4",), budgets={"weight_bits": 5.0}, measured=measured)
+    assert "no mix of formats was found to be better than uniform int4" in squeezed(read(run).text)
+
+
+def test_solution_that_maximises_a_gain(tmp_path: Path):
+    run = write_other_run(tmp_path / "run", NAMES, INTEGERS, budgets={"size_bytes": 30_000, "weight_bits": 5})
+    solution = read_json(run.solution_path, "")
+    solution |= {"gap": None, "bound": None}
+    solution["maximized"] = {
+        "gain": "memory_gain", "cost": "size_bytes", "unit": "bytes", "original": 60_000.0, "reached": 30_000.0,
+        "saved": 30_000.0, "saved_share": 0.5, "bound": 31_000.0, "limit_on": "loss_increase", "limit": 0.25,
+        "loss_limit": 0.25,
+    }  # fmt: skip
+    write_json(run.solution_path, solution)
+    text = squeezed(read(run).text)
+    assert "the largest memory gain within a limit on the loss" in text and "50 % less" in text
+    findings = read_findings(run)
+    assert "hpcmpq solve run --maximize memory_gain --max-loss 0.25 --budget weight_bits=5" in commands(findings)
+    assert "size_bytes" not in config_text(findings)
+
+
+def test_damaged_attempts_and_failures_are_counted(tmp_path: Path):
+    run = write_other_run(tmp_path / "run", NAMES, INTEGERS, budgets={"weight_bits": 5.0})
+    unit = read_findings(run).plan.units[0].id
+    run.attempts_path.mkdir()
+    lines = (
+        '{"host": "node7", "job_id": "", "started": 1.0}\n'
+        f'{{"unit_id": "{unit}", "seconds": 0.0, "finished": 2.0, "error": "disk full", "final": false}}\n'
+        f'{{"unit_id": "{unit}", "seconds": 12.5, "finished": 3.0, "error": null, "final": true}}\n'
+        '{"unit_id": "torn'
+    )
+    (run.attempts_path / "1.0-node7-1.jsonl").write_text(lines)
+    text = squeezed(read(run).text)
+    assert "on 1 host, 12.5 s of measurement in all; 1 failed attempt, none of them not made up for" in text
+    assert "node7" in text
+    with run.file("report/stages.csv").open() as file:
+        rows = {row["stage"]: row for row in csv.DictReader(file)}
+    assert rows["calibrate"]["seconds"] == "" and "12.5" in rows["calibrate"]["work"]
