@@ -13,6 +13,13 @@ from hpcmpq.space import Group, Member, Product, SearchSpace
 NUMERICS_VERSION = 1
 """Counts changes of the package that alter measured numbers."""
 
+_HASHED = {
+    "model.weights": "weights of the model",
+    "calibration.samples": "calibration samples",
+    "groups.found": "groups of weights",
+}
+"""Facts that are digests, in words."""
+
 
 @dataclass(frozen=True)
 class WorkUnit:
@@ -131,22 +138,32 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_same_facts(planned: dict[str, Any], wanted: dict[str, Any], run_path: str) -> None:
+def check_same_facts(
+    planned: dict[str, Any], wanted: dict[str, Any], run_path: str, defaults: dict[str, Any]
+) -> None:
     """Refuse to mix two configurations in one run directory.
+
+    Args:
+        planned: Facts in the run directory's plan.
+        wanted: Facts of the config at hand.
+        run_path: For the message.
+        defaults: What a setting is where facts do not name it, because it is newer than the plan, say.
 
     Raises:
         PlanMismatch: Naming the fields that differ.
     """
-    names = [name for name in wanted if planned.get(name) != wanted[name]]
-    names += [name for name in planned if name not in wanted]
+    before, now = ({**defaults, **json.loads(json.dumps(facts))} for facts in (planned, wanted))
+    names = [name for name in {**wanted, **before} if before.get(name) != now.get(name)]
     if not names:
         return
     first = names[0]
     others = f" (also different: {', '.join(names[1:5])})" if len(names) > 1 else ""
-    raise PlanMismatch(
-        f"{run_path} was planned with {first}={planned.get(first)!r}, the config says "
-        f"{wanted.get(first)!r}{others}; restore it or use a new run directory"
+    differ = (
+        f"other {_HASHED[first]} than the config gives"
+        if first in _HASHED
+        else f"{first}={before.get(first)!r}, the config says {now.get(first)!r}"
     )
+    raise PlanMismatch(f"{run_path} was planned with {differ}{others}; restore it or use a new run directory")
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

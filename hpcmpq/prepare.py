@@ -6,13 +6,14 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from hpcmpq.activations import measure_maxima, read_maxima, rounds_activations, write_maxima
-from hpcmpq.config import Config, to_values
+from hpcmpq.config import CalibrationConfig, Config, ModelConfig, to_values
 from hpcmpq.cost_estimate import estimate_cost
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
@@ -83,28 +84,24 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     space = SearchSpace(groups, formats)
     _check_activations(config, model, space)
     facts = _facts(config, weights, splits, space)
-    fingerprint = content_hash(facts)
     if run.plan_path.exists():
-        check_same_facts(read_plan(run).facts, facts, str(run.path))
-    num_samples = len(splits.calibration)
-    samples_per_unit = config.calibration.samples_per_unit or best_samples_per_unit(
-        SAMPLE_S,
-        num_samples,
-        config.calibration.samples_per_pass,
-        PLANNED_WORKERS,
-        Workload(np.array([]), SPREAD),
-        Site(),
-    )
+        planned = read_plan(run)
+        check_same_facts(planned.facts, facts, str(run.path), _default_facts())
+        # Word for word, since what is measured already is named after them.
+        facts, fingerprint, units = planned.facts, planned.fingerprint, planned.units
+    else:
+        fingerprint = content_hash(facts)
+        units = make_units(
+            fingerprint,
+            len(groups),
+            len(splits.calibration),
+            groups_per_unit=config.sensitivity.groups_per_unit or len(groups),
+            samples_per_unit=config.calibration.samples_per_unit or _samples_per_unit(config, splits),
+        )
     plan = Plan(
         config=to_values(config),
         space=space,
-        units=make_units(
-            fingerprint,
-            len(groups),
-            num_samples,
-            groups_per_unit=config.sensitivity.groups_per_unit or len(groups),
-            samples_per_unit=samples_per_unit,
-        ),
+        units=units,
         facts=facts,
         fingerprint=fingerprint,
         import_paths=import_paths,
@@ -123,6 +120,17 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         cost = estimate_cost(model, config, space, plan.units, batch.inputs, block_bytes)
         write_json(run.file("cost.json"), dataclasses.asdict(cost))
     return plan
+
+
+def _samples_per_unit(config: Config, splits: Splits) -> int:
+    return best_samples_per_unit(
+        SAMPLE_S,
+        len(splits.calibration),
+        config.calibration.samples_per_pass,
+        PLANNED_WORKERS,
+        Workload(np.array([]), SPREAD),
+        Site(),
+    )
 
 
 def _check_activations(config: Config, model: nn.Module, space: SearchSpace) -> None:
@@ -189,13 +197,8 @@ def _look_streamed(
 
 def _facts(config: Config, weights: str, splits: Splits, space: SearchSpace) -> dict[str, object]:
     """All that changes a measured number; not where files lie nor what is solved for."""
-    values = to_values(config)
-    kept = {
-        key: values[key]
-        for key in ("groups", "formats", "quantizer", "objective", "sensitivity", "calibration")
-    }
+    kept = _measured_settings(config)
     kept["model"] = {"dtype": config.model.dtype}
-    del kept["calibration"]["data"]
     kept["quantizer"]["checkpoints"] = {
         name: open_checkpoint(path).digest() for name, path in config.quantizer.checkpoints.items()
     }
@@ -214,6 +217,20 @@ def _facts(config: Config, weights: str, splits: Splits, space: SearchSpace) -> 
         "groups.found": content_hash([[m.parameter for m in g.members] for g in space.groups]),
         "numerics_version": NUMERICS_VERSION,
     }
+
+
+def _measured_settings(config: Config) -> dict[str, Any]:
+    values = to_values(config)
+    del values["calibration"]["data"]
+    return {
+        key: values[key]
+        for key in ("groups", "formats", "quantizer", "objective", "sensitivity", "calibration")
+    }
+
+
+def _default_facts() -> dict[str, Any]:
+    """Settings of a config that names none."""
+    return flatten(_measured_settings(Config(ModelConfig(), CalibrationConfig("")))) | {"target": None}
 
 
 def _say_narrowed(config: Config, names: tuple[str, ...], formats: tuple[tuple[str, ...], ...]) -> None:

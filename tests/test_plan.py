@@ -41,8 +41,8 @@ def test_mismatch_names_the_first_field_and_both_values():
     with pytest.raises(
         PlanMismatch, match=r"planned with a\.n=512, the config says 256 \(also different: b\)"
     ):
-        check_same_facts(planned, wanted, "runs/a")
-    check_same_facts(planned, dict(planned), "runs/a")
+        check_same_facts(planned, wanted, "runs/a", {})
+    check_same_facts(planned, dict(planned), "runs/a", {})
 
 
 def test_flatten_keeps_lists_whole():

@@ -28,7 +28,7 @@ def least_cost(
         A solution whose objective and bound are values of `cost`.
 
     Example:
-        >>> from hpcmpq.problem import CostTerm
+        >>> from hpcmpq.problem import Budget, CostTerm
         >>> together = Cost("s", "s", np.zeros(4), (CostTerm((0, 1), np.array([[1.0, 5.0], [9.0, np.inf]])),))
         >>> loss = Budget(Cost("loss", "", np.array([3.0, 0.0, 3.0, 0.0])), 3.0)
         >>> groups = np.array([0, 0, 1, 1])
