@@ -5,12 +5,36 @@ from typing import Annotated
 
 import typer
 
+from hpcmpq import completion
 from hpcmpq.export import EXPORTERS
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.", show_default=False)]
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML config.", show_default=False)]
-RunOption = Annotated[Path, typer.Option("--run-dir", metavar="RUN", help="The run directory.")]
-ExecutorName = Annotated[str, typer.Option("--executor", help="Where units run: local, mpi or ray.")]
+Run = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="The run directory.",
+        show_default=False,
+        autocompletion=completion.run_directories,
+    ),
+]
+ConfigPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG", help="The YAML config.", show_default=False, autocompletion=completion.configs
+    ),
+]
+RunOption = Annotated[
+    Path,
+    typer.Option(
+        "--run-dir", metavar="RUN", help="The run directory.", autocompletion=completion.run_directories
+    ),
+]
+ExecutorName = Annotated[
+    str,
+    typer.Option(
+        "--executor", help="Where units run: local, mpi or ray.", autocompletion=completion.executors
+    ),
+]
 Workers = Annotated[int, typer.Option("--workers", help="Most workers; 0 takes all that there are.")]
 Part = Annotated[
     str, typer.Option("--part", metavar="I/N", help="This is number I of N processes that share RUN, from 0.")
@@ -20,19 +44,37 @@ PredictWorkers = Annotated[
     int, typer.Option("--workers", metavar="N", help="Predict how long N workers take for what is missing.")
 ]
 SubmitExecutor = Annotated[
-    str, typer.Option("--executor", help="How the job calibrates: mpi, ray, array or local.")
+    str,
+    typer.Option(
+        "--executor",
+        help="How the job calibrates: mpi, ray, array or local.",
+        autocompletion=completion.submit_executors,
+    ),
 ]
 SlurmSettings = Annotated[
     list[str] | None,
-    typer.Option("--slurm", metavar="KEY=VALUE", help="Partition, nodes, ...; JOB.KEY=VALUE for one job."),
+    typer.Option(
+        "--slurm",
+        metavar="KEY=VALUE",
+        help="Partition, nodes, ...; JOB.KEY=VALUE for one job.",
+        autocompletion=completion.slurm_settings,
+    ),
 ]
 PlanOnCluster = Annotated[bool, typer.Option("--plan-on-cluster", help="Plan in a job of its own.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the scripts and do nothing.")]
 Budgets = Annotated[
     list[str] | None,
-    typer.Option("--budget", metavar="NAME=VALUE", help="Upper limit on a cost; repeatable."),
+    typer.Option(
+        "--budget",
+        metavar="NAME=VALUE",
+        help="Upper limit on a cost; repeatable.",
+        autocompletion=completion.budgets,
+    ),
 ]
-SolverName = Annotated[str | None, typer.Option("--solver", help="Solver, instead of the config's.")]
+SolverName = Annotated[
+    str | None,
+    typer.Option("--solver", help="Solver, instead of the config's.", autocompletion=completion.solvers),
+]
 TimeLimit = Annotated[
     float | None,
     typer.Option("--time-limit", metavar="SECONDS", help="Solver time, instead of the config's."),
@@ -43,6 +85,7 @@ Gain = Annotated[
         "--maximize",
         metavar="GAIN",
         help="Instead of the least loss, the largest time_gain, mac_gain or memory_gain within a loss.",
+        autocompletion=completion.gains,
     ),
 ]
 MaxLossMse = Annotated[
@@ -60,17 +103,28 @@ ExportFormat = Annotated[
     typer.Option(
         "--format",
         help=f"What to write: {', '.join(EXPORTERS)}; by default the first, and what the config's target loads.",
+        autocompletion=completion.export_formats,
     ),
 ]
 EngineName = Annotated[
     str | None,
-    typer.Option("--engine", help="What runs the models, instead of the config's: torch or deepspeed."),
+    typer.Option(
+        "--engine",
+        help="What runs the models, instead of the config's: torch or deepspeed.",
+        autocompletion=completion.engines,
+    ),
 ]
 RunsDirectory = Annotated[
     Path, typer.Option("--directory", metavar="DIR", help="Where run directories are to lie.")
 ]
 ModelDirectory = Annotated[
-    Path, typer.Argument(metavar="MODEL_DIR", help="A Hugging Face directory.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="MODEL_DIR",
+        help="A Hugging Face directory.",
+        show_default=False,
+        autocompletion=completion.model_directories,
+    ),
 ]
 NewConfig = Annotated[
     Path, typer.Option("--output", metavar="FILE", help="The config to write; it must not exist.")
@@ -79,5 +133,18 @@ DataFile = Annotated[
     str | None,
     typer.Option("--data", metavar="FILE", help="Calibration data: text, JSONL with a field text, or .npy."),
 ]
-FirstRun = Annotated[Path, typer.Argument(metavar="RUN_A", help="A run directory.", show_default=False)]
-SecondRun = Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one.", show_default=False)]
+FirstRun = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN_A",
+        help="A run directory.",
+        show_default=False,
+        autocompletion=completion.run_directories,
+    ),
+]
+SecondRun = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN_B", help="Another one.", show_default=False, autocompletion=completion.run_directories
+    ),
+]

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from hpcmpq import doctor
 from hpcmpq.cli import app
+from hpcmpq.cli.document import Reported
 from hpcmpq.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,6 +167,7 @@ def test_command_says_what_is_broken_and_forgives_what_is_optional(
     assert {name for name, state in states.items() if state == "ok"} > set(doctor.REQUIRED)
     versions(monkeypatch, **{**doctor.REQUIRED, "h5py": "2.0"})
     bad = runner.invoke(app, ["doctor", "--directory", str(tmp_path)])
-    assert isinstance(bad.exception, UserError)
+    assert isinstance(bad.exception, Reported)
+    assert bad.exception.values[0].keys() == json.loads(good.stdout)[0].keys()
     assert "h5py" in str(bad.exception)
     assert "pip install 'h5py>=3.11'" in bad.output

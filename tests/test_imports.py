@@ -29,7 +29,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("store", "solvers", "executors"),
     ("shrinkage", "constraints", "descent", "link"),
     ("formulate",),
-    ("solve",),
+    ("solve", "solvable"),
     ("frontier", "time_gain"),
     # The queue: what login nodes run.
     ("attempts", "slurm_settings"),
@@ -47,6 +47,7 @@ LAYERS: list[tuple[str, ...]] = [
     # The other stages: none calls another.
     ("prepare", "calibrate", "reduce", "refine", "evaluate", "export", "report", "timing", "starter"),
     # What people type.
+    ("completion",),
     ("console", "options"),
     ("cli",),
     ("__main__",),
@@ -65,7 +66,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "pydantic": ("config",),
     "yaml": ("config", "report"),
     "rich": ("console", "cli"),
-    "typer": ("cli", "options"),
+    "typer": ("cli", "options", "completion"),
     "matplotlib": ("report",),
     "jinja2": ("report",),
     "sklearn": ("examples",),

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from hpcmpq import __version__, console
-from hpcmpq.cli.document import described, print_error, status_of
+from hpcmpq.cli.document import Reported, described, print_error, status_of
 from hpcmpq.errors import Infeasible, Interrupted, UserError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -67,7 +67,7 @@ def main() -> None:
     as_json = "--json" in sys.argv[1:]
     try:
         status = app(standalone_mode=not as_json)
-    except (UserError, Infeasible, Interrupted) as error:
+    except (UserError, Infeasible, Interrupted, Reported) as error:
         print(f"hpcmpq: {error}", file=sys.stderr)
         if as_json:
             print_error(error, str(error))

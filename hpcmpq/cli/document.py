@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from hpcmpq import console
-from hpcmpq.errors import UserError, exit_status
+from hpcmpq.errors import EXIT_BAD_INPUT, exit_status
 from hpcmpq.world import find_world
 
 AsJson = Annotated[
@@ -24,12 +24,15 @@ AsJson = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 
 
-class Reported(UserError):
+class Reported(Exception):
     """Bad input found by a command that has a document to print nevertheless.
 
     Attributes:
         values: The document.
+        exit_code: Exit status.
     """
+
+    exit_code = EXIT_BAD_INPUT
 
     def __init__(self, message: str, values: Any) -> None:
         super().__init__(message)

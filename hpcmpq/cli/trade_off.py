@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hpcmpq import console, options
+from hpcmpq import completion, console, options
 from hpcmpq.cli.app import command
 from hpcmpq.errors import UserError
 from hpcmpq.store import RunDir, read_plan
@@ -13,7 +13,9 @@ from hpcmpq.store import RunDir, read_plan
 @command("hpcmpq frontier runs/quickstart --cost weight_bits --from 2 --to 8 --step 0.05")
 def frontier(
     run_dir: options.Run,
-    cost: Annotated[str, typer.Option("--cost", help="The cost that varies.")] = "weight_bits",
+    cost: Annotated[
+        str, typer.Option("--cost", help="The cost that varies.", autocompletion=completion.costs)
+    ] = "weight_bits",
     start: Annotated[float, typer.Option("--from", help="Smallest limit.")] = 2.0,
     stop: Annotated[float, typer.Option("--to", help="Largest limit.")] = 8.0,
     step: Annotated[float, typer.Option("--step", help="Distance of limits.")] = 0.05,
