@@ -4,6 +4,7 @@ Axis letters: P options, G groups.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -70,19 +71,34 @@ def make_problem(
     names = tuple(space.groups[option.group].name for option in space.options)
     if model.option_group != names or model.option_format != tuple(o.format for o in space.options):
         raise UserError("quadratic.h5 belongs to another plan than plan.json; run `hpcmpq reduce` again")
-    costs = plan_costs(plan)
+    problem = constrained(plan, model.linear_P, cross_terms(model, settings), budgets, settings)
+    return replace(problem, constant=model.loss0)
+
+
+def constrained(
+    plan: Plan,
+    linear_P: np.ndarray,
+    quad_PP: np.ndarray,
+    budgets: Mapping[str, float],
+    settings: SolverConfig,
+) -> Problem:
+    """An objective within a plan's budgets, ties and allowed options.
+
+    Raises:
+        UserError: If a budget or format is unknown, a limit is not finite, or a pattern matches no group.
+    """
+    space, costs = plan.space, plan_costs(plan)
     for name, limit in budgets.items():
         known_cost(plan, costs, name)
         if not np.isfinite(limit):
             raise UserError(f"budget {name} must be a finite number, got {limit}")
     return Problem(
-        linear_P=model.linear_P,
-        quad_PP=cross_terms(model, settings),
+        linear_P=linear_P,
+        quad_PP=quad_PP,
         group_P=space.group_P,
         budgets=tuple(Budget(costs[name], float(limit)) for name, limit in budgets.items()),
         allowed_P=allowed_options(space, settings),
         ties=tied_groups(space, settings),
-        constant=model.loss0,
         group_names=tuple(group.name for group in space.groups),
         option_names=tuple(option.format for option in space.options),
     )

@@ -36,6 +36,7 @@ from hpcmpq.plan import (
 )
 from hpcmpq.scaling import Site, Workload, best_samples_per_unit
 from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, WEIGHTS_ALONE, find_method
+from hpcmpq.solvable import check_solvable
 from hpcmpq.space import Group, SearchSpace
 from hpcmpq.store import RunDir, read_plan, write_json
 from hpcmpq.stored_codes import make_codes
@@ -59,6 +60,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     Raises:
         PlanMismatch: If the run directory was planned with another configuration.
         UserError: If the model, the data or a pattern is wrong.
+        Infeasible: If no assignment meets the budgets.
     """
     find_method(config.sensitivity.method)
     target = find_target(config.target) if config.target else None
@@ -108,6 +110,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         fixed_bytes=fixed_bytes,
         environment=_environment(),
     )
+    check_solvable(plan)
     if config.quantizer.activations == "static" and rounds_activations(space):
         _keep_ranges(run, plan, config, model, splits.calibration)
     write_json(run.plan_path, plan_to_json(plan))

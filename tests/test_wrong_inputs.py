@@ -82,6 +82,9 @@ def poison(directory: Path) -> None:
         ({"groups__include": ["*.nothing"]}, "'*.nothing'"),
         ({"groups__tie": [["q_proj", "x_proj"]]}, "x_proj"),
         ({"model": {"factory": "no.such:function"}}, "no.such"),
+        ({"budgets": {"weight_bit": 3}}, "unknown budget 'weight_bit'"),
+        ({"solver__name": "quadratc"}, "unknown solver 'quadratc'"),
+        ({"solver__fixed": {"*.nothing": "int4"}}, "'*.nothing' matches no group"),
     ],
 )
 def test_a_wrong_config_is_refused_before_anything_is_measured(command, config, tmp_path, changes, message):
@@ -89,6 +92,30 @@ def test_a_wrong_config_is_refused_before_anything_is_measured(command, config, 
     assert (status, error.count("hpcmpq: ")) == (2, 1), error
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"budgets": {"weight_bits": 1.5}},
+            "weight_bits = 1.5 bits per weight is below the smallest reachable 2",
+        ),
+        ({"solver__min_bits": {"*": 4}}, "weight_bits = 3 bits per weight is below the smallest reachable 4"),
+    ],
+)
+def test_budgets_out_of_reach_are_refused_before_anything_is_measured(
+    command, config, tmp_path, changes, message
+):
+    status, error = command("plan", config(**changes), "--run-dir", tmp_path / "run")
+    assert status == 3
+    assert message in error
+    assert not (tmp_path / "run" / "plan.json").exists()
+
+
+def test_budgets_on_times_may_be_named_before_times_are_measured(command, config, tmp_path):
+    path = config(budgets={"latency_s": 1e-9, "weight_bits": 3.0})
+    assert command("plan", path, "--run-dir", tmp_path / "run")[0] == 0
 
 
 def test_nan_weights_are_named(command, config, tmp_path):
