@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from hpcmpq.config import ModelConfig
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.load import load_model
-from hpcmpq.models.streaming import find_weights, skeleton
+from hpcmpq.models.stored_weights import find_weights
+from hpcmpq.models.streaming import skeleton
 from hpcmpq.models.weights import as_matrix, from_matrix
 from hpcmpq.quantizers import decode, fake_quantize
 from hpcmpq.quantizers.ranges import Range, choose_range
