@@ -19,8 +19,8 @@ from hpcmpq.models.samples import Samples
 from hpcmpq.objective import ce_gradient, position_weights
 from hpcmpq.sensitivity import Contribution, Subject
 from hpcmpq.sensitivity.fisher import random_signs
-from hpcmpq.sensitivity.layers import find_layers, run_with_taps
 from hpcmpq.sensitivity.slopes import row_slopes
+from hpcmpq.sensitivity.taps import find_layers, run_with_taps
 
 
 def measure(subject: Subject, samples: Samples, groups: range, first_sample: int) -> Iterator[Features]:

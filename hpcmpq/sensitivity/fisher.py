@@ -17,8 +17,9 @@ from torch.func import vjp
 from hpcmpq.features import Features
 from hpcmpq.models.samples import Samples
 from hpcmpq.sensitivity import Subject
-from hpcmpq.sensitivity.layers import Layers, find_layers, run_with_taps
+from hpcmpq.sensitivity.layers import Layers
 from hpcmpq.sensitivity.slopes import row_slopes
+from hpcmpq.sensitivity.taps import find_layers, run_with_taps
 
 DEFAULT_ROWS = 8
 """Cotangents per sample where the config does not set `sensitivity.probes`."""

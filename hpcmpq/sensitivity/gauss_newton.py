@@ -20,7 +20,8 @@ from hpcmpq.models.samples import Samples
 from hpcmpq.probes import make_probes
 from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.directions import errors_at, moved
-from hpcmpq.sensitivity.layers import Layers, find_layers, run, tapped
+from hpcmpq.sensitivity.layers import Layers
+from hpcmpq.sensitivity.taps import find_layers, run, tapped
 
 HELD_ELEMENTS = 2**26
 """Output displacements computed at once, in elements."""

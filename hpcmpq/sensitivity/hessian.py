@@ -6,7 +6,7 @@
 with g and H the gradient and Hessian of the mean loss in the weights. H δ_p is the forward derivative, along δ_p,
 of the reverse-mode gradient (Pearlmutter 1994); H is symmetric, so columns are the row's group and later ones.
 
-Weights are seen through their layers (`layers.py`): with y = q(x) a use of weight q, g_y = ∂L/∂y, and dots for
+Weights are seen through their layers (`taps.py`): with y = q(x) a use of weight q, g_y = ∂L/∂y, and dots for
 derivatives along δ_p,
 
     H_pq = Σ over uses of q  ⟨ġ_y, δ_q(x)⟩ + ⟨δ_qᵀ(g_y), ẋ⟩ .
@@ -34,8 +34,9 @@ from hpcmpq.models.samples import Samples
 from hpcmpq.objective import no_gradient
 from hpcmpq.sensitivity import Contribution, Subject, gauss_newton
 from hpcmpq.sensitivity.directions import Errors, bent, errors_at, moved
-from hpcmpq.sensitivity.layers import Layers, find_layers, run, run_with_taps, tapped
+from hpcmpq.sensitivity.layers import Layers
 from hpcmpq.sensitivity.slopes import inner
+from hpcmpq.sensitivity.taps import find_layers, run, run_with_taps, tapped
 
 KEPT_BYTES = 2**31
 """Products δ_q(x) and δ_qᵀ(g_y) kept between rows; beyond this they are computed again for every row."""

@@ -16,7 +16,7 @@ from torch.func import grad, jvp, vmap
 from hpcmpq.models.outputs import forward
 from hpcmpq.models.samples import Samples
 from hpcmpq.sensitivity import Contribution, Subject
-from hpcmpq.sensitivity.layers import run
+from hpcmpq.sensitivity.taps import run
 
 DEFAULT_PROBES = 8
 """Random directions per group where the config does not set `sensitivity.probes`."""

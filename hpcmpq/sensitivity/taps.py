@@ -1,0 +1,173 @@
+"""Forward passes that show the input x of every use of a searched weight, and the gradient of its output y.
+
+To see ∂L/∂y, a zero *tap* is added to every output. Weights that are used in other ways than by calling their
+layer (in fused attention modules, say) keep their ordinary gradient; which they are is found by comparing both
+forms for random cotangents.
+
+Axis letters: N samples, T tokens, V outputs.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hpcmpq.errors import UserError
+from hpcmpq.models.outputs import forward
+from hpcmpq.models.products import MatrixProduct
+from hpcmpq.models.samples import Samples
+from hpcmpq.sensitivity import Subject
+from hpcmpq.sensitivity.layers import Layers, Use, is_layer, pull
+
+Tensors = dict[str, Tensor]
+
+AGREEMENT = 1e-3
+"""Relative difference of both forms of a weight's gradient up to which it is seen through its layers."""
+
+
+def find_layers(subject: Subject, samples: Samples) -> Layers:
+    """The uses in a forward pass of the first two samples, checked against ordinary gradients.
+
+    Raises:
+        UserError: If a weight is used past its layer, so that the layer's inputs cannot be rounded as asked.
+    """
+    few = samples[:2]
+    group_of = {
+        id(tensor): (index, name)
+        for index, group in enumerate(subject.space.groups)
+        for name, tensor in subject.variants.originals(group).items()
+    }
+    holders = [
+        module
+        for module in subject.model.modules()
+        if is_layer(module) and id(module._parameters.get("weight")) in group_of
+    ]
+    products = {
+        subject.model.get_submodule(product.module): (index, product.module)
+        for index, group in enumerate(subject.space.groups)
+        for product in group.products
+    }
+    turns: dict[nn.Module, int] = {}
+    uses: list[Use] = []
+
+    def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        turn = turns[module] = turns.get(module, -1) + 1
+        if module in products:
+            uses.append(Use(*products[module], module, turn, tuple(x.shape[1:] for x in args)))
+        else:
+            uses.append(Use(*group_of[id(module.weight)], module, turn))
+
+    handles = [module.register_forward_hook(record) for module in (*holders, *products)]
+    try:
+        with torch.no_grad():
+            forward(subject.model, few.inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    names = {name: index for index, name in group_of.values()}
+    every = Layers(tuple(uses), names, per_sample=True)
+    output, inputs, grads, direct_grads = random_gradient(subject, every, few)
+    seen = {name: torch.zeros_like(grad) for name, grad in direct_grads.items()}
+    for use, x, grad_y in zip(every.uses, inputs, grads, strict=True):
+        if use.parameter in seen:
+            seen[use.parameter] += pull(use, x, grad_y)
+    direct = {
+        name: names[name]
+        for name, grad in direct_grads.items()
+        if (grad - seen[name]).norm() > AGREEMENT * grad.norm()
+    }
+    rounded = [name for name, index in direct.items() if subject.variants.activations.rounds(index)]
+    if rounded:
+        raise UserError(
+            f"{rounded[0]} is used in other ways than by calling its layer, so the layer's inputs cannot be rounded; "
+            "exclude it, or use formats that round weights alone"
+        )
+    kept = tuple(use for use in uses if use.parameter not in direct)
+    per_sample = all(
+        len(x) == len(output) for use, x in zip(uses, inputs, strict=True) if use.parameter not in direct
+    )
+    return Layers(kept, direct, per_sample)
+
+
+def random_gradient(
+    subject: Subject, layers: Layers, batch: Samples
+) -> tuple[Tensor, list[Tensor], list[Tensor], Tensors]:
+    """z, inputs, and the gradients in taps and direct weights of v·z for a fixed random v."""
+    with torch.enable_grad():
+        z_NTV, inputs, taps, weights = run_with_taps(subject, layers, batch)
+        generator = torch.Generator().manual_seed(0)
+        v_NTV = torch.randn(z_NTV.shape, generator=generator).to(z_NTV)
+        grads = torch.autograd.grad(z_NTV, [*taps, *weights.values()], v_NTV)
+    return (
+        z_NTV.detach(),
+        inputs,
+        list(grads[: len(taps)]),
+        dict(zip(weights, grads[len(taps) :], strict=True)),
+    )
+
+
+def run_with_taps(
+    subject: Subject, layers: Layers, batch: Samples
+) -> tuple[Tensor, list[Tensor], list[Tensor], Tensors]:
+    """z, the detached input of every use, and the taps and direct weights as leaves of z's graph."""
+    inputs: dict[int, Tensor] = {}
+    taps: dict[int, Tensor] = {}
+    weights = {
+        name: subject.model.get_parameter(name).detach().clone().requires_grad_(True)
+        for name in layers.direct
+    }
+    with tapped(layers, inputs, taps, make_leaves=True):
+        z_NTV = run(subject, batch, weights)
+    order = range(len(layers.uses))
+    return z_NTV, [inputs[i].detach() for i in order], [taps[i] for i in order], weights
+
+
+def run(subject: Subject, batch: Samples, weights: Mapping[str, Tensor]) -> Tensor:
+    """z with some weights replaced, differentiable in them; tied weights follow."""
+    replaced = {f"model.{name}": tensor for name, tensor in weights.items()}
+    return functional_call(_Outputs(subject.model), replaced, (batch.inputs,))
+
+
+@contextmanager
+def tapped(
+    layers: Layers, inputs: dict[int, Tensor], taps: dict[int, Tensor], *, make_leaves: bool = False
+) -> Iterator[None]:
+    """In one forward pass, put the input of use i into inputs[i] and add taps[i] to its output.
+
+    Args:
+        layers: The uses.
+        inputs: Filled in.
+        taps: By use; a use without one keeps its output.
+        make_leaves: Fill `taps` with zeros that require gradients first.
+    """
+    place = {(use.module, use.turn): index for index, use in enumerate(layers.uses)}
+    turns: dict[nn.Module, int] = {}
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        index = place[module, turns.get(module, 0)]
+        turns[module] = turns.get(module, 0) + 1
+        is_product = isinstance(module, MatrixProduct)
+        inputs[index] = torch.cat([x.flatten(1) for x in args], 1) if is_product else args[0]
+        if make_leaves:
+            taps[index] = torch.zeros_like(output, requires_grad=True)
+        return output + taps[index] if index in taps else output
+
+    handles = [module.register_forward_hook(hook) for module in {use.module: None for use in layers.uses}]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Outputs(nn.Module):
+    """A model whose forward pass takes named inputs and returns z, for `functional_call`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        return forward(self.model, inputs)
