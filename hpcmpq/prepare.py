@@ -2,35 +2,28 @@
 
 import dataclasses
 import logging
-import platform
-import subprocess
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from hpcmpq.activations import measure_maxima, read_maxima, rounds_activations, write_maxima
-from hpcmpq.config import CalibrationConfig, Config, ModelConfig, to_values
+from hpcmpq.config import Config, to_values
 from hpcmpq.cost_estimate import estimate_cost
 from hpcmpq.errors import UserError
+from hpcmpq.facts import default_facts, find_environment, find_facts
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.calibration import Splits, load_splits
 from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.groups import num_fixed_bytes
 from hpcmpq.models.load import forward, load_model, pick_device, weights_fingerprint
-from hpcmpq.models.quantized_checkpoint import open_checkpoint
 from hpcmpq.models.samples import Samples
 from hpcmpq.models.streaming import load_streamed, shapes_only, streamed_fingerprint
 from hpcmpq.plan import (
-    NUMERICS_VERSION,
     Plan,
     check_same_facts,
     content_hash,
-    flatten,
     make_units,
     plan_to_json,
 )
@@ -85,10 +78,10 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     _say_narrowed(config, names, formats)
     space = SearchSpace(groups, formats)
     _check_activations(config, model, space)
-    facts = _facts(config, weights, splits, space)
+    facts = find_facts(config, weights, splits.calibration, space)
     if run.plan_path.exists():
         planned = read_plan(run)
-        check_same_facts(planned.facts, facts, str(run.path), _default_facts())
+        check_same_facts(planned.facts, facts, str(run.path), default_facts())
         # Word for word, since what is measured already is named after them.
         facts, fingerprint, units = planned.facts, planned.fingerprint, planned.units
     else:
@@ -108,7 +101,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         fingerprint=fingerprint,
         import_paths=import_paths,
         fixed_bytes=fixed_bytes,
-        environment=_environment(),
+        environment=find_environment(),
     )
     check_solvable(plan)
     if config.quantizer.activations == "static" and rounds_activations(space):
@@ -198,44 +191,6 @@ def _look_streamed(
     return streamed.model, (outside, max(sizes)), found
 
 
-def _facts(config: Config, weights: str, splits: Splits, space: SearchSpace) -> dict[str, object]:
-    """All that changes a measured number; not where files lie nor what is solved for."""
-    kept = _measured_settings(config)
-    kept["model"] = {"dtype": config.model.dtype}
-    kept["quantizer"]["checkpoints"] = {
-        name: open_checkpoint(path).digest() for name, path in config.quantizer.checkpoints.items()
-    }
-    if not config.groups.attention_products:
-        del kept["groups"]["attention_products"]
-    if rounds_activations(space):
-        kept["activations"] = {name: FORMATS[name].activation for name in config.formats}
-    else:
-        del kept["quantizer"]["activations"]
-    if config.target is not None:
-        kept["target"] = config.target
-    return {
-        **flatten(kept),
-        "model.weights": weights,
-        "calibration.samples": content_hash(splits.calibration.content_hashes()),
-        "groups.found": content_hash([[m.parameter for m in g.members] for g in space.groups]),
-        "numerics_version": NUMERICS_VERSION,
-    }
-
-
-def _measured_settings(config: Config) -> dict[str, Any]:
-    values = to_values(config)
-    del values["calibration"]["data"]
-    return {
-        key: values[key]
-        for key in ("groups", "formats", "quantizer", "objective", "sensitivity", "calibration")
-    }
-
-
-def _default_facts() -> dict[str, Any]:
-    """Settings of a config that names none."""
-    return flatten(_measured_settings(Config(ModelConfig(), CalibrationConfig("")))) | {"target": None}
-
-
 def _say_narrowed(config: Config, names: tuple[str, ...], formats: tuple[tuple[str, ...], ...]) -> None:
     lost = [name for name in names if not any(name in kept for kept in formats)]
     if lost:
@@ -249,28 +204,3 @@ def _stored_dtype(config: Config) -> torch.dtype | None:
     """What a Hugging Face directory says its weights are stored in; None for a factory's model."""
     dtype = getattr(torch, describe_model(config.model).dtype or "", None)
     return dtype if isinstance(dtype, torch.dtype) else None
-
-
-def _environment() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("hpcmpq", "torch", "transformers", "numpy", "h5py", "ortools", "deepspeed", "ray", "mpi4py"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    versions["commit"] = _commit()
-    return versions
-
-
-def _commit() -> str:
-    try:
-        shown = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return shown.stdout.strip() or "unknown"

@@ -43,7 +43,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("measure", "wavefront"),
     ("response",),
     ("sensitivity", "cost_estimate"),
-    ("examples",),
+    ("examples", "facts"),
     # The other stages: none calls another.
     ("prepare", "calibrate", "reduce", "refine", "evaluate", "export", "report", "timing", "starter"),
     # What people type.

@@ -1,0 +1,86 @@
+"""What a plan keeps beside the plan: the facts that fix every measured number, and the environment it is made in."""
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from hpcmpq.activations import rounds_activations
+from hpcmpq.config import CalibrationConfig, Config, ModelConfig, to_values
+from hpcmpq.formats import FORMATS
+from hpcmpq.models.quantized_checkpoint import open_checkpoint
+from hpcmpq.models.samples import Samples
+from hpcmpq.plan import NUMERICS_VERSION, content_hash, flatten
+from hpcmpq.space import SearchSpace
+
+
+def find_facts(config: Config, weights: str, samples: Samples, space: SearchSpace) -> dict[str, object]:
+    """All that changes a measured number; not where files lie nor what is solved for.
+
+    Args:
+        config: Of the run.
+        weights: Digest of the model's weights.
+        samples: Of calibration.
+        space: Groups and formats.
+    """
+    kept = _measured_settings(config)
+    kept["model"] = {"dtype": config.model.dtype}
+    kept["quantizer"]["checkpoints"] = {
+        name: open_checkpoint(path).digest() for name, path in config.quantizer.checkpoints.items()
+    }
+    if not config.groups.attention_products:
+        del kept["groups"]["attention_products"]
+    if rounds_activations(space):
+        kept["activations"] = {name: FORMATS[name].activation for name in config.formats}
+    else:
+        del kept["quantizer"]["activations"]
+    if config.target is not None:
+        kept["target"] = config.target
+    return {
+        **flatten(kept),
+        "model.weights": weights,
+        "calibration.samples": content_hash(samples.content_hashes()),
+        "groups.found": content_hash([[m.parameter for m in g.members] for g in space.groups]),
+        "numerics_version": NUMERICS_VERSION,
+    }
+
+
+def _measured_settings(config: Config) -> dict[str, Any]:
+    values = to_values(config)
+    del values["calibration"]["data"]
+    return {
+        key: values[key]
+        for key in ("groups", "formats", "quantizer", "objective", "sensitivity", "calibration")
+    }
+
+
+def default_facts() -> dict[str, Any]:
+    """Settings of a config that names none."""
+    return flatten(_measured_settings(Config(ModelConfig(), CalibrationConfig("")))) | {"target": None}
+
+
+def find_environment() -> dict[str, str]:
+    """Versions of Python, of the libraries that compute and of this package, and the machine's architecture."""
+    versions = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in ("hpcmpq", "torch", "transformers", "numpy", "h5py", "ortools", "deepspeed", "ray", "mpi4py"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    versions["commit"] = _commit()
+    return versions
+
+
+def _commit() -> str:
+    try:
+        shown = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return shown.stdout.strip() or "unknown"
