@@ -1,24 +1,14 @@
 """The tutorial's commands, as they stand on the page, one after the other in a copy of what they need."""
 
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "tutorial.md"
+from tests.docs.pages import ROOT, run_page
 
 pytestmark = pytest.mark.slow
-
-
-def blocks(page: str) -> list[str]:
-    """The fenced bash blocks of a page, in order."""
-    return re.findall(r"^```bash\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -26,25 +16,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]
     """The directory after the whole page, and what each block printed; `hpcmpq` is this checkout's."""
     directory = tmp_path_factory.mktemp("tutorial")
     shutil.copytree(ROOT / "configs" / "quickstart_model", directory / "configs" / "quickstart_model")
-    script = directory / "bin" / "hpcmpq"
-    script.parent.mkdir()
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m hpcmpq "$@"\n')
-    script.chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "COLUMNS": "120",
-    }
-    printed = {}
-    for block in blocks(PAGE.read_text()):
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block],
-            cwd=directory, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
-        printed[block] = done.stdout + done.stderr
+    printed = run_page("tutorial.md", directory)
     return directory / "runs" / "tutorial", printed
 
 

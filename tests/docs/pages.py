@@ -1,0 +1,42 @@
+"""The bash blocks of pages, run as they stand, one after the other."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def blocks(page: str) -> list[str]:
+    """The fenced bash blocks of a page, in order."""
+    return re.findall(r"^```bash\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+
+
+def run_page(page: str, directory: Path) -> dict[str, str]:
+    """{block: what it printed} of a page of `docs`, run in a directory where `hpcmpq` is this checkout's.
+
+    A block that fails fails the test, with what it printed.
+    """
+    bin_ = directory / "bin"
+    bin_.mkdir()
+    for name, words in {"hpcmpq": ' -m hpcmpq "$@"', "python": ' "$@"'}.items():
+        (bin_ / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{words}\n')
+        (bin_ / name).chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "120",
+    }
+    printed = {}
+    for block in blocks((ROOT / "docs" / page).read_text()):
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block],
+            cwd=directory, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+        printed[block] = done.stdout + done.stderr
+    return printed
