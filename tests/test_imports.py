@@ -49,6 +49,7 @@ LAYERS: list[tuple[str, ...]] = [
     # What people type.
     ("completion",),
     ("console", "options"),
+    ("summaries",),
     ("cli",),
     ("__main__",),
 ]
@@ -65,7 +66,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "ortools": ("solvers",),
     "pydantic": ("config",),
     "yaml": ("config", "report"),
-    "rich": ("console", "cli"),
+    "rich": ("console", "summaries", "cli"),
     "typer": ("cli", "options", "completion"),
     "matplotlib": ("report",),
     "jinja2": ("report",),

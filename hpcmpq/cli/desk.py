@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from hpcmpq import console, options
+from hpcmpq import console, options, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.cli.document import Reported
 from hpcmpq.doctor import examine
@@ -20,7 +20,7 @@ def doctor(directory: options.RunsDirectory = Path(".")) -> list[dict[str, Any]]
     Exit status 0 if everything that every run needs is there, 2 otherwise.
     """
     checks = examine(directory)
-    console.examined((check.state, check.name, check.found, check.fix) for check in checks)
+    summaries.examined((check.state, check.name, check.found, check.fix) for check in checks)
     values = [dataclasses.asdict(check) for check in checks]
     if broken := [check.name for check in checks if check.broken]:
         raise Reported(f"every run needs {', '.join(broken)}; put that right first, as shown above", values)

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hpcmpq import console, options
+from hpcmpq import console, options, summaries
 from hpcmpq.attempts import read_processes
 from hpcmpq.cli.app import command
 from hpcmpq.cli.timing import solve_for_gain
@@ -39,7 +39,7 @@ def run(
         export(run_dir)
         evaluation = _evaluate(run_dir, None, ALONE)
         written = report(run_dir)
-        console.summary(RunDir(run_dir))
+        summaries.summary(RunDir(run_dir))
     solution = read_json(RunDir(run_dir).solution_path, f"hpcmpq solve {run_dir}")
     return {"run": run_dir, "solution": solution, "evaluation": evaluation, **written}
 
@@ -55,7 +55,7 @@ def plan(
     with console.stage(run_dir, "plan"):
         settings = read_config(config)
         made = prepare(settings, RunDir(run_dir), (str(Path.cwd()), str(config.resolve().parent)))
-    console.planned(made)
+    summaries.planned(made)
     values: dict[str, Any] = {
         "plan": RunDir(run_dir).plan_path,
         "num_groups": len(made.space.groups),
@@ -66,14 +66,14 @@ def plan(
     }
     if RunDir(run_dir).file("cost.json").exists():
         values["cost"] = read_json(RunDir(run_dir).file("cost.json"), "hpcmpq plan")
-        console.cost(values["cost"])
+        summaries.cost(values["cost"])
     if workers:
         missing, _ = pending(made, RunDir(run_dir))
         work = measured_workload(made, read_processes(RunDir(run_dir)), missing)
         counts = sorted({1, 2, workers // 2 or 1, workers}) if missing else []
         found = [predict(work, Site(), count) for count in counts]
         if found:
-            console.predicted(found)
+            summaries.predicted(found)
         else:
             console.say("every unit is measured: nothing to predict")
         values["predictions"] = [dataclasses.asdict(prediction) for prediction in found]
@@ -106,7 +106,7 @@ def reduce(run_dir: options.Run) -> dict[str, Any]:
 
     with console.stage(run_dir, "reduce"):
         found = reduce_run(RunDir(run_dir))
-        console.reduced(found)
+        summaries.reduced(found)
     facts = {name: getattr(found.model, name) for name in ("objective", "loss0", "num_samples")}
     return {"quadratic": RunDir(run_dir).quadratic_path, **facts, "asymmetry": float(found.asymmetry)}
 
@@ -132,7 +132,7 @@ def solve(
         if maximize is not None or max_loss_mse is not None or max_loss is not None:
             return solve_for_gain(run_dir, maximize, (max_loss_mse, max_loss), given, settings)
         values = solve_run(RunDir(run_dir), given or planned.config["budgets"], settings)
-        console.solved(values)
+        summaries.solved(values)
     return values
 
 
@@ -143,7 +143,7 @@ def refine(run_dir: options.Run) -> dict[str, Any]:
 
     with console.stage(run_dir, "refine"), console.counter("refine", "evaluations") as on_evaluation:
         values = refine_run(RunDir(run_dir), on_evaluation)
-    console.refined(values)
+    summaries.refined(values)
     return values
 
 
@@ -206,5 +206,5 @@ def _evaluate(run_dir: Path, engine: str | None, world: World) -> dict[str, Any]
         return None
     with console.stage(run_dir, "evaluate"), console.counter("evaluate", "chunks") as on_progress:
         values = evaluate_run(RunDir(run_dir), engine, world, on_progress)
-    console.evaluated(values)
+    summaries.evaluated(values)
     return values

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from hpcmpq import console, options
+from hpcmpq import console, options, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.cli.stages import plan
 from hpcmpq.status import read_status
@@ -44,5 +44,5 @@ def submit(
 def status(run_dir: options.Run) -> dict[str, Any]:
     """Show stages, work units, throughput, time left, failures and Slurm jobs of a run directory."""
     state = read_status(RunDir(run_dir))
-    console.status(state)
+    summaries.status(state)
     return dataclasses.asdict(state)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from hpcmpq import console, options
+from hpcmpq import console, options, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.config import SolverConfig
 from hpcmpq.errors import UserError
@@ -17,7 +17,7 @@ def time(run_dir: options.Run) -> dict[str, Any]:
 
     with console.stage(run_dir, "time"), console.counter("time", "rounds") as on_round:
         values = measure_times(RunDir(run_dir), on_round)
-    console.timed(values)
+    summaries.timed(values)
     return values
 
 
@@ -38,5 +38,5 @@ def solve_for_gain(
     run = RunDir(run_dir)
     limit = loss_limit(read_quadratic(run.quadratic_path), *limits)
     values = maximize(run, gain, limit, budgets, settings)
-    console.gained(values)
+    summaries.gained(values)
     return values

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcmpq.console import _task_table
 from hpcmpq.evaluate.summary import summarise
 from hpcmpq.report import write_report
 from hpcmpq.store import RunDir, read_json, write_json
+from hpcmpq.summaries import task_table
 from tests.synthetic_run import write_run
 
 SHIFT = {"original": 0.0, "quantized": 0.05, "uniform": 0.08}
@@ -58,7 +58,7 @@ def test_older_evaluations_have_no_such_table(tmp_path: Path):
 
 
 def test_tasks_are_printed(run: RunDir):
-    table = _task_table(read_json(run.evaluation_path, ""))
+    table = task_table(read_json(run.evaluation_path, ""))
     assert [column.header for column in table.columns] == [
         "task", "metric", "original", "quantized", "", "uniform int3"
     ]  # fmt: skip

@@ -1,0 +1,193 @@
+"""What the command line prints after each stage, in a sentence or a table."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from hpcmpq.console import rows, say, show
+from hpcmpq.plan import Plan
+from hpcmpq.reduce import Reduction
+from hpcmpq.scaling import Prediction
+from hpcmpq.status import Status
+from hpcmpq.store import RunDir, read_json
+
+
+def planned(plan: Plan) -> None:
+    """What will be measured."""
+    space = plan.space
+    numel = sum(group.numel for group in space.groups)
+    say(
+        f"{len(space.groups)} groups with {numel:,} weights, {space.num_options} options, "
+        f"{plan.config['sensitivity']['method']} sensitivities of {plan.config['objective']} "
+        f"in {len(plan.units)} work units"
+    )
+
+
+def cost(values: dict[str, Any]) -> None:
+    """What calibration will cost."""
+    seconds = values["seconds"]
+    say(
+        f"calibration by {values['engine']}: {values['forwards']:.1f} forward passes of all samples, "
+        f"{values['flops'] / 1e12:.3g} TFLOP, shards of {_bytes(values['shard_bytes'])}, at most "
+        f"{_bytes(values['peak_bytes'])} of tensors in a worker"
+        + ("" if seconds is None else f", about {seconds:.0f} s on one worker like this")
+    )
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
+def predicted(predictions: list[Prediction]) -> None:
+    """How long calibration takes on several numbers of workers, and why."""
+    lines = [
+        (
+            str(found.num_workers),
+            _duration(found.makespan_s),
+            f"{100 * found.efficiency:.0f} %",
+            found.bound_by,
+        )
+        for found in predictions
+    ]
+    rows(("workers", "time", "efficiency", "bound by"), lines, title="prediction from measured units")
+
+
+def reduced(reduction: Reduction) -> None:
+    """What was measured."""
+    model = reduction.model
+    say(
+        f"loss of the original {model.loss0:.6g} over {model.num_samples} samples; "
+        f"asymmetry of measured second derivatives {reduction.asymmetry:.2g}"
+    )
+
+
+def solved(solution: dict[str, Any]) -> None:
+    """What was chosen."""
+    budgets = ", ".join(
+        f"{name} {solution['costs'][name]:.6g} of {limit:.6g}" for name, limit in solution["budgets"].items()
+    )
+    gap = "no bound" if solution["gap"] is None else f"proven gap {100 * solution['gap']:.3g} %"
+    say(
+        f"predicted loss {solution['predicted_loss']:.6g} at {budgets or 'no budget'}; {gap} "
+        f"({solution['termination']}, {solution['seconds']:.1f} s)"
+    )
+
+
+def timed(values: dict[str, Any]) -> None:
+    """What was measured, and how well."""
+    for phase, found in values["phases"].items():
+        parts = [part for part in found["parts"] if part["groups"]]
+        count = sum(len(own["combinations"]) + 1 for own in found["classes"].values())
+        say(
+            f"{phase}: {1e3 * found['original_s']:.4g} ms unquantized in {len(parts)} sub-graphs of "
+            f"{len(found['classes'])} kinds; {count} combinations, {values['rounds']} rounds, median deviation "
+            f"{100 * found['noise']:.2g} %"
+        )
+        for reason in found["no_kernel"]:
+            say(f"no kernel for {reason}")
+
+
+def gained(solution: dict[str, Any]) -> None:
+    """What a largest gain came to."""
+    found = solution["maximized"]
+    bound = "no bound" if found["bound"] is None else f"at most {found['bound']:.6g}"
+    say(
+        f"{found['gain']} {found['saved']:.6g} {found['unit']} ({100 * found['saved_share']:.3g} % of the original, "
+        f"{bound}) at a predicted loss of {solution['predicted_loss']:.6g} ({solution['termination']})"
+    )
+
+
+def refined(solution: dict[str, Any]) -> None:
+    """What measured losses changed."""
+    refinement = solution["refine"]
+    accepted = [move for move in refinement["history"] if move["accepted"]]
+    low, high = solution["expected_interval"]
+    say(
+        f"{len(accepted)} of {len(refinement['history'])} moves accepted after {refinement['evaluations']} "
+        f"evaluations; expected loss {solution['expected_loss']:.6g} (90 % interval {low:.6g} to "
+        f"{high:.6g}), measured {solution['measured_loss']:.6g} on held-out samples"
+    )
+
+
+def evaluated(values: dict[str, Any]) -> None:
+    """Measured quality, side by side."""
+    counted = "samples" if "accuracy" in values else "tokens"
+    table = Table("model", title=f"{values['num_tokens']:,} {counted} never calibrated on")
+    metrics = [n for n in ("loss", "kl", "mse", "perplexity", "accuracy") if n in values]
+    for name in metrics:
+        table.add_column(name, justify="right")
+    for model in ("original", "quantized", "uniform"):
+        label = f"uniform {values['uniform_format']}" if model == "uniform" else model
+        table.add_row(label, *(f"{values[name][model]:.6g}" for name in metrics))
+    show(table)
+    if values.get("tasks"):
+        show(task_table(values))
+
+
+def task_table(values: dict[str, Any]) -> Table:
+    """First metric of each task, the quantized model's with its interval."""
+    table = Table("task", "metric", title="tasks, 95 % intervals")
+    for name in ("original", "quantized", "", f"uniform {values['uniform_format']}"):
+        table.add_column(name, justify="right")
+    for name, task in values["tasks"].items():
+        metric = next(iter(task["paired"]))
+        ends = task["intervals"][metric]["quantized"]
+        interval = "" if ends is None else f"{ends[0]:.4g} to {ends[1]:.4g}"
+        original, quantized, uniform = (
+            f"{task[metric][m]:.4g}" for m in ("original", "quantized", "uniform")
+        )
+        table.add_row(name, metric, original, quantized, interval, uniform)
+    return table
+
+
+def summary(run: RunDir) -> None:
+    """What the whole run found."""
+    solution = read_json(run.solution_path, f"hpcmpq solve {run.path}")
+    evaluation = read_json(run.evaluation_path, f"hpcmpq evaluate {run.path}")
+    rows(("group", "format"), solution["assignment"].items(), title="assignment")
+    objective = evaluation["objective"]
+    measured = evaluation[objective]
+    say(f"predicted {objective} {solution['predicted_loss']:.6g}, measured {measured['quantized']:.6g}")
+    say(f"uniform {evaluation['uniform_format']} measured {measured['uniform']:.6g}")
+    say(f"report: {run.report_path}")
+
+
+def status(state: Status) -> None:
+    """Stages, units, failures and jobs."""
+    lines = []
+    for stage in state.stages:
+        words = "done" if stage.done else "not yet"
+        if stage.name == "calibrate":
+            words = f"{state.num_done} of {state.num_units} units"
+        lines.append((stage.name, words, "" if stage.seconds is None else f"{stage.seconds:.1f}"))
+    if lines:
+        rows(("stage", "state", "seconds"), lines)
+    if state.units_per_s is not None:
+        left = (
+            "" if state.seconds_left is None else f", about {_duration(state.seconds_left)} left at that rate"
+        )
+        say(f"{3600 * state.units_per_s:.3g} units per hour{left}")
+    for unit, error in state.failed.items():
+        say(escape(f"failed: unit {unit}: {error}"))
+    for sentence in state.damaged:
+        say(escape(f"damaged: {sentence}"))
+    if state.jobs:
+        rows(("job", "Slurm id", "state"), state.jobs)
+
+
+def examined(checks: Iterable[tuple[str, str, str, str]]) -> None:
+    """A line for each (state, part, what was found, what to do)."""
+    colours = {"ok": "green", "missing": "yellow", "wrong": "red"}
+    for state, part, found, fix in checks:
+        advice = f" [dim]->[/dim] {escape(fix)}" if fix else ""
+        say(f"[{colours[state]}]{state:8}[/]{part:18}{escape(found)}{advice}")
+
+
+def _duration(seconds: float) -> str:
+    """Hours, minutes and seconds, the two largest that are not zero."""
+    hours, minutes = int(seconds // 3600), int(seconds // 60 % 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds % 60:.0f} s" if minutes else f"{seconds:.0f} s"
