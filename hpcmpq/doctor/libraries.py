@@ -1,25 +1,14 @@
-"""What a run needs of this machine, looked at part by part: `hpcmpq doctor`.
-
-Libraries are looked up in the installed packages, or imported in processes of their own: one that hangs or crashes
-is a finding, and nothing heavy is loaded here.
-"""
+"""Python and its packages: installed, new enough, and importable in a process of their own."""
 
 import platform
 import re
 import shutil
 import subprocess
 import sys
-import time
-import uuid
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
 
-from hpcmpq.errors import UserError
-from hpcmpq.whole_files import replacing
+from hpcmpq.doctor.check import TIMEOUT_S, Check, ask
 
 MIN_PYTHON = (3, 10)
 REQUIRED = {
@@ -28,26 +17,14 @@ REQUIRED = {
 }  # fmt: skip
 """Packages that every run needs and their least versions, as in pyproject.toml."""
 
-MIN_FREE_BYTES = 10**9
-"""Less room than this is soon full of shards and checkpoints."""
-
-TIMEOUT_S = 60.0
-"""Of one process that looks: a cold file system may take most of this for torch."""
-
-ANSWER_S = 10.0
-"""Slurm's controller answers sooner, or is not there."""
-
-SLURM_COMMANDS = ("sbatch", "srun", "squeue", "scontrol")
-"""What `hpcmpq submit` and its jobs call; sacct only makes `hpcmpq status` remember longer."""
-
 _TORCH = """
 import torch
 found = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 print(f"CUDA {torch.version.cuda} with {', '.join(found)}" if found else
       "built without CUDA" if torch.version.cuda is None else f"CUDA {torch.version.cuda} finds no device")
 """
-_H5PY = "import h5py; print('HDF5', h5py.version.hdf5_version)"
-_ORTOOLS = (
+H5PY = "import h5py; print('HDF5', h5py.version.hdf5_version)"
+ORTOOLS = (
     "from ortools.math_opt.python import mathopt; from ortools.sat.python import cp_model; print('loads')"
 )
 _MPI4PY = """
@@ -56,56 +33,6 @@ mpi4py.rc.initialize = False
 from mpi4py import MPI
 print(MPI.Get_library_version().split(chr(10))[0].strip(chr(0)))
 """
-
-State = Literal["ok", "missing", "wrong"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """What was found out about one part.
-
-    Attributes:
-        name: Of the part.
-        state: ``missing`` is not there at all, ``wrong`` is there and will not do.
-        found: What there is, in words.
-        fix: What to do, unless it is ok.
-        needed: Whether every run needs it.
-    """
-
-    name: str
-    state: State
-    found: str
-    fix: str = ""
-    needed: bool = False
-
-    @property
-    def broken(self) -> bool:
-        """Whether no run can work before this is put right."""
-        return self.needed and self.state != "ok"
-
-
-def examine(directory: Path) -> list[Check]:
-    """All checks, several at a time; `directory` is where run directories are to lie.
-
-    Raises:
-        UserError: If `directory` is a file.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory} is a file; name the directory in which run directories are to lie")
-    parts: tuple[Callable[[], list[Check]], ...] = (
-        lambda: [check_python(sys.version_info[:2])],
-        lambda: [check_package(name) for name in REQUIRED if name not in ("torch", "h5py", "ortools")],
-        check_torch,
-        lambda: [_loads("h5py", _H5PY)],
-        lambda: [_loads("ortools", _ORTOOLS)],
-        check_mpi,
-        lambda: [check_extra("ray", "ray", "--executor ray")],
-        check_slurm,
-        check_deepspeed,
-        lambda: check_directory(directory),
-    )
-    with ThreadPoolExecutor(2) as pool:
-        return [check for found in pool.map(lambda part: part(), parts) for check in found]
 
 
 def check_python(running: tuple[int, ...]) -> Check:
@@ -133,7 +60,7 @@ def check_package(name: str) -> Check:
 
 def check_torch() -> list[Check]:
     """Torch, and whether it can use the GPUs that the driver shows."""
-    check = _loads("torch", _TORCH)
+    check = check_import("torch", _TORCH)
     if check.state != "ok":
         return [check]
     if " with " in check.found:
@@ -185,22 +112,6 @@ def check_extra(name: str, extra: str, purpose: str) -> Check:
         return Check(name, "missing", "not installed", f"pip install 'hpcmpq[{extra}]' for {purpose}")
 
 
-def check_slurm() -> list[Check]:
-    """Slurm's commands, and whether its controller answers."""
-    absent = [name for name in SLURM_COMMANDS if shutil.which(name) is None]
-    if len(absent) == len(SLURM_COMMANDS):
-        return [Check("Slurm", "missing", "no commands", "run `hpcmpq submit` on a login node of a cluster")]
-    if absent:
-        found = f"{', '.join(absent)} not in PATH"
-        return [Check("Slurm", "wrong", found, "load the site's Slurm module")]
-    shown = ask(["scontrol", "ping"], ANSWER_S)
-    if shown is None or "UP" not in shown.split():
-        lines = (shown or "").strip().splitlines()
-        found = f"the controller does not answer{f': {lines[0]}' if lines else ''}"
-        return [Check("Slurm", "wrong", found, "check `scontrol ping`, or ask the site's support")]
-    return [Check("Slurm", "ok", (ask(["sbatch", "--version"]) or "slurm").strip())]
-
-
 def check_deepspeed() -> list[Check]:
     """DeepSpeed, and the compiler that it builds its operators with."""
     check = check_extra("deepspeed", "deepspeed", "evaluate --engine deepspeed")
@@ -212,49 +123,7 @@ def check_deepspeed() -> list[Check]:
     return [check]
 
 
-def check_directory(directory: Path) -> list[Check]:
-    """Whether files can be replaced whole and durably where runs are to lie, and how much room there is."""
-    place = next(path for path in (directory.resolve(), *directory.resolve().parents) if path.exists())
-    file = place / f"hpcmpq-doctor-{uuid.uuid4().hex[:8]}"
-    start = time.monotonic()
-    try:
-        for content in ("before", "after"):
-            with replacing(file) as attempt:
-                attempt.write_text(content)
-        kept = file.read_text()
-    except (UserError, OSError) as error:
-        fix = "give yourself permission, or use a directory on another file system"
-        files = Check("rename and fsync", "wrong", str(error).split(";")[0], fix, True)
-    else:
-        milliseconds = 1e3 * (time.monotonic() - start) / 2
-        files = Check("rename and fsync", "ok", f"{milliseconds:.1f} ms per file in {place}", needed=True)
-        if kept != "after":
-            found = f"a replaced file in {place} still reads as before"
-            files = Check(files.name, "wrong", found, "use a directory on another file system", True)
-    finally:
-        file.unlink(missing_ok=True)
-    return [files, check_space(place, shutil.disk_usage(place).free)]
-
-
-def check_space(place: Path, free_bytes: int) -> Check:
-    """Room for shards and checkpoints; `hpcmpq plan` says how much a run needs."""
-    found = f"{free_bytes / 1e9:.1f} GB free in {place}"
-    if free_bytes < MIN_FREE_BYTES:
-        fix = f"make room, at least {MIN_FREE_BYTES / 1e9:.0f} GB; `hpcmpq plan` says what a run writes"
-        return Check("free space", "wrong", found, fix, True)
-    return Check("free space", "ok", found, needed=True)
-
-
-def ask(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> str | None:
-    """What a command prints, or None if it cannot be run or does not end in time."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout + done.stderr
-
-
-def _loads(name: str, code: str) -> Check:
+def check_import(name: str, code: str) -> Check:
     """A needed package, by version and by what a process that imports it prints."""
     check = check_package(name)
     if check.state != "ok":
