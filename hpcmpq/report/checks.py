@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hpcmpq.report.display import STYLE_OF_COST, show, show_interval
+from hpcmpq.report.display import STYLE_OF_COST, cost_title, show, show_interval
 from hpcmpq.report.findings import Findings, label
 
 State = Literal["passes", "take care", "fails", "open"]
@@ -60,7 +60,7 @@ def _budgets(findings: Findings) -> Check:
         reached = costs.get(name)
         if reached is None or reached > limit + ROUNDING * abs(limit):
             state = "fails"
-        parts.append(f"{label(name)} {show(reached, style)} of {show(limit, style)}")
+        parts.append(f"{cost_title(name)} {show(reached, style)} of {show(limit, style)}")
     return Check(state, "Budgets", f"{'; '.join(parts)}.")  # type: ignore[arg-type]
 
 
@@ -72,7 +72,7 @@ def _against_uniform(findings: Findings) -> Check:
     cost = findings.main_cost
     style = STYLE_OF_COST.get(cost, "number")
     sizes = (
-        f"{label(cost)} {show(findings.solution['costs'][cost], style)} against "
+        f"{cost_title(cost)} {show(findings.solution['costs'][cost], style)} against "
         f"{show(evaluation['uniform_costs'].get(cost), style)}"
     )
     if findings.is_uniform and findings.formats[0].name == name:

@@ -36,11 +36,21 @@ def show(value: Any, style: str) -> str:
         return f"{value:.2f} ×"
     if style == "signed":
         return ("+" if value > 0 else "") + _significant(float(value), 3)
-    if style == "number" and abs(value) >= 1e4:
+    if style == "number" and 1e4 <= abs(value) < 1e11:
         return f"{value:,.0f}"
-    if style == "number":
+    if style == "number" and abs(value) < 1e11:
         return f"{value:.4g}"
     return _significant(float(value))
+
+
+def cost_title(name: str) -> str:
+    """A cost in words, for a number that carries its unit.
+
+    Example:
+        >>> cost_title("size_bytes"), cost_title("weight_bits")
+        ('checkpoint size', 'bits per weight')
+    """
+    return label(name).removesuffix(" in bytes").removesuffix(" in seconds")
 
 
 def show_cost(name: str, value: float) -> str:
@@ -55,7 +65,7 @@ def show_cost(name: str, value: float) -> str:
     if name in ("weight_bits", "average_bits"):
         return f"{show(value, 'bits')} {label(name)}"
     if name.endswith("_s"):
-        return f"{show(value, 'seconds')} {label(name).removesuffix(' in seconds')}"
+        return f"{show(value, 'seconds')} {cost_title(name)}"
     return f"{show(value, 'number')} {label(name)}"
 
 

@@ -11,6 +11,7 @@ from hpcmpq.report.curves import loss_against_size
 from hpcmpq.report.findings import Z95, Findings, short_name
 from hpcmpq.report.partition import partition_figure
 from hpcmpq.report.theme import STYLE, THEME, logarithmic, panels
+from hpcmpq.space import Group
 
 MAX_NAMED = 40
 """Groups that still get a label each on the axes of the interaction map."""
@@ -107,22 +108,23 @@ def interactions(findings: Findings) -> Figure:
     """Heat map of the interactions between groups at their chosen formats."""
     groups, pairs_GG = findings.plan.space.groups, findings.pairs_GG
     size = 3.2 + 0.14 * min(len(groups), MAX_NAMED)
-    figure, [axes] = panels(size + 1.2, size)
+    figure = Figure(figsize=(size + 1.2, size), layout="constrained", facecolor="none")
+    axes, key = figure.subplots(1, 2, width_ratios=(1, 0.035))
+    axes.set_facecolor("none")
     axes.grid(False)
     strength = np.abs(pairs_GG[pairs_GG != 0])
     top = float(np.quantile(strength, 0.99)) if strength.size else 1.0
-    axes.imshow(_tint(pairs_GG / top), interpolation="nearest")
+    axes.imshow(_tint(pairs_GG / top), aspect="auto", interpolation="nearest")
     starts = [g for g in range(1, len(groups)) if groups[g].block != groups[g - 1].block]
     for start in starts:
         axes.axhline(start - 0.5, color=THEME["line"], linewidth=0.8)
         axes.axvline(start - 0.5, color=THEME["line"], linewidth=0.8)
-    named = range(len(groups)) if len(groups) <= MAX_NAMED else [0, *starts]
-    names = [short_name(groups[g]) if len(groups) <= MAX_NAMED else str(groups[g].block) for g in named]
+    named = _named(groups, starts)
+    names = [name if len(name) <= 16 else f"…{name[-15:]}" for name in named.values()]
     axes.set_xticks(list(named), names, rotation=90, fontsize=8)
     axes.set_yticks(list(named), names, fontsize=8)
     axes.tick_params(length=0)
     scale = np.linspace(1, -1, 101)
-    key = axes.inset_axes((1.04, 0.0, 0.035, 1.0))
     key.set_facecolor("none")
     key.imshow(_tint(scale)[:, None], aspect="auto", extent=(0, 1, -top, top))
     key.set_xticks([])
@@ -131,6 +133,16 @@ def interactions(findings: Findings) -> Figure:
     key.set_ylabel(f"{findings.objective_short} beyond the sum of each alone")
     key.yaxis.set_label_position("right")
     return figure
+
+
+def _named(groups: tuple[Group, ...], starts: list[int]) -> dict[int, str]:
+    """Labels of the axes by place: every group, or of many the first of each block, or some of them."""
+    if len(groups) <= MAX_NAMED:
+        return {g: short_name(group) for g, group in enumerate(groups)}
+    places = [0, *starts]
+    step = -(-len(places if starts else groups) // MAX_NAMED)
+    kept = places[::step] if starts else range(0, len(groups), step)
+    return {g: short_name(groups[g]) if groups[g].block is None else str(groups[g].block) for g in kept}
 
 
 def _tint(value: np.ndarray) -> np.ndarray:

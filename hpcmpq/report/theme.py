@@ -28,6 +28,9 @@ THEME = {
 }
 """CSS variable: colour in the files."""
 
+SMALLEST = 0.68
+"""Share of its own width that a figure keeps on a narrow screen, where it scrolls: labels stay readable."""
+
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
@@ -81,9 +84,11 @@ def for_page(name: str, svg: str) -> str:
     """An SVG element for the page: scalable, in CSS variables, with ids of its own, hidden from readers."""
     text = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     [points] = re.findall(r'<svg [^>]*?width="([\d.]+)pt"', text)
+    width = float(points) / 72
+    style = f"max-width: {width:.2f}in; min-width: {SMALLEST * width:.2f}in"
     text = re.sub(
         r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
-        rf'<svg viewBox="\1" style="max-width: {float(points) / 72:.2f}in" aria-hidden="true" focusable="false">',
+        rf'<svg viewBox="\1" style="{style}" aria-hidden="true" focusable="false">',
         text,
     )
     text = re.sub(r'\bid="', f'id="{name}-', text)

@@ -4,6 +4,9 @@ from hpcmpq.report.curves import uniform_curve
 from hpcmpq.report.display import STYLE_OF_COST, show, show_cost, show_interval
 from hpcmpq.report.findings import Z95, Findings, label
 
+NEGLIGIBLE = 1e-4
+"""Share of another loss below which a comparison says nothing."""
+
 TERMINATIONS = {
     "optimal": "The solver proved that no assignment within the budgets has a lower predicted loss.",
     "time_limit": "The solver ran out of time; a longer solver.time_limit_s may lower the loss or the gap.",
@@ -27,7 +30,7 @@ def headline(findings: Findings) -> str:
     original = findings.measured("original") or 0.0
     uniform_size = show_cost(cost, evaluation["uniform_costs"][cost])
     counted = "tokens" if "perplexity" in evaluation else "samples"
-    comparison = f"{_compare(quantized - original, uniform - original)} uniform {name}"
+    comparison = f"{_compare(quantized - original, uniform - original)} that of uniform {name}"
     if findings.is_uniform and findings.formats[0].name == name:
         comparison = f"no mix of formats was found to be better than uniform {name}"
     elif original != 0:
@@ -44,12 +47,7 @@ def _resolved(findings: Findings) -> str:
     if found is None or found["interval"] is None or findings.is_uniform:
         return ""
     low, high = found["interval"]
-    count = f"{found['num_samples']} samples"
-    return (
-        f", a difference too small for {count} to tell"
-        if low <= 0 <= high
-        else f", a difference that {count} resolve"
-    )
+    return f", a difference {'within' if low <= 0 <= high else 'beyond'} the noise of {found['num_samples']} samples"
 
 
 def summary_numbers(findings: Findings) -> list[tuple[str, str, str]]:
@@ -172,12 +170,16 @@ def closest_uniform(findings: Findings) -> str | None:
         return None
     name, _, predicted = larger[0]
     ours, theirs = findings.increase, predicted - findings.quadratic.loss0
+    if theirs < NEGLIGIBLE * ours:
+        return None  # a format that is the original's own
     return f"The predicted increase is {_compare(ours, theirs)} that of uniform {name}."
 
 
 def _compare(ours: float, theirs: float) -> str:
     if theirs <= 0:
         return "not comparable in per cent with"
+    if ours / theirs > 2:
+        return f"{ours / theirs:.3g} times"
     change = ours / theirs - 1
     if abs(change) < 0.005:
         return "within half a per cent of"

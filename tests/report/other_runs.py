@@ -12,7 +12,8 @@ from hpcmpq.evaluate.summary import summarise
 from hpcmpq.formats import FORMATS
 from hpcmpq.plan import Plan, content_hash, make_units, plan_to_json
 from hpcmpq.problem import Solution, Termination
-from hpcmpq.quadratic import QuadraticModel, zero_within_groups
+from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.reduce import mirror
 from hpcmpq.solve import describe, make_problem
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store import RunDir, write_json, write_quadratic
@@ -98,7 +99,7 @@ def _model(space: SearchSpace, objective: str, cross_terms: bool, num_batches: i
     bits_P = np.array([FORMATS[option.format].num_bits for option in space.options])
     linear_P = 0.02 * generator.lognormal(0.0, 0.7, len(space.groups))[space.group_P] * 4.0 ** (2.0 - bits_P)
     phi_RP = generator.normal(size=(24, space.num_options)) * np.sqrt(linear_P / 12)
-    quad_PP = zero_within_groups(0.2 * cross_terms * phi_RP.T @ phi_RP, space.group_P)
+    quad_PP = mirror(0.2 * cross_terms * phi_RP.T @ phi_RP, space.group_P)
     scale_B = 1 + 0.1 * generator.normal(size=num_batches)
     return QuadraticModel(
         option_group=tuple(space.groups[option.group].name for option in space.options),

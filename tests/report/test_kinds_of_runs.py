@@ -44,6 +44,7 @@ def test_hundreds_of_groups_stay_readable_and_small(tmp_path: Path):
     assert len(texts(page, "bits ")) == 241
     spans = [cell for cell in page.all("td") if cell.get("colspan")]
     assert [cell["colspan"] for cell in spans] == ["6"], "the head outside the blocks stands under no kind"
+    assert "None" not in run.report_path.read_text()
     assert run.report_path.stat().st_size < 600_000
     assert sum(path.stat().st_size for path in run.file("report").iterdir()) < 3_000_000
 
@@ -60,7 +61,9 @@ def test_model_without_blocks_is_a_list_of_named_cells(tmp_path: Path):
 
 
 def test_formats_that_round_inputs_go_by_their_names(tmp_path: Path):
-    run = write_other_run(tmp_path / "run", NAMES, ("w4a8", "w8a8", "fp8_e4m3", "bf16"), budgets={"bops": 1e9})
+    run = write_other_run(
+        tmp_path / "run", NAMES, ("w4a8", "w8a8", "fp8_e4m3", "bf16"), budgets={"bops": 1e9}
+    )
     page = read(run)
     text = squeezed(page.text)
     for name in ("w4a8", "w8a8", "fp8_e4m3", "bf16"):
@@ -85,7 +88,12 @@ def test_unknown_size_of_interactions_is_said(tmp_path: Path):
 def test_other_objectives(tmp_path: Path, objective: str):
     measured = {"original": 0.0, "quantized": 0.02, "uniform": 0.05}
     run = write_other_run(
-        tmp_path / "run", NAMES, INTEGERS, objective=objective, measured=measured, budgets={"weight_bits": 5.0}
+        tmp_path / "run",
+        NAMES,
+        INTEGERS,
+        objective=objective,
+        measured=measured,
+        budgets={"weight_bits": 5.0},
     )
     text = squeezed(read(run).text)
     named = {"ce": "cross-entropy", "mse": "mean squared output distance"}[objective]
@@ -117,7 +125,9 @@ def test_solution_that_maximises_a_gain(tmp_path: Path):
     text = squeezed(read(run).text)
     assert "the largest memory gain within a limit on the loss" in text and "50 % less" in text
     findings = read_findings(run)
-    assert "hpcmpq solve run --maximize memory_gain --max-loss 0.25 --budget weight_bits=5" in commands(findings)
+    assert "hpcmpq solve run --maximize memory_gain --max-loss 0.25 --budget weight_bits=5" in commands(
+        findings
+    )
     assert "size_bytes" not in config_text(findings)
 
 

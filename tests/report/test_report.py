@@ -58,7 +58,7 @@ def test_ids_are_unique_and_links_lead_somewhere(page: Page):
 def test_every_figure_has_a_text_alternative_and_a_caption(page: Page):
     images = [attributes for _, attributes in page.elements if attributes.get("role") == "img"]
     assert len(images) == len(page.all("figure")) == len(page.all("figcaption")) == 3
-    assert all(len(attributes["aria-label"]) > 60 for attributes in images)
+    assert all(60 < len(attributes["aria-label"]) < 400 for attributes in images)
     assert all(attributes["aria-hidden"] == "true" for attributes in page.all("svg"))
 
 
@@ -74,16 +74,14 @@ def test_structure_can_be_heard(page: Page):
     assert first_link["class"] == "skip"
     scrolling = [a for a in page.all("div") if a.get("class") == "scroll"]
     assert scrolling
-    assert all(a["tabindex"] == "0" and a["role"] == "region" and a["aria-label"] for a in scrolling)
+    assert all(a["tabindex"] == "0" and a["role"] == "group" and a["aria-label"] for a in scrolling)
 
 
 def test_headline_and_tables_say_what_the_artefacts_say(full: RunDir, page: Page):
     evaluation, solution = read_json(full.evaluation_path, ""), read_json(full.solution_path, "")
     text = squeezed(page.text)
     quantized, uniform = evaluation["kl"]["quantized"], evaluation["kl"]["uniform"]
-    below = (
-        f"{100 * (1 - quantized / uniform):.3g} % below uniform int3 ({uniform:#.4g} at 3 bits per weight)"
-    )
+    below = f"{100 * (1 - quantized / uniform):.3g} % below that of uniform int3 ({uniform:#.4g} at 3 bits per weight)"
     assert (
         f"the measured KL divergence to the original is {quantized:#.4g} on 8,128 held-out tokens: {below}"
         in text

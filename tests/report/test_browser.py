@@ -1,0 +1,224 @@
+"""The report in a real browser: light and dark, wide and narrow, printed, by keyboard and for screen readers."""
+
+import io
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hpcmpq.report import write_report
+from hpcmpq.store import RunDir, read_json, write_json
+from tests.report.other_runs import transformer, write_other_run
+from tests.synthetic_run import write_run
+
+pytestmark = pytest.mark.browser
+pytest.importorskip("playwright", reason="Playwright, of the extra test, drives the browser")
+from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
+
+WIDE, PHONE = {"width": 1200, "height": 900}, {"width": 360, "height": 740}
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FOCUSABLE = "a[href], summary, [tabindex='0']"
+OUTSIDE = """() => [...document.querySelectorAll('figure svg')].flatMap(svg => {
+  const frame = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll('text')].filter(text => {
+    const box = text.getBoundingClientRect();
+    return box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1
+      || box.bottom > frame.bottom + 1;
+  }).map(text => svg.closest('figure').id + ': ' + text.textContent);
+})"""
+OVERLAPPING = """() => [...document.querySelectorAll('figure svg')].flatMap(svg => {
+  const texts = [...svg.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
+  return texts.flatMap(([a, p], k) => texts.slice(k + 1).filter(([b, q]) =>
+    Math.min(p.right, q.right) - Math.max(p.left, q.left) > 2
+    && Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 2).map(([b, q]) => a + ' and ' + b));
+})"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+        found = next(filter(None, map(shutil.which, NAMES)), own if os.path.exists(own) else None)
+        if found is None:
+            pytest.skip("no Chromium here; install one, or run `playwright install chromium`")
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDir]:
+    """A run with everything that a report shows, one with hundreds of groups, and one of a model without blocks."""
+    folder = tmp_path_factory.mktemp("runs")
+    full = write_run(folder / "full", frontier=True, evaluated=True)
+    solution = read_json(full.solution_path, "")
+    increase = solution["predicted_loss"]
+    link = {
+        "predicted": [0.05, 0.1, 0.4],
+        "measured": [0.06, 0.11, 0.38],
+        "intercept": 0.0,
+        "slope": 1.0,
+        "loss0": 0,
+    }
+    solution |= {
+        "expected_loss": increase, "expected_interval": [0.8 * increase, 1.2 * increase],
+        "refine": {"evaluations": 40, "link": link, "solved_assignment": solution["assignment"]},
+    }  # fmt: skip
+    write_json(full.solution_path, solution)
+    write_json(full.file("timings.json"), {"plan": {"seconds": 2.5}, "calibrate": {"seconds": 63.25}})
+    kinds = (
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.up",
+        "mlp.down",
+    )
+    many = write_other_run(
+        folder / "many", transformer(40, kinds, head=True), ("int2", "int3", "int4", "int8"),
+        budgets={"weight_bits": 5.0},
+    )  # fmt: skip
+    measured = {"original": 0.0, "quantized": 0.02, "uniform": 0.05}
+    plain = write_other_run(
+        folder / "plain", dict.fromkeys(f"stage{k // 3}.conv{k % 3}" for k in range(50)),
+        ("w4a8", "int6", "int7", "fp8_e4m3", "bf16"), budgets={"size_bytes": 9e5}, measured=measured, objective="ce",
+    )  # fmt: skip
+    found = {"full": full, "many": many, "plain": plain}
+    for run in found.values():
+        write_report(run)
+    return found
+
+
+def opened(browser: Browser, run: RunDir, **settings: object) -> Page:
+    """The report in a new window; every request, error and message of the page is kept."""
+    page = browser.new_context(**{"viewport": WIDE, **settings}).new_page()
+    page.requests, page.messages = [], []
+    page.on("request", lambda request: page.requests.append(request.url))
+    page.on("console", lambda message: page.messages.append(message.text))
+    page.on("pageerror", lambda error: page.messages.append(str(error)))
+    page.goto(run.report_path.as_uri())
+    return page
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+def test_screenshot_is_readable(
+    browser: Browser, runs: dict[str, RunDir], tmp_path: Path, size: dict, scheme: str
+):
+    """The scheme's background everywhere, text and curves that stand out against it, nothing cut off."""
+    page = opened(browser, runs["full"], viewport=size, color_scheme=scheme)
+    with Image.open(io.BytesIO(page.screenshot(full_page=True, path=tmp_path / "report.png"))) as image:
+        grey = np.asarray(image.convert("L"), dtype=int)
+    background = grey[5, 5]
+    assert (background > 240) if scheme == "light" else (background < 40)
+    assert (np.abs(grey - background) < 12).mean() > 0.5
+    assert all((band > 100).mean() > 0.004 for band in np.array_split(np.abs(grey - background), 8))
+    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    assert page.requests == [runs["full"].report_path.as_uri()]
+    assert page.messages == []
+
+
+@pytest.mark.parametrize("name", ["full", "many", "plain"])
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+def test_labels_are_whole_apart_and_large_enough(
+    browser: Browser, runs: dict[str, RunDir], name: str, size: dict
+):
+    page = opened(browser, runs[name], viewport=size)
+    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    assert page.evaluate(OUTSIDE) == []
+    assert page.evaluate(OVERLAPPING) == []
+    sizes = page.evaluate(
+        "() => [...document.querySelectorAll('figure svg text')].map(text => text.getBoundingClientRect())"
+        ".map(box => Math.max(box.width, box.height))"
+    )
+    assert min(sizes) > 7, "labels are too small to read"
+
+
+@pytest.mark.parametrize(("name", "scheme"), [("full", "light"), ("full", "dark"), ("plain", "light")])
+def test_no_barrier_that_axe_knows(browser: Browser, runs: dict[str, RunDir], name: str, scheme: str):
+    """All rules of axe-core, contrast among them, with everything unfolded."""
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe, of the extra test, is missing"
+    )
+    page = opened(browser, runs[name], color_scheme=scheme)
+    page.evaluate("() => document.querySelectorAll('details').forEach(part => { part.open = true; })")
+    results = axe.Axe().run(page)
+    assert results.violations_count == 0, results.generate_report()
+    assert len(results.response["passes"]) > 20
+
+
+def test_keyboard_reaches_everything_in_order(browser: Browser, runs: dict[str, RunDir]):
+    page = opened(browser, runs["full"])
+    wanted = page.evaluate(
+        f'() => [...document.querySelectorAll("{FOCUSABLE}")].filter(part => part.checkVisibility())'
+        ".map((part, place) => { part.dataset.place = place; return place; })"
+    )
+    reached = []
+    for _ in wanted:
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate("() => [Number(document.activeElement.dataset.place), "
+                          "getComputedStyle(document.activeElement).outlineStyle, "
+                          "document.activeElement.getBoundingClientRect().left >= 0]")
+        )  # fmt: skip
+    assert reached == [[place, "solid", True] for place in wanted]
+
+
+def test_skip_link_and_folded_parts_work_by_keyboard(browser: Browser, runs: dict[str, RunDir]):
+    page = opened(browser, runs["full"])
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#checks")
+    page.focus("summary >> nth=0")
+    assert page.evaluate("document.querySelector('details').open") is False
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.querySelector('details').open") is True
+
+
+def test_screen_reader_hears_landmarks_and_figures(browser: Browser, runs: dict[str, RunDir]):
+    """The accessibility tree as the browser hands it to screen readers."""
+    heard = opened(browser, runs["full"]).locator("body").aria_snapshot()
+    for landmark in ("banner", 'navigation "Sections"', "main", "contentinfo", 'region "Reproduce this"'):
+        assert landmark in heard, landmark
+    assert heard.count('img "') == 3
+    assert 'heading "Before you use it" [level=2]' in heard
+    assert 'columnheader "self_attn.q_proj"' in heard and 'rowheader "block 3"' in heard
+
+
+def test_page_is_the_same_without_scripts(browser: Browser, runs: dict[str, RunDir]):
+    shots = [
+        opened(browser, runs["full"], java_script_enabled=enabled).screenshot(full_page=True)
+        for enabled in (True, False)
+    ]
+    assert shots[0] == shots[1]
+
+
+def test_motion_stops_where_it_is_not_wanted(browser: Browser, runs: dict[str, RunDir]):
+    behaviour = "getComputedStyle(document.documentElement).scrollBehavior"
+    assert opened(browser, runs["full"]).evaluate(behaviour) == "smooth"
+    assert opened(browser, runs["full"], reduced_motion="reduce").evaluate(behaviour) == "auto"
+
+
+@pytest.mark.parametrize("name", ["full", "many", "plain"])
+def test_print_is_black_on_white_unfolded_and_whole(browser: Browser, runs: dict[str, RunDir], name: str):
+    paper = {"width": 680, "height": 1000}  # A4 less margins, at 96 dots per inch
+    page = opened(browser, runs[name], color_scheme="dark", viewport=paper)
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not page.is_visible("nav")
+    folded = page.evaluate("() => [...document.querySelectorAll('details')].map(part => part.offsetHeight)")
+    assert folded and min(folded) > 50
+    wider = page.evaluate(
+        "() => [...document.querySelectorAll('main *')].filter(part => part.getBoundingClientRect().right > 681)"
+        ".map(part => part.tagName + ' ' + part.textContent.slice(0, 40))"
+    )
+    assert wider == []
+    pdf = page.pdf(format="A4", margin=dict.fromkeys(("top", "bottom", "left", "right"), "15mm"))
+    num_pages = len(re.findall(rb"/Type\s*/Page\b(?!s)", pdf))
+    assert 3 <= num_pages <= 30
