@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
+from hpcmpq.export.refusal import refuse_formats
 from hpcmpq.export.whole_directory import copy_small_files, replacing_directory
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.description import read_model_json
@@ -117,13 +118,10 @@ def _scheme(name: str, quantizer: Quantizer) -> dict[str, Any]:
 
 def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> None:
     target = TARGETS["transformers"]
-    used = sorted(set(assignment.values()), key=lambda name: FORMATS[name].num_bits)
-    if wrong := [name for name in used if name not in target.formats]:
-        raise UserError(
-            f"compressed_tensors cannot hold {', '.join(wrong)}; set target: transformers or vllm in the "
-            f"config, which leaves {', '.join(target.formats)}"
-        )
-    if variants.quantizer.activations == "static" and any(FORMATS[n].activation_bits == 8 for n in used):
+    refuse_formats("compressed_tensors", plan, assignment, target.formats, target.name)
+    if variants.quantizer.activations == "static" and any(
+        FORMATS[n].activation_bits == 8 for n in assignment.values()
+    ):
         raise UserError("compressed_tensors holds dynamic ranges of activations only; plan with dynamic ones")
     for group in plan.space.groups:
         narrowed(target, [group], [assignment[group.name]], variants.quantizer)
@@ -132,7 +130,8 @@ def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> Non
             if type(module) is not nn.Linear and FORMATS[assignment[group.name]].scaled:
                 raise UserError(
                     f"compressed_tensors holds linear layers only, {member.parameter} is of a "
-                    f"{type(module).__name__}; set target: transformers in the config to leave it out"
+                    f"{type(module).__name__}; export fake_quantized or tool_configs, or plan a new run with it in "
+                    "groups.exclude"
                 )
 
 

@@ -5,6 +5,7 @@ a file `vocab.gguf` in the model's directory, as llama.cpp's `convert_hf_to_gguf
 copied in; without one the file takes token ids only.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from hpcmpq.errors import UserError
 from hpcmpq.export.gguf_blocks import num_rounded, to_blocks
+from hpcmpq.export.refusal import refuse_formats
 from hpcmpq.export.whole_directory import replacing_directory
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.description import read_model_json
@@ -49,6 +51,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[architecture], model_config["num_hidden_layers"]
     )
     rounded = 0
+    logging.getLogger("gguf").setLevel(logging.WARNING)  # it reports the byte order and temporary names
     with replacing_directory(directory) as attempt:
         writer = gguf.GGUFWriter(attempt / "model.gguf", architecture)
         for key, value in metadata(architecture, model_config):
@@ -122,11 +125,7 @@ def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str], values
     if kind != "default":
         raise UserError(f"the gguf export does not know rotary positions of type {kind!r}; use tool_configs")
     target = TARGETS["llama_cpp"]
-    if wrong := sorted(set(assignment.values()) - set(target.formats)):
-        raise UserError(
-            f"gguf cannot hold {', '.join(wrong)}; set target: llama_cpp in the config, which leaves "
-            f"{', '.join(target.formats)}"
-        )
+    refuse_formats("gguf", plan, assignment, target.formats, target.name)
     for group in plan.space.groups:
         narrowed(target, [group], [assignment[group.name]], variants.quantizer)
 

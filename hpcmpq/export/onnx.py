@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.export.compressed_tensors import pack
+from hpcmpq.export.refusal import refuse_formats
 from hpcmpq.export.whole_directory import copy_small_files, replacing_directory
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.description import describe_model
@@ -74,8 +75,7 @@ def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> Non
             f"the model takes {num_bytes / 1e9:.1f} GB in float32, one ONNX file holds {MAX_BYTES / 1e9:.1f}; use "
             "compressed_tensors or gguf"
         )
-    if wrong := sorted(set(assignment.values()) - set(HELD)):
-        raise UserError(f"onnx cannot hold {', '.join(wrong)}; set formats to some of {', '.join(HELD)}")
+    refuse_formats("onnx", plan, assignment, HELD)
     quantizer = variants.quantizer
     if quantizer.group_size not in BLOCK_SIZES or not quantizer.symmetric:
         raise UserError(
@@ -111,7 +111,10 @@ def _traced(model: nn.Module, path: Path) -> Any:
         )
     assert program is not None
     program.save(str(path))
-    return onnx.load(path)
+    graph = onnx.load(path)
+    for node in graph.graph.node:
+        del node.metadata_props[:]  # stack traces, more bytes than the packed weights of a small model
+    return graph
 
 
 def _replace_products(
