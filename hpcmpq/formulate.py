@@ -100,7 +100,6 @@ def constrained(
         allowed_P=allowed_options(space, settings),
         ties=tied_groups(space, settings),
         group_names=tuple(group.name for group in space.groups),
-        option_names=tuple(option.format for option in space.options),
     )
 
 

@@ -9,6 +9,8 @@ from enum import Enum
 
 import numpy as np
 
+from hpcmpq.quadratic import quadratic_increase
+
 
 @dataclass(frozen=True)
 class CostTerm:
@@ -72,7 +74,6 @@ class Problem:
         ties: Sets of groups that must choose the option at the same position (the same format).
         constant: Added to the objective (the original's loss).
         group_names: For messages, [G].
-        option_names: Format name of every option, for messages, [P].
     """
 
     linear_P: np.ndarray
@@ -83,7 +84,6 @@ class Problem:
     ties: tuple[tuple[int, ...], ...] = ()
     constant: float = 0.0
     group_names: tuple[str, ...] = ()
-    option_names: tuple[str, ...] = ()
 
     @property
     def num_groups(self) -> int:
@@ -97,8 +97,7 @@ class Problem:
 
     def objective(self, choice_G: np.ndarray) -> float:
         """Objective of one option index per group."""
-        increase = self.linear_P[choice_G].sum() + 0.5 * self.quad_PP[np.ix_(choice_G, choice_G)].sum()
-        return self.constant + float(increase)
+        return self.constant + quadratic_increase(self.linear_P, self.quad_PP, choice_G)
 
     def is_feasible(self, choice_G: np.ndarray) -> bool:
         """Whether an assignment keeps every budget (to 1e-9 relative), tie and forbidden option."""

@@ -44,17 +44,6 @@ class QuadraticModel:
         """Predicted loss of one option index per group, in loss units."""
         return self.loss0 + quadratic_increase(self.linear_P, self.quad_PP, choice_G)
 
-    def diagonal(self) -> "QuadraticModel":
-        """The same model without cross terms."""
-        from dataclasses import replace
-
-        return replace(
-            self,
-            quad_PP=np.zeros_like(self.quad_PP),
-            stderr_quad_PP=np.zeros_like(self.quad_PP),
-            batch_quad_BPP=np.zeros_like(self.batch_quad_BPP),
-        )
-
 
 def quadratic_increase(linear_P: np.ndarray, quad_PP: np.ndarray, choice_G: np.ndarray) -> float:
     """c·x + ½ xᵀHx of the one-hot x that selects `choice_G`.
@@ -69,10 +58,3 @@ def quadratic_increase(linear_P: np.ndarray, quad_PP: np.ndarray, choice_G: np.n
         10.0
     """
     return float(linear_P[choice_G].sum() + 0.5 * quad_PP[np.ix_(choice_G, choice_G)].sum())
-
-
-def zero_within_groups(quad_PP: np.ndarray, group_P: np.ndarray) -> np.ndarray:
-    """A symmetrised copy of H with the entries inside each group, which never act, set to zero."""
-    symmetric_PP = 0.5 * (quad_PP + quad_PP.T)
-    symmetric_PP[group_P[:, None] == group_P[None, :]] = 0.0
-    return symmetric_PP

@@ -17,11 +17,7 @@ assumes no definiteness, and the diagonal (`linear_P`) is never shrunk.
 Axis letters: P options.
 """
 
-from dataclasses import replace
-
 import numpy as np
-
-from hpcmpq.quadratic import QuadraticModel
 
 
 def shrink_cross_terms(quad_PP: np.ndarray, stderr_PP: np.ndarray, strength: float = 1.0) -> np.ndarray:
@@ -52,8 +48,3 @@ def shrink_cross_terms(quad_PP: np.ndarray, stderr_PP: np.ndarray, strength: flo
         strength * stderr_PP, np.abs(quad_PP), out=np.zeros_like(quad_PP), where=quad_PP != 0
     )
     return quad_PP * np.maximum(0.0, 1.0 - ratio_PP**2)
-
-
-def shrink_model(model: QuadraticModel, strength: float = 1.0) -> QuadraticModel:
-    """The model with its cross terms shrunk; batches are left as measured."""
-    return replace(model, quad_PP=shrink_cross_terms(model.quad_PP, model.stderr_quad_PP, strength))

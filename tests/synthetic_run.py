@@ -8,7 +8,8 @@ from hpcmpq.config import SolverConfig, parse_config, to_values
 from hpcmpq.formulate import make_problem, uniform_choices
 from hpcmpq.plan import Plan, content_hash, make_units, plan_to_json
 from hpcmpq.problem import Solution, Termination
-from hpcmpq.quadratic import QuadraticModel, zero_within_groups
+from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.reduce import mirror
 from hpcmpq.solve import describe
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store import RunDir, write_json, write_quadratic
@@ -86,7 +87,7 @@ def synthetic_model() -> QuadraticModel:
     shared_P = generator.normal(0.4, 0.4, len(space.groups))[space.group_P]
     phi_RP = generator.normal(size=(24, space.num_options)) + 0.3 * shared_P
     phi_RP *= np.sqrt(2 * linear_P / (phi_RP**2).sum(0))
-    quad_PP = zero_within_groups(0.5 * phi_RP.T @ phi_RP, space.group_P)
+    quad_PP = mirror(0.5 * phi_RP.T @ phi_RP, space.group_P)
     empty = np.zeros((0, space.num_options))
     return QuadraticModel(
         option_group=tuple(space.groups[option.group].name for option in space.options),

@@ -23,7 +23,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("space", "h5_files"),
     ("targets",),
     ("config",),
-    ("plan", "quadratic", "problem"),
+    ("plan", "quadratic"),
+    ("problem",),
     ("costs",),
     # The solve path: numpy, h5py and ortools. It runs on a laptop without torch.
     ("store", "solvers", "executors"),

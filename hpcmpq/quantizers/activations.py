@@ -11,7 +11,7 @@ bf16 and fp32 are plain casts without a scale.
 import torch
 from torch import Tensor
 
-from hpcmpq.formats import FORMATS, Format
+from hpcmpq.formats import Format
 from hpcmpq.quantizers.floating import largest_value, nearest_values
 from hpcmpq.quantizers.integer import nearest_codes
 
@@ -46,9 +46,3 @@ def round_activations(
     else:
         codes = nearest_values(value, scale, format).to(value.dtype)
     return (codes * scale).to(x.dtype)
-
-
-def activation_format(name: str) -> Format | None:
-    """The number format that option format `name` rounds activations to, or None."""
-    activation = FORMATS[name].activation
-    return None if activation is None else FORMATS[activation]

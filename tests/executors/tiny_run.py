@@ -1,6 +1,5 @@
 """Planned run directories of the tiny model, and what uninterrupted calibration makes of them."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,9 +55,3 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple
         return known[method]
 
     return of
-
-
-def copy_run(run_dir: RunDir, path: Path) -> RunDir:
-    """A copy with its shards."""
-    shutil.copytree(run_dir.path, path)
-    return RunDir(path)

@@ -41,7 +41,6 @@ DERIVATIVES = {
     "mpqco": mpqco,
     "first_order": loss_mse,
 }
-ONE_LABEL = ("empirical_fisher", "mpqco", "first_order")
 
 
 def assert_same(found, dense, subject, tolerance=1e-9):
