@@ -1,13 +1,17 @@
 """The guides' commands, as they stand on the pages."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from hpcmpq.examples.topics import calibration_text
+from hpcmpq.export import export
 from tests.docs.pages import ROOT, run_page
+from tests.export.planned import llama, plan_run, solve_by_turns
+from tests.export.test_round_trips import GGUF
 from tests.synthetic_run import write_run
 
 
@@ -45,3 +49,29 @@ def test_command_line(tmp_path: Path):
     write_run(tmp_path / "runs" / "quickstart")
     run_page("command_line.md", tmp_path)
     assert "assignment" in json.loads((tmp_path / "solution.json").read_text())
+
+
+def test_exports_load_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for module in ("compressed_tensors", "gguf", "onnxruntime"):
+        pytest.importorskip(module, reason="needs the extra export")
+    runs = {
+        "a": ("compressed_tensors", {"target": "vllm", "formats": ["int3", "int4", "fp8_e4m3"]}),
+        "b": ("gguf", {"target": "llama_cpp", "formats": GGUF, "quantizer": {"group_size": 32}}),
+        "c": ("onnx", {"formats": ["int4", "int8"], "quantizer": {"group_size": 32}}),
+    }
+    (tmp_path / "runs").mkdir()
+    for name, (format, config) in runs.items():
+        run, plan = plan_run(tmp_path / f"planned-{name}", llama(), **config)
+        solve_by_turns(run, plan)
+        export(run, format)
+        (tmp_path / "runs" / name).symlink_to(run.path)
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "export.md").read_text()
+    names: dict[str, object] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    printed = capsys.readouterr().out
+    assert "tensor([[ 72, 101, 108, 112," in printed
+    assert "torch.Size([1, 4, 256])" in printed and "(1, 4, 256)" in printed
