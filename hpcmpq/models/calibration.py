@@ -80,8 +80,8 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
         part.labelled for part in (splits.calibration, splits.evaluation)
     ):
         raise UserError(
-            "objective ce needs labels and the data have none; "
-            "let the factory give (inputs, targets), or use kl"
+            "objective ce needs labels and the data have none; give JSONL with a field `label` to a sequence "
+            "classifier, let a factory give (inputs, targets), or use kl"
         )
     return splits
 

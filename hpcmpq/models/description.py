@@ -44,6 +44,7 @@ class ModelDescription:
         main_input: Name of the input that data without a name goes to.
         has_tokenizer: Whether the directory holds a tokenizer.
         dtype: Name of the dtype that the weights are stored in, such as ``bfloat16``, or None.
+        classes: Names of a classifier's classes, by number; empty for other kinds.
     """
 
     kind: Kind
@@ -53,6 +54,7 @@ class ModelDescription:
     main_input: str = "input"
     has_tokenizer: bool = False
     dtype: str | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def takes_tokens(self) -> bool:
@@ -93,6 +95,7 @@ def describe_model(config: ModelConfig) -> ModelDescription:
         main_input="input_ids" if takes_tokens else "pixel_values",
         has_tokenizer=any((path / name).is_file() for name in _TOKENIZER_FILES),
         dtype=_first(values, "dtype", "torch_dtype"),
+        classes=_classes(values) if kind.endswith("classifier") else (),
     )
 
 
@@ -116,6 +119,12 @@ def read_model_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}/config.json must hold a JSON object; copy the model again")
     return values
+
+
+def _classes(values: dict[str, Any]) -> tuple[str, ...]:
+    """Names in ``id2label``; without it transformers has two, and calls them so."""
+    names = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    return tuple(str(name) for _, name in sorted(names.items(), key=lambda entry: int(entry[0])))
 
 
 def _first(values: dict[str, Any], *keys: str) -> Any:

@@ -18,10 +18,10 @@ from hpcmpq.models.factories import call_factory
 
 @dataclass(frozen=True)
 class Documents:
-    """Texts, with a class label each where the data has them."""
+    """Texts, with a class each where the data has them, by number or by name."""
 
     texts: tuple[str, ...]
-    labels: tuple[int, ...] | None = None
+    labels: tuple[int | str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def read_source(data: str, place: str, max_samples: int, import_paths: Sequence[
 
 
 def _from_jsonl(text: str, place: str) -> Documents:
-    texts, labels = [], []
+    texts: list[str] = []
+    labels: list[int | str] = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
@@ -98,11 +99,19 @@ def _from_jsonl(text: str, place: str) -> Documents:
                 f"{place} line {number} has no string field 'text' (it has {known}); rename or add it"
             )
         texts.append(record["text"])
-        if isinstance(record.get("label"), int):
-            labels.append(record["label"])
+        label = record.get("label")
+        if label is not None:
+            if not isinstance(label, int | str):
+                raise UserError(f"{place} line {number} has label {label!r}; give a class's number or name")
+            labels.append(label)
+        if labels and len(labels) < len(texts):
+            raise UserError(
+                f"{place} has labels in some lines and none in others, such as line "
+                f"{number if label is None else 1}; give all of them or none"
+            )
     if not texts:
         raise UserError(f"{place} is empty; give a file with text or samples")
-    return Documents(tuple(texts), tuple(labels) if len(labels) == len(texts) else None)
+    return Documents(tuple(texts), tuple(labels) or None)
 
 
 def _from_value(value: Any, place: str, max_samples: int) -> Source:

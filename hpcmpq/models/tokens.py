@@ -36,6 +36,7 @@ def to_samples(source: Source, place: str, description: ModelDescription, sequen
     else:
         samples = _from_batches(source, place, description)
     _check_tokens(samples, place, description)
+    _check_classes(samples, place, description)
     return samples
 
 
@@ -73,7 +74,23 @@ def _from_documents(
     texts = source.texts
     if len(texts) == 1 and source.labels is None:
         texts = tuple(line for line in texts[0].splitlines() if line.strip())
-    return _labelled(_padded(texts, source.labels, tokenizer, sequence_length), description, shifted=True)
+    padded = _padded(texts, tokenizer, sequence_length)
+    if source.labels is not None and description.kind == "sequence_classifier":
+        targets_N = torch.tensor([_class_number(label, description, place) for label in source.labels])
+        padded = Samples(padded.inputs, targets_N, labelled=True)
+    return _labelled(padded, description, shifted=True)
+
+
+def _class_number(label: int | str, description: ModelDescription, place: str) -> int:
+    """Of a label by number or by a name in the model's `config.json`."""
+    if isinstance(label, int):
+        return label
+    if label not in description.classes:
+        raise UserError(
+            f"{place} has the label {label!r}, and id2label in {description.path}/config.json names only "
+            f"{', '.join(description.classes[:20])}; correct either, or give class numbers"
+        )
+    return description.classes.index(label)
 
 
 def load_tokenizer(description: ModelDescription, place: str) -> Any:
@@ -118,9 +135,7 @@ def _stream(source: Documents, tokenizer: Any) -> Tensor:
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def _padded(
-    texts: tuple[str, ...], labels: tuple[int, ...] | None, tokenizer: Any, sequence_length: int
-) -> Samples:
+def _padded(texts: tuple[str, ...], tokenizer: Any, sequence_length: int) -> Samples:
     """One sample per text, truncated to the sequence length and padded to the longest."""
     if tokenizer is None:
         rows = [list(text.encode())[:sequence_length] for text in texts]
@@ -131,8 +146,7 @@ def _padded(
     longest = max(len(row) for row in rows)
     ids_NT = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
     mask_NT = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    inputs = {"input_ids": ids_NT, "attention_mask": mask_NT}
-    return Samples(inputs, None if labels is None else torch.tensor(labels), labels is not None)
+    return Samples({"input_ids": ids_NT, "attention_mask": mask_NT})
 
 
 def _from_array(array: Tensor, place: str, description: ModelDescription, sequence_length: int) -> Samples:
@@ -199,6 +213,19 @@ def _labelled(samples: Samples, description: ModelDescription, shifted: bool) ->
         targets_NT = torch.zeros_like(mask_NT) if samples.targets is None else samples.targets
         return Samples(samples.inputs, targets_NT.masked_fill(mask_NT == 0, IGNORED), samples.labelled)
     return samples
+
+
+def _check_classes(samples: Samples, place: str, description: ModelDescription) -> None:
+    if not samples.labelled or samples.targets is None or len(description.classes) < 2:
+        return
+    wrong = (samples.targets != IGNORED) & (
+        (samples.targets < 0) | (samples.targets >= len(description.classes))
+    )
+    if wrong.any():
+        raise UserError(
+            f"{place} holds class {int(samples.targets[wrong][0])}, but the model in {description.path} has "
+            f"classes 0 to {len(description.classes) - 1}; correct the labels or the model"
+        )
 
 
 def _check_tokens(samples: Samples, place: str, description: ModelDescription) -> None:

@@ -251,6 +251,33 @@ def test_sequence_classifier_takes_labels_from_jsonl(model_directory, tmp_path):
     fails("objective ce needs labels and the data have none", path, data, objective="ce", num_evaluation=4)
 
 
+def test_labels_are_numbers_or_names_of_the_models_classes(model_directory, tmp_path):
+    path = model_directory("bert_classifier")
+    save_tokenizer(path)
+    data = tmp_path / "labelled.jsonl"
+
+    def write(labels: list[object]) -> None:
+        texts = [" ".join(["one"] * (k + 1)) for k in range(len(labels))]
+        lines = [
+            {"text": text} | ({} if label is None else {"label": label}) for text, label in zip(texts, labels, strict=True)
+        ]
+        data.write_text("\n".join(map(json.dumps, lines)))
+
+    write([["LABEL_0", "LABEL_2"][k % 2] for k in range(16)])
+    by_name = splits_of(path, data, objective="ce", num_evaluation=4).calibration.targets
+    write([[0, 2][k % 2] for k in range(16)])
+    assert torch.equal(by_name, splits_of(path, data, objective="ce", num_evaluation=4).calibration.targets)
+    assert set(by_name.tolist()) == {0, 2}
+    write(["good"] * 16)
+    fails("has the label 'good', and id2label .* names only LABEL_0, LABEL_1, LABEL_2", path, data)
+    write([7] * 16)
+    fails("holds class 7, but the model .* has classes 0 to 2", path, data)
+    write([1] * 8 + [None] * 8)
+    fails("labels in some lines and none in others, such as line 9", path, data)
+    write([0.5] * 16)
+    fails("line 1 has label 0.5; give a class's number or name", path, data)
+
+
 def test_images_of_an_array_and_of_a_factory(model_directory, tmp_path, module):
     images = np.random.default_rng(0).normal(size=(20, 3, 16, 16))
     data = tmp_path / "images.npy"
