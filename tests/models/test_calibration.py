@@ -258,9 +258,8 @@ def test_labels_are_numbers_or_names_of_the_models_classes(model_directory, tmp_
 
     def write(labels: list[object]) -> None:
         texts = [" ".join(["one"] * (k + 1)) for k in range(len(labels))]
-        lines = [
-            {"text": text} | ({} if label is None else {"label": label}) for text, label in zip(texts, labels, strict=True)
-        ]
+        given = [{} if label is None else {"label": label} for label in labels]
+        lines = [{"text": text} | label for text, label in zip(texts, given, strict=True)]
         data.write_text("\n".join(map(json.dumps, lines)))
 
     write([["LABEL_0", "LABEL_2"][k % 2] for k in range(16)])
