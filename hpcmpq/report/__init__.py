@@ -60,11 +60,20 @@ def write_report(run: RunDir) -> Path:
             attempt.write_text(for_file(drawn[name]))
         with replacing(folder / f"{name}.png") as attempt:
             save_png(figure, attempt)
+    _remove_others(folder, {f"{table.name}.csv" for table in tables}, set(figures))
     shown = {name: for_page(name, svg) for name, svg in drawn.items() if name not in AS_TABLE}
     text = page(findings, shown, tables)
     with replacing(run.report_path) as attempt:
         attempt.write_text(text)
     return run.report_path
+
+
+def _remove_others(folder: Path, tables: set[str], figures: set[str]) -> None:
+    """Remove what an earlier report wrote of artefacts that are gone."""
+    kept = tables | {f"{name}.{suffix}" for name in figures for suffix in ("svg", "png")}
+    for path in folder.iterdir():
+        if path.suffix in (".csv", ".svg", ".png") and path.name not in kept:
+            path.unlink()
 
 
 def every_table(findings: Findings) -> list[Table]:

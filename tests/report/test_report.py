@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from PIL import Image
 
 from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
-from hpcmpq.report import write_report
+from hpcmpq.report import every_table, write_report
+from hpcmpq.report.findings import read_findings
+from hpcmpq.report.plots import all_figures
 from hpcmpq.store import RunDir, read_json, write_json
 from tests.report.parsed_page import Page, squeezed
 from tests.synthetic_run import write_run
@@ -159,6 +162,34 @@ def test_missing_artefacts_say_which_command_makes_them(tmp_path: Path):
     assert f"There is no evaluation.json yet; run hpcmpq evaluate {run.path} to get it." in text
     assert f"There is no frontier.json yet; run hpcmpq frontier {run.path} to get it." in text
     assert "It has not been measured yet." in text
+
+
+def test_files_of_artefacts_that_are_gone_are_removed(tmp_path: Path):
+    run = write_run(tmp_path / "run", frontier=True)
+    write_report(run)
+    assert (run.file("report") / "frontier.csv").exists()
+    run.frontier_path.unlink()
+    (run.file("report") / "notes.txt").write_text("somebody's own")
+    write_report(run)
+    assert not (run.file("report") / "frontier.csv").exists()
+    assert (run.file("report") / "notes.txt").exists()
+
+
+def test_page_on_the_report_names_every_file_and_column(full: RunDir, tmp_path: Path):
+    """docs/report.md against the CSV files of a run that has all of them."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "report.md").read_text()
+    rows = re.findall(r"^\| `(\w+)\.csv` \|[^|]*\| (.*) \|$", text, re.MULTILINE)
+    listed = {name: re.findall(r"`([a-z_]+)`", columns) for name, columns in rows}
+    full.checkpoint_path.mkdir(exist_ok=True)
+    found = {
+        table.name: [column.name for column in table.columns] for table in every_table(read_findings(full))
+    }
+    assert set(found) == set(listed) - {"measured", "subgraphs"}
+    for name, columns in found.items():
+        assert set(columns) - {"weight_bits", "accuracy"} <= set(listed[name]), name
+        assert len(columns) >= len(listed[name]) - 2, name
+    for name in all_figures(read_findings(run)):
+        assert f"`{name}`" in text
 
 
 def test_evaluation_of_another_assignment_is_not_shown(tmp_path: Path):
