@@ -24,7 +24,7 @@ from tests.models_of_many_kinds import make
 NUM_BLOCKS = 12
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "bert_mlm"])
+@pytest.fixture(scope="module", params=["llama", "gpt2", "bert_mlm", "vit"])
 def saved(request, tmp_path_factory):
     """Directory and inputs of a small model, its weights in many files."""
     model, inputs = make(request.param, torch.float32)

@@ -62,6 +62,7 @@ def find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: 
         UserError: If a parameter is in none of them under a name that the model gives it.
     """
     files = _files(directory)
+    there = _names_in_model(model, files)
     prefix = getattr(model, "base_model_prefix", "") + "."
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -69,7 +70,7 @@ def find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: 
     aliases = {}
     for tied in names.values():
         wanted = [*tied, *(prefix + n for n in tied), *(n.removeprefix(prefix) for n in tied)]
-        stored = next((n for n in wanted if n in files), None)
+        stored = next((there[n] for n in wanted if n in there), None)
         if stored is None:
             if "pooler" in tied[0].split("."):
                 continue  # often not saved, and no part of the last hidden state
@@ -78,10 +79,29 @@ def find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: 
             )
         aliases.update(dict.fromkeys(tied, stored))
     for name, _ in model.named_buffers():
-        stored = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in files), None)
+        wanted = [name, prefix + name, name.removeprefix(prefix)]
+        stored = next((there[n] for n in wanted if n in there), None)
         if stored is not None:
             aliases[name] = stored
     return Weights(directory, files, aliases, dtype, device)
+
+
+def _names_in_model(model: nn.Module, files: dict[str, str]) -> dict[str, str]:
+    """{name that transformers gives a stored tensor when loading: its name in the files}.
+
+    transformers 5 renames layers of some models (ViT's ``attention.attention.query`` is ``attention.q_proj``) and
+    saves them under the old names. Tensors that it also splits or joins are left out.
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    except ImportError:  # transformers 4 stores the model's own names
+        return {name: name for name in files}
+    transforms = get_model_conversion_mapping(model)
+    renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
+    found = ((name, *rename_source_key(name, renamings, converters)) for name in files)
+    return {renamed: name for name, renamed, converter in found if converter is None}
 
 
 def _files(directory: Path) -> dict[str, str]:

@@ -131,8 +131,19 @@ def shapes_only(
     """Model and inputs whose tensors have shapes and no values: to trace a model that does not fit."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode() as mode:
-        model = _build(config)
+    # Built before: some models compute plain numbers while they are built, from tensors that must have values.
+    model = skeleton(config)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        shaped: dict[int, nn.Parameter] = {}
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    if id(parameter) not in shaped:
+                        empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+                        shaped[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+                    module._parameters[name] = shaped[id(parameter)]
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = buffer if buffer is None else mode.from_tensor(buffer)
         yield model, {name: mode.from_tensor(value.cpu()) for name, value in inputs.items()}
 
 
