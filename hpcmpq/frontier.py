@@ -13,6 +13,7 @@ import numpy as np
 from hpcmpq.config import SolverConfig
 from hpcmpq.errors import Infeasible
 from hpcmpq.formulate import known_cost, make_problem, plan_costs, uniform_choices
+from hpcmpq.plan import Plan
 from hpcmpq.problem import Problem, Solution, Termination, relative_gap
 from hpcmpq.solvers import Solver, make_solver
 from hpcmpq.store import RunDir, read_plan, read_quadratic, write_json
@@ -86,6 +87,19 @@ def frontier(
     }
     write_json(run.frontier_path, values)
     return values
+
+
+def uniform_range(plan: Plan, cost: str) -> tuple[float, float] | None:
+    """Least and largest cost of a uniform assignment, which a frontier is usually wanted between; None without two.
+
+    Raises:
+        UserError: If the cost is unknown, or its times were never measured.
+    """
+    priced = known_cost(plan, plan_costs(plan), cost, "cost")
+    offset_G = np.searchsorted(plan.space.group_P, np.arange(len(plan.space.groups)))
+    values = [priced.value(choice_G, offset_G) for choice_G in uniform_choices(plan.space).values()]
+    known = [value for value in values if np.isfinite(value)]
+    return (min(known), max(known)) if known and min(known) < max(known) else None
 
 
 def sweep(

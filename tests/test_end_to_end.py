@@ -24,7 +24,8 @@ def finished(request, tmp_path_factory) -> tuple[RunDir, str]:
 
 def test_every_artefact_is_there_and_what_was_found_is_printed(finished):
     run, printed = finished
-    for path in (run.plan_path, run.quadratic_path, run.solution_path, run.evaluation_path, run.report_path):
+    paths = (run.plan_path, run.quadratic_path, run.solution_path, run.frontier_path, run.evaluation_path)
+    for path in (*paths, run.report_path):
         assert path.stat().st_size > 0
     assert (run.checkpoint_path / "assignment.json").exists()
     for word in ("assignment", "predicted", "measured", "uniform", "report.html"):

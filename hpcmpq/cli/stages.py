@@ -9,6 +9,7 @@ from hpcmpq import console, options, summaries
 from hpcmpq.attempts import read_processes
 from hpcmpq.cli.app import command
 from hpcmpq.cli.timing import solve_for_gain
+from hpcmpq.cli.trade_off import coarse_frontier
 from hpcmpq.executors import Executor, open_executor
 from hpcmpq.plan import parse_part
 from hpcmpq.scaling import Site, measured_workload, predict
@@ -36,6 +37,7 @@ def run(
             refine(run_dir)
         else:
             console.say("refine skipped: calibration.held_out is 0")
+        coarse_frontier(run_dir)
         export(run_dir)
         evaluation = _evaluate(run_dir, None, ALONE)
         written = report(run_dir)

@@ -1,24 +1,40 @@
 """`hpcmpq frontier`: the whole trade-off curve."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hpcmpq import completion, console, options
 from hpcmpq.cli.app import command
-from hpcmpq.errors import UserError
-from hpcmpq.store import RunDir, read_plan
+from hpcmpq.errors import Infeasible, UserError
+from hpcmpq.store import RunDir, read_json, read_plan
+
+NUM_STEPS = 24
+"""Steps between the smallest and the largest uniform format, if not given."""
+
+COARSE_STEPS, COARSE_TIME_S = 12, 0.5
+"""The same, and solver seconds of a point, for the curve that `hpcmpq run` draws."""
 
 
 @command("hpcmpq frontier runs/quickstart --cost weight_bits --from 2 --to 8 --step 0.05")
 def frontier(
     run_dir: options.Run,
     cost: Annotated[
-        str, typer.Option("--cost", help="The cost that varies.", autocompletion=completion.costs)
-    ] = "weight_bits",
-    start: Annotated[float, typer.Option("--from", help="Smallest limit.")] = 2.0,
-    stop: Annotated[float, typer.Option("--to", help="Largest limit.")] = 8.0,
-    step: Annotated[float, typer.Option("--step", help="Distance of limits.")] = 0.05,
+        str | None,
+        typer.Option(
+            "--cost", help="The cost that varies; the config's first budget.", autocompletion=completion.costs
+        ),
+    ] = None,
+    start: Annotated[
+        float | None, typer.Option("--from", help="Smallest limit; that of the smallest uniform format.")
+    ] = None,
+    stop: Annotated[
+        float | None, typer.Option("--to", help="Largest limit; that of the largest uniform format.")
+    ] = None,
+    step: Annotated[
+        float | None, typer.Option("--step", help=f"Distance of limits; 1/{NUM_STEPS} of the range.")
+    ] = None,
     budget: options.Budgets = None,
     solver: options.SolverName = None,
     time_limit: Annotated[
@@ -29,14 +45,49 @@ def frontier(
     import numpy as np
 
     from hpcmpq.frontier import frontier as frontier_run
+    from hpcmpq.frontier import uniform_range
     from hpcmpq.solve import parse_budget, settings_of
 
+    plan = read_plan(RunDir(run_dir))
+    cost = cost or next(iter(plan.config["budgets"]), "weight_bits")
+    found = uniform_range(plan, cost)
+    if found is None and (start is None or stop is None):
+        raise UserError(
+            f"no two uniform formats differ in {cost}, so the range is not known; give --from and --to"
+        )
+    start, stop = (
+        (found[0] if found and start is None else start),
+        (found[1] if found and stop is None else stop),
+    )
+    assert start is not None and stop is not None
+    step = (stop - start) / NUM_STEPS if step is None else step
     if not (step > 0 and stop >= start):
         raise UserError(
             f"--from {start:g} --to {stop:g} --step {step:g} is not a range; use --from below --to"
         )
     limits = start + step * np.arange(int((stop - start) / step + 1e-9) + 1)
     with console.stage(run_dir, "frontier"), console.counter("frontier", "points") as on_point:
-        settings = settings_of(read_plan(RunDir(run_dir)), name=solver, time_limit_s=time_limit)
+        settings = settings_of(plan, name=solver, time_limit_s=time_limit)
         others = dict(parse_budget(text) for text in budget or ())
         return frontier_run(RunDir(run_dir), cost, limits, others, settings, on_point)
+
+
+def coarse_frontier(run_dir: Path) -> None:
+    """A few points over the whole range for the report, unless there is a frontier of this plan already."""
+    run = RunDir(run_dir)
+    plan = read_plan(run)
+    if run.frontier_path.exists():
+        known = read_json(run.frontier_path, f"hpcmpq frontier {run_dir}")
+        if known.get("fingerprint") == plan.fingerprint:
+            return
+    from hpcmpq.frontier import uniform_range
+
+    cost = next(iter(plan.config["budgets"]), "weight_bits")
+    found = uniform_range(plan, cost)
+    if found is None:
+        console.say(f"frontier skipped: no two uniform formats differ in {cost}")
+        return
+    try:
+        frontier(run_dir, cost, *found, (found[1] - found[0]) / COARSE_STEPS, time_limit=COARSE_TIME_S)
+    except Infeasible as error:
+        console.say(f"frontier skipped: {error}")

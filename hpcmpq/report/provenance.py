@@ -155,7 +155,7 @@ def _frontier(frontier: Mapping[str, Any], run: str) -> str:
     return " ".join(
         [
             f"hpcmpq frontier {run} --cost {frontier['cost']}",
-            f"--from {limits[0]:g} --to {limits[-1]:g} --step {step:.6g}",
+            f"--from {limits[0]:.10g} --to {limits[-1]:.10g} --step {step:.10g}",
             *others,
         ]
     )

@@ -1,0 +1,52 @@
+"""The range of a frontier that was not given, and the coarse one that `hpcmpq run` draws."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpcmpq.cli.trade_off import COARSE_STEPS, coarse_frontier, frontier
+from hpcmpq.errors import UserError
+from hpcmpq.frontier import uniform_range
+from hpcmpq.solve import cost_values, uniform_choices
+from hpcmpq.store import RunDir, read_plan
+from tests.report.other_runs import write_other_run
+from tests.synthetic_run import write_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return write_run(tmp_path / "run", solved=False)
+
+
+@pytest.mark.parametrize("cost", ["weight_bits", "size_bytes", "bops"])
+def test_range_is_that_of_the_uniform_formats(run: RunDir, cost: str):
+    plan = read_plan(run)
+    costs = [cost_values(plan, choice_G)[cost] for choice_G in uniform_choices(plan.space).values()]
+    assert uniform_range(plan, cost) == pytest.approx((min(costs), max(costs)))
+
+
+def test_run_draws_a_coarse_frontier_over_the_config_s_budget(run: RunDir):
+    coarse_frontier(run.path)
+    values = json.loads(run.frontier_path.read_text())
+    assert values["cost"] == "weight_bits"
+    assert [point["limit"] for point in values["points"]] == pytest.approx(
+        np.linspace(2, 8, COARSE_STEPS + 1)
+    )
+
+
+def test_a_frontier_that_is_there_is_kept(run: RunDir):
+    frontier(run.path, "weight_bits", 3.0, 4.0, 1.0, time_limit=0.5)
+    before = run.frontier_path.read_bytes()
+    coarse_frontier(run.path)
+    assert run.frontier_path.read_bytes() == before
+
+
+def test_without_two_uniform_sizes_it_is_skipped_and_a_range_is_asked_for(tmp_path: Path, capsys):
+    run = write_other_run(tmp_path / "run", {"first": None, "second": None}, ("int4",))
+    coarse_frontier(run.path)
+    assert not run.frontier_path.exists()
+    assert "frontier skipped: no two uniform formats differ in weight_bits" in capsys.readouterr().out
+    with pytest.raises(UserError, match="give --from and --to"):
+        frontier(run.path)
