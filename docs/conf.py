@@ -28,7 +28,7 @@ html_copy_source = False
 
 def links_out_of_docs(_app: Sphinx, _page: str, source: list[str]) -> None:
     """Point links to the repository's other files at what the built pages have of them."""
-    text = source[0].replace("](../bench/RESULTS.md)", "](results.md)")
+    text = re.sub(r"\]\(\.\./bench/RESULTS\.md(#[^)]*)?\)", r"](results.md\1)", source[0])
     source[0] = re.sub(r"\]\(\.\./", "](path:../", text)
 
 
