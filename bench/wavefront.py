@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from bench.workload import table, write_section
+from hpcmpq.allocator import keep_freed_memory
 from hpcmpq.calibrate import add_up, products
 from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.examples.topics import training_text
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=100, help="pairs measured for the extrapolation")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     model = load_model(ModelConfig(path=args.model))
     tokens = torch.tensor(list(training_text().encode()[: args.samples * LENGTH]))
     samples = Samples({"input_ids": tokens.reshape(args.samples, LENGTH)})

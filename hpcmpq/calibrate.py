@@ -11,11 +11,12 @@ from itertools import chain
 import numpy as np
 import torch
 
+from hpcmpq.allocator import keep_freed_memory
 from hpcmpq.attempts import recording
 from hpcmpq.config import ModelConfig, parse_config
 from hpcmpq.errors import IncompleteCalibration
 from hpcmpq.executors import Executor, UnitOutcome, Worker
-from hpcmpq.features import Features, check_finite, gram, to_columns
+from hpcmpq.features import Features, gram, to_columns
 from hpcmpq.models.calibration import load_splits
 from hpcmpq.models.load import forward, load_model, pick_device
 from hpcmpq.models.samples import Samples
@@ -94,6 +95,7 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
             work, and its unit is left alone.
     """
     torch.set_num_threads(THREADS_PER_WORKER)
+    keep_freed_memory()
     plan = read_plan(run)
     config = parse_config(plan.config, "plan.json")
     method = config.sensitivity.method
@@ -172,7 +174,6 @@ def contents(
 def products(parts: Iterable[Features]) -> Iterator[Contribution]:
     """The contribution of every sample."""
     for part in parts:
-        check_finite(part)
         for n in range(len(part.loss_N)):
             yield Contribution(1, float(part.loss_N[n]), part.increase_NR[n], gram(part.phi_NRF[n]))
 

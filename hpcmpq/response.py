@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from hpcmpq.changes import Changes
 from hpcmpq.compensated import Products, patch_products
 from hpcmpq.errors import UserError
 from hpcmpq.models.chain import Inputs, find_chain
@@ -131,4 +132,6 @@ def make_engine(
         return WholeModel(model, variants, products)
     # Streamed blocks are read once per wave, so one wave takes all options.
     per_wave = options_per_wave or (OPTIONS_PER_WAVE if resident is None else variants.space.num_options)
-    return Wavefront(chain, variants, options_per_pass or OPTIONS_PER_PASS, per_wave, products)
+    return Wavefront(
+        chain, Changes(chain, variants, products), options_per_pass or OPTIONS_PER_PASS, per_wave
+    )

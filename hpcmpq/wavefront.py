@@ -11,8 +11,7 @@ Shape letters: K options of one pass, N samples; a state is [N, ...] as the bloc
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -21,20 +20,20 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hpcmpq.compensated import Products
+from hpcmpq.changes import Changes, Tensors
 from hpcmpq.errors import UserError
 from hpcmpq.models.chain import Call, Chain, Inputs, same_values
-from hpcmpq.models.groups import swapped
-from hpcmpq.variants import Variants
 
 log = logging.getLogger(__name__)
 
-Tensors = dict[str, Tensor]
 Wave = list[tuple[list[int], Tensor]]
 """States of spawned options: (options, [K, N, ...])."""
 
-PUSHED_ELEMENTS = 2**18
+PUSHED_ELEMENTS = 2**17
 """Elements of hidden states that a CPU pushes through a block at once, so that its cache holds them."""
+
+LEFT_ELEMENTS = 2**21
+"""Elements of outputs up to which options that were pushed apart leave the chain together."""
 
 
 @dataclass
@@ -43,36 +42,30 @@ class Wavefront:
 
     Attributes:
         chain: The model.
-        variants: Quantized weights.
+        changes: What the options do to it.
         options_per_pass: Options that one vmap runs.
         options_per_wave: Options that walk the chain together: all states of a wave are in memory at once, and
             each wave needs the blocks it passes.
-        products: Low-precision matrix products with compensated differences, or None.
         vectorised: Whether vmap works on this model; otherwise options run one by one.
     """
 
     chain: Chain
-    variants: Variants
+    changes: Changes
     options_per_pass: int
     options_per_wave: int
-    products: Products | None = None
     vectorised: bool = True
-    _names: list[list[dict[str, str]]] = field(init=False)
     _batches: bool | None = None
-
-    def __post_init__(self) -> None:
-        self._names = _parameter_names(self.chain, self.variants)
 
     def respond(
         self, inputs: Inputs, options: Sequence[int]
     ) -> tuple[Tensor, Iterator[tuple[list[int], Tensor]]]:
         """The original's outputs z0 [N, T, V], and (options, z [K, N, T, V]) of all `options`, block by block."""
-        with self._recording("enter"):
+        with self.changes.recording("enter"):
             hidden, calls = self.chain.enter(inputs)
         base = [hidden]
         waves = self._waves(options)
         first = self._walk(inputs, base, calls, waves[0])
-        with self._recording("leave"):
+        with self.changes.recording("leave"):
             z0_NTV = self.chain.leave(inputs, base[-1])
 
         def outputs() -> Iterator[tuple[list[int], Tensor]]:
@@ -81,15 +74,15 @@ class Wavefront:
                 if place:
                     wave = self._walk(inputs, base, calls, waves[place])
                 while wave:
-                    yield from self._leave(inputs, *wave.pop(0))
+                    yield from self._leave(inputs, *self._together(wave, z0_NTV.numel()))
 
         return z0_NTV, outputs()
 
     def _waves(self, options: Sequence[int]) -> list[list[int]]:
         """Whole groups, in the order of their first blocks, as many at a time as a wave may hold; one at least."""
         waves: list[list[int]] = [[]]
-        ordered = sorted(options, key=lambda p: (self._first_block(p), p))
-        for _, same_group in groupby(ordered, self._group):
+        ordered = sorted(options, key=lambda p: (self.changes.first_block(p), p))
+        for _, same_group in groupby(ordered, self.changes.group):
             members = list(same_group)
             if waves[-1] and len(waves[-1]) + len(members) > self.options_per_wave:
                 waves.append([])
@@ -99,14 +92,14 @@ class Wavefront:
     def _walk(self, inputs: Inputs, base: list[Tensor], calls: tuple[Call, ...], options: list[int]) -> Wave:
         """States of the options after the last block; completes `base`, the original's states between blocks."""
         wave: Wave = [entry for p in options for entry in self._enter(inputs, base[0], calls, p)]
-        first = min(map(self._first_block, options), default=len(calls))
+        first = min(map(self.changes.first_block, options), default=len(calls))
         for k in range(len(calls)):
             known = len(base) > k + 1
             if known and k < first:
                 continue
             with self.chain.resident(k):
-                if not known or self.products is not None:
-                    with self._recording("block"):
+                if not known or self.changes.products is not None:
+                    with self.changes.recording("block"):
                         state = self.chain.run(k, base[k], calls[k])
                     if not known:
                         base.append(state)
@@ -116,12 +109,12 @@ class Wavefront:
 
     def _enter(self, inputs: Inputs, hidden: Tensor, calls: tuple[Call, ...], option: int) -> Wave:
         """The state of an option of the prologue's weights; none if its hidden state is the original's."""
-        if not self._names[self._group(option)][0]:
+        if not self.changes.is_outside(option):
             return []
-        with self._assigned("enter", option):
+        with self.changes.outside("enter", option):
             own, own_calls = self.chain.enter(inputs)
         if not same_values([(c.args, c.kwargs) for c in calls], [(c.args, c.kwargs) for c in own_calls]):
-            name = self.variants.space.groups[self._group(option)].name
+            name = self.changes.group_name(option)
             raise UserError(
                 f"{name} changes what all blocks are given, not only the hidden state; exclude it"
             )
@@ -129,7 +122,7 @@ class Wavefront:
 
     def _step(self, k: int, hidden: Tensor, call: Call, wave: Wave, options: list[int]) -> Wave:
         """All states after block k: older options pass it as it is, its own run it with their weights."""
-        own = [p for p in options if self._names[self._group(p)][k + 1]]
+        own = [p for p in options if self.changes.is_inside(p, k)]
         after: Wave = []
 
         def run(state: Tensor, tensors: Tensors) -> Tensor:
@@ -138,39 +131,43 @@ class Wavefront:
         while wave:
             members, states = wave.pop(0)
             if set(own).isdisjoint(members):
-                after.append((members, self._push(k, call, states)))
+                after += self._push(k, call, members, states)
                 continue
             for place, p in enumerate(members):  # its group has weights in an earlier place too
-                changes = self._changes([p], k) if p in own else ({}, {}, {})
+                changes = self.changes.inside([p], k) if p in own else ({}, {}, {})
                 after.append(([p], self._map("block", run, states[place : place + 1], [p], *changes)))
             own = [p for p in own if p not in members]
-        for _, same_group in groupby(own, self._group):
+        for _, same_group in groupby(own, self.changes.group):
             ready = list(same_group)
             for i in range(0, len(ready), self.options_per_pass):
                 members = ready[i : i + self.options_per_pass]
                 shared = partial(run, hidden)
-                after.append((members, self._map("block", shared, None, members, *self._changes(members, k))))
+                after.append(
+                    (members, self._map("block", shared, None, members, *self.changes.inside(members, k)))
+                )
         return after
 
-    def _push(self, k: int, call: Call, states: Tensor) -> Tensor:
-        """All states through block k with its own weights, as one batch where the block allows."""
+    def _push(self, k: int, call: Call, members: list[int], states: Tensor) -> Wave:
+        """States through block k with its own weights, several options as one batch where the block allows."""
 
         def run(state: Tensor, _: Tensors) -> Tensor:
             return self.chain.run(k, state, call)
 
-        if self.products is not None or self._batches is False:
-            return self._map("block", run, states)
+        if self.changes.products is not None or self._batches is False:
+            return [(members, self._map("block", run, states))]
         size = max(1, PUSHED_ELEMENTS // states[0].numel()) if states.device.type == "cpu" else len(states)
-        parts = [self._run_flat(k, call, part) for part in states.split(size)]
-        flat = None if any(part is None for part in parts) else torch.cat(parts)  # type: ignore[arg-type]
+        tried = [self._run_flat(k, call, part) for part in states.split(size)]
+        parts = [part for part in tried if part is not None]
         if self._batches is None:
             exact = self._map("block", run, states)
             limit = 64 * torch.finfo(states.dtype).eps * float(exact.abs().max())
-            self._batches = flat is not None and bool((flat - exact).abs().max() <= limit)
+            self._batches = len(parts) == len(tried) and all(
+                bool((part - own).abs().max() <= limit)
+                for part, own in zip(parts, exact.split(size), strict=True)
+            )
             if not self._batches:
-                return exact
-        assert flat is not None
-        return flat
+                return [(members, exact)]
+        return [(members[i * size : (i + 1) * size], part) for i, part in enumerate(parts)]
 
     def _run_flat(self, k: int, call: Call, states: Tensor) -> Tensor | None:
         """The block on options × samples as one batch; None if its other arguments do not follow."""
@@ -189,12 +186,24 @@ class Wavefront:
                 raise
             return None
 
+    def _together(self, wave: Wave, num_outputs: int) -> tuple[list[int], Tensor]:
+        """Options from the front of a wave that leave at once: all that the epilogue treats alike, if small."""
+        members, states = wave.pop(0)
+        parts = [states]
+        while wave and not (self.changes.is_outside(members[0]) or self.changes.is_outside(wave[0][0][0])):
+            if (len(members) + len(wave[0][0])) * num_outputs > LEFT_ELEMENTS:
+                break
+            more, states = wave.pop(0)
+            members = members + more
+            parts.append(states)
+        return members, parts[0] if len(parts) == 1 else torch.cat(parts)
+
     def _leave(
         self, inputs: Inputs, members: list[int], states: Tensor
     ) -> Iterator[tuple[list[int], Tensor]]:
-        if self._names[self._group(members[0])][0]:
+        if self.changes.is_outside(members[0]):
             for place, p in enumerate(members):
-                with self._assigned("leave", p):
+                with self.changes.outside("leave", p):
                     yield [p], self.chain.leave(inputs, states[place])[None]
         else:
             yield members, self._map("leave", lambda state, _: self.chain.leave(inputs, state), states)
@@ -216,7 +225,7 @@ class Wavefront:
         stacks = (() if states is None else (states,), tensors or {}, deltas or {}, index or {})
 
         def one(own: tuple[Tensor, ...], tensors: Tensors, deltas: Tensors, index: Tensors) -> Tensor:
-            with self._replaying(scope, deltas), self._rounding(members, index.get("option")):
+            with self.changes.replaying(scope, deltas), self.changes.rounding(members, index.get("option")):
                 return run(*own, tensors)
 
         if self.vectorised:
@@ -231,89 +240,3 @@ class Wavefront:
                 self.vectorised = False
         count = len(tree_leaves(stacks)[0])
         return torch.stack([one(*tree_map(lambda stack, i=i: stack[i], stacks)) for i in range(count)])
-
-    def _changes(self, members: list[int], k: int) -> tuple[Tensors, Tensors, Tensors]:
-        """Weights to replace, by block k's own names, errors of low-precision products, and the number of each
-        option where activations are rounded; stacked, [K, ...].
-        """
-        names = self._names[self._group(members[0])][k + 1]
-        tensors: dict[str, list[Tensor]] = {}
-        deltas: dict[str, list[Tensor]] = {}
-        for p in members:
-            for name, tensor in self._quantized(p).items():
-                if name in names and self.products is not None and name in self.products.weights:
-                    deltas.setdefault(name, []).append(tensor - self.variants.model.get_parameter(name))
-                elif name in names:
-                    tensors.setdefault(names[name], []).append(tensor)
-        group = self._group(members[0])
-        rounds = self.variants.activations.rounds(group) or not (tensors or deltas)
-        device = next(iter(self.variants.model.parameters())).device
-        index = {"option": torch.arange(len(members), device=device)} if rounds else {}
-        return _stacked(tensors), _stacked(deltas), index
-
-    @contextmanager
-    def _assigned(self, scope: str, option: int) -> Iterator[None]:
-        """Prologue and epilogue with an option's weights."""
-        tensors = {
-            n: t for n, t in self._quantized(option).items() if n in self._names[self._group(option)][0]
-        }
-        deltas = {}
-        if self.products is not None:
-            for name in self.products.weights & tensors.keys():
-                deltas[name] = tensors.pop(name) - self.variants.model.get_parameter(name)
-        space = self.variants.space
-        own = {space.groups[self._group(option)].name: space.options[option].format}
-        rounded = self.variants.activations.rounded(own)
-        with swapped(self.variants.model, tensors), self._replaying(scope, deltas), rounded:
-            yield
-
-    def _recording(self, scope: str) -> AbstractContextManager[None]:
-        return nullcontext() if self.products is None else self.products.recording(scope)
-
-    def _replaying(self, scope: str, deltas: Tensors) -> AbstractContextManager[None]:
-        return nullcontext() if self.products is None else self.products.replaying(scope, deltas)
-
-    def _rounding(self, members: Sequence[int], index: Tensor | None) -> AbstractContextManager[None]:
-        if index is None:
-            return nullcontext()
-        formats = [self.variants.space.options[p].format for p in members]
-        return self.variants.activations.rounded_by_index(self._group(members[0]), formats, index)
-
-    def _quantized(self, option: int) -> Tensors:
-        chosen = self.variants.space.options[option]
-        return self.variants.quantized(self.variants.space.groups[chosen.group], chosen.format)
-
-    def _group(self, option: int) -> int:
-        return self.variants.space.options[option].group
-
-    def _first_block(self, option: int) -> int:
-        """The first block that an option changes; 0 for weights of prologue or epilogue."""
-        return max(
-            0, next(place for place, names in enumerate(self._names[self._group(option)]) if names) - 1
-        )
-
-
-def _parameter_names(chain: Chain, variants: Variants) -> list[list[dict[str, str]]]:
-    """{model's name: block's own name} of every group's parameters and products, by place: outside, block 0, 1, ..."""
-    places: dict[int, list[tuple[int, str]]] = {}
-    for k, block in enumerate(chain.blocks):
-        for own_name, parameter in block.named_parameters():
-            places.setdefault(id(parameter), []).append((k + 1, own_name))
-        for own_name, module in block.named_modules():
-            places.setdefault(id(module), []).append((k + 1, own_name))
-    names: list[list[dict[str, str]]] = []
-    for group in variants.space.groups:
-        names.append([{} for _ in range(len(chain.blocks) + 1)])
-        for member in group.members:
-            parameter = variants.model.get_parameter(member.parameter)
-            for place, own_name in places.get(id(parameter), [(0, member.parameter)]):
-                names[-1][place][member.parameter] = own_name
-        for product in group.products:
-            module = variants.model.get_submodule(product.module)
-            for place, own_name in places.get(id(module), [(0, product.module)]):
-                names[-1][place][product.module] = own_name
-    return names
-
-
-def _stacked(lists: dict[str, list[Tensor]]) -> Tensors:
-    return {name: torch.stack(tensors) for name, tensors in lists.items()}

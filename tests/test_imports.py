@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: list[tuple[str, ...]] = [
     # The types: numpy at most.
     ("errors",),
-    ("formats", "whole_files", "world"),
+    ("formats", "whole_files", "world", "allocator"),
     ("space", "h5_files"),
     ("targets",),
     ("config",),
@@ -41,7 +41,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("models", "scores"),
     ("activations", "stored_codes"),
     ("variants", "subgraphs"),
-    ("measure", "wavefront"),
+    ("measure", "changes"),
+    ("wavefront",),
     ("response",),
     ("sensitivity", "cost_estimate"),
     ("examples", "facts"),

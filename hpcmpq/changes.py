@@ -1,0 +1,134 @@
+"""What an option changes in a chain of blocks: the weights of one block or several, or those outside all blocks."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hpcmpq.compensated import Products
+from hpcmpq.models.chain import Chain
+from hpcmpq.models.groups import swapped
+from hpcmpq.variants import Variants
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Changes:
+    """The options of a search space, by the places of a chain where they act.
+
+    Attributes:
+        chain: The model.
+        variants: Quantized weights.
+        products: Low-precision matrix products with compensated differences, or None.
+    """
+
+    chain: Chain
+    variants: Variants
+    products: Products | None = None
+    _names: list[list[dict[str, str]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._names = _parameter_names(self.chain, self.variants)
+
+    def group(self, option: int) -> int:
+        """Index of an option's group."""
+        return self.variants.space.options[option].group
+
+    def group_name(self, option: int) -> str:
+        """Name of an option's group."""
+        return self.variants.space.groups[self.group(option)].name
+
+    def is_outside(self, option: int) -> bool:
+        """Whether an option changes weights of prologue or epilogue."""
+        return bool(self._names[self.group(option)][0])
+
+    def is_inside(self, option: int, k: int) -> bool:
+        """Whether an option changes weights of block k."""
+        return bool(self._names[self.group(option)][k + 1])
+
+    def first_block(self, option: int) -> int:
+        """The first block that an option changes; 0 for weights of prologue or epilogue."""
+        return max(0, next(place for place, names in enumerate(self._names[self.group(option)]) if names) - 1)
+
+    def inside(self, members: list[int], k: int) -> tuple[Tensors, Tensors, Tensors]:
+        """Weights to replace, by block k's own names, errors of low-precision products, and the number of each
+        option where activations are rounded; stacked, [K, ...].
+        """
+        names = self._names[self.group(members[0])][k + 1]
+        tensors: dict[str, list[Tensor]] = {}
+        deltas: dict[str, list[Tensor]] = {}
+        for p in members:
+            for name, tensor in self._quantized(p).items():
+                if name in names and self.products is not None and name in self.products.weights:
+                    deltas.setdefault(name, []).append(tensor - self.variants.model.get_parameter(name))
+                elif name in names:
+                    tensors.setdefault(names[name], []).append(tensor)
+        group = self.group(members[0])
+        rounds = self.variants.activations.rounds(group) or not (tensors or deltas)
+        device = next(iter(self.variants.model.parameters())).device
+        index = {"option": torch.arange(len(members), device=device)} if rounds else {}
+        return _stacked(tensors), _stacked(deltas), index
+
+    @contextmanager
+    def outside(self, scope: str, option: int) -> Iterator[None]:
+        """Context in which prologue and epilogue have an option's weights."""
+        tensors = {
+            n: t for n, t in self._quantized(option).items() if n in self._names[self.group(option)][0]
+        }
+        deltas = {}
+        if self.products is not None:
+            for name in self.products.weights & tensors.keys():
+                deltas[name] = tensors.pop(name) - self.variants.model.get_parameter(name)
+        space = self.variants.space
+        own = {space.groups[self.group(option)].name: space.options[option].format}
+        rounded = self.variants.activations.rounded(own)
+        with swapped(self.variants.model, tensors), self.replaying(scope, deltas), rounded:
+            yield
+
+    def recording(self, scope: str) -> AbstractContextManager[None]:
+        """Context in which low-precision products remember what they do on the original."""
+        return nullcontext() if self.products is None else self.products.recording(scope)
+
+    def replaying(self, scope: str, deltas: Tensors) -> AbstractContextManager[None]:
+        """Context in which low-precision products run relative to what was recorded."""
+        return nullcontext() if self.products is None else self.products.replaying(scope, deltas)
+
+    def rounding(self, members: Sequence[int], index: Tensor | None) -> AbstractContextManager[None]:
+        """Context in which the options' group rounds activations, by the place of the option in `members`."""
+        if index is None:
+            return nullcontext()
+        formats = [self.variants.space.options[p].format for p in members]
+        return self.variants.activations.rounded_by_index(self.group(members[0]), formats, index)
+
+    def _quantized(self, option: int) -> Tensors:
+        chosen = self.variants.space.options[option]
+        return self.variants.quantized(self.variants.space.groups[chosen.group], chosen.format)
+
+
+def _parameter_names(chain: Chain, variants: Variants) -> list[list[dict[str, str]]]:
+    """{model's name: block's own name} of every group's parameters and products, by place: outside, block 0, 1, ..."""
+    places: dict[int, list[tuple[int, str]]] = {}
+    for k, block in enumerate(chain.blocks):
+        for own_name, parameter in block.named_parameters():
+            places.setdefault(id(parameter), []).append((k + 1, own_name))
+        for own_name, module in block.named_modules():
+            places.setdefault(id(module), []).append((k + 1, own_name))
+    names: list[list[dict[str, str]]] = []
+    for group in variants.space.groups:
+        names.append([{} for _ in range(len(chain.blocks) + 1)])
+        for member in group.members:
+            parameter = variants.model.get_parameter(member.parameter)
+            for place, own_name in places.get(id(parameter), [(0, member.parameter)]):
+                names[-1][place][member.parameter] = own_name
+        for product in group.products:
+            module = variants.model.get_submodule(product.module)
+            for place, own_name in places.get(id(module), [(0, product.module)]):
+                names[-1][place][product.module] = own_name
+    return names
+
+
+def _stacked(lists: dict[str, list[Tensor]]) -> Tensors:
+    return {name: torch.stack(tensors) for name, tensors in lists.items()}
