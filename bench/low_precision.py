@@ -84,10 +84,10 @@ def scores(
     score = make_score(OBJECTIVES["kl"], z0_NTV.float(), None)
     linear, diagonal = [], []
     for p in sorted(z_P):
-        increase_1N, phi_1NTV = score((z_P[p].float() - z0_NTV.float())[None])
+        increase_N, phi_NTV = score(z_P[p].float() - z0_NTV.float())
         step = 1.0 if steps_P is None else steps_P[p]
-        linear.append(increase_1N.sum() / step**2)
-        diagonal.append(phi_1NTV.double().square().sum() / step**2)
+        linear.append(increase_N.sum() / step**2)
+        diagonal.append(phi_NTV.double().square().sum() / step**2)
     return torch.stack(linear), torch.stack(diagonal)
 
 

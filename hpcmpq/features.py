@@ -14,8 +14,8 @@ from torch import Tensor
 ROWS_PER_STEP = 2**13
 """Feature rows multiplied in the features' own precision before the sum goes on in float64."""
 
-COLUMNS_PER_STEP = 64
-"""Columns of one product; a symmetric matrix needs the products right of its diagonal only."""
+COLUMNS_PER_STEP = 48
+"""Columns of one product; a symmetric matrix needs the products from its diagonal down only."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ def gram(first_RF: Tensor, second_CF: Tensor | None = None) -> np.ndarray:
     total_RC = torch.zeros(len(first_RF), len(columns_CF), dtype=torch.float64, device=first_RF.device)
     for row in range(0, first_RF.shape[1], ROWS_PER_STEP):
         rows = slice(row, row + ROWS_PER_STEP)
-        for start in range(0, len(first_RF), COLUMNS_PER_STEP):
+        for start in range(0, len(columns_CF), COLUMNS_PER_STEP):
             part = slice(start, start + COLUMNS_PER_STEP)
             rest = slice(start, None) if symmetric else slice(None)
-            total_RC[part, rest] += first_RF[part, rows] @ columns_CF[rest, rows].T
+            total_RC[rest, part] += first_RF[rest, rows] @ columns_CF[part, rows].T
     if symmetric:
-        upper_RC = total_RC.triu()
-        total_RC = upper_RC + upper_RC.triu(1).T
+        lower_RC = total_RC.tril()
+        total_RC = lower_RC + lower_RC.tril(-1).T
     return total_RC.cpu().numpy()
 
 

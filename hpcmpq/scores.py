@@ -1,4 +1,4 @@
-"""Loss increase and scaled displacement of many options at once, with all that depends on z0 computed once.
+"""Loss increase and scaled displacement of one option after another, with all that depends on z0 computed once.
 
 Both follow from the displacement u = z − z0. With π = softmax z0 and v = u − Σ π u, a position's
 
@@ -8,15 +8,22 @@ and φ = √w · √π ⊙ v. Every term of the first sum is positive, so float3
 g does; `exponential_remainder` does.
 """
 
-from collections.abc import Callable
+from functools import cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hpcmpq.objective import Objective, position_weights
 
-Score = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Displacements u [K, N, T, V] to (loss increase [K, N] float64, φ [K, N, T, V])."""
+
+class Score(Protocol):
+    """What `make_score` makes."""
+
+    def __call__(self, u_NTV: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(loss increase [N] float64, φ [N, T, V]) of a displacement, which is overwritten; φ goes to `out`."""
+        ...
+
 
 _LARGEST_EXPONENT = 700.0
 """As in `hpcmpq.objective`: the loss stays finite beyond."""
@@ -57,16 +64,22 @@ def exponential_remainder(v: Tensor) -> Tensor:
     lowest, highest = v.aminmax()
     size = max(-float(lowest), float(highest))
     if size <= _SMALL:
-        # Small v need few terms: the first left out changes g by less than a hundredth of a rounding.
-        return _series(v, next((n for n in range(3, 8) if size**n * _COEFFICIENTS[-1 - n] < 1e-9), 8))
+        # Small v need few terms: the first left out changes g by less than half a rounding.
+        return _series(v, next((n for n in range(3, 8) if size**n * _COEFFICIENTS[-1 - n] < 1e-8), 8))
     return torch.expm1(v).sub_(v) if float(highest) < _FLOAT32_EXPONENT else exponential_remainder(v.double())
 
 
 def _series(v: Tensor, num_terms: int = 8) -> Tensor:
-    series = torch.full_like(v, _COEFFICIENTS[-num_terms])
-    for coefficient in _COEFFICIENTS[len(_COEFFICIENTS) - num_terms + 1 :]:
-        torch.addcmul(torch.tensor(coefficient, dtype=v.dtype, device=v.device), series, v, out=series)
+    first, second, *others = _coefficients(v.dtype, v.device)[-num_terms:]
+    series = torch.addcmul(second, first, v)
+    for coefficient in others:
+        torch.addcmul(coefficient, series, v, out=series)
     return series.mul_(v).mul_(v)
+
+
+@cache
+def _coefficients(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    return tuple(torch.tensor(c, dtype=dtype, device=device) for c in _COEFFICIENTS)
 
 
 def _score_kl(z0_NTV: Tensor, targets: Tensor | None) -> Score:
@@ -74,9 +87,9 @@ def _score_kl(z0_NTV: Tensor, targets: Tensor | None) -> Score:
     weight_NT = position_weights(z0_NTV, targets)
     factor_NTV = (pi_NTV * weight_NT.unsqueeze(-1).to(pi_NTV.dtype)).sqrt()
 
-    def score(u_KNTV: Tensor) -> tuple[Tensor, Tensor]:
-        v_KNTV, increase_KNT = _divergence(u_KNTV, pi_NTV)
-        return (increase_KNT * weight_NT).sum(-1), v_KNTV * factor_NTV
+    def score(u_NTV: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        v_NTV, increase_NT = _divergence(u_NTV, pi_NTV)
+        return (increase_NT * weight_NT).sum(-1), torch.mul(v_NTV, factor_NTV, out=out)
 
     return score
 
@@ -87,32 +100,32 @@ def _score_ce(z0_NTV: Tensor, targets: Tensor | None) -> Score:
     pi_NTV = torch.softmax(z0_NTV, -1)
     weight_NT = position_weights(z0_NTV, targets)
     factor_NTV = (pi_NTV * weight_NT.unsqueeze(-1).to(pi_NTV.dtype)).sqrt()
-    target_1NT1 = targets.reshape(1, *z0_NTV.shape[:2], 1).clamp(min=0)
+    target_NT1 = targets.reshape(*z0_NTV.shape[:2], 1).clamp(min=0)
 
-    def score(u_KNTV: Tensor) -> tuple[Tensor, Tensor]:
-        v_KNTV, increase_KNT = _divergence(u_KNTV, pi_NTV)
-        rise_KNT = v_KNTV.gather(-1, target_1NT1.expand(len(u_KNTV), -1, -1, -1)).squeeze(-1)
-        return ((increase_KNT - rise_KNT) * weight_NT).sum(-1), v_KNTV * factor_NTV
+    def score(u_NTV: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        v_NTV, increase_NT = _divergence(u_NTV, pi_NTV)
+        rise_NT = v_NTV.gather(-1, target_NT1).squeeze(-1)
+        return ((increase_NT - rise_NT) * weight_NT).sum(-1), torch.mul(v_NTV, factor_NTV, out=out)
 
     return score
 
 
 def _score_mse(z0_NTV: Tensor, targets: Tensor | None) -> Score:
     weight_NT = position_weights(z0_NTV, targets)
-    factor_NT1 = (2.0 * weight_NT.unsqueeze(-1) / z0_NTV.shape[-1]).sqrt()
+    factor_NT1 = (2.0 * weight_NT.unsqueeze(-1) / z0_NTV.shape[-1]).sqrt().to(z0_NTV.dtype)
 
-    def score(u_KNTV: Tensor) -> tuple[Tensor, Tensor]:
-        distance_KNT = u_KNTV.square().mean(-1, dtype=torch.float64)
-        return (distance_KNT * weight_NT).sum(-1), u_KNTV * factor_NT1.to(u_KNTV.dtype)
+    def score(u_NTV: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        distance_NT = u_NTV.square().mean(-1, dtype=torch.float64)
+        return (distance_NT * weight_NT).sum(-1), torch.mul(u_NTV, factor_NT1, out=out)
 
     return score
 
 
-def _divergence(u_KNTV: Tensor, pi_NTV: Tensor) -> tuple[Tensor, Tensor]:
-    """v, and log(1 + Σ π g(v)) in float64 [K, N, T]."""
-    v_KNTV = u_KNTV - torch.linalg.vecdot(pi_NTV, u_KNTV).unsqueeze(-1)
-    sums = [torch.linalg.vecdot(pi_NTV.to(g.dtype), g).double() for g in map(exponential_remainder, v_KNTV)]
-    return v_KNTV, torch.log1p(torch.stack(sums))
+def _divergence(u_NTV: Tensor, pi_NTV: Tensor) -> tuple[Tensor, Tensor]:
+    """v, in the memory of u, and log(1 + Σ π g(v)) in float64 [N, T]."""
+    v_NTV = u_NTV.sub_(torch.linalg.vecdot(pi_NTV, u_NTV).unsqueeze(-1))
+    g_NTV = exponential_remainder(v_NTV)
+    return v_NTV, torch.log1p(torch.linalg.vecdot(pi_NTV.to(g_NTV.dtype), g_NTV).double())
 
 
 _SCORES = {"kl": _score_kl, "ce": _score_ce, "mse": _score_mse}

@@ -110,14 +110,18 @@ def test_scores_equal_the_objective(objective, size):
     targets[0, :2] = -100
     u_KNTV = size * torch.randn(3, 2, 5, 30)
     loss = OBJECTIVES[objective]
-    increase_KN, phi_KNTV = make_score(loss, z0_NTV, targets)(u_KNTV)
+    score = make_score(loss, z0_NTV, targets)
     z0 = z0_NTV.double()
+    phi_NKTV = torch.empty(2, 3, 5, 30)
     for k, u_NTV in enumerate(u_KNTV.double()):
+        increase_N, _ = score(u_KNTV[k].clone(), out=phi_NKTV[:, k])
         exact_N = loss.value(z0 + u_NTV, z0, targets) - loss.value(z0, z0, targets)
-        torch.testing.assert_close(increase_KN[k], exact_N, rtol=2e-5, atol=1e-9 * size)
+        torch.testing.assert_close(increase_N, exact_N, rtol=2e-5, atol=1e-9 * size)
         torch.testing.assert_close(
-            phi_KNTV[k].double(), loss.scaled_displacement(u_NTV, z0, targets), rtol=1e-4, atol=1e-6 * size
+            phi_NKTV[:, k].double(), loss.scaled_displacement(u_NTV, z0, targets), rtol=1e-4, atol=1e-6 * size
         )
+        again = score(u_KNTV[k].clone())
+        assert torch.equal(again[0], increase_N) and torch.equal(again[1], phi_NKTV[:, k])
 
 
 def test_columns_of_two_units_multiply_to_the_sums_of_one():

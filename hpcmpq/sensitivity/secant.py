@@ -33,13 +33,18 @@ def measure(subject: Subject, samples: Samples, groups: range, first_sample: int
         project = make_probes(
             subject.num_probes, z0_NTV, seed=subject.seed, first_sample=first_sample + start
         )
-        num_features = z0_NTV.shape[1] * (subject.num_probes or z0_NTV.shape[2])
-        phi_NRF = z0_NTV.new_empty(len(batch), len(options), num_features)
+        phi_NRTr = z0_NTV.new_empty(
+            len(batch), len(options), z0_NTV.shape[1], subject.num_probes or z0_NTV.shape[2]
+        )
         increase_NR = np.empty((len(batch), len(options)))
         for members, z_KNTV in outputs:
             for p, z_NTV in zip(members, z_KNTV, strict=True):
-                increase_1N, phi_1NTV = score((z_NTV - z0_NTV)[None])
-                increase_NR[:, column[p]] = increase_1N[0].cpu().numpy()
-                phi_NRF[:, column[p]] = project(phi_1NTV[0]).flatten(1)
+                place = phi_NRTr[:, column[p]]
+                if subject.num_probes is None:
+                    increase_N, _ = score(z_NTV - z0_NTV, out=place)
+                else:
+                    increase_N, phi_NTV = score(z_NTV - z0_NTV)
+                    place.copy_(project(phi_NTV))
+                increase_NR[:, column[p]] = increase_N.cpu().numpy()
         loss_N = subject.objective.value(z0_NTV, z0_NTV, batch.targets)
-        yield Features(loss_N.double().cpu().numpy(), increase_NR, phi_NRF)
+        yield Features(loss_N.double().cpu().numpy(), increase_NR, phi_NRTr.flatten(2))
