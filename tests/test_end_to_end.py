@@ -1,13 +1,16 @@
 """The shipped configs through every stage: real models, real data, real processes."""
 
+import html
 import json
+import re
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hpcmpq.config import parse_config
+from hpcmpq.config import parse_config, read_config
 from hpcmpq.models.load import load_model
+from hpcmpq.prepare import prepare
 from hpcmpq.store import RunDir, read_plan, read_quadratic
 from hpcmpq.variants import Variants
 from tests.executors.launch import ROOT, hpcmpq
@@ -94,3 +97,11 @@ def test_status_says_that_all_is_done(finished):
     ended = hpcmpq("status", run.path)
     assert ended.returncode == 0, ended.stderr
     assert f"{len(read_plan(run).units)} of {len(read_plan(run).units)}" in ended.stdout
+
+
+def test_the_config_in_the_report_plans_the_same_measurement(finished, tmp_path):
+    run, _ = finished
+    [text] = re.findall(r'aria-label="Config"><code>(.*?)</code>', run.report_path.read_text(), re.DOTALL)
+    (tmp_path / "config.yaml").write_text(html.unescape(text))
+    made = prepare(read_config(tmp_path / "config.yaml"), RunDir(tmp_path / "again"), (str(ROOT),))
+    assert made.fingerprint == read_plan(run).fingerprint

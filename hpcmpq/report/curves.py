@@ -10,7 +10,8 @@ from hpcmpq.report.findings import Findings, label
 from hpcmpq.report.tables import Column, Table
 from hpcmpq.report.theme import THEME, logarithmic, panels
 
-Point = tuple[float, float]
+SAME_COST = 0.02
+"""Relative difference of two costs at which their losses can still be compared."""
 
 
 def uniform_curve(findings: Findings) -> list[tuple[str, float, float]]:
@@ -152,8 +153,37 @@ def _draw_savings(findings: Findings, axes: Axes, saved: list[tuple[float, float
     share = None if reached is None else below_uniform(findings, reached, findings.increase)
     if reached is not None and share is not None:
         axes.plot(reached, -share, "o", color=THEME["ours"], markersize=8)
+    measured = measured_against_uniform(findings)
+    if reached is not None and measured is not None:
+        change, low, high = measured
+        axes.errorbar(
+            [reached], [change], [[change - low], [high - change]],
+            fmt="x", color=THEME["ours"], markersize=9, markeredgewidth=2, capsize=4,
+        )  # fmt: skip
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylabel("against uniform")
+
+
+def measured_against_uniform(findings: Findings) -> tuple[float, float, float] | None:
+    """Measured increase over that of the uniform model, less 1, and ends of its 95 % interval.
+
+    None where the uniform model is not of nearly the same cost, or there are no paired differences.
+    """
+    rise, found = findings.rise("uniform"), findings.paired("quantized - uniform")
+    reached = findings.solution["costs"].get(findings.size_cost)
+    theirs = (findings.evaluation or {}).get("uniform_costs", {}).get(findings.size_cost)
+    if (
+        not rise
+        or rise <= 0
+        or found is None
+        or found["interval"] is None
+        or reached is None
+        or theirs is None
+    ):
+        return None
+    if abs(theirs - reached) > SAME_COST * reached:
+        return None
+    return found["difference"] / rise, found["interval"][0] / rise, found["interval"][1] / rise
 
 
 def _savings(findings: Findings) -> list[tuple[float, float, float | None]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from hpcmpq.report import write_report
+from hpcmpq.report.curves import measured_against_uniform
 from hpcmpq.report.findings import read_findings
 from hpcmpq.report.provenance import commands, config_text
 from hpcmpq.store import RunDir, read_json, write_json
@@ -110,6 +111,16 @@ def test_one_uniform_format_alone(tmp_path: Path):
     measured = {"original": 0.0, "quantized": 0.02, "uniform": 0.02}
     run = write_other_run(tmp_path / "run", NAMES, ("int4",), budgets={"weight_bits": 5.0}, measured=measured)
     assert "no mix of formats was found to be better than uniform int4" in squeezed(read(run).text)
+
+
+def test_measured_change_is_shown_only_beside_a_uniform_model_of_the_same_size(tmp_path: Path):
+    measured = {"original": 0.0, "quantized": 0.02, "uniform": 0.05}
+    mixed = write_other_run(tmp_path / "mixed", NAMES, INTEGERS, measured=measured)
+    assert measured_against_uniform(read_findings(mixed)) is None
+    same = write_other_run(tmp_path / "same", NAMES, ("int4",), measured=measured)
+    change, low, high = measured_against_uniform(read_findings(same))
+    assert low < change < high < 0
+    assert change == pytest.approx(0.02 / 0.05 - 1)
 
 
 def test_solution_that_maximises_a_gain(tmp_path: Path):
