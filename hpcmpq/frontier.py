@@ -15,7 +15,8 @@ from hpcmpq.errors import Infeasible
 from hpcmpq.formulate import known_cost, make_problem, plan_costs, uniform_choices
 from hpcmpq.plan import Plan
 from hpcmpq.problem import Problem, Solution, Termination, relative_gap
-from hpcmpq.solvers import Solver, make_solver
+from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.solve import find_solution, objective_value
 from hpcmpq.store import RunDir, read_plan, read_quadratic, write_json
 
 
@@ -34,7 +35,7 @@ def frontier(
         cost: Name of the cost that varies.
         limits: Increasing limits, float64 [F], in the cost's unit.
         other_budgets: Budgets that hold at every point.
-        settings: Solver and constraints; `time_limit_s` is for one point.
+        settings: Solver, constraints and robustness; `time_limit_s` is for one point.
         on_point: Called with the number of points done and of all points.
 
     Raises:
@@ -46,7 +47,7 @@ def frontier(
     problems = [
         make_problem(plan, model, {**other_budgets, cost: float(limit)}, settings) for limit in limits
     ]
-    solutions = sweep(problems, make_solver(settings.name), settings, on_point)
+    solutions = sweep(problems, model, settings, on_point)
     points = []
     for limit, problem, solution in zip(limits, problems, solutions, strict=True):
         if solution.choice_G is None:
@@ -103,37 +104,38 @@ def uniform_range(plan: Plan, cost: str) -> tuple[float, float] | None:
 
 
 def sweep(
-    problems: list[Problem], solver: Solver, settings: SolverConfig, on_point: Callable[[int, int], None]
+    problems: list[Problem],
+    model: QuadraticModel,
+    settings: SolverConfig,
+    on_point: Callable[[int, int], None],
 ) -> list[Solution]:
     """Solve problems whose feasible sets grow, sharing solutions upwards and bounds downwards."""
     solutions: list[Solution] = []
     hint_G: np.ndarray | None = None
     for place, problem in enumerate(problems):
-        solution = solver.solve(
-            problem, time_limit_s=settings.time_limit_s, seed=settings.seed, hint_G=hint_G
-        )
-        if hint_G is not None and (
-            solution.objective is None or problem.objective(hint_G) < solution.objective
-        ):
-            solution = _with(solution, hint_G, problem)
+        solution = find_solution(problem, model, settings, hint_G)
+        if hint_G is not None:
+            objective = objective_value(problem, model, settings, hint_G)
+            if solution.objective is None or objective < solution.objective:
+                solution = _with(solution, hint_G, problem, objective, solution.bound)
         hint_G = solution.choice_G if solution.choice_G is not None else hint_G
         solutions.append(solution)
         on_point(place + 1, len(problems))
     bound: float | None = None
     for place in reversed(range(len(solutions))):
-        known = [b for b in (bound, solutions[place].bound) if b is not None]
-        if known and solutions[place].choice_G is not None:
+        solution = solutions[place]
+        known = [b for b in (bound, solution.bound) if b is not None]
+        if known and solution.choice_G is not None:
             bound = max(known)
-            solutions[place] = _with(solutions[place], solutions[place].choice_G, problems[place], bound)
+            objective = objective_value(problems[place], model, settings, solution.choice_G)
+            solutions[place] = _with(solution, solution.choice_G, problems[place], objective, bound)
     return solutions
 
 
 def _with(
-    solution: Solution, choice_G: np.ndarray | None, problem: Problem, bound: float | None = None
+    solution: Solution, choice_G: np.ndarray, problem: Problem, objective: float, bound: float | None
 ) -> Solution:
-    assert choice_G is not None
-    objective = problem.objective(choice_G)
-    bound = solution.bound if bound is None else min(bound, objective)
+    bound = None if bound is None else min(bound, objective)
     termination = Termination.TIME_LIMIT
     if bound is not None and relative_gap(objective, bound) <= 1e-6:
         termination = Termination.OPTIMAL

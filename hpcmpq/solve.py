@@ -49,27 +49,13 @@ def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> 
 def solve_problem(
     problem: Problem, model: QuadraticModel, settings: SolverConfig, hint_G: np.ndarray | None = None
 ) -> Solution:
-    """Run the configured solver on the mean, or on mean + robust_k·std over the model's calibration batches.
+    """An assignment by the configured solver, see `find_solution`.
 
     Raises:
         Infeasible: If no assignment meets the budgets, or none was found in time.
         UserError: If robust_k is asked of a calibration that has no separate batches.
     """
-    if settings.robust_k > 0:
-        linear_BP, quad_BPP = robust_batches(model, settings)
-        solution = solve_robust(
-            problem,
-            linear_BP,
-            quad_BPP,
-            deviations=settings.robust_k,
-            time_limit_s=settings.time_limit_s,
-            seed=settings.seed,
-            hint_G=hint_G,
-        )
-    else:
-        solution = make_solver(settings.name).solve(
-            problem, time_limit_s=settings.time_limit_s, seed=settings.seed, hint_G=hint_G
-        )
+    solution = find_solution(problem, model, settings, hint_G)
     if solution.termination is Termination.INFEASIBLE:
         raise Infeasible(f"no assignment meets the budgets: {solution.detail}")
     if solution.choice_G is None:
@@ -78,6 +64,30 @@ def solve_problem(
             "raise solver.time_limit_s or the budget"
         )
     return solution
+
+
+def find_solution(
+    problem: Problem, model: QuadraticModel, settings: SolverConfig, hint_G: np.ndarray | None = None
+) -> Solution:
+    """What the configured solver finds for the mean, or for mean + robust_k·std over the calibration batches.
+
+    Raises:
+        UserError: If robust_k is asked of a calibration that has no separate batches.
+    """
+    if settings.robust_k > 0:
+        linear_BP, quad_BPP = robust_batches(model, settings)
+        return solve_robust(
+            problem,
+            linear_BP,
+            quad_BPP,
+            deviations=settings.robust_k,
+            time_limit_s=settings.time_limit_s,
+            seed=settings.seed,
+            hint_G=hint_G,
+        )
+    return make_solver(settings.name).solve(
+        problem, time_limit_s=settings.time_limit_s, seed=settings.seed, hint_G=hint_G
+    )
 
 
 def robust_batches(model: QuadraticModel, settings: SolverConfig) -> tuple[np.ndarray, np.ndarray]:

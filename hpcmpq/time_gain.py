@@ -8,6 +8,7 @@ cross terms, the loss is no sum; then the dual, the least loss within a limit on
 are halved between one that is reached and one that is not.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,8 @@ from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.least_cost import least_cost
 from hpcmpq.solvers.reachable import open_budget
 from hpcmpq.store import RunDir, read_plan, read_quadratic, write_json
+
+_log = logging.getLogger(__name__)
 
 GAINS = {"time_gain": "latency_s", "mac_gain": "mac_time", "memory_gain": "size_bytes"}
 """Gain: the cost that it saves."""
@@ -61,6 +64,8 @@ def maximize(
         Infeasible: If no assignment keeps the loss and the budgets.
     """
     plan, model = read_plan(run), read_quadratic(run.quadratic_path)
+    if settings.robust_k > 0:
+        _log.warning("solver.robust_k does not act on --maximize: the limit is on the mean predicted loss")
     cost, original = gained_cost(plan, gain)
     problem = make_problem(plan, model, budgets, settings)
     solution = largest_gain(problem, cost, limit, settings)

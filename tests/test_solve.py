@@ -1,6 +1,7 @@
 """From plan, quadratic model and settings to the problem and `solution.json`, without torch."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hpcmpq.errors import Infeasible, UserError
 from hpcmpq.formulate import make_problem, plan_costs, uniform_choices
 from hpcmpq.frontier import frontier
 from hpcmpq.solve import parse_budget, solve
-from hpcmpq.store import read_json
+from hpcmpq.solvers.robust import robust_value
+from hpcmpq.store import read_json, read_quadratic, write_quadratic
 from tests.synthetic_run import synthetic_model, synthetic_plan, write_run
 
 FAST = {"time_limit_s": 3.0}
@@ -131,6 +133,22 @@ def test_the_frontier_falls_and_its_bounds_hold(run):
     assert all(bound <= objective for bound, objective in zip(bounds, objectives, strict=True))
     assert objectives[0] == pytest.approx(values["uniform"]["int2"]["predicted_loss"])
     assert objectives[-1] <= values["uniform"]["int8"]["predicted_loss"] * (1 + 1e-9)
+
+
+def test_the_frontier_is_as_robust_as_the_solution(tmp_path):
+    run = write_run(tmp_path / "run", solved=False)
+    model = read_quadratic(run.quadratic_path)
+    factor_BP = np.random.default_rng(0).lognormal(0.0, 0.5, (3, len(model.linear_P)))
+    batches = factor_BP * model.linear_P, np.stack([model.quad_PP] * 3)
+    mean = replace(model, linear_P=batches[0].mean(0), batch_linear_BP=batches[0], batch_quad_BPP=batches[1])
+    write_quadratic(run.quadratic_path, mean, mean.linear_P, synthetic_plan().fingerprint)
+    settings = SolverConfig(robust_k=2.0, time_limit_s=1.0)
+    values = frontier(run, "weight_bits", np.array([2.5, 4.0]), {}, settings, lambda done, total: None)
+    for point in values["points"]:
+        choice_G = synthetic_plan().space.choice(point["assignment"])
+        assert point["objective"] == pytest.approx(robust_value(*batches, choice_G, 2.0))
+        assert point["objective"] > point["predicted_loss"] * 1.01
+        assert point["bound"] <= point["objective"]
 
 
 def test_a_frontier_below_every_size_is_infeasible(run):

@@ -79,7 +79,7 @@ class SolverConfig:
         time_limit_s: Wall seconds of one solve.
         seed: Of the search.
         shrink: Off-diagonals are shrunk towards zero by `shrink` standard errors; 0 leaves them alone.
-        robust_k: Minimise mean + k·std over calibration batches instead of the mean.
+        robust_k: Minimise mean + k·std over calibration batches instead of the mean, in solutions and frontiers.
         drop_cross_terms: Ignore interactions between groups.
         fixed: {group wildcard: format} that must be chosen.
         forbidden: {group wildcard: [formats]} that may not be chosen.
