@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from hpcmpq.facts import default_facts, find_environment, find_facts
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.calibration import Splits, load_splits
 from hpcmpq.models.deployable import deployable_groups
-from hpcmpq.models.description import describe_model
+from hpcmpq.models.description import describe_model, read_model_json
 from hpcmpq.models.groups import num_fixed_bytes
 from hpcmpq.models.load import forward, load_model, pick_device, weights_fingerprint
 from hpcmpq.models.samples import Samples
@@ -33,7 +34,7 @@ from hpcmpq.solvable import check_solvable
 from hpcmpq.space import Group, SearchSpace
 from hpcmpq.store import RunDir, read_plan, write_json
 from hpcmpq.stored_codes import make_codes
-from hpcmpq.targets import find_target, narrowed
+from hpcmpq.targets import check_model, find_target, narrowed
 from hpcmpq.variants import Variants
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     """
     find_method(config.sensitivity.method)
     target = find_target(config.target) if config.target else None
+    if target:
+        check_model(target, read_model_json(Path(str(config.model.path))))
     attention = "eager" if config.sensitivity.method in EAGER_ATTENTION else None
     if attention and config.model.path:
         log.info("%s differentiates twice: using eager attention", config.sensitivity.method)

@@ -5,8 +5,9 @@ solution can be deployed, and `size_bytes` counts the bytes of the engine's own 
 entry in `TARGETS` and an exporter in `hpcmpq.export.EXPORTERS` that refuses whatever the entry does not promise.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, SCALE_BITS, Format, Quantizer
@@ -14,6 +15,9 @@ from hpcmpq.space import Group, Member
 
 GGUF_TYPES = {"int4": "Q4_0", "int5": "Q5_0", "int8": "Q8_0", "bf16": "BF16"}
 """Block types whose grid is that of a symmetric integer format with groups of 32 (llama.cpp's ggml-common.h)."""
+
+GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""`model_type` of transformers: llama.cpp's name of the architecture."""
 
 GGUF_BLOCK, GGUF_ALIGNMENT = 32, 32
 
@@ -38,6 +42,7 @@ class Target:
         fused: Tie rules: last parts of module names that share a format.
         member_bytes: Bytes of one weight's tensors and their entries in the file's directory.
         fixed_bytes: Bytes of a tensor that is not quantized: (name, shape, bytes of one number) -> bytes.
+        model_types: `model_type` of the models that its file can describe; empty for any.
     """
 
     name: str
@@ -48,6 +53,7 @@ class Target:
     fused: tuple[tuple[str, ...], ...]
     member_bytes: Callable[[Member, Format, Quantizer], int]
     fixed_bytes: Callable[[str, Sequence[int], int], int]
+    model_types: tuple[str, ...] = ()
 
 
 def safetensors_entry_bytes(name: str, shape: Sequence[int]) -> int:
@@ -144,6 +150,7 @@ TARGETS: dict[str, Target] = {
         fused=(),
         member_bytes=_gguf_bytes,
         fixed_bytes=_gguf_fixed_bytes,
+        model_types=tuple(GGUF_ARCHITECTURES),
     ),
 }
 
@@ -169,6 +176,23 @@ def check_quantizer(target: Target, quantizer: Quantizer) -> None:
         )
     if target.symmetric and not quantizer.symmetric:
         raise UserError(f"target {target.name} holds symmetric codes only; set quantizer.symmetric: true")
+
+
+def check_model(target: Target, values: Mapping[str, Any]) -> None:
+    """Raise `UserError` if the target's file cannot describe a model with these values in `config.json`."""
+    if not target.model_types:
+        return
+    if values.get("model_type") not in target.model_types:
+        raise UserError(
+            f"the {target.export} export knows the architectures {', '.join(target.model_types)}, not "
+            f"{values.get('model_type')!r}; for others export tool_configs, which has a list for llama-quantize"
+        )
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise UserError(
+            f"the {target.export} export does not know rotary positions of type {kind!r}; use tool_configs"
+        )
 
 
 def narrowed(

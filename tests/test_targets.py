@@ -9,7 +9,7 @@ from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.groups import find_groups
 from hpcmpq.space import Group, Member, Product
-from hpcmpq.targets import TARGETS, find_target, narrowed
+from hpcmpq.targets import TARGETS, check_model, find_target, narrowed
 
 VLLM, LLAMA_CPP = TARGETS["vllm"], TARGETS["llama_cpp"]
 
@@ -42,6 +42,16 @@ def test_a_group_that_can_hold_nothing_is_refused():
         narrowed(LLAMA_CPP, groups, ("int4", "int8"), Quantizer(group_size=32))
     with pytest.raises(UserError, match="target llama_cpp holds none of the formats int2, int3"):
         narrowed(LLAMA_CPP, groups, ("int2", "int3"), Quantizer(group_size=32))
+
+
+def test_models_that_a_file_cannot_describe_are_refused():
+    for target in TARGETS.values():
+        check_model(target, {"model_type": "qwen2"})
+    check_model(VLLM, {"model_type": "bert"})
+    with pytest.raises(UserError, match=r"gguf export knows the architectures llama, .* not 'bert'"):
+        check_model(LLAMA_CPP, {"model_type": "bert"})
+    with pytest.raises(UserError, match="rotary positions of type 'yarn'"):
+        check_model(LLAMA_CPP, {"model_type": "llama", "rope_scaling": {"rope_type": "yarn"}})
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,13 @@ def test_budgets_on_times_may_be_named_before_times_are_measured(command, config
     assert command("plan", path, "--run-dir", tmp_path / "run")[0] == 0
 
 
+def test_a_model_that_the_target_cannot_describe_is_refused(command, config, model_directory, tmp_path):
+    path = config(model__path=str(model_directory("gpt2")), target="llama_cpp", quantizer={"group_size": 32})
+    status, error = command("plan", path, "--run-dir", tmp_path / "run")
+    assert status == 2
+    assert "not 'gpt2'" in error
+
+
 def test_nan_weights_are_named(command, config, tmp_path):
     path = config()
     poison(Path(yaml.safe_load(path.read_text())["model"]["path"]))

@@ -62,9 +62,14 @@ def export(run: RunDir, name: str) -> str:
     if not num_bytes:
         return line
     predicted = solution["costs"]["size_bytes"]
+    why = (
+        ""
+        if plan.config.get("target")
+        else "; with a target in the config it counts the bytes of such a file"
+    )
     return (
         f"{line}: {num_bytes:,} bytes of weights, size_bytes says {predicted:,.0f} "
-        f"({num_bytes / predicted - 1:+.2%})"
+        f"({num_bytes / predicted - 1:+.2%}){why}"
     )
 
 

@@ -21,6 +21,7 @@ from hpcmpq.export.whole_directory import copy_small_files, replacing_directory
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.load import quiet_transformers
+from hpcmpq.models.stored_weights import names_in_model
 from hpcmpq.plan import Plan
 from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.space import Member
@@ -53,7 +54,11 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         weight_map = {}
         for file in sorted(attempt.glob("*.safetensors")):
             tensors: dict[str, Tensor] = {}
-            for name, tensor in load_file(file).items():
+            stored = load_file(file)
+            renamed = {old: name for name, old in names_in_model(variants.model, stored).items()}
+            for old, tensor in stored.items():
+                # Searched layers keep the model's names, which are those that the config's groups name.
+                name = renamed[old] if renamed.get(old) in by_parameter else old
                 if name in by_parameter:
                     tensors.update(_stored(name, variants, *by_parameter[name]))
                     written.add(name)

@@ -23,11 +23,8 @@ from hpcmpq.models.description import read_model_json
 from hpcmpq.plan import Plan
 from hpcmpq.space import Member
 from hpcmpq.store import write_json
-from hpcmpq.targets import GGUF_TYPES, TARGETS, narrowed
+from hpcmpq.targets import GGUF_ARCHITECTURES, GGUF_TYPES, TARGETS, check_model, narrowed
 from hpcmpq.variants import Variants
-
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""`model_type` of transformers: llama.cpp's name of the architecture."""
 
 VOCABULARY = "vocab.gguf"
 
@@ -43,7 +40,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     except ImportError:
         raise UserError("the gguf export needs the package gguf; pip install 'hpcmpq[export]'") from None
     model_config = read_model_json(Path(_directory(plan)))
-    architecture = ARCHITECTURES.get(model_config.get("model_type", ""))
+    architecture = GGUF_ARCHITECTURES.get(model_config.get("model_type", ""))
     _check(plan, variants, assignment, model_config)
     assert architecture is not None
     chosen = {m.parameter: (m, assignment[g.name]) for g in plan.space.groups for m in g.members}
@@ -115,16 +112,8 @@ def _directory(plan: Plan) -> str:
 
 
 def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str], values: Mapping[str, Any]) -> None:
-    if values.get("model_type") not in ARCHITECTURES:
-        raise UserError(
-            f"the gguf export knows the architectures {', '.join(ARCHITECTURES)}, not "
-            f"{values.get('model_type')!r}; for others export tool_configs, which has a list for llama-quantize"
-        )
-    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise UserError(f"the gguf export does not know rotary positions of type {kind!r}; use tool_configs")
     target = TARGETS["llama_cpp"]
+    check_model(target, values)
     refuse_formats("gguf", plan, assignment, target.formats, target.name)
     for group in plan.space.groups:
         narrowed(target, [group], [assignment[group.name]], variants.quantizer)

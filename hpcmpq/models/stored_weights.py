@@ -1,6 +1,7 @@
 """The tensors in a directory's safetensors files, by the names that its model gives them, read one at a time."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: 
         UserError: If a parameter is in none of them under a name that the model gives it.
     """
     files = _files(directory)
-    there = _names_in_model(model, files)
+    there = names_in_model(model, files)
     prefix = getattr(model, "base_model_prefix", "") + "."
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -86,8 +87,8 @@ def find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: 
     return Weights(directory, files, aliases, dtype, device)
 
 
-def _names_in_model(model: nn.Module, files: dict[str, str]) -> dict[str, str]:
-    """{name that transformers gives a stored tensor when loading: its name in the files}.
+def names_in_model(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """{name that transformers gives a stored tensor when loading: its name in the files}, of the names in files.
 
     transformers 5 renames layers of some models (ViT's ``attention.attention.query`` is ``attention.q_proj``) and
     saves them under the old names. Tensors that it also splits or joins are left out.
@@ -96,11 +97,11 @@ def _names_in_model(model: nn.Module, files: dict[str, str]) -> dict[str, str]:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
     except ImportError:  # transformers 4 stores the model's own names
-        return {name: name for name in files}
+        return {name: name for name in names}
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
-    found = ((name, *rename_source_key(name, renamings, converters)) for name in files)
+    found = ((name, *rename_source_key(name, renamings, converters)) for name in names)
     return {renamed: name for name, renamed, converter in found if converter is None}
 
 

@@ -28,6 +28,7 @@ def round_activations(
         maximum: The static range's end, or None for dynamic scales.
 
     Example:
+        >>> from hpcmpq.formats import FORMATS
         >>> round_activations(torch.tensor([[127.0, 0.6, -3.4], [0.0, 0.0, 0.0]]), FORMATS["int8"], (-1,))
         tensor([[127.,   1.,  -3.],
                 [  0.,   0.,   0.]])

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,27 @@ def test_reader_gives_the_fake_quantized_models_outputs(tmp_path, case):
         predicted = json.loads(run.solution_path.read_text())["costs"]["size_bytes"]
         print(line)
         assert weight_bytes(directory) == pytest.approx(predicted, rel=0.01)
+
+
+@torch.no_grad()
+def test_an_image_classifier_whose_layers_are_stored_under_other_names(tmp_path, tiny_model):
+    import transformers
+
+    images = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "images.npy", images.numpy())
+    data = {"data": str(tmp_path / "images.npy"), "num_samples": 8, "held_out": 2}
+    run, plan = plan_run(
+        tmp_path, tiny_model("vit"), torch.float32, calibration=data, quantizer={"group_size": 8}
+    )
+    assignment = solve_by_turns(run, plan)
+    export(run, "compressed_tensors")
+    read = transformers.AutoModelForImageClassification.from_pretrained(
+        run.path / "exports" / "compressed_tensors", dtype=torch.float32
+    )
+    variants = open_variants(run, plan)
+    with variants.assigned(assignment):
+        expected = variants.model(images).logits
+    assert torch.equal(read(images).logits, expected)
 
 
 @pytest.mark.parametrize(
