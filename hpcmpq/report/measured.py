@@ -30,8 +30,8 @@ def measured_table(findings: Findings) -> Table | None:
     for task, values in evaluation.get("tasks", {}).items():
         rows += [_row(task, name, values) for name in values["paired"]]
     columns = (
-        Column("where", "Measured on"),
         Column("metric", "Metric"),
+        Column("where", "Measured on"),
         Column("original", "Original", "loss"),
         Column("quantized", "This assignment", "loss"),
         Column("low", "from", "loss", end=True),
@@ -59,4 +59,4 @@ def _row(where: str, metric: str, values: Mapping[str, Any]) -> tuple[Any, ...]:
         pairs += [found.get("difference"), *(found.get("interval") or (None, None))]
     means = values[metric]
     name = METRICS.get(metric, metric)
-    return (where, name, means["original"], means["quantized"], *ends, means["uniform"], *pairs)
+    return (name, where, means["original"], means["quantized"], *ends, means["uniform"], *pairs)

@@ -68,11 +68,14 @@ def environment_facts(findings: Findings) -> Facts:
         shown = ", ".join(hosts[:4]) + (f" and {len(hosts) - 4} more" if len(hosts) > 4 else "")
         facts.append(("calibrated on", shown))
     if findings.plan.times is not None:
-        machine = findings.plan.times["machine"]
-        facts.append(
-            ("timed on", f"{machine['processor']} ({machine['device']}, {machine['threads']} threads)")
-        )
+        facts.append(("timed on", timing_machine(findings.plan.times)))
     return facts
+
+
+def timing_machine(times: Mapping[str, Any]) -> str:
+    """The machine that sub-graphs were timed on."""
+    machine, count = times["machine"], times["machine"]["threads"]
+    return f"{machine['processor']} ({machine['device']}, {count} thread{'' if count == 1 else 's'})"
 
 
 def files_table(findings: Findings) -> Table | None:

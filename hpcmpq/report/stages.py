@@ -27,6 +27,8 @@ def stage_table(findings: Findings) -> Table:
     caption = (
         f"Wall time of each stage's last run, {show(total, 'seconds')} in all, and the work it did. A stage that was "
         "resumed shows the time of its last part."
+        if timings
+        else "The work of each stage; none ran here by a command, so wall times are not known."
     )
     return Table("stages", caption, columns, rows)
 
