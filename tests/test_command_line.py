@@ -60,7 +60,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunDir, st
     config = write_config(folder / "config.yaml")
     text = config.read_text().replace("[int2, int4]", "[int2, bf16]")  # one that has kernels for `time`
     config.write_text(text + "timing: {rounds: 2}\n")
-    command = [sys.executable, "-m", "hpcmpq", "run", str(config), "--run-dir", str(folder / "run"), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "hpcmpq",
+        "run",
+        str(config),
+        "--run-dir",
+        str(folder / "run"),
+        "--json",
+        "--workers=1",
+    ]
     ended = subprocess.run(
         command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200, check=True
     )
