@@ -54,14 +54,15 @@ def _budgets(findings: Findings) -> Check:
     budgets, costs = findings.solution["budgets"], findings.solution["costs"]
     if not budgets:
         return Check("open", "Budgets", "No budget was set, so nothing limits the size of this assignment.")
-    parts, state = [], "passes"
+    parts: list[str] = []
+    state: State = "passes"
     for name, limit in budgets.items():
         style = STYLE_OF_COST.get(name, "number")
         reached = costs.get(name)
         if reached is None or reached > limit + ROUNDING * abs(limit):
             state = "fails"
         parts.append(f"{cost_title(name)} {show(reached, style)} of {show(limit, style)}")
-    return Check(state, "Budgets", f"{'; '.join(parts)}.")  # type: ignore[arg-type]
+    return Check(state, "Budgets", f"{'; '.join(parts)}.")
 
 
 def _against_uniform(findings: Findings) -> Check:
