@@ -181,7 +181,7 @@ def evaluate(run_dir: options.Run, engine: options.EngineName = None) -> dict[st
 
 @command("hpcmpq report runs/quickstart")
 def report(run_dir: options.Run) -> dict[str, Any]:
-    """Write RUN/report.html, one self-contained page."""
+    """Write RUN/report.html, one self-contained page, and its figures and tables to RUN/report/."""
     from hpcmpq.report import write_report
 
     with console.stage(run_dir, "report"):

@@ -150,6 +150,24 @@ def test_files_hold_the_figures_and_tables(full: RunDir):
     assert rows["uniform int4"]["measured_loss"] == ""
 
 
+def test_frontier_is_compared_with_the_straight_line_between_uniform_formats_on_a_logarithmic_scale(
+    full: RunDir,
+):
+    uniform = read_json(full.solution_path, "")["uniform"]
+    with (full.file("report") / "frontier.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    for row in rows:
+        low = int(float(row["weight_bits"]))
+        weight = float(row["weight_bits"]) - low
+        between = (
+            uniform[f"int{low}"]["predicted_loss"] ** (1 - weight)
+            * uniform[f"int{low + 1}"]["predicted_loss"] ** weight
+        )
+        assert float(row["below_uniform"]) == pytest.approx(1 - float(row["predicted_loss"]) / between)
+        assert float(row["bound"]) <= float(row["predicted_loss"])
+
+
 def test_page_is_the_same_each_time(full: RunDir):
     before = full.report_path.read_bytes()
     write_report(full)
