@@ -49,10 +49,13 @@ def stage(run_dir: Path, name: str) -> Iterator[None]:
 @contextmanager
 def progress(title: str, unit: str) -> Iterator[Callable[[UnitOutcome, int, int], None]]:
     """A bar with time left; yields the function that takes (outcome, done, total)."""
+    outcomes = 0
     with _bar(title, f"{unit}s") as bar:
         task = bar.add_task(title, total=None)
 
         def update(outcome: UnitOutcome, done: int, total: int) -> None:
+            nonlocal outcomes
+            outcomes += 1
             bar.update(task, completed=done, total=total)
             if outcome.error:
                 again = "" if outcome.final else "; trying again"
@@ -61,6 +64,9 @@ def progress(title: str, unit: str) -> Iterator[Callable[[UnitOutcome, int, int]
                 )
 
         yield update
+        bar.update(task, visible=outcomes > 0)
+    if not outcomes:
+        say(f"every {unit} is done already")
 
 
 @contextmanager
@@ -73,7 +79,8 @@ def counter(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
 def _bar(title: str, unit: str) -> Progress:
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeLeft(), console=_out)
+    times = (TimeElapsedColumn(), TextColumn("elapsed,"), TimeLeft(), TextColumn("left"))
+    return Progress(*columns, *times, console=_out)
 
 
 def show(table: Table) -> None:

@@ -30,9 +30,9 @@ def cost(values: dict[str, Any]) -> None:
     seconds = values["seconds"]
     say(
         f"calibration by {values['engine']}: {values['forwards']:.1f} forward passes of all samples, "
-        f"{values['flops'] / 1e12:.3g} TFLOP, shards of {_bytes(values['shard_bytes'])}, at most "
+        f"{values['flops'] / 1e12:.3g} TFLOP, {_bytes(values['shard_bytes'])} on disk, at most "
         f"{_bytes(values['peak_bytes'])} of tensors in a worker"
-        + ("" if seconds is None else f", about {seconds:.0f} s on one worker like this")
+        + ("" if seconds is None else f", about {_duration(seconds)} and start-up on one worker like this")
     )
 
 
@@ -57,10 +57,11 @@ def predicted(predictions: list[Prediction]) -> None:
 def reduced(reduction: Reduction) -> None:
     """What was measured."""
     model = reduction.model
-    say(
-        f"loss of the original {model.loss0:.6g} over {model.num_samples} samples; "
-        f"asymmetry of measured second derivatives {reduction.asymmetry:.2g}"
+    original = f", {model.objective} of the original {model.loss0:.6g}" if model.loss0 else ""
+    check = (
+        f", asymmetry of measured second derivatives {reduction.asymmetry:.2g}" if reduction.asymmetry else ""
     )
+    say(f"quadratic model of {model.objective} from {model.num_samples} samples{original}{check}")
 
 
 def solved(solution: dict[str, Any]) -> None:
@@ -73,6 +74,11 @@ def solved(solution: dict[str, Any]) -> None:
         f"predicted loss {solution['predicted_loss']:.6g} at {budgets or 'no budget'}; {gap} "
         f"({solution['termination']}, {solution['seconds']:.1f} s)"
     )
+    if solution["predicted_loss"] < 0:
+        say(
+            "[yellow]A loss below 0 cannot be: the samples are too few to tell small effects from noise. Give more "
+            "(calibration.num_samples), or set solver.shrink: 1 and solve again.[/yellow]"
+        )
 
 
 def timed(values: dict[str, Any]) -> None:
@@ -105,15 +111,15 @@ def refined(solution: dict[str, Any]) -> None:
     accepted = [move for move in refinement["history"] if move["accepted"]]
     low, high = solution["expected_interval"]
     say(
-        f"{len(accepted)} of {len(refinement['history'])} moves accepted after {refinement['evaluations']} "
-        f"evaluations; expected loss {solution['expected_loss']:.6g} (90 % interval {low:.6g} to "
-        f"{high:.6g}), measured {solution['measured_loss']:.6g} on held-out samples"
+        f"{refinement['evaluations']} assignments measured, {len(accepted)} of {len(refinement['history'])} proposed "
+        f"changes kept; on held-out samples loss {solution['measured_loss']:.6g}, expected "
+        f"{solution['expected_loss']:.6g} (90 % interval {low:.6g} to {high:.6g})"
     )
 
 
 def evaluated(values: dict[str, Any]) -> None:
     """Measured quality, side by side."""
-    counted = "samples" if "accuracy" in values else "tokens"
+    counted = "samples" if values["num_tokens"] == values["num_samples"] else "tokens"
     table = Table("model", title=f"{values['num_tokens']:,} {counted} never calibrated on")
     metrics = [n for n in ("loss", "kl", "mse", "perplexity", "accuracy") if n in values]
     for name in metrics:
@@ -122,8 +128,22 @@ def evaluated(values: dict[str, Any]) -> None:
         label = f"uniform {values['uniform_format']}" if model == "uniform" else model
         table.add_row(label, *(f"{values[name][model]:.6g}" for name in metrics))
     show(table)
+    _paired(values)
     if values.get("tasks"):
         show(task_table(values))
+
+
+def _paired(values: dict[str, Any]) -> None:
+    """The objective of the quantized and the uniform model, sample by sample."""
+    found = values["paired"].get(values["objective"], {}).get("quantized - uniform")
+    if found is None or found["interval"] is None:
+        return
+    low, high = found["interval"]
+    verdict = "within noise" if low <= 0 <= high else "lower" if high < 0 else "higher"
+    say(
+        f"{values['objective']} of quantized - uniform {values['uniform_format']}, which is at least as large: "
+        f"{found['difference']:.3g} (95 % interval {low:.3g} to {high:.3g}), {verdict}"
+    )
 
 
 def task_table(values: dict[str, Any]) -> Table:
@@ -149,8 +169,17 @@ def summary(run: RunDir) -> None:
     rows(("group", "format"), solution["assignment"].items(), title="assignment")
     objective = evaluation["objective"]
     measured = evaluation[objective]
-    say(f"predicted {objective} {solution['predicted_loss']:.6g}, measured {measured['quantized']:.6g}")
-    say(f"uniform {evaluation['uniform_format']} measured {measured['uniform']:.6g}")
+    original = f", the original {measured['original']:.6g}" if measured["original"] else ""
+    say(
+        f"predicted {objective} {solution['predicted_loss']:.6g} on calibration samples; measured on others "
+        f"{measured['quantized']:.6g}, uniform {evaluation['uniform_format']} {measured['uniform']:.6g}{original}"
+    )
+    costs = solution["costs"]
+    say(
+        f"{costs['average_bits']:.4g} bits per searched weight with scales; size_bytes {costs['size_bytes']:,.0f}, "
+        f"uniform {evaluation['uniform_costs']['size_bytes']:,.0f}"
+    )
+    say(f"checkpoint: {run.checkpoint_path}, not packed; `hpcmpq export {run.path} --format ...` packs it")
     say(f"report: {run.report_path}")
 
 
@@ -168,7 +197,7 @@ def status(state: Status) -> None:
         left = (
             "" if state.seconds_left is None else f", about {_duration(state.seconds_left)} left at that rate"
         )
-        say(f"{3600 * state.units_per_s:.3g} units per hour{left}")
+        say(f"{3600 * state.units_per_s:,.0f} units per hour{left}")
     for unit, error in state.failed.items():
         say(escape(f"failed: unit {unit}: {error}"))
     for sentence in state.damaged:

@@ -1,0 +1,64 @@
+"""What people read after a stage says what the numbers are, and when they cannot be."""
+
+from typing import Any
+
+import pytest
+
+from hpcmpq import console, summaries
+
+
+def solution(predicted: float) -> dict[str, Any]:
+    return {
+        "predicted_loss": predicted,
+        "costs": {"weight_bits": 3.0},
+        "budgets": {"weight_bits": 3.0},
+        "gap": 0.0,
+        "termination": "optimal",
+        "seconds": 1.0,
+    }
+
+
+def evaluation(num_tokens: int, interval: list[float]) -> dict[str, Any]:
+    pair = {"difference": sum(interval) / 2, "interval": interval}
+    return {
+        "objective": "kl",
+        "num_samples": 24,
+        "num_tokens": num_tokens,
+        "uniform_format": "int3",
+        "kl": {"original": 0.0, "quantized": 0.1, "uniform": 0.2},
+        "paired": {"kl": {"quantized - uniform": pair}},
+    }
+
+
+def test_a_predicted_loss_that_cannot_be_is_questioned(capsys):
+    summaries.solved(solution(0.01))
+    assert "cannot be" not in capsys.readouterr().out
+    summaries.solved(solution(-0.01))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "predicted loss -0.01" in said
+    assert "A loss below 0 cannot be" in said
+    assert "solver.shrink: 1" in said
+
+
+@pytest.mark.parametrize(("num_tokens", "counted"), [(24, "24 samples"), (2_400, "2,400 tokens")])
+def test_predictions_of_a_whole_sample_are_counted_as_samples(capsys, num_tokens, counted):
+    summaries.evaluated(evaluation(num_tokens, [-0.2, 0.1]))
+    assert f"{counted} never calibrated on" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"), [([-0.2, 0.1], "within noise"), ([-0.2, -0.1], "lower"), ([0.1, 0.2], "higher")]
+)
+def test_uniform_is_compared_with_its_interval(capsys, interval, verdict):
+    summaries.evaluated(evaluation(24, interval))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "kl of quantized - uniform int3, which is at least as large" in said
+    assert said.endswith(verdict)
+
+
+def test_a_stage_with_nothing_to_do_says_so(capsys):
+    with console.progress("calibrate", "unit"):
+        pass
+    said = capsys.readouterr().out
+    assert "every unit is done already" in said
+    assert "0/?" not in said
