@@ -85,7 +85,7 @@ def exhaust(
         if len(parent_E) == 0:
             continue
         excess_EP = excess_BP[parent_E] + pair_PP[option_E]
-        excess_EP[:, options] = 0.0  # assigned: nothing more to pay
+        excess_EP[:, np.isin(compact.group_P, order[: depth + 1])] = 0.0  # assigned: paid in `spent_E`
         open_E = np.minimum.reduceat(excess_EP, starts, axis=1).sum(axis=1)
         bound_E = value + spent_E + open_E
         keep = np.flatnonzero(bound_E < cutoff)

@@ -57,7 +57,7 @@ class Lift:
 
     @property
     def dimension(self) -> int:
-        """N."""
+        """n, of the subspace."""
         return 1 + len(self.columns)
 
     def _times_basis(self, a_RN: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bench.instances import Shape, make_instance
+from hpcmpq.problem import Budget, Cost, CostTerm, Problem
 from hpcmpq.solvers.admm import certified, iterate, start
 from hpcmpq.solvers.bounds import full_bound
 from hpcmpq.solvers.compact import Compact
@@ -13,7 +14,7 @@ from hpcmpq.solvers.enumerate import exhaust
 from hpcmpq.solvers.greedy import efficiency_frontier
 from hpcmpq.solvers.integer import common_unit
 from hpcmpq.solvers.lift import make_lift
-from hpcmpq.solvers.node import all_pairs, make_node, preconditioner
+from hpcmpq.solvers.node import advance, all_pairs, exclude, make_node, padded_pairs, preconditioner
 from hpcmpq.solvers.presolve import presolve
 from hpcmpq.solvers.projection import Projector, simplex
 from hpcmpq.solvers.relaxation import additive_floor, make_relaxation, minimise, separable_budgets
@@ -92,6 +93,20 @@ def test_minimum_over_the_polyhedral_set_is_below_every_choice_and_rises_are_val
         assert minimum.value + minimum.own_X[columns].sum() + pairs <= value + 1e-9
 
 
+def test_a_rise_is_that_of_the_minimum_with_the_option_forced() -> None:
+    relaxation = make_relaxation(small(1))
+    lift = relaxation.lift
+    m = np.random.default_rng(2).standard_normal((lift.size, lift.size))
+    minimum = minimise(relaxation, m + m.T, relaxation.allowed_XX)
+    for column in lift.column_P:
+        others = (np.arange(lift.padded) // lift.width == column // lift.width) & (
+            np.arange(lift.padded) != column
+        )
+        forced_XX = relaxation.allowed_XX & ~others[:, None] & ~others
+        forced = minimise(relaxation, m + m.T, forced_XX)
+        assert forced.value == pytest.approx(minimum.value + minimum.rise_X[column])
+
+
 @pytest.mark.parametrize("steps", [1, 5, 60])
 def test_certificate_holds_at_any_iterate(steps: int) -> None:
     compact = small(2)
@@ -105,8 +120,50 @@ def test_certificate_holds_at_any_iterate(steps: int) -> None:
     random_NN = np.random.default_rng(0).standard_normal(half_NN.shape)
     wild = certified(node.relaxation, random_NN + random_NN.T, node.relaxation.allowed_XX)
     assert wild.value <= best
+    # A multiple of the identity lifts the polyhedral minimum above every objective; its eigenvalue takes that back.
+    raised = certified(node.relaxation, 10 * abs(best) * np.eye(len(half_NN)), node.relaxation.allowed_XX)
+    assert raised.minimum.value > best
+    assert raised.value <= best
     if steps == 60:
         assert bound.value > best - 0.1 * abs(best)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("place", [0, 3, 30])
+def test_exclusion_spares_every_choice_below_the_cutoff(seed: int, place: int) -> None:
+    compact = small(seed, indefinite=bool(seed % 2))
+    choices = sorted(feasible_choices(compact), key=compact.objective)
+    cutoff = compact.objective(choices[place])
+    node = make_node(compact, all_pairs(compact), preconditioner(compact, choices[0]))
+    advance(node, 150, np.inf)
+    num_left = exclude(node, cutoff + 1e-12)
+    assert num_left == np.diagonal(node.allowed_PP).sum()
+    for choice_G in choices[: place + 1]:
+        assert node.allowed_PP[np.ix_(choice_G, choice_G)].all()
+    assert node.allowed_PP.sum() < all_pairs(compact).sum()
+
+
+def test_exactly_the_pairs_whose_forced_bound_passes_the_cutoff_are_excluded() -> None:
+    compact = small(0)
+    choices = sorted(feasible_choices(compact), key=compact.objective)
+    cutoff = compact.objective(choices[30])
+    node = make_node(compact, all_pairs(compact), preconditioner(compact, choices[0]))
+    for _ in range(150):
+        half_NN = iterate(node.relaxation, node.projector, node.state, node.objective_NN)
+    node.last = certified(node.relaxation, half_NN, padded_pairs(node))
+    before_XX = padded_pairs(node)
+    exclude(node, cutoff)
+    lift = node.relaxation.lift
+    alive = np.flatnonzero(np.diagonal(node.allowed_PP))
+    decisions = []
+    for p, q in itertools.combinations(alive.tolist(), 2):
+        if compact.group_P[p] != compact.group_P[q]:
+            others_X = np.isin(np.arange(lift.padded) // lift.width, compact.group_P[[p, q]])
+            others_X[lift.column_P[[p, q]]] = False
+            forced = certified(node.relaxation, half_NN, before_XX & ~others_X[:, None] & ~others_X)
+            assert node.allowed_PP[p, q] == (forced.value <= cutoff)
+            decisions.append(bool(node.allowed_PP[p, q]))
+    assert set(decisions) == {True, False}
 
 
 def test_projection_is_idempotent() -> None:
@@ -130,6 +187,30 @@ def test_exhaustion_finds_the_optimum_without_a_certificate(seed: int) -> None:
     assert value == pytest.approx(best)
     done, choice_G, _ = exhaust(compact, -1e30, np.zeros(compact.num_options), zero_PP, best, **arguments)
     assert done and choice_G is None  # nothing lies strictly below the optimum
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_exhaustion_of_a_certificate_finds_the_best_of_what_is_left(seed: int) -> None:
+    compact = small(seed)
+    starts, group_P = compact.offset_H[:-1], compact.group_P
+    # The objective itself as a certificate: every entry's excess over the least of its group or pair of groups.
+    own_P = compact.linear_P - np.minimum.reduceat(compact.linear_P, starts)[group_P]
+    least_GG = np.minimum.reduceat(np.minimum.reduceat(compact.quad_PP, starts, axis=0), starts, axis=1)
+    pair_PP = compact.quad_PP - least_GG[np.ix_(group_P, group_P)]
+    pair_PP[group_P[:, None] == group_P] = 0.0
+    value = np.minimum.reduceat(compact.linear_P, starts).sum() + np.triu(least_GG, 1).sum()
+    choices = feasible_choices(compact)
+    gone_P = np.random.default_rng(seed).random(compact.num_options) < 0.3
+    gone_P[choices[0]] = True  # the cheapest options of all groups
+    gone_P[choices[len(choices) // 2]] = False
+    own_P[gone_P] = np.inf
+    left = [choice_G for choice_G in choices if not gone_P[choice_G].any()]
+    best = min(compact.objective(choice_G) for choice_G in left)
+    done, choice_G, found = exhaust(
+        compact, value, own_P, pair_PP, best + 1e-3 * abs(best), max_nodes=10**6, deadline=np.inf
+    )
+    assert done and choice_G is not None and not gone_P[choice_G].any()
+    assert found == pytest.approx(best)
 
 
 @pytest.mark.parametrize("indefinite", [False, True])
@@ -168,6 +249,22 @@ def test_additive_floor_is_below_the_table() -> None:
     floor = least + parts[0][:, None, None] + parts[1][None, :, None] + parts[2][None, None, :]
     assert (floor <= table + 1e-12).all()
     assert np.isclose(floor, table).any()
+
+
+def test_budgets_without_tables_are_exact_where_the_tables_are_sums() -> None:
+    rng = np.random.default_rng(0)
+    group_P = np.repeat(np.arange(3), 3)
+    first, second = rng.random(3), rng.random(3)
+    term = CostTerm((0, 2), first[:, None] + second)
+    budget = Budget(Cost("time", "s", rng.random(9), (term,)), 1.9)
+    compact = presolve(Problem(rng.random(9), np.zeros((9, 9)), group_P, (budget,)))
+    assert isinstance(compact, Compact) and compact.tables
+    cost_KP, limit_K = separable_budgets(compact)
+    ranges = [range(a, b) for a, b in itertools.pairwise(compact.offset_H.tolist())]
+    kept = [compact.feasible(np.array(choice)) for choice in itertools.product(*ranges)]
+    assert 0 < sum(kept) < len(kept)
+    for choice, fits in zip(itertools.product(*ranges), kept, strict=True):
+        assert bool((cost_KP[:, list(choice)].sum(axis=1) <= limit_K).all()) == fits
 
 
 def test_frontier_and_unit_examples() -> None:
