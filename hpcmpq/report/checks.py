@@ -166,6 +166,14 @@ def _optimality(findings: Findings) -> Check:
         return Check("open", title, "The solver looked for the largest gain; its bound is under Solver.")
     if gap is None:
         return Check("open", title, "The solver proved no bound.")
+    solved = findings.solved_gap
+    if solved is not None:
+        return Check(
+            "passes" if solved <= TIGHT_GAP else "take care",
+            title,
+            f"Refinement moved on from the solver's answer by measured loss. That answer was within "
+            f"{show(solved, 'share')} of the least possible prediction, this assignment is within {show(gap, 'share')}.",
+        )
     if gap <= CLOSED_GAP:
         return Check(
             "passes",

@@ -8,6 +8,7 @@ import numpy as np
 
 from hpcmpq.formats import FORMATS, Format
 from hpcmpq.plan import Plan
+from hpcmpq.problem import relative_gap
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solvers.robust import batch_values
 from hpcmpq.space import Group
@@ -151,6 +152,17 @@ class Findings:
         """Points and coefficients of the link that refinement fitted, or None."""
         found = self.solution.get("refine", {}).get("link")
         return None if found is None else dict(found)
+
+    @cached_property
+    def solved_gap(self) -> float | None:
+        """Gap of the solver's own answer where refinement moved on from it by measured loss; else None."""
+        solved = self.solution.get("refine", {}).get("solved_assignment")
+        settings, bound = self.solution["solver"], self.solution["bound"]
+        if solved is None or solved == self.solution["assignment"] or bound is None:
+            return None
+        if settings["drop_cross_terms"] or settings["shrink"] or settings["robust_k"]:
+            return None  # the solver minimised something else than the predicted loss
+        return relative_gap(self.quadratic.predicted_loss(self.plan.space.choice(solved)), bound)
 
     @property
     def is_uniform(self) -> bool:

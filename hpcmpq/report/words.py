@@ -81,9 +81,9 @@ def summary_numbers(findings: Findings) -> list[tuple[str, str, str]]:
                 )
             )
     gap = solution["gap"]
-    numbers.append(
-        ("Proven gap", show(gap, "share"), "no bound" if gap is None else "to the best possible prediction")
-    )
+    note = "no bound" if gap is None else "to the best possible prediction"
+    note += "" if findings.solved_gap is None else ", after refinement by measured loss"
+    numbers.append(("Proven gap", show(gap, "share"), note))
     return numbers
 
 
@@ -122,7 +122,10 @@ def ending(findings: Findings) -> str:
     """Why the solver stopped, and what that means."""
     found = findings.solution.get("maximized")
     if found is None:
-        return TERMINATIONS.get(findings.solution["termination"], findings.solution["termination"])
+        text = TERMINATIONS.get(findings.solution["termination"], findings.solution["termination"])
+        solved = findings.solution.get("refine", {}).get("solved_assignment", findings.solution["assignment"])
+        changed = solved != findings.solution["assignment"]
+        return f"{text} Refinement then chose this one by measured loss." if changed else text
     best = (
         "" if found["bound"] is None else f"; no assignment saves more than {show(found['bound'], 'number')}"
     )

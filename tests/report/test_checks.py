@@ -134,3 +134,19 @@ def test_what_was_not_measured_is_open(tmp_path: Path):
     }  # fmt: skip
     assert "hpcmpq evaluate" in found["Better than uniform"].sentence
     assert "Enough evaluation" not in found
+
+
+def test_gap_of_a_refined_assignment_is_told_from_the_solver_s(run: RunDir):
+    solution = read_json(run.solution_path, "")
+    best = dict.fromkeys(solution["assignment"], "int4")
+    loss = solution["uniform"]["int4"]["predicted_loss"]
+    change(
+        run.solution_path, refine={"solved_assignment": best, "evaluations": 3}, gap=0.4, bound=0.995 * loss
+    )
+    found = checks(run)["Nothing better missed"]
+    assert found.state == "passes"
+    assert "was within 0.5" in found.sentence and "this assignment is within 40 %" in found.sentence
+    change(run.solution_path, bound=0.5 * loss)
+    assert checks(run)["Nothing better missed"].state == "take care"
+    change(run.solution_path, refine={"solved_assignment": solution["assignment"], "evaluations": 3})
+    assert "solver.time_limit_s" in checks(run)["Nothing better missed"].sentence
