@@ -172,7 +172,7 @@ def _optimality(findings: Findings) -> Check:
             "passes" if solved <= TIGHT_GAP else "take care",
             title,
             f"Refinement moved on from the solver's answer by measured loss. That answer was within "
-            f"{show(solved, 'share')} of the least possible prediction, this assignment is within {show(gap, 'share')}.",
+            f"{show(solved, 'share')} of the least possible prediction, this one is within {show(gap, 'share')}.",
         )
     if gap <= CLOSED_GAP:
         return Check(

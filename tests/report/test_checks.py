@@ -145,7 +145,7 @@ def test_gap_of_a_refined_assignment_is_told_from_the_solver_s(run: RunDir):
     )
     found = checks(run)["Nothing better missed"]
     assert found.state == "passes"
-    assert "was within 0.5" in found.sentence and "this assignment is within 40 %" in found.sentence
+    assert "was within 0.5" in found.sentence and "this one is within 40 %" in found.sentence
     change(run.solution_path, bound=0.5 * loss)
     assert checks(run)["Nothing better missed"].state == "take care"
     change(run.solution_path, refine={"solved_assignment": solution["assignment"], "evaluations": 3})
