@@ -1,0 +1,84 @@
+"""What presolve leaves out can never matter, and what CP-SAT is given in integers means what the numbers meant."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from hpcmpq.problem import Budget, Cost, CostTerm, Problem
+from hpcmpq.solvers.compact import Compact
+from hpcmpq.solvers.integer import integer_costs, solve_linear
+from hpcmpq.solvers.presolve import cheapest_completion, presolve
+
+GROUP_P = np.repeat(np.arange(3), 3)
+
+
+def problem(seed: int, limit: float) -> Problem:
+    """Three groups of three options, one budget with a joint table over two of them."""
+    rng = np.random.default_rng(seed)
+    cost = Cost("time", "s", rng.random(9), (CostTerm((0, 2), rng.random((3, 3))),))
+    return Problem(rng.standard_normal(9), np.zeros((9, 9)), GROUP_P, (Budget(cost, limit),))
+
+
+def choices(made: Problem) -> list[np.ndarray]:
+    return [made.offset_G + np.array(place) for place in itertools.product(range(3), repeat=3)]
+
+
+@pytest.mark.parametrize("limit", [1.2, 1.8, 2.4])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_same_choices_are_feasible_and_cost_the_same_to_a_constant(seed: int, limit: float):
+    made = problem(seed, limit)
+    compact = presolve(made)
+    feasible = {tuple(choice_G.tolist()) for choice_G in choices(made) if made.is_feasible(choice_G)}
+    if isinstance(compact, str):
+        assert not feasible
+        return
+    ranges = [range(a, b) for a, b in itertools.pairwise(compact.offset_H.tolist())]
+    kept = [np.array(own, dtype=np.int64) for own in itertools.product(*ranges)]
+    kept = [choice_G for choice_G in kept if compact.feasible(choice_G)]
+    assert {tuple(compact.expand(choice_G).tolist()) for choice_G in kept} == feasible
+    for choice_G in kept:
+        found = compact.original_objective(compact.objective(choice_G))
+        assert found == pytest.approx(made.objective(compact.expand(choice_G)))
+
+
+def test_a_budget_that_only_a_table_can_break_is_kept():
+    # Costs 0, 1, 1 and 2 of the four choices come from the table alone: two dear options do not fit in 1.5.
+    table = np.array([[0.0, 1.0], [1.0, 2.0]])
+    budget = Budget(Cost("time", "s", np.zeros(4), (CostTerm((0, 1), table),)), 1.5)
+    compact = presolve(Problem(np.zeros(4), np.zeros((4, 4)), np.array([0, 0, 1, 1]), (budget,)))
+    assert isinstance(compact, Compact)
+    assert len(compact.limit_K) == 1
+    assert not compact.feasible(np.array([1, 3]))
+
+
+def test_the_cheapest_completion_is_a_lower_bound_and_exact_without_tables():
+    compact = presolve(problem(0, 2.0))
+    assert isinstance(compact, Compact)
+    least_KP, least_K = cheapest_completion(compact)
+    ranges = [range(a, b) for a, b in itertools.pairwise(compact.offset_H.tolist())]
+    every = [np.array(own) for own in itertools.product(*ranges)]
+    for p in range(compact.num_options):
+        cost = min(compact.costs(choice_G)[0] for choice_G in every if p in choice_G)
+        assert least_KP[0, p] <= cost + 1e-12
+    assert least_K[0] <= least_KP[0].min() + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_bound_of_cp_sat_is_the_optimum_less_its_rounding(seed: int):
+    compact = presolve(problem(seed, 2.0))
+    assert isinstance(compact, Compact)
+    answer = solve_linear(compact, compact.linear_P, time_limit_s=10.0, seed=0)
+    ranges = [range(a, b) for a, b in itertools.pairwise(compact.offset_H.tolist())]
+    every = [np.array(own) for own in itertools.product(*ranges)]
+    best = min(compact.linear_P[c].sum() for c in every if compact.feasible(c))
+    assert answer.status == "optimal"
+    assert best - 1e-9 <= answer.bound <= best
+
+
+def test_integer_costs_err_on_the_side_that_is_asked_for():
+    cost = np.random.default_rng(0).random(5)
+    steps, limit = integer_costs(cost, float(cost.sum()), 5, round_up=False)
+    assert steps.sum() <= limit  # what fits still fits
+    steps, limit = integer_costs(cost, float(cost.sum()) - 1e-13, 5, round_up=True)
+    assert steps.sum() > limit  # what does not fit never does
