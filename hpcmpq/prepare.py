@@ -107,6 +107,8 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         environment=find_environment(),
     )
     check_solvable(plan)
+    if not config.budgets:
+        log.warning("budgets is empty, so nothing keeps the solution from the largest formats; name a budget")
     if config.quantizer.activations == "static" and rounds_activations(space):
         _keep_ranges(run, plan, config, model, splits.calibration)
     write_json(run.plan_path, plan_to_json(plan))

@@ -35,6 +35,15 @@ GROUP_SIZES = (64, 32, 16)
 
 _LISTED = 40
 
+_KINDS = {
+    "causal_lm": "A causal language model",
+    "masked_lm": "A masked language model",
+    "sequence_classifier": "A sequence classifier",
+    "token_classifier": "A token classifier",
+    "image_classifier": "An image classifier",
+    "encoder": "An encoder",
+}
+
 log = logging.getLogger(__name__)
 
 
@@ -73,7 +82,13 @@ def write_starter(model_directory: Path, output: Path, data: str | None = None) 
         inputs = samples[:1].inputs
     groups, ties = look(config, inputs)
     text = starter_text(
-        description, groups, ties, counts, _beside(model_directory, output), _data(data, output)
+        description,
+        groups,
+        ties,
+        counts,
+        _beside(model_directory, output),
+        _data(data, output),
+        read_model_json(model_directory).get("model_type"),
     )
     with replacing(output) as attempt:
         attempt.write_text(text)
@@ -109,6 +124,7 @@ def starter_text(
     counts: Counts,
     model_path: str,
     data: str | None,
+    model_type: str | None = None,
 ) -> str:
     """The YAML text."""
     numel = sum(group.numel for group in groups)
@@ -119,7 +135,7 @@ def starter_text(
     outputs = "" if description.vocab_size is None else f", vocabulary of {description.vocab_size:,}"
     tie_lines = [f"    - [{', '.join(rule)}]" for rule in ties]
     lines = [
-        f"# A {description.kind} whose weights are stored as {description.dtype or 'float32'}{outputs}.",
+        f"# {_KINDS[description.kind]} whose weights are stored as {description.dtype or 'float32'}{outputs}.",
         f"# {len(groups)} groups with {numel:,} weights are searched:",
         *(f"#   {line}" for line in _summary(groups)),
         "# Embeddings and the output head stay as they are unless groups.include names them.",
@@ -128,7 +144,7 @@ def starter_text(
         "  dtype: float32                # precision to measure in; bfloat16 halves the memory",
         "  # stream: true                # the device never holds the whole model",
         "calibration:",
-        *([] if data else ["  # CHANGE THIS: text, JSONL with a field `text`, .npy or package.module:function."]),
+        *([] if data else [f"  # CHANGE THIS: {_kinds_of_data(description)}, or package.module:function."]),
         *([_bytes_note(description)] if description.takes_tokens and not description.has_tokenizer else []),
         f"  data: {json.dumps(data or placeholder)}",
         f"  num_samples: {counts.num_samples}",
@@ -137,7 +153,7 @@ def starter_text(
         "groups:" if ties else "# groups:",
         *(["  tie:                          # engines run these as one matrix: one format for each"] if ties else []),
         *tie_lines,
-        '#  exclude: ["*.down_proj"]     # wildcards on module names to leave alone',
+        f"#  exclude: {_example_exclusion(groups)}   # wildcards on module names to leave alone",
         "formats: [int2, int3, int4, int5, int6, int7, int8]   # also w4a8, w8a8, fp8_e4m3, bf16",
         "quantizer:",
         "  # Weights that share a scale; null: one scale per output channel.",
@@ -151,10 +167,31 @@ def starter_text(
         "  # probes: null",
         "budgets: {weight_bits: 4.0}     # also average_bits, size_bytes, bops, macs, latency_s",
         f"evaluation: {{num_samples: {counts.evaluation}}}",
-        "# The engine that is to run the result; narrows formats to what it holds and ties what it fuses:",
-        *(f"# target: {_target_line(name)}" for name in TARGETS),
+        *_targets(groups, model_type),
     ]  # fmt: skip
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _example_exclusion(groups: Sequence[Group]) -> str:
+    """The last layer of a block, as a wildcard."""
+    name = groups[-1].members[-1].parameter.removesuffix(".weight")
+    return json.dumps([f"*.{name.rpartition('.')[2]}"])
+
+
+def _targets(groups: Sequence[Group], model_type: str | None) -> list[str]:
+    """Lines on the engines that could take the model."""
+    if any(member.transposed for group in groups for member in group.members):
+        return [
+            "# No target: the engines' files hold nn.Linear layers, and this model has transposed ones (Conv1D)."
+        ]
+    return [
+        "# The engine that is to run the result; narrows formats to what it holds and ties what it fuses:",
+        *(
+            f"# target: {_target_line(name)}"
+            for name, target in TARGETS.items()
+            if not target.model_types or model_type in target.model_types
+        ),
+    ]
 
 
 def _target_line(name: str) -> str:
@@ -165,6 +202,13 @@ def _target_line(name: str) -> str:
 
 def _width(description: ModelDescription) -> str:
     return "" if description.vocab_size is None else f"{description.vocab_size:,} "
+
+
+def _kinds_of_data(description: ModelDescription) -> str:
+    if not description.takes_tokens:
+        return "a .npy array of inputs"
+    label = ", and `label` for objective ce" if description.kind == "sequence_classifier" else ""
+    return f"text, JSONL with a field `text`{label}, .npy of token ids"
 
 
 def _bytes_note(description: ModelDescription) -> str:

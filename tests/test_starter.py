@@ -49,6 +49,9 @@ def test_without_data_there_is_a_placeholder(model_directory: Save, tmp_path: Pa
     assert "vocabulary of 256" in output.read_text()
     assert config.groups.tie == ()
     assert config.calibration.sequence_length == 64  # as many as the model has positions
+    assert 'exclude: ["*.c_proj"]' in output.read_text()
+    assert "No target" in output.read_text()
+    assert "# target:" not in output.read_text()
 
 
 @pytest.mark.parametrize("name", ["bert", "bert_masked", "bert_classifier", "vit"])
@@ -58,6 +61,9 @@ def test_models_of_other_kinds(name: str, model_directory: Save, tmp_path: Path)
     config = read_config(output)
     assert config.objective == ("mse" if name == "bert" else "kl")
     assert any("{" in group.name for group in groups) == bool(config.groups.tie)
+    assert "# target: transformers" in output.read_text()
+    assert "llama_cpp" not in output.read_text()
+    assert ("`label`" in output.read_text()) == (name == "bert_classifier")
 
 
 def test_images_are_planned_too(model_directory: Save, tmp_path: Path):

@@ -125,6 +125,12 @@ def test_a_model_that_the_target_cannot_describe_is_refused(command, config, mod
     assert "not 'gpt2'" in error
 
 
+def test_a_config_without_budgets_is_questioned(command, config, tmp_path):
+    status, error = command("plan", config(budgets={}), "--run-dir", tmp_path / "run")
+    assert status == 0
+    assert "budgets is empty" in " ".join(error.split())
+
+
 def test_nan_weights_are_named(command, config, tmp_path):
     path = config()
     poison(Path(yaml.safe_load(path.read_text())["model"]["path"]))
