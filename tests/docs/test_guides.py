@@ -26,7 +26,6 @@ def place(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_models_of_ones_own(place: Path):
     printed = run_page("models.md", place)
-    assert any("next: hpcmpq run my-model.yaml" in text for text in printed.values())
     assert any("All keys matched" in text for text in printed.values())
     assert set(json.loads((place / "runs/module/solution.json").read_text())["assignment"]) == {
         "first",
@@ -54,12 +53,11 @@ def test_command_line(tmp_path: Path):
 def test_exports_load_as_the_page_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    for module in ("compressed_tensors", "gguf", "onnxruntime"):
+    for module in ("compressed_tensors", "gguf"):
         pytest.importorskip(module, reason="needs the extra export")
     runs = {
         "a": ("compressed_tensors", {"target": "vllm", "formats": ["int3", "int4", "fp8_e4m3"]}),
         "b": ("gguf", {"target": "llama_cpp", "formats": GGUF, "quantizer": {"group_size": 32}}),
-        "c": ("onnx", {"formats": ["int4", "int8"], "quantizer": {"group_size": 32}}),
     }
     (tmp_path / "runs").mkdir()
     for name, (format, config) in runs.items():
@@ -74,4 +72,4 @@ def test_exports_load_as_the_page_says(
         exec(block, names)
     printed = capsys.readouterr().out
     assert "tensor([[ 72, 101, 108, 112," in printed
-    assert "torch.Size([1, 4, 256])" in printed and "(1, 4, 256)" in printed
+    assert "torch.Size([1, 4, 256])" in printed
