@@ -3,13 +3,18 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from hpcmpq.formats import FORMATS
+from hpcmpq.report.display import cost_title, show, show_bytes, show_cost
 from hpcmpq.report.findings import Findings, label
 from hpcmpq.report.tables import Column, Table
 from hpcmpq.report.theme import THEME, logarithmic, panels
 
+FAR = 1.6
+"""Ratio of the costs of two neighbouring uniform formats above which nothing is said of what lies between."""
+
+EXACT = 1e-9
 SAME_COST = 0.02
 """Relative difference of two costs at which their losses can still be compared."""
 
@@ -26,17 +31,22 @@ def uniform_curve(findings: Findings) -> list[tuple[str, float, float]]:
 
 
 def below_uniform(findings: Findings, cost: float, increase: float | None) -> float | None:
-    """1 − increase / the uniform curve's at that cost; None outside the curve.
+    """1 − increase / the uniform curve's at that cost; None where no uniform format is near.
 
-    Between two uniform formats the curve is straight on the logarithmic scale it is drawn on.
+    Between two uniform formats the curve is straight on the logarithmic scale it is drawn on; that is no model, so
+    formats that lie far apart are not joined.
     """
     loss0 = findings.quadratic.loss0
     points = [(x, y - loss0) for _, x, y in uniform_curve(findings) if y > loss0]
     x_n, y_n = (np.array(values) for values in _columns(points))
-    if increase is None or len(points) < 2 or not x_n[0] * (1 - 1e-9) <= cost <= x_n[-1] * (1 + 1e-9):
+    if increase is None or len(points) < 2 or (np.diff(x_n) <= 0).any():
         return None
-    if (np.diff(x_n) <= 0).any():
-        return None  # formats of equal cost: no curve
+    if not x_n[0] * (1 - EXACT) <= cost <= x_n[-1] * (1 + EXACT):
+        return None
+    after = min(int(np.searchsorted(x_n, cost)), len(x_n) - 1)
+    at_format = np.isclose(x_n, cost, rtol=EXACT, atol=0).any()
+    if not at_format and x_n[after] > FAR * x_n[after - 1]:
+        return None
     return float(1 - increase / np.exp(np.interp(cost, x_n, np.log(y_n))))
 
 
@@ -74,7 +84,9 @@ def loss_against_size(findings: Findings) -> Figure:
     _draw_losses(findings, axes[0])
     if saved:
         _draw_savings(findings, axes[1], saved)
-    axes[-1].set_xlabel(label(findings.size_cost))
+    axes[-1].set_xlabel(cost_title(findings.size_cost))
+    if findings.size_cost == "size_bytes":
+        axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: show_bytes(value)))
     return figure
 
 
@@ -83,22 +95,26 @@ def curve_words(findings: Findings) -> str:
     uniform = uniform_curve(findings)
     if findings.frontier is None:
         return f"The curve joins {len(uniform)} uniform formats." if uniform else ""
-    saved = [(x, share) for x, share, _ in _savings(findings)]
+    saved = [(x, share) for x, share, _ in _savings(findings) if np.isfinite(share)]
     count = len(findings.frontier["points"])
     text = f"The frontier was solved at {count} budgets"
     if not saved:
         return f"{text}."
     x, best = max(saved, key=lambda point: point[1])
     return (
-        f"{text}; it lies furthest below the uniform curve at {x:.4g} {label(findings.size_cost)}, where its predicted "
-        f"increase is {100 * best:.3g} % lower."
+        f"{text}; it lies furthest below the uniform curve at {show_cost(findings.size_cost, x)}, where its predicted "
+        f"increase is {show(best, 'share')} lower."
     )
 
 
 def _draw_losses(findings: Findings, axes: Axes) -> None:
     loss0 = findings.quadratic.loss0
     uniform = [(x, y - loss0, name) for name, x, y in uniform_curve(findings) if y > loss0]
-    axes.plot(*_columns(uniform), "o--", color=THEME["uniform"], markersize=5, label="uniform, predicted")
+    joined = [(x, y) for x, y, _ in uniform]
+    for place in range(len(joined) - 1, 0, -1):
+        if joined[place][0] > FAR * joined[place - 1][0]:
+            joined.insert(place, (np.nan, np.nan))
+    axes.plot(*_columns(joined), "o--", color=THEME["uniform"], markersize=5, label="uniform, predicted")
     for x, y, name in uniform:
         axes.annotate(name, (x, y), (6, 5), textcoords="offset points", color=THEME["muted"], fontsize=9)
     if findings.frontier is not None:
@@ -141,14 +157,12 @@ def _draw_this(findings: Findings, axes: Axes) -> None:
             axes.plot(x, measured - original, "x", color=colour, markersize=9, markeredgewidth=2, label=name)
 
 
-def _draw_savings(findings: Findings, axes: Axes, saved: list[tuple[float, float, float | None]]) -> None:
+def _draw_savings(findings: Findings, axes: Axes, saved: list[tuple[float, float, float]]) -> None:
     axes.axhline(0, color=THEME["uniform"], linestyle="--", linewidth=1.5)
-    axes.plot([x for x, _, _ in saved], [-share for _, share, _ in saved], "-", color=THEME["ours"])
-    proven = [(x, -share, -most) for x, share, most in saved if most is not None]
-    if proven:
-        x_n, share_n, most_n = (list(values) for values in zip(*proven, strict=True))
-        axes.plot(x_n, most_n, ":", color=THEME["ours"])
-        axes.fill_between(x_n, most_n, share_n, color=THEME["ours"], alpha=0.18, linewidth=0)
+    x_n, share_n, most_n = (np.array(values) for values in zip(*saved, strict=True))
+    axes.plot(x_n, -share_n, "-", color=THEME["ours"])
+    axes.plot(x_n, -most_n, ":", color=THEME["ours"])
+    axes.fill_between(x_n, -most_n, -share_n, color=THEME["ours"], alpha=0.18, linewidth=0)
     reached = findings.solution["costs"].get(findings.size_cost)
     share = None if reached is None else below_uniform(findings, reached, findings.increase)
     if reached is not None and share is not None:
@@ -186,17 +200,16 @@ def measured_against_uniform(findings: Findings) -> tuple[float, float, float] |
     return found["difference"] / rise, found["interval"][0] / rise, found["interval"][1] / rise
 
 
-def _savings(findings: Findings) -> list[tuple[float, float, float | None]]:
-    """(cost, share below the uniform curve, at most that share by the bound) of every frontier point."""
-    found = []
+def _savings(findings: Findings) -> list[tuple[float, float, float]]:
+    """(cost, share below the uniform curve, at most that share by the bound) of every frontier point.
+
+    Shares are NaN, which breaks the line, where there is no curve; the list is empty if that is everywhere.
+    """
+    found, loss0 = [], findings.quadratic.loss0
     for row in frontier_table(findings).rows:
-        share, bound = row[4], row[2]
-        if share is not None:
-            most = (
-                None if bound is None else below_uniform(findings, row[0], bound - findings.quadratic.loss0)
-            )
-            found.append((row[0], share, most))
-    return found
+        most = None if row[2] is None else below_uniform(findings, row[0], row[2] - loss0)
+        found.append((row[0], *(np.nan if share is None else float(share) for share in (row[4], most))))
+    return found if any(np.isfinite(share) for _, share, _ in found) else []
 
 
 def _columns(points: list[tuple]) -> tuple[list[float], list[float]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hpcmpq.report import write_report
-from hpcmpq.report.curves import measured_against_uniform
+from hpcmpq.report.curves import below_uniform, measured_against_uniform, uniform_curve
 from hpcmpq.report.findings import read_findings
 from hpcmpq.report.provenance import commands, config_text
 from hpcmpq.store import RunDir, read_json, write_json
@@ -121,6 +121,18 @@ def test_measured_change_is_shown_only_beside_a_uniform_model_of_the_same_size(t
     change, low, high = measured_against_uniform(read_findings(same))
     assert low < change < high < 0
     assert change == pytest.approx(0.02 / 0.05 - 1)
+
+
+def test_nothing_is_said_between_uniform_formats_that_lie_far_apart(tmp_path: Path):
+    findings = read_findings(write_other_run(tmp_path / "run", NAMES, ("int3", "int4", "int8")))
+    increase = {name: loss for name, _, loss in uniform_curve(findings)}
+    middle = (increase["int3"] * increase["int4"]) ** 0.5
+    assert below_uniform(findings, 3.5, middle) == pytest.approx(0.0)
+    assert below_uniform(findings, 3.5, 0.8 * middle) == pytest.approx(0.2)
+    assert below_uniform(findings, 8.0, 0.5 * increase["int8"]) == pytest.approx(0.5)
+    assert below_uniform(findings, 6.0, middle) is None
+    assert below_uniform(findings, 2.9, middle) is None
+    assert below_uniform(findings, 8.1, middle) is None
 
 
 def test_solution_that_maximises_a_gain(tmp_path: Path):
