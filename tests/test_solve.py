@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from hpcmpq.config import SolverConfig
+from hpcmpq.constraints import allowed_options
 from hpcmpq.errors import Infeasible, UserError
 from hpcmpq.formulate import make_problem, plan_costs, uniform_choices
-from hpcmpq.frontier import frontier
+from hpcmpq.frontier import frontier, sweep
+from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.solve import parse_budget, solve
 from hpcmpq.solvers.robust import robust_value
 from hpcmpq.store import read_json, read_quadratic, write_quadratic
@@ -57,6 +59,14 @@ def test_costs_agree_with_a_hand_count():
 def test_constraints_of_the_config_hold(run, settings, check):
     values = solve(run, {"weight_bits": 4.0}, SolverConfig(**FAST, **settings))
     assert all(check(group, name) for group, name in values["assignment"].items())
+
+
+def test_fewest_and_most_bits_may_be_had():
+    space = synthetic_plan().space
+    allowed_P = allowed_options(space, SolverConfig(min_bits={"*": 3}, max_bits={"*.q_proj": 5}))
+    for option, allowed in zip(space.options, allowed_P, strict=True):
+        most = 5 if space.groups[option.group].name.endswith("q_proj") else 8
+        assert allowed == (3 <= int(option.format[3:]) <= most)
 
 
 def test_ties_choose_one_format(run):
@@ -133,6 +143,23 @@ def test_the_frontier_falls_and_its_bounds_hold(run):
     assert all(bound <= objective for bound, objective in zip(bounds, objectives, strict=True))
     assert objectives[0] == pytest.approx(values["uniform"]["int2"]["predicted_loss"])
     assert objectives[-1] <= values["uniform"]["int8"]["predicted_loss"] * (1 + 1e-9)
+
+
+def test_points_of_a_frontier_lend_solutions_upwards_and_bounds_downwards(monkeypatch):
+    found = iter(
+        [(0, 0.4), (2, 0.9), (1, 0.1)]
+    )  # of rising limits: option chosen, its loss being 3, 2, 1; bound
+
+    def find(problem: Problem, model: object, settings: SolverConfig, hint_G: np.ndarray | None) -> Solution:
+        option, bound = next(found)
+        choice_G = np.array([option])
+        return Solution(Termination.TIME_LIMIT, choice_G, problem.objective(choice_G), bound)
+
+    monkeypatch.setattr("hpcmpq.frontier.find_solution", find)
+    problem = Problem(np.array([3.0, 2.0, 1.0]), np.zeros((3, 3)), np.zeros(3, dtype=np.int64))
+    points = sweep([problem] * 3, synthetic_model(), SolverConfig(), lambda done, total: None)
+    assert [point.objective for point in points] == [3.0, 1.0, 1.0]
+    assert [point.bound for point in points] == [0.9, 0.9, 0.1]
 
 
 def test_the_frontier_is_as_robust_as_the_solution(tmp_path):

@@ -55,6 +55,14 @@ def test_without_deviations_it_is_the_mean_problem() -> None:
     assert answer.gap <= 1e-6
 
 
+def test_one_round_bounds_by_the_mean_problem() -> None:
+    problem, linear_BP, quad_BPP = batches(3)
+    answer = solve_robust(problem, linear_BP, quad_BPP, deviations=2.0, time_limit_s=30, seed=0, rounds=1)
+    mean = enumerated(problem, linear_BP, quad_BPP, 0.0)
+    assert answer.objective > mean + 0.1
+    assert answer.bound == pytest.approx(mean, abs=1e-5)
+
+
 def test_one_batch_has_no_deviation() -> None:
     problem, linear_BP, quad_BPP = batches(0)
     with pytest.raises(ValueError, match="B ≥ 2|batches"):
