@@ -122,9 +122,8 @@ def _evaluate(findings: Findings) -> str:
     if tasks := evaluation.get("tasks"):
         parts.append(_count(len(tasks), "task"))
     if peak := evaluation.get("peak_bytes"):
-        parts.append(
-            f"at most {show_bytes(max(peak) if isinstance(peak, list) else peak)} of memory a process"
-        )
+        most = show_bytes(max(peak) if isinstance(peak, list) else peak)
+        parts.append(f"at most {most} of memory a process beyond the loaded program")
     return ", ".join(parts)
 
 
