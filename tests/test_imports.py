@@ -45,7 +45,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("wavefront",),
     ("response",),
     ("sensitivity", "cost_estimate"),
-    ("examples", "facts"),
+    ("examples", "facts", "starter_text"),
     # The other stages: none calls another.
     ("prepare", "calibrate", "reduce", "refine", "evaluate", "export", "report", "timing", "starter"),
     # What people type.
