@@ -18,6 +18,7 @@ from hpcmpq.errors import IncompleteCalibration
 from hpcmpq.executors import Executor, UnitOutcome, Worker
 from hpcmpq.features import Features, gram, to_columns
 from hpcmpq.models.calibration import load_splits
+from hpcmpq.models.kept_samples import kept_samples
 from hpcmpq.models.load import forward, load_model, pick_device
 from hpcmpq.models.samples import Samples
 from hpcmpq.models.streaming import load_streamed
@@ -114,7 +115,10 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
     )
     variants = open_variants(run, plan, model)
     device = pick_device(source.device)
-    samples = load_splits(config, plan.import_paths).calibration.to(device)
+    samples = kept_samples(run, plan)
+    if samples is None:
+        samples = load_splits(config, plan.import_paths).calibration
+    samples = samples.to(device)
     with torch.no_grad():
         num_outputs = forward(model, samples[:1].inputs).shape[-1]
     subject = Subject(

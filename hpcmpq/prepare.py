@@ -18,6 +18,7 @@ from hpcmpq.models.calibration import Splits, load_splits
 from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.description import describe_model, read_model_json
 from hpcmpq.models.groups import num_fixed_bytes
+from hpcmpq.models.kept_samples import keep_samples
 from hpcmpq.models.load import forward, load_model, pick_device, weights_fingerprint
 from hpcmpq.models.samples import Samples
 from hpcmpq.models.streaming import load_streamed, shapes_only, streamed_fingerprint
@@ -111,6 +112,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         log.warning("budgets is empty, so nothing keeps the solution from the largest formats; name a budget")
     if config.quantizer.activations == "static" and rounds_activations(space):
         _keep_ranges(run, plan, config, model, splits.calibration)
+    keep_samples(run, splits.calibration)
     write_json(run.plan_path, plan_to_json(plan))
     if config.quantizer.rounding == "gptq" or config.quantizer.checkpoints:
         samples = splits.calibration.to(pick_device(config.model.device))

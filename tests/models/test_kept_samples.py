@@ -1,0 +1,51 @@
+"""The samples that a run was planned with are those that its workers measure on."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hpcmpq.calibrate import make_worker
+from hpcmpq.errors import UserError
+from hpcmpq.models.kept_samples import NAME, keep_samples, kept_samples
+from hpcmpq.models.samples import Samples
+from hpcmpq.plan import content_hash
+from tests.export.planned import llama, plan_run
+
+
+@pytest.mark.parametrize("targets", [None, torch.arange(3)], ids=["inputs", "labelled"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bfloat16])
+def test_samples_come_back_as_they_were(tmp_path, targets, dtype):
+    run, plan = plan_run(tmp_path, llama(), formats=["int4"])
+    samples = Samples({"a": torch.arange(12).reshape(4, 3).T.to(dtype)}, targets, targets is not None)
+    plan.facts["calibration.samples"] = content_hash(samples.content_hashes())
+    keep_samples(run, samples)
+    again = kept_samples(run, plan)
+    assert again is not None
+    assert torch.equal(again.inputs["a"], samples.inputs["a"])
+    assert again.inputs["a"].dtype == dtype
+    assert again.labelled == samples.labelled
+    assert (again.targets is None) if targets is None else torch.equal(again.targets, targets)
+
+
+def test_workers_need_no_text(tmp_path):
+    run, plan = plan_run(tmp_path, llama(), formats=["int4"], solver={"time_limit_s": 1.0})
+    make_worker(run)(plan.units[0])
+    first = run.shard_path(plan.units[0].id).read_bytes()
+    (tmp_path / "text.txt").unlink()
+    run.shard_path(plan.units[0].id).unlink()
+    make_worker(run)(plan.units[0])
+    assert run.shard_path(plan.units[0].id).read_bytes() == first
+
+
+def test_other_samples_and_damage_are_refused(tmp_path):
+    run, plan = plan_run(tmp_path, llama(), formats=["int4"])
+    tensors = load_file(run.file(NAME))
+    tensors["input.input_ids"][0, 0] += 1
+    save_file(tensors, run.file(NAME), {"labelled": "1"})
+    with pytest.raises(UserError, match="other samples than the plan names; run `hpcmpq plan"):
+        kept_samples(run, plan)
+    run.file(NAME).write_bytes(b"damaged")
+    with pytest.raises(UserError, match="is damaged"):
+        kept_samples(run, plan)
+    run.file(NAME).unlink()
+    assert kept_samples(run, plan) is None
