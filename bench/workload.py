@@ -86,6 +86,7 @@ def calibrated(
         sensitivity=dataclasses.replace(read.sensitivity, method=method, probes=probes),
         model=dataclasses.replace(read.model, device="cpu"),
         formats=formats or read.formats,
+        budgets={} if formats else read.budgets,
         groups=dataclasses.replace(read.groups, attention_products=attention_products),
     )
     parts = [Path(path).stem, method, objective, *([str(probes)] if probes else []), *(formats or ())]
