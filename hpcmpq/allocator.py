@@ -1,22 +1,35 @@
-"""How freed memory is kept."""
+"""How a worker's memory is allocated."""
 
 import ctypes
 import platform
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+import numpy as np
+import torch
+from torch import Tensor
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3), from glibc's malloc.h."""
+
+_KEPT_BYTES = 2**25
+"""glibc's largest threshold: larger blocks go back to the system, so what is kept stays small."""
 
 _LARGEST_INT = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Make glibc's malloc keep what is freed for the next allocation instead of handing it back to the system.
+    """Make glibc's malloc keep freed blocks of up to 32 MiB for the next allocation.
 
-    Every pass of a worker allocates and frees the same large tensors. Pages handed back are zeroed and mapped
-    one by one when they are asked for again, which `python -m bench.wavefront` sees as 8 % of a worker's time on
-    the quickstart. The process stays at its peak, which it needs again anyway. Other C libraries are left alone.
+    Every pass of a worker allocates and frees the same tensors. Memory handed back to the system is zeroed and
+    mapped page by page when it is asked for again. Other C libraries are left alone.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
+
+
+def large_empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Uninitialised memory with the dtype and device of another tensor; huge pages on a CPU, which numpy asks for."""
+    if like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64):
+        return like.new_empty(shape)
+    return torch.from_numpy(np.empty(shape, dtype=str(like.dtype).removeprefix("torch.")))

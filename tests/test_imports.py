@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: list[tuple[str, ...]] = [
     # The types: numpy at most.
     ("errors",),
-    ("formats", "whole_files", "world", "allocator"),
+    ("formats", "whole_files", "world"),
     ("space", "h5_files"),
     ("targets",),
     ("config",),
@@ -37,7 +37,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("scaling",),
     ("status", "submit", "doctor", "compare"),
     # What touches models and tensors.
-    ("quantizers", "objective", "probes", "features", "compensated"),
+    ("quantizers", "objective", "probes", "features", "compensated", "allocator"),
     ("models", "scores"),
     ("activations", "stored_codes"),
     ("variants", "subgraphs"),

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from hpcmpq.allocator import large_empty
 from hpcmpq.features import Features
 from hpcmpq.models.samples import Samples
 from hpcmpq.probes import make_probes
@@ -33,9 +34,8 @@ def measure(subject: Subject, samples: Samples, groups: range, first_sample: int
         project = make_probes(
             subject.num_probes, z0_NTV, seed=subject.seed, first_sample=first_sample + start
         )
-        phi_NRTr = z0_NTV.new_empty(
-            len(batch), len(options), z0_NTV.shape[1], subject.num_probes or z0_NTV.shape[2]
-        )
+        num_features = subject.num_probes or z0_NTV.shape[2]
+        phi_NRTr = large_empty((len(batch), len(options), z0_NTV.shape[1], num_features), like=z0_NTV)
         increase_NR = np.empty((len(batch), len(options)))
         for members, z_KNTV in outputs:
             for p, z_NTV in zip(members, z_KNTV, strict=True):

@@ -1,0 +1,49 @@
+"""Workers keep freed memory, and features lie in huge pages: the system zeroes and maps less."""
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpcmpq.allocator import large_empty
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+COUNT = """
+import resource, torch
+from hpcmpq.allocator import keep_freed_memory, large_empty
+def faults(make):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    make()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+"""
+SEVERAL = (
+    "several = lambda: [torch.ones(2**21) for _ in range(12)]; several(); several(); print(faults(several))"
+)
+
+
+def faults(code: str) -> int:
+    """Page faults that a fresh process prints."""
+    return int(subprocess.check_output([sys.executable, "-c", COUNT + code], text=True))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
+def test_freed_memory_is_used_again():
+    assert faults(SEVERAL) > 10 * faults("keep_freed_memory()\n" + SEVERAL)
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="the system has no huge pages"
+)
+def test_large_memory_has_huge_pages():
+    small = faults("print(faults(lambda: torch.empty(2**24).fill_(1)))")
+    assert small > 10 * faults("print(faults(lambda: large_empty((2**24,), torch.ones(1)).fill_(1)))")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_large_memory_has_the_dtype_asked_for(dtype):
+    made = large_empty((2, 3), torch.ones(1, dtype=dtype))
+    assert made.dtype == dtype and made.shape == (2, 3)
