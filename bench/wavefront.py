@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from bench.workload import table, write_section
+from bench.results import table, write_section
 from hpcmpq.allocator import keep_freed_memory
 from hpcmpq.calibrate import add_up, products
 from hpcmpq.config import GroupsConfig, ModelConfig

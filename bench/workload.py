@@ -9,12 +9,13 @@ import resource
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from bench.results import ROOT, table, write_section  # noqa: F401  (benches import them from here, too)
+from bench.results import ROOT
 from hpcmpq.calibrate import calibrate
 from hpcmpq.config import Config, read_config
 from hpcmpq.errors import PlanMismatch
@@ -37,18 +38,23 @@ CACHE = ROOT / "runs" / "bench"
 class MeteredProcess:
     """An executor of one fresh process that reports its peak memory beside its units' seconds."""
 
+    run_dir: RunDir
     seconds: float = 0.0
     peak_bytes: int = 0
 
     def run(self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]) -> Iterator[UnitOutcome]:
-        """See `hpcmpq.executors.Executor.run`."""
-        queue = multiprocessing.get_context("spawn").SimpleQueue()
-        process = multiprocessing.get_context("spawn").Process(
-            target=_work, args=(make_worker, tuple(units), queue)
-        )
+        """See `hpcmpq.executors.Executor.run`.
+
+        Raises:
+            EOFError: If the process dies.
+        """
+        context = multiprocessing.get_context("spawn")
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(make_worker, tuple(units), self.run_dir, sender))
         process.start()
+        sender.close()  # the process's own end is the only one left, so its death ends the wait
         for _ in units:
-            outcome, peak_bytes = queue.get()
+            outcome, peak_bytes = receiver.recv()
             self.seconds += outcome.seconds
             self.peak_bytes = max(self.peak_bytes, peak_bytes)
             yield outcome
@@ -101,7 +107,7 @@ def calibrated(
     cost_path = run.file("metered.json")
     if not (run.quadratic_path.exists() and cost_path.exists()):
         shutil.rmtree(run.shards_path, ignore_errors=True)
-        process = MeteredProcess()
+        process = MeteredProcess(run)
         calibrate(
             run, process, lambda outcome, done, total: print(f"{name}: unit {done} of {total}", flush=True)
         )
@@ -139,7 +145,9 @@ class Judge:
         return [part.values[objective] for part in measured]
 
 
-def _work(make_worker: Callable[[], Worker], units: Sequence[WorkUnit], queue: object) -> None:
+def _work(
+    make_worker: Callable[[], Worker], units: Sequence[WorkUnit], run_dir: RunDir, sender: Connection
+) -> None:
     import time
 
     worker: Worker | None = None
@@ -149,9 +157,10 @@ def _work(make_worker: Callable[[], Worker], units: Sequence[WorkUnit], queue: o
             if worker is None:
                 worker = make_worker()
                 worker(unit)  # imports and compilations of the first call are not the method's
+                run_dir.shard_path(unit.id).unlink()  # or the second call would leave it alone
             start = time.process_time()
             worker(unit)
         except Exception as failure:  # reported, and calibrate raises
             error = f"{type(failure).__name__}: {failure}"
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        queue.put((UnitOutcome(unit, time.process_time() - start, error), peak_bytes))  # type: ignore[attr-defined]
+        sender.send((UnitOutcome(unit, time.process_time() - start, error), peak_bytes))
