@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from hpcmpq.errors import UserError
 from hpcmpq.plan import Plan
 from hpcmpq.store import RunDir, read_json, read_plan
+from hpcmpq.targets import TARGETS
 
 if TYPE_CHECKING:
     from hpcmpq.variants import Variants
@@ -62,11 +63,8 @@ def export(run: RunDir, name: str) -> str:
     if not num_bytes:
         return line
     predicted = solution["costs"]["size_bytes"]
-    why = (
-        ""
-        if plan.config.get("target")
-        else "; with a target in the config it counts the bytes of such a file"
-    )
+    countable = not plan.config.get("target") and any(target.export == name for target in TARGETS.values())
+    why = "; with a target in the config it counts the bytes of such a file" if countable else ""
     return (
         f"{line}: {num_bytes:,} bytes of weights, size_bytes says {predicted:,.0f} "
         f"({num_bytes / predicted - 1:+.2%}){why}"
