@@ -32,9 +32,6 @@ Wave = list[tuple[list[int], Tensor]]
 PUSHED_ELEMENTS = 2**17
 """Elements of hidden states that a CPU pushes through a block at once, so that its cache holds them."""
 
-LEFT_ELEMENTS = 2**21
-"""Elements of outputs up to which options that were pushed apart leave the chain together."""
-
 
 @dataclass
 class Wavefront:
@@ -74,7 +71,7 @@ class Wavefront:
                 if place:
                     wave = self._walk(inputs, base, calls, waves[place])
                 while wave:
-                    yield from self._leave(inputs, *self._together(wave, z0_NTV.numel()))
+                    yield from self._leave(inputs, *self._together(wave))
 
         return z0_NTV, outputs()
 
@@ -186,12 +183,12 @@ class Wavefront:
                 raise
             return None
 
-    def _together(self, wave: Wave, num_outputs: int) -> tuple[list[int], Tensor]:
-        """Options from the front of a wave that leave at once: all that the epilogue treats alike, if small."""
+    def _together(self, wave: Wave) -> tuple[list[int], Tensor]:
+        """Options from the front of a wave that leave in one pass: pushed apart, alike for the epilogue."""
         members, states = wave.pop(0)
         parts = [states]
-        while wave and not (self.changes.is_outside(members[0]) or self.changes.is_outside(wave[0][0][0])):
-            if (len(members) + len(wave[0][0])) * num_outputs > LEFT_ELEMENTS:
+        while wave and len(members) + len(wave[0][0]) <= self.options_per_pass:
+            if self.changes.is_outside(members[0]) or self.changes.is_outside(wave[0][0][0]):
                 break
             more, states = wave.pop(0)
             members = members + more
