@@ -220,3 +220,17 @@ def test_what_a_model_prints_is_not_in_the_document(
     document = call("plan", tmp_path / "config.yaml", "--run-dir", tmp_path / "run", "--json")
     assert document.status == 0 and json.loads(document.out)["num_groups"] == 3
     assert "hello" in document.err and "from below" in document.err
+
+
+def test_what_is_still_in_a_buffer_is_not_in_the_document():
+    code = (
+        "import ctypes, sys\nfrom hpcmpq.cli.document import described\nkept = sys.stdout\n"
+        "def noisy() -> dict[str, int]:\n    kept.write('kept')\n"
+        "    ctypes.CDLL(None).printf(b'buffered')\n    return {'answer': 1}\n"
+        "described(noisy)(as_json=True, quiet=False)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert json.loads(ended.stdout) == {"answer": 1}
+    assert "kept" in ended.stderr and "buffered" in ended.stderr

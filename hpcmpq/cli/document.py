@@ -1,5 +1,6 @@
 """`--json` and `--quiet` of every command: one JSON document on standard output, or nothing but errors."""
 
+import ctypes
 import inspect
 import json
 import logging
@@ -95,6 +96,8 @@ def _standard_output_for_us() -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             yield
     finally:
+        sys.stdout.flush()  # some keep the object from before
+        ctypes.CDLL(None).fflush(None)  # C libraries have a buffer of their own
         os.dup2(kept, 1)
         os.close(kept)
 
