@@ -14,6 +14,9 @@ from hpcmpq.models.samples import Samples
 from hpcmpq.plan import NUMERICS_VERSION, content_hash, flatten
 from hpcmpq.space import SearchSpace
 
+TARGETS = "calibration.targets"
+"""Newer than the first plans, whose targets are unknown."""
+
 
 def find_facts(config: Config, weights: str, samples: Samples, space: SearchSpace) -> dict[str, object]:
     """All that changes a measured number; not where files lie nor what is solved for.
@@ -37,12 +40,14 @@ def find_facts(config: Config, weights: str, samples: Samples, space: SearchSpac
         del kept["quantizer"]["activations"]
     if config.target is not None:
         kept["target"] = config.target
+    targets = samples.targets_hash()
     return {
         **flatten(kept),
         "model.weights": weights,
         "calibration.samples": content_hash(samples.content_hashes()),
         "groups.found": content_hash([[m.parameter for m in g.members] for g in space.groups]),
         "numerics_version": NUMERICS_VERSION,
+        **({} if targets is None else {TARGETS: targets}),
     }
 
 

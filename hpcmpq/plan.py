@@ -16,6 +16,7 @@ NUMERICS_VERSION = 1
 _HASHED = {
     "model.weights": "weights of the model",
     "calibration.samples": "calibration samples",
+    "calibration.targets": "labels of the calibration samples",
     "groups.found": "groups of weights",
 }
 """Facts that are digests, in words."""

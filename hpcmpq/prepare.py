@@ -12,7 +12,7 @@ from hpcmpq.activations import measure_maxima, read_maxima, rounds_activations, 
 from hpcmpq.config import Config, to_values
 from hpcmpq.cost_estimate import estimate_cost
 from hpcmpq.errors import UserError
-from hpcmpq.facts import default_facts, find_environment, find_facts
+from hpcmpq.facts import TARGETS, default_facts, find_environment, find_facts
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.calibration import Splits, load_splits
 from hpcmpq.models.deployable import deployable_groups
@@ -85,7 +85,8 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     facts = find_facts(config, weights, splits.calibration, space)
     if run.plan_path.exists():
         planned = read_plan(run)
-        check_same_facts(planned.facts, facts, str(run.path), default_facts())
+        unknown = {TARGETS: facts[TARGETS]} if TARGETS in facts else {}
+        check_same_facts(planned.facts, facts, str(run.path), default_facts() | unknown)
         # Word for word, since what is measured already is named after them.
         facts, fingerprint, units = planned.facts, planned.fingerprint, planned.units
     else:

@@ -6,6 +6,7 @@ import pytest
 
 from hpcmpq.config import parse_config
 from hpcmpq.errors import PlanMismatch
+from hpcmpq.models.samples import Samples
 from hpcmpq.plan import Plan, plan_to_json
 from hpcmpq.prepare import prepare
 from hpcmpq.store import RunDir, write_json
@@ -27,7 +28,7 @@ def test_settings_that_do_not_change_a_number_may_change(tmp_path):
 
 def test_plans_that_lack_newer_settings_keep_what_they_measured(tmp_path):
     run, plan = plan_run(tmp_path, llama())
-    newer = ("quantizer.rounding", "quantizer.damping", "sensitivity.engine")
+    newer = ("quantizer.rounding", "quantizer.damping", "sensitivity.engine", "calibration.targets")
     older = dataclasses.replace(
         plan,
         facts={name: value for name, value in plan.facts.items() if name not in newer},
@@ -45,4 +46,11 @@ def test_digests_are_named_in_words(tmp_path):
     run, plan = plan_run(tmp_path, llama())
     (tmp_path / "text.txt").write_text("Something else altogether. " * 400)
     with pytest.raises(PlanMismatch, match="planned with other calibration samples than the config gives"):
+        replanned(run, plan)
+
+
+def test_other_labels_of_the_same_samples_are_other_measurements(tmp_path, monkeypatch):
+    run, plan = plan_run(tmp_path, llama())
+    monkeypatch.setattr(Samples, "targets_hash", lambda self: "other")
+    with pytest.raises(PlanMismatch, match="planned with other labels of the calibration samples"):
         replanned(run, plan)

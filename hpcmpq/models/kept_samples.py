@@ -48,6 +48,9 @@ def kept_samples(run: RunDir, plan: Plan) -> Samples | None:
     targets = tensors.pop(_TARGETS, None)
     inputs = {name.removeprefix(_INPUT): tensor for name, tensor in tensors.items()}
     samples = Samples(inputs, targets, labelled)
-    if content_hash(samples.content_hashes()) != plan.facts["calibration.samples"]:
+    facts: dict[str, object] = {"calibration.samples": content_hash(samples.content_hashes())}
+    if "calibration.targets" in plan.facts:
+        facts["calibration.targets"] = samples.targets_hash()
+    if any(plan.facts[name] != value for name, value in facts.items()):
         raise UserError(f"{path} holds other samples than the plan names; {again}")
     return samples

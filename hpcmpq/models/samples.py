@@ -57,12 +57,20 @@ class Samples:
 
     def content_hash(self, n: int) -> str:
         """SHA-256 of the inputs of sample n."""
-        total = hashlib.sha256()
-        for name, value in sorted(self.inputs.items()):
-            sample = value[n].detach().cpu().contiguous()
-            total.update(f"{name} {sample.dtype} {list(sample.shape)}\n".encode())
-            total.update(sample.reshape(-1).view(torch.uint8).numpy().data)
-        return total.hexdigest()
+        return _hash_of({name: value[n] for name, value in self.inputs.items()})
+
+    def targets_hash(self) -> str | None:
+        """SHA-256 of all targets and of whether they are labels, or None without targets."""
+        return None if self.targets is None else _hash_of({f"labelled {self.labelled}": self.targets})
+
+
+def _hash_of(tensors: dict[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        tensor = value.detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ def test_samples_come_back_as_they_were(tmp_path, targets, dtype):
     run, plan = plan_run(tmp_path, llama(), formats=["int4"])
     samples = Samples({"a": torch.arange(12).reshape(4, 3).T.to(dtype)}, targets, targets is not None)
     plan.facts["calibration.samples"] = content_hash(samples.content_hashes())
+    plan.facts["calibration.targets"] = samples.targets_hash()
     keep_samples(run, samples)
     again = kept_samples(run, plan)
     assert again is not None
@@ -39,11 +40,15 @@ def test_workers_need_no_text(tmp_path):
 
 def test_other_samples_and_damage_are_refused(tmp_path):
     run, plan = plan_run(tmp_path, llama(), formats=["int4"])
-    tensors = load_file(run.file(NAME))
-    tensors["input.input_ids"][0, 0] += 1
-    save_file(tensors, run.file(NAME), {"labelled": "1"})
-    with pytest.raises(UserError, match="other samples than the plan names; run `hpcmpq plan"):
-        kept_samples(run, plan)
+    for name in ("input.input_ids", "targets"):
+        tensors = load_file(run.file(NAME))
+        before = run.file(NAME).read_bytes()
+        tensors[name][0, 0] += 1
+        save_file(tensors, run.file(NAME), {"labelled": "1"})
+        with pytest.raises(UserError, match="other samples than the plan names; run `hpcmpq plan"):
+            kept_samples(run, plan)
+        run.file(NAME).write_bytes(before)
+        assert kept_samples(run, plan) is not None
     run.file(NAME).write_bytes(b"damaged")
     with pytest.raises(UserError, match="is damaged"):
         kept_samples(run, plan)
