@@ -230,7 +230,12 @@ def test_what_is_still_in_a_buffer_is_not_in_the_document():
         "described(noisy)(as_json=True, quiet=False)\n"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**environment(), "PYTHONUNBUFFERED": ""},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert json.loads(ended.stdout) == {"answer": 1}
     assert "kept" in ended.stderr and "buffered" in ended.stderr
