@@ -11,7 +11,7 @@ Shape letters: K options of one pass, N samples; a state is [N, ...] as the bloc
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -44,6 +44,7 @@ class Wavefront:
         options_per_wave: Options that walk the chain together: all states of a wave are in memory at once, and
             each wave needs the blocks it passes.
         vectorised: Whether vmap works on this model; otherwise options run one by one.
+        _batches: {(block, N): whether it takes several options as one batch}, found by comparing.
     """
 
     chain: Chain
@@ -51,7 +52,7 @@ class Wavefront:
     options_per_pass: int
     options_per_wave: int
     vectorised: bool = True
-    _batches: bool | None = None
+    _batches: dict[tuple[int, int], bool] = field(default_factory=dict)
 
     def respond(
         self, inputs: Inputs, options: Sequence[int]
@@ -150,19 +151,21 @@ class Wavefront:
         def run(state: Tensor, _: Tensors) -> Tensor:
             return self.chain.run(k, state, call)
 
-        if self.changes.products is not None or self._batches is False:
+        known = self._batches.get((k, states.shape[1]))
+        if self.changes.products is not None or known is False:
             return [(members, self._map("block", run, states))]
         size = max(1, PUSHED_ELEMENTS // states[0].numel()) if states.device.type == "cpu" else len(states)
         tried = [self._run_flat(k, call, part) for part in states.split(size)]
         parts = [part for part in tried if part is not None]
-        if self._batches is None:
+        if known is None and min(size, len(states)) > 1:  # one option alone shows nothing
             exact = self._map("block", run, states)
             limit = 64 * torch.finfo(states.dtype).eps * float(exact.abs().max())
-            self._batches = len(parts) == len(tried) and all(
+            same = len(parts) == len(tried) and all(
                 bool((part - own).abs().max() <= limit)
                 for part, own in zip(parts, exact.split(size), strict=True)
             )
-            if not self._batches:
+            self._batches[k, states.shape[1]] = same
+            if not same:
                 return [(members, exact)]
         return [(members[i * size : (i + 1) * size], part) for i, part in enumerate(parts)]
 
@@ -178,8 +181,8 @@ class Wavefront:
         wide = Call(tree_map(repeat, call.args), tree_map(repeat, call.kwargs), call.key)
         try:
             return self.chain.run(k, states.flatten(0, 1), wide).unflatten(0, (count, num_samples))
-        except RuntimeError:
-            if self._batches:
+        except RuntimeError as error:
+            if count == 1 or (k, num_samples) in self._batches or isinstance(error, torch.OutOfMemoryError):
                 raise
             return None
 

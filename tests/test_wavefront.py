@@ -137,6 +137,25 @@ def test_options_run_one_by_one_where_vmap_cannot(caplog):
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "options", [[0, 3, 4, 5], [0, 1, 2]], ids=["one before several", "another block before"]
+)
+def test_a_block_that_mixes_samples_never_sees_several_options_as_one_batch(options):
+    class Mixing(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x / x.norm())
+
+    kinds = [*[torch.nn.Linear] * 3, Mixing, torch.nn.Linear]
+    model = torch.nn.Sequential(*[kind(4, 4) for kind in kinds]).double().eval().requires_grad_(False)
+    inputs = {"input": torch.randn(5, 4, dtype=torch.float64)}
+    variants = variants_of(model, inputs)
+    _, expected = outputs(WholeModel(model, variants), inputs, options)
+    engine = make_engine("auto", variants, inputs)
+    assert isinstance(engine, Wavefront)
+    _, found = outputs(engine, inputs, options)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_the_blocks_and_the_model_are_left_as_they_were():
     model, inputs = make("gpt2")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
