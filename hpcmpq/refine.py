@@ -73,10 +73,10 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
     )
     predicted_n = np.array([quadratic.predicted_loss(c) - quadratic.loss0 for c in points])
     measured_n = np.array([loss_N.mean() - loss0_N.mean() for loss_N in point_losses])
-    link = fit_link(predicted_n, measured_n)
     objective = objective_value(problem, quadratic, settings, choice_G)
     values = assignment_values(plan, quadratic, problem, choice_G, objective, solution["bound"])
     increase = values["predicted_loss"] - quadratic.loss0
+    link = fit_link(predicted_n, measured_n, increase)
     loss0 = float(loss0_N.mean())
     solution.update(
         values,
@@ -91,6 +91,7 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
             "link": {
                 "intercept": link.intercept,
                 "slope": link.slope,
+                "scale": "log" if link.logarithmic else "linear",
                 "loss0": loss0,
                 "predicted": predicted_n.tolist(),
                 "measured": measured_n.tolist(),

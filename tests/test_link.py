@@ -33,6 +33,22 @@ def test_intervals_cover_new_points():
     assert covered >= 0.85 * 300
 
 
+@pytest.mark.parametrize("wanted", [-0.02, 0.0, 0.03])
+def test_falling_losses_take_a_line(wanted):
+    random = np.random.default_rng(1)
+    x = np.linspace(-0.05, 0.05, 16)
+    link = fit_link(x, 0.01 + 0.5 * x + random.normal(0, 1e-3, 16), wanted)
+    low, high = link.interval(wanted)
+    assert link.measured(wanted) == pytest.approx(0.01 + 0.5 * wanted, abs=1e-3)
+    assert low < link.measured(wanted) < high < low + 0.01
+
+
+def test_a_predicted_fall_among_rises_takes_a_line():
+    x = np.geomspace(0.01, 1, 8)
+    assert fit_link(x, x, 0.1).logarithmic
+    assert fit_link(x, x, -0.1).measured(-0.1) == pytest.approx(-0.1)
+
+
 def test_too_few_points_are_refused():
     with pytest.raises(ValueError, match="at least 3"):
         fit_link(np.ones(2), np.ones(2))

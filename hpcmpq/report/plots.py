@@ -78,7 +78,10 @@ def _draw_link(findings: Findings, axes: Axes) -> list[tuple[float, float]]:
     )  # fmt: skip
     if "slope" in link:
         x_n = np.geomspace(min(x for x, _ in points), max(x for x, _ in points), 50)
-        y_n = np.exp(link["intercept"] + link["slope"] * np.log(x_n))
+        if link.get("scale") == "linear":
+            y_n = link["intercept"] + link["slope"] * x_n
+        else:
+            y_n = np.exp(link["intercept"] + link["slope"] * np.log(x_n))
         axes.plot(x_n, y_n, "--", color=THEME["muted"], linewidth=1, label="curve fitted to them")
     if expected is not None and findings.increase > 0:
         low, high = (end - link.get("loss0", 0.0) for end in expected)
