@@ -106,9 +106,9 @@ def _options_of(
     job: str, general: Mapping[str, str], special: Mapping[tuple[str, str], str], executor: str
 ) -> dict[str, str]:
     own = {key: value for (name, key), value in special.items() if name == job}
-    hidden = _GPU_KEYS if set(own) & set(_GPU_KEYS) else ()
+    hidden = _GPU_KEYS if _names_gpus(own) else ()
     options = {key: value for key, value in general.items() if job in KEYS[key] and key not in hidden}
-    if job in _ONE_GPU and set(general) & set(_GPU_KEYS) and not hidden:
+    if job in _ONE_GPU and _names_gpus(general) and not hidden:
         options["gpus"] = "1"
     options.update(own)
     if job == "evaluate" and not set(own) & set(_RANK_KEYS):
@@ -132,9 +132,9 @@ def one_rank_per_gpu(options: Mapping[str, str]) -> dict[str, str]:
         >>> one_rank_per_gpu({"nodes": "2", "gpus_per_node": "a100:4", "ntasks": "2"})
         {'nodes': '2', 'gpus_per_node': 'a100:4', 'ntasks_per_node': '4'}
     """
-    per_node = options.get("gpus_per_node") or options.get("gres")
-    if "gpus_per_task" in options or not (per_node or "gpus" in options):
+    if "gpus_per_task" in options or not _names_gpus(options):
         return dict(options)
+    per_node = options.get("gpus_per_node") or _gpus_in(options.get("gres", ""))
     others = {key: value for key, value in options.items() if key not in _RANK_KEYS}
     if per_node:
         return {**others, "ntasks_per_node": str(num_gpus(per_node))}
@@ -142,13 +142,20 @@ def one_rank_per_gpu(options: Mapping[str, str]) -> dict[str, str]:
 
 
 def num_gpus(text: str) -> int:
-    """GPUs that a value of --gpus, --gpus-per-node or --gres asks for.
+    """GPUs that a value of --gpus or --gpus-per-node, or the GPUs of one of --gres, ask for.
 
     Example:
-        >>> [num_gpus(text) for text in ("4", "a100:2,h100:1", "gpu:8(S:0-1),nvme:1", "gpu")]
+        >>> [num_gpus(text) for text in ("4", "a100:2,h100:1", "gpu:8(S:0-1)", "gpu")]
         [4, 3, 8, 1]
     """
     items = [item.partition("(")[0].split(":") for item in text.split(",")]
-    if any(item[0] == "gpu" for item in items):
-        items = [item for item in items if item[0] == "gpu"]
     return sum(int(item[-1]) if item[-1].isdigit() else 1 for item in items)
+
+
+def _names_gpus(options: Mapping[str, str]) -> bool:
+    return any(_gpus_in(value) if key == "gres" else key in _GPU_KEYS for key, value in options.items())
+
+
+def _gpus_in(gres: str) -> str:
+    """What of a value of --gres is GPUs; the rest is local disks and licences, say."""
+    return ",".join(item for item in gres.split(",") if item.partition(":")[0] == "gpu")

@@ -119,6 +119,15 @@ def test_evaluation_gets_a_rank_a_gpu_unless_told_otherwise():
     assert evaluation("gpus_per_task=1 ntasks=4") == {"gpus_per_task": "1", "ntasks": "4"}
     assert evaluation("gpus_per_node=4", "evaluate.ntasks=1 evaluate.gpus=1") == {"gpus": "1", "ntasks": "1"}
     assert one_rank_per_gpu({"gpus_per_node": "a100:2,h100:1"})["ntasks_per_node"] == "3"
+    assert evaluation("gres=lscratch:100,gpu:a100:2(S:0-1)")["ntasks_per_node"] == "2"
+
+
+def test_local_disks_are_no_gpus():
+    options = parse_settings(["gres=lscratch:100 nodes=2 ntasks_per_node=8"], "mpi").options
+    assert options["evaluate"] == {"gres": "lscratch:100", "nodes": "2", "ntasks_per_node": "8"}
+    assert options["finish"] == options["refine"] == {}
+    options = parse_settings(["gpus_per_node=4", "finish.gres=lscratch:100"], "mpi").options
+    assert options["finish"] == {"gres": "lscratch:100", "gpus": "1"}
 
 
 def test_a_site_file_takes_the_place_of_ours(tmp_path: Path):
