@@ -37,7 +37,7 @@ def test_a_chain_whose_evaluation_is_sharded_and_interrupted(cluster: dict[str, 
         output(["scancel", "--batch", "--signal=USR2", jobs["evaluate"]], cluster)
         toy.wait_for_job(jobs["evaluate"], "PENDING")
         assert toy.field(jobs["report"], "JobState") == "PENDING" and not toy.run.report_path.exists()
-        toy.scontrol("update", f"JobId={jobs['evaluate']}", "StartTime=now")
+        toy.start_again(jobs["evaluate"])
         toy.wait_for_job(jobs["report"], "COMPLETED", "CANCELLED", "FAILED")
         assert toy.field(jobs["report"], "JobState") == "COMPLETED", toy.log()
         assert toy.field(jobs["evaluate"], "Restarts") == "1"

@@ -100,7 +100,7 @@ def test_a_requeued_job_goes_on(new_toy: NewToy, local: dict[str, bytes]):
     toy.scontrol("requeue", job)
     toy.wait_for_job(job, "PENDING")
     assert 2 <= toy.num_done() < 32
-    toy.scontrol("update", f"JobId={job}", "StartTime=now")
+    toy.start_again(job)
     toy.wait_for_job(job, "COMPLETED")
     assert toy.field(job, "Restarts") == "1"
     assert toy.num_starts() == 2
