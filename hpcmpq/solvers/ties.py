@@ -77,8 +77,10 @@ def _tie_roots(problem: Problem) -> np.ndarray:
 def _merged_objective(
     problem: Problem, order: np.ndarray, starts: np.ndarray, offset_H: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """C and H of the merged options: EᵀHE with the terms inside a merged option moved into c."""
+    """c and H of the merged options: EᵀHE with the terms inside a merged option moved into c."""
     quad_PP, linear_P = problem.quad_PP, np.asarray(problem.linear_P, dtype=np.float64)
+    if quad_PP.strides == (0, 0) and quad_PP[0, 0] == 0.0:  # a view of one zero, which stays one
+        return np.add.reduceat(linear_P[order], starts), np.broadcast_to(0.0, (len(starts), len(starts)))
     if len(order) != len(linear_P) or (order != np.arange(len(order))).any():
         quad_PP, linear_P = quad_PP[np.ix_(order, order)], linear_P[order]
     if len(starts) != len(order):

@@ -9,6 +9,7 @@ from hpcmpq.problem import Budget, Cost, CostTerm, Problem
 from hpcmpq.solvers.compact import Compact
 from hpcmpq.solvers.integer import integer_costs, solve_linear
 from hpcmpq.solvers.presolve import cheapest_completion, presolve
+from hpcmpq.solvers.ties import merge_ties
 
 GROUP_P = np.repeat(np.arange(3), 3)
 
@@ -82,3 +83,17 @@ def test_integer_costs_err_on_the_side_that_is_asked_for():
     assert steps.sum() <= limit  # what fits still fits
     steps, limit = integer_costs(cost, float(cost.sum()) - 1e-13, 5, round_up=True)
     assert steps.sum() > limit  # what does not fit never does
+
+
+def test_no_objective_stays_a_view_where_groups_are_tied_and_options_forbidden():
+    # 12,000 options: a matrix of them would take more than a gigabyte.
+    linear_P, group_P = np.random.default_rng(0).random(12000), np.repeat(np.arange(4000), 3)
+    allowed_P = np.ones(12000, bool)
+    allowed_P[1] = False
+    ties = tuple((i, i + 1) for i in range(0, 4000, 2))
+    made = Problem(linear_P, np.broadcast_to(0.0, (12000, 12000)), group_P, (), allowed_P, ties)
+    compact = merge_ties(made)
+    assert isinstance(compact, Compact)
+    assert compact.quad_PP.shape == (5999, 5999) and compact.quad_PP.strides == (0, 0)
+    assert compact.quad_PP[0, 0] == 0.0
+    np.testing.assert_allclose(compact.linear_P[:2], [linear_P[0] + linear_P[3], linear_P[2] + linear_P[5]])
