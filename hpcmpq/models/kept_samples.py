@@ -3,6 +3,9 @@
 Workers read them from there: none tokenizes the whole text again, and none needs the text, or sees it changed.
 """
 
+from contextlib import suppress
+
+import torch
 from torch import Tensor
 
 from hpcmpq.errors import UserError
@@ -16,12 +19,20 @@ _INPUT, _TARGETS = "input.", "targets"
 
 
 def keep_samples(run: RunDir, samples: Samples) -> None:
-    """Write the samples; inputs as ``input.NAME``, targets as ``targets``, the rest as metadata."""
+    """Write the samples; inputs as ``input.NAME``, targets as ``targets``, the rest as metadata.
+
+    A file that holds them already stays as it is: workers map it, and where the file system is shared by nodes a
+    map ends with the file that it is of.
+    """
     from safetensors.torch import save_file
 
-    tensors = {_INPUT + name: tensor.contiguous() for name, tensor in samples.inputs.items()}
+    with suppress(UserError):  # damaged: written anew
+        if _identity(_read(run)) == _identity(samples):
+            return
+    # Copies, since tensors that share memory are refused, such as one that is given under two names.
+    tensors = {_INPUT + name: _copy(tensor) for name, tensor in samples.inputs.items()}
     if samples.targets is not None:
-        tensors[_TARGETS] = samples.targets.contiguous()
+        tensors[_TARGETS] = _copy(samples.targets)
     with replacing(run.file(NAME)) as attempt:
         save_file(tensors, attempt, {"labelled": str(int(samples.labelled)), "format_version": "1"})
 
@@ -32,25 +43,44 @@ def kept_samples(run: RunDir, plan: Plan) -> Samples | None:
     Raises:
         UserError: If the file is damaged or holds other samples.
     """
+    samples = _read(run)
+    if samples is None:
+        return None
+    facts: dict[str, object] = {"calibration.samples": content_hash(samples.content_hashes())}
+    if "calibration.targets" in plan.facts:
+        facts["calibration.targets"] = samples.targets_hash()
+    if any(plan.facts[name] != value for name, value in facts.items()):
+        raise UserError(f"{run.file(NAME)} holds other samples than the plan names; {_again(run)}")
+    return samples
+
+
+def _read(run: RunDir) -> Samples | None:
+    """What the file holds, mapped into memory; None where there is none."""
     from safetensors import SafetensorError, safe_open
 
     path = run.file(NAME)
     if not path.exists():
         return None
-    again = f"run `hpcmpq plan CONFIG --run-dir {run.path}` again"
     try:
         with safe_open(path, "pt") as file:
             labelled = file.metadata()["labelled"] == "1"
             names = list(file.keys())
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); {again}") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is damaged ({reason}); {_again(run)}") from None
     targets = tensors.pop(_TARGETS, None)
     inputs = {name.removeprefix(_INPUT): tensor for name, tensor in tensors.items()}
-    samples = Samples(inputs, targets, labelled)
-    facts: dict[str, object] = {"calibration.samples": content_hash(samples.content_hashes())}
-    if "calibration.targets" in plan.facts:
-        facts["calibration.targets"] = samples.targets_hash()
-    if any(plan.facts[name] != value for name, value in facts.items()):
-        raise UserError(f"{path} holds other samples than the plan names; {again}")
-    return samples
+    return Samples(inputs, targets, labelled)
+
+
+def _again(run: RunDir) -> str:
+    return f"run `hpcmpq plan CONFIG --run-dir {run.path}` again"
+
+
+def _identity(samples: Samples | None) -> tuple[list[str], str | None] | None:
+    return None if samples is None else (samples.content_hashes(), samples.targets_hash())
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)

@@ -9,6 +9,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.models.kept_samples import NAME, keep_samples, kept_samples
 from hpcmpq.models.samples import Samples
 from hpcmpq.plan import content_hash
+from hpcmpq.store import RunDir
 from tests.export.planned import llama, plan_run
 
 
@@ -26,6 +27,34 @@ def test_samples_come_back_as_they_were(tmp_path, targets, dtype):
     assert again.inputs["a"].dtype == dtype
     assert again.labelled == samples.labelled
     assert (again.targets is None) if targets is None else torch.equal(again.targets, targets)
+
+
+def test_tensors_may_share_memory(tmp_path):
+    run = RunDir(tmp_path)
+    all_NT = torch.arange(15).reshape(3, 5)
+    samples = Samples({"a": all_NT, "b": all_NT, "c": all_NT[:, 1:4]}, all_NT[:, 1:])
+    keep_samples(run, samples)
+    found = load_file(run.file(NAME))
+    assert found.keys() == {"input.a", "input.b", "input.c", "targets"}
+    assert all(torch.equal(found["input." + name], value) for name, value in samples.inputs.items())
+    assert torch.equal(found["targets"], all_NT[:, 1:])
+
+
+def test_a_file_that_workers_may_read_is_replaced_only_if_it_is_wrong(tmp_path):
+    run, file = RunDir(tmp_path), RunDir(tmp_path).file(NAME)
+    samples = Samples({"a": torch.arange(3)}, torch.arange(3), labelled=True)
+    keep_samples(run, samples)
+    before = file.stat().st_ino
+    keep_samples(run, samples)
+    assert file.stat().st_ino == before
+    for other in (Samples({"a": torch.arange(4)}), Samples(samples.inputs, samples.targets, labelled=False)):
+        keep_samples(run, other)
+        keep_samples(run, samples)
+        assert torch.equal(load_file(file)["input.a"], torch.arange(3))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-8])
+    keep_samples(run, samples)
+    assert file.read_bytes() == whole
 
 
 def test_workers_need_no_text(tmp_path):
