@@ -18,7 +18,7 @@ from tests.synthetic_run import write_run
 
 pytestmark = pytest.mark.browser
 pytest.importorskip("playwright", reason="Playwright, of the extra test, drives the browser")
-from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
+from playwright.sync_api import Browser, Error, Page, sync_playwright  # noqa: E402
 
 WIDE, PHONE = {"width": 1200, "height": 900}, {"width": 360, "height": 740}
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -43,10 +43,15 @@ OVERLAPPING = """() => [...document.querySelectorAll('figure svg')].flatMap(svg 
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         own = playwright.chromium.executable_path
-        found = next(filter(None, map(shutil.which, NAMES)), own if os.path.exists(own) else None)
+        found = own if os.path.exists(own) else next(filter(None, map(shutil.which, NAMES)), None)
         if found is None:
             pytest.skip("no Chromium here; install one, or run `playwright install chromium`")
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            browser = playwright.chromium.launch(
+                executable_path=found, args=["--no-sandbox", "--disable-gpu"]
+            )
+        except Error as error:  # some distributions put a script there that says how to install it
+            pytest.skip(f"{found} does not start: {str(error).splitlines()[0]}")
         yield browser
         browser.close()
 
