@@ -17,8 +17,7 @@ from hpcmpq.config import ModelConfig, parse_config
 from hpcmpq.errors import IncompleteCalibration
 from hpcmpq.executors import Executor, UnitOutcome, Worker
 from hpcmpq.features import Features, gram, to_columns
-from hpcmpq.models.calibration import load_splits
-from hpcmpq.models.kept_samples import kept_samples
+from hpcmpq.models.kept_samples import kept_samples, planned_splits
 from hpcmpq.models.load import forward, load_model, pick_device
 from hpcmpq.models.samples import Samples
 from hpcmpq.models.streaming import load_streamed
@@ -117,7 +116,7 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
     device = pick_device(source.device)
     samples = kept_samples(run, plan)
     if samples is None:
-        samples = load_splits(config, plan.import_paths).calibration
+        samples = planned_splits(config, plan).calibration
     samples = samples.to(device)
     with torch.no_grad():
         num_outputs = forward(model, samples[:1].inputs).shape[-1]

@@ -14,7 +14,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.formulate import make_problem, uniform_choices
 from hpcmpq.link import fit_link
 from hpcmpq.measure import Comparison
-from hpcmpq.models.calibration import load_splits
+from hpcmpq.models.kept_samples import planned_splits
 from hpcmpq.models.load import load_model
 from hpcmpq.models.samples import Samples
 from hpcmpq.quadratic import QuadraticModel
@@ -35,7 +35,7 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
     (the link at the predicted loss), and `refine`: evaluations, history of moves and the points of the link.
 
     Raises:
-        UserError: If nothing is solved yet, or there are no held-out samples.
+        UserError: If nothing is solved yet, there are no held-out samples, or the data have changed.
     """
     plan = read_plan(run)
     config = parse_config(plan.config, "plan.json")
@@ -44,7 +44,7 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
     settings = settings_of(plan, **solution["solver"])
     problem = make_problem(plan, quadratic, solution["budgets"], settings)
     model = load_model(config.model, import_paths=plan.import_paths)
-    splits = load_splits(config, plan.import_paths)
+    splits = planned_splits(config, plan)
     if not len(splits.held_out):
         raise UserError("refine needs held-out samples: set calibration.held_out above 0 and plan again")
     variants = open_variants(run, plan, model)

@@ -15,7 +15,7 @@ from hpcmpq.evaluate.rounds import chunks_of, measure, measure_whole, whole_chun
 from hpcmpq.evaluate.summary import summarise
 from hpcmpq.evaluate.tasks import make_task
 from hpcmpq.measure import metric_names
-from hpcmpq.models.calibration import load_splits
+from hpcmpq.models.kept_samples import planned_splits
 from hpcmpq.plan import Plan, content_hash
 from hpcmpq.store import RunDir, read_json, read_plan, write_json
 from hpcmpq.world import ALONE, World
@@ -114,9 +114,9 @@ def make_data(plan: Plan, config: Config) -> DataPart:
     """The config's evaluation samples.
 
     Raises:
-        UserError: If none is left.
+        UserError: If none is left, or the data have changed since planning.
     """
-    samples = load_splits(config, plan.import_paths).evaluation
+    samples = planned_splits(config, plan).evaluation
     if not len(samples):
         raise UserError(
             "no evaluation sample is left: lower calibration.num_samples or held_out, or set evaluation.data"

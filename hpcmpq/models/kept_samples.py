@@ -1,6 +1,7 @@
 """Calibration samples in RUN/samples.safetensors, as `hpcmpq plan` chose them.
 
 Workers read them from there: none tokenizes the whole text again, and none needs the text, or sees it changed.
+Stages that need the other samples too split the data again.
 """
 
 from contextlib import suppress
@@ -8,8 +9,10 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
+from hpcmpq.config import Config
 from hpcmpq.errors import UserError
-from hpcmpq.models.samples import Samples
+from hpcmpq.models.calibration import load_splits
+from hpcmpq.models.samples import Samples, Splits
 from hpcmpq.plan import Plan, content_hash
 from hpcmpq.store import RunDir
 from hpcmpq.whole_files import replacing
@@ -46,12 +49,31 @@ def kept_samples(run: RunDir, plan: Plan) -> Samples | None:
     samples = _read(run)
     if samples is None:
         return None
+    if not _are_planned(samples, plan):
+        raise UserError(f"{run.file(NAME)} holds other samples than the plan names; {_again(run)}")
+    return samples
+
+
+def planned_splits(config: Config, plan: Plan) -> Splits:
+    """Calibration, held-out and evaluation samples from the data, which must still be those of the plan.
+
+    Raises:
+        UserError: If the data have changed: the samples to evaluate on might be some that were calibrated on.
+    """
+    splits = load_splits(config, plan.import_paths)
+    if not _are_planned(splits.calibration, plan):
+        raise UserError(
+            f"{config.calibration.data} gives other calibration samples than the run was planned with; "
+            "restore it, or use a new run directory"
+        )
+    return splits
+
+
+def _are_planned(samples: Samples, plan: Plan) -> bool:
     facts: dict[str, object] = {"calibration.samples": content_hash(samples.content_hashes())}
     if "calibration.targets" in plan.facts:
         facts["calibration.targets"] = samples.targets_hash()
-    if any(plan.facts[name] != value for name, value in facts.items()):
-        raise UserError(f"{run.file(NAME)} holds other samples than the plan names; {_again(run)}")
-    return samples
+    return all(plan.facts[name] == value for name, value in facts.items())
 
 
 def _read(run: RunDir) -> Samples | None:

@@ -5,7 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hpcmpq.calibrate import make_worker
+from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
+from hpcmpq.evaluate.stage import make_data
 from hpcmpq.models.kept_samples import NAME, keep_samples, kept_samples
 from hpcmpq.models.samples import Samples
 from hpcmpq.plan import content_hash
@@ -65,6 +67,21 @@ def test_workers_need_no_text(tmp_path):
     run.shard_path(plan.units[0].id).unlink()
     make_worker(run)(plan.units[0])
     assert run.shard_path(plan.units[0].id).read_bytes() == first
+
+
+def test_changed_data_are_not_split_again(tmp_path):
+    run, plan = plan_run(tmp_path, llama(), formats=["int4"])
+    config = parse_config(plan.config, "plan.json")
+    assert len(make_data(plan, config).samples)
+    text = tmp_path / "text.txt"
+    text.write_text(text.read_text()[1:])
+    with pytest.raises(
+        UserError, match="gives other calibration samples than the run was planned with; restore"
+    ):
+        make_data(plan, config)
+    run.file(NAME).unlink()  # as planned before there was one
+    with pytest.raises(UserError, match="gives other calibration samples"):
+        make_worker(run)
 
 
 def test_other_samples_and_damage_are_refused(tmp_path):
