@@ -5,7 +5,6 @@ model = calibrated("configs/quickstart.yaml", method="secant").quadratic
 
 import dataclasses
 import multiprocessing
-import resource
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from bench.results import ROOT
 from hpcmpq.calibrate import calibrate
 from hpcmpq.config import Config, read_config
 from hpcmpq.errors import PlanMismatch
+from hpcmpq.evaluate.memory import peak_bytes
 from hpcmpq.executors import UnitOutcome, Worker
 from hpcmpq.measure import Comparison
 from hpcmpq.models.calibration import load_splits
@@ -162,5 +162,4 @@ def _work(
             worker(unit)
         except Exception as failure:  # reported, and calibrate raises
             error = f"{type(failure).__name__}: {failure}"
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        sender.send((UnitOutcome(unit, time.process_time() - start, error), peak_bytes))
+        sender.send((UnitOutcome(unit, time.process_time() - start, error), peak_bytes(torch.device("cpu"))))

@@ -13,6 +13,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 2**25
 """glibc's largest threshold: larger blocks go back to the system, so what is kept stays small."""
 
+_RETURNED_BYTES = 2**20
+
 _LARGEST_INT = 2**31 - 1
 
 
@@ -22,10 +24,22 @@ def keep_freed_memory() -> None:
     Every pass of a worker allocates and frees the same tensors. Memory handed back to the system is zeroed and
     mapped page by page when it is asked for again. Other C libraries are left alone.
     """
+    _mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+    _mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
+
+
+def return_freed_memory() -> None:
+    """Make glibc's malloc hand blocks of a mebibyte and more back as soon as they are freed.
+
+    glibc raises its limit when such blocks are freed, so that gathered layers would pile up: two ranks of a model of
+    219 MB took 320 MB each instead of 170 MB. Other C libraries are left alone.
+    """
+    _mallopt(_M_MMAP_THRESHOLD, _RETURNED_BYTES)
+
+
+def _mallopt(parameter: int, value: int) -> None:
     if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
+        ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def large_empty(shape: tuple[int, ...], like: Tensor) -> Tensor:

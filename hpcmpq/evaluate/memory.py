@@ -1,23 +1,9 @@
 """How much memory this process takes: of the GPU what torch allocated, of a CPU what the system gave."""
 
-import contextlib
-import ctypes
 import resource
 from pathlib import Path
 
 import torch
-
-_M_MMAP_THRESHOLD, _LARGE = -3, 2**20
-
-
-def return_freed_memory() -> None:
-    """Let the C library hand large blocks back as soon as they are freed, rather than keep them for later.
-
-    glibc raises its limit when such blocks are freed, so that gathered layers would pile up: two ranks of a model of
-    219 MB took 320 MB each instead of 170 MB. Other C libraries are left as they are.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def live_bytes(device: torch.device) -> int:
@@ -30,7 +16,8 @@ def live_bytes(device: torch.device) -> int:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most that was taken at once."""
+    """The most that was taken at once, by this process: `ru_maxrss` begins with what its parent held at the fork."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    [line] = [s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024

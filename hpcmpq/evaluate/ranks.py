@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hpcmpq.allocator import return_freed_memory
 from hpcmpq.config import Config
 from hpcmpq.errors import UserError
-from hpcmpq.evaluate.memory import return_freed_memory
 from hpcmpq.models.load import pick_device, quiet_transformers
 from hpcmpq.world import World, meeting_point
 
