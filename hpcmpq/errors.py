@@ -23,8 +23,11 @@ class Infeasible(Exception):
     """No assignment meets the budgets: exit status 3. The message says the smallest reachable value."""
 
 
-class Interrupted(Exception):
-    """Stopped by a signal with everything finished so far on disk: exit status 75, same command goes on."""
+class Interrupted(BaseException):
+    """Stopped by a signal with everything finished so far on disk: exit status 75, same command goes on.
+
+    Like `KeyboardInterrupt` no `Exception`: a signal may come where the failures of a user's code are caught.
+    """
 
     def __str__(self) -> str:
         return f"interrupted ({super().__str__()}); run the same command to go on"

@@ -222,6 +222,20 @@ def test_what_a_model_prints_is_not_in_the_document(
     assert "hello" in document.err and "from below" in document.err
 
 
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_signal_while_a_model_loads_is_no_failure_of_the_model(
+    call: Call, tmp_path: Path, flags: list[str]
+):
+    (tmp_path / "signalled.py").write_text(
+        "import signal\ndef model():\n    signal.raise_signal(signal.SIGUSR2)\n"
+    )
+    text = write_config(tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("tests.executors.tiny_model:model", "signalled:model"))
+    ended = call("plan", tmp_path / "config.yaml", "--run-dir", tmp_path / "run", *flags)
+    assert ended.status == 75
+    assert "interrupted (SIGUSR2); run the same command" in ended.err
+
+
 def test_what_is_still_in_a_buffer_is_not_in_the_document():
     code = (
         "import ctypes, sys\nfrom hpcmpq.cli.document import described\nkept = sys.stdout\n"
