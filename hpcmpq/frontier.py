@@ -75,6 +75,7 @@ def frontier(
         "cost": cost,
         "unit": priced.unit,
         "other_budgets": dict(other_budgets),
+        "solver": plan.config["solver"],
         "points": points,
         "uniform": {
             name: {

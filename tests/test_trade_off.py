@@ -43,6 +43,17 @@ def test_a_frontier_that_is_there_is_kept(run: RunDir):
     assert run.frontier_path.read_bytes() == before
 
 
+def test_a_frontier_of_other_solver_settings_is_solved_again(run: RunDir):
+    frontier(run.path, "weight_bits", 3.0, 4.0, 1.0, time_limit=0.5)
+    plan = json.loads(run.plan_path.read_text())
+    plan["config"]["solver"]["drop_cross_terms"] = True
+    run.plan_path.write_text(json.dumps(plan))
+    coarse_frontier(run.path)
+    values = json.loads(run.frontier_path.read_text())
+    assert values["solver"]["drop_cross_terms"] is True
+    assert len(values["points"]) > 2
+
+
 def test_without_two_uniform_sizes_it_is_skipped_and_a_range_is_asked_for(tmp_path: Path, capsys):
     run = write_other_run(tmp_path / "run", {"first": None, "second": None}, ("int4",))
     coarse_frontier(run.path)
