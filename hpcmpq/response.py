@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 OPTIONS_PER_PASS = 8
 """Options that one pass through a block runs together by default."""
 
-OPTIONS_PER_WAVE = 56
-"""Options whose states are held at once by default, when the model is in memory."""
+OPTIONS_PER_WAVE = 8
+"""Options whose states are held at once by default, when the model is in memory: few, so that caches hold them."""
 
 
 class Engine(Protocol):
