@@ -56,7 +56,8 @@ def test_a_file_that_workers_may_read_is_replaced_only_if_it_is_wrong(tmp_path):
     whole = file.read_bytes()
     file.write_bytes(whole[:-8])
     keep_samples(run, samples)
-    assert file.read_bytes() == whole
+    assert file.stat().st_size == len(whole)  # metadata come in any order
+    assert torch.equal(load_file(file)["input.a"], torch.arange(3))
 
 
 def test_workers_need_no_text(tmp_path):
