@@ -43,6 +43,16 @@ def test_a_frontier_that_is_there_is_kept(run: RunDir):
     assert run.frontier_path.read_bytes() == before
 
 
+def test_a_frontier_under_several_budgets_is_kept_too(run: RunDir):
+    plan = json.loads(run.plan_path.read_text())
+    plan["config"]["budgets"]["average_bits"] = 7.0
+    run.plan_path.write_text(json.dumps(plan))
+    coarse_frontier(run.path)
+    before = run.frontier_path.stat().st_ino
+    coarse_frontier(run.path)
+    assert run.frontier_path.stat().st_ino == before
+
+
 def test_a_frontier_of_other_solver_settings_is_solved_again(run: RunDir):
     frontier(run.path, "weight_bits", 3.0, 4.0, 1.0, time_limit=0.5)
     plan = json.loads(run.plan_path.read_text())

@@ -73,18 +73,12 @@ def frontier(
 
 
 def coarse_frontier(run_dir: Path) -> None:
-    """A few points over the whole range for the report, unless there is a frontier of the same problem already."""
+    """A few points over the whole range for the report, unless there is one of this plan and these solver settings."""
     run = RunDir(run_dir)
     plan = read_plan(run)
     if run.frontier_path.exists():
         known = read_json(run.frontier_path, f"hpcmpq frontier {run_dir}")
-        others = {name: limit for name, limit in plan.config["budgets"].items() if name != known.get("cost")}
-        wanted = {
-            "fingerprint": plan.fingerprint,
-            "solver": plan.config["solver"],
-            "other_budgets": others,
-        }
-        if all(known.get(name) == value for name, value in wanted.items()):
+        if (known.get("fingerprint"), known.get("solver")) == (plan.fingerprint, plan.config["solver"]):
             return
     from hpcmpq.frontier import uniform_range
 
