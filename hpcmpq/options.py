@@ -4,19 +4,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.models import ArgumentInfo
 
 from hpcmpq import completion
 from hpcmpq.export import EXPORTERS
 
-Run = Annotated[
-    Path,
-    typer.Argument(
-        metavar="RUN",
-        help="The run directory.",
+
+def _run_argument(metavar: str, help_text: str) -> ArgumentInfo:
+    return typer.Argument(
+        metavar=metavar,
+        help=help_text,
         show_default=False,
         autocompletion=completion.run_directories,
-    ),
-]
+    )
+
+
+Run = Annotated[Path, _run_argument("RUN", "The run directory.")]
 ConfigPath = Annotated[
     Path,
     typer.Argument(
@@ -133,18 +136,5 @@ DataFile = Annotated[
     str | None,
     typer.Option("--data", metavar="FILE", help="Calibration data: text, JSONL with a field text, or .npy."),
 ]
-FirstRun = Annotated[
-    Path,
-    typer.Argument(
-        metavar="RUN_A",
-        help="A run directory.",
-        show_default=False,
-        autocompletion=completion.run_directories,
-    ),
-]
-SecondRun = Annotated[
-    Path,
-    typer.Argument(
-        metavar="RUN_B", help="Another one.", show_default=False, autocompletion=completion.run_directories
-    ),
-]
+FirstRun = Annotated[Path, _run_argument("RUN_A", "A run directory.")]
+SecondRun = Annotated[Path, _run_argument("RUN_B", "Another one.")]
