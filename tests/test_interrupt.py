@@ -48,20 +48,20 @@ def test_sigkill_at_random_moments_loses_nothing_and_leaves_nothing(reference, t
     assert result(run_dir) == reference("secant")
 
 
-def test_signal_to_all_processes_ends_with_75_and_leaves_nothing(reference, tmp_path):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR2"])
+def test_signal_to_all_processes_ends_with_75_and_leaves_nothing(name, reference, tmp_path):
     run_dir = plan_run(tmp_path)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR2"):
-        shards_before = num_shards(run_dir)
-        with start(run_dir, 0.3) as command:
-            wait_until(lambda before=shards_before: num_shards(run_dir) > before, "a shard is added")
-            os.killpg(command.process.pid, signal.Signals[name])
-            status, output = command.end()
-        assert status == 75, output
-        assert [line for line in output.splitlines() if line.startswith("hpcmpq: ")] == [
-            f"hpcmpq: interrupted ({name}); run the same command to go on"
-        ]
-        assert "Traceback" not in output and "trying again" not in output
-    assert 3 <= num_shards(run_dir) < 9
+    with start(run_dir, 1.0) as command:
+        wait_until(lambda: num_shards(run_dir) >= 1, "a shard is there")
+        os.killpg(command.process.pid, signal.Signals[name])
+        status, output = command.end()
+    assert status == 75, output
+    assert [line for line in output.splitlines() if line.startswith("hpcmpq: ")] == [
+        f"hpcmpq: interrupted ({name}); run the same command to go on"
+    ]
+    assert "Traceback" not in output and "trying again" not in output
+    # A worker writes the three units of four samples together: two workers have at most six.
+    assert 1 <= num_shards(run_dir) <= 6
     calibrate(run_dir, num_workers=2)
     assert result(run_dir) == reference("secant")
 
@@ -78,7 +78,7 @@ def test_signal_while_the_model_loads_ends_with_75(tmp_path):
 @pytest.mark.parametrize("executor", [pytest.param("mpi", marks=MARKS["mpi"])])
 def test_signal_to_an_mpi_job_abandons_its_units_and_goes_on(executor, reference, tmp_path):
     run_dir = plan_run(tmp_path)
-    with mpich_memory_freed(), start(run_dir, 0.3, executor) as command:
+    with mpich_memory_freed(), start(run_dir, 1.0, executor) as command:
         wait_until(lambda: num_shards(run_dir) >= 1, "a shard is there")
         os.kill(command.process.pid, signal.SIGTERM)  # mpiexec passes it on to all ranks
         status, output = command.end()
