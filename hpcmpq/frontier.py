@@ -2,7 +2,8 @@
 
 Points are solved from the tightest budget to the loosest; each starts from the previous solution, which stays
 feasible. Neighbours help each other without further work: a solution within a smaller budget is one within a
-larger, and a bound for a larger budget is one for a smaller.
+larger, and a bound for a larger budget is one for a smaller. Solved points are kept until all are there, so that
+an interrupted frontier goes on where it was.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from hpcmpq.plan import Plan
 from hpcmpq.problem import Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solve import find_solution, objective_value
+from hpcmpq.solved_points import SolvedPoints, open_points, remove_points
 from hpcmpq.store import RunDir, read_plan, read_quadratic, write_json
 
 
@@ -29,6 +31,8 @@ def frontier(
     on_point: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Solve for every limit on `cost` and write `frontier.json`; returns its values.
+
+    Interrupted, it leaves the solved points in RUN/frontier, and the same call goes on.
 
     Args:
         run: A reduced run directory.
@@ -47,7 +51,8 @@ def frontier(
     problems = [
         make_problem(plan, model, {**other_budgets, cost: float(limit)}, settings) for limit in limits
     ]
-    solutions = sweep(problems, model, settings, on_point)
+    points_on_disk = open_points(run, problems, model, settings)
+    solutions = sweep(problems, model, settings, on_point, points_on_disk)
     points = []
     for limit, problem, solution in zip(limits, problems, solutions, strict=True):
         if solution.choice_G is None:
@@ -68,6 +73,7 @@ def frontier(
             }
         )
     if not points:
+        remove_points(run)
         raise Infeasible(f"no limit on {cost} up to {limits[-1]:g} can be met: {solutions[-1].detail}")
     priced = plan_costs(plan)[cost]
     values = {
@@ -88,6 +94,7 @@ def frontier(
         "fingerprint": plan.fingerprint,
     }
     write_json(run.frontier_path, values)
+    remove_points(run)
     return values
 
 
@@ -109,16 +116,19 @@ def sweep(
     model: QuadraticModel,
     settings: SolverConfig,
     on_point: Callable[[int, int], None],
+    kept: SolvedPoints,
 ) -> list[Solution]:
-    """Solve problems whose feasible sets grow, sharing solutions upwards and bounds downwards."""
+    """Solve problems whose feasible sets grow, sharing solutions upwards and bounds downwards.
+
+    Solutions are taken from `kept` as far as they are there, and stored there.
+    """
     solutions: list[Solution] = []
     hint_G: np.ndarray | None = None
     for place, problem in enumerate(problems):
-        solution = find_solution(problem, model, settings, hint_G)
-        if hint_G is not None:
-            objective = objective_value(problem, model, settings, hint_G)
-            if solution.objective is None or objective < solution.objective:
-                solution = _with(solution, hint_G, problem, objective, solution.bound)
+        stored = kept.read(place, problem)
+        solution = _solve_from(hint_G, problem, model, settings) if stored is None else stored
+        if stored is None:
+            kept.write(place, solution)
         hint_G = solution.choice_G if solution.choice_G is not None else hint_G
         solutions.append(solution)
         on_point(place + 1, len(problems))
@@ -131,6 +141,18 @@ def sweep(
             objective = objective_value(problems[place], model, settings, solution.choice_G)
             solutions[place] = _with(solution, solution.choice_G, problems[place], objective, bound)
     return solutions
+
+
+def _solve_from(
+    hint_G: np.ndarray | None, problem: Problem, model: QuadraticModel, settings: SolverConfig
+) -> Solution:
+    """What the solver finds, or the solution of a smaller budget if that is better."""
+    solution = find_solution(problem, model, settings, hint_G)
+    if hint_G is not None:
+        objective = objective_value(problem, model, settings, hint_G)
+        if solution.objective is None or objective < solution.objective:
+            return _with(solution, hint_G, problem, objective, solution.bound)
+    return solution
 
 
 def _with(

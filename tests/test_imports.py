@@ -28,7 +28,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("costs",),
     # The solve path: numpy, h5py and ortools. It runs on a laptop without torch.
     ("store", "solvers", "executors"),
-    ("shrinkage", "constraints", "descent", "link"),
+    ("shrinkage", "constraints", "descent", "link", "solved_points"),
     ("formulate",),
     ("solve", "solvable"),
     ("frontier", "time_gain"),

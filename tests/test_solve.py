@@ -13,6 +13,7 @@ from hpcmpq.formulate import make_problem, plan_costs, uniform_choices
 from hpcmpq.frontier import frontier, sweep
 from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.solve import parse_budget, solve
+from hpcmpq.solved_points import SolvedPoints
 from hpcmpq.solvers.robust import robust_value
 from hpcmpq.store import read_json, read_quadratic, write_quadratic
 from tests.synthetic_run import synthetic_model, synthetic_plan, write_run
@@ -145,7 +146,7 @@ def test_the_frontier_falls_and_its_bounds_hold(run):
     assert objectives[-1] <= values["uniform"]["int8"]["predicted_loss"] * (1 + 1e-9)
 
 
-def test_points_of_a_frontier_lend_solutions_upwards_and_bounds_downwards(monkeypatch):
+def test_points_of_a_frontier_lend_solutions_upwards_and_bounds_downwards(monkeypatch, tmp_path):
     found = iter(
         [(0, 0.4), (2, 0.9), (1, 0.1)]
     )  # of rising limits: option chosen, its loss being 3, 2, 1; bound
@@ -157,7 +158,9 @@ def test_points_of_a_frontier_lend_solutions_upwards_and_bounds_downwards(monkey
 
     monkeypatch.setattr("hpcmpq.frontier.find_solution", find)
     problem = Problem(np.array([3.0, 2.0, 1.0]), np.zeros((3, 3)), np.zeros(3, dtype=np.int64))
-    points = sweep([problem] * 3, synthetic_model(), SolverConfig(), lambda done, total: None)
+    points = sweep(
+        [problem] * 3, synthetic_model(), SolverConfig(), lambda done, total: None, SolvedPoints(tmp_path)
+    )
     assert [point.objective for point in points] == [3.0, 1.0, 1.0]
     assert [point.bound for point in points] == [0.9, 0.9, 0.1]
 

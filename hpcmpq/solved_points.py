@@ -1,0 +1,108 @@
+"""Points of a frontier that is being solved, RUN/frontier/<content>/<place>.npz, until all are there.
+
+The name existing is the only "done" mark; a file is written beside its name, fsynced and renamed. `<content>`
+hashes all that a point depends on, so that what an interrupted frontier of other limits, settings or
+measurements left is no use.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from hpcmpq.config import SolverConfig
+from hpcmpq.problem import Problem, Solution, Termination
+from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.store import RunDir
+from hpcmpq.whole_files import remove_abandoned, replacing
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SolvedPoints:
+    """The files of one frontier."""
+
+    directory: Path
+
+    def write(self, place: int, solution: Solution) -> None:
+        """Store the solution of the problem at a place, its costs aside, which follow from its choice."""
+        values: dict[str, object] = {
+            "choice": solution.choice_G,
+            "objective": solution.objective,
+            "bound": solution.bound,
+            "seconds": solution.seconds,
+            "termination": solution.termination.value,
+            "detail": solution.detail,
+        }
+        arrays = {name: np.array(value) for name, value in values.items() if value is not None}
+        with replacing(self._path(place)) as attempt, attempt.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    def read(self, place: int, problem: Problem) -> Solution | None:
+        """The stored solution of a problem, or None if it is not solved yet; a damaged file is removed."""
+        path = self._path(place)
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                values = {name: file[name] for name in file.files}
+            choice_G = values.get("choice")
+            return Solution(
+                termination=Termination(str(values["termination"])),
+                choice_G=choice_G,
+                objective=float(values["objective"]) if "objective" in values else None,
+                bound=float(values["bound"]) if "bound" in values else None,
+                costs={}
+                if choice_G is None
+                else {b.cost.name: b.cost.value(choice_G, problem.offset_G) for b in problem.budgets},
+                seconds=float(values["seconds"]),
+                detail=str(values["detail"]),
+            )
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            log.warning("%s is damaged (%s); solving it anew", path, error)
+            path.unlink()
+            return None
+
+    def _path(self, place: int) -> Path:
+        return self.directory / f"{place:04d}.npz"
+
+
+def open_points(
+    run: RunDir, problems: Sequence[Problem], model: QuadraticModel, settings: SolverConfig
+) -> SolvedPoints:
+    """The points of the frontier over these problems, perhaps of an earlier process."""
+    directory = run.file("frontier") / content_of(problems, model, settings)[:16]
+    directory.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(directory)
+    return SolvedPoints(directory)
+
+
+def remove_points(run: RunDir) -> None:
+    """Remove the points of a frontier that is finished, and of those before it."""
+    shutil.rmtree(run.file("frontier"), ignore_errors=True)
+
+
+def content_of(problems: Sequence[Problem], model: QuadraticModel, settings: SolverConfig) -> str:
+    """SHA-256 of problems that differ in the limits of their budgets alone, and of how they are solved."""
+    problem = problems[0]
+    terms = [[list(term.groups) for term in budget.cost.terms] for budget in problem.budgets]
+    limits = [[budget.limit for budget in each.budgets] for each in problems]
+    names = [budget.cost.name for budget in problem.budgets]
+    plain = [dataclasses.asdict(settings), names, terms, limits, problem.ties, problem.constant]
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    arrays = [problem.linear_P, problem.quad_PP, problem.group_P, model.batch_linear_BP, model.batch_quad_BPP]
+    arrays += [] if problem.allowed_P is None else [problem.allowed_P]
+    for budget in problem.budgets:
+        arrays += [np.array(budget.cost.constant), budget.cost.linear_P]
+        arrays += [term.table for term in budget.cost.terms]
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
