@@ -2,6 +2,9 @@
 
 EXIT_BAD_INPUT, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 2, 3, 75
 
+EXIT_UNREAD = 141
+"""Nobody reads the output any more, as after `| head`: what shells say of a program that SIGPIPE ended."""
+
 
 class UserError(Exception):
     """Bad input: the command line prints the message without a traceback and exits with 2."""
@@ -15,7 +18,11 @@ class IncompleteCalibration(UserError):
     """Work units are missing; `hpcmpq calibrate` finishes them."""
 
 
-class CorruptShard(UserError):
+class DamagedFile(UserError):
+    """A file in the run directory is not what was written there; the command in the message writes it anew."""
+
+
+class CorruptShard(DamagedFile):
     """A shard's checksum or shape is wrong; `hpcmpq calibrate` recomputes it."""
 
 

@@ -1,6 +1,7 @@
 """What every command promises: an example in its help, --json that is one document, --quiet that is silence."""
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from hpcmpq.errors import Interrupted
 from hpcmpq.store import RunDir
 from tests.executors.launch import ROOT, environment
 from tests.executors.tiny_model import write_config
+from tests.synthetic_run import write_run
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
@@ -253,3 +255,42 @@ def test_what_is_still_in_a_buffer_is_not_in_the_document():
     )
     assert json.loads(ended.stdout) == {"answer": 1}
     assert "kept" in ended.stderr and "buffered" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("compare RUN RUN --json", 141),
+        ("compare RUN RUN", 141),
+        ("compare --help", 141),
+        ("compare RUN /nowhere --json", 2),
+    ],
+)
+def test_output_that_nobody_reads_ends_quietly(words: str, status: int, tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "hpcmpq", *words.replace("RUN", str(run.path)).split()],
+            cwd=ROOT,
+            env=environment(),
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert ended.returncode == status, ended.stderr
+    assert "Traceback" not in ended.stderr and "Broken" not in ended.stderr
+
+
+def test_a_broken_pipe_to_a_worker_is_a_bug_of_ours(call: Call, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("hpcmpq.cli.desk.examine", broken)
+    for flags in ([], ["--json"]):
+        with pytest.raises(BrokenPipeError):
+            call("doctor", *flags)

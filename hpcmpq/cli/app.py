@@ -1,6 +1,8 @@
 """The command `hpcmpq` itself: its options, its signals, its exit status."""
 
 import logging
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -10,7 +12,7 @@ import typer
 
 from hpcmpq import __version__, console
 from hpcmpq.cli.document import Reported, described, print_error, status_of
-from hpcmpq.errors import Infeasible, Interrupted, UserError
+from hpcmpq.errors import EXIT_UNREAD, Infeasible, Interrupted, UserError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -61,7 +63,38 @@ def _options(
 
 
 def main() -> None:
-    """Entry point: exit status 0 done, 2 bad input, 3 infeasible, 75 interrupted and resumable."""
+    """Entry point: exit status 0 done, 2 bad input, 3 infeasible, 75 interrupted and resumable, 141 unread."""
+    try:
+        status = _run()
+        print(end="", flush=True)  # an output that was never open is none
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        status = EXIT_UNREAD
+    except SystemExit as ended:
+        # The parser and rich turn every broken pipe into status 1, also one between us and a worker.
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        if not _is_unread():
+            raise ended.__context__ from None
+        status = EXIT_UNREAD
+    if status == EXIT_UNREAD:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still flushes on its way out
+    sys.exit(status)
+
+
+def _is_unread() -> bool:
+    """Whether an output is a pipe that nobody reads, or was: rich puts the null device in its place."""
+    outputs = select.poll()
+    for descriptor in (1, 2):
+        outputs.register(descriptor, select.POLLOUT)
+    broken = any(events & select.POLLERR for _, events in outputs.poll(0))
+    nowhere = os.stat(os.devnull).st_rdev
+    return broken or any(os.fstat(descriptor).st_rdev == nowhere for descriptor in (1, 2))
+
+
+def _run() -> int:
+    """Run the command; its exit status."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _interrupt)
     as_json = "--json" in sys.argv[1:]
@@ -71,7 +104,7 @@ def main() -> None:
         print(f"hpcmpq: {error}", file=sys.stderr)
         if as_json:
             print_error(error, str(error))
-        sys.exit(status_of(error))
+        return status_of(error)
     except Exception as error:
         message = getattr(error, "format_message", error.__str__)()
         if as_json:
@@ -79,5 +112,5 @@ def main() -> None:
         if not hasattr(error, "format_message"):
             raise  # a bug of ours: traceback and status 1
         print(f"hpcmpq: {message}", file=sys.stderr)
-        sys.exit(status_of(error))
-    sys.exit(status if isinstance(status, int) else 0)
+        return status_of(error)
+    return status if isinstance(status, int) else 0
