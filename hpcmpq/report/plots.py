@@ -21,8 +21,8 @@ def all_figures(findings: Findings) -> dict[str, Figure]:
     """Every figure that the artefacts allow, by file name."""
     with matplotlib.rc_context(STYLE):
         figures = {"bits": bits_figure(findings), "loss_against_size": loss_against_size(findings)}
-        if findings.evaluation is not None or findings.link is not None:
-            figures["predicted_against_measured"] = predicted_against_measured(findings)
+        if (compared := predicted_against_measured(findings)) is not None:
+            figures["predicted_against_measured"] = compared
         if findings.pairs_GG.any():
             figures["interactions"] = interactions(findings)
         if findings.plan.times is not None:
@@ -30,8 +30,11 @@ def all_figures(findings: Findings) -> dict[str, Figure]:
         return figures
 
 
-def predicted_against_measured(findings: Findings) -> Figure:
-    """Measured over predicted loss increase with 95 % intervals, on equal logarithmic axes."""
+def predicted_against_measured(findings: Findings) -> Figure | None:
+    """Measured over predicted loss increase with 95 % intervals, on equal logarithmic axes.
+
+    None where nothing was measured, or no loss both rose and was predicted to.
+    """
     figure, [axes] = panels(5.6, 5.0)
     drawn = _draw_link(findings, axes)
     stderr = findings.predicted_stderr
@@ -47,16 +50,15 @@ def predicted_against_measured(findings: Findings) -> Figure:
             fmt="o", color=colour, capsize=4, label=name, zorder=4,
         )  # fmt: skip
         drawn += [(predicted, low), (predicted, high), (predicted - reach, rise), (predicted + reach, rise)]
-    if drawn:
-        values = [value for point in drawn for value in point]
-        limits = (min(values) / 1.5, max(values) * 1.5)
-        axes.plot(
-            limits, limits, "-", color=THEME["muted"], linewidth=1, label="predicted = measured", zorder=0
-        )
-        axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect="equal")
-        logarithmic(axes.xaxis)
-        logarithmic(axes.yaxis)
-        axes.tick_params(axis="x", rotation=45)
+    if not drawn:
+        return None
+    values = [value for point in drawn for value in point]
+    limits = (min(values) / 1.5, max(values) * 1.5)
+    axes.plot(limits, limits, "-", color=THEME["muted"], linewidth=1, label="predicted = measured", zorder=0)
+    axes.set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect="equal")
+    logarithmic(axes.xaxis)
+    logarithmic(axes.yaxis)
+    axes.tick_params(axis="x", rotation=45)
     axes.set_xlabel(f"predicted increase of {findings.objective_short}")
     axes.set_ylabel(f"measured increase of {findings.objective_short}")
     axes.legend(loc="upper left", fontsize=9)

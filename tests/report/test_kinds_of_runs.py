@@ -171,3 +171,14 @@ def test_damaged_attempts_and_failures_are_counted(tmp_path: Path):
     with run.file("report/stages.csv").open() as file:
         rows = {row["stage"]: row for row in csv.DictReader(file)}
     assert rows["calibrate"]["seconds"] == "" and "12.5" in rows["calibrate"]["work"]
+
+
+@pytest.mark.filterwarnings("error:No artists with labels")
+def test_losses_that_did_not_rise_are_told_and_not_drawn(tmp_path: Path):
+    measured = {"original": 0.0, "quantized": -0.02, "uniform": -0.01}
+    run = write_other_run(
+        tmp_path / "run", NAMES, INTEGERS, objective="ce", budgets={"weight_bits": 5.0}, measured=measured
+    )
+    page = read(run)
+    assert "The loss did not rise, so predicted and measured rise cannot be compared." in squeezed(page.text)
+    assert not list(run.file("report").glob("predicted_against_measured.*"))
