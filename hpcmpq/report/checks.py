@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hpcmpq.report.display import STYLE_OF_COST, cost_title, show, show_interval
-from hpcmpq.report.findings import Findings, label
+from hpcmpq.report.findings import Z95, Findings, label
 
 State = Literal["passes", "take care", "fails", "open"]
 
@@ -198,15 +198,12 @@ def _calibration(findings: Findings) -> Iterator[Check]:
     stderr = findings.predicted_stderr
     if stderr is None or findings.increase <= 0:
         return
-    share = 1.96 * stderr / findings.increase
-    firm = share <= 2 * NOISY_SHARE
-    yield Check(
-        "passes" if firm else "take care",
-        "Enough calibration",
+    share = Z95 * stderr / findings.increase
+    sentence = (
         f"The predicted increase varies by ± {show(share, 'share')} (95 %) over "
         f"{len(findings.quadratic.batch_linear_BP)} disjoint batches of the {findings.quadratic.num_samples} samples"
-        + ("." if firm else "; a larger calibration.num_samples would make it firmer."),
     )
+    yield _enough("calibration", sentence, share <= 2 * NOISY_SHARE)
 
 
 def _evaluation(findings: Findings) -> Iterator[Check]:
@@ -215,14 +212,17 @@ def _evaluation(findings: Findings) -> Iterator[Check]:
     if found is None or found["interval"] is None or found["difference"] <= 0:
         return
     share = 0.5 * (found["interval"][1] - found["interval"][0]) / found["difference"]
-    firm = share <= NOISY_SHARE
-    yield Check(
-        "passes" if firm else "take care",
-        "Enough evaluation",
+    sentence = (
         f"The measured increase of {findings.objective_short} over the original is known to ± "
         f"{show(share, 'share')} (95 %) from {found['num_samples']} held-out samples"
-        + ("." if firm else "; a larger evaluation.num_samples would make it firmer."),
     )
+    yield _enough("evaluation", sentence, share <= NOISY_SHARE)
+
+
+def _enough(section: str, sentence: str, firm: bool) -> Check:
+    """Whether the samples that a section of the config asks for make a number firm."""
+    advice = "." if firm else f"; a larger {section}.num_samples would make it firmer."
+    return Check("passes" if firm else "take care", f"Enough {section}", sentence + advice)
 
 
 def _judge(found: dict[str, Any], higher_is_better: bool) -> tuple[State, str]:
