@@ -1,5 +1,6 @@
 """`hpcmpq init`: the written config is read, planned with, and says what the model is."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +87,20 @@ def test_each_target_can_be_uncommented(target: str, model_directory: Save, text
     output.write_text(written.replace(f"# target: {target} ", f"target: {target} "))
     planned = CliRunner().invoke(app, ["plan", str(output), "--run-dir", str(tmp_path / "run")])
     assert planned.exit_code == 0, planned.output
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_groups_to_leave_alone_can_be_uncommented(name: str, model_directory: Save, tmp_path: Path):
+    output = tmp_path / "config.yaml"
+    write_starter(model_directory(name), output)
+    lines = output.read_text().splitlines()
+    uncommented = (
+        re.sub("# ", "", line, count=1) if re.match(" *# *(groups|exclude):", line) else line
+        for line in lines
+    )
+    output.write_text("\n".join(uncommented))
+    groups = read_config(output).groups
+    assert len(groups.exclude) == 1 and bool(groups.tie) == (name == "llama")
 
 
 def test_few_data_make_shorter_samples(model_directory: Save, text: Path, tmp_path: Path):
