@@ -74,7 +74,8 @@ def starter_text(
         "groups:" if ties else "# groups:",
         *(["  tie:                          # engines run these as one matrix: one format for each"] if ties else []),
         *tie_lines,
-        f"{'  # ' if ties else '#   '}exclude: {_example_exclusion(groups)}   # wildcards on module names to leave alone",
+        ("  # " if ties else "#   ")
+        + f"exclude: {_example_exclusion(groups)}   # wildcards on module names to leave alone",
         "formats: [int2, int3, int4, int5, int6, int7, int8]   # also w4a8, w8a8, fp8_e4m3, bf16",
         "quantizer:",
         "  # Weights that share a scale; null: one scale per output channel.",
