@@ -123,3 +123,8 @@ def test_every_data_file_of_the_package_is_installed():
     for path in (Path(name) for name in listed.stdout.split("\0") if name and not name.endswith(".py")):
         package = ".".join(path.parent.parts)
         assert any(path.match(pattern) for pattern in patterns.get(package, [])), path
+
+
+def test_what_loads_the_exports_comes_with_them():
+    """`docs/export.md` loads what the package wrote; llama.cpp alone, which is compiled, is left to its users."""
+    assert {"compressed-tensors", "onnxruntime", "gguf", "transformers"} <= set(requirements_of("export"))
