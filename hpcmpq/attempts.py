@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from hpcmpq.errors import UserError
 from hpcmpq.executors import UnitOutcome
@@ -36,6 +37,18 @@ class Attempt:
     finished: float
     error: str | None
     final: bool
+
+
+_NUMBER = int, float
+_PROCESS: dict[str, tuple[type, ...]] = {"host": (str,), "job_id": (str,), "started": _NUMBER}
+_ATTEMPT: dict[str, tuple[type, ...]] = {
+    "unit_id": (str,),
+    "seconds": _NUMBER,
+    "finished": _NUMBER,
+    "error": (str, type(None)),
+    "final": (bool,),
+}
+"""Fields of a line and their types."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +98,13 @@ def recording(run: RunDir) -> Iterator[Callable[[UnitOutcome], None]]:
 
 
 def read_processes(run: RunDir) -> list[CalibrateProcess]:
-    """What every calibrate process of a run saw, in order of their starts; torn lines do not count."""
+    """What every calibrate process of a run saw, in order of their starts; torn and damaged lines do not count."""
     processes = []
     for path in sorted(run.attempts_path.glob("*.jsonl")):
-        lines = list(_whole_lines(path.read_text()))
-        if lines and "started" in lines[0]:
-            attempts = tuple(Attempt(**line) for line in lines[1:])
-            processes.append(CalibrateProcess(**lines[0], attempts=attempts))
+        first, *others = [_fields(line) for line in path.read_text(errors="replace").split("\n")[:-1]] or [{}]
+        if _fits(first, _PROCESS):
+            attempts = tuple(Attempt(**fields) for fields in others if _fits(fields, _ATTEMPT))
+            processes.append(CalibrateProcess(**first, attempts=attempts))
     return processes
 
 
@@ -118,6 +131,13 @@ def failures(processes: Iterable[CalibrateProcess]) -> dict[str, str]:
     return {unit_id: attempt.error for unit_id, attempt in latest.items() if attempt.error is not None}
 
 
-def _whole_lines(text: str) -> Iterator[dict]:
-    *whole, _torn = text.split("\n")
-    return map(json.loads, whole)
+def _fields(line: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _fits(fields: dict[str, Any], kinds: dict[str, tuple[type, ...]]) -> bool:
+    return fields.keys() == kinds.keys() and all(isinstance(fields[name], kinds[name]) for name in kinds)

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,7 +12,7 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.table import Table
 
 from hpcmpq.executors import UnitOutcome
-from hpcmpq.store import RunDir, read_json, write_json
+from hpcmpq.store import RunDir, read_timings, write_artefact
 
 _out = Console(highlight=False)
 
@@ -40,10 +39,9 @@ def stage(run_dir: Path, name: str) -> Iterator[None]:
     start = time.monotonic()
     yield
     run = RunDir(run_dir)
-    path = run.file("timings.json")
-    timings: dict[str, Any] = read_json(path, "hpcmpq run") if path.exists() else {}
+    timings = read_timings(run)
     timings[name] = {"seconds": time.monotonic() - start, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    write_json(path, timings)
+    write_artefact(run.file("timings.json"), timings)
 
 
 @contextmanager

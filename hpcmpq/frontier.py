@@ -19,7 +19,7 @@ from hpcmpq.problem import Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solve import find_solution, objective_value
 from hpcmpq.solved_points import SolvedPoints, open_points, remove_points
-from hpcmpq.store import RunDir, read_plan, read_quadratic, write_json
+from hpcmpq.store import RunDir, read_plan, read_quadratic, write_artefact
 
 
 def frontier(
@@ -93,7 +93,7 @@ def frontier(
         },
         "fingerprint": plan.fingerprint,
     }
-    write_json(run.frontier_path, values)
+    write_artefact(run.frontier_path, values)
     remove_points(run)
     return values
 

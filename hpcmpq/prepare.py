@@ -11,7 +11,7 @@ from torch import nn
 from hpcmpq.activations import measure_maxima, read_maxima, rounds_activations, write_maxima
 from hpcmpq.config import Config, to_values
 from hpcmpq.cost_estimate import estimate_cost
-from hpcmpq.errors import UserError
+from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.facts import TARGETS, default_facts, find_environment, find_facts
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.calibration import Splits, load_splits
@@ -33,7 +33,7 @@ from hpcmpq.scaling import Site, Workload, best_samples_per_unit
 from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, WEIGHTS_ALONE, find_method
 from hpcmpq.solvable import check_solvable
 from hpcmpq.space import Group, SearchSpace
-from hpcmpq.store import RunDir, read_plan, write_json
+from hpcmpq.store import RunDir, read_plan, write_artefact
 from hpcmpq.stored_codes import make_codes
 from hpcmpq.targets import check_model, find_target, narrowed
 from hpcmpq.variants import Variants
@@ -83,8 +83,8 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     space = SearchSpace(groups, formats)
     _check_activations(config, model, space)
     facts = find_facts(config, weights, splits.calibration, space)
-    if run.plan_path.exists():
-        planned = read_plan(run)
+    planned = _planned_before(run)
+    if planned is not None:
         unknown = {TARGETS: facts[TARGETS]} if TARGETS in facts else {}
         check_same_facts(planned.facts, facts, str(run.path), default_facts() | unknown)
         # Word for word, since what is measured already is named after them.
@@ -114,7 +114,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     if config.quantizer.activations == "static" and rounds_activations(space):
         _keep_ranges(run, plan, config, model, splits.calibration)
     keep_samples(run, splits.calibration)
-    write_json(run.plan_path, plan_to_json(plan))
+    write_artefact(run.plan_path, plan_to_json(plan))
     if config.quantizer.rounding == "gptq" or config.quantizer.checkpoints:
         samples = splits.calibration.to(pick_device(config.model.device))
         size = config.calibration.samples_per_pass
@@ -122,8 +122,19 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     if config.sensitivity.method in FORWARD_ONLY:
         batch = splits.calibration[: config.calibration.samples_per_pass].to(pick_device(config.model.device))
         cost = estimate_cost(model, config, space, plan.units, batch.inputs, block_bytes)
-        write_json(run.file("cost.json"), dataclasses.asdict(cost))
+        write_artefact(run.file("cost.json"), dataclasses.asdict(cost))
     return plan
+
+
+def _planned_before(run: RunDir) -> Plan | None:
+    """The plan that is there; None where there is none, or a damaged one, which is then written anew."""
+    if not run.plan_path.exists():
+        return None
+    try:
+        return read_plan(run, with_times=False)
+    except DamagedFile:
+        log.warning("%s is damaged; planning anew", run.plan_path)
+        return None
 
 
 def _samples_per_unit(config: Config, splits: Splits) -> int:
@@ -166,8 +177,11 @@ def _check_activations(config: Config, model: nn.Module, space: SearchSpace) -> 
 
 def _keep_ranges(run: RunDir, plan: Plan, config: Config, model: nn.Module, samples: Samples) -> None:
     """Measure static ranges once; a run that is planned again keeps its own."""
-    if read_maxima(run, plan.fingerprint) is not None:
-        return
+    try:
+        if read_maxima(run, plan.fingerprint) is not None:
+            return
+    except DamagedFile:
+        log.warning("%s is damaged; measuring the ranges anew", run.file("activations.h5"))
     activations = Variants(model, plan.space, config.quantizer).activations
     device = pick_device(config.model.device)
     batches = samples.passes(config.calibration.samples_per_pass)

@@ -8,7 +8,7 @@ import numpy as np
 from hpcmpq.errors import CorruptShard, IncompleteCalibration
 from hpcmpq.plan import Plan, WorkUnit, sample_ranges
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.store import RunDir, Shard, read_plan, read_shard, write_quadratic
+from hpcmpq.store import RunDir, Shard, read_plan, read_shard_of, write_quadratic
 
 MAX_BATCHES = 8
 """Calibration batches kept apart, for solving against the spread between them."""
@@ -139,7 +139,7 @@ def standard_error(total: np.ndarray, square: np.ndarray, num_samples: int, num_
 
 def _shards(plan: Plan, run: RunDir) -> Iterator[tuple[WorkUnit, Shard]]:
     for unit in plan.units:
-        shard = _read(plan, run, unit)
+        shard = read_shard_of(plan, run, unit)
         yield unit, _multiplied(plan, run, unit, shard) if shard.kind == "features" else shard
 
 
@@ -154,7 +154,7 @@ def _multiplied(plan: Plan, run: RunDir, unit: WorkUnit, shard: Shard) -> Shard:
         same_samples = (other.sample_start, other.sample_stop) == (unit.sample_start, unit.sample_stop)
         if same_samples and other.group_start >= unit.group_start:
             part = slice(space.slice_of(other.group_start).start, space.slice_of(other.group_stop - 1).stop)
-            phi_CNF = None if other == unit else _read(plan, run, other).arrays["phi"]
+            phi_CNF = None if other == unit else read_shard_of(plan, run, other).arrays["phi"]
             quad[:, part], quad_square[:, part] = multiply(columns, phi_CNF)
     arrays = {
         "loss": np.array(columns["loss"].sum()),
@@ -164,12 +164,3 @@ def _multiplied(plan: Plan, run: RunDir, unit: WorkUnit, shard: Shard) -> Shard:
         "quad_square": quad_square,
     }
     return Shard("sums", shard.unit_id, shard.fingerprint, shard.num_samples, shard.num_batches, arrays)
-
-
-def _read(plan: Plan, run: RunDir, unit: WorkUnit) -> Shard:
-    shard = read_shard(run.shard_path(unit.id))
-    if shard.fingerprint != plan.fingerprint or shard.unit_id != unit.id:
-        raise CorruptShard(
-            f"{run.shard_path(unit.id)} belongs to another plan; delete it and run `hpcmpq calibrate {run.path}`"
-        )
-    return shard

@@ -21,7 +21,7 @@ from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solve import assignment_values, objective_value, settings_of
 from hpcmpq.solvers import make_solver
 from hpcmpq.space import SearchSpace
-from hpcmpq.store import RunDir, read_json, read_plan, read_quadratic, write_json
+from hpcmpq.store import RunDir, read_json, read_plan, read_quadratic, write_artefact
 from hpcmpq.variants import open_variants
 
 EVALUATIONS_PER_GROUP = 4
@@ -98,7 +98,7 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
             },
         },
     )
-    write_json(run.solution_path, solution)
+    write_artefact(run.solution_path, solution)
     return solution
 
 

@@ -22,7 +22,7 @@ from hpcmpq.problem import Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.robust import robust_value, solve_robust
-from hpcmpq.store import RunDir, read_plan, read_quadratic, write_json
+from hpcmpq.store import RunDir, read_plan, read_quadratic, write_artefact
 
 
 def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> 
     problem = make_problem(plan, model, budgets, settings)
     solution = solve_problem(problem, model, settings, uniform_hint(plan.space, problem))
     values = describe(plan, model, problem, solution, budgets, settings)
-    write_json(run.solution_path, values)
+    write_artefact(run.solution_path, values)
     return values
 
 

@@ -13,15 +13,16 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from hpcmpq.config import SolverConfig
+from hpcmpq.errors import DamagedFile
+from hpcmpq.npz_files import read_npz, write_npz
 from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.store import RunDir
-from hpcmpq.whole_files import remove_abandoned, replacing
+from hpcmpq.whole_files import remove_abandoned
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,7 @@ class SolvedPoints:
             "detail": solution.detail,
         }
         arrays = {name: np.array(value) for name, value in values.items() if value is not None}
-        with replacing(self._path(place)) as attempt, attempt.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+        write_npz(self._path(place), arrays)
 
     def read(self, place: int, problem: Problem) -> Solution | None:
         """The stored solution of a problem, or None if it is not solved yet; a damaged file is removed."""
@@ -52,8 +52,7 @@ class SolvedPoints:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
-                values = {name: file[name] for name in file.files}
+            values = read_npz(path)
             choice_G = values.get("choice")
             return Solution(
                 termination=Termination(str(values["termination"])),
@@ -66,8 +65,8 @@ class SolvedPoints:
                 seconds=float(values["seconds"]),
                 detail=str(values["detail"]),
             )
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            log.warning("%s is damaged (%s); solving it anew", path, error)
+        except DamagedFile as error:
+            log.warning("%s; solving it anew", error)
             path.unlink()
             return None
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hpcmpq.attempts import Attempt, CalibrateProcess, failures, read_processes
 from hpcmpq.plan import Plan
-from hpcmpq.store import RunDir, pending, read_json, read_plan
+from hpcmpq.store import RunDir, pending, read_json, read_plan, read_timings
 
 RECENT_UNITS = 50
 """Throughput is that of the units finished last: nodes come and go."""
@@ -147,8 +147,7 @@ def _ask(command: list[str]) -> dict[str, str]:
 
 
 def _stages(run: RunDir, calibrated: bool) -> tuple[Stage, ...]:
-    path = run.file("timings.json")
-    timings = read_json(path, "hpcmpq run") if path.exists() else {}
+    timings = read_timings(run)
     artefacts = {
         "plan": run.plan_path,
         "calibrate": None,

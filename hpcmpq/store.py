@@ -1,4 +1,5 @@
-"""The run directory on disk. HDF5 files are read and written by `hpcmpq.h5_files`.
+"""The run directory on disk. HDF5 files are read and written by `hpcmpq.h5_files`, JSON by
+`hpcmpq.json_files`.
 
     RUN/plan.json        resolved config, search space, work units, versions, fingerprint
     RUN/shards/<id>.h5   one file per finished work unit; the name existing is the only "done" mark
@@ -12,99 +13,45 @@ is needed, and two writers of the same unit are waste, not corruption.
 HDF5 schema (format_version 1), beside the checksums of `hpcmpq.h5_files`:
 
     shard      attributes kind, unit_id, fingerprint, num_samples, num_batches; datasets as named by the
-    method quadratic  datasets linear [P], quadratic [P,P], stderr_linear [P], stderr_quadratic [P,P],
+    method
+    quadratic  datasets linear [P], quadratic [P,P], stderr_linear [P], stderr_quadratic [P,P],
     diagonal [P],
                batches/linear [B,P], batches/quadratic [B,P,P], options/group [P], options/format [P];
                attributes objective, method, loss0, num_samples, fingerprint, task_loss_mean_square if measured
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hpcmpq.errors import CorruptShard, UserError
+from hpcmpq.errors import CorruptShard, DamagedFile, UserError
 from hpcmpq.h5_files import Scalar, read_h5, write_h5
+from hpcmpq.json_files import read_json, write_artefact, write_json
 from hpcmpq.plan import Plan, WorkUnit, plan_from_json
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.run_dir import RunDir
 from hpcmpq.whole_files import replacing
 
-
-@dataclass(frozen=True)
-class RunDir:
-    """Names of everything in a run directory."""
-
-    path: Path
-
-    def file(self, name: str) -> Path:
-        """Path of an artefact."""
-        return self.path / name
-
-    @property
-    def plan_path(self) -> Path:
-        """What will be measured."""
-        return self.path / "plan.json"
-
-    @property
-    def shards_path(self) -> Path:
-        """Directory of finished work units."""
-        return self.path / "shards"
-
-    def shard_path(self, unit_id: str) -> Path:
-        """One finished work unit."""
-        return self.shards_path / f"{unit_id}.h5"
-
-    @property
-    def attempts_path(self) -> Path:
-        """Directory of what calibrate processes saw, see `hpcmpq.attempts`."""
-        return self.path / "attempts"
-
-    @property
-    def jobs_path(self) -> Path:
-        """Slurm jobs that were submitted for this run."""
-        return self.path / "jobs.json"
-
-    @property
-    def times_path(self) -> Path:
-        """Directory of finished rounds of time measurement, see `hpcmpq.timing.stage`."""
-        return self.path / "times"
-
-    @property
-    def time_path(self) -> Path:
-        """Measured times of sub-graphs."""
-        return self.path / "time.json"
-
-    @property
-    def quadratic_path(self) -> Path:
-        """The quadratic model."""
-        return self.path / "quadratic.h5"
-
-    @property
-    def solution_path(self) -> Path:
-        """The assignment."""
-        return self.path / "solution.json"
-
-    @property
-    def frontier_path(self) -> Path:
-        """Solutions over a range of budgets."""
-        return self.path / "frontier.json"
-
-    @property
-    def evaluation_path(self) -> Path:
-        """Measured quality."""
-        return self.path / "evaluation.json"
-
-    @property
-    def checkpoint_path(self) -> Path:
-        """The quantized model."""
-        return self.path / "checkpoint"
-
-    @property
-    def report_path(self) -> Path:
-        """The report."""
-        return self.path / "report.html"
+__all__ = [
+    "RunDir",
+    "Shard",
+    "pending",
+    "read_h5",
+    "read_json",
+    "read_plan",
+    "read_quadratic",
+    "read_shard",
+    "read_shard_of",
+    "read_timings",
+    "replacing",
+    "write_artefact",
+    "write_h5",
+    "write_json",
+    "write_quadratic",
+    "write_shard",
+]
 
 
 @dataclass(frozen=True)
@@ -119,43 +66,41 @@ class Shard:
     arrays: dict[str, np.ndarray]
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Write plain JSON atomically; NaN and infinity are refused."""
-    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
-    with replacing(path) as attempt:
-        attempt.write_text(text)
+def read_plan(run: RunDir, with_times: bool = True) -> Plan:
+    """The plan of a run directory.
 
-
-def read_json(path: Path, made_by: str) -> Any:
-    """Contents of a JSON artefact; `made_by` is the command that writes it, for the message.
+    Args:
+        run: The run directory.
+        with_times: Whether the plan has the times that were measured there for it.
 
     Raises:
-        UserError: If it is missing or not JSON.
+        UserError: If there is none.
+        DamagedFile: If it, or the times, are damaged.
     """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; run `{made_by}` first") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; run `{made_by}` again") from None
-
-
-def read_plan(run: RunDir) -> Plan:
-    """The plan of a run directory, with the times measured there for it.
-
-    Raises:
-        UserError: If there is none, or it is damaged.
-    """
-    values = read_json(run.plan_path, f"hpcmpq plan CONFIG --run-dir {run.path}")
+    made_by = f"hpcmpq plan CONFIG --run-dir {run.path}"
+    values = read_json(run.plan_path, made_by)
     try:
         plan = plan_from_json(values)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{run.plan_path} is not a plan ({error}); run `hpcmpq plan` again") from None
-    if run.time_path.exists():
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__} {error}"
+        raise DamagedFile(
+            f"{run.plan_path} is damaged ({reason}); run `{made_by}` again to write it anew"
+        ) from None
+    if with_times and run.time_path.exists():
         times = read_json(run.time_path, f"hpcmpq time {run.path}")
-        if times["fingerprint"] == plan.fingerprint:
+        if times.get("fingerprint") == plan.fingerprint:
             return replace(plan, times=times)
     return plan
+
+
+def read_timings(run: RunDir) -> dict[str, Any]:
+    """{stage: {seconds, finished}} of `timings.json`; empty where it is missing or damaged: only people read it."""
+    path = run.file("timings.json")
+    try:
+        timings = read_json(path, "hpcmpq run") if path.exists() else {}
+    except DamagedFile:
+        return {}
+    return {stage: entry for stage, entry in timings.items() if isinstance(entry, dict)}
 
 
 def write_shard(run: RunDir, shard: Shard) -> None:
@@ -187,6 +132,21 @@ def read_shard(path: Path) -> Shard:
     )
 
 
+def read_shard_of(plan: Plan, run: RunDir, unit: WorkUnit) -> Shard:
+    """Read and verify the shard of a unit of a plan.
+
+    Raises:
+        CorruptShard: If it is damaged, or that of another unit or plan.
+    """
+    path = run.shard_path(unit.id)
+    shard = read_shard(path)
+    if shard.fingerprint != plan.fingerprint or shard.unit_id != unit.id:
+        raise CorruptShard(
+            f"{path} belongs to another unit or plan; run `hpcmpq calibrate {run.path}` again to recompute it"
+        )
+    return shard
+
+
 def pending(plan: Plan, run: RunDir) -> tuple[list[WorkUnit], list[str]]:
     """Units without a valid shard, and a sentence for every damaged shard that will be recomputed."""
     missing, damaged = [], []
@@ -196,7 +156,7 @@ def pending(plan: Plan, run: RunDir) -> tuple[list[WorkUnit], list[str]]:
             missing.append(unit)
             continue
         try:
-            read_shard(path)
+            read_shard_of(plan, run, unit)
         except CorruptShard as error:
             damaged.append(str(error))
             missing.append(unit)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.errors import UserError
+from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.load import forward
 from hpcmpq.models.quantized_checkpoint import open_checkpoint
@@ -190,7 +190,11 @@ def _check_linear(model: nn.Module, member: Member) -> None:
 
 
 def _is_made(path: Path, fingerprint: str) -> bool:
-    return path.exists() and read_h5(path, "hpcmpq plan")[1]["fingerprint"] == fingerprint
+    try:
+        return path.exists() and read_h5(path, "hpcmpq plan")[1]["fingerprint"] == fingerprint
+    except DamagedFile:
+        _log.warning("%s is damaged; making it anew", path)
+        return False
 
 
 def _path(run: RunDir, member: Member) -> Path:

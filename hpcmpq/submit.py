@@ -5,6 +5,7 @@ is submitted can be read, changed and submitted again by hand.
 """
 
 import importlib.metadata
+import logging
 import shlex
 import subprocess
 import sys
@@ -12,10 +13,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hpcmpq.errors import UserError
+from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.slurm_settings import CALIBRATE_SCRIPTS, Settings, parse_settings
-from hpcmpq.store import RunDir, read_json, replacing, write_json
+from hpcmpq.store import RunDir, read_json, replacing, write_artefact
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -146,13 +150,13 @@ def submit_files(run: RunDir, files: Mapping[str, str]) -> dict[str, str]:
     for name, text in files.items():
         with replacing(run.path / "slurm" / name) as attempt:
             attempt.write_text(text)
+    before = _submissions(run)  # first: what cannot be remembered must not be submitted
     command = ["bash", str(run.path / "slurm" / "submit.sh")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     jobs = dict(line.split() for line in done.stdout.splitlines())
     if jobs:
-        before = read_json(run.jobs_path, "hpcmpq submit")["submissions"] if run.jobs_path.exists() else []
         submission = {"submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "jobs": jobs}
-        write_json(run.jobs_path, {"submissions": [*before, submission]})
+        write_artefact(run.jobs_path, {"submissions": [*before, submission]})
     if done.returncode == 127:
         raise UserError(
             "there is no sbatch here; run `hpcmpq submit` on a login node, or see it with --dry-run"
@@ -164,6 +168,17 @@ def submit_files(run: RunDir, files: Mapping[str, str]) -> dict[str, str]:
         )
         raise UserError(f"sbatch refused a job: {' '.join(done.stderr.split())}{after}")
     return jobs
+
+
+def _submissions(run: RunDir) -> list[dict[str, Any]]:
+    """Earlier submissions; none where jobs.json is missing or damaged."""
+    try:
+        return (
+            list(read_json(run.jobs_path, "hpcmpq submit")["submissions"]) if run.jobs_path.exists() else []
+        )
+    except (DamagedFile, KeyError, TypeError):
+        log.warning("%s is damaged: earlier submissions are forgotten; squeue --me lists them", run.jobs_path)
+        return []
 
 
 def _scripts_directory() -> Path:

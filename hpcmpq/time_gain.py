@@ -26,7 +26,7 @@ from hpcmpq.solve import describe
 from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.least_cost import least_cost
 from hpcmpq.solvers.reachable import open_budget
-from hpcmpq.store import RunDir, read_plan, read_quadratic, write_json
+from hpcmpq.store import RunDir, read_plan, read_quadratic, write_artefact
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def maximize(
         "limit": limit.given,
         "loss_limit": limit.value,
     }
-    write_json(run.solution_path, values)
+    write_artefact(run.solution_path, values)
     return values
 
 

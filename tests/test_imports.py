@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: list[tuple[str, ...]] = [
     # The types: numpy at most.
     ("errors",),
-    ("formats", "whole_files", "world"),
-    ("space", "h5_files"),
+    ("formats", "whole_files", "world", "run_dir"),
+    ("space", "h5_files", "json_files", "npz_files"),
     ("targets",),
     ("config",),
     ("plan", "quadratic"),

@@ -126,10 +126,10 @@ def test_a_run_directory_needs_every_shard_and_its_own(tmp_path: Path):
     np.testing.assert_allclose(read_quadratic(run.quadratic_path).linear_P, LINEAR_NP.mean(0))
     first, second, *_ = made.units
     write_shard(run, replace(shard_of(made, first), fingerprint="another"))
-    with pytest.raises(CorruptShard, match="belongs to another plan"):
+    with pytest.raises(CorruptShard, match="belongs to another unit or plan"):
         reduce(run)
     run.shard_path(first.id).write_bytes(run.shard_path(second.id).read_bytes())
-    with pytest.raises(CorruptShard, match="belongs to another plan"):
+    with pytest.raises(CorruptShard, match="belongs to another unit or plan"):
         reduce(run)
     run.shard_path(first.id).unlink()
     with pytest.raises(IncompleteCalibration, match="1 of 6 units are missing"):

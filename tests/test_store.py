@@ -1,20 +1,27 @@
 """Shards and the quadratic model survive damage only by being found out."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from hpcmpq.errors import CorruptShard, UserError
+from hpcmpq.errors import CorruptShard, DamagedFile, UserError
+from hpcmpq.npz_files import read_npz, write_npz
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.store import (
     RunDir,
     Shard,
+    pending,
     read_json,
     read_quadratic,
     read_shard,
+    write_artefact,
     write_json,
     write_quadratic,
     write_shard,
 )
+from tests.synthetic_run import synthetic_plan
 
 
 def make_shard(seed: int = 0) -> Shard:
@@ -122,3 +129,51 @@ def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
         write_json(path, {"a": float("nan")})
     assert read_json(path, "x") == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-20],
+        lambda text: text.replace(b"0.125", b"0.135"),
+        lambda text: text.replace(b'"bound"', b'"bounc"'),
+        lambda _: b"[]",
+        lambda _: b"",
+        lambda _: b"\xff\x00",
+        lambda _: b"[" * 100_000,
+    ],
+)
+def test_damaged_json_is_found_even_if_it_is_still_json(tmp_path, damage):
+    path = tmp_path / "solution.json"
+    values = {"assignment": {"a": "int4"}, "bound": 0.125, "places": (1, 2), "costs": {3: None}}
+    write_artefact(path, values)
+    assert read_json(path, "hpcmpq solve") == json.loads(json.dumps(values))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DamagedFile, match="run `hpcmpq solve` again"):
+        read_json(path, "hpcmpq solve")
+
+
+def test_every_flipped_bit_of_an_npz_is_found(tmp_path):
+    path, arrays = tmp_path / "x.npz", {"loss": np.arange(3.0), "name": np.array("a")}
+    write_npz(path, arrays)
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    for place in random.permutation(len(whole))[:200]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << random.integers(8)
+        path.write_bytes(damaged)
+        try:
+            assert str(read_npz(path)) == str(arrays)  # a date, say
+        except DamagedFile:
+            continue
+
+
+def test_a_shard_under_the_name_of_another_unit_is_measured_again(tmp_path):
+    run, plan = RunDir(tmp_path), synthetic_plan()
+    for unit in plan.units:
+        write_shard(run, replace(make_shard(), unit_id=unit.id, fingerprint=plan.fingerprint))
+    assert pending(plan, run) == ([], [])
+    first, second, *_ = plan.units
+    run.shard_path(first.id).write_bytes(run.shard_path(second.id).read_bytes())
+    missing, (sentence,) = pending(plan, run)
+    assert missing == [first] and "belongs to another unit" in sentence

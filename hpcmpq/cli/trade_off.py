@@ -1,5 +1,6 @@
 """`hpcmpq frontier`: the whole trade-off curve."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,7 +8,7 @@ import typer
 
 from hpcmpq import completion, console, options
 from hpcmpq.cli.app import command
-from hpcmpq.errors import Infeasible, UserError
+from hpcmpq.errors import DamagedFile, Infeasible, UserError
 from hpcmpq.store import RunDir, read_json, read_plan
 
 NUM_STEPS = 24
@@ -76,8 +77,10 @@ def coarse_frontier(run_dir: Path) -> None:
     """A few points over the whole range for the report, unless there is one of this plan and these solver settings."""
     run = RunDir(run_dir)
     plan = read_plan(run)
-    if run.frontier_path.exists():
-        known = read_json(run.frontier_path, f"hpcmpq frontier {run_dir}")
+    with suppress(DamagedFile):  # solved anew
+        known = (
+            read_json(run.frontier_path, f"hpcmpq frontier {run_dir}") if run.frontier_path.exists() else {}
+        )
         if (known.get("fingerprint"), known.get("solver")) == (plan.fingerprint, plan.config["solver"]):
             return
     from hpcmpq.frontier import uniform_range

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
+from hpcmpq.errors import DamagedFile
+from hpcmpq.npz_files import read_npz, write_npz
 from hpcmpq.store import RunDir
-from hpcmpq.whole_files import remove_abandoned, replacing
+from hpcmpq.whole_files import remove_abandoned
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Results:
 
     def write(self, unit: Unit, values: Mapping[str, np.ndarray]) -> None:
         """Store a finished unit."""
-        _save(self._path(unit), values)
+        write_npz(self._path(unit), values)
 
     def read(self, unit: Unit) -> Values | None:
         """The values of a unit, or None if it is not done; a damaged file is removed."""
@@ -54,9 +55,9 @@ class Results:
         if not path.exists():
             return None
         try:
-            return read_arrays(path)
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            log.warning("%s is damaged (%s); measuring it anew", path, error)
+            return read_npz(path)
+        except DamagedFile as error:
+            log.warning("%s; measuring it anew", error)
             path.unlink()
             return None
 
@@ -81,22 +82,11 @@ def finish(run: RunDir, values: Mapping[str, Mapping[str, Values]], content: str
         for model, metrics in models.items()
         for metric, array in metrics.items()
     }
-    _save(run.file("evaluation_samples.npz"), {**arrays, "content": np.array(content)})
+    write_npz(run.file("evaluation_samples.npz"), {**arrays, "content": np.array(content)})
     shutil.rmtree(run.file("evaluation"), ignore_errors=True)
-
-
-def read_arrays(path: Path) -> Values:
-    """All arrays of an npz file, whose checksums are verified."""
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
 
 
 def joined(parts: Iterable[Values]) -> Values:
     """Values of consecutive chunks as one."""
     parts = list(parts)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with replacing(path) as attempt, attempt.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]

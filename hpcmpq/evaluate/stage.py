@@ -17,7 +17,7 @@ from hpcmpq.evaluate.tasks import make_task
 from hpcmpq.measure import metric_names
 from hpcmpq.models.kept_samples import planned_splits
 from hpcmpq.plan import Plan, content_hash
-from hpcmpq.store import RunDir, read_json, read_plan, write_json
+from hpcmpq.store import RunDir, read_json, read_plan, write_artefact
 from hpcmpq.world import ALONE, World
 
 log = logging.getLogger(__name__)
@@ -103,9 +103,9 @@ def evaluate(
         "fingerprint": plan.fingerprint,
     }
     if world.rank == 0:
-        write_json(run.evaluation_path, values)
+        write_artefact(run.evaluation_path, values)
         solution["measured_loss"] = values[config.objective]["quantized"]
-        write_json(run.solution_path, solution)
+        write_artefact(run.solution_path, solution)
         finish(run, arrays, content)
     return values
 

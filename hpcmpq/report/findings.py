@@ -12,7 +12,7 @@ from hpcmpq.problem import relative_gap
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solvers.robust import batch_values
 from hpcmpq.space import Group
-from hpcmpq.store import RunDir, read_json, read_plan, read_quadratic
+from hpcmpq.store import RunDir, read_json, read_plan, read_quadratic, read_timings
 
 LABELS = {
     "kl": "KL divergence to the original",
@@ -193,9 +193,7 @@ def read_findings(run: RunDir) -> Findings:
         missing["frontier"] = (
             f"frontier.json belongs to another plan; run `hpcmpq frontier {run.path}` again."
         )
-    timings_path = run.file("timings.json")
-    timings = read_json(timings_path, f"hpcmpq solve {run.path}") if timings_path.exists() else {}
-    return Findings(run, plan, quadratic, solution, evaluation, frontier, timings, missing)
+    return Findings(run, plan, quadratic, solution, evaluation, frontier, read_timings(run), missing)
 
 
 def label(name: str) -> str:

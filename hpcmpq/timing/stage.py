@@ -6,7 +6,9 @@
 A round is another measurement of the same, so an interrupted stage goes on where it was, on the same machine.
 """
 
+import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.config import Config, parse_config
-from hpcmpq.errors import PlanMismatch
+from hpcmpq.errors import DamagedFile, PlanMismatch
 from hpcmpq.models.calibration import load_splits
 from hpcmpq.models.load import load_model
 from hpcmpq.models.products import attach_products
 from hpcmpq.plan import Plan, content_hash
-from hpcmpq.store import RunDir, read_json, read_plan, write_json
+from hpcmpq.store import RunDir, read_json, read_plan, write_artefact
 from hpcmpq.timing.machine import describe_machine
 from hpcmpq.timing.measure import Classes, measure_round, warm_up
 from hpcmpq.timing.passes import TimedModel, timed_model
+
+log = logging.getLogger(__name__)
 
 
 def measure_times(run: RunDir, on_round: Callable[[int, int], None]) -> dict[str, Any]:
@@ -36,7 +40,7 @@ def measure_times(run: RunDir, on_round: Callable[[int, int], None]) -> dict[str
         UserError: If the model cannot be traced, or a group has no kernel here.
         PlanMismatch: If the run directory holds times of another machine or plan.
     """
-    plan = read_plan(run)
+    plan = read_plan(run, with_times=False)
     config = parse_config(plan.config, "plan.json")
     if config.timing.threads is not None:
         torch.set_num_threads(config.timing.threads)
@@ -72,7 +76,7 @@ def measure_times(run: RunDir, on_round: Callable[[int, int], None]) -> dict[str
             lambda n, b=before: on_round(b + n, num_rounds),  # type: ignore[misc]
         )
         values["phases"][phase] = summarise(timed, classes, rounds, inputs)
-    write_json(run.time_path, values)
+    write_artefact(run.time_path, values)
     return values
 
 
@@ -121,23 +125,35 @@ def _rounds(
     rounds, warm = [], False
     for number in range(count):
         path = run.times_path / f"{phase}-{number:03d}.json"
-        if path.exists():
-            found = read_json(path, f"hpcmpq time {run.path}")
-            for key, value in identity.items():
-                if found["identity"].get(key) != value:
-                    raise PlanMismatch(
-                        f"{run.times_path} holds times of another {key} ({found['identity'].get(key)}, now "
-                        f"{value}); move that folder away and run `hpcmpq time {run.path}` again"
-                    )
-        else:
+        found = _known_round(run, path, identity)
+        if found is None:
             if not warm:
                 warm_up(timed, classes)
                 warm = True
             found = {"identity": identity, **measure_round(timed, classes, number)}
-            write_json(path, found)
+            write_artefact(path, found)
         rounds.append(found)
         on_round(number + 1)
     return rounds
+
+
+def _known_round(run: RunDir, path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """A round on disk, or None where there is none or its file is damaged."""
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = read_json(path, f"hpcmpq time {run.path}")
+        before: dict[str, Any] = found["identity"]
+    except (DamagedFile, KeyError):
+        log.warning("%s is damaged; measuring that round anew", path)
+        return None
+    for key, value in identity.items():
+        if before.get(key) != value:
+            raise PlanMismatch(
+                f"{run.times_path} holds times of another {key} ({before.get(key)}, now {value}); "
+                f"move that folder away and run `hpcmpq time {run.path}` again"
+            )
+    return found
 
 
 def summarise(

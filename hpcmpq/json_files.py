@@ -1,0 +1,56 @@
+"""JSON files that are whole or not there; artefacts of ours with a checksum.
+
+It is the last key, `digest`: BLAKE2b over the JSON text of everything before it, so that damage which is still JSON is
+found. A file without one, of an earlier version, is taken as it is.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hpcmpq.errors import DamagedFile, UserError
+from hpcmpq.whole_files import replacing
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write plain JSON atomically; NaN and infinity are refused."""
+    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    with replacing(path) as attempt:
+        attempt.write_text(text)
+
+
+def write_artefact(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically, with a digest of its text for `read_json`."""
+    write_json(path, {**values, "digest": _digest(values)})
+
+
+def read_json(path: Path, made_by: str) -> Any:
+    """The JSON object in an artefact; `made_by` is the command that writes it, for the message.
+
+    Raises:
+        UserError: If it is missing or cannot be read.
+        DamagedFile: If it is not what was written.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run `{made_by}` first") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check its permissions") from None
+    except (ValueError, RecursionError) as error:
+        reason = str(error).split("\n")[0]
+        raise DamagedFile(f"{path} is damaged ({reason}); run `{made_by}` again to write it anew") from None
+    if not isinstance(values, dict):
+        raise DamagedFile(f"{path} is damaged (no JSON object); run `{made_by}` again to write it anew")
+    digest = values.pop("digest", None)
+    if digest is not None and digest != _digest(values):
+        raise DamagedFile(
+            f"{path} is damaged or was edited (checksum differs); run `{made_by}` again to write it anew"
+        )
+    return values
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,47 @@
+"""npz files that are whole or not there, with a checksum: the array `digest`, BLAKE2b over all the others."""
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from hpcmpq.errors import DamagedFile
+from hpcmpq.whole_files import replacing
+
+_NO_ARCHIVE = (OSError, EOFError, BadZipFile, struct.error, zlib.error)
+_NO_ARRAYS = (ValueError, KeyError, TypeError, SyntaxError, OverflowError, MemoryError, RuntimeError)
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays atomically."""
+    with replacing(path) as attempt, attempt.open("wb") as file:
+        np.savez(file, **arrays, digest=_digest(arrays))  # type: ignore[arg-type]
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a file of `write_npz`.
+
+    Raises:
+        DamagedFile: If they are not what was written.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (*_NO_ARCHIVE, *_NO_ARRAYS) as error:
+        raise DamagedFile(f"{path} is damaged ({type(error).__name__}: {error})") from None
+    digest = arrays.pop("digest", None)
+    if digest is None or str(digest) != str(_digest(arrays)):
+        raise DamagedFile(f"{path} is damaged (checksum differs)")
+    return arrays
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    state = hashlib.blake2b(digest_size=16)
+    for name, array in sorted(arrays.items()):
+        state.update(f"{name}:{array.dtype.str}:{array.shape}:".encode())
+        state.update(np.ascontiguousarray(array).tobytes())
+    return np.array(state.hexdigest())

@@ -1,0 +1,79 @@
+"""Where everything in a run directory lies; `hpcmpq.store` says what it is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Names of everything in a run directory."""
+
+    path: Path
+
+    def file(self, name: str) -> Path:
+        """Path of an artefact."""
+        return self.path / name
+
+    @property
+    def plan_path(self) -> Path:
+        """What will be measured."""
+        return self.path / "plan.json"
+
+    @property
+    def shards_path(self) -> Path:
+        """Directory of finished work units."""
+        return self.path / "shards"
+
+    def shard_path(self, unit_id: str) -> Path:
+        """One finished work unit."""
+        return self.shards_path / f"{unit_id}.h5"
+
+    @property
+    def attempts_path(self) -> Path:
+        """Directory of what calibrate processes saw, see `hpcmpq.attempts`."""
+        return self.path / "attempts"
+
+    @property
+    def jobs_path(self) -> Path:
+        """Slurm jobs that were submitted for this run."""
+        return self.path / "jobs.json"
+
+    @property
+    def times_path(self) -> Path:
+        """Directory of finished rounds of time measurement, see `hpcmpq.timing.stage`."""
+        return self.path / "times"
+
+    @property
+    def time_path(self) -> Path:
+        """Measured times of sub-graphs."""
+        return self.path / "time.json"
+
+    @property
+    def quadratic_path(self) -> Path:
+        """The quadratic model."""
+        return self.path / "quadratic.h5"
+
+    @property
+    def solution_path(self) -> Path:
+        """The assignment."""
+        return self.path / "solution.json"
+
+    @property
+    def frontier_path(self) -> Path:
+        """Solutions over a range of budgets."""
+        return self.path / "frontier.json"
+
+    @property
+    def evaluation_path(self) -> Path:
+        """Measured quality."""
+        return self.path / "evaluation.json"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The quantized model."""
+        return self.path / "checkpoint"
+
+    @property
+    def report_path(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
