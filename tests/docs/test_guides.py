@@ -53,11 +53,12 @@ def test_command_line(tmp_path: Path):
 def test_exports_load_as_the_page_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    for module in ("compressed_tensors", "gguf"):
+    for module in ("compressed_tensors", "gguf", "onnxruntime"):
         pytest.importorskip(module, reason="needs the extra export")
     runs = {
         "a": ("compressed_tensors", {"target": "vllm", "formats": ["int3", "int4", "fp8_e4m3"]}),
         "b": ("gguf", {"target": "llama_cpp", "formats": GGUF, "quantizer": {"group_size": 32}}),
+        "c": ("onnx", {"formats": ["int2", "int4", "int8"], "quantizer": {"group_size": 64}}),
     }
     (tmp_path / "runs").mkdir()
     for name, (format, config) in runs.items():
@@ -73,3 +74,4 @@ def test_exports_load_as_the_page_says(
     printed = capsys.readouterr().out
     assert "tensor([[ 72, 101, 108, 112," in printed
     assert "torch.Size([1, 4, 256])" in printed
+    assert "\n(1, 4, 256)\n" in printed
