@@ -55,7 +55,7 @@ class Activations:
             own = {self.model.get_submodule(product.module): product.module for product in group.products}
             for member in group.members:
                 parameter = self.model.get_parameter(member.parameter)
-                own.update({module: name for name, module in layers[id(parameter)]})
+                own.update({module: name for name, module in layers.get(id(parameter), ())})
             found.append({module: name for module, name in own.items() if operand_axes(module)})
         return tuple(found)
 

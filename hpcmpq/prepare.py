@@ -17,9 +17,10 @@ from hpcmpq.formats import FORMATS
 from hpcmpq.models.calibration import Splits, load_splits
 from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.description import describe_model, read_model_json
-from hpcmpq.models.groups import num_fixed_bytes
+from hpcmpq.models.groups import holder_of, num_fixed_bytes
 from hpcmpq.models.kept_samples import keep_samples
 from hpcmpq.models.load import forward, load_model, pick_device, weights_fingerprint
+from hpcmpq.models.repeatable import check_repeatable
 from hpcmpq.models.samples import Samples
 from hpcmpq.models.streaming import load_streamed, shapes_only, streamed_fingerprint
 from hpcmpq.plan import (
@@ -73,6 +74,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         model, block_bytes, (groups, fixed_bytes, weights) = _look_streamed(config, splits)
     else:
         groups = deployable_groups(model, config.groups, splits.calibration[:1].inputs, target)
+        check_repeatable(model, splits.calibration[:1].inputs)
         fixed_bytes = num_fixed_bytes(
             model, groups, _stored_dtype(config), target.fixed_bytes if target else None
         )
@@ -167,8 +169,9 @@ def _check_activations(config: Config, model: nn.Module, space: SearchSpace) -> 
             "%s looks at weights alone: rounded activations cost it nothing", config.sensitivity.method
         )
     for member in (m for group in space.groups for m in group.members):
-        module = model.get_submodule(member.parameter.rpartition(".")[0])
-        if member.macs == 0 and not isinstance(module, nn.Embedding):
+        is_weight = member.parameter.rpartition(".")[2] == "weight"
+        unseen = member.macs == 0 and not isinstance(holder_of(model, member), nn.Embedding)
+        if unseen or not is_weight:
             raise UserError(
                 f"{member.parameter} is used without calling its layer, so the layer's inputs cannot be rounded; "
                 "exclude it, or use formats that round weights alone"

@@ -46,8 +46,9 @@ def write_starter(model_directory: Path, output: Path, data: str | None = None) 
     description = describe_model(config)
     length = min(SEQUENCE_LENGTH, description.max_positions or SEQUENCE_LENGTH)
     counts = Counts(length)
-    inputs = _example_inputs(description, model_directory)
-    if data is not None:
+    if data is None:
+        inputs = _example_inputs(description, model_directory)
+    else:
         counts, samples = _count(data, description, length)
         inputs = samples[:1].inputs
     groups, ties = look(config, inputs)

@@ -23,7 +23,7 @@ from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.load import forward
 from hpcmpq.models.quantized_checkpoint import open_checkpoint
 from hpcmpq.models.samples import Samples
-from hpcmpq.models.weights import as_matrix
+from hpcmpq.models.weights import as_matrix, holder_of
 from hpcmpq.quantizers.gptq import compensated_codes, compensation
 from hpcmpq.quantizers.ranges import Range, choose_range
 from hpcmpq.space import Member, SearchSpace
@@ -110,13 +110,18 @@ def make_codes(
     checkpoints = {name: open_checkpoint(path) for name, path in quantizer.checkpoints.items()}
     for members in _parts(missing):
         compensated = [m for m in members if any(name not in checkpoints for name in formats[m])]
-        modules = {m: model.get_submodule(m.parameter.removesuffix(".weight")) for m in compensated}
+        modules = {m: holder_of(model, m) for m in compensated}
         with _accumulating(modules) as hessians:
             for batch in samples.passes(samples_per_pass) if modules else ():
                 forward(model, batch.inputs)
         for member in members:
             weight_MK = as_matrix(model.get_parameter(member.parameter), member)
             made = [name for name in formats[member] if name not in checkpoints]
+            if made and member not in hessians:
+                raise UserError(
+                    f"{member.parameter} is used without calling its layer, so quantizer.rounding gptq does not see "
+                    "the layer's inputs; add it to groups.exclude"
+                )
             arrays = _codes(weight_MK, hessians.pop(member), made, quantizer) if made else {}
             for name in set(formats[member]) & set(checkpoints):
                 arrays |= _arrays(name, *checkpoints[name].codes(member, FORMATS[name], quantizer))
@@ -181,8 +186,9 @@ def _parts(members: Sequence[Member]) -> Iterator[list[Member]]:
 
 
 def _check_linear(model: nn.Module, member: Member) -> None:
-    module = model.get_submodule(member.parameter.removesuffix(".weight"))
-    if not isinstance(module, nn.Linear) and not member.transposed:
+    module = holder_of(model, member)
+    linear = isinstance(module, nn.Linear) or member.transposed
+    if not linear or member.parameter.rpartition(".")[2] != "weight":
         raise UserError(
             f"quantizer.rounding gptq and quantizer.checkpoints take linear layers only, {member.parameter} is of "
             f"a {type(module).__name__}; add it to groups.exclude"

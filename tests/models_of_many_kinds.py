@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from hpcmpq.models.trace import plain_experts
+
 
 class Residual(nn.Module):
     """Two residual branches of functional code between convolutions, as CNNs have."""
@@ -19,6 +21,19 @@ class Residual(nn.Module):
         x = self.stem(input).relu()
         x = (x + self.norm(self.second(self.first(x).relu()))).relu()
         return self.output(x.mean((2, 3)))
+
+
+class Attending(nn.Module):
+    """torch's own attention, whose weights are used past their layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.output = nn.Linear(16, 5)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.output(self.encoder(input))
 
 
 class Skipping(nn.Module):
@@ -54,6 +69,9 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, dict
     padded = {**tokens, "attention_mask": mask}
     image = {"pixel_values": torch.randn(3, 3, 8, 8, dtype=dtype)}
     small = {"input": torch.rand(3, 1, 8, 8, dtype=dtype)}
+    experts = dict(grouped, num_local_experts=3, num_experts_per_tok=2)
+    bloom = t.BloomConfig(hidden_size=16, n_layer=3, n_head=2, vocab_size=50)
+    gptj = t.GPTJConfig(n_embd=16, n_layer=3, n_head=2, rotary_dim=4, vocab_size=50, n_positions=16)
     gpt2 = t.GPT2Config(n_embd=16, n_layer=3, n_head=2, vocab_size=50)
     vit = t.ViTConfig(
         hidden_size=16,
@@ -68,6 +86,11 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, dict
         "qwen3": lambda: (t.Qwen3ForCausalLM(t.Qwen3Config(**grouped, tie_word_embeddings=True)), tokens),
         "gemma2": lambda: (t.Gemma2ForCausalLM(t.Gemma2Config(**grouped, sliding_window=4)), tokens),
         "gpt2": lambda: (t.GPT2LMHeadModel(gpt2), tokens),
+        "gptj": lambda: (t.GPTJForCausalLM(gptj), tokens),
+        "bloom": lambda: (t.BloomForCausalLM(bloom), tokens),
+        "mixtral": lambda: (t.MixtralForCausalLM(t.MixtralConfig(**experts)), tokens),
+        "gpt_oss": lambda: (t.GptOssForCausalLM(t.GptOssConfig(**experts, sliding_window=4)), tokens),
+        "attending": lambda: (Attending(), {"input": torch.randn(3, 7, 16, dtype=dtype)}),
         "bert": lambda: (t.BertModel(t.BertConfig(**size)), padded),
         "bert_mlm": lambda: (t.BertForMaskedLM(t.BertConfig(**size)), padded),
         "vit": lambda: (t.ViTForImageClassification(vit), image),
@@ -86,7 +109,12 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, dict
         "skipping": lambda: (Skipping(), {"input": torch.randn(3, 6, dtype=dtype)}),
     }
     model, inputs = builders[name]()
+    if dtype == torch.float64:
+        plain_experts(model)
     return model.eval().requires_grad_(False).to(dtype), inputs
 
 
-CHAINS = ("llama", "qwen3", "gemma2", "gpt2", "bert", "bert_mlm", "vit", "sequential", "residual")
+CHAINS = (
+    *("llama", "qwen3", "gemma2", "gpt2", "gptj", "mixtral", "gpt_oss"),
+    *("bert", "bert_mlm", "vit", "sequential", "residual", "attending"),
+)

@@ -18,6 +18,7 @@ from hpcmpq.reduce import reduce
 from hpcmpq.solve import settings_of, solve
 from hpcmpq.store import RunDir, read_json, read_shard
 from hpcmpq.variants import open_variants
+from tests.export.planned import mixtral, plan_run
 
 
 def config_of(**changes):
@@ -171,3 +172,8 @@ def test_inputs_that_no_layer_sees_are_refused_when_planning(tmp_path):
         prepare(config_of(**changes), RunDir(tmp_path / "run"), (".",))
     plan = prepare(config_of(**changes, formats=["int4"]), RunDir(tmp_path / "other"), (".",))
     assert len(plan.space.groups) == 2
+
+
+def test_inputs_of_fused_experts_are_refused_when_planning(tmp_path):
+    with pytest.raises(UserError, match=r"experts.gate_up_proj is used without calling its layer"):
+        plan_run(tmp_path, mixtral(), formats=["w8a8", "int4"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
 from typer.testing import CliRunner
 
 from hpcmpq.cli import app
@@ -13,6 +14,7 @@ from hpcmpq.config import read_config
 from hpcmpq.errors import UserError
 from hpcmpq.starter import write_starter
 from hpcmpq.store import RunDir, read_plan
+from tests.export.planned import mixtral
 
 Save = Callable[[str], Path]
 
@@ -125,3 +127,23 @@ def test_nothing_is_overwritten(model_directory: Save, tmp_path: Path):
 def test_no_model_there(tmp_path: Path):
     with pytest.raises(UserError, match="no model directory"):
         write_starter(tmp_path / "nothing", tmp_path / "config.yaml")
+
+
+def test_experts_are_looked_at_by_their_shapes_alone(text: Path, tmp_path: Path, monkeypatch):
+    mixtral().save_pretrained(tmp_path / "mixtral")
+    monkeypatch.setattr("hpcmpq.starter.load_model", lambda config: pytest.fail("reads the weights"))
+    groups = write_starter(tmp_path / "mixtral", tmp_path / "config.yaml", str(text))
+    assert "model.layers.0.mlp.experts.gate_up_proj" in [group.name for group in groups]
+
+
+def test_data_say_how_large_images_are_where_the_model_does_not(tmp_path: Path):
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic", num_labels=3
+    )
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
+    np.save(
+        tmp_path / "images.npy", np.zeros((20, 3, 16, 16), np.float32) + np.arange(20)[:, None, None, None]
+    )
+    with pytest.raises(UserError, match="does not say its image_size; give data with --data"):
+        write_starter(tmp_path / "resnet", tmp_path / "config.yaml")
+    assert write_starter(tmp_path / "resnet", tmp_path / "config.yaml", str(tmp_path / "images.npy"))

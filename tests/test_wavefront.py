@@ -31,7 +31,7 @@ def outputs(engine, inputs, options) -> tuple[torch.Tensor, torch.Tensor]:
     return z0_NTV, torch.stack([found[p] for p in options])
 
 
-SINGLE = [(name, torch.float32, 1e-4) for name in ("llama", "residual")]
+SINGLE = [(name, torch.float32, 1e-4) for name in ("llama", "mixtral", "residual")]
 
 
 @pytest.mark.parametrize("name, dtype, limit", [*((n, torch.float64, 1e-10) for n in CHAINS), *SINGLE])

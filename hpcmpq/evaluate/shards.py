@@ -18,6 +18,7 @@ from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.load import load_model
 from hpcmpq.models.stored_weights import find_weights
 from hpcmpq.models.streaming import skeleton
+from hpcmpq.models.trace import is_transposed
 from hpcmpq.models.weights import as_matrix, from_matrix
 from hpcmpq.quantizers import decode, fake_quantize
 from hpcmpq.quantizers.ranges import Range, choose_range
@@ -155,7 +156,7 @@ def build(config: ModelConfig, import_paths: tuple[str, ...], rank: int, size: i
 
 def _kept_rows(model: nn.Module, rank: int, size: int) -> Rows:
     kept: dict[str, tuple[int, Tensor]] = {}
-    transposed = {id(m.weight) for m in model.modules() if type(m).__name__ == "Conv1D"}
+    transposed = {id(p) for m in model.modules() if is_transposed(m) for p in m.parameters(recurse=False)}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         low, high = piece_of(parameter.numel(), -(-parameter.numel() // size), rank)
         start, stop = rows_of(tuple(parameter.shape), low, high)

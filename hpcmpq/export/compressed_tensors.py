@@ -22,6 +22,7 @@ from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.models.stored_weights import names_in_model
+from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
 from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.space import Member
@@ -131,7 +132,7 @@ def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> Non
     for group in plan.space.groups:
         narrowed(target, [group], [assignment[group.name]], variants.quantizer)
         for member in group.members:
-            module = variants.model.get_submodule(member.parameter.removesuffix(".weight"))
+            module = holder_of(variants.model, member)
             if type(module) is not nn.Linear and FORMATS[assignment[group.name]].scaled:
                 raise UserError(
                     f"compressed_tensors holds linear layers only, {member.parameter} is of a "

@@ -20,8 +20,10 @@ from hpcmpq.export.refusal import refuse_formats
 from hpcmpq.export.whole_directory import copy_small_files, replacing_directory
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.description import describe_model
+from hpcmpq.models.factories import describe
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.models.outputs import Logits
+from hpcmpq.models.trace import plain_experts
 from hpcmpq.plan import Plan
 from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.quantizers.ranges import Range
@@ -96,24 +98,36 @@ def _traced(model: nn.Module, path: Path) -> Any:
     import onnx
 
     logits = Logits(copy.deepcopy(model).float().cpu()).eval()
+    plain_experts(logits.model)
     tokens_NT = torch.zeros(2, 5, dtype=torch.int64)
     sizes = {"input_ids": {0: torch.export.Dim("samples"), 1: torch.export.Dim("tokens")}}
-    with quiet_transformers():
-        program = torch.onnx.export(
-            logits,
-            (tokens_NT,),
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            input_names=["input_ids"],
-            output_names=["logits"],
-            dynamic_shapes=sizes,
-        )
+    try:
+        with quiet_transformers():
+            program = torch.onnx.export(
+                logits,
+                (tokens_NT,),
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                input_names=["input_ids"],
+                output_names=["logits"],
+                dynamic_shapes=sizes,
+            )
+    except Exception as error:  # it runs the model's own code on fake tensors: it may fail in any way
+        kind = type(model).__name__
+        raise UserError(
+            f"torch cannot export a {kind} to ONNX ({describe(error)}); use another export"
+        ) from error
     assert program is not None
     program.save(str(path))
     graph = onnx.load(path)
     for node in graph.graph.node:
         del node.metadata_props[:]  # stack traces, more bytes than the packed weights of a small model
+        if node.op_type == "Cast" and any(a.i == onnx.TensorProto.BFLOAT16 for a in node.attribute):
+            raise UserError(
+                f"a {type(model).__name__} computes in bfloat16 whatever its weights are stored in, which ONNX "
+                "Runtime's CPU kernels do not; use another export"
+            )
     return graph
 
 
@@ -130,9 +144,12 @@ def _replace_products(
     }
     replaced: set[str] = set()
     for node in nodes:
-        if node.op_type != "MatMul" or node.input[1] not in transposed:
+        if node.op_type == "MatMul" and node.input[1] in transposed:
+            name, bias = transposed[node.input[1]][1], None
+        elif node.op_type == "Gemm" and node.input[1] in names:  # linear layers of flattened inputs
+            name, bias = names[node.input[1]], node.input[2] if len(node.input) > 2 else None
+        else:
             continue
-        name = transposed[node.input[1]][1]
         codes_MK, range, member, format_name = stored[name]
         num_bits = FORMATS[format_name].num_bits
         lowest, _ = code_limits(FORMATS[format_name], variants.quantizer)
@@ -143,10 +160,11 @@ def _replace_products(
         if name not in replaced:
             graph.graph.initializer.append(onnx.numpy_helper.from_array(blocks_MSB, f"{name}.codes"))
             graph.graph.initializer.append(onnx.numpy_helper.from_array(scale_M, f"{name}.scales"))
+        (result,) = node.output
         product = onnx.helper.make_node(
             "MatMulNBits",
             [node.input[0], f"{name}.codes", f"{name}.scales"],
-            list(node.output),
+            [result if bias is None else f"{result}_product"],
             name=node.name,
             domain="com.microsoft",
             K=member.num_columns,
@@ -155,6 +173,11 @@ def _replace_products(
             block_size=variants.quantizer.group_size,
             accuracy_level=EXACT,
         )
+        if bias is not None:
+            sum_node = onnx.helper.make_node(
+                "Add", [product.output[0], bias], [result], name=f"{node.name}_bias"
+            )
+            graph.graph.node.insert(list(graph.graph.node).index(node) + 1, sum_node)
         node.CopyFrom(product)
         replaced.add(name)
     _drop_unused(graph)

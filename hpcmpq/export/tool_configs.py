@@ -132,6 +132,8 @@ def _llama_quantize(plan: Plan, chosen: Chosen) -> str:
 
 
 def _layer(member: Member) -> str:
+    if not member.parameter.endswith(".weight"):
+        raise UserError(f"layers are named by module and {member.parameter} is no module's weight")
     return member.parameter.removesuffix(".weight")
 
 

@@ -105,10 +105,16 @@ def find_chain(model: nn.Module, inputs: Inputs) -> Chain | None:
 def reproduces(chain: Chain, model: nn.Module, inputs: Inputs) -> bool:
     """Whether prologue, blocks and epilogue give the model's outputs to rounding."""
     z_NTV = forward(model, inputs)
-    hidden, calls = chain.enter(inputs)
-    for k, call in enumerate(calls):
-        hidden = chain.run(k, hidden, call)
-    again_NTV = chain.leave(inputs, hidden)
+    try:
+        hidden, calls = chain.enter(inputs)
+        for k, call in enumerate(calls):
+            hidden = chain.run(k, hidden, call)
+        again_NTV = chain.leave(inputs, hidden)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the model's own code, called as it does not expect: not a chain
+        log.debug("a candidate for a chain failed: %s", error)
+        return False
     if again_NTV.shape != z_NTV.shape:
         return False
     limit = 64 * torch.finfo(z_NTV.dtype).eps * float(z_NTV.abs().max())

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hpcmpq.config import GroupsConfig
 from hpcmpq.errors import UserError
-from hpcmpq.models.groups import find_groups
+from hpcmpq.models.groups import find_groups, holder_of
 from hpcmpq.space import Group
 from hpcmpq.targets import Target
 
@@ -25,11 +25,12 @@ def deployable_groups(
     groups = find_groups(model, config, sample_inputs)
     if target is None:
         return groups
-    searched = [member.parameter.removesuffix(".weight") for group in groups for member in group.members]
-    for name in searched:
-        if type(module := model.get_submodule(name)) is not nn.Linear:
+    members = [member for group in groups for member in group.members]
+    searched = [member.parameter.removesuffix(".weight") for member in members]
+    for member, name in zip(members, searched, strict=True):
+        if type(module := holder_of(model, member)) is not nn.Linear:
             raise UserError(
-                f"target {target.name} holds linear layers only, {name} is a {type(module).__name__}; add it to "
+                f"target {target.name} holds linear layers only, {name} is of a {type(module).__name__}; add it to "
                 "groups.exclude"
             )
     _check_whole(model, searched, target)

@@ -25,6 +25,7 @@ _ARCHITECTURES: tuple[tuple[str, Kind], ...] = (
     ("ForSequenceClassification", "sequence_classifier"),
     ("ForTokenClassification", "token_classifier"),
     ("ForImageClassification", "image_classifier"),
+    ("ForImageClassificationWithTeacher", "image_classifier"),
     ("Model", "encoder"),
 )
 """Ends of architecture names and what they mean; the first that fits counts."""
@@ -45,6 +46,7 @@ class ModelDescription:
         has_tokenizer: Whether the directory holds a tokenizer.
         dtype: Name of the dtype that the weights are stored in, such as ``bfloat16``, or None.
         classes: Names of a classifier's classes, by number; empty for other kinds.
+        architecture: Name of the class that saved the weights; empty for a factory's model.
     """
 
     kind: Kind
@@ -55,6 +57,7 @@ class ModelDescription:
     has_tokenizer: bool = False
     dtype: str | None = None
     classes: tuple[str, ...] = ()
+    architecture: str = ""
 
     @property
     def takes_tokens(self) -> bool:
@@ -96,6 +99,7 @@ def describe_model(config: ModelConfig) -> ModelDescription:
         has_tokenizer=any((path / name).is_file() for name in _TOKENIZER_FILES),
         dtype=_first(values, "dtype", "torch_dtype"),
         classes=_classes(values) if kind.endswith("classifier") else (),
+        architecture=str(names[0]),
     )
 
 

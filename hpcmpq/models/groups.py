@@ -1,8 +1,9 @@
 """The parameter groups of a model: which weights are searched, and what must share a format.
 
-Searchable are the weights of `nn.Linear`, `nn.Conv1d/2d/3d`, transformers' `Conv1D` and `nn.Embedding`
-that the outputs depend on (a plain encoder's pooler does not reach its last hidden state). Without `include`
-patterns everything searchable is searched but
+Searchable are the weights of `nn.Linear`, `nn.Conv1d/2d/3d`, transformers' `Conv1D` and `nn.Embedding`, the tensors in
+which transformers keeps all experts of a layer, and the input projections of `nn.MultiheadAttention`; of these, all
+that the outputs depend on (a plain encoder's pooler does not reach its last hidden state). Without `include` patterns
+everything searchable is searched but
 
 - embeddings: `nn.Embedding`, whatever is tied to one, and layers inside a module called embeddings or
   patch_embed, such as a vision transformer's patch projection;
@@ -24,10 +25,10 @@ from hpcmpq.config import GroupsConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.products import with_products
 from hpcmpq.models.trace import Layer, trace_layers
-from hpcmpq.models.weights import as_matrix, from_matrix, num_fixed_bytes, swapped
+from hpcmpq.models.weights import as_matrix, from_matrix, holder_of, num_fixed_bytes, swapped
 from hpcmpq.space import Group, Member
 
-__all__ = ["as_matrix", "find_groups", "from_matrix", "num_fixed_bytes", "swapped"]
+__all__ = ["as_matrix", "find_groups", "from_matrix", "holder_of", "num_fixed_bytes", "swapped"]
 
 _EMBEDDING_PART = re.compile(r"(^|\.)(patch_)?(embed|embedder|embedding|embeddings)(\.|$)")
 _HEAD_PART = re.compile(r"(^|\.)(lm_)?(head|heads|classifier|score|fc|output|out_proj|logits|to_logits)$")
@@ -64,29 +65,62 @@ def find_groups(
         chosen = [layer for layer in searchable if not _is_embedding(model, layer) and not _is_head(layer)]
     chosen = [layer for layer in chosen if not _matches(layer, config.exclude)]
     if not chosen:
+        others = next(iter(_other_weights(model, layers)), "none")
+        if not searchable:
+            raise UserError(
+                "the model has no weight to search: its outputs depend on no linear layer, convolution, embedding or "
+                f"experts; its largest other weight is {others}"
+            )
         raise UserError(
-            f"groups leaves nothing to search; searchable modules are {_listed(searchable)}; "
-            "name some in groups.include"
+            f"groups leaves nothing to search; searchable modules are {_listed(searchable)}, the largest weight of "
+            f"other kinds is {others}; name some in groups.include"
         )
     _warn_of_other_weights(model, layers)
+    _warn_of_uncounted(model, chosen)
     groups = _tie(model, chosen, config.tie)
     return with_products(model, groups, sample_inputs) if config.attention_products else groups
 
 
-def _warn_of_other_weights(model: nn.Module, layers: Sequence[Layer]) -> None:
-    """Say so if many weights lie outside the layers that can be searched, such as fused experts."""
-    known = {id(model.get_submodule(name)._parameters["weight"]) for layer in layers for name in layer.names}
+def _other_weights(model: nn.Module, layers: Sequence[Layer]) -> dict[str, int]:
+    """{name: numel} of matrices and larger tensors outside the layers that can be searched, largest first."""
+    known = {id(model.get_parameter(layer.parameter)) for layer in layers}
     others = {
         name: parameter.numel()
         for name, parameter in model.named_parameters()
         if parameter.ndim >= 2 and id(parameter) not in known
     }
+    return dict(sorted(others.items(), key=lambda entry: -entry[1]))
+
+
+def _warn_of_other_weights(model: nn.Module, layers: Sequence[Layer]) -> None:
+    """Say so if many weights lie outside the layers that can be searched, such as those of an LSTM."""
+    others = _other_weights(model, layers)
     share = sum(others.values()) / sum(parameter.numel() for parameter in model.parameters())
     if share > _UNKNOWN_SHARE:
         _log.warning(
-            "%.0f %% of the weights are in no linear, convolution or embedding and stay as is, first %s",
-            100 * share, max(others, key=lambda name: others[name]),
+            "%.0f %% of the weights are in no linear layer, convolution, embedding or experts and stay as they are, "
+            "first %s", 100 * share, next(iter(others)),
         )  # fmt: skip
+
+
+def _warn_of_uncounted(model: nn.Module, layers: Sequence[Layer]) -> None:
+    """Say so if a layer's weight is used without calling it, so that its multiplications were not seen."""
+    embeddings = [isinstance(model.get_submodule(_module(layer)), nn.Embedding) for layer in layers]
+    names = [
+        layer.names[0]
+        for layer, is_embedding in zip(layers, embeddings, strict=True)
+        if not layer.macs and not is_embedding
+    ]
+    if names:
+        _log.warning(
+            "%d layers are used without being called, first %s: budgets of macs and bops count nothing for them",
+            len(names), names[0],
+        )  # fmt: skip
+
+
+def _module(layer: Layer) -> str:
+    """Name of the first module that holds a layer's weight."""
+    return layer.parameter.rpartition(".")[0]
 
 
 def _matches(layer: Layer, patterns: Iterable[str]) -> bool:
@@ -110,7 +144,7 @@ def _listed(layers: Sequence[Layer]) -> str:
 
 
 def _is_embedding(model: nn.Module, layer: Layer) -> bool:
-    modules = [model.get_submodule(name) for name in layer.names]
+    modules = [] if layer.is_parameter else [model.get_submodule(name) for name in layer.names]
     return any(isinstance(module, nn.Embedding) for module in modules) or any(
         _EMBEDDING_PART.search(name) for name in layer.names
     )
@@ -161,11 +195,12 @@ def _group_name(bundle: Sequence[Layer]) -> str:
 
 
 def _member(model: nn.Module, layer: Layer) -> Member:
-    weight = model.get_submodule(layer.names[0]).weight
-    assert isinstance(weight, Tensor)
-    rows = weight.shape[1] if layer.transposed else weight.shape[0]
-    name = f"{layer.names[0]}.weight" if layer.names[0] else "weight"
-    return Member(name, rows, weight.numel() // rows, layer.transposed, layer.macs)
+    weight = model.get_parameter(layer.parameter)
+    if layer.is_parameter or layer.transposed:  # all axes but that of the inputs are outputs, experts too
+        columns = weight.shape[-2 if layer.transposed else -1]
+    else:
+        columns = weight[0].numel()
+    return Member(layer.parameter, weight.numel() // columns, columns, layer.transposed, layer.macs)
 
 
 def _blocks(model: nn.Module, names: Sequence[str]) -> list[int | None]:

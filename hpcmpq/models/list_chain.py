@@ -2,8 +2,9 @@
 
 A list of modules is a chain of blocks if each runs once, in order, the first output of one is the hidden state of
 the next, and everything else that a block is given (masks, rotary embeddings) stays the same when the blocks are
-replaced by the identity. The prologue is the model's forward cut off at the last block; the epilogue is the same
-forward with the blocks handing on a given hidden state.
+replaced by the identity. What else a block returns, such as attention weights, is not handed on. The prologue is the
+model's forward cut off at the last block; the epilogue is the same forward with the blocks handing on a given hidden
+state.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,10 +27,8 @@ def list_chain(model: nn.Module, container: nn.Module, inputs: Inputs) -> tuple[
     outputs: list[Tensor] = []
     for _, args, kwargs, output in seen:
         hidden = first_output(output)
-        if not isinstance(hidden, Tensor) or (
-            isinstance(output, tuple) and any(o is not None for o in output[1:])
-        ):
-            return None, "a module returns more than one tensor"
+        if not isinstance(hidden, Tensor):
+            return None, "a module returns something other than a tensor first"
         key = 0 if args and isinstance(args[0], Tensor) else "hidden_states"
         given = args[0] if key == 0 else kwargs.get(key)
         if outputs and (

@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.models.description import Kind, ModelDescription, describe_model
 from hpcmpq.models.factories import call_factory, describe, resolve_factory
 from hpcmpq.models.outputs import forward
+from hpcmpq.models.trace import plain_experts
 
 __all__ = [
     "forward",
@@ -45,7 +47,7 @@ def load_model(
 
     Args:
         config: Directory or factory, dtype and device.
-        attention: ``eager`` for attention with forward-mode derivatives; None for the model's default.
+        attention: ``eager`` for attention and experts with forward-mode derivatives; None for the model's default.
         import_paths: Directories that factories may be imported from.
 
     Raises:
@@ -59,6 +61,8 @@ def load_model(
     else:
         # transformers keeps what must stay exact, such as rotary frequencies, in float32.
         model = _from_directory(description, dtype, attention)
+    if attention == "eager" or dtype == torch.float64:  # for which grouped products have no kernel
+        plain_experts(model)
     model = model.to(device).eval().requires_grad_(False)
     _check_parameters(model, config.path or str(config.factory))
     return model
@@ -80,6 +84,17 @@ def pick_device(name: str) -> torch.device:
             f"model.device {name!r} cannot be used here ({describe(error)}); try auto or cpu"
         ) from None
     return device
+
+
+def model_class(description: ModelDescription) -> Any:
+    """The transformers class that loads a directory.
+
+    For an encoder the one that saved it, where transformers has it: `AutoModel` would add a decoder to T5's.
+    """
+    import transformers
+
+    own = getattr(transformers, description.architecture, None) if description.kind == "encoder" else None
+    return own or getattr(transformers, AUTO_CLASSES[description.kind])
 
 
 @contextlib.contextmanager
@@ -121,11 +136,8 @@ def weights_fingerprint(model: nn.Module) -> str:
 def _from_directory(description: ModelDescription, dtype: torch.dtype, attention: str | None) -> nn.Module:
     path, options = description.path, {} if attention is None else {"attn_implementation": attention}
     with quiet_transformers():
-        import transformers
-
-        auto_class = getattr(transformers, AUTO_CLASSES[description.kind])
         try:
-            model, info = auto_class.from_pretrained(
+            model, info = model_class(description).from_pretrained(
                 path, dtype=dtype, local_files_only=True, output_loading_info=True, **options
             )
         except Exception as error:

@@ -1,6 +1,7 @@
 """One forward pass: how inputs reach a model and where its outputs z [N, T, V] are."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,8 +56,9 @@ def outputs_NTV(result: Any) -> Tensor:
         UserError: If there is no tensor with at least two axes in it.
     """
     for name in ("logits", "last_hidden_state"):
-        if isinstance(getattr(result, name, None), Tensor):
-            result = getattr(result, name)
+        found = result.get(name) if isinstance(result, Mapping) else getattr(result, name, None)
+        if isinstance(found, Tensor):
+            result = found
             break
     if isinstance(result, tuple | list) and result:
         result = result[0]

@@ -18,8 +18,9 @@ from hpcmpq.config import ModelConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.factories import describe
-from hpcmpq.models.load import AUTO_CLASSES, pick_device, quiet_transformers
+from hpcmpq.models.load import model_class, pick_device, quiet_transformers
 from hpcmpq.models.stored_weights import Weights, find_weights
+from hpcmpq.models.trace import plain_experts
 
 
 @dataclass
@@ -114,9 +115,9 @@ def _build(config: ModelConfig) -> nn.Module:
 
         try:
             values = transformers.AutoConfig.from_pretrained(description.path, local_files_only=True)
-            model = getattr(transformers, AUTO_CLASSES[description.kind]).from_config(
-                values, dtype=getattr(torch, config.dtype)
-            )
+            make = model_class(description)
+            make = getattr(make, "from_config", None) or make._from_config
+            model = make(values, dtype=getattr(torch, config.dtype))
         except Exception as error:
             raise UserError(
                 f"cannot build the model in {description.path}: {describe(error)}; set model.stream: false"
@@ -133,6 +134,7 @@ def shapes_only(
 
     # Built before: some models compute plain numbers while they are built, from tensors that must have values.
     model = skeleton(config)
+    plain_experts(model)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         shaped: dict[int, nn.Parameter] = {}
         for module in model.modules():

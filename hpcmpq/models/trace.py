@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from hpcmpq.errors import UserError
+from hpcmpq.models.factories import describe
 from hpcmpq.models.outputs import forward
+
+_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_TRANSPOSED_EXPERTS = ("Llama4TextExperts",)
+"""Fused experts that transformers does not mark."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +23,8 @@ class Layer:
     """A weight that could be quantized.
 
     Attributes:
-        names: Module names that hold this same weight, in model order; more than one if it is tied.
+        names: Module names that hold this same weight, in model order; more than one if it is tied. A weight that is
+            no module's `weight` goes by its own name (`is_parameter`).
         transposed: Whether the weight is stored as [inputs, outputs].
         macs: Multiply-accumulates of one sample's forward pass.
         used: Whether the outputs depend on the weight (whether it ran, if the model forbids gradients).
@@ -33,38 +40,60 @@ class Layer:
     ran_last: bool = False
     is_output: bool = False
     declared_head: bool = False
+    is_parameter: bool = False
+
+    @property
+    def parameter(self) -> str:
+        """The weight's own name."""
+        return self.names[0] if self.is_parameter else f"{self.names[0]}.weight".removeprefix(".")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a weight is: `module`'s parameter `own_name`."""
+
+    module: nn.Module
+    own_name: str = "weight"
+    transposed: bool = False
 
 
 def trace_layers(model: nn.Module, sample_inputs: dict[str, Tensor]) -> list[Layer]:
-    """All linear, convolution and embedding weights in model order, tied ones once.
+    """All weights of linear layers, convolutions, embeddings, fused experts and attention modules in model order.
+
+    Tied ones are listed once.
 
     Args:
         model: In eval mode.
         sample_inputs: Only the first sample is used; moved to the model's device.
+
+    Raises:
+        UserError: If the model's forward method fails on them, or returns nothing that can be compared.
     """
-    names_of = _weights(model)
-    modules = {name: model.get_submodule(name) for names in names_of.values() for name in names}
-    device = next(iter(names_of)).device if names_of else torch.device("cpu")
+    places_of = _weights(model)
+    device = next(iter(places_of)).device if places_of else torch.device("cpu")
     inputs = {key: value[:1].to(device) for key, value in sample_inputs.items()}
-    macs = dict.fromkeys(modules, 0)
+    macs = {name: 0 for places in places_of.values() for name in places}
     # Only the last output is held: a freed one's address could be taken by the model's output.
     last: list[tuple[str, Tensor]] = []
     ran: set[str] = set()
 
-    def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, _: Any, output: Any) -> None:
-            if not isinstance(module, nn.Embedding):
-                weight = _weight(module)
-                macs[name] += output.numel() * (weight.numel() // weight.shape[_is_transposed(module)])
+    def record(name: str, place: _Place) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            output = output[0] if isinstance(output, tuple) else output
+            macs[name] += _macs(place, args, output)
             last[:] = [(name, output)]
             ran.add(name)
 
         return hook
 
-    handles = [module.register_forward_hook(record(name)) for name, module in modules.items()]
+    handles = [
+        place.module.register_forward_hook(record(name, place))
+        for places in places_of.values()
+        for name, place in places.items()
+    ]
     try:
-        with _gradients(list(names_of)):
-            z_NTV = forward(model, inputs)
+        with _gradients(list(places_of)):
+            z_NTV = _forward(model, inputs)
             reached = _reached_weights(z_NTV)
     finally:
         for handle in handles:
@@ -75,47 +104,98 @@ def trace_layers(model: nn.Module, sample_inputs: dict[str, Tensor]) -> list[Lay
     head = get_head() if callable(get_head) else None
     return [
         Layer(
-            names=names,
-            transposed=_is_transposed(modules[names[0]]),
-            macs=sum(macs[name] for name in names),
-            used=id(weight) in reached if z_NTV.grad_fn is not None else bool(ran.intersection(names)),
-            ran_last=last_name in names,
-            is_output=last_name in names and last_is_output,
-            declared_head=any(modules[name] is head for name in names),
+            names=tuple(places),
+            transposed=next(iter(places.values())).transposed,
+            macs=sum(macs[name] for name in places),
+            used=id(weight) in reached if z_NTV.grad_fn is not None else bool(ran.intersection(places)),
+            ran_last=last_name in places,
+            is_output=last_name in places and last_is_output,
+            declared_head=any(place.module is head for place in places.values()),
+            is_parameter=next(iter(places.values())).own_name != "weight",
         )
-        for weight, names in names_of.items()
+        for weight, places in places_of.items()
     ]
 
 
-def _weights(model: nn.Module) -> dict[nn.Parameter, tuple[str, ...]]:
-    """{weight: names of the modules that hold it} over all layers with a quantizable weight."""
+def plain_experts(model: nn.Module) -> None:
+    """Let fused experts run as batched products, which have shapes without values and derivatives of any order."""
+    choose = getattr(model, "set_experts_implementation", None)
+    if callable(choose) and any(are_experts(module) for module in model.modules()):
+        choose("batched_mm")
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a module stores its weights as [..., inputs, outputs]: transformers' Conv1D and some fused experts."""
+    from transformers.pytorch_utils import Conv1D
+
+    fused = type(module).__name__ in _TRANSPOSED_EXPERTS or getattr(module, "is_transposed", False) is True
+    return isinstance(module, Conv1D) or (fused and are_experts(module))
+
+
+def are_experts(module: nn.Module) -> bool:
+    """Whether a module holds the weights of all experts of a layer, one matrix of each in a tensor of three axes.
+
+    transformers marks its own from version 5 on; before, experts were linear layers.
+    """
+    marked = hasattr(module, "is_transposed") and hasattr(module, "has_gate")
+    return marked or type(module).__name__ in _TRANSPOSED_EXPERTS
+
+
+def _forward(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    try:
+        return forward(model, inputs)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the model's own code: it may fail in any way
+        given = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in inputs.items())
+        raise UserError(
+            f"the model's forward method fails on a sample ({describe(error)}); it was given {given}: give what it "
+            "needs, by argument name, from a factory of batches"
+        ) from error
+
+
+def _weights(model: nn.Module) -> dict[nn.Parameter, dict[str, _Place]]:
+    """{weight: {name: place} of all that hold it} over all weights that can be quantized."""
     from transformers.pytorch_utils import Conv1D
 
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, Conv1D)
-    names_of: dict[nn.Parameter, tuple[str, ...]] = {}
+    places_of: dict[nn.Parameter, dict[str, _Place]] = {}
+
+    def add(weight: nn.Parameter | None, name: str, place: _Place) -> None:
+        if weight is not None:
+            places_of.setdefault(weight, {})[name] = place
+
     for name, module in model.named_modules():
-        weight = module._parameters.get("weight")
-        if isinstance(module, kinds) and weight is not None:
-            names_of[weight] = (*names_of.get(weight, ()), name)
-    return names_of
+        if isinstance(module, kinds):
+            add(module._parameters.get("weight"), name, _Place(module, transposed=is_transposed(module)))
+        prefix = f"{name}." if name else ""
+        if isinstance(module, nn.MultiheadAttention):
+            for own in _ATTENTION_WEIGHTS:
+                add(module._parameters.get(own), prefix + own, _Place(module, own))
+        elif are_experts(module):
+            for own, weight in module._parameters.items():
+                if weight is not None and weight.ndim == 3:
+                    add(weight, prefix + own, _Place(module, own, is_transposed(module)))
+    return places_of
+
+
+def _macs(place: _Place, args: Any, output: Any) -> int:
+    """Multiply-accumulates of one call of the module that holds a weight; 0 where nobody knows."""
+    weight = place.module._parameters[place.own_name]
+    assert weight is not None
+    if are_experts(place.module):
+        # (hidden states, chosen experts [positions, experts per position], ...), or hidden states of every expert
+        chosen = args[1].numel() if len(args) > 1 else args[0].numel() // args[0].shape[-1]
+        return chosen * (weight.numel() // len(weight))
+    if place.own_name != "weight" or isinstance(place.module, nn.Embedding) or not isinstance(output, Tensor):
+        return 0
+    return output.numel() * (weight.numel() // weight.shape[place.transposed])
 
 
 def _same_memory(first: Tensor, second: Tensor) -> bool:
     if isinstance(first, FakeTensor):  # has no address
         return first is second or second._base is first
     return first.data_ptr() == second.data_ptr()
-
-
-def _is_transposed(module: nn.Module) -> bool:
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, Conv1D)
-
-
-def _weight(module: nn.Module) -> nn.Parameter:
-    weight = module._parameters["weight"]
-    assert weight is not None
-    return weight
 
 
 @contextmanager

@@ -11,16 +11,22 @@ from hpcmpq.space import Group, Member
 
 
 def as_matrix(tensor: Tensor, member: Member) -> Tensor:
-    """A stored weight as [M outputs, K inputs]; a view where the layout allows."""
+    """A stored weight as [M outputs, K inputs], experts one after another; a view where the layout allows."""
     if member.transposed:
-        tensor = tensor.t()
+        tensor = tensor.mT
     return tensor.reshape(member.num_rows, member.num_columns)
 
 
 def from_matrix(matrix_MK: Tensor, member: Member, like: Tensor) -> Tensor:
     """The inverse of `as_matrix`: the shape, dtype and device of the stored tensor `like`."""
-    tensor = matrix_MK.t() if member.transposed else matrix_MK
-    return tensor.reshape(like.shape).to(device=like.device, dtype=like.dtype)
+    if member.transposed:
+        return matrix_MK.reshape(like.mT.shape).mT.to(device=like.device, dtype=like.dtype)
+    return matrix_MK.reshape(like.shape).to(device=like.device, dtype=like.dtype)
+
+
+def holder_of(model: nn.Module, member: Member) -> nn.Module:
+    """The layer that a weight is the `weight` of; for any other parameter the module that it is in."""
+    return model.get_submodule(member.parameter.rpartition(".")[0])
 
 
 @contextlib.contextmanager

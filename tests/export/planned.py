@@ -40,6 +40,26 @@ def qwen2(**settings) -> nn.Module:
     return model
 
 
+def opt() -> nn.Module:
+    """Biases, and linear layers that take their inputs flattened."""
+    torch.manual_seed(0)
+    made = transformers.OPTConfig(
+        vocab_size=256, hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4,
+        word_embed_proj_dim=64, max_position_embeddings=64, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    model = transformers.OPTForCausalLM(made)
+    for name, parameter in model.named_parameters():
+        parameter.data.normal_(std=0.1 if name.endswith("bias") or parameter.ndim > 1 else 0.5)
+    return model
+
+
+def mixtral() -> nn.Module:
+    """Experts in one tensor, which transformers saves one by one."""
+    torch.manual_seed(0)
+    made = transformers.MixtralConfig(**SIZE, num_local_experts=3, num_experts_per_tok=2)
+    return transformers.MixtralForCausalLM(made)
+
+
 def plan_run(
     path: Path, model: nn.Module, dtype: torch.dtype = torch.bfloat16, **config
 ) -> tuple[RunDir, Plan]:

@@ -15,7 +15,7 @@ from hpcmpq.export.compressed_tensors import pack
 from hpcmpq.plan import Plan
 from hpcmpq.store import RunDir
 from hpcmpq.variants import open_variants
-from tests.export.planned import llama, plan_run, qwen2, solve_by_turns
+from tests.export.planned import llama, mixtral, opt, plan_run, qwen2, solve_by_turns
 from tests.export.readers import READERS
 
 INTEGERS = [f"int{bits}" for bits in range(2, 9)]
@@ -27,8 +27,12 @@ CASES = {
     "gguf": {"target": "llama_cpp", "formats": GGUF, "quantizer": {"group_size": 32}},
     "gguf of qwen2": {"target": "llama_cpp", "formats": GGUF, "quantizer": {"group_size": 32}},
     "onnx": {"formats": ["int2", "int4", "int8"]},
+    "onnx of opt": {"formats": ["int2", "int4", "int8"]},
+    "fake_quantized of mixtral": {"formats": INTEGERS},
     "compressed_tensors of float32 weights": {"target": "vllm", "dtype": torch.float32},
 }
+
+MADE = {"qwen2": qwen2, "opt": opt, "mixtral": mixtral}
 
 
 def tokens() -> Tensor:
@@ -62,7 +66,7 @@ def test_every_exporter_has_a_reader_and_a_case():
 @torch.no_grad()
 def test_reader_gives_the_fake_quantized_models_outputs(tmp_path, case):
     name = case.split()[0]
-    made = qwen2() if case.endswith("qwen2") else llama()
+    made = MADE.get(case.partition(" of ")[2], llama)()
     run, plan = plan_run(tmp_path, made, **CASES[case])
     assignment = solve_by_turns(run, plan)
     assert len(set(assignment.values())) > 2

@@ -6,7 +6,9 @@ from torch import nn
 
 from hpcmpq.config import GroupsConfig
 from hpcmpq.errors import UserError
-from hpcmpq.models.groups import as_matrix, find_groups, num_fixed_bytes
+from hpcmpq.models.groups import as_matrix, find_groups, from_matrix, num_fixed_bytes
+from hpcmpq.space import Member
+from tests.models_of_many_kinds import make
 
 
 def found(tiny_model, tiny_inputs, name: str, **config):
@@ -137,7 +139,7 @@ def test_weights_in_unknown_layers_are_pointed_out(caplog):
             return self.last(self.first(input) @ self.stacked.sum(0))
 
     assert names(find_groups(Experts().eval(), GroupsConfig(), {"input": torch.ones(1, 4)})) == ["first"]
-    assert "52 % of the weights are in no linear" in caplog.text  # 32 of 62
+    assert "52 % of the weights are in no linear layer" in caplog.text  # 32 of 62
     assert "first stacked" in caplog.text
 
 
@@ -237,3 +239,42 @@ def test_matrices_have_an_output_channel_per_row(tiny_model, tiny_inputs, name: 
             inputs_K = torch.randn(member.num_columns, generator=torch.Generator().manual_seed(0))
             bias_M = torch.zeros(1) if module.bias is None else module.bias
             torch.testing.assert_close(module(inputs_K), matrix_MK @ inputs_K + bias_M)
+
+
+@pytest.mark.parametrize(("name", "is_transposed"), [("mixtral", False), ("gpt_oss", True)])
+def test_fused_experts_are_groups_of_all_experts_of_a_layer(name, is_transposed):
+    model, inputs = make(name, torch.float32)
+    groups = find_groups(model, GroupsConfig(include=("*.1.mlp.experts.*",)), inputs)
+    assert names(groups) == [f"model.layers.1.mlp.experts.{part}_proj" for part in ("gate_up", "down")]
+    assert [group.block for group in groups] == [1, 1]
+    member = groups[0].members[0]
+    assert member == Member(groups[0].name, 3 * 2 * 24, 16, is_transposed, 7 * 2 * 2 * 24 * 16)
+    weight = model.get_parameter(member.parameter)
+    matrix_MK = as_matrix(weight, member)
+    first_expert_MK = weight[0].t() if is_transposed else weight[0]
+    assert torch.equal(matrix_MK[: 2 * 24], first_expert_MK)
+    assert torch.equal(from_matrix(matrix_MK, member, weight), weight)
+
+
+def test_attention_of_torch_is_searched_and_its_arithmetic_said_to_be_missing(caplog):
+    model, inputs = make("attending", torch.float32)
+    groups = find_groups(model, GroupsConfig(), inputs)
+    assert names(groups)[:2] == [
+        f"encoder.layers.0.self_attn.{part}" for part in ("in_proj_weight", "out_proj")
+    ]
+    assert "4 layers are used without being called, first encoder.layers.0.self_attn" in caplog.text
+
+
+def test_a_model_without_layers_is_refused_with_its_largest_weight():
+    recurrent = nn.LSTM(4, 4, batch_first=True).eval()
+    with pytest.raises(UserError, match="no weight to search: .* its largest other weight is weight_ih_l0"):
+        find_groups(recurrent, GroupsConfig(), {"input": torch.ones(1, 3, 4)})
+
+
+def test_inputs_that_do_not_fit_the_model_are_refused_with_its_own_words():
+    with pytest.raises(
+        UserError, match=r"fails on a sample \(RuntimeError: .*given input \[1, 5\]: give what it"
+    ):
+        find_groups(
+            nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), GroupsConfig(), {"input": torch.ones(1, 5)}
+        )

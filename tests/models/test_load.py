@@ -11,6 +11,7 @@ from torch import nn
 from hpcmpq.config import ModelConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.load import forward, load_model, pick_device, resolve_factory, weights_fingerprint
+from hpcmpq.models.repeatable import check_repeatable
 
 DIRECTORIES = ["llama", "gpt2", "bert", "bert_masked", "bert_classifier", "vit"]
 OUTPUTS = {
@@ -255,3 +256,16 @@ def test_outputs_that_cannot_be_compared(result, message):
 
     with pytest.raises(UserError, match=message):
         forward(Fixed(), {"input": torch.ones(2, 1)})
+
+
+def test_a_model_that_draws_at_random_is_refused():
+    class Dropping(nn.Linear):
+        def forward(self, x):
+            return nn.functional.dropout(super().forward(x))
+
+    inputs = {"input": torch.ones(1, 8)}
+    check_repeatable(nn.Sequential(nn.Linear(8, 8), nn.Dropout()).eval(), inputs)
+    with pytest.raises(UserError, match="differ from pass to pass .* functional dropout"):
+        check_repeatable(nn.Sequential(Dropping(8, 8)).eval(), inputs)
+    with pytest.raises(UserError, match="are NaN or infinite; use model.dtype float32"):
+        check_repeatable(nn.Linear(8, 8), {"input": torch.full((1, 8), torch.inf)})
