@@ -12,7 +12,7 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.table import Table
 
 from hpcmpq.executors import UnitOutcome
-from hpcmpq.store import RunDir, read_timings, write_artefact
+from hpcmpq.store import RunDir, read_timings, remove_leftovers, write_artefact
 
 _out = Console(highlight=False)
 
@@ -34,11 +34,12 @@ def say_as_is(text: str) -> None:
 
 @contextmanager
 def stage(run_dir: Path, name: str) -> Iterator[None]:
-    """Announce a stage and keep its wall time in RUN/timings.json."""
+    """Announce a stage, remove what killed ones left, and keep its wall time in RUN/timings.json."""
     say(f"[bold]{name}[/bold]")
+    run = RunDir(run_dir)
+    remove_leftovers(run)
     start = time.monotonic()
     yield
-    run = RunDir(run_dir)
     timings = read_timings(run)
     timings[name] = {"seconds": time.monotonic() - start, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     write_artefact(run.file("timings.json"), timings)

@@ -22,7 +22,7 @@ from hpcmpq.npz_files import read_npz, write_npz
 from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.store import RunDir
-from hpcmpq.whole_files import remove_abandoned
+from hpcmpq.whole_files import make_directory, remove_abandoned
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def open_points(
 ) -> SolvedPoints:
     """The points of the frontier over these problems, perhaps of an earlier process."""
     directory = run.file("frontier") / content_of(problems, model, settings)[:16]
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     remove_abandoned(directory)
     return SolvedPoints(directory)
 

@@ -32,7 +32,7 @@ from hpcmpq.json_files import read_json, write_artefact, write_json
 from hpcmpq.plan import Plan, WorkUnit, plan_from_json
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.run_dir import RunDir
-from hpcmpq.whole_files import replacing
+from hpcmpq.whole_files import remove_abandoned, replacing
 
 __all__ = [
     "RunDir",
@@ -45,6 +45,7 @@ __all__ = [
     "read_shard",
     "read_shard_of",
     "read_timings",
+    "remove_leftovers",
     "replacing",
     "write_artefact",
     "write_h5",
@@ -101,6 +102,12 @@ def read_timings(run: RunDir) -> dict[str, Any]:
     except DamagedFile:
         return {}
     return {stage: entry for stage, entry in timings.items() if isinstance(entry, dict)}
+
+
+def remove_leftovers(run: RunDir) -> None:
+    """Remove what killed processes left beside artefacts; that of work units is for the stages that write those."""
+    for folder in (".", "exports", "report", "rounded", "slurm", "times"):
+        remove_abandoned(run.path / folder)
 
 
 def write_shard(run: RunDir, shard: Shard) -> None:

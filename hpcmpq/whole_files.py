@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and removing what killed processes left of theirs.
+"""Files and directories that appear whole or not at all, and removing what killed processes left of theirs.
 
 A file is written under a temporary name beside its own, fsynced and renamed. The temporary name says who
 writes, `.NAME.<boot>-<pid namespace>-<pid>.<random>.partial`, so that others on the same machine can tell
@@ -6,6 +6,7 @@ whether the writer still lives, without a lock.
 """
 
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from hpcmpq.errors import UserError
 ABANDONED_S = 3600.0
 """A temporary file of another machine that nobody has written to for so long is taken for abandoned."""
 
+RIVALS = 10
+"""Times that another process may put a directory in the place of ours before it is taken for a failure."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -25,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         UserError: If the directory cannot be written, with the reason.
     """
-    attempt = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.{uuid.uuid4().hex[:8]}.partial")
+    attempt = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield attempt
@@ -33,17 +37,68 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(attempt, path)
         _fsync(path.parent)
     except OSError as error:
-        reason = error.strerror or str(error).split("\n")[0]
-        raise UserError(
-            f"cannot write {path}: {reason}; make room or permission there and run the same command again"
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
         with suppress(OSError):  # renamed, or never there
             attempt.unlink()
 
 
+@contextmanager
+def replacing_directory(directory: Path) -> Iterator[Path]:
+    """A new directory beside `directory` that takes its place, durably, when the block ends without error.
+
+    Of two at once, the last stays. What was there is gone for the moment between two renames, as no file system
+    exchanges directories by a portable call.
+
+    Raises:
+        UserError: If there is no room or permission, with the reason.
+    """
+    attempt, old = _beside(directory), _beside(directory)
+    try:
+        attempt.mkdir(parents=True)
+        yield attempt
+        for path in (*attempt.rglob("*"), attempt):
+            _fsync(path)
+        for others_in_between in range(RIVALS):
+            with suppress(FileNotFoundError):
+                directory.rename(old)
+            try:
+                attempt.rename(directory)
+                break
+            except OSError:
+                if others_in_between == RIVALS - 1:
+                    raise
+                shutil.rmtree(old, ignore_errors=True)
+        _fsync(directory.parent)
+    except OSError as error:
+        raise cannot_write(directory, error) from error
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(attempt, ignore_errors=True)
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory and its parents, if they are not there.
+
+    Raises:
+        UserError: If that is not allowed, with the reason.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(directory, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """What to say when a file or directory cannot be written."""
+    reason = error.strerror or str(error).split("\n")[0]
+    return UserError(
+        f"cannot write {path}: {reason}; make room or permission there and run the same command again"
+    )
+
+
 def remove_abandoned(directory: Path) -> int:
-    """Remove temporary files whose writers are dead or silent; return how many.
+    """Remove temporary files and directories whose writers are dead or silent; return how many.
 
     Writers of this machine and process namespace are looked up; for those of other machines, which may share
     a run directory, only the age of the file tells.
@@ -52,11 +107,15 @@ def remove_abandoned(directory: Path) -> int:
     for path in directory.glob(".*.partial"):
         machine, _, pid = path.name.split(".")[-3].rpartition("-")
         with suppress(OSError):  # its writer has just renamed or removed it
-            silent_s = time.time() - path.stat().st_mtime
+            silent_s = time.time() - max(each.stat().st_mtime for each in (path, *path.rglob("*")))
             if silent_s > ABANDONED_S or (machine == _machine() and not _lives(int(pid))):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
                 num_removed += 1
     return num_removed
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.{uuid.uuid4().hex[:8]}.partial")
 
 
 def _machine() -> str:

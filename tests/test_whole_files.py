@@ -1,5 +1,6 @@
 """Files appear whole, and what killed writers left goes away without touching what live ones write."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hpcmpq.errors import UserError
-from hpcmpq.whole_files import ABANDONED_S, remove_abandoned, replacing
+from hpcmpq.whole_files import ABANDONED_S, remove_abandoned, replacing, replacing_directory
 
 KILLED_WRITER = """
 import os, signal, sys
@@ -24,9 +25,9 @@ def partials(path: Path) -> list[Path]:
     return list(path.glob(".*.partial"))
 
 
-def kill_writer(path: Path) -> None:
+def kill_writer(path: Path, program: str = KILLED_WRITER) -> None:
     root = Path(__file__).resolve().parents[1]
-    subprocess.run([sys.executable, "-c", KILLED_WRITER, str(path)], cwd=root, check=False)
+    subprocess.run([sys.executable, "-c", program, str(path)], cwd=root, check=False)
 
 
 def test_file_appears_when_it_is_whole(tmp_path):
@@ -77,3 +78,45 @@ def test_directory_that_cannot_be_written_is_named(tmp_path):
     refused = pytest.raises(UserError, match=r"cannot write .*file/inside: .*; make room or permission")
     with refused, replacing(tmp_path / "file" / "inside") as attempt:
         attempt.write_text("")
+
+
+def test_directory_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "checkpoint"
+    for content in ("old", "new"):
+        with replacing_directory(path) as attempt:
+            (attempt / "inside").mkdir()
+            (attempt / "inside" / "file").write_text(content)
+            assert not path.exists() or (path / "inside" / "file").read_text() == "old"
+        assert (path / "inside" / "file").read_text() == content
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_of_two_directories_at_once_the_last_stays(tmp_path):
+    path = tmp_path / "checkpoint"
+    with replacing_directory(path) as first, replacing_directory(path) as second:
+        for attempt in (first, second):
+            (attempt / "file").write_text(attempt.name)
+    assert (path / "file").read_text() == first.name
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_leaves_the_old_directory_and_nothing_else(tmp_path):
+    path = tmp_path / "checkpoint"
+    path.mkdir()
+    (path / "file").write_text("old")
+    refused = pytest.raises(UserError, match=r"cannot write .*checkpoint: No space left on device; make room")
+    with refused, replacing_directory(path) as attempt:
+        (attempt / "file").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert (path / "file").read_text() == "old" and not partials(tmp_path)
+
+
+def test_directory_that_a_killed_writer_left_is_removed(tmp_path):
+    killed = KILLED_WRITER.replace("replacing", "replacing_directory").replace(
+        "attempt.write", "(attempt / 'x').write"
+    )
+    kill_writer(tmp_path / "checkpoint", killed)
+    (left,) = partials(tmp_path)
+    assert (left / "x").exists()
+    assert remove_abandoned(tmp_path) == 1
+    assert not partials(tmp_path)

@@ -17,7 +17,7 @@ import numpy as np
 from hpcmpq.errors import DamagedFile
 from hpcmpq.npz_files import read_npz, write_npz
 from hpcmpq.store import RunDir
-from hpcmpq.whole_files import remove_abandoned
+from hpcmpq.whole_files import make_directory, remove_abandoned
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Results:
 def open_results(run: RunDir, content: str) -> Results:
     """The results of the evaluation with this content, perhaps of an earlier process."""
     directory = run.file("evaluation") / content[:16]
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     remove_abandoned(directory)
     return Results(directory)
 

@@ -1,26 +1,25 @@
-"""Directories that appear under their name only when they are complete."""
+"""Directories of exported models, which appear under their name only when they are complete."""
 
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from hpcmpq import whole_files
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.gguf")
 
 
 @contextmanager
 def replacing_directory(directory: Path) -> Iterator[Path]:
-    """A new directory beside `directory`, which it replaces if the block ends well."""
-    attempt = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:12]}.partial")
-    attempt.mkdir(parents=True)
-    try:
-        yield attempt
-        if directory.exists():
-            shutil.rmtree(directory)
-        attempt.rename(directory)
-    finally:
-        shutil.rmtree(attempt, ignore_errors=True)
+    """See `hpcmpq.whole_files.replacing_directory`; a full disk that safetensors meets is one as well."""
+    with whole_files.replacing_directory(directory) as attempt:
+        try:
+            yield attempt
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def copy_small_files(model_directory: str, attempt: Path) -> None:

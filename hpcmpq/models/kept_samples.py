@@ -27,6 +27,7 @@ def keep_samples(run: RunDir, samples: Samples) -> None:
     A file that holds them already stays as it is: workers map it, and where the file system is shared by nodes a
     map ends with the file that it is of.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with suppress(UserError):  # damaged: written anew
@@ -37,7 +38,10 @@ def keep_samples(run: RunDir, samples: Samples) -> None:
     if samples.targets is not None:
         tensors[_TARGETS] = _copy(samples.targets)
     with replacing(run.file(NAME)) as attempt:
-        save_file(tensors, attempt, {"labelled": str(int(samples.labelled)), "format_version": "1"})
+        try:
+            save_file(tensors, attempt, {"labelled": str(int(samples.labelled)), "format_version": "1"})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error  # such as a full disk
 
 
 def kept_samples(run: RunDir, plan: Plan) -> Samples | None:
