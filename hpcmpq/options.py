@@ -134,7 +134,9 @@ NewConfig = Annotated[
 ]
 DataFile = Annotated[
     str | None,
-    typer.Option("--data", metavar="FILE", help="Calibration data: text, JSONL with a field text, or .npy."),
+    typer.Option(
+        "--data", metavar="FILE", help="Calibration data: text, JSONL with a field text, .npy or .npz."
+    ),
 ]
 FirstRun = Annotated[Path, _run_argument("RUN_A", "A run directory.")]
 SecondRun = Annotated[Path, _run_argument("RUN_B", "Another one.")]

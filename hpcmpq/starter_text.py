@@ -128,7 +128,7 @@ def _width(description: ModelDescription) -> str:
 
 def _kinds_of_data(description: ModelDescription) -> str:
     if not description.takes_tokens:
-        return "a .npy array of inputs"
+        return f"a .npy array of inputs, or .npz with `{description.main_input}` and `labels`"
     label = ", and `label` for objective ce" if description.kind == "sequence_classifier" else ""
     return f"text, JSONL with a field `text`{label}, .npy of token ids"
 

@@ -33,7 +33,7 @@ class CalibrationConfig:
     """The samples that sensitivities are measured on.
 
     Attributes:
-        data: A text file, JSONL, ``.npy`` array or factory.
+        data: A text file, JSONL, ``.npy`` array, ``.npz`` arrays or factory.
         num_samples: Samples to calibrate on.
         sequence_length: Tokens per sample of a language model.
         seed: Chooses the samples.

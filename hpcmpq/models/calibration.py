@@ -81,7 +81,7 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     ):
         raise UserError(
             "objective ce needs labels and the data have none; give JSONL with a field `label` to a sequence "
-            "classifier, let a factory give (inputs, targets), or use kl"
+            "classifier, an .npz file with an array `labels`, let a factory give (inputs, targets), or use kl"
         )
     return splits
 

@@ -1,8 +1,8 @@
-"""What a data setting names: a text file, JSONL, a `.npy` array, or a factory."""
+"""What a data setting names: a text file, JSONL, a `.npy` array, `.npz` arrays, or a factory."""
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from hpcmpq.config import is_factory
 from hpcmpq.errors import UserError
 from hpcmpq.models.factories import call_factory
+from hpcmpq.models.named_arrays import LABELS, read_named_arrays
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,13 @@ class Batch:
     """Samples as a factory gave them: tensors by argument name (None for the main input), perhaps targets.
 
     `shifted` targets are already the next tokens of a causal language model; Hugging Face's ``labels``
-    are not.
+    are not. Inputs of a `named` batch have the names of arguments that the model must have.
     """
 
     inputs: dict[str | None, Tensor]
     targets: Tensor | None = None
     shifted: bool = True
+    named: bool = False
 
 
 Source = Documents | Tensor | list[Batch]
@@ -70,6 +72,8 @@ def read_source(data: str, place: str, max_samples: int, import_paths: Sequence[
                 f"{place} {path} is not a readable .npy array: {error}; save it with numpy.save"
             ) from None
         return _tensor(array, f"{place} {path}")
+    if path.suffix == ".npz":
+        return [_from_named(read_named_arrays(path, f"{place} {path}"), f"{place} {path}")]
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -79,6 +83,13 @@ def read_source(data: str, place: str, max_samples: int, import_paths: Sequence[
     if not text.strip():
         raise UserError(f"{place} {path} is empty; give a file with text or samples")
     return Documents((text,))
+
+
+def _from_named(arrays: Mapping[str, np.ndarray], place: str) -> Batch:
+    tensors = {name: _tensor(array, f"{place} array {name!r}") for name, array in arrays.items()}
+    targets = tensors.pop(LABELS, None)
+    inputs: dict[str | None, Tensor] = dict(tensors.items())
+    return Batch(inputs, targets, shifted=False, named=True)
 
 
 def _from_jsonl(text: str, place: str) -> Documents:

@@ -8,6 +8,7 @@ from torch import Tensor
 from hpcmpq.errors import UserError
 from hpcmpq.models.description import ModelDescription
 from hpcmpq.models.factories import describe
+from hpcmpq.models.named_arrays import check_names
 from hpcmpq.models.samples import IGNORED, Samples
 from hpcmpq.models.sources import Batch, Documents, Source
 
@@ -60,7 +61,7 @@ def _from_documents(
 ) -> Samples:
     if not description.takes_tokens:
         raise UserError(
-            f"{place} is text, which this model does not read; give a .npy array or a factory of batches"
+            f"{place} is text, which this model does not read; give .npy or .npz arrays or a factory of batches"
         )
     tokenizer = load_tokenizer(description, place)
     if description.kind == "causal_lm":
@@ -187,6 +188,8 @@ def _from_batches(batches: list[Batch], place: str, description: ModelDescriptio
         targets_N = torch.cat(targets) if targets else None
     except RuntimeError:
         raise UserError(f"{place} yields batches of different shapes; pad them to one length") from None
+    if batches[0].named:
+        check_names(inputs, place, description)
     count = len(next(iter(inputs.values())))
     if targets_N is not None and (len(targets_N) != count or targets_N.is_floating_point()):
         raise UserError(

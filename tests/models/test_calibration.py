@@ -384,7 +384,9 @@ def test_jsonl_errors_name_the_line(model_directory, tmp_path):
 
 
 def test_data_of_the_wrong_kind(model_directory, text_file, tmp_path):
-    fails("is text, which this model does not read; give a .npy array", model_directory("vit"), text_file)
+    fails(
+        "is text, which this model does not read; give .npy or .npz arrays", model_directory("vit"), text_file
+    )
     np.save(tmp_path / "floats.npy", np.ones((20, 16)))
     fails("this model takes integer token ids", model_directory("llama"), tmp_path / "floats.npy")
     np.save(tmp_path / "cube.npy", np.zeros((20, 4, 4), dtype=int))
@@ -421,6 +423,90 @@ def test_data_of_the_wrong_kind(model_directory, text_file, tmp_path):
 )  # fmt: skip
 def test_factories_that_fail(module, source: str, message: str):
     fails(message, "some.module:model", "hpcmpq_test_data:data", import_paths=module(source))
+
+
+# Named arrays.
+
+
+def save_images(path, **arrays) -> None:
+    generator = np.random.default_rng(0)
+    images = {
+        "pixel_values": generator.normal(size=(20, 3, 16, 16)).astype(np.float32),
+        "labels": np.arange(20) % 2,
+    }
+    np.savez(path, **{name: array for name, array in {**images, **arrays}.items() if array is not None})
+
+
+def test_labelled_images_of_an_npz_file(model_directory, tmp_path):
+    path, data = model_directory("vit"), tmp_path / "images.npz"
+    save_images(data)
+    splits = splits_of(path, data, objective="ce")
+    arrays = np.load(data)
+    for part in parts(splits):
+        assert part.labelled
+        for image, label in zip(part.inputs["pixel_values"], part.targets, strict=True):
+            [place] = np.flatnonzero((arrays["pixel_values"] == image.numpy()).all((1, 2, 3)))
+            assert arrays["labels"][place] == label
+    save_images(data, labels=None)
+    assert not splits_of(path, data).calibration.labelled
+    fails("objective ce needs labels .* an array `labels`", path, data, objective="ce")
+
+
+def test_masked_tokens_of_an_npz_file_and_separate_evaluation_data(model_directory, tmp_path):
+    path = model_directory("llama")
+    generator = np.random.default_rng(0)
+    for name in ("calibration", "evaluation"):
+        ids_NT = generator.integers(0, 256, (20, 16))
+        mask_NT = np.arange(16) < generator.integers(8, 17, (20, 1))
+        np.savez_compressed(tmp_path / f"{name}.npz", input_ids=ids_NT, attention_mask=mask_NT)
+    splits = splits_of(path, tmp_path / "calibration.npz", tmp_path / "evaluation.npz")
+    for part in parts(splits):
+        ids_NT, mask_NT = part.inputs["input_ids"], part.inputs["attention_mask"]
+        following = torch.where(mask_NT[:, 1:] == 1, ids_NT[:, 1:], IGNORED)
+        assert torch.equal(part.targets[:, :-1], following)
+
+
+def test_arrays_of_a_factory_s_model_are_named_as_its_arguments(tmp_path):
+    np.savez(tmp_path / "data.npz", input=np.random.default_rng(0).normal(size=(20, 3)), labels=np.arange(20))
+    splits = splits_of("some.module:model", tmp_path / "data.npz")
+    assert set(splits.calibration.inputs) == {"input"} and splits.calibration.labelled
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"pixel_values": None}, "holds no inputs"),
+        ({"pixel_values": None, "images": np.ones((20, 3, 16, 16))}, "'images', which the model does not take"),
+        ({"pixel_values": None, "interpolate_pos_encoding": np.ones(20)}, "no array 'pixel_values'"),
+        ({"labels": np.arange(19)}, "arrays of different lengths: pixel_values 20, labels 19"),
+        ({"labels": np.arange(20) / 2}, "array 'labels' holds float64 values; give integer classes"),
+        ({"labels": np.full(20, 4)}, "holds class 4, but the model .* classes 0 to 3"),
+        ({"labels": np.array(["cat"] * 20)}, "array 'labels' holds <U3 values; give numbers"),
+        ({"labels": np.array([{}] * 20)}, "not a readable .npz file of numbers: Object arrays"),
+        ({"labels": np.array(1)}, "array 'labels' is a single number"),
+        ({"pixel_values": np.ones((20, 3, 16, 16), np.uint8)}, "array 'pixel_values' holds integers; give floats"),
+        ({"pixel_values": np.full((20, 3, 16, 16), np.nan)}, "array 'pixel_values' holds NaN or infinite"),
+        ({"pixel_values": np.ones((0, 3, 16, 16)), "labels": None}, "array 'pixel_values' is an empty array"),
+    ],
+)  # fmt: skip
+def test_wrong_arrays_of_an_npz_file(model_directory, tmp_path, arrays, message: str):
+    save_images(tmp_path / "images.npz", **arrays)
+    fails(f"images.npz .*{message}", model_directory("vit"), tmp_path / "images.npz")
+
+
+def test_damaged_and_nameless_npz_files(model_directory, tmp_path):
+    path, data = model_directory("vit"), tmp_path / "images.npz"
+    save_images(data)
+    whole = data.read_bytes()
+    flipped = bytearray(whole)
+    flipped[1000] ^= 1
+    for content in (b"not an archive", whole[:1000], bytes(flipped)):
+        data.write_bytes(content)
+        fails("images.npz is not a readable .npz file", path, data)
+    np.savez(data, np.ones((20, 3, 16, 16)), labels=np.zeros(20, dtype=int))
+    fails(r"an array without a name \(arr_0\)", path, data)
+    np.savez(data, input_ids=np.ones((20, 16)))
+    fails("array 'input_ids' holds floats; give integers", model_directory("llama"), data)
 
 
 # Samples.
