@@ -12,7 +12,8 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.table import Table
 
 from hpcmpq.executors import UnitOutcome
-from hpcmpq.store import RunDir, read_timings, remove_leftovers, write_artefact
+from hpcmpq.store import RunDir, remove_leftovers
+from hpcmpq.wall_times import keep_timing
 
 _out = Console(highlight=False)
 
@@ -40,9 +41,7 @@ def stage(run_dir: Path, name: str) -> Iterator[None]:
     remove_leftovers(run)
     start = time.monotonic()
     yield
-    timings = read_timings(run)
-    timings[name] = {"seconds": time.monotonic() - start, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    write_artefact(run.file("timings.json"), timings)
+    keep_timing(run, name, time.monotonic() - start, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from hpcmpq.attempts import Attempt, CalibrateProcess, failures, read_processes
 from hpcmpq.plan import Plan
-from hpcmpq.store import RunDir, pending, read_json, read_plan, read_timings
+from hpcmpq.store import RunDir, pending, read_json, read_plan
+from hpcmpq.wall_times import read_timings
 
 RECENT_UNITS = 50
 """Throughput is that of the units finished last: nodes come and go."""

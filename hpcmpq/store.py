@@ -22,7 +22,6 @@ HDF5 schema (format_version 1), beside the checksums of `hpcmpq.h5_files`:
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -44,7 +43,6 @@ __all__ = [
     "read_quadratic",
     "read_shard",
     "read_shard_of",
-    "read_timings",
     "remove_leftovers",
     "replacing",
     "write_artefact",
@@ -94,19 +92,9 @@ def read_plan(run: RunDir, with_times: bool = True) -> Plan:
     return plan
 
 
-def read_timings(run: RunDir) -> dict[str, Any]:
-    """{stage: {seconds, finished}} of `timings.json`; empty where it is missing or damaged: only people read it."""
-    path = run.file("timings.json")
-    try:
-        timings = read_json(path, "hpcmpq run") if path.exists() else {}
-    except DamagedFile:
-        return {}
-    return {stage: entry for stage, entry in timings.items() if isinstance(entry, dict)}
-
-
 def remove_leftovers(run: RunDir) -> None:
     """Remove what killed processes left beside artefacts; that of work units is for the stages that write those."""
-    for folder in (".", "exports", "report", "rounded", "slurm", "times"):
+    for folder in (".", "exports", "report", "rounded", "slurm", "times", "timings"):
         remove_abandoned(run.path / folder)
 
 

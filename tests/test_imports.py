@@ -33,7 +33,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("solve", "solvable"),
     ("frontier", "time_gain"),
     # The queue: what login nodes run.
-    ("attempts", "slurm_settings"),
+    ("attempts", "slurm_settings", "wall_times"),
     ("scaling",),
     ("status", "submit", "doctor", "compare"),
     # What touches models and tensors.

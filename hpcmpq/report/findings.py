@@ -12,7 +12,8 @@ from hpcmpq.problem import relative_gap
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solvers.robust import batch_values
 from hpcmpq.space import Group
-from hpcmpq.store import RunDir, read_json, read_plan, read_quadratic, read_timings
+from hpcmpq.store import RunDir, read_json, read_plan, read_quadratic
+from hpcmpq.wall_times import read_timings
 
 LABELS = {
     "kl": "KL divergence to the original",

@@ -1,0 +1,58 @@
+"""Stages that end at once all find their way into RUN/timings.json."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcmpq import console, wall_times
+from hpcmpq.store import RunDir, read_json, write_artefact, write_json
+from hpcmpq.wall_times import keep_timing, read_timings
+
+
+def stages(run: RunDir) -> set[str]:
+    return set(read_json(run.file("timings.json"), ""))
+
+
+def test_a_stage_that_ends_while_another_writes_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = RunDir(tmp_path)
+    others = ["evaluate", "report"]
+
+    def write_late(path: Path, values: dict[str, Any]) -> None:
+        if path.name == "timings.json" and others:
+            keep_timing(run, others.pop(), 2.0, "now")
+        write_artefact(path, values)
+
+    monkeypatch.setattr(wall_times, "write_artefact", write_late)
+    with console.stage(tmp_path, "export"):
+        pass
+    assert stages(run) == set(read_timings(run)) == {"export", "evaluate", "report"}
+    assert read_json(run.file("timings.json"), "")["report"] == {"seconds": 2.0, "finished": "now"}
+
+
+def test_many_stages_at_once(tmp_path: Path):
+    names = [f"stage{number}" for number in range(12)]
+
+    def run_stage(name: str) -> None:
+        with console.stage(tmp_path, name):
+            pass
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(run_stage, names))
+    assert stages(RunDir(tmp_path)) == set(names)
+
+
+def test_times_of_earlier_versions_stay_and_damaged_ones_are_left_out(tmp_path: Path):
+    run = RunDir(tmp_path)
+    write_json(run.file("timings.json"), {"plan": {"seconds": 2.5, "finished": "then"}})
+    keep_timing(run, "solve", 1.0, "now")
+    keep_timing(run, "refine", 3.0, "now")
+    damaged = run.file("timings") / "refine.json"
+    damaged.write_text(damaged.read_text().replace("3.0", "4.0"))
+    known = {"plan": 2.5, "solve": 1.0, "refine": 3.0}
+    assert {name: entry["seconds"] for name, entry in read_timings(run).items()} == known
+    run.file("timings.json").write_text("{")
+    assert set(read_timings(run)) == {"solve"}
