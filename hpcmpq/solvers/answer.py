@@ -25,7 +25,8 @@ def solution(
 ) -> Solution:
     """The answer for an original choice and a bound on the original objective.
 
-    A bound above the objective by rounding is lowered to it.
+    A bound above the objective by rounding is lowered to it, and one below it by no more than the rounding of the
+    objective's own sum is raised to it: at an objective of zero no gap would ever close otherwise.
     """
     seconds = time.perf_counter() - started
     if choice_G is None:
@@ -41,7 +42,8 @@ def solution(
     choice_G = np.asarray(choice_G, dtype=np.int64)
     objective = problem.objective(choice_G)
     if bound is not None:
-        bound = min(bound, objective) if np.isfinite(bound) else None
+        near = objective - bound <= rounding(problem, choice_G)
+        bound = objective if near else bound if np.isfinite(bound) else None
     offset_G = problem.offset_G
     costs = {b.cost.name: b.cost.value(choice_G, offset_G) for b in problem.budgets}
     proven = bound is not None and objective - bound <= PROVEN_GAP * max(abs(objective), 1e-12)
@@ -51,40 +53,49 @@ def solution(
     )
 
 
+def rounding(problem: Problem, choice_G: np.ndarray) -> float:
+    """What the objective of a choice is uncertain by as a sum of floating-point numbers."""
+    size = abs(problem.constant) + float(np.abs(problem.linear_P[choice_G]).sum())
+    size += 0.5 * float(np.abs(problem.quad_PP[np.ix_(choice_G, choice_G)]).sum())
+    return 16.0 * float(np.finfo(np.float64).eps) * size
+
+
 def infeasible(sentence: str, started: float) -> Solution:
     """The answer of a problem that presolve proved infeasible."""
     return Solution(Termination.INFEASIBLE, None, None, None, {}, time.perf_counter() - started, sentence)
 
 
-def fixed(problem: Problem, compact: Compact, started: float) -> Solution:
+def fixed(problem: Problem, compact: Compact, started: float, time_limit_s: float) -> Solution:
     """The answer where presolve left no choice."""
     choice_G = compact.expand(np.zeros(0, dtype=np.int64))
     if not problem.is_feasible(choice_G):
-        return Solution(
-            Termination.INFEASIBLE, None, None, None, {}, time.perf_counter() - started, explain(problem, 5.0)
-        )
+        return infeasible(explain(problem, left(started, time_limit_s)), started)
     return solution(problem, choice_G, problem.objective(choice_G), started, timed_out=False)
 
 
-def prepare(problem: Problem, started: float) -> Compact | Solution:
+def prepare(problem: Problem, started: float, time_limit_s: float) -> Compact | Solution:
     """The compact problem, or the answer where presolve settles it."""
     compact = presolve(problem)
     if isinstance(compact, str):
-        return infeasible(compact or explain(problem, 10.0), started)
+        return infeasible(compact or explain(problem, left(started, time_limit_s)), started)
     if compact.num_groups == 0:
-        return fixed(problem, compact, started)
+        return fixed(problem, compact, started, time_limit_s)
     return compact
+
+
+def left(started: float, time_limit_s: float) -> float:
+    """Seconds that are left to explain an infeasible problem: never less than half a second, nor more than ten."""
+    return min(10.0, max(0.5, started + time_limit_s - time.perf_counter()))
 
 
 def find_feasible(
     problem: Problem, compact: Compact, started: float, time_limit_s: float, seed: int
 ) -> np.ndarray | Solution:
     """A feasible compact choice from CP-SAT, or the answer that there is none (or none in time)."""
-    left = time_limit_s - (time.perf_counter() - started)
-    answer = solve_linear(compact, np.zeros(compact.num_options), time_limit_s=max(left, 0.05), seed=seed)
+    left_s = max(0.05, started + time_limit_s - time.perf_counter())
+    answer = solve_linear(compact, np.zeros(compact.num_options), time_limit_s=left_s, seed=seed)
     if answer.status == "infeasible":
-        left = time_limit_s - (time.perf_counter() - started)
-        return infeasible(explain(problem, max(left, 0.5)), started)
+        return infeasible(explain(problem, left(started, time_limit_s)), started)
     if answer.choice_G is None:
         return solution(problem, None, None, started, timed_out=True)
     return answer.choice_G
@@ -92,18 +103,15 @@ def find_feasible(
 
 def explain(problem: Problem, time_limit_s: float) -> str:
     """Why budgets that can each be met alone cannot be met together: the first one that the others block."""
-    share = time_limit_s / max(1, len(problem.budgets))
-    for budget in problem.budgets:
-        others = tuple(b for b in problem.budgets if b is not budget)
-        alone = smallest_cost(problem, budget.cost.name, (), share)
-        if alone is not None and alone > feasibility_limit(budget.limit):
-            return infeasible_sentence(problem, budget.cost.name, alone)
-        reachable = smallest_cost(problem, budget.cost.name, others, share)
-        if reachable is not None:
-            return infeasible_sentence(problem, budget.cost.name, reachable, others=bool(others))
+    share = time_limit_s / max(1, 2 * len(problem.budgets))
+    for others in (False, True):
+        for budget in problem.budgets:
+            keep = tuple(b for b in problem.budgets if b is not budget) if others else ()
+            reachable = smallest_cost(problem, budget.cost, keep, share)
+            if reachable is not None and reachable > feasibility_limit(budget.limit):
+                return infeasible_sentence(budget, reachable, others)
     names = ", ".join(b.cost.name for b in problem.budgets)
-    return (
-        f"the budgets {names} cannot be met together"
-        if problem.budgets
-        else "the ties and forbidden options leave no assignment"
-    )
+    if len(problem.budgets) < 2:
+        reason = f"every assignment that the rules allow has an infinite {names}"
+        return reason if names else "the ties and forbidden options leave no assignment"
+    return f"the budgets {names} cannot be met together"

@@ -7,7 +7,7 @@ import numpy as np
 
 from hpcmpq.errors import UserError
 from hpcmpq.problem import Problem, Solution
-from hpcmpq.solvers.answer import explain, infeasible, prepare, solution
+from hpcmpq.solvers.answer import explain, infeasible, left, prepare, solution
 from hpcmpq.solvers.bounds import full_bound
 from hpcmpq.solvers.integer import solve_linear
 
@@ -32,14 +32,14 @@ class DiagonalSolver:
             UserError: If there are cross terms and `drop_cross_terms` is not set.
         """
         started = time.perf_counter()
-        compact = prepare(problem, started)
+        compact = prepare(problem, started, time_limit_s)
         if isinstance(compact, Solution):
             return compact
         crossed = refuse_cross_terms(compact.quad_PP, self.drop_cross_terms, "diagonal")
         hint = None if hint_G is None else compact.compress(hint_G)
         answer = solve_linear(compact, compact.linear_P, time_limit_s=time_limit_s, seed=seed, hint_G=hint)
         if answer.status == "infeasible":
-            return infeasible(explain(problem, 10.0), started)
+            return infeasible(explain(problem, left(started, time_limit_s)), started)
         if answer.choice_G is None:
             return solution(problem, None, None, started, timed_out=True)
         bound = full_bound(compact) if crossed else answer.bound

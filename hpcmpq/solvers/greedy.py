@@ -40,7 +40,7 @@ class GreedySolver:
             UserError: If there are cross terms and `drop_cross_terms` is not set.
         """
         started = time.perf_counter()
-        compact = prepare(problem, started)
+        compact = prepare(problem, started, time_limit_s)
         if isinstance(compact, Solution):
             return compact
         crossed = refuse_cross_terms(compact.quad_PP, self.drop_cross_terms, "greedy")

@@ -1,20 +1,21 @@
 """Multiple-choice knapsacks, with any budgets and joint tables, solved exactly by CP-SAT.
 
-Axis letters: P options, G groups, K budgets.
+Axis letters: P options, G groups, K budgets, E products.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from hpcmpq.solvers.compact import Compact, Table
+from hpcmpq.solvers.incumbent import feasible_choice, lagrangian_floor
+from hpcmpq.solvers.integer_costs import common_unit, integer_costs
+from hpcmpq.solvers.integer_program import Products, Program
 
-COST_STEPS = 2.0**40
-"""Integer steps in a budget's range where its costs have no common unit."""
-
-VALUE_STEPS = 2.0**42
-"""Integer steps in the objective's range."""
+FINER = 16.0
+"""A program is solved again when what its answer excludes makes the steps finer by this factor."""
 
 
 @dataclass(frozen=True)
@@ -39,121 +40,173 @@ def solve_linear(
     time_limit_s: float,
     seed: int,
     hint_G: np.ndarray | None = None,
-    products: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    products: Products | None = None,
     value_tables: tuple[Table, ...] = (),
     workers: int = 2,
 ) -> IntegerAnswer:
     """Minimise value·x (+ products, + tables) over the compact problem's feasible choices.
 
-    Costs are rounded down to integers, so the bound holds; a choice that then exceeds a budget is solved
-    again with costs rounded up.
+    A feasible choice is looked for first; in a knapsack, options that are in no better one are left out. Costs are
+    rounded down to integers, so the bound holds; a choice that then exceeds a budget is solved again with costs
+    rounded up. Values are rounded too: when the answer excludes options that made the steps coarse, it is solved
+    again with finer ones.
 
     Args:
         compact: Groups, budgets and tables; its objective is not used.
         value_P: Objective of every option, float64 [P].
         time_limit_s: Wall time.
-        seed: Of CP-SAT.
+        seed: Of CP-SAT and of the search before it.
         hint_G: Start.
         products: (p, q, value) of linearised products x_p x_q, arrays [E].
         value_tables: Joint tables added to the objective; `budget` is ignored.
         workers: CP-SAT threads.
     """
-    arguments = (compact, value_P, time_limit_s, seed, hint_G, products, value_tables, workers)
-    answer = _solve(*arguments, round_up=False)
-    if answer.choice_G is not None and not compact.feasible(answer.choice_G):
-        again = _solve(*arguments, round_up=True)
-        status = "feasible" if again.choice_G is not None else "unknown"
-        answer = IntegerAnswer(status, again.choice_G, answer.bound)
-    return answer
+    deadline = time.perf_counter() + time_limit_s
+    everything_P = np.ones(compact.num_options, bool)
+    program = Program(compact, np.asarray(value_P, float), products, value_tables, everything_P)
+    known_G = feasible_choice(compact, program.value_P, hint_G, seed, deadline - 0.8 * time_limit_s)
+    if known_G is not None and not np.isfinite(program.value(known_G)):
+        known_G = None
+    linear = products is None and not value_tables
+    floor = lagrangian_floor(compact, program.value_P) if linear else None
+    bound, status = -np.inf if floor is None else floor.value, "unknown" if known_G is None else "feasible"
+    unit = np.inf
+    while True:
+        if known_G is not None and floor is not None:
+            program = Program(compact, program.value_P, None, (), floor.alive(program.value(known_G)))
+        if unit < FINER * program.unit():
+            break
+        unit = program.unit()
+        answer = _solve(program, deadline, seed, known_G, workers, round_up=False)
+        if answer.choice_G is not None and not compact.feasible(answer.choice_G):
+            again = _solve(program, deadline, seed, known_G, workers, round_up=True)
+            answer = IntegerAnswer(
+                "feasible" if again.choice_G is not None else "unknown", again.choice_G, answer.bound
+            )
+        if answer.status == "infeasible":
+            # With options left out, that says that nothing is better than what is known.
+            return answer if known_G is None else IntegerAnswer(status, known_G, bound)
+        if known_G is not None and answer.bound > program.value(known_G) + unit:
+            return IntegerAnswer("feasible", known_G, bound)  # a proof that a feasible choice refutes
+        bound, status = max(bound, answer.bound), answer.status
+        if answer.choice_G is not None and (
+            known_G is None or program.value(answer.choice_G) <= program.value(known_G)
+        ):
+            known_G = answer.choice_G
+        if status != "optimal" or known_G is None or floor is None:
+            break
+    if known_G is not None:
+        bound = min(bound, program.value(known_G))
+        status = "feasible" if status == "unknown" else status
+    return IntegerAnswer(status, known_G, bound)
 
 
 def _solve(
-    compact: Compact,
-    value_P: np.ndarray,
-    time_limit_s: float,
-    seed: int,
-    hint_G: np.ndarray | None,
-    products: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
-    value_tables: tuple[Table, ...],
-    workers: int,
-    round_up: bool,
+    program: Program, deadline: float, seed: int, hint_G: np.ndarray | None, workers: int, round_up: bool
 ) -> IntegerAnswer:
     from ortools.sat.python import cp_model
 
+    compact, alive_P, value_P = program.compact, program.alive_P, program.value_P
+    unknown = IntegerAnswer("unknown", None, -np.inf)
     model = cp_model.CpModel()
-    literals = [model.new_bool_var("") for _ in range(compact.num_options)]
+    never = model.new_constant(0)
+    literals = [model.new_bool_var("") if alive else never for alive in alive_P.tolist()]
     for start, stop in zip(compact.offset_H[:-1], compact.offset_H[1:], strict=True):
-        model.add_exactly_one(literals[start:stop])
-    cells = [_table_literals(model, literals, compact, table) for table in (*compact.tables, *value_tables)]
+        model.add_exactly_one(literals[p] for p in range(start, stop) if alive_P[p])
+    cells = [
+        _table_literals(model, literals, program, table) for table in (*compact.tables, *program.value_tables)
+    ]
     for k in range(len(compact.limit_K)):
         own = [(t, c) for t, c in zip(compact.tables, cells, strict=False) if t.budget == k]
         variables = [*literals, *(v for _, (c, _) in own for v in c)]
-        cost = np.concatenate([compact.cost_KP[k], *(values for _, (_, values) in own)])
+        cost = np.concatenate(
+            [np.where(alive_P, compact.cost_KP[k], 0.0), *(values for _, (_, values) in own)]
+        )
         steps, limit = integer_costs(cost, float(compact.limit_K[k]), compact.num_groups, round_up)
         used = np.flatnonzero(steps)
         model.add(
             cp_model.LinearExpr.weighted_sum([variables[i] for i in used], steps[used].tolist()) <= limit
         )
-    variables, values = list(literals), [value_P]
+    unit = program.unit()
+    starts = compact.offset_H[:-1]
+    least_G = np.minimum.reduceat(np.where(alive_P, value_P, np.inf), starts)
+    variables, values = list(literals), [np.where(alive_P, value_P - least_G[compact.group_P], 0.0)]
+    shift = float(least_G.sum())
     for cell_variables, cell_values in cells[len(compact.tables) :]:
+        least = float(cell_values.min(initial=np.inf)) if len(cell_values) else 0.0
         variables += cell_variables
-        values.append(cell_values)
-    if products is not None:
-        product_variables = _product_literals(model, literals, *products)
+        values.append(cell_values - least)
+        shift += least
+    if program.products is not None:
+        product_variables = _product_literals(model, literals, program.products, deadline)
+        if product_variables is None:
+            return unknown
         variables += product_variables
-        values.append(products[2])
+        values.append(program.products[2])
+    # Every chosen value is rounded by at most half a unit: one per group and table, all products at worst.
+    num_products = 0 if program.products is None else len(program.products[2])
+    rounding = 0.5 * (compact.num_groups + len(program.value_tables) + num_products) + 1.0
     value = np.concatenate(values)
-    unit = max(float(np.abs(value).sum()), 1e-300) / VALUE_STEPS
+    exact = common_unit(value)
+    if exact is not None and (np.round(value / exact) * exact == value).all():
+        unit, rounding = exact, 0.0
     steps = np.round(value / unit).astype(np.int64)
     used = np.flatnonzero(steps)
     model.minimize(cp_model.LinearExpr.weighted_sum([variables[i] for i in used], steps[used].tolist()))
     if hint_G is not None:
         chosen = set(hint_G.tolist())
-        for p, literal in enumerate(literals):
-            model.add_hint(literal, p in chosen)
+        for p in np.flatnonzero(alive_P).tolist():
+            model.add_hint(literals[p], p in chosen)
+    left_s = deadline - time.perf_counter()
+    if left_s <= 0.0:
+        return unknown
     solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = max(0.01, time_limit_s)
+    solver.parameters.max_time_in_seconds = left_s
     solver.parameters.random_seed = seed % (1 << 31)
     solver.parameters.num_workers = workers
     solver.parameters.relative_gap_limit = 1e-9
+    # OR-Tools 9.15 proves wrong optima with it (google/or-tools issue 5293).
+    solver.parameters.presolve_inclusion_work_limit = 0
     status = solver.solve(model)
     names = {cp_model.OPTIMAL: "optimal", cp_model.FEASIBLE: "feasible", cp_model.INFEASIBLE: "infeasible"}
     name = names.get(status, "unknown")
     choice_G = None
     if name in ("optimal", "feasible"):
-        choice_G = np.flatnonzero([solver.value(v) for v in literals])
-    # Every chosen value was rounded by at most half a unit.
-    rounding = 0.5 * (compact.num_groups + len(value) - compact.num_options) + 1.0
-    bound = (
-        -np.inf
-        if name == "unknown" and not np.isfinite(solver.best_objective_bound)
-        else (solver.best_objective_bound - rounding) * unit
-    )
-    if name == "infeasible":
-        bound = np.inf
-    return IntegerAnswer(name, choice_G, float(bound))
+        choice_G = np.flatnonzero(
+            [bool(a) and solver.value(v) for a, v in zip(alive_P, literals, strict=True)]
+        )
+    found = solver.best_objective_bound
+    bound = -np.inf if not np.isfinite(found) else (found - rounding) * unit + shift
+    return IntegerAnswer(name, choice_G, np.inf if name == "infeasible" else float(bound))
 
 
 def _table_literals(
-    model: Any, literals: list[Any], compact: Compact, table: Table
+    model: Any, literals: list[Any], program: Program, table: Table
 ) -> tuple[list[Any], np.ndarray]:
-    """One Boolean per finite cell, tied to its options; returns them and their values."""
-    index = np.argwhere(np.isfinite(table.table))
+    """One Boolean per finite cell of options that may be chosen, tied to them; returns them and their values."""
+    starts = program.compact.offset_H[list(table.groups)]
+    possible = np.isfinite(table.table)
+    for axis, start in enumerate(starts):
+        alive = program.alive_P[start : start + table.table.shape[axis]]
+        possible = possible & alive.reshape([-1 if a == axis else 1 for a in range(table.table.ndim)])
+    index = np.argwhere(possible)
     cells = [model.new_bool_var("") for _ in range(len(index))]
     model.add_exactly_one(cells)
-    for axis, group in enumerate(table.groups):
+    for axis, start in enumerate(starts):
         for position in range(table.table.shape[axis]):
             rows = np.flatnonzero(index[:, axis] == position)
-            model.add(sum(cells[r] for r in rows) == literals[compact.offset_H[group] + position])
+            model.add(sum(cells[r] for r in rows) == literals[start + position])
     return cells, table.table[tuple(index.T)]
 
 
 def _product_literals(
-    model: Any, literals: list[Any], p_E: np.ndarray, q_E: np.ndarray, value_E: np.ndarray
-) -> list[Any]:
-    """Z = x_p x_q for every product, linearised on the side that its sign pulls against."""
-    variables = []
-    for p, q, value in zip(p_E.tolist(), q_E.tolist(), value_E.tolist(), strict=True):
+    model: Any, literals: list[Any], products: Products, deadline: float
+) -> list[Any] | None:
+    """Z = x_p x_q for every product, linearised on the side that its sign pulls against; None when time runs out."""
+    variables: list[Any] = []
+    for p, q, value in zip(*(a.tolist() for a in products), strict=True):
+        if len(variables) % 1024 == 0 and time.perf_counter() > deadline:
+            return None
         product = model.new_bool_var("")
         if value > 0:
             model.add_bool_or(product, ~literals[p], ~literals[q])
@@ -162,38 +215,3 @@ def _product_literals(
             model.add_implication(product, literals[q])
         variables.append(product)
     return variables
-
-
-def integer_costs(cost: np.ndarray, limit: float, num_groups: int, round_up: bool) -> tuple[np.ndarray, int]:
-    """Integer costs and limit: exact where the costs have a common unit, else rounded down (or up)."""
-    largest = float(np.abs(cost).max(initial=0.0))
-    if largest == 0.0:
-        return np.zeros(len(cost), dtype=np.int64), 0 if limit >= 0 else -1
-    unit = common_unit(cost)
-    if unit is not None:
-        slack = 0.0 if round_up else num_groups * 1e-10 * largest
-        return np.round(cost / unit).astype(np.int64), int(np.floor((limit + slack) / unit + 1e-9))
-    unit = max(largest, abs(limit)) / COST_STEPS
-    steps = np.ceil(cost / unit) if round_up else np.floor(cost / unit)
-    return steps.astype(np.int64), int(np.floor(limit / unit))
-
-
-def common_unit(cost: np.ndarray) -> float | None:
-    """The largest u of which all costs are integer multiples (to 1e-10 of the largest), or None.
-
-    Example:
-        >>> common_unit(np.array([0.0, 6.0, 15.0]))
-        3.0
-    """
-    values = np.unique(np.abs(cost[cost != 0]))
-    if len(values) == 0:
-        return None
-    tolerance = 1e-10 * float(values[-1])
-    unit = float(values[0])
-    while unit > values[-1] / 2**30:
-        rest = np.abs(values - unit * np.round(values / unit))
-        rest = rest[rest > tolerance]
-        if len(rest) == 0:
-            return unit
-        unit = float(rest.min())
-    return None

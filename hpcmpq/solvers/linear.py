@@ -16,10 +16,11 @@ import numpy as np
 
 from hpcmpq.errors import UserError
 from hpcmpq.problem import Problem, Solution
-from hpcmpq.solvers.answer import explain, find_feasible, infeasible, prepare, solution
+from hpcmpq.solvers.answer import explain, find_feasible, infeasible, left, prepare, solution
 from hpcmpq.solvers.bounds import full_bound
 from hpcmpq.solvers.compact import Compact
 from hpcmpq.solvers.diagonal import refuse_cross_terms
+from hpcmpq.solvers.incumbent import feasible_choice
 from hpcmpq.solvers.integer import solve_linear
 from hpcmpq.solvers.lagrangian import cheapest
 from hpcmpq.solvers.relaxation import separable_budgets
@@ -55,7 +56,7 @@ class LinearSolver:
             UserError: If ``products="drop"`` meets cross terms, or ``keep`` meets more than `max_products`.
         """
         started = time.perf_counter()
-        compact = prepare(problem, started)
+        compact = prepare(problem, started, time_limit_s)
         if isinstance(compact, Solution):
             return compact
         keep = self.products == "keep" and not self.drop_cross_terms
@@ -68,6 +69,9 @@ class LinearSolver:
         if self.form == "lp":
             choice_G, bound, finished = solve_relaxed(compact, products, left_s)
             if choice_G is None:
+                soon = time.perf_counter() + 0.1 * time_limit_s
+                choice_G = feasible_choice(compact, compact.linear_P, hint, seed, soon)
+            if choice_G is None:
                 feasible = find_feasible(problem, compact, started, time_limit_s, seed)
                 if isinstance(feasible, Solution):
                     return feasible
@@ -77,11 +81,12 @@ class LinearSolver:
                 compact, compact.linear_P, time_limit_s=left_s, seed=seed, hint_G=hint, products=products
             )
             if answer.status == "infeasible":
-                return infeasible(explain(problem, 10.0), started)
+                return infeasible(explain(problem, left(started, time_limit_s)), started)
             if answer.choice_G is None:
                 return solution(problem, None, None, started, timed_out=True)
             choice_G, bound, finished = answer.choice_G, answer.bound, answer.status == "optimal"
-        bound = full_bound(compact) if crossed and not keep else bound + left_out
+        # Programs that were cut short say little, or nothing.
+        bound = full_bound(compact) if crossed and not keep else max(bound + left_out, full_bound(compact))
         return solution(
             problem,
             compact.expand(choice_G),
@@ -117,10 +122,12 @@ def solve_relaxed(
 ) -> tuple[np.ndarray | None, float, bool]:
     """(rounded and repaired choice or None, LP bound, whether the LP was solved) by GLOP.
 
-    Joint tables enter the budgets as additive underestimates (`relaxation.additive_floor`).
+    Joint tables enter the budgets as additive underestimates (`relaxation.additive_floor`). Where time runs out, the
+    bound is `bounds.full_bound`.
     """
     from ortools.math_opt.python import mathopt
 
+    deadline = time.perf_counter() + time_limit_s
     model = mathopt.Model()
     x_P = [model.add_variable(lb=0.0, ub=1.0) for _ in range(compact.num_options)]
     for start, stop in zip(compact.offset_H[:-1], compact.offset_H[1:], strict=True):
@@ -132,7 +139,9 @@ def solve_relaxed(
         )
     terms = [float(value) * x for value, x in zip(compact.linear_P, x_P, strict=True)]
     if products is not None:
-        for p, q, value in zip(*(a.tolist() for a in products), strict=True):
+        for number, (p, q, value) in enumerate(zip(*(a.tolist() for a in products), strict=True)):
+            if number % 1024 == 0 and time.perf_counter() > deadline:
+                return None, full_bound(compact), False
             z = model.add_variable(lb=0.0, ub=1.0)
             if value > 0:
                 model.add_linear_constraint(x_P[p] + x_P[q] - z <= 1.0)
@@ -141,7 +150,8 @@ def solve_relaxed(
                 model.add_linear_constraint(z - x_P[q] <= 0.0)
             terms.append(value * z)
     model.minimize(mathopt.fast_sum(terms))
-    limits = mathopt.SolveParameters(time_limit=timedelta(seconds=time_limit_s))
+    left_s = max(0.0, deadline - time.perf_counter())
+    limits = mathopt.SolveParameters(time_limit=timedelta(seconds=left_s))
     result = mathopt.solve(model, mathopt.SolverType.GLOP, params=limits)
     solved = result.termination.reason == mathopt.TerminationReason.OPTIMAL
     if not solved:

@@ -10,7 +10,6 @@ import numpy as np
 
 from hpcmpq.problem import Problem
 from hpcmpq.solvers.compact import Compact, restrict
-from hpcmpq.solvers.reachable import infeasible_sentence
 from hpcmpq.solvers.ties import merge_ties
 
 
@@ -29,7 +28,7 @@ def presolve(problem: Problem) -> Compact | str:
     if isinstance(compact, str):
         return compact
     names = [b.cost.name for b in problem.budgets if b.limit != math.inf]
-    return _shrink(compact, problem, names)
+    return _shrink(compact, names)
 
 
 def validate(problem: Problem) -> None:
@@ -78,7 +77,7 @@ def validate(problem: Problem) -> None:
                 )
 
 
-def _shrink(compact: Compact, problem: Problem, names: list[str]) -> Compact | str:
+def _shrink(compact: Compact, names: list[str]) -> Compact | str:
     keep_P = np.ones(compact.num_options, bool)
     while True:
         smaller = restrict(compact, keep_P)
@@ -91,7 +90,7 @@ def _shrink(compact: Compact, problem: Problem, names: list[str]) -> Compact | s
             k = int(np.argmax(over_K > 0))
             if least_K[k] == math.inf:
                 return f"every assignment has an infinite {names[k]}"
-            return infeasible_sentence(problem, names[k], None)
+            return ""  # alone, or because of what the others leave
         keep_P = np.asarray((least_KP <= compact.limit_K[:, None]).all(axis=0))
         if keep_P.all() and not (np.diff(compact.offset_H) == 1).any():
             break
@@ -115,7 +114,8 @@ def cheapest_completion(compact: Compact) -> tuple[np.ndarray, np.ndarray]:
         floor_K[table.budget] += floor
     least_KG = np.minimum.reduceat(own_KP, starts, axis=1)
     least_K = least_KG.sum(axis=1) + floor_K
-    least_KP = least_K[:, None] + own_KP - least_KG[:, compact.group_P]
+    with np.errstate(invalid="ignore"):  # where a group has infinite costs alone, so has every assignment
+        least_KP = least_K[:, None] + own_KP - least_KG[:, compact.group_P]
     for table, floor in zip(compact.tables, floors, strict=True):
         if floor == math.inf:
             continue

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcmpq.problem import Problem, Solution
+from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.solvers.answer import find_feasible, prepare, solution
 from hpcmpq.solvers.bounds import full_bound
 from hpcmpq.solvers.branch import prove
+from hpcmpq.solvers.compact import Compact
 from hpcmpq.solvers.integer import solve_linear
+from hpcmpq.solvers.node import STEP_COST_S
 from hpcmpq.solvers.spectral import spectral_bound
 from hpcmpq.solvers.tabu import search
 
@@ -36,18 +38,24 @@ class QuadraticSolver:
             ValueError: If the problem is malformed (see `presolve.validate`).
         """
         started = time.perf_counter()
-        compact = prepare(problem, started)
+        compact = prepare(problem, started, time_limit_s)
         if isinstance(compact, Solution):
             return compact
         deadline = started + time_limit_s
-        hint = None if hint_G is None else compact.compress(hint_G)
+        hint, bound = None if hint_G is None else compact.compress(hint_G), -np.inf
         if not compact.quad_PP.any():
             answer = solve_linear(
                 compact, compact.linear_P, time_limit_s=deadline - time.perf_counter(), seed=seed, hint_G=hint
             )
-            if answer.status == "optimal" and answer.choice_G is not None:
-                bound = compact.original_objective(answer.bound)
-                return solution(problem, compact.expand(answer.choice_G), bound, started, timed_out=False)
+            if answer.choice_G is not None:
+                hint, bound = answer.choice_G, answer.bound
+                known = compact.original_objective(bound)
+                closed = solution(problem, compact.expand(hint), known, started, timed_out=True)
+                if (
+                    closed.termination is Termination.OPTIMAL
+                    or time.perf_counter() > deadline - 0.05 * time_limit_s
+                ):
+                    return closed
         found = search(
             compact,
             deadline=started + search_seconds(time_limit_s),
@@ -60,18 +68,35 @@ class QuadraticSolver:
                 return feasible
             found = search(compact, deadline=deadline, seed=seed, hint_G=feasible)
             found = found or (feasible, compact.objective(feasible))
-        choice_G, bound = compact.expand(found[0]), full_bound(compact)
-        lifted = compact.num_options <= LARGEST_LIFT
+        bound = max(bound, full_bound(compact))
+        first_s = first_bound_s(compact)
+        lifted = compact.num_options <= LARGEST_LIFT and deadline - time.perf_counter() > first_s
+        if not lifted and compact.num_options <= LARGEST_LIFT:  # too little time for the proof: search on
+            again = search(compact, deadline=started + 0.6 * time_limit_s, seed=seed + 1, hint_G=found[0])
+            found = min(found, again or found, key=lambda one: one[1])
         if not lifted or compact.num_options > SLOW_LIFT:
             until = deadline - 0.05 * time_limit_s
             if lifted:  # a quick bound in case that the relaxation gets few steps
                 until = time.perf_counter() + 0.1 * time_limit_s
             bound = max(bound, spectral_bound(compact, found[0], until, seed))
+        choice_G = compact.expand(found[0])
         if lifted:
             choice_G, _, proven = prove(compact, found[0], deadline, seed)
             bound = max(bound, proven)
-        timed_out = lifted or time.perf_counter() > deadline - 0.05 * time_limit_s
+        timed_out = (
+            compact.num_options <= LARGEST_LIFT or time.perf_counter() > deadline - 0.05 * time_limit_s
+        )
         return solution(problem, choice_G, compact.original_objective(bound), started, timed_out=timed_out)
+
+
+def first_bound_s(compact: Compact) -> float:
+    """About the seconds in which the relaxation starts and gives its first useful bound; little for small problems."""
+    dimension = 1 + compact.num_options - compact.num_groups
+    return FIRST_STEPS * STEP_COST_S * float(dimension) ** 3
+
+
+FIRST_STEPS = 10.0
+"""Steps that starting the relaxation and its first bound cost."""
 
 
 def search_seconds(time_limit_s: float) -> float:

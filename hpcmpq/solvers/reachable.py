@@ -3,6 +3,7 @@
 Axis letters: P options.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,24 +14,35 @@ from hpcmpq.solvers.ties import merge_ties
 
 
 def smallest_cost(
-    problem: Problem, name: str, keep: tuple[Budget, ...] = (), time_limit_s: float = 10.0
+    problem: Problem, cost: Cost, keep: tuple[Budget, ...] = (), time_limit_s: float = 10.0
 ) -> float | None:
-    """The least value of the cost `name` that keeps the budgets `keep`, ties and forbidden options.
+    """The least value of `cost` that keeps the budgets `keep`, ties, forbidden options and infinite costs.
 
     Returns:
         The value in the cost's unit, or None when there is none or it was not found in time.
     """
-    cost = next(b.cost for b in problem.budgets if b.cost.name == name)
     num_options = len(problem.linear_P)
-    zero_PP = np.broadcast_to(0.0, (num_options, num_options))
+    allowed_P = np.ones(num_options, bool) if problem.allowed_P is None else problem.allowed_P.astype(bool)
+    open_ = [open_budget(cost)]
+    for budget in problem.budgets:
+        if budget.cost is not cost and not any(b is budget for b in keep) and budget.limit != math.inf:
+            allowed_P = allowed_P & np.isfinite(budget.cost.linear_P)
+            if any(np.isinf(term.table).any() for term in budget.cost.terms):
+                open_.append(open_budget(budget.cost))
     compact = merge_ties(
-        replace(problem, linear_P=np.zeros(num_options), quad_PP=zero_PP, budgets=(open_budget(cost), *keep))
+        replace(
+            problem,
+            linear_P=np.zeros(num_options),
+            quad_PP=np.broadcast_to(0.0, (num_options, num_options)),
+            budgets=(*open_, *keep),
+            allowed_P=allowed_P,
+        )
     )
     if isinstance(compact, str):
         return None
     value_P = compact.cost_KP[0]
     tables = tuple(t for t in compact.tables if t.budget == 0)
-    if not keep and not tables:
+    if not keep and not compact.tables:
         return cost.constant + float(np.minimum.reduceat(value_P, compact.offset_H[:-1]).sum())
     answer = solve_linear(compact, value_P, time_limit_s=time_limit_s, seed=0, value_tables=tables)
     if answer.status != "optimal" or answer.choice_G is None:
@@ -44,20 +56,19 @@ def open_budget(cost: Cost) -> Budget:
     return Budget(cost, sum(float(np.abs(a).sum()) for a in finite) + abs(cost.constant) + 1.0)
 
 
-def infeasible_sentence(problem: Problem, name: str, reachable: float | None, others: bool = False) -> str:
+def infeasible_sentence(budget: Budget, reachable: float, others: bool = False) -> str:
     """What to tell the user about a budget that cannot be met.
 
     Args:
-        problem: The original problem.
-        name: The budget's cost.
-        reachable: Its smallest reachable value, or None to compute it alone.
+        budget: The budget.
+        reachable: The smallest reachable value of its cost.
         others: Whether `reachable` keeps the other budgets.
     """
-    budget = next(b for b in problem.budgets if b.cost.name == name)
-    if reachable is None:
-        reachable = smallest_cost(problem, name)
+    unit, digits = budget.cost.unit, 10
+    if f"{budget.limit:.{digits}g}" == f"{reachable:.{digits}g}":
+        digits = 17
     beside = " while the other budgets are kept" if others else ""
-    limit = f"budget {name} = {budget.limit:.10g} {budget.cost.unit}"
-    if reachable is None:
-        return f"{limit} cannot be met{beside}"
-    return f"{limit} is below the smallest reachable {reachable:.10g} {budget.cost.unit}{beside}"
+    return (
+        f"budget {budget.cost.name} = {budget.limit:.{digits}g} {unit} is below the smallest reachable "
+        f"{reachable:.{digits}g} {unit}{beside}"
+    )

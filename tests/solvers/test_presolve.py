@@ -7,7 +7,8 @@ import pytest
 
 from hpcmpq.problem import Budget, Cost, CostTerm, Problem
 from hpcmpq.solvers.compact import Compact
-from hpcmpq.solvers.integer import integer_costs, solve_linear
+from hpcmpq.solvers.integer import solve_linear
+from hpcmpq.solvers.integer_costs import integer_costs
 from hpcmpq.solvers.presolve import cheapest_completion, presolve
 from hpcmpq.solvers.ties import merge_ties
 

@@ -12,7 +12,7 @@ from hpcmpq.solvers.bounds import full_bound
 from hpcmpq.solvers.compact import Compact
 from hpcmpq.solvers.enumerate import exhaust
 from hpcmpq.solvers.greedy import efficiency_frontier
-from hpcmpq.solvers.integer import common_unit
+from hpcmpq.solvers.integer_costs import common_unit
 from hpcmpq.solvers.lift import make_lift
 from hpcmpq.solvers.node import advance, all_pairs, exclude, make_node, padded_pairs, preconditioner
 from hpcmpq.solvers.presolve import presolve

@@ -1,0 +1,61 @@
+"""The objective of an integer program over a compact problem, with products and joint tables in it.
+
+Axis letters: P options, G groups, E products.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcmpq.solvers.compact import Compact, Table
+
+VALUE_STEPS = 2.0**42
+"""Integer steps in the objective's range."""
+
+Products = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""(p, q, value) of products x_p x_q, arrays [E]."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """An objective over a compact problem's feasible choices.
+
+    Attributes:
+        compact: Groups, budgets and tables; its objective is not used.
+        value_P: Objective of every option, float64 [P].
+        products: (p, q, value) of linearised products x_p x_q, arrays [E].
+        value_tables: Joint tables added to the objective; `budget` is ignored.
+        alive_P: Options that may be chosen, bool [P].
+    """
+
+    compact: Compact
+    value_P: np.ndarray
+    products: Products | None
+    value_tables: tuple[Table, ...]
+    alive_P: np.ndarray
+
+    def value(self, choice_G: np.ndarray) -> float:
+        """The objective at a choice."""
+        value = float(self.value_P[choice_G].sum())
+        for table in self.value_tables:
+            groups = np.array(table.groups)
+            value += float(table.table[tuple(choice_G[groups] - self.compact.offset_H[groups])])
+        if self.products is not None:
+            chosen_P = np.zeros(self.compact.num_options, bool)
+            chosen_P[choice_G] = True
+            p_E, q_E, value_E = self.products
+            value += float(value_E[chosen_P[p_E] & chosen_P[q_E]].sum())
+        return value
+
+    def unit(self) -> float:
+        """The objective's integer step."""
+        starts = self.compact.offset_H[:-1]
+        most_G = np.maximum.reduceat(np.where(self.alive_P, self.value_P, -np.inf), starts)
+        least_G = np.minimum.reduceat(np.where(self.alive_P, self.value_P, np.inf), starts)
+        size = float((most_G - least_G).sum())
+        for table in self.value_tables:
+            finite = table.table[np.isfinite(table.table)]
+            size += float(np.ptp(finite)) if finite.size else 0.0
+        if self.products is not None:
+            size += float(np.abs(self.products[2]).sum())
+        return max(size, 1e-290) / VALUE_STEPS
