@@ -51,23 +51,24 @@ def _read(run: RunDir) -> dict[str, Any]:
             "sensitivity": config["sensitivity"]["method"],
             "solver": solution["solver"]["name"],
         },
-        "evaluation": _evaluation(run, solution),
+        **_evaluation(run, solution),
     }
 
 
-def _evaluation(run: RunDir, solution: dict[str, Any]) -> dict[str, float]:
-    """{"metric of model": value} of the evaluation of this very solution; empty without one."""
-    if not run.evaluation_path.exists():
-        return {}
-    values = read_json(run.evaluation_path, f"hpcmpq evaluate {run.path}")
-    if values["assignment"] != solution["assignment"]:
-        return {}
-    return {
+def _evaluation(run: RunDir, solution: dict[str, Any]) -> dict[str, Any]:
+    """``evaluation`` {"metric of model": value} of this very solution, empty without one, and its ``samples``."""
+    values = {}
+    if run.evaluation_path.exists():
+        values = read_json(run.evaluation_path, f"hpcmpq evaluate {run.path}")
+    if values.get("assignment") != solution["assignment"]:
+        return {"evaluation": {}, "samples": None}
+    metrics = {
         f"{metric} of {model}": values[metric][model]
         for metric in METRICS
         if metric in values
         for model in ("original", "quantized", "uniform")
     }
+    return {"evaluation": metrics, "samples": (values["num_samples"], values.get("samples_hash"))}
 
 
 def _notes(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
@@ -89,9 +90,30 @@ def _notes(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
         notes.append(
             "The runs were measured differently: their predictions come from different measurements."
         )
+    notes += _notes_on_samples(first, second)
     missing = [run["path"] for run in (first, second) if not run["evaluation"]]
     notes += [f"{p} has no evaluation of its solution; `hpcmpq evaluate {p}` makes one." for p in missing]
     return notes
+
+
+def _notes_on_samples(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """Whether two evaluations are of different samples, or may be."""
+    if first["samples"] is None or second["samples"] is None or first["path"] == second["path"]:
+        return []
+    (num_first, hash_first), (num_second, hash_second) = first["samples"], second["samples"]
+    known = hash_first is not None and hash_second is not None
+    if num_first != num_second or (known and hash_first != hash_second):
+        return [
+            f"The runs were evaluated on different samples, {num_first} and {num_second}: measured losses cannot "
+            "be compared."
+        ]
+    if known:
+        return []
+    old = first["path"] if hash_first is None else second["path"]
+    return [
+        "The runs may have been evaluated on different samples: an earlier version did not record them; "
+        f"`hpcmpq evaluate {old}` does."
+    ]
 
 
 def _pairs(first: dict[str, Any], second: dict[str, Any]) -> dict[str, list[Any]]:

@@ -168,6 +168,7 @@ def evaluation_values(plan: Plan, model: QuadraticModel) -> dict:
         "uniform_costs": solution["uniform"]["int3"]["costs"],
         "num_tokens": 8128,
         "num_samples": 64,
+        "samples_hash": content_hash("samples"),
         "objective": "kl",
         "engine": "torch",
         "world_size": 1,

@@ -52,6 +52,25 @@ def test_an_evaluation_of_another_solution_is_left_out(runs: tuple[RunDir, RunDi
     assert compare(*runs)["evaluation"]["kl of quantized"][1] is None
 
 
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"samples_hash": "other"}, "evaluated on different samples, 64 and 64: measured losses cannot be compared"),
+        ({"num_samples": 32, "samples_hash": None}, "evaluated on different samples, 64 and 32"),
+        ({"samples_hash": None}, "may have been evaluated on different samples"),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_evaluations_of_different_samples_are_told(tmp_path: Path, change: dict, note: str | None):
+    runs = write_run(tmp_path / "a", evaluated=True), write_run(tmp_path / "b", evaluated=True)
+    values = json.loads(runs[1].evaluation_path.read_text()) | change
+    write_json(runs[1].evaluation_path, {name: value for name, value in values.items() if value is not None})
+    found = compare(*runs)
+    assert len(found["notes"]) == (note is not None) and (note or "") in "".join(found["notes"])
+    if change == {"samples_hash": None}:
+        assert f"`hpcmpq evaluate {runs[1].path}` does" in found["notes"][0]
+
+
 def test_other_models_and_groups_are_named(runs: tuple[RunDir, RunDir]):
     plan = synthetic_plan()
     space = SearchSpace(plan.space.groups[1:], (FORMATS,) * (len(plan.space.groups) - 1))

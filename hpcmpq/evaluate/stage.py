@@ -65,6 +65,9 @@ def evaluate(
     )
     models = dict(zip(MODELS, assignments, strict=True))
     data = make_data(plan, config)
+    samples_hash = data.samples.digest()
+    if world.rank == 0:
+        _say_other_samples(run, samples_hash, data.num_items)
     tasks = [make_task(task, config) for task in config.evaluation.tasks]
     wholes = [task for task in tasks if isinstance(task, HarnessTask)]
     parts: list[Part] = [data, *(task for task in tasks if not isinstance(task, HarnessTask))]
@@ -94,6 +97,7 @@ def evaluate(
         "uniform_format": uniform_format,
         "uniform_costs": solution["uniform"][uniform_format]["costs"],
         "num_samples": data.num_items,
+        "samples_hash": samples_hash,
         "objective": config.objective,
         "engine": engine,
         "world_size": world.size,
@@ -123,6 +127,23 @@ def make_data(plan: Plan, config: Config) -> DataPart:
         )
     metrics = metric_names(config.objective, samples.labelled)
     return DataPart(samples, metrics, config.calibration.samples_per_pass)
+
+
+def _say_other_samples(run: RunDir, samples_hash: str, num_samples: int) -> None:
+    """Warn that losses of an earlier evaluation are of other samples, where it says which."""
+    try:
+        before = read_json(run.evaluation_path, f"hpcmpq evaluate {run.path}")
+    except UserError:
+        return  # the first, or damaged
+    known = before.get("samples_hash")
+    if before.get("num_samples") != num_samples if known is None else known != samples_hash:
+        log.warning(
+            "these %d samples are others than the %s that %s was measured on: the losses of the two cannot be "
+            "compared; restore evaluation.data and evaluation.num_samples to measure on the same again",
+            num_samples,
+            before.get("num_samples"),
+            run.evaluation_path,
+        )
 
 
 def by_part(

@@ -59,9 +59,17 @@ class Samples:
         """SHA-256 of the inputs of sample n."""
         return _hash_of({name: value[n] for name, value in self.inputs.items()})
 
+    def digest(self) -> str:
+        """SHA-256 of all inputs and targets, in order: the same for the same samples alone."""
+        return _sha256("\n".join([*self.content_hashes(), str(self.targets_hash())]))
+
     def targets_hash(self) -> str | None:
         """SHA-256 of all targets and of whether they are labels, or None without targets."""
         return None if self.targets is None else _hash_of({f"labelled {self.labelled}": self.targets})
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _hash_of(tensors: dict[str, Tensor]) -> str:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from hpcmpq.cli import app
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate import evaluate
-from hpcmpq.store import RunDir
+from hpcmpq.store import RunDir, read_json, write_json
 from hpcmpq.world import World
 from tests.evaluate.solved_runs import TEXT, solved_run
 
@@ -37,7 +37,7 @@ def llama(model_directory, tmp_path: Path) -> RunDir:
 
 def test_values_and_where_they_lie(llama: RunDir):
     values = evaluate(llama)
-    assert json.loads(llama.evaluation_path.read_text()) == values
+    assert read_json(llama.evaluation_path, "") == values
     samples = np.load(llama.file("evaluation_samples.npz"))
     assert not llama.file("evaluation").exists()
     for metric in ("kl", "ce"):
@@ -56,6 +56,31 @@ def test_values_and_where_they_lie(llama: RunDir):
     assert set(values["paired"]["kl"]) == {"quantized - original", "quantized - uniform"}
     assert values["engine"] == "torch" and values["world_size"] == 1
     assert values["model_bytes"] == 4 * sum(p.numel() for p in parameters(llama))
+
+
+def test_other_samples_than_before_are_told(llama: RunDir, caplog):
+    first = evaluate(llama)
+    assert evaluate(llama)["samples_hash"] == first["samples_hash"]
+    assert "are others than" not in caplog.text
+    plan = read_json(llama.plan_path, "")
+    other = llama.path / "other.txt"
+    other.write_text(TEXT[::-1])
+    plan["config"]["evaluation"]["data"] = str(other)
+    write_json(llama.plan_path, plan)
+    second = evaluate(llama)
+    assert second["samples_hash"] != first["samples_hash"]
+    assert "samples are others than the" in caplog.text and "cannot be compared" in caplog.text
+
+
+def test_an_evaluation_of_an_earlier_version_is_judged_by_its_number_of_samples(tiny: RunDir, caplog):
+    values = evaluate(tiny)
+    del values["samples_hash"]
+    write_json(tiny.evaluation_path, values)
+    evaluate(tiny)
+    assert "are others than" not in caplog.text
+    write_json(tiny.evaluation_path, {**values, "num_samples": 5})
+    evaluate(tiny)
+    assert "18 samples are others than the 5" in caplog.text
 
 
 def parameters(run: RunDir):
