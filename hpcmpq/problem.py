@@ -100,20 +100,25 @@ class Problem:
         return self.constant + quadratic_increase(self.linear_P, self.quad_PP, choice_G)
 
     def is_feasible(self, choice_G: np.ndarray) -> bool:
-        """Whether an assignment keeps every budget (to 1e-9 relative), tie and forbidden option."""
+        """Whether an assignment keeps every budget (to 1e-9 of its limit), tie and forbidden option."""
         offset_G = self.offset_G
         if self.allowed_P is not None and not self.allowed_P[choice_G].all():
             return False
         position_G = choice_G - offset_G
         if any(len(set(position_G[list(tie)].tolist())) > 1 for tie in self.ties):
             return False
-        values = [(b.cost.value(choice_G, offset_G), b.limit) for b in self.budgets]
-        return all(value <= feasibility_limit(limit) for value, limit in values)
+        return all(b.cost.value(choice_G, offset_G) <= feasibility_limit(b) for b in self.budgets)
 
 
-def feasibility_limit(limit: float) -> float:
-    """The largest cost that counts as within a limit: 1e-9 above it, relative to limits over 1."""
-    return limit + 1e-9 * max(1.0, abs(limit))
+def feasibility_limit(budget: Budget) -> float:
+    """The largest cost that counts as within a budget: 1e-9 of the limit above it, for the rounding of sums.
+
+    Times in seconds can be far below 1, so nothing absolute is added; a limit of zero allows the rounding of its costs.
+    """
+    if budget.limit == 0.0:
+        finite_P = budget.cost.linear_P[np.isfinite(budget.cost.linear_P)]
+        return 1e-15 * (abs(budget.cost.constant) + float(np.abs(finite_P).max(initial=0.0)))
+    return budget.limit + 1e-9 * abs(budget.limit)
 
 
 class Termination(Enum):

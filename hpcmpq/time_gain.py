@@ -9,6 +9,7 @@ are halved between one that is reached and one that is not.
 """
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from hpcmpq.problem import Budget, Cost, Problem, Solution, Termination, relativ
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solve import describe
 from hpcmpq.solvers import make_solver
+from hpcmpq.solvers.answer import PROVEN_GAP, rounding
 from hpcmpq.solvers.least_cost import least_cost
 from hpcmpq.solvers.reachable import open_budget
 from hpcmpq.store import RunDir, read_plan, read_quadratic, write_artefact
@@ -36,7 +38,10 @@ GAINS = {"time_gain": "latency_s", "mac_gain": "mac_time", "memory_gain": "size_
 ORIGINAL_BITS = {"float64": 64, "float32": 32, "bfloat16": 16}
 
 HALVINGS = 12
-"""Limits that are tried where the loss has cross terms."""
+"""Limits that are tried where the loss has cross terms, and as many again just below the best cost."""
+
+LEAST_STEP_S = 0.5
+"""Solver seconds of one limit at least."""
 
 
 @dataclass(frozen=True)
@@ -151,16 +156,18 @@ def largest_gain(problem: Problem, cost: Cost, limit: LossLimit, settings: Solve
     unit = float(np.abs(problem.linear_P).max()) or 1.0
     loss = Budget(Cost(limit.name, "the largest option's loss", problem.linear_P / unit), limit.value / unit)
     limited = replace(problem, budgets=(*problem.budgets, loss))
+    deadline = time.perf_counter() + settings.time_limit_s
     found = least_cost(limited, cost, time_limit_s=settings.time_limit_s, seed=settings.seed)
     if found.choice_G is None:
         raise Infeasible(f"no assignment keeps the loss limit and the budgets: {found.detail}")
     assert found.objective is not None
-    least_loss = _least_loss(limited, cost, found.objective, found.choice_G, settings)
+    left = replace(settings, time_limit_s=max(LEAST_STEP_S, deadline - time.perf_counter()))
+    least_loss = _least_loss(limited, cost, found.objective, found.choice_G, left)
     if least_loss is None or least_loss.choice_G is None:
         return found
-    value = cost.value(least_loss.choice_G, problem.offset_G)
     if problem.objective(least_loss.choice_G) < problem.objective(found.choice_G):
-        return replace(found, choice_G=least_loss.choice_G, objective=min(value, found.objective))
+        value = cost.value(least_loss.choice_G, problem.offset_G)
+        return replace(found, choice_G=least_loss.choice_G, objective=value)
     return found
 
 
@@ -176,14 +183,23 @@ def _least_loss(
 
 
 def _by_halving(problem: Problem, cost: Cost, limit: LossLimit, settings: SolverConfig) -> Solution:
-    """Limits on the cost between the least there is and the first whose least loss keeps the limit."""
-    most = problem.constant + limit.value
-    step = replace(settings, time_limit_s=max(0.5, settings.time_limit_s / HALVINGS))
+    """Limits on the cost between the least there is and the first whose least loss keeps the limit.
+
+    Once they are close, limits just below the best cost: none that keeps the loss there proves the best.
+    """
+    started = time.perf_counter()
+    deadline = started + settings.time_limit_s
+    step = replace(settings, time_limit_s=max(LEAST_STEP_S, settings.time_limit_s / HALVINGS))
+
+    def keeps(choice_G: np.ndarray) -> bool:
+        increase = problem.objective(choice_G) - problem.constant
+        return increase <= limit.value + 1e-9 * abs(limit.value) + rounding(problem, choice_G)
+
     floor = least_cost(problem, cost, time_limit_s=step.time_limit_s, seed=settings.seed)
     if floor.choice_G is None or floor.objective is None:
         raise Infeasible(f"no assignment meets the budgets: {floor.detail}")
     roof = _least_loss(problem, cost, open_budget(cost).limit, None, step)
-    if roof is None or roof.choice_G is None or problem.objective(roof.choice_G) > most:
+    if roof is None or roof.choice_G is None or not keeps(roof.choice_G):
         reached = None if roof is None or roof.objective is None else roof.objective - problem.constant
         raise Infeasible(
             f"no assignment was found with a predicted loss increase of at most {limit.value:.6g}"
@@ -191,22 +207,36 @@ def _by_halving(problem: Problem, cost: Cost, limit: LossLimit, settings: Solver
         )
     best_G, low, bound = roof.choice_G, floor.objective, floor.bound
     high = cost.value(best_G, problem.offset_G)
-    if problem.objective(floor.choice_G) <= most:
-        best_G, high = floor.choice_G, floor.objective
-    for _ in range(HALVINGS):
-        if relative_gap(high, low) <= 1e-4:
+    if keeps(floor.choice_G):
+        least = _least_loss(problem, cost, floor.objective, floor.choice_G, step)
+        best_G = floor.choice_G if least is None or least.choice_G is None else least.choice_G
+        high = cost.value(best_G, problem.offset_G)
+    most = problem.constant + limit.value + 1e-9 * abs(limit.value)
+    for halving in range(2 * HALVINGS):
+        closed = bound is not None and relative_gap(high, bound) <= PROVEN_GAP
+        if closed or time.perf_counter() > deadline:
             break
-        middle = 0.5 * (low + high)
+        close = halving >= HALVINGS or relative_gap(high, low) <= 1e-4
+        middle = high - 0.9 * PROVEN_GAP * abs(high) if close else 0.5 * (low + high)
         found = _least_loss(problem, cost, middle, best_G, step)
-        if found is not None and found.choice_G is not None and problem.objective(found.choice_G) <= most:
+        if found is not None and found.choice_G is not None and keeps(found.choice_G):
             best_G, high = found.choice_G, cost.value(found.choice_G, problem.offset_G)
-        else:
-            low = middle
-            if found is None or (found.bound is not None and found.bound > most):
-                bound = max(bound, middle) if bound is not None else middle
-    termination = (
-        Termination.OPTIMAL
-        if bound is not None and relative_gap(high, bound) <= 1e-4
-        else Termination.NODE_LIMIT
+            low = min(low, high)
+            continue
+        proven = found is None or (found.bound is not None and found.bound > most)
+        if proven:
+            bound = max(bound, middle) if bound is not None else middle
+        elif close:
+            break
+        low = middle
+    optimal = bound is not None and relative_gap(high, bound) <= PROVEN_GAP
+    late = time.perf_counter() > deadline
+    termination = Termination.TIME_LIMIT if late else Termination.NODE_LIMIT
+    return Solution(
+        Termination.OPTIMAL if optimal else termination,
+        best_G,
+        high,
+        None if bound is None else min(bound, high),
+        {},
+        time.perf_counter() - started,
     )
-    return Solution(termination, best_G, high, None if bound is None else min(bound, high), {}, 0.0)

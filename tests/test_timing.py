@@ -19,7 +19,7 @@ from hpcmpq.models.groups import find_groups
 from hpcmpq.models.outputs import forward
 from hpcmpq.models.rounding import round_operands
 from hpcmpq.prepare import prepare
-from hpcmpq.problem import Budget, Cost, CostTerm, Problem
+from hpcmpq.problem import Budget, Cost, CostTerm, Problem, Termination
 from hpcmpq.solve import solve
 from hpcmpq.solvers.least_cost import least_cost
 from hpcmpq.space import Group, Member, SearchSpace
@@ -297,14 +297,9 @@ def test_the_largest_gain_equals_enumeration(seed: int, cross: float):
     assert problem.objective(solution.choice_G) <= limit + 1e-9
     assert cost.value(solution.choice_G, problem.offset_G) == pytest.approx(solution.objective)
     assert solution.bound <= best + 1e-9
-    if cross:  # limits are halved to 1e-4
-        assert best - 1e-9 <= solution.objective <= best * 1.002
-    else:
-        assert solution.objective == pytest.approx(best)
-        ties = loss[(time <= best + 1e-9)]
-        assert problem.objective(solution.choice_G) == pytest.approx(ties.min()), (
-            "of equal times the least loss"
-        )
+    assert solution.objective == pytest.approx(best) and solution.termination is Termination.OPTIMAL
+    ties = loss[(time <= best + 1e-9)]
+    assert problem.objective(solution.choice_G) == pytest.approx(ties.min()), "of equal times the least loss"
 
 
 def test_least_cost_names_what_cannot_be_met():

@@ -108,7 +108,7 @@ def explain(problem: Problem, time_limit_s: float) -> str:
         for budget in problem.budgets:
             keep = tuple(b for b in problem.budgets if b is not budget) if others else ()
             reachable = smallest_cost(problem, budget.cost, keep, share)
-            if reachable is not None and reachable > feasibility_limit(budget.limit):
+            if reachable is not None and reachable > feasibility_limit(budget):
                 return infeasible_sentence(budget, reachable, others)
     names = ", ".join(b.cost.name for b in problem.budgets)
     if len(problem.budgets) < 2:

@@ -49,7 +49,7 @@ def merge_ties(problem: Problem) -> Compact | str:
     cost_KP = np.array([np.add.reduceat(b.cost.linear_P[order], starts) for b in budgets]).reshape(
         len(budgets), len(starts)
     )
-    limit_K = np.array([feasibility_limit(b.limit) - b.cost.constant for b in budgets])
+    limit_K = np.array([feasibility_limit(b) - b.cost.constant for b in budgets])
     origin_GK = np.full((num_groups, num_positions), -1, dtype=np.int64)
     rank_SK = np.cumsum(allowed_SK, axis=1) - 1
     for group in range(num_groups):

@@ -146,6 +146,17 @@ def test_infeasible_says_the_smallest_reachable_value(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SOLVERS)
+def test_a_limit_far_below_one_is_kept(name: str) -> None:
+    # Microseconds in seconds: 2 + 3 fits, 2 + 3.0001 does not, although it is over by 1e-10 s only.
+    cost = Cost("latency_s", "seconds", np.array([2e-6, 4e-6, 3e-6, 3.0001e-6]))
+    problem = Problem(
+        np.array([1.0, 0.0, 1.0, 0.0]), np.zeros((4, 4)), np.array([0, 0, 1, 1]), (Budget(cost, 5e-6),)
+    )
+    answer = solver_of(name).solve(problem, time_limit_s=10, seed=0)
+    assert answer.choice_G is not None and answer.choice_G.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("name", SOLVERS)
 def test_budgets_that_exclude_one_another(name: str) -> None:
     # Every group has a small slow option (1, 4) and a large fast one (4, 1); both limits at 4 for two groups:
     # each can be met alone (2), together the sizes and times are (2, 8), (5, 5), (8, 2).
