@@ -4,12 +4,14 @@
 
 `plain` runs the whole model in bfloat16. `float32 residual` keeps everything but matrix products in float32, each
 product rounding its operands. `scaled steps` does that and perturbs by s δ, s the power of two that brings the
-option's error to int4's, dividing responses by s and losses by s². `compensated` is what the package does.
+option's error to int4's, dividing responses by s and losses by s². `compensated` is what the package does with
+`model.dtype: bfloat16`; with the original in float32 it is `sensitivity.products: bfloat16`.
 """
 
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -125,9 +127,11 @@ def scaled_steps(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return scores(forward(variants.model, inputs), outputs, steps)
 
 
-def compensated(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def compensated(inputs: dict[str, Tensor], exact_original: bool = False) -> tuple[Tensor, Tensor]:
     variants = variants_of(load(), inputs)
-    engine = make_engine("auto", variants, inputs, low_precision=torch.bfloat16)
+    engine = make_engine(
+        "auto", variants, inputs, low_precision=torch.bfloat16, exact_original=exact_original
+    )
     z0_NTV, outputs = engine.respond(inputs, range(variants.space.num_options))
     return scores(z0_NTV, {p: z for members, z_K in outputs for p, z in zip(members, z_K, strict=True)})
 
@@ -151,6 +155,7 @@ REMEDIES: dict[str, Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]]] = {
     "float32 residual": float32_residual,
     "float32 residual, scaled steps": scaled_steps,
     "compensated (the package)": compensated,
+    "compensated, original in float32": partial(compensated, exact_original=True),
 }
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ pass is timed between the passes of each row, so that a machine that others use 
 """
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -52,21 +53,30 @@ def main() -> None:
     space = SearchSpace(groups, (FORMATS,) * len(groups))
     lines = []
     num_options = space.num_options
-    for name, kind, count in (
-        ("wavefront", "auto", args.samples),
-        ("whole passes", "whole", args.whole_samples),
+    for name, kind, low_precision, count in (
+        ("wavefront", "auto", None, args.samples),
+        ("wavefront, products: bfloat16", "auto", torch.bfloat16, args.samples),
+        ("whole passes", "whole", None, args.whole_samples),
     ):
-        variants = Variants(model, space, Quantizer())
+        # Products are patched in a copy, so that the forward passes beside it are those of the model as it is.
+        subject_model = model if low_precision is None else copy.deepcopy(model)
+        variants = Variants(subject_model, space, Quantizer())
         start = time.perf_counter()
         for group in groups:
             for format_name in FORMATS:
                 variants.quantized(group, format_name)
         choosing_s = time.perf_counter() - start
-        engine = make_engine(kind, variants, samples[:2].inputs)  # type: ignore[arg-type]
-        subject = Subject(model, space, variants, OBJECTIVES["kl"], None, PER_PASS, 0, engine)
-        passes, wall, cpu = secant_passes(subject, samples[:count])
+        engine = make_engine(
+            kind,  # type: ignore[arg-type]
+            variants,
+            samples[:2].inputs,
+            low_precision=low_precision,
+            exact_original=True,
+        )
+        subject = Subject(subject_model, space, variants, OBJECTIVES["kl"], None, PER_PASS, 0, engine)
+        passes, wall, cpu = secant_passes(subject, samples[:count], model)
         lines.append(row(f"secant, {name}", passes, num_options, wall, cpu, count))
-        if kind == "auto":
+        if (kind, low_precision) == ("auto", None):
             once = choosing_s / (wall / passes) / (args.samples / PER_PASS)
             lines.append(
                 [
@@ -90,15 +100,15 @@ def main() -> None:
     write_section("wavefront", text)
 
 
-def secant_passes(subject: Subject, samples: Samples) -> tuple[float, float, float]:
-    """Forward-equivalents of one pass's P × P matrix (median), and its wall and CPU seconds."""
+def secant_passes(subject: Subject, samples: Samples, model: torch.nn.Module) -> tuple[float, float, float]:
+    """Passes of `model` that one pass's P × P matrix costs (median), and its wall and CPU seconds."""
 
     def one_pass(start: int) -> Callable[[], object]:
         batch = samples[start : start + PER_PASS]
         return lambda: add_up(products(measure(subject, batch, range(len(subject.space.groups)), start)))
 
     steps = (one_pass(start) for start in range(0, len(samples), PER_PASS))
-    return in_forwards(steps, lambda: forward(subject.model, samples[:PER_PASS].inputs))
+    return in_forwards(steps, lambda: forward(model, samples[:PER_PASS].inputs))
 
 
 @torch.no_grad()

@@ -100,10 +100,12 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
     config = parse_config(plan.config, "plan.json")
     method = config.sensitivity.method
     measure = find_method(method)
-    low_precision = torch.bfloat16 if config.model.dtype == "bfloat16" and method in FORWARD_ONLY else None
+    is_bfloat16 = config.model.dtype == "bfloat16"
+    low_precision = None
     source = staged(config.model)
-    if low_precision is not None:
-        source = dataclasses.replace(source, dtype="float32")
+    if method in FORWARD_ONLY and (is_bfloat16 or config.sensitivity.products):
+        low_precision = torch.bfloat16
+        source = dataclasses.replace(source, dtype="float32" if is_bfloat16 else source.dtype)
     streamed = load_streamed(source) if source.stream else None
     model = (
         streamed.model
@@ -133,6 +135,7 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
             variants,
             samples[:2].inputs,
             low_precision=low_precision,
+            exact_original=not is_bfloat16,
             resident=None if streamed is None else streamed.resident,
             options_per_pass=config.sensitivity.options_per_pass,
             options_per_wave=config.sensitivity.options_per_wave,

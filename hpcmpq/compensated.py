@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -22,20 +23,26 @@ class Products:
     Attributes:
         weights: Names of the weights of these layers.
         dtype: The low precision.
+        exact_original: Whether the original runs its products in the precision of its weights. Otherwise it runs
+            them in the low precision too, as the model itself would.
     """
 
     weights: frozenset[str]
     dtype: torch.dtype
+    exact_original: bool = False
     _records: dict[str, dict[str, list[tuple[Tensor, Tensor]]]] = field(default_factory=dict)
     _recording: str | None = None
     _replaying: str | None = None
     _deltas: dict[str, Tensor] = field(default_factory=dict)
     _places: dict[str, int] = field(default_factory=dict)
+    _low_weights: dict[str, Tensor] = field(default_factory=dict)
+    _last: tuple[Tensor, Tensor] | None = None
 
     @contextmanager
     def recording(self, scope: str) -> Iterator[None]:
         """Inside, layers run on the original and remember input and output; an older record is forgotten."""
         self._records[scope] = {}
+        self._low_weights = {}
         self._recording = scope
         try:
             yield
@@ -44,17 +51,20 @@ class Products:
 
     @contextmanager
     def replaying(self, scope: str, deltas: dict[str, Tensor]) -> Iterator[None]:
-        """Inside, layers run relative to the record, with `deltas` {name: δ} added to their weights."""
+        """Inside, layers run relative to the record, with `deltas` {name: δ} added to their weights.
+
+        Their inputs may be those of several options, one after another along the first axis.
+        """
         self._replaying, self._deltas, self._places = scope, deltas, {}
         try:
             yield
         finally:
-            self._replaying, self._deltas, self._places = None, {}, {}
+            self._replaying, self._deltas, self._places, self._last = None, {}, {}, None
 
     def run(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, product: Product) -> Tensor:
         """The output of a layer in the mode that is on."""
         if self._replaying is None:
-            y = self._low(product, x, weight)
+            y = product(x, weight) if self.exact_original else self._low(product, x, weight).to(x.dtype)
             y = y if bias is None else y + bias
             if self._recording is not None:
                 self._records[self._recording].setdefault(name, []).append((x, y))
@@ -62,14 +72,39 @@ class Products:
         place = self._places.get(name, 0)
         self._places[name] = place + 1
         x0, y0 = self._records[self._replaying][name][place]
-        y = y0 + self._low(product, x - x0, weight)
+        if name not in self._low_weights:
+            self._low_weights[name] = weight.to(self.dtype)
+        y = y0 if _same(x, x0) else _plus(y0, product(self._displacement(x, x0), self._low_weights[name]))
         return y + self._low(product, x, self._deltas[name]) if name in self._deltas else y
 
+    def _displacement(self, x: Tensor, x0: Tensor) -> Tensor:
+        """x − x0 in the low precision, once for all layers with the same input."""
+        if self._last is None or self._last[0] is not x:
+            self._last = x, _minus(x, x0).to(self.dtype)
+        return self._last[1]
+
     def _low(self, product: Product, x: Tensor, weight: Tensor) -> Tensor:
-        return product(x.to(self.dtype), weight.to(self.dtype)).to(x.dtype)
+        return product(x.to(self.dtype), weight.to(self.dtype))
 
 
-def patch_products(model: nn.Module, dtype: torch.dtype) -> Products:
+def _same(x: Tensor, x0: Tensor) -> bool:
+    """Whether an option has not reached a layer's input yet; a batch of options under vmap always has."""
+    return not is_batchedtensor(x) and x.shape == x0.shape and torch.equal(x, x0)
+
+
+def _minus(x: Tensor, x0: Tensor) -> Tensor:
+    """x − x0, also for several options one after another along the first axis of x."""
+    return x - x0 if x.shape == x0.shape else (x.unflatten(0, (-1, len(x0))) - x0).flatten(0, 1)
+
+
+def _plus(original: Tensor, displaced: Tensor) -> Tensor:
+    """original + displaced, also for several options one after another along the first axis of `displaced`."""
+    if displaced.shape == original.shape:
+        return original + displaced
+    return (original + displaced.unflatten(0, (-1, len(original)))).flatten(0, 1)
+
+
+def patch_products(model: nn.Module, dtype: torch.dtype, exact_original: bool = False) -> Products:
     """Run the products of all linear, convolution and transposed linear layers of a float32 model in `dtype`."""
     from transformers.pytorch_utils import Conv1D
 
@@ -80,6 +115,7 @@ def patch_products(model: nn.Module, dtype: torch.dtype) -> Products:
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Conv1D)
         ),
         dtype,
+        exact_original,
     )
     for name, module in model.named_modules():
         if isinstance(module, Conv1D):

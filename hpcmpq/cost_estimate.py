@@ -19,7 +19,7 @@ from hpcmpq.models.chain import Inputs, find_chain
 from hpcmpq.models.outputs import forward
 from hpcmpq.plan import WorkUnit
 from hpcmpq.probes import num_probes
-from hpcmpq.response import OPTIONS_PER_PASS, OPTIONS_PER_WAVE
+from hpcmpq.response import OPTIONS_PER_PASS, wave_size
 from hpcmpq.space import SearchSpace
 from hpcmpq.variants import KEPT_BYTES
 
@@ -135,12 +135,15 @@ def _peak_bytes(
     )
     if block_bytes is None:
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        in_wave = min(columns, config.sensitivity.options_per_wave or OPTIONS_PER_WAVE)
     else:
         weights = sum(block_bytes)
-        in_wave = min(columns, config.sensitivity.options_per_wave or columns)
-    if num_blocks is None:
-        in_wave = 0
+    in_wave = 0
+    if num_blocks is not None:
+        low_precision = "bfloat16" in (config.model.dtype, config.sensitivity.products)
+        options, wave_bytes = wave_size(
+            config.sensitivity.options_per_wave, columns, block_bytes is not None, low_precision
+        )
+        in_wave = min(columns, max(options, wave_bytes // (itemsize * state)))
     numel = [g.numel * len(names) for g, names in zip(space.groups, space.formats, strict=True)]
     scales = 4 * sum(numel) // (config.quantizer.group_size or 64)
     kept = itemsize * sum(numel)
@@ -158,7 +161,9 @@ def _peak_bytes(
 
 
 def _watch(model: nn.Module, inputs: Inputs, block: nn.Module | None) -> tuple[Tensor, int, int]:
-    """Outputs, elements of the widest output of any layer, and elements of a hidden state."""
+    """Outputs, elements of the widest output of any layer, and of a hidden state: at most the widest where the
+    blocks are pieces of a graph, which the model itself does not call.
+    """
     sizes = [0]
     state = [0]
 
@@ -179,7 +184,7 @@ def _watch(model: nn.Module, inputs: Inputs, block: nn.Module | None) -> tuple[T
     finally:
         for handle in handles:
             handle.remove()
-    return z_NTV, max(sizes), max(state)
+    return z_NTV, max(sizes), max(state) or max(sizes)
 
 
 def _seconds(run: Callable[[], object]) -> float:

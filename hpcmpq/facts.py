@@ -38,6 +38,8 @@ def find_facts(config: Config, weights: str, samples: Samples, space: SearchSpac
         kept["activations"] = {name: FORMATS[name].activation for name in config.formats}
     else:
         del kept["quantizer"]["activations"]
+    if config.sensitivity.products is None:
+        del kept["sensitivity"]["products"]
     if config.target is not None:
         kept["target"] = config.target
     targets = samples.targets_hash()

@@ -59,6 +59,11 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         Infeasible: If no assignment meets the budgets.
     """
     find_method(config.sensitivity.method)
+    if config.sensitivity.products and config.sensitivity.method not in FORWARD_ONLY:
+        raise UserError(
+            f"sensitivity.products is for {' and '.join(sorted(FORWARD_ONLY))}; leave it out with "
+            f"{config.sensitivity.method}"
+        )
     target = find_target(config.target) if config.target else None
     if target:
         check_model(target, read_model_json(Path(str(config.model.path))))

@@ -30,6 +30,9 @@ OPTIONS_PER_PASS = 8
 OPTIONS_PER_WAVE = 8
 """Options whose states are held at once by default, when the model is in memory: few, so that caches hold them."""
 
+LOW_PRECISION_WAVE = 64, 2**28
+"""With low-precision products each wave runs the original again: at least so many options, or bytes of states."""
+
 
 class Engine(Protocol):
     """Something that runs every option."""
@@ -101,6 +104,7 @@ def make_engine(
     inputs: Inputs,
     *,
     low_precision: torch.dtype | None = None,
+    exact_original: bool = False,
     resident: Callable[[int], AbstractContextManager[None]] | None = None,
     options_per_pass: int | None = None,
     options_per_wave: int | None = None,
@@ -112,6 +116,7 @@ def make_engine(
         variants: The model, its search space and quantizer.
         inputs: Of one sample or two, to find the chain with.
         low_precision: Dtype of matrix products; the model's parameters are float32 then.
+        exact_original: Whether the original runs its own products in the dtype of its parameters nevertheless.
         resident: Context in which a block's weights are in memory, where the model is streamed.
         options_per_pass: Options of one pass through a block.
         options_per_wave: Options whose states are held at once.
@@ -120,7 +125,7 @@ def make_engine(
         UserError: If a streamed model is not a chain.
     """
     model = variants.model
-    products = None if low_precision is None else patch_products(model, low_precision)
+    products = None if low_precision is None else patch_products(model, low_precision, exact_original)
     chain = None if kind == "whole" else find_chain(model, inputs)
     if resident is not None:
         if chain is None:
@@ -130,8 +135,19 @@ def make_engine(
         chain = replace(chain, resident=resident)
     if chain is None:
         return WholeModel(model, variants, products)
-    # Streamed blocks are read once per wave, so one wave takes all options.
-    per_wave = options_per_wave or (OPTIONS_PER_WAVE if resident is None else variants.space.num_options)
-    return Wavefront(
-        chain, Changes(chain, variants, products), options_per_pass or OPTIONS_PER_PASS, per_wave
+    per_wave, wave_bytes = wave_size(
+        options_per_wave, variants.space.num_options, resident is not None, products is not None
     )
+    changes = Changes(chain, variants, products)
+    return Wavefront(chain, changes, options_per_pass or OPTIONS_PER_PASS, per_wave, wave_bytes)
+
+
+def wave_size(
+    options_per_wave: int | None, num_options: int, streamed: bool, low_precision: bool
+) -> tuple[int, int]:
+    """Options of a wave, and bytes of states up to which it may have more; as configured, or as good as known."""
+    if options_per_wave:
+        return options_per_wave, 0
+    if streamed:  # blocks are read once per wave, so one wave takes all options
+        return num_options, 0
+    return LOW_PRECISION_WAVE if low_precision else (OPTIONS_PER_WAVE, 0)

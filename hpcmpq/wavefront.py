@@ -43,6 +43,7 @@ class Wavefront:
         options_per_pass: Options that one vmap runs.
         options_per_wave: Options that walk the chain together: all states of a wave are in memory at once, and
             each wave needs the blocks it passes.
+        wave_bytes: A wave may have more options as long as their states are no larger.
         vectorised: Whether vmap works on this model; otherwise options run one by one.
         _batches: {(block, N): whether it takes several options as one batch}, found by comparing.
     """
@@ -51,6 +52,7 @@ class Wavefront:
     changes: Changes
     options_per_pass: int
     options_per_wave: int
+    wave_bytes: int = 0
     vectorised: bool = True
     _batches: dict[tuple[int, int], bool] = field(default_factory=dict)
 
@@ -61,7 +63,7 @@ class Wavefront:
         with self.changes.recording("enter"):
             hidden, calls = self.chain.enter(inputs)
         base = [hidden]
-        waves = self._waves(options)
+        waves = self._waves(options, hidden.numel() * hidden.element_size())
         first = self._walk(inputs, base, calls, waves[0])
         with self.changes.recording("leave"):
             z0_NTV = self.chain.leave(inputs, base[-1])
@@ -76,13 +78,14 @@ class Wavefront:
 
         return z0_NTV, outputs()
 
-    def _waves(self, options: Sequence[int]) -> list[list[int]]:
+    def _waves(self, options: Sequence[int], state_bytes: int) -> list[list[int]]:
         """Whole groups, in the order of their first blocks, as many at a time as a wave may hold; one at least."""
+        most = max(self.options_per_wave, self.wave_bytes // state_bytes)
         waves: list[list[int]] = [[]]
         ordered = sorted(options, key=lambda p: (self.changes.first_block(p), p))
         for _, same_group in groupby(ordered, self.changes.group):
             members = list(same_group)
-            if waves[-1] and len(waves[-1]) + len(members) > self.options_per_wave:
+            if waves[-1] and len(waves[-1]) + len(members) > most:
                 waves.append([])
             waves[-1] += members
         return waves
@@ -147,30 +150,47 @@ class Wavefront:
 
     def _push(self, k: int, call: Call, members: list[int], states: Tensor) -> Wave:
         """States through block k with its own weights, several options as one batch where the block allows."""
-
-        def run(state: Tensor, _: Tensors) -> Tensor:
-            return self.chain.run(k, state, call)
-
-        known = self._batches.get((k, states.shape[1]))
-        if self.changes.products is not None or known is False:
-            return [(members, self._map("block", run, states))]
+        key = k, states.shape[1]
+        if key not in self._batches and len(states) > 1:
+            self._batches[key] = self._takes_batches(k, call, states[:2])
+        if not self._batches.get(key, True):
+            return [(members, self._apart(k, call, states))]
         size = max(1, PUSHED_ELEMENTS // states[0].numel()) if states.device.type == "cpu" else len(states)
-        tried = [self._run_flat(k, call, part) for part in states.split(size)]
-        parts = [part for part in tried if part is not None]
-        if known is None and min(size, len(states)) > 1:  # one option alone shows nothing
-            exact = self._map("block", run, states)
-            limit = 64 * torch.finfo(states.dtype).eps * float(exact.abs().max())
-            same = len(parts) == len(tried) and all(
-                bool((part - own).abs().max() <= limit)
-                for part, own in zip(parts, exact.split(size), strict=True)
-            )
-            self._batches[k, states.shape[1]] = same
-            if not same:
-                return [(members, exact)]
+        parts = []
+        for part in states.split(size):
+            with self.changes.replaying("block", {}):
+                parts.append(self._run_flat(k, call, part))
         return [(members[i * size : (i + 1) * size], part) for i, part in enumerate(parts)]
 
-    def _run_flat(self, k: int, call: Call, states: Tensor) -> Tensor | None:
-        """The block on options × samples as one batch; None if its other arguments do not follow."""
+    def _apart(self, k: int, call: Call, states: Tensor) -> Tensor:
+        """The block on every option's states alone."""
+        return self._map("block", lambda state, _: self.chain.run(k, state, call), states)
+
+    def _takes_batches(self, k: int, call: Call, states: Tensor) -> bool:
+        """Whether block k gives several options in one batch what it gives each alone, in every precision used."""
+
+        def alike(batch: Tensor, alone: Tensor, eps: float) -> bool:
+            return bool((batch - alone).abs().max() <= eps * alone.abs().max())
+
+        products, eps = self.changes.products, 64 * torch.finfo(states.dtype).eps
+        alone = self._apart(k, call, states)
+        if not self.vectorised:  # what a block does may depend on values, so also on who else is in the batch
+            return False
+        try:
+            if products is not None:
+                each = torch.stack([self.chain.run(k, state, call) for state in states])
+                if not alike(self._run_flat(k, call, states), each, eps):
+                    return False
+                eps = torch.finfo(products.dtype).eps
+            with self.changes.replaying("block", {}):
+                return alike(self._run_flat(k, call, states), alone, eps)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return False
+
+    def _run_flat(self, k: int, call: Call, states: Tensor) -> Tensor:
+        """The block on options × samples as one batch."""
         count, num_samples = states.shape[:2]
 
         def repeat(value: Any) -> Any:
@@ -179,12 +199,7 @@ class Wavefront:
             return value
 
         wide = Call(tree_map(repeat, call.args), tree_map(repeat, call.kwargs), call.key)
-        try:
-            return self.chain.run(k, states.flatten(0, 1), wide).unflatten(0, (count, num_samples))
-        except RuntimeError as error:
-            if count == 1 or (k, num_samples) in self._batches or isinstance(error, torch.OutOfMemoryError):
-                raise
-            return None
+        return self.chain.run(k, states.flatten(0, 1), wide).unflatten(0, (count, num_samples))
 
     def _together(self, wave: Wave) -> tuple[list[int], Tensor]:
         """Options from the front of a wave that leave in one pass: pushed apart, alike for the epilogue."""

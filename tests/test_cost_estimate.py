@@ -47,6 +47,7 @@ def config_of(path: str, length: int, stream: bool = False, **sensitivity) -> Co
         (False, 48, {}),
         (False, 48, {"engine": "whole"}),
         (False, 48, {"groups_per_unit": 30, "probes": 4}),
+        (False, 48, {"products": "bfloat16"}),
         (True, 24, {"probes": 4}),
     ],
 )

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hpcmpq.calibrate import contents
+from hpcmpq.compensated import Products
 from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.features import gram, multiply
 from hpcmpq.formats import Quantizer
@@ -24,11 +25,18 @@ ALL_BITS = tuple(f"int{bits}" for bits in range(2, 9))
 
 
 def subject_of(
-    model, inputs, formats, objective="kl", low_precision=None, engine="auto", include=()
+    model,
+    inputs,
+    formats,
+    objective="kl",
+    low_precision=None,
+    engine="auto",
+    include=(),
+    exact_original=False,
 ) -> Subject:
     groups = find_groups(model, GroupsConfig(include=include), inputs)
     variants = Variants(model, SearchSpace(groups, (formats,) * len(groups)), Quantizer(group_size=64))
-    made = make_engine(engine, variants, inputs, low_precision=low_precision)
+    made = make_engine(engine, variants, inputs, low_precision=low_precision, exact_original=exact_original)
     return Subject(model, variants.space, variants, OBJECTIVES[objective], None, 2, 0, made)
 
 
@@ -37,33 +45,54 @@ def sums_of(subject, samples, groups=None) -> dict[str, np.ndarray]:
     return contents(measure(subject, samples, groups, 0), True)[1]
 
 
-BF16_CASES = [("auto", ("*.0.*", "*.3.mlp.*")), ("whole", ("*.1.self_attn.v_proj",))]
+def low_sums_and_dtypes(subject, samples, monkeypatch) -> tuple[dict[str, np.ndarray], set[torch.dtype]]:
+    """Sums with low-precision products, and the dtypes in which options multiplied."""
+    dtypes = set()
+    run = Products.run
+
+    def spied(self, name, x, weight, bias, product):
+        def seen(x, weight):
+            if self._replaying is not None or not self.exact_original:
+                dtypes.update((x.dtype, weight.dtype))
+            return product(x, weight)
+
+        return run(self, name, x, weight, bias, seen)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Products, "run", spied)
+        patched.setattr(torch.nn.functional, "linear", lambda x, *rest: pytest.fail("another product"))
+        return sums_of(subject, samples), dtypes
 
 
-@pytest.mark.parametrize("engine, include", BF16_CASES)
-def test_bfloat16_products_agree_with_float32_at_every_bit_width(engine, include, monkeypatch):
+BF16_CASES = [
+    ("auto", ("*.0.*", "*.3.mlp.*"), False, 0.05),
+    ("auto", ("*.0.*", "*.3.mlp.*"), True, 0.015),
+    ("whole", ("*.1.self_attn.v_proj",), True, 0.015),
+]
+
+
+@pytest.mark.parametrize("engine, include, exact_original, rtol", BF16_CASES)
+def test_bfloat16_products_agree_with_float32_at_every_bit_width(
+    engine, include, exact_original, rtol, monkeypatch
+):
     generator = torch.Generator().manual_seed(0)
     samples = Samples({"input_ids": torch.randint(32, 122, (2, 12), generator=generator)})
     quickstart = ModelConfig(path="configs/quickstart_model")
     exact = sums_of(subject_of(load_model(quickstart), samples.inputs, ALL_BITS, include=include), samples)
     subject = subject_of(
-        load_model(quickstart), samples.inputs, ALL_BITS, "kl", torch.bfloat16, engine, include=include
+        load_model(quickstart),
+        samples.inputs,
+        ALL_BITS,
+        "kl",
+        torch.bfloat16,
+        engine,
+        include,
+        exact_original,
     )
-    dtypes = set()
-    product = torch.nn.functional.linear
-    monkeypatch.setattr(
-        "hpcmpq.compensated.Products._low",
-        lambda self, run, x, weight: (
-            dtypes.add(self.dtype),
-            run(x.to(self.dtype), weight.to(self.dtype)).to(x.dtype),
-        )[1],
-    )
-    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, *rest: pytest.fail("a product in float32"))
-    low = sums_of(subject, samples)
-    monkeypatch.setattr(torch.nn.functional, "linear", product)
+    low, dtypes = low_sums_and_dtypes(subject, samples, monkeypatch)
     assert dtypes == {torch.bfloat16}
-    np.testing.assert_allclose(low["linear"], exact["linear"], rtol=0.05)
-    np.testing.assert_allclose(np.diagonal(low["quad"]), np.diagonal(exact["quad"]), rtol=0.05)
+    np.testing.assert_allclose(low["linear"], exact["linear"], rtol=rtol)
+    np.testing.assert_allclose(np.diagonal(low["quad"]), np.diagonal(exact["quad"]), rtol=rtol)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "residual"])

@@ -76,6 +76,10 @@ def poison(directory: Path) -> None:
         ({"calibration__nun_samples": 3}, "did you mean 'calibration.num_samples'?"),
         ({"formats": ["int9"]}, "unknown format 'int9'"),
         ({"sensitivity": "guess"}, "unknown sensitivity 'guess'"),
+        (
+            {"sensitivity": {"method": "hessian", "products": "bfloat16"}},
+            "sensitivity.products is for secant",
+        ),
         ({"calibration__data": "missing.txt"}, "missing.txt"),
         ({"calibration__sequence_length": 60_000}, "sequence_length"),
         ({"calibration__num_samples": 10_000}, "calibration.num_samples"),

@@ -184,6 +184,8 @@ class SensitivityConfig:
             one whole forward pass per option.
         options_per_pass: Options that a block runs together, or None to choose.
         options_per_wave: Options whose hidden states are in memory at once, or None to choose.
+        products: ``bfloat16`` multiplies what options change in the outputs of linear layers and convolutions in
+            bfloat16, for machines that do so faster; the original itself stays as it is. None: in the model's dtype.
     """
 
     method: str = "secant"
@@ -192,6 +194,7 @@ class SensitivityConfig:
     engine: Literal["auto", "whole"] = "auto"
     options_per_pass: int | None = None
     options_per_wave: int | None = None
+    products: Literal["bfloat16"] | None = None
 
 
 @dataclass(frozen=True)
