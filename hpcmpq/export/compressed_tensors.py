@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
+from hpcmpq.export.loadable import reason_not_loadable
 from hpcmpq.export.refusal import refuse_formats
 from hpcmpq.export.whole_directory import copy_small_files, replacing_directory
 from hpcmpq.formats import FORMATS, Quantizer
@@ -52,11 +53,13 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         with quiet_transformers():
             variants.model.save_pretrained(attempt)  # type: ignore[operator]
         written: set[str] = set()
+        known: set[str] = set()
         weight_map = {}
         for file in sorted(attempt.glob("*.safetensors")):
             tensors: dict[str, Tensor] = {}
             stored = load_file(file)
             renamed = {old: name for name, old in names_in_model(variants.model, stored).items()}
+            known.update(renamed.values())
             for old, tensor in stored.items():
                 # Searched layers keep the model's names, which are those that the config's groups name.
                 name = renamed[old] if renamed.get(old) in by_parameter else old
@@ -78,7 +81,10 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         config = quantization_config(variants.model, chosen, variants.quantizer)
         write_json(attempt / "config.json", {**original, "quantization_config": config})
         write_json(attempt / "assignment.json", dict(assignment))
-    return f"compressed-tensors checkpoint in {directory}"
+        packed = [m.parameter.removesuffix(".weight") for m, name in chosen.items() if FORMATS[name].scaled]
+        reason = reason_not_loadable(variants.model, packed, known)
+    line = f"compressed-tensors checkpoint in {directory}"
+    return line if reason is None else f"{line}, which this version of transformers cannot load: {reason}"
 
 
 def quantization_config(

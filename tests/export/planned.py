@@ -60,6 +60,13 @@ def mixtral() -> nn.Module:
     return transformers.MixtralForCausalLM(made)
 
 
+def t5_encoder() -> nn.Module:
+    """An encoder whose `_init_weights` reads the weights of its layers."""
+    torch.manual_seed(0)
+    made = transformers.T5Config(d_model=64, d_ff=128, d_kv=16, num_layers=2, num_heads=4, vocab_size=256)
+    return transformers.T5EncoderModel(made)
+
+
 def plan_run(
     path: Path, model: nn.Module, dtype: torch.dtype = torch.bfloat16, **config
 ) -> tuple[RunDir, Plan]:

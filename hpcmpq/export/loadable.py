@@ -1,0 +1,44 @@
+"""Whether transformers loads a checkpoint of compressed weights of a model: some of its models cannot be."""
+
+import logging
+from collections.abc import Collection, Iterable
+
+import torch
+from torch import nn
+
+from hpcmpq.models.trace import are_experts
+
+log = logging.getLogger(__name__)
+
+
+def reason_not_loadable(model: nn.Module, layers: Iterable[str], stored: Collection[str]) -> str | None:
+    """Why transformers will fail to load the model with these layers compressed, or None if nothing is known.
+
+    It initialises whatever a checkpoint does not name before it decompresses, and the `_init_weights` of some models
+    reads `weight` of layers that have only `weight_packed` then. Experts that are stored one by one it looks for among
+    the compressed tensors.
+
+    Args:
+        model: Of transformers.
+        layers: Names of the layers whose weights are stored packed.
+        stored: Names of parameters that are stored as the model has them.
+    """
+    for name, module in model.named_modules():
+        if are_experts(module) and not all(f"{name}.{own}" in stored for own in module._parameters):
+            return "it does not find experts that are stored one by one beside compressed layers"
+    initialise = getattr(model, "_init_weights", None)
+    if initialise is None:
+        return None
+    with torch.device("meta"):
+        bare = type(model)(model.config)
+    for name in layers:
+        del bare.get_submodule(name)._parameters["weight"]
+    for module in bare.modules():
+        try:
+            initialise(module)
+        except AttributeError as error:
+            if "'weight'" in str(error):
+                return f"its _init_weights reads weights that are compressed ({type(module).__name__})"
+        except Exception as error:  # the model's own code, on tensors without values: says nothing
+            log.debug("%s cannot be initialised without values: %s", type(module).__name__, error)
+    return None
