@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.table import Table
+from rich.text import Text
 
 from hpcmpq.executors import UnitOutcome
 from hpcmpq.store import RunDir, remove_leftovers
@@ -23,9 +24,9 @@ def set_quiet(quiet: bool) -> None:
     _out.quiet = quiet
 
 
-def say(text: str) -> None:
-    """Print a line."""
-    _out.print(text, soft_wrap=True)
+def say(text: str | Text, style: str | None = None) -> None:
+    """Print a line of plain text, such as a path with brackets, perhaps in a style."""
+    _out.print(text, style=style, markup=False, soft_wrap=True)
 
 
 def say_as_is(text: str) -> None:
@@ -36,7 +37,7 @@ def say_as_is(text: str) -> None:
 @contextmanager
 def stage(run_dir: Path, name: str) -> Iterator[None]:
     """Announce a stage, remove what killed ones left, and keep its wall time in RUN/timings.json."""
-    say(f"[bold]{name}[/bold]")
+    say(name, "bold")
     run = RunDir(run_dir)
     remove_leftovers(run)
     start = time.monotonic()
@@ -88,7 +89,7 @@ def show(table: Table) -> None:
 
 def rows(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
     """A table of plain texts."""
-    table = Table(*header, title=title)
+    table = Table(*map(escape, header), title=title)
     for row in rows:
         table.add_row(*map(escape, row))
     show(table)

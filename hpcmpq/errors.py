@@ -1,6 +1,11 @@
 """Failures that a user can act on. Each message is one sentence that says what to do next."""
 
+from errno import EDQUOT, EFBIG, ENOMEM, ENOSPC, EROFS
+
 EXIT_BAD_INPUT, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 2, 3, 75
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
+"""What torch, CUDA and the operating system say."""
 
 EXIT_UNREAD = 141
 """Nobody reads the output any more, as after `| head`: what shells say of a program that SIGPIPE ended."""
@@ -38,6 +43,28 @@ class Interrupted(BaseException):
 
     def __str__(self) -> str:
         return f"interrupted ({super().__str__()}); run the same command to go on"
+
+
+def in_words(error: Exception) -> Exception:
+    """A `UserError` in place of an error that means that memory or disk was not enough; any other error as it is.
+
+    Example:
+        >>> print(in_words(MemoryError()))
+        there is not enough memory; take a machine or device with more, or lower calibration.samples_per_pass
+        >>> in_words(ValueError("3"))
+        ValueError('3')
+    """
+    said = str(error).strip().split("\n")[0]
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError) or number == ENOMEM or any(words in said for words in _NO_MEMORY):
+        reason = f" ({said[:120]})" if said else ""
+        return UserError(
+            f"there is not enough memory{reason}; take a machine or device with more, or lower "
+            "calibration.samples_per_pass"
+        )
+    if number in (ENOSPC, EDQUOT, EFBIG, EROFS):
+        return UserError(f"{said}; make room or permission there and run the same command again")
+    return error
 
 
 def exit_status(error: BaseException) -> int:

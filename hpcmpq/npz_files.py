@@ -9,7 +9,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from hpcmpq.errors import DamagedFile
+from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.whole_files import replacing
 
 _NO_ARCHIVE = (OSError, EOFError, BadZipFile, struct.error, zlib.error)
@@ -17,20 +17,29 @@ _NO_ARRAYS = (ValueError, KeyError, TypeError, SyntaxError, OverflowError, Memor
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays atomically."""
-    with replacing(path) as attempt, attempt.open("wb") as file:
-        np.savez(file, **arrays, digest=_digest(arrays))  # type: ignore[arg-type]
+    """Write arrays atomically; another process may remove the directory, as the one does that is done with it."""
+    for may_fail in (True, True, False):
+        try:
+            with replacing(path) as attempt, attempt.open("wb") as file:
+                np.savez(file, **arrays, digest=_digest(arrays))  # type: ignore[arg-type]
+            return
+        except UserError as error:
+            if not (may_fail and isinstance(error.__cause__, FileNotFoundError)):
+                raise
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of a file of `write_npz`.
 
     Raises:
+        FileNotFoundError: If there is none.
         DamagedFile: If they are not what was written.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise
     except (*_NO_ARCHIVE, *_NO_ARRAYS) as error:
         raise DamagedFile(f"{path} is damaged ({type(error).__name__}: {error})") from None
     digest = arrays.pop("digest", None)

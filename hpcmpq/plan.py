@@ -56,6 +56,7 @@ class Plan:
         import_paths: Directories that factories are imported from.
         fixed_bytes: Bytes of the checkpoint outside the searched groups.
         environment: Versions and commit, for people.
+        weights: {parameter: digest of a few of its values}, see `hpcmpq.models.same_weights`; empty in older plans.
         times: Values of `time.json` beside the plan, from which latencies are priced; None before `hpcmpq time`.
     """
 
@@ -67,6 +68,7 @@ class Plan:
     import_paths: tuple[str, ...]
     fixed_bytes: int
     environment: dict[str, str]
+    weights: dict[str, str] = dataclasses.field(default_factory=dict)
     times: dict[str, Any] | None = None
 
 
@@ -178,6 +180,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "fixed_bytes": plan.fixed_bytes,
         "num_options": plan.space.num_options,
         "facts": plan.facts,
+        "weights": plan.weights,
         "groups": [dataclasses.asdict(group) for group in plan.space.groups],
         "formats": [list(names) for names in plan.space.formats],
         "units": [dataclasses.asdict(unit) for unit in plan.units],
@@ -198,6 +201,7 @@ def plan_from_json(values: dict[str, Any]) -> Plan:
         import_paths=tuple(values["import_paths"]),
         fixed_bytes=values["fixed_bytes"],
         environment=values["environment"],
+        weights=values.get("weights", {}),
     )
 
 

@@ -21,6 +21,7 @@ from hpcmpq.models.groups import holder_of, num_fixed_bytes
 from hpcmpq.models.kept_samples import keep_samples
 from hpcmpq.models.load import forward, load_model, pick_device, weights_fingerprint
 from hpcmpq.models.repeatable import check_repeatable
+from hpcmpq.models.same_weights import weight_marks
 from hpcmpq.models.samples import Samples
 from hpcmpq.models.streaming import load_streamed, shapes_only, streamed_fingerprint
 from hpcmpq.plan import (
@@ -114,6 +115,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         import_paths=import_paths,
         fixed_bytes=fixed_bytes,
         environment=find_environment(),
+        weights=weight_marks(model, config.model.dtype),
     )
     check_solvable(plan)
     if not config.budgets:

@@ -65,9 +65,11 @@ class SolvedPoints:
                 seconds=float(values["seconds"]),
                 detail=str(values["detail"]),
             )
+        except FileNotFoundError:  # removed by a process that is done
+            return None
         except DamagedFile as error:
             log.warning("%s; solving it anew", error)
-            path.unlink()
+            path.unlink(missing_ok=True)
             return None
 
     def _path(self, place: int) -> Path:

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from hpcmpq.console import rows, say, show
 from hpcmpq.plan import Plan
@@ -76,8 +76,9 @@ def solved(solution: dict[str, Any]) -> None:
     )
     if solution["predicted_loss"] < 0:
         say(
-            "[yellow]A loss below 0 cannot be: the samples are too few to tell small effects from noise. Give more "
-            "(calibration.num_samples), or set solver.shrink: 1 and solve again.[/yellow]"
+            "A loss below 0 cannot be: the samples are too few to tell small effects from noise. Give more "
+            "(calibration.num_samples), or set solver.shrink: 1 and solve again.",
+            "yellow",
         )
 
 
@@ -199,9 +200,9 @@ def status(state: Status) -> None:
         )
         say(f"{3600 * state.units_per_s:,.0f} units per hour{left}")
     for unit, error in state.failed.items():
-        say(escape(f"failed: unit {unit}: {error}"))
+        say(f"failed: unit {unit}: {error}")
     for sentence in state.damaged:
-        say(escape(f"damaged: {sentence}"))
+        say(f"damaged: {sentence}")
     if state.jobs:
         rows(("job", "Slurm id", "state"), state.jobs)
 
@@ -210,8 +211,8 @@ def examined(checks: Iterable[tuple[str, str, str, str]]) -> None:
     """A line for each (state, part, what was found, what to do)."""
     colours = {"ok": "green", "missing": "yellow", "wrong": "red"}
     for state, part, found, fix in checks:
-        advice = f" [dim]->[/dim] {escape(fix)}" if fix else ""
-        say(f"[{colours[state]}]{state:8}[/]{part:18}{escape(found)}{advice}")
+        line = Text.assemble((f"{state:8}", colours[state]), f"{part:18}{found}")
+        say(line.append(" -> ", "dim").append(fix) if fix else line)
 
 
 def _duration(seconds: float) -> str:

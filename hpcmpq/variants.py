@@ -14,6 +14,7 @@ from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.groups import as_matrix, from_matrix, swapped
 from hpcmpq.models.load import load_model
 from hpcmpq.models.products import attach_products
+from hpcmpq.models.same_weights import check_same_weights
 from hpcmpq.plan import Plan
 from hpcmpq.quantizers import decode, encode, fake_quantize
 from hpcmpq.quantizers.ranges import Range, choose_range
@@ -131,9 +132,14 @@ class Variants:
 
 
 def open_variants(run: RunDir, plan: Plan, model: nn.Module | None = None) -> Variants:
-    """The options of a planned run, with its static ranges; its model is loaded as the plan says unless given."""
+    """The options of a planned run, with its static ranges; its model is loaded as the plan says unless given.
+
+    Raises:
+        PlanMismatch: If the model has changed since it was planned for.
+    """
     config = parse_config(plan.config, "plan.json")
     if model is None:
         model = load_model(config.model, import_paths=plan.import_paths)
+    check_same_weights(model, plan)
     codes = StoredCodes(run, plan.fingerprint)
     return Variants(model, plan.space, config.quantizer, read_maxima(run, plan.fingerprint), codes)

@@ -16,7 +16,7 @@ import typer
 from hpcmpq.cli import app, main
 from hpcmpq.doctor import Check
 from hpcmpq.errors import Interrupted
-from hpcmpq.store import RunDir
+from hpcmpq.store import RunDir, read_json
 from tests.executors.launch import ROOT, environment
 from tests.executors.tiny_model import write_config
 from tests.synthetic_run import write_run
@@ -157,7 +157,7 @@ def test_run_prints_one_document(finished: tuple[Path, RunDir, str]):
     _, run, printed = finished
     values = json.loads(printed)
     assert set(values) == {"run", "solution", "evaluation", "report"}
-    assert values["evaluation"] == json.loads(run.evaluation_path.read_text())
+    assert values["evaluation"] == read_json(run.evaluation_path, "")
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "run"])

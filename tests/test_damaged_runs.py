@@ -1,5 +1,6 @@
 """Whatever is damaged in a run directory: the command that the message names mends it, to the same bits."""
 
+import errno
 import re
 import shutil
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hpcmpq.cli import main
 from hpcmpq.models.load import quiet_transformers
@@ -89,3 +90,64 @@ def test_the_command_that_the_message_names_mends_it(run_once, tmp_path, capfd, 
     samples = load_file(run / "samples.safetensors")
     for key, tensor in load_file(whole / "samples.safetensors").items():
         assert torch.equal(samples[key], tensor)
+
+
+def test_paths_with_brackets_are_no_markup(run_once, tmp_path, capfd):
+    config, whole = run_once
+    run = tmp_path / "a [/bold] [red] ü"
+    shutil.copytree(whole, run)
+    for stage in ("export", "report", "status"):
+        assert hpcmpq(stage, run, config) == 0
+    assert f"report in {run}/report.html" in capfd.readouterr().out
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr("sys.argv", ["hpcmpq", "compare", str(run), str(whole)])
+        main()
+    assert not ended.value.code
+    assert "[/bold]" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("stage", ["calibrate", "refine", "time", "export", "evaluate"])
+def test_a_model_that_has_changed_since_the_plan_is_refused(run_once, tmp_path, capfd, stage):
+    config, whole = run_once
+    run, model = tmp_path / "run", config.parent / "model" / "model.safetensors"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "shards")
+    trained = {name: tensor * 1.01 for name, tensor in load_file(model).items()}
+    before = model.read_bytes()
+    try:
+        save_file(trained, model, {"format": "pt"})
+        capfd.readouterr()
+        assert hpcmpq(stage, run, config) == 2
+    finally:
+        model.write_bytes(before)
+    assert "model has other weights than the run was planned with" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (MemoryError(), "there is not enough memory; take a machine"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 80 bytes"),
+            "not enough memory (Default",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/scratch/x"),
+            "'/scratch/x'; make room or permission",
+        ),
+    ],
+)
+def test_lack_of_memory_or_room_is_said_without_a_traceback(
+    run_once, tmp_path, capfd, monkeypatch, error, sentence
+):
+    config, whole = run_once
+
+    def fails(run: RunDir) -> None:
+        raise error
+
+    shutil.copytree(whole, tmp_path / "run")
+    monkeypatch.setattr("hpcmpq.reduce.reduce", fails)
+    capfd.readouterr()
+    assert hpcmpq("reduce", tmp_path / "run", config) == 2
+    said = capfd.readouterr().err
+    assert sentence in said and "Traceback" not in said

@@ -1,6 +1,7 @@
 """Shards and the quadratic model survive damage only by being found out."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -166,6 +167,21 @@ def test_every_flipped_bit_of_an_npz_is_found(tmp_path):
             assert str(read_npz(path)) == str(arrays)  # a date, say
         except DamagedFile:
             continue
+
+
+def test_a_directory_that_another_process_removes_is_made_again(tmp_path, monkeypatch):
+    path, save, times = tmp_path / "evaluation" / "x.npz", np.savez, iter((True, False))
+
+    def removed_once(file, **arrays):
+        save(file, **arrays)
+        if next(times):
+            shutil.rmtree(path.parent)
+
+    monkeypatch.setattr(np, "savez", removed_once)
+    write_npz(path, {"a": np.arange(2)})
+    assert read_npz(path)["a"].tolist() == [0, 1]
+    with pytest.raises(FileNotFoundError):
+        read_npz(path.with_name("y.npz"))
 
 
 def test_a_shard_under_the_name_of_another_unit_is_measured_again(tmp_path):

@@ -12,7 +12,7 @@ import typer
 
 from hpcmpq import __version__, console
 from hpcmpq.cli.document import Reported, described, print_error, status_of
-from hpcmpq.errors import EXIT_UNREAD, Infeasible, Interrupted, UserError
+from hpcmpq.errors import EXIT_UNREAD, Infeasible, Interrupted, UserError, in_words
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -105,11 +105,12 @@ def _run() -> int:
         if as_json:
             print_error(error, str(error))
         return status_of(error)
-    except Exception as error:
+    except Exception as any_error:
+        error = in_words(any_error)
         message = getattr(error, "format_message", error.__str__)()
         if as_json:
             print_error(error, message)
-        if not hasattr(error, "format_message"):
+        if not isinstance(error, UserError) and not hasattr(error, "format_message"):
             raise  # a bug of ours: traceback and status 1
         print(f"hpcmpq: {message}", file=sys.stderr)
         return status_of(error)

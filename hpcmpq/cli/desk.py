@@ -4,8 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from hpcmpq import console, options, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.cli.document import Reported
@@ -54,7 +52,7 @@ def compare(first: options.FirstRun, second: options.SecondRun) -> dict[str, Any
 
     values = compare_runs(RunDir(first), RunDir(second))
     for note in values["notes"]:
-        console.say(escape(note))
+        console.say(note)
     for title in ("settings", "budgets", "costs", "losses", "evaluation"):
         pairs = [(name, _cell(a), _cell(b)) for name, (a, b) in values[title].items()]
         console.rows((title, str(first), str(second)), pairs)

@@ -19,6 +19,7 @@ from hpcmpq.evaluate.ranks import gathered, joined_ranks, stop_requests
 from hpcmpq.evaluate.shards import Shards, build, partition
 from hpcmpq.evaluate.tensor_engine import TensorEngine
 from hpcmpq.models.load import forward
+from hpcmpq.models.same_weights import check_same_weights
 from hpcmpq.plan import Plan
 from hpcmpq.store import RunDir
 from hpcmpq.variants import open_variants
@@ -101,6 +102,7 @@ def _sharded(
     start_bytes = live_bytes(device)
     model, rows = build(config.model, plan.import_paths, world.rank, world.size)
     if config.model.path is not None:
+        check_same_weights(model, plan, rows)
         start_bytes = live_bytes(device)  # code was loaded, and no values yet
     variants = open_variants(run, plan, model)
     settings = _settings(model, config.model.dtype)

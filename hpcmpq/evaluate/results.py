@@ -56,9 +56,11 @@ class Results:
             return None
         try:
             return read_npz(path)
+        except FileNotFoundError:  # removed by a process that is done
+            return None
         except DamagedFile as error:
             log.warning("%s; measuring it anew", error)
-            path.unlink()
+            path.unlink(missing_ok=True)
             return None
 
     def _path(self, unit: Unit) -> Path:

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hpcmpq.errors import UserError
+from hpcmpq.errors import UserError, in_words
 from hpcmpq.executors import UnitOutcome, Worker
 from hpcmpq.executors.backlog import Backlog
 from hpcmpq.plan import WorkUnit
@@ -36,9 +36,10 @@ def start(make_worker: Callable[[], Worker]) -> tuple[Worker | None, Reply]:
     """Make the worker of this process."""
     try:
         return make_worker(), Reply(start=True)
-    except UserError as error:
-        return None, Reply(error=str(error), fatal=True, start=True)
-    except Exception as error:
+    except Exception as any_error:
+        error = in_words(any_error)
+        if isinstance(error, UserError):
+            return None, Reply(error=str(error), fatal=True, start=True)
         return None, Reply(error=one_line(error), start=True, traceback=traceback.format_exc())
 
 
@@ -50,6 +51,9 @@ def attempt(worker: Worker, unit: WorkUnit) -> Reply:
     except UserError as error:
         return Reply(error=str(error), fatal=True)
     except Exception as error:
+        known = in_words(error)
+        if isinstance(known, UserError):
+            return Reply(error=str(known))  # perhaps a neighbour took the memory, so the unit is tried again
         return Reply(error=one_line(error), traceback=traceback.format_exc())
     return Reply(seconds=time.monotonic() - start_s)
 

@@ -20,6 +20,7 @@ from hpcmpq.errors import DamagedFile, PlanMismatch
 from hpcmpq.models.calibration import load_splits
 from hpcmpq.models.load import load_model
 from hpcmpq.models.products import attach_products
+from hpcmpq.models.same_weights import check_same_weights
 from hpcmpq.plan import Plan, content_hash
 from hpcmpq.store import RunDir, read_json, read_plan, write_artefact
 from hpcmpq.timing.machine import describe_machine
@@ -45,6 +46,7 @@ def measure_times(run: RunDir, on_round: Callable[[int, int], None]) -> dict[str
     if config.timing.threads is not None:
         torch.set_num_threads(config.timing.threads)
     model = load_model(config.model, import_paths=plan.import_paths)
+    check_same_weights(model, plan)
     attach_products(model, plan.space.groups)
     device = next(model.parameters()).device
     machine = describe_machine(device)

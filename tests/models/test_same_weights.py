@@ -1,0 +1,78 @@
+"""A model that has changed since it was planned for is refused by every stage that loads it."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from hpcmpq.calibrate import make_worker
+from hpcmpq.config import parse_config
+from hpcmpq.errors import PlanMismatch
+from hpcmpq.evaluate.shards import build
+from hpcmpq.models.load import load_model
+from hpcmpq.models.same_weights import check_same_weights, weight_marks
+from hpcmpq.plan import Plan
+from hpcmpq.prepare import prepare
+from hpcmpq.store import RunDir, read_plan
+from hpcmpq.variants import open_variants
+
+
+@pytest.fixture
+def planned(model_directory, tmp_path) -> tuple[RunDir, Plan, Path]:
+    """A planned run, and the file of its model's weights."""
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    values = {
+        "model": {"path": str(model_directory("llama")), "dtype": "bfloat16"},
+        "calibration": {"data": str(tmp_path / "text.txt"), "num_samples": 4, "sequence_length": 16},
+        "formats": ["int4", "int8"],
+        "quantizer": {"group_size": 8},
+    }
+    run = RunDir(tmp_path / "run")
+    return run, prepare(parse_config(values), run, ()), model_directory("llama") / "model.safetensors"
+
+
+def train(path: Path) -> None:
+    """Change every weight a little."""
+    tensors = {name: tensor * 1.01 for name, tensor in load_file(path).items()}
+    save_file(tensors, path, {"format": "pt"})
+
+
+def test_every_way_of_loading_gives_the_same_marks(planned):
+    run, plan, _ = planned
+    config = parse_config(plan.config).model
+    assert read_plan(run).weights == plan.weights
+    assert len(plan.weights) == 21
+    exact = load_model(dataclasses.replace(config, dtype="float32"))  # as low-precision methods load it
+    assert weight_marks(exact, "bfloat16") == plan.weights
+    empty, rows = build(config, (), 0, 1)
+    assert weight_marks(empty, "bfloat16", rows) == plan.weights
+    assert not weight_marks(empty, "bfloat16")
+    make_worker(run)
+    open_variants(run, plan)
+
+
+def test_changed_weights_are_refused(planned):
+    run, plan, path = planned
+    train(path)
+    for load in (lambda: make_worker(run), lambda: open_variants(run, plan)):
+        with pytest.raises(
+            PlanMismatch, match=r"other weights than the run was planned with \(\d+ of 21 differ"
+        ):
+            load()
+    empty, rows = build(parse_config(plan.config).model, (), 0, 1)
+    with pytest.raises(PlanMismatch, match="restore the model"):
+        check_same_weights(empty, plan, rows)
+
+
+def test_scalars_and_plans_without_marks():
+    model = nn.Linear(3, 2)
+    model.scale = nn.Parameter(torch.ones(()))
+    assert weight_marks(model, "float32").keys() == {"weight", "bias", "scale"}
+    plan = Plan(config={"model": {"dtype": "float32"}}, **dict.fromkeys(PLAIN))  # type: ignore[arg-type]
+    check_same_weights(model, plan)
+
+
+PLAIN = ("space", "units", "facts", "fingerprint", "import_paths", "fixed_bytes", "environment")
