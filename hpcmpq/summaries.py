@@ -12,6 +12,7 @@ from hpcmpq.reduce import Reduction
 from hpcmpq.scaling import Prediction
 from hpcmpq.status import Status
 from hpcmpq.store import RunDir, read_json
+from hpcmpq.wording import show_bytes
 
 
 def planned(plan: Plan) -> None:
@@ -30,14 +31,10 @@ def cost(values: dict[str, Any]) -> None:
     seconds = values["seconds"]
     say(
         f"calibration by {values['engine']}: {values['forwards']:.1f} forward passes of all samples, "
-        f"{values['flops'] / 1e12:.3g} TFLOP, {_bytes(values['shard_bytes'])} on disk, at most "
-        f"{_bytes(values['peak_bytes'])} of tensors in a worker"
+        f"{values['flops'] / 1e12:.3g} TFLOP, {show_bytes(values['shard_bytes'])} on disk, at most "
+        f"{show_bytes(values['peak_bytes'])} of tensors in a worker"
         + ("" if seconds is None else f", about {_duration(seconds)} and start-up on one worker like this")
     )
-
-
-def _bytes(number: int) -> str:
-    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
 def predicted(predictions: list[Prediction]) -> None:

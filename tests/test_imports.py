@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: list[tuple[str, ...]] = [
     # The types: numpy at most.
     ("errors",),
-    ("formats", "whole_files", "world", "run_dir"),
+    ("formats", "whole_files", "world", "run_dir", "wording"),
     ("space", "h5_files", "json_files", "npz_files"),
     ("targets",),
     ("config",),

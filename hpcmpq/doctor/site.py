@@ -8,6 +8,7 @@ from pathlib import Path
 from hpcmpq.doctor.check import Check, ask
 from hpcmpq.errors import UserError
 from hpcmpq.whole_files import replacing
+from hpcmpq.wording import show_bytes
 
 MIN_FREE_BYTES = 10**9
 """Less room than this is soon full of shards and checkpoints."""
@@ -61,8 +62,8 @@ def check_directory(directory: Path) -> list[Check]:
 
 def check_space(place: Path, free_bytes: int) -> Check:
     """Room for shards and checkpoints; `hpcmpq plan` says how much a run needs."""
-    found = f"{free_bytes / 1e9:.1f} GB free in {place}"
+    found = f"{show_bytes(free_bytes)} free in {place}"
     if free_bytes < MIN_FREE_BYTES:
-        fix = f"make room, at least {MIN_FREE_BYTES / 1e9:.0f} GB; `hpcmpq plan` says what a run writes"
+        fix = f"make room, at least {show_bytes(MIN_FREE_BYTES)}; `hpcmpq plan` says what a run writes"
         return Check("free space", "wrong", found, fix, True)
     return Check("free space", "ok", found, needed=True)

@@ -30,6 +30,7 @@ from hpcmpq.quantizers.ranges import Range
 from hpcmpq.space import Member
 from hpcmpq.store import write_json
 from hpcmpq.variants import Variants
+from hpcmpq.wording import show_bytes
 
 HELD = ("int2", "int4", "int8")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -74,7 +75,7 @@ def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> Non
     num_bytes = 4 * sum(parameter.numel() for parameter in variants.model.parameters())
     if num_bytes > MAX_BYTES:
         raise UserError(
-            f"the model takes {num_bytes / 1e9:.1f} GB in float32, one ONNX file holds {MAX_BYTES / 1e9:.1f}; use "
+            f"the model takes {show_bytes(num_bytes)} in float32, one ONNX file holds {show_bytes(MAX_BYTES)}; use "
             "compressed_tensors or gguf"
         )
     refuse_formats("onnx", plan, assignment, HELD)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hpcmpq.report.display import STYLE_OF_COST, cost_title, show, show_interval
-from hpcmpq.report.findings import Z95, Findings, label
+from hpcmpq.report.findings import Z95, Findings
+from hpcmpq.wording import label
 
 State = Literal["passes", "take care", "fails", "open"]
 

@@ -6,10 +6,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from hpcmpq.formats import FORMATS
-from hpcmpq.report.display import cost_title, show, show_bytes, show_cost
-from hpcmpq.report.findings import Findings, label
+from hpcmpq.report.display import cost_title, show, show_cost
+from hpcmpq.report.findings import Findings
 from hpcmpq.report.tables import Column, Table
 from hpcmpq.report.theme import THEME, logarithmic, panels
+from hpcmpq.wording import label, show_bytes
 
 FAR = 1.6
 """Ratio of the costs of two neighbouring uniform formats above which nothing is said of what lies between."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hpcmpq.report.findings import label
+from hpcmpq.wording import label, show_bytes
 
 STYLE_OF_COST = {"size_bytes": "bytes", "weight_bits": "bits", "average_bits": "bits"}
 
@@ -77,15 +77,6 @@ def show_interval(ends: Any, style: str = "loss") -> str:
         '0.01200 to 0.02000'
     """
     return f"{show(ends[0], style)} to {show(ends[1], style)}"
-
-
-def show_bytes(value: float) -> str:
-    """Bytes in decimal units, as file managers count them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(value) < 1000:
-            return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
 
 
 def show_operations(value: float) -> str:

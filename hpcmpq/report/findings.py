@@ -14,19 +14,8 @@ from hpcmpq.solvers.robust import batch_values
 from hpcmpq.space import Group
 from hpcmpq.store import RunDir, read_json, read_plan, read_quadratic
 from hpcmpq.wall_times import read_timings
+from hpcmpq.wording import label
 
-LABELS = {
-    "kl": "KL divergence to the original",
-    "ce": "cross-entropy",
-    "mse": "mean squared output distance",
-    "weight_bits": "bits per weight",
-    "average_bits": "bits per weight with scales",
-    "size_bytes": "checkpoint size in bytes",
-    "bops": "bit operations",
-    "macs": "16-bit multiply-accumulates",
-    "mac_time": "16-bit multiply-accumulates by width of both factors",
-    "latency_s": "latency in seconds",
-}
 Z95 = 1.96
 """Standard errors on either side of a mean that cover 95 % of a normal distribution."""
 
@@ -195,11 +184,6 @@ def read_findings(run: RunDir) -> Findings:
             f"frontier.json belongs to another plan; run `hpcmpq frontier {run.path}` again."
         )
     return Findings(run, plan, quadratic, solution, evaluation, frontier, read_timings(run), missing)
-
-
-def label(name: str) -> str:
-    """A metric or cost in words."""
-    return LABELS.get(name, name.replace("_", " "))
 
 
 def kind(group: Group) -> str:

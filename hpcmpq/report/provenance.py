@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from hpcmpq.attempts import read_processes
-from hpcmpq.report.display import show_bytes
 from hpcmpq.report.findings import Findings
 from hpcmpq.report.tables import Column, Table, share_of
+from hpcmpq.wording import show_bytes
 
 WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data", ".bin")
 """Ends of the names of files that hold weights."""

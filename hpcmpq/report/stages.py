@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from hpcmpq.attempts import failures, read_processes, unit_seconds
-from hpcmpq.report.display import show, show_bytes, show_operations
+from hpcmpq.report.display import show, show_operations
 from hpcmpq.report.findings import Findings
 from hpcmpq.report.tables import Column, Table, share_of
 from hpcmpq.store import read_json
+from hpcmpq.wording import show_bytes
 
 
 def stage_table(findings: Findings) -> Table:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcmpq.report.findings import Findings, kind, label
+from hpcmpq.report.findings import Findings, kind
+from hpcmpq.wording import label
 
 
 @dataclass(frozen=True)

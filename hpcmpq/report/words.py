@@ -2,7 +2,8 @@
 
 from hpcmpq.report.curves import uniform_curve
 from hpcmpq.report.display import STYLE_OF_COST, show, show_cost, show_interval
-from hpcmpq.report.findings import Z95, Findings, label
+from hpcmpq.report.findings import Z95, Findings
+from hpcmpq.wording import label
 
 NEGLIGIBLE = 1e-4
 """Share of another loss below which a comparison says nothing."""

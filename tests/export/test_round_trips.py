@@ -175,5 +175,5 @@ def test_what_gguf_cannot_hold_is_refused(tmp_path, tiny_model, model, config, m
 def test_a_model_too_large_for_one_onnx_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("hpcmpq.export.onnx.MAX_BYTES", 10**6)
     check_refused(
-        tmp_path, llama(), "onnx", {"formats": ["int4"]}, "takes 0.0 GB in float32, one ONNX file holds 0.0"
+        tmp_path, llama(), "onnx", {"formats": ["int4"]}, "takes 1.25 MB in float32, one ONNX file holds 1 MB"
     )
