@@ -13,6 +13,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.plan import plan_to_json
 from hpcmpq.space import SearchSpace
 from hpcmpq.store import RunDir, write_json
+from tests.report.other_runs import write_other_run
 from tests.synthetic_run import FORMATS, solution_values, synthetic_model, synthetic_plan, write_run
 
 
@@ -99,7 +100,17 @@ def test_command_prints_tables_or_json(runs: tuple[RunDir, RunDir]):
     made = CliRunner().invoke(app, [*arguments, "--json"])
     assert made.exit_code == 0, made.output
     assert json.loads(made.stdout) == compare(*runs)
-    shown = CliRunner().invoke(app, arguments)
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
     assert "weight_bits" in shown.output
     assert "of 28 groups" in shown.output
+    assert "predicted loss" in shown.output and "part of it from interactions" in shown.output
+    assert "_loss" not in shown.output and "_terms" not in shown.output
+
+
+def test_command_says_where_no_format_differs(runs: tuple[RunDir, RunDir], tmp_path: Path):
+    same = CliRunner().invoke(app, ["compare", str(runs[0].path), str(runs[0].path)])
+    assert "all groups in both have the same format" in same.output
+    other = write_other_run(tmp_path / "other", {"first": None}, FORMATS, budgets={"weight_bits": 5.0})
+    none = CliRunner().invoke(app, ["compare", str(runs[0].path), str(other.path)])
+    assert "no group is in both, so formats are not compared" in " ".join(none.output.split())

@@ -9,6 +9,7 @@ from hpcmpq.cli.app import command
 from hpcmpq.cli.document import Reported
 from hpcmpq.doctor import examine
 from hpcmpq.store import RunDir
+from hpcmpq.wording import label
 
 
 @command("hpcmpq doctor --directory runs")
@@ -54,13 +55,25 @@ def compare(first: options.FirstRun, second: options.SecondRun) -> dict[str, Any
     for note in values["notes"]:
         console.say(note)
     for title in ("settings", "budgets", "costs", "losses", "evaluation"):
-        pairs = [(name, _cell(a), _cell(b)) for name, (a, b) in values[title].items()]
-        console.rows((title, str(first), str(second)), pairs)
+        in_words = label if title == "losses" else str  # the others are what configs and --budget call them
+        pairs = [(in_words(name), _cell(a), _cell(b)) for name, (a, b) in values[title].items()]
+        if pairs:
+            console.rows((title, str(first), str(second)), pairs)
     formats = [(group, *pair) for group, pair in values["formats"].items()]
-    console.say(f"{len(formats)} of {values['num_shared_groups']} groups in both differ in format")
+    console.say(_differing(len(formats), values["num_shared_groups"]))
     if formats:
         console.rows(("group", str(first), str(second)), formats)
     return values
+
+
+def _differing(count: int, num_shared: int) -> str:
+    if not num_shared:
+        return "no group is in both, so formats are not compared"
+    return (
+        f"{count} of {num_shared} groups in both differ in format"
+        if count
+        else "all groups in both have the same format"
+    )
 
 
 def _cell(value: object) -> str:
