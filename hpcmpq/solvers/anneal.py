@@ -49,7 +49,7 @@ def anneal(
                 best = state.choice_G.copy(), state.objective
         if len(price_K):
             over_K = np.where(np.isfinite(state.slack_K), -state.slack_K, 1.0)
-            price_K = price_K * np.exp(np.clip(PRICE_GAIN * over_K, -0.05, 0.05))
+            price_K = np.clip(price_K * np.exp(np.clip(PRICE_GAIN * over_K, -0.05, 0.05)), *PRICES)
         if sweep % 16 == 0 and time.perf_counter() > deadline:
             break
     state.reset(state.choice_G if best is None or sweep == sweeps - 1 else best[0])
@@ -62,6 +62,10 @@ def anneal(
 
 PRICE_GAIN = 2.0
 """Relative change of a price per sweep for an excess of the whole range of the budget."""
+
+
+PRICES = 1e-12, 1e12
+"""Least and largest price: where no choice or every choice is feasible they would drift to zero or infinity."""
 
 
 def first_temperature(state: State, price_K: np.ndarray) -> float:

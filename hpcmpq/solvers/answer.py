@@ -46,7 +46,7 @@ def solution(
         bound = objective if near else bound if np.isfinite(bound) else None
     offset_G = problem.offset_G
     costs = {b.cost.name: b.cost.value(choice_G, offset_G) for b in problem.budgets}
-    proven = bound is not None and objective - bound <= PROVEN_GAP * max(abs(objective), 1e-12)
+    proven = bound is not None and objective - bound <= PROVEN_GAP * abs(objective)
     otherwise = Termination.TIME_LIMIT if timed_out else Termination.NODE_LIMIT
     return Solution(
         Termination.OPTIMAL if proven else otherwise, choice_G, objective, bound, costs, seconds, detail
@@ -57,7 +57,7 @@ def rounding(problem: Problem, choice_G: np.ndarray) -> float:
     """What the objective of a choice is uncertain by as a sum of floating-point numbers."""
     size = abs(problem.constant) + float(np.abs(problem.linear_P[choice_G]).sum())
     size += 0.5 * float(np.abs(problem.quad_PP[np.ix_(choice_G, choice_G)]).sum())
-    return 16.0 * float(np.finfo(np.float64).eps) * size
+    return 16.0 * float(np.finfo(np.float64).eps) * size + 1e-280
 
 
 def infeasible(sentence: str, started: float) -> Solution:

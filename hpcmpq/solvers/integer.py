@@ -4,6 +4,7 @@ Axis letters: P options, G groups, K budgets, E products.
 """
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,7 +168,7 @@ def _solve(
     solver.parameters.relative_gap_limit = 1e-9
     # OR-Tools 9.15 proves wrong optima with it (google/or-tools issue 5293).
     solver.parameters.presolve_inclusion_work_limit = 0
-    status = solver.solve(model)
+    status = _interruptible(solver, model)
     names = {cp_model.OPTIMAL: "optimal", cp_model.FEASIBLE: "feasible", cp_model.INFEASIBLE: "infeasible"}
     name = names.get(status, "unknown")
     choice_G = None
@@ -178,6 +179,18 @@ def _solve(
     found = solver.best_objective_bound
     bound = -np.inf if not np.isfinite(found) else (found - rounding) * unit + shift
     return IntegerAnswer(name, choice_G, np.inf if name == "infeasible" else float(bound))
+
+
+def _interruptible(solver: Any, model: Any) -> Any:
+    """The status of a solve that a signal's handler can end: in the main thread none would run before it returns."""
+    solver.parameters.catch_sigint_signal = False
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(solver.solve, model)
+        try:
+            return future.result()
+        except BaseException:
+            solver.stop_search()
+            raise
 
 
 def _table_literals(

@@ -66,7 +66,8 @@ class QuadraticSolver:
             feasible = find_feasible(problem, compact, started, time_limit_s, seed)
             if isinstance(feasible, Solution):
                 return feasible
-            found = search(compact, deadline=deadline, seed=seed, hint_G=feasible)
+            until = time.perf_counter() + search_seconds(max(0.0, deadline - time.perf_counter()))
+            found = search(compact, deadline=until, seed=seed, hint_G=feasible)
             found = found or (feasible, compact.objective(feasible))
         bound = max(bound, full_bound(compact))
         first_s = first_bound_s(compact)

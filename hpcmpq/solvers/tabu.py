@@ -76,6 +76,7 @@ def search(
         long_enough = sweeps >= TELLING_SWEEPS * compact.num_groups
         sweeps = min(2 * sweeps, 32 * FIRST_SWEEPS)
         if found is None:
+            hits += int(long_enough and best is not None)  # nothing feasible but what is known
             continue
         state = State(compact, found[0])
         found, _ = _walk(state, found, rng, deadline, 60, first_legs)

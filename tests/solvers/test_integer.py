@@ -4,12 +4,17 @@ Axis letters: P options, G groups.
 """
 
 import itertools
+import os
+import signal
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from hpcmpq.problem import Budget, Cost, CostTerm, Problem, Termination
 from hpcmpq.solvers import make_solver
+from hpcmpq.solvers.anneal import anneal
 from hpcmpq.solvers.compact import Compact
 from hpcmpq.solvers.incumbent import feasible_choice, lagrangian_floor
 from hpcmpq.solvers.linear import LinearSolver
@@ -105,3 +110,51 @@ def test_an_optimum_of_zero_is_proven(name: str) -> None:
     answer = make_solver(name).solve(problem, time_limit_s=10.0, seed=0)
     assert answer.choice_G is not None and answer.choice_G.tolist() == [1, 2]
     assert answer.termination is Termination.OPTIMAL and answer.gap == 0.0
+
+
+def test_an_interrupt_ends_cp_sat() -> None:
+    rng = np.random.default_rng(0)
+    problem = knapsack(40, 3.5)
+    quad_PP = rng.standard_normal((280, 280))
+    quad_PP = quad_PP + quad_PP.T
+    quad_PP[problem.group_P[:, None] == problem.group_P] = 0.0
+    timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        timer.start()
+        make_solver("linear").solve(replace(problem, quad_PP=quad_PP), time_limit_s=30.0, seed=0)
+
+
+def test_prices_stay_finite_where_no_choice_fits() -> None:
+    compact = presolve(knapsack(5, 3.5))
+    assert isinstance(compact, Compact)
+    hopeless = replace(compact, limit_K=np.array([-1.0]))
+    with np.errstate(over="raise", invalid="raise"):
+        assert anneal(hopeless, hopeless.offset_H[:-1], 16000, np.random.default_rng(0), np.inf) is None
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_smallest_reachable_value_is_that_of_enumeration(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    every = [np.array(c) for c in itertools.product(range(3), range(3, 6), range(6, 8))]
+    budgets = []
+    for name in ("size", "time"):
+        cost_P = rng.random(8)
+        cost_P[rng.integers(8)] = np.inf if rng.random() < 0.5 else 1.0
+        table = np.where(rng.random((3, 3)) < 0.2, np.inf, rng.random((3, 3)))
+        cost = Cost(name, "units", cost_P, (CostTerm((0, 1), table),))
+        budgets.append(Budget(cost, float(rng.uniform(0.8, 1.6))))
+    problem = Problem(np.zeros(8), np.zeros((8, 8)), np.repeat(np.arange(3), [3, 3, 2]), tuple(budgets))
+    answer = make_solver("diagonal").solve(problem, time_limit_s=10.0, seed=0)
+    if any(problem.is_feasible(choice_G) for choice_G in every):
+        assert answer.termination is Termination.OPTIMAL
+        return
+    assert answer.termination is Termination.INFEASIBLE
+    words = answer.detail.split()
+    if words[0] != "budget":
+        return
+    budget, others = next((b, [o for o in budgets if o is not b]) for b in budgets if b.cost.name == words[1])
+    values = [[b.cost.value(c, problem.offset_G) for c in every] for b in (budget, *others)]
+    joint = "other budgets" in answer.detail
+    least = min(v for v, o in zip(*values, strict=True) if o <= (others[0].limit if joint else 1e300))
+    assert float(words[words.index("reachable") + 1]) == pytest.approx(least)
+    assert least > budget.limit
