@@ -4,8 +4,15 @@ from errno import EDQUOT, EFBIG, ENOMEM, ENOSPC, EROFS
 
 EXIT_BAD_INPUT, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 2, 3, 75
 
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
-"""What torch, CUDA and the operating system say."""
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "Cannot allocate memory",
+    "failed to map segment",
+    "bad_alloc",
+)
+"""What torch, CUDA, the C++ library and the operating system say."""
 
 EXIT_UNREAD = 141
 """Nobody reads the output any more, as after `| head`: what shells say of a program that SIGPIPE ended."""

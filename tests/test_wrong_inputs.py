@@ -89,6 +89,12 @@ def poison(directory: Path) -> None:
         ({"budgets": {"weight_bit": 3}}, "unknown budget 'weight_bit'"),
         ({"solver__name": "quadratc"}, "unknown solver 'quadratc'"),
         ({"solver__fixed": {"*.nothing": "int4"}}, "'*.nothing' matches no group"),
+        ({"evaluation__tasks": [{"name": "quiz", "type": "next_word", "path": "no.jsonl"}]}, "no.jsonl"),
+        (
+            {"evaluation__tasks": [{"name": "quiz", "type": "multiple_choice", "path": "text.txt"}]},
+            "line 1 is not JSON",
+        ),
+        ({"evaluation__tasks": [{"name": "quiz", "type": "harness", "path": "nowhere"}]}, "no directory"),
     ],
 )
 def test_a_wrong_config_is_refused_before_anything_is_measured(command, config, tmp_path, changes, message):

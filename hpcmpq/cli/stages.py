@@ -52,10 +52,12 @@ def plan(
 ) -> dict[str, Any]:
     """Look at the model and the data; write RUN/plan.json. With --workers, say how long N workers take."""
     from hpcmpq.config import read_config
+    from hpcmpq.evaluate.task_files import check_task_files
     from hpcmpq.prepare import prepare
 
     with console.stage(run_dir, "plan"):
         settings = read_config(config)
+        check_task_files(settings.evaluation.tasks)
         made = prepare(settings, RunDir(run_dir), (str(Path.cwd()), str(config.resolve().parent)))
     summaries.planned(made)
     values: dict[str, Any] = {

@@ -8,7 +8,7 @@ r"""Tasks in JSON lines on disk, read as questions with answers.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,19 @@ class Question:
     prompt: str
     choices: tuple[str, ...]
     answer: int
+
+
+def check_task_files(tasks: Iterable[TaskConfig]) -> None:
+    """Refuse tasks whose files evaluation could not read, before anything is measured.
+
+    Raises:
+        UserError: Naming the task and what is wrong.
+    """
+    for task in tasks:
+        if task.type != "harness":
+            read_questions(task)
+        elif not Path(task.path).is_dir():
+            raise UserError(f"task {task.name}: there is no directory {task.path}; correct evaluation.tasks")
 
 
 def read_questions(task: TaskConfig) -> tuple[Question, ...]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.config import ModelConfig
-from hpcmpq.errors import UserError
+from hpcmpq.errors import UserError, in_words
 from hpcmpq.models.description import Kind, ModelDescription, describe_model
 from hpcmpq.models.factories import call_factory, describe, resolve_factory
 from hpcmpq.models.outputs import forward
@@ -141,6 +141,8 @@ def _from_directory(description: ModelDescription, dtype: torch.dtype, attention
                 path, dtype=dtype, local_files_only=True, output_loading_info=True, **options
             )
         except Exception as error:
+            if isinstance(in_words(error), UserError):
+                raise in_words(error) from error
             raise UserError(
                 f"cannot load the model in {path}: {describe(error)}; check its files or copy it again"
             ) from error
