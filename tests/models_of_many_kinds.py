@@ -72,14 +72,15 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, dict
     experts = dict(grouped, num_local_experts=3, num_experts_per_tok=2)
     bloom = t.BloomConfig(hidden_size=16, n_layer=3, n_head=2, vocab_size=50)
     gptj = t.GPTJConfig(n_embd=16, n_layer=3, n_head=2, rotary_dim=4, vocab_size=50, n_positions=16)
+    sizes = {f"{part}_{key}": value for part in ("encoder", "decoder") for key, value in
+             {"layers": 2, "attention_heads": 2, "ffn_dim": 24}.items()}  # fmt: skip
+    bart = t.BartConfig(d_model=16, vocab_size=50, max_position_embeddings=16, **sizes)
     gpt2 = t.GPT2Config(n_embd=16, n_layer=3, n_head=2, vocab_size=50)
-    vit = t.ViTConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=8,
-        patch_size=4,
+    seen = {**size, "image_size": 8, "patch_size": 4}
+    del seen["vocab_size"]
+    vit = t.ViTConfig(**seen)
+    llava = t.LlavaConfig(
+        text_config=t.LlamaConfig(**grouped), vision_config=t.CLIPVisionConfig(**seen), image_token_id=49
     )
     builders = {
         "llama": lambda: (t.LlamaForCausalLM(t.LlamaConfig(**grouped)), tokens),
@@ -91,6 +92,11 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, dict
         "mixtral": lambda: (t.MixtralForCausalLM(t.MixtralConfig(**experts)), tokens),
         "gpt_oss": lambda: (t.GptOssForCausalLM(t.GptOssConfig(**experts, sliding_window=4)), tokens),
         "attending": lambda: (Attending(), {"input": torch.randn(3, 7, 16, dtype=dtype)}),
+        "llava": lambda: (t.LlavaForConditionalGeneration(llava), tokens),
+        "bart": lambda: (
+            t.BartForConditionalGeneration(bart),
+            {**padded, "decoder_input_ids": tokens["input_ids"]},
+        ),
         "bert": lambda: (t.BertModel(t.BertConfig(**size)), padded),
         "bert_mlm": lambda: (t.BertForMaskedLM(t.BertConfig(**size)), padded),
         "vit": lambda: (t.ViTForImageClassification(vit), image),
@@ -115,6 +121,6 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, dict
 
 
 CHAINS = (
-    *("llama", "qwen3", "gemma2", "gpt2", "gptj", "mixtral", "gpt_oss"),
-    *("bert", "bert_mlm", "vit", "sequential", "residual", "attending"),
+    *("llama", "qwen3", "gemma2", "gpt2", "gptj", "mixtral", "gpt_oss", "llava"),
+    *("bart", "bert", "bert_mlm", "vit", "sequential", "residual", "attending"),
 )

@@ -30,6 +30,8 @@ _ARCHITECTURES: tuple[tuple[str, Kind], ...] = (
 )
 """Ends of architecture names and what they mean; the first that fits counts."""
 
+_GENERATOR = "ForConditionalGeneration"
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -60,6 +62,11 @@ class ModelDescription:
     architecture: str = ""
 
     @property
+    def loads_as_saved(self) -> bool:
+        """Whether to load by the class that saved the weights: `AutoModel` would add a decoder to the encoder of T5."""
+        return self.kind == "encoder" or self.architecture.endswith(_GENERATOR)
+
+    @property
     def takes_tokens(self) -> bool:
         """Whether the main input is token ids."""
         return self.main_input == "input_ids"
@@ -83,6 +90,8 @@ def describe_model(config: ModelConfig) -> ModelDescription:
             '"architectures": ["LlamaForCausalLM"], the class that saved the weights'
         )
     kind = next((kind for end, kind in _ARCHITECTURES if str(names[0]).endswith(end)), None)
+    if kind is None and _reads_text_alone(values, str(names[0])):
+        kind = "causal_lm"
     if kind is None:
         known = ", ".join("*" + end for end, _ in _ARCHITECTURES)
         raise UserError(
@@ -101,6 +110,12 @@ def describe_model(config: ModelConfig) -> ModelDescription:
         classes=_classes(values) if kind.endswith("classifier") else (),
         architecture=str(names[0]),
     )
+
+
+def _reads_text_alone(values: dict[str, Any], architecture: str) -> bool:
+    """Whether a model of text and images is a causal language model where it is given text alone."""
+    decodes = architecture.endswith(_GENERATOR) and not values.get("is_encoder_decoder")
+    return decodes and "vision_config" in values and isinstance(values.get("text_config"), dict)
 
 
 def read_model_json(path: Path) -> dict[str, Any]:

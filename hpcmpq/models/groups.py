@@ -76,18 +76,19 @@ def find_groups(
             f"other kinds is {others}; name some in groups.include"
         )
     _warn_of_other_weights(model, layers)
+    _warn_of_unused(model, unused)
     _warn_of_uncounted(model, chosen)
     groups = _tie(model, chosen, config.tie)
     return with_products(model, groups, sample_inputs) if config.attention_products else groups
 
 
 def _other_weights(model: nn.Module, layers: Sequence[Layer]) -> dict[str, int]:
-    """{name: numel} of matrices and larger tensors outside the layers that can be searched, largest first."""
+    """{name: numel} of matrices and larger tensors in no layer that can be searched, without biases, largest first."""
     known = {id(model.get_parameter(layer.parameter)) for layer in layers}
     others = {
         name: parameter.numel()
         for name, parameter in model.named_parameters()
-        if parameter.ndim >= 2 and id(parameter) not in known
+        if parameter.ndim >= 2 and id(parameter) not in known and not name.endswith("bias")
     }
     return dict(sorted(others.items(), key=lambda entry: -entry[1]))
 
@@ -100,6 +101,17 @@ def _warn_of_other_weights(model: nn.Module, layers: Sequence[Layer]) -> None:
         _log.warning(
             "%.0f %% of the weights are in no linear layer, convolution, embedding or experts and stay as they are, "
             "first %s", 100 * share, next(iter(others)),
+        )  # fmt: skip
+
+
+def _warn_of_unused(model: nn.Module, unused: Sequence[Layer]) -> None:
+    """Say so if many weights play no part in the outputs, such as those that see images where samples are texts."""
+    numel = sum(model.get_parameter(layer.parameter).numel() for layer in unused)
+    share = numel / sum(parameter.numel() for parameter in model.parameters())
+    if share > _UNKNOWN_SHARE:
+        _log.warning(
+            "%.0f %% of the weights play no part in the outputs on these samples and stay as they are, first %s",
+            100 * share, unused[0].names[0],
         )  # fmt: skip
 
 

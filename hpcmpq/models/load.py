@@ -87,13 +87,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def model_class(description: ModelDescription) -> Any:
-    """The transformers class that loads a directory.
-
-    For an encoder the one that saved it, where transformers has it: `AutoModel` would add a decoder to T5's.
-    """
+    """The transformers class that loads a directory: for some kinds the one that saved it, where there is one."""
     import transformers
 
-    own = getattr(transformers, description.architecture, None) if description.kind == "encoder" else None
+    own = getattr(transformers, description.architecture, None) if description.loads_as_saved else None
     return own or getattr(transformers, AUTO_CLASSES[description.kind])
 
 

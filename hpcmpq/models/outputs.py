@@ -44,9 +44,19 @@ def call_arguments(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[tuple[T
     """Positional and keyword arguments of a forward pass, for callers like `torch.func.functional_call`."""
     args = (inputs["input"],) if "input" in inputs else ()
     kwargs: dict[str, Any] = {key: value for key, value in inputs.items() if key != "input"}
-    if "use_cache" in inspect.signature(model.forward).parameters:
+    if _may_cache(model):
         kwargs["use_cache"] = False
     return args, kwargs
+
+
+def _may_cache(model: nn.Module) -> bool:
+    """Whether a forward pass takes `use_cache`, itself or for the language model inside."""
+    parameters = inspect.signature(model.forward).parameters
+    if "use_cache" in parameters:
+        return True
+    passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    text_config = getattr(getattr(model, "config", None), "text_config", None)
+    return passes_on and hasattr(text_config, "use_cache")
 
 
 def outputs_NTV(result: Any) -> Tensor:

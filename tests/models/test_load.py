@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from hpcmpq.config import ModelConfig
+from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.errors import UserError
+from hpcmpq.models.description import describe_model
+from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import forward, load_model, pick_device, resolve_factory, weights_fingerprint
 from hpcmpq.models.repeatable import check_repeatable
+from tests.models_of_many_kinds import make
 
 DIRECTORIES = ["llama", "gpt2", "bert", "bert_masked", "bert_classifier", "vit"]
 OUTPUTS = {
@@ -269,3 +272,17 @@ def test_a_model_that_draws_at_random_is_refused():
         check_repeatable(nn.Sequential(Dropping(8, 8)).eval(), inputs)
     with pytest.raises(UserError, match="are NaN or infinite; use model.dtype float32"):
         check_repeatable(nn.Linear(8, 8), {"input": torch.full((1, 8), torch.inf)})
+
+
+def test_a_model_of_text_and_images_is_a_language_model_where_it_is_given_text(tmp_path, caplog):
+    model, inputs = make("llava", torch.float32)
+    model.save_pretrained(tmp_path)
+    description = describe_model(ModelConfig(path=str(tmp_path)))
+    assert (description.kind, description.vocab_size) == ("causal_lm", 50)
+    loaded = load_model(ModelConfig(path=str(tmp_path)))
+    torch.testing.assert_close(forward(loaded, inputs), forward(model, inputs))
+    groups = find_groups(loaded, GroupsConfig(), inputs)
+    assert all(group.name.startswith("model.language_model.layers.") for group in groups)
+    assert (
+        "play no part in the outputs on these samples and stay as they are, first model.vision" in caplog.text
+    )
