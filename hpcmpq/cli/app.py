@@ -105,13 +105,13 @@ def _run() -> int:
         if as_json:
             print_error(error, str(error))
         return status_of(error)
-    except Exception as any_error:
-        error = in_words(any_error)
-        message = getattr(error, "format_message", error.__str__)()
+    except Exception as error:
+        told = in_words(error)
+        message = getattr(told, "format_message", told.__str__)()
         if as_json:
-            print_error(error, message)
-        if not isinstance(error, UserError) and not hasattr(error, "format_message"):
+            print_error(told, message)
+        if not isinstance(told, UserError) and not hasattr(told, "format_message"):
             raise  # a bug of ours: traceback and status 1
         print(f"hpcmpq: {message}", file=sys.stderr)
-        return status_of(error)
+        return status_of(told)
     return status if isinstance(status, int) else 0
