@@ -70,15 +70,15 @@ class QuadraticSolver:
             found = search(compact, deadline=until, seed=seed, hint_G=feasible)
             found = found or (feasible, compact.objective(feasible))
         bound = max(bound, full_bound(compact))
-        first_s = first_bound_s(compact)
-        lifted = compact.num_options <= LARGEST_LIFT and deadline - time.perf_counter() > first_s
+        left_s, first_s = deadline - time.perf_counter(), first_bound_s(compact)
+        lifted = compact.num_options <= LARGEST_LIFT and left_s > 2.0 * first_s
         if not lifted and compact.num_options <= LARGEST_LIFT:  # too little time for the proof: search on
             again = search(compact, deadline=started + 0.6 * time_limit_s, seed=seed + 1, hint_G=found[0])
             found = min(found, again or found, key=lambda one: one[1])
-        if not lifted or compact.num_options > SLOW_LIFT:
+        if not lifted or compact.num_options > SLOW_LIFT or left_s < 10.0 * first_s:
             until = deadline - 0.05 * time_limit_s
             if lifted:  # a quick bound in case that the relaxation gets few steps
-                until = time.perf_counter() + 0.1 * time_limit_s
+                until = time.perf_counter() + 0.15 * left_s
             bound = max(bound, spectral_bound(compact, found[0], until, seed))
         choice_G = compact.expand(found[0])
         if lifted:
