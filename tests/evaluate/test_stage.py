@@ -58,18 +58,17 @@ def test_values_and_where_they_lie(llama: RunDir):
     assert values["model_bytes"] == 4 * sum(p.numel() for p in parameters(llama))
 
 
-def test_other_samples_than_before_are_told(llama: RunDir, caplog):
-    first = evaluate(llama)
-    assert evaluate(llama)["samples_hash"] == first["samples_hash"]
+def test_other_samples_than_before_are_told(tmp_path: Path, caplog):
+    arrays = [np.random.default_rng(seed).normal(size=(9, 6)).astype(np.float32) for seed in (1, 2)]
+    np.save(tmp_path / "samples.npy", arrays[0])
+    config = {**TINY, "evaluation": {"data": str(tmp_path / "samples.npy"), "num_samples": 9}}
+    run = solved_run(tmp_path / "run", config)
+    first = evaluate(run)
+    assert evaluate(run)["samples_hash"] == first["samples_hash"]
     assert "are others than" not in caplog.text
-    plan = read_json(llama.plan_path, "")
-    other = llama.path / "other.txt"
-    other.write_text(TEXT[::-1])
-    plan["config"]["evaluation"]["data"] = str(other)
-    write_json(llama.plan_path, plan)
-    second = evaluate(llama)
-    assert second["samples_hash"] != first["samples_hash"]
-    assert "samples are others than the" in caplog.text and "cannot be compared" in caplog.text
+    np.save(tmp_path / "samples.npy", arrays[1])
+    assert evaluate(run)["samples_hash"] != first["samples_hash"]
+    assert "9 samples are others than the 9" in caplog.text and "cannot be compared" in caplog.text
 
 
 def test_an_evaluation_of_an_earlier_version_is_judged_by_its_number_of_samples(tiny: RunDir, caplog):
