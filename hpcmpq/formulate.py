@@ -3,7 +3,7 @@
 Axis letters: P options, G groups.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -61,6 +61,19 @@ def known_cost(plan: Plan, costs: Mapping[str, Cost], name: str, kind: str = "bu
             f"{kind} {name} needs measured times and none were measured for this plan; run `hpcmpq time RUN` first"
         )
     raise UserError(f"unknown {kind} {name!r}; known: {', '.join(costs)}")
+
+
+def all_limits(given: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """{cost name: limit} of budgets that all hold: of two limits on one cost the smaller.
+
+    Example:
+        >>> all_limits([("weight_bits", 2.5), ("bops", 6e9), ("weight_bits", 3.0)])
+        {'weight_bits': 2.5, 'bops': 6000000000.0}
+    """
+    limits: dict[str, float] = {}
+    for name, limit in given:
+        limits[name] = float(np.minimum(limit, limits.get(name, limit)))  # NaN stays to be refused
+    return limits
 
 
 def make_problem(

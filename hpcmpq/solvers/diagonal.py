@@ -64,7 +64,7 @@ def refuse_cross_terms(quad_PP: np.ndarray, drop: bool, name: str) -> bool:
     crossed = bool(quad_PP.any())
     if crossed and not drop:
         raise UserError(
-            f"solver {name!r} ignores cross terms and this problem has some; use solver 'quadratic', "
-            "or construct it with drop_cross_terms=True to drop them from the choice"
+            f"solver {name!r} ignores cross terms and this problem has some; use solver 'quadratic', or set "
+            "solver: {drop_cross_terms: true} in the config (in Python, drop_cross_terms=True) to ignore them"
         )
     return crossed
