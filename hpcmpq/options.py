@@ -42,9 +42,12 @@ Workers = Annotated[int, typer.Option("--workers", help="Most workers; 0 takes a
 Part = Annotated[
     str, typer.Option("--part", metavar="I/N", help="This is number I of N processes that share RUN, from 0.")
 ]
-AtMost = Annotated[int | None, typer.Option("--at-most", metavar="N", help="Stop after N units.")]
+AtMost = Annotated[int | None, typer.Option("--at-most", metavar="N", min=0, help="Stop after N units.")]
 PredictWorkers = Annotated[
-    int, typer.Option("--workers", metavar="N", help="Predict how long N workers take for what is missing.")
+    int,
+    typer.Option(
+        "--workers", metavar="N", min=0, help="Predict how long N workers take for what is missing."
+    ),
 ]
 SubmitExecutor = Annotated[
     str,

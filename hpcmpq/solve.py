@@ -184,8 +184,14 @@ def parse_budget(text: str) -> tuple[str, float]:
 
 
 def settings_of(plan: Plan, **changes: Any) -> SolverConfig:
-    """The plan's solver settings with the changes that are not None."""
+    """The plan's solver settings with the changes that are not None.
+
+    Raises:
+        UserError: If the time limit is not above 0.
+    """
     values = {**plan.config["solver"], **{k: v for k, v in changes.items() if v is not None}}
+    if not values["time_limit_s"] > 0:
+        raise UserError(f"--time-limit must be a number of seconds above 0, got {values['time_limit_s']:g}")
     return SolverConfig(**values)
 
 

@@ -1,6 +1,8 @@
 """Every wrong input gets one clear sentence and the documented exit status, and loses nothing."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from hpcmpq.cli import main
 from hpcmpq.store import RunDir, read_plan
+from tests.synthetic_run import write_run
 
 Command = Callable[..., tuple[int, str]]
 
@@ -139,6 +142,51 @@ def test_a_config_without_budgets_is_questioned(command, config, tmp_path):
     status, error = command("plan", config(budgets={}), "--run-dir", tmp_path / "run")
     assert status == 0
     assert "budgets is empty" in " ".join(error.split())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"mod\xe8le: x", "not UTF-8"), (b"[" * 5000, "nested too deep"), (b"\0", "not valid YAML")],
+)
+def test_files_that_are_no_config(command, tmp_path, content, message):
+    (tmp_path / "config.yaml").write_bytes(content)
+    status, error = command("plan", tmp_path / "config.yaml", "--run-dir", tmp_path / "run")
+    assert status == 2
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("solve", "--time-limit", "0"),
+        ("solve", "--time-limit", "nan"),
+        ("frontier", "--time-limit", "-1"),
+        ("frontier", "--to", "inf"),
+        ("frontier", "--step", "1e-9"),
+        ("frontier", "--budget", "weight_bits=3"),
+        ("calibrate", "--at-most", "-1"),
+    ],
+)
+def test_numbers_on_the_command_line_that_make_no_sense(command, tmp_path, arguments):
+    write_run(tmp_path / "run")
+    stage, *options = arguments
+    status, error = command(stage, tmp_path / "run", *options)
+    assert status == 2
+    assert "Traceback" not in error and options[0] in error
+
+
+def test_output_on_a_full_disk(tmp_path):
+    write_run(tmp_path / "run")
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "hpcmpq", "status", tmp_path / "run"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("hpcmpq: ") and "No space left on device" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_nan_weights_are_named(command, config, tmp_path):

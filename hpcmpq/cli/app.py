@@ -12,7 +12,7 @@ import typer
 
 from hpcmpq import __version__, console
 from hpcmpq.cli.document import Reported, described, print_error, status_of
-from hpcmpq.errors import EXIT_UNREAD, Infeasible, Interrupted, UserError, in_words
+from hpcmpq.errors import EXIT_BAD_INPUT, EXIT_UNREAD, Infeasible, Interrupted, UserError, in_words
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -65,8 +65,7 @@ def _options(
 def main() -> None:
     """Entry point: exit status 0 done, 2 bad input, 3 infeasible, 75 interrupted and resumable, 141 unread."""
     try:
-        status = _run()
-        print(end="", flush=True)  # an output that was never open is none
+        status = _flushed(_run())
     except BrokenPipeError:
         if not _is_unread():
             raise
@@ -81,6 +80,19 @@ def main() -> None:
     if status == EXIT_UNREAD:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still flushes on its way out
     sys.exit(status)
+
+
+def _flushed(status: int) -> int:
+    """The status, or that of bad input where what was printed cannot be written, as to a file on a full disk."""
+    try:
+        print(end="", flush=True)  # an output that was never open is none
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"hpcmpq: cannot write the output: {error.strerror}; make room there", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still flushes on its way out
+        return status or EXIT_BAD_INPUT
+    return status
 
 
 def _is_unread() -> bool:

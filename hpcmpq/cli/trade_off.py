@@ -14,6 +14,9 @@ from hpcmpq.store import RunDir, read_json, read_plan
 NUM_STEPS = 24
 """Steps between the smallest and the largest uniform format, if not given."""
 
+MAX_STEPS = 10_000
+"""More are a slip of the finger."""
+
 COARSE_STEPS, COARSE_TIME_S = 12, 0.5
 """The same, and solver seconds of a point, for the curve that `hpcmpq run` draws."""
 
@@ -62,14 +65,18 @@ def frontier(
     )
     assert start is not None and stop is not None
     step = (stop - start) / NUM_STEPS if step is None else step
-    if not (step > 0 and stop >= start):
+    if not (step > 0 and -np.inf < start <= stop < np.inf):
         raise UserError(
             f"--from {start:g} --to {stop:g} --step {step:g} is not a range; use --from below --to"
         )
+    if (stop - start) / step > MAX_STEPS:
+        raise UserError(f"--step {step:g} makes more than {MAX_STEPS:,} points; take a larger one")
     limits = start + step * np.arange(int((stop - start) / step + 1e-9) + 1)
+    others = dict(parse_budget(text) for text in budget or ())
+    if cost in others:
+        raise UserError(f"{cost} is the cost that varies; limit it with --from and --to, not with --budget")
     with console.stage(run_dir, "frontier"), console.counter("frontier", "points") as on_point:
         settings = settings_of(plan, name=solver, time_limit_s=time_limit)
-        others = dict(parse_budget(text) for text in budget or ())
         return frontier_run(RunDir(run_dir), cost, limits, others, settings, on_point)
 
 

@@ -18,7 +18,11 @@ def read_config(path: Path) -> Config:
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from None
+    except RecursionError:
+        raise UserError(f"{path} is not valid YAML: it is nested too deep; check its brackets") from None
     except OSError as error:
         raise UserError(f"cannot read the config {path}: {error.strerror}; check the path") from None
     except yaml.YAMLError as error:
