@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from itertools import chain
 
@@ -18,6 +18,7 @@ from hpcmpq.errors import IncompleteCalibration
 from hpcmpq.executors import Executor, UnitOutcome, Worker
 from hpcmpq.features import Features, gram, to_columns
 from hpcmpq.models.kept_samples import kept_samples, planned_splits
+from hpcmpq.models.kernels import differentiable_kernels
 from hpcmpq.models.load import forward, load_model, pick_device
 from hpcmpq.models.samples import Samples
 from hpcmpq.models.streaming import load_streamed
@@ -149,9 +150,10 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
             return
         part: Samples = samples[unit.sample_start : unit.sample_stop]
         groups = range(unit.group_start, unit.group_stop)
-        parts = measure(subject, part, groups, unit.sample_start)
         all_groups = len(groups) == len(plan.space.groups)
-        kind, arrays, num_samples, num_batches = contents(parts, all_groups)
+        with differentiable_kernels() if method in EAGER_ATTENTION else nullcontext():
+            parts = measure(subject, part, groups, unit.sample_start)
+            kind, arrays, num_samples, num_batches = contents(parts, all_groups)
         write_shard(run, Shard(kind, unit.id, plan.fingerprint, num_samples, num_batches, arrays))
 
     return work

@@ -72,7 +72,7 @@ def estimate_cost(
         inputs: Of the samples of one pass.
         block_bytes: Of a streamed model, bytes outside its blocks and of the largest block.
     """
-    chain = None if config.sensitivity.engine == "whole" else find_chain(model, inputs)
+    chain = None if config.sensitivity.engine == "whole" else find_chain(model, inputs, space.groups)
     num_samples = max(unit.sample_stop for unit in units)
     per_pass = len(next(iter(inputs.values())))
     z_NTV, widest, state = _watch(model, inputs, None if chain is None else chain.blocks[0])

@@ -126,7 +126,7 @@ def make_engine(
     """
     model = variants.model
     products = None if low_precision is None else patch_products(model, low_precision, exact_original)
-    chain = None if kind == "whole" else find_chain(model, inputs)
+    chain = None if kind == "whole" else find_chain(model, inputs, variants.space.groups)
     if resident is not None:
         if chain is None:
             raise UserError(

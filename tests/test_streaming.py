@@ -19,6 +19,7 @@ from hpcmpq.sensitivity.secant import measure
 from hpcmpq.space import SearchSpace
 from hpcmpq.variants import Variants
 from tests.allocations import peak_bytes
+from tests.export.planned import mixtral
 from tests.models_of_many_kinds import make
 
 NUM_BLOCKS = 12
@@ -112,4 +113,12 @@ def test_a_model_that_cannot_be_streamed_says_what_to_do(tmp_path, saved):
     model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no model.safetensors"):
+        load_streamed(ModelConfig(path=str(tmp_path), stream=True))
+
+
+def test_experts_that_are_joined_when_loaded_are_not_streamed(tmp_path):
+    mixtral().save_pretrained(tmp_path)
+    with pytest.raises(
+        UserError, match="mlp.experts.gate_up_proj under that name, as where transformers joins"
+    ):
         load_streamed(ModelConfig(path=str(tmp_path), stream=True))

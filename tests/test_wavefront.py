@@ -102,6 +102,17 @@ def test_what_is_no_chain_falls_back_with_a_notice(caplog):
     assert "not a chain of blocks" in caplog.text
 
 
+def test_an_encoder_that_all_blocks_of_a_decoder_read_is_walked_instead_of_the_decoder():
+    model, inputs = make("bart")
+    every = variants_of(model, inputs, include=("*.fc1",)).space.groups
+    chain = find_chain(model, inputs, every)
+    assert chain is not None
+    assert chain.blocks == tuple(model.model.encoder.layers)
+    decoder = find_chain(model, inputs, [group for group in every if "decoder" in group.name])
+    assert decoder is not None
+    assert decoder.blocks == tuple(model.model.decoder.layers)
+
+
 def test_options_run_one_by_one_where_vmap_cannot(caplog):
     class Branching(torch.nn.Linear):
         def forward(self, x):

@@ -98,6 +98,8 @@ def _gptqmodel(chosen: Chosen, quantizer: Quantizer) -> str:
 
 def _llm_compressor(chosen: Chosen, variants: Variants) -> str:
     target = TARGETS["vllm"]
+    for member in chosen:
+        _layer(member)  # which must have a name
     _refuse("llm-compressor", chosen, lambda name: name in target.formats)
     config = quantization_config(variants.model, chosen, variants.quantizer)
     groups = {

@@ -5,7 +5,7 @@ Nothing here knows an architecture. Blocks are the modules of a list (`list_chai
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.models.outputs import forward
+from hpcmpq.models.weights import swapped
+from hpcmpq.space import Group
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +73,16 @@ class Chain:
 
 
 @torch.no_grad()
-def find_chain(model: nn.Module, inputs: Inputs) -> Chain | None:
+def find_chain(model: nn.Module, inputs: Inputs, groups: Sequence[Group] = ()) -> Chain | None:
     """The chain that a model is, or None, with the reason logged.
 
-    A candidate only counts if prologue, blocks and epilogue together give the model's outputs to rounding.
+    A candidate only counts if prologue, blocks and epilogue together give the model's outputs to rounding, and if the
+    weights of `groups` outside its blocks change no more than the first hidden state.
 
     Args:
         model: In eval mode.
         inputs: Of one or a few samples; a few forward passes are run.
+        groups: Whose weights will change.
     """
     from hpcmpq.models.graph_chain import find_graph_chain
     from hpcmpq.models.list_chain import list_chain
@@ -88,12 +92,15 @@ def find_chain(model: nn.Module, inputs: Inputs) -> Chain | None:
     if not is_transformer:
         chain, reason = find_graph_chain(model, inputs)
         if chain is not None and reproduces(chain, model, inputs):
-            return chain
+            return chain  # whose blocks are given nothing else
         reasons.append(reason or "the traced graph gives other outputs")
     for name, container in _containers(model):
         chain, reason = list_chain(model, container, inputs)
         if chain is not None and reproduces(chain, model, inputs):
-            return chain
+            reaching = _reaching_all_blocks(chain, model, inputs, groups)
+            if reaching is None:
+                return chain
+            reason = f"all its modules are given what {reaching} changes"
         reasons.append(f"{name}: {reason or 'cutting it there gives other outputs'}")
     log.info(
         "the model is not a chain of blocks (%s); running one whole forward pass per option",
@@ -119,6 +126,24 @@ def reproduces(chain: Chain, model: nn.Module, inputs: Inputs) -> bool:
         return False
     limit = 64 * torch.finfo(z_NTV.dtype).eps * float(z_NTV.abs().max())
     return bool((again_NTV - z_NTV).abs().max() <= limit)
+
+
+def _reaching_all_blocks(
+    chain: Chain, model: nn.Module, inputs: Inputs, groups: Sequence[Group]
+) -> str | None:
+    """A group whose weights outside the blocks change what all of them are given, as an encoder's do for a decoder."""
+    inside = {id(parameter) for block in chain.blocks for parameter in block.parameters()}
+    _, calls = chain.enter(inputs)
+    for group in groups:
+        weights = {member.parameter: model.get_parameter(member.parameter) for member in group.members}
+        halved = {name: weight / 2 for name, weight in weights.items() if id(weight) not in inside}
+        if not halved:
+            continue
+        with swapped(model, halved):
+            _, own_calls = chain.enter(inputs)
+        if not same_values([(c.args, c.kwargs) for c in calls], [(c.args, c.kwargs) for c in own_calls]):
+            return group.name
+    return None
 
 
 def same_values(first: Any, second: Any) -> bool:

@@ -107,7 +107,8 @@ def _from_jsonl(text: str, place: str) -> Documents:
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             known = ", ".join(record) if isinstance(record, dict) else type(record).__name__
             raise UserError(
-                f"{place} line {number} has no string field 'text' (it has {known}); rename or add it"
+                f"{place} line {number} has no string field 'text' (it has {known}); rename or add it, or save "
+                "token ids as .npz arrays"
             )
         texts.append(record["text"])
         label = record.get("label")

@@ -76,7 +76,8 @@ def find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: 
             if "pooler" in tied[0].split("."):
                 continue  # often not saved, and no part of the last hidden state
             raise UserError(
-                f"no safetensors file in {directory} holds {tied[0]} under that name; set model.stream: false"
+                f"no safetensors file in {directory} holds {tied[0]} under that name, as where transformers joins "
+                "experts when it loads them; set model.stream: false and evaluation.engine: torch"
             )
         aliases.update(dict.fromkeys(tied, stored))
     for name, _ in model.named_buffers():

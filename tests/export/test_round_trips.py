@@ -1,12 +1,14 @@
 """Every export, loaded back by a real reader, gives the outputs of the fake-quantized model."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
@@ -15,7 +17,7 @@ from hpcmpq.export.compressed_tensors import pack
 from hpcmpq.plan import Plan
 from hpcmpq.store import RunDir
 from hpcmpq.variants import open_variants
-from tests.export.planned import llama, mixtral, opt, plan_run, qwen2, solve_by_turns
+from tests.export.planned import llama, mixtral, opt, plan_run, qwen2, solve_by_turns, t5_encoder
 from tests.export.readers import READERS
 
 INTEGERS = [f"int{bits}" for bits in range(2, 9)]
@@ -86,8 +88,6 @@ def test_reader_gives_the_fake_quantized_models_outputs(tmp_path, case):
 
 @torch.no_grad()
 def test_an_image_classifier_whose_layers_are_stored_under_other_names(tmp_path, tiny_model):
-    import transformers
-
     images = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     np.save(tmp_path / "images.npy", images.numpy())
     data = {"data": str(tmp_path / "images.npy"), "num_samples": 8, "held_out": 2}
@@ -121,6 +121,33 @@ def test_an_image_classifier_whose_layers_are_stored_under_other_names(tmp_path,
 def test_what_compressed_tensors_cannot_hold_is_refused(tmp_path, tiny_model, model, config, message):
     made = llama() if model == "llama" else tiny_model(model)
     check_refused(tmp_path, made, "compressed_tensors", {"quantizer": {"group_size": 16}, **config}, message)
+
+
+@pytest.mark.parametrize(
+    ("made", "exclude", "reason"),
+    [
+        (llama, [], None),
+        (mixtral, ["*experts*"], "experts that are stored one by one"),
+        (t5_encoder, [], "_init_weights reads weights that are compressed .T5Attention"),
+    ],
+)
+def test_checkpoints_that_transformers_cannot_load_are_named(tmp_path, made, exclude, reason):
+    config = {"formats": ["int4"], "groups": {"exclude": exclude}}
+    if made is t5_encoder:
+        np.save(tmp_path / "ids.npy", np.arange(20 * 16).reshape(20, 16) % 256)
+        config |= {"objective": "mse", "calibration": {"data": str(tmp_path / "ids.npy"), "num_samples": 4}}
+        config["calibration"]["held_out"] = 2
+    run, plan = plan_run(tmp_path, made(), **config)
+    solve_by_turns(run, plan)
+    line = export(run, "compressed_tensors")
+    load = getattr(transformers, type(made()).__name__).from_pretrained
+    if reason is None:
+        assert "cannot load" not in line
+        load(run.path / "exports" / "compressed_tensors")
+        return
+    assert re.search(f"which this version of transformers cannot load: .*{reason}", line)
+    with pytest.raises((RuntimeError, AttributeError)):
+        load(run.path / "exports" / "compressed_tensors")
 
 
 def test_packed_words_are_those_of_compressed_tensors():

@@ -6,7 +6,7 @@ import re
 from compressed_tensors.quantization import QuantizationScheme
 
 from hpcmpq.export import export
-from tests.export.planned import llama, plan_run, solve_by_turns
+from tests.export.planned import llama, mixtral, plan_run, solve_by_turns
 
 Q0 = "model.layers.0.self_attn.q_proj"
 
@@ -59,3 +59,13 @@ def test_a_tool_that_lacks_a_format_is_left_out_with_the_reason(tmp_path):
         "llama-quantize has no fp8",
     ):
         assert reason in line
+
+
+def test_experts_in_one_tensor_have_no_name_in_other_tools(tmp_path):
+    run, plan = plan_run(tmp_path, mixtral(), formats=["int4"])
+    solve_by_turns(run, plan)
+    line = export(run, "tool_configs")
+    assert line.startswith("assignment.json in")
+    assert (
+        line.count("experts.gate_up_proj is no module's weight") == 3
+    )  # llama.cpp has no such architecture anyway

@@ -5,9 +5,13 @@ import pytest
 import torch
 from torch.func import grad, hessian
 
-from hpcmpq.calibrate import contents
-from hpcmpq.config import GroupsConfig
+from hpcmpq.calibrate import contents, make_worker
+from hpcmpq.config import GroupsConfig, parse_config
+from hpcmpq.prepare import prepare
+from hpcmpq.reduce import reduce
 from hpcmpq.sensitivity import hessian as method
+from hpcmpq.store import RunDir
+from tests.models_of_many_kinds import make
 from tests.sensitivity.tiny import MODELS, losses_at, make_subject
 
 FAMILIES = sorted(MODELS)
@@ -114,3 +118,37 @@ def test_remainder_is_cubic():
         block = np.triu(arrays["quad"][np.ix_(choice, choice)], 1)
         missed.append(float(true) - arrays["linear"][choice].sum() - block.sum())
     assert missed[0] / missed[1] == pytest.approx(8.0, rel=0.1)
+
+
+def attending() -> torch.nn.Module:
+    return make("attending")[0]
+
+
+def sequences() -> torch.Tensor:
+    return torch.randn(12, 7, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_attention_of_torch_runs_on_kernels_that_can_be_differentiated_twice(tmp_path):
+    found = []
+    for name in ("hessian", "gauss_newton"):
+        values = {
+            "model": {"factory": "tests.sensitivity.test_hessian:attending", "dtype": "float64"},
+            "calibration": {
+                "data": "tests.sensitivity.test_hessian:sequences",
+                "num_samples": 4,
+                "held_out": 2,
+            },
+            "groups": {"include": ["encoder.layers.0.*"]},
+            "formats": ["int3", "int8"],
+            "quantizer": {"group_size": 8},
+            "sensitivity": {"method": name},
+        }
+        run = RunDir(tmp_path / name)
+        plan = prepare(parse_config(values), run, (".",))
+        worker = make_worker(run)
+        for unit in plan.units:
+            worker(unit)
+        found.append(reduce(run).model)
+    assert len(found[0].linear_P) == 4 * 2
+    np.testing.assert_allclose(found[0].linear_P, found[1].linear_P, rtol=1e-8)  # kl has no gradient there
+    np.testing.assert_allclose(found[0].quad_PP, found[1].quad_PP, rtol=1e-6, atol=1e-12)
