@@ -67,7 +67,9 @@ class ExhaustiveSolver:
 
 def enumerate_halves(problem: Problem) -> np.ndarray | None:
     """The best choice of a problem without ties and joint tables, or None where there is none."""
-    middle = problem.num_groups // 2
+    weight_G = np.log(np.bincount(problem.group_P))
+    before_G = np.cumsum(weight_G)[:-1]  # halves of about as many choices, whatever the groups' sizes
+    middle = 1 + int(np.argmin(np.abs(before_G - 0.5 * weight_G.sum())))
     first_MG, second_NG = (
         _choices(problem, range(middle)),
         _choices(problem, range(middle, problem.num_groups)),

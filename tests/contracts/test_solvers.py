@@ -207,3 +207,12 @@ def test_tiny_time_limit_still_answers(name: str) -> None:
 def test_unknown_solver_names_the_known_ones() -> None:
     with pytest.raises(UserError, match="quadratic"):
         make_solver("simplex")
+
+
+def test_enumeration_in_halves_where_groups_are_uneven() -> None:
+    # Eight groups of one option, then sixteen of two: two halves of 256 choices, not of 16 and 4,096.
+    group_P = np.repeat(np.arange(24), [1] * 8 + [2] * 16)
+    linear_P = np.random.default_rng(0).standard_normal(len(group_P))
+    problem = Problem(linear_P, np.zeros((len(group_P), len(group_P))), group_P)
+    answer = ExhaustiveSolver().solve(problem, time_limit_s=60, seed=0)
+    assert answer.objective == pytest.approx(np.minimum.reduceat(linear_P, problem.offset_G).sum())
