@@ -1,7 +1,8 @@
-"""A few values of every weight, by which stages after the plan tell whether the model is still the planned one.
+"""Digests of weights, by which stages after the plan tell whether the model is still the planned one.
 
 The fingerprint of a plan holds a digest of all bytes, which takes as long to make as the model takes to read. A model
-that was trained on, replaced or copied half differs in many weights: the ends of their first and last rows say enough.
+that was trained on, replaced or copied half differs in many weights: of a large one, the ends of each weight's first
+and last rows say enough.
 """
 
 import hashlib
@@ -16,12 +17,15 @@ from hpcmpq.plan import Plan
 END = 64
 """Values from the start of the first row and from the end of the last."""
 
+WHOLE = 2**26
+"""Up to so many values in all, every one of them counts."""
+
 Rows = Callable[[str, int, int], Tensor]
 """(parameter, start, stop) → that range of its first axis."""
 
 
 def weight_marks(model: nn.Module, dtype: str, rows: Rows | None = None) -> dict[str, str]:
-    """{parameter: digest of its shape and a few of its values}.
+    """{parameter: digest of its shape and of its values, or a few of them}.
 
     Args:
         model: The original.
@@ -29,14 +33,16 @@ def weight_marks(model: nn.Module, dtype: str, rows: Rows | None = None) -> dict
         rows: Where the values of parameters without any come from; without it these are left out.
     """
     marks = {}
+    end = None if sum(parameter.numel() for parameter in model.parameters()) <= WHOLE else END
     for name, parameter in model.named_parameters():
         if parameter.is_meta and rows is None:
             continue
         values = parameter.detach().reshape(1) if parameter.ndim == 0 else parameter.detach()
-        first, last = values[:1], values[-1:]
+        stop = len(values) if end is None else 1
+        first, last = values[:stop], values[-1:]
         if parameter.is_meta and rows is not None:
-            first, last = rows(name, 0, 1), rows(name, len(values) - 1, len(values))
-        ends = torch.cat([first.flatten()[:END], last.flatten()[-END:]])
+            first, last = rows(name, 0, stop), rows(name, len(values) - 1, len(values))
+        ends = torch.cat([first.flatten()[:end], last.flatten()[-END:]])
         state = hashlib.blake2b(f"{list(parameter.shape)}".encode(), digest_size=6)
         state.update(ends.to(getattr(torch, dtype)).float().cpu().numpy().tobytes())
         marks[name] = state.hexdigest()

@@ -40,8 +40,12 @@ def train(path: Path) -> None:
     save_file(tensors, path, {"format": "pt"})
 
 
-def test_every_way_of_loading_gives_the_same_marks(planned):
+@pytest.mark.parametrize("whole", [0, 2**26])
+def test_every_way_of_loading_gives_the_same_marks(planned, monkeypatch, whole):
     run, plan, _ = planned
+    monkeypatch.setattr("hpcmpq.models.same_weights.WHOLE", whole)
+    plan = prepare(parse_config(plan.config), RunDir(run.path.with_name("another")), ())
+    run = RunDir(run.path.with_name("another"))
     config = parse_config(plan.config).model
     assert read_plan(run).weights == plan.weights
     assert len(plan.weights) == 21
@@ -65,6 +69,15 @@ def test_changed_weights_are_refused(planned):
     empty, rows = build(parse_config(plan.config).model, (), 0, 1)
     with pytest.raises(PlanMismatch, match="restore the model"):
         check_same_weights(empty, plan, rows)
+
+
+def test_one_changed_value_in_the_middle_of_a_small_model_is_found(planned):
+    run, plan, path = planned
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.up_proj.weight"][5, 7] += 0.25
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(PlanMismatch, match=r"\(1 of 21 differ, first model.layers.1.mlp.up_proj.weight\)"):
+        open_variants(run, plan)
 
 
 def test_scalars_and_plans_without_marks():
