@@ -16,7 +16,7 @@ import numpy as np
 
 from hpcmpq.config import SolverConfig
 from hpcmpq.errors import Infeasible, UserError
-from hpcmpq.formulate import cost_values, make_problem, uniform_choices, uniform_hint
+from hpcmpq.formulate import all_limits, cost_values, make_problem, uniform_choices, uniform_hint
 from hpcmpq.plan import Plan
 from hpcmpq.problem import Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
@@ -207,7 +207,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         plan = read_plan(RunDir(args.run))
-        budgets = dict(parse_budget(text) for text in args.budget) or plan.config["budgets"]
+        budgets = all_limits(parse_budget(text) for text in args.budget) or plan.config["budgets"]
         values = solve(
             RunDir(args.run), budgets, settings_of(plan, name=args.solver, time_limit_s=args.time_limit)
         )

@@ -6,6 +6,7 @@ module must be placed here.
 """
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -187,9 +188,11 @@ def test_a_run_directory_is_solved_without_torch_pydantic_or_anything_else(tmp_p
         BLOCK_ALL_BUT.format(allowed=ALLOWED)
         + "\nimport sys\nfrom hpcmpq.solve import main\nsys.exit(main())"
     )
-    done = run_python(code, str(tmp_path / "run"), "--budget", "weight_bits=3", "--time-limit", "5")
+    budgets = ("--budget", "weight_bits=2.5", "--budget", "weight_bits=3")
+    done = run_python(code, str(tmp_path / "run"), *budgets, "--time-limit", "5")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "solution.json").exists()
+    solution = json.loads((tmp_path / "run" / "solution.json").read_text())
+    assert solution["budgets"] == {"weight_bits": 2.5}  # both limits hold
 
 
 def test_the_blocked_import_check_can_fail():
