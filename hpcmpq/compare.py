@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hpcmpq.store import RunDir, read_json, read_plan
+from hpcmpq.store import RunDir, read_json, read_plan, read_solution
 
 LOSSES = ("predicted_loss", "predicted_cross_terms", "expected_loss", "measured_loss", "bound", "gap")
 METRICS = ("loss", "kl", "ce", "mse", "perplexity", "accuracy")
@@ -38,7 +38,7 @@ def compare(first: RunDir, second: RunDir) -> dict[str, Any]:
 
 def _read(run: RunDir) -> dict[str, Any]:
     plan = read_plan(run)
-    solution = read_json(run.solution_path, f"hpcmpq solve {run.path}")
+    solution = read_solution(run)
     config = plan.config
     return {
         "plan": plan,

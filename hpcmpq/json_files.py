@@ -33,6 +33,21 @@ def read_json(path: Path, made_by: str) -> Any:
         UserError: If it is missing or cannot be read.
         DamagedFile: If it is not what was written.
     """
+    values, as_written = read_edited_json(path, made_by)
+    if not as_written:
+        raise DamagedFile(
+            f"{path} is damaged or was edited (checksum differs); run `{made_by}` again to write it anew"
+        )
+    return values
+
+
+def read_edited_json(path: Path, made_by: str) -> tuple[dict[str, Any], bool]:
+    """As `read_json`, of an artefact that people may change; and whether it is as it was written.
+
+    Raises:
+        UserError: If it is missing or cannot be read.
+        DamagedFile: If it is no JSON object.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -45,11 +60,7 @@ def read_json(path: Path, made_by: str) -> Any:
     if not isinstance(values, dict):
         raise DamagedFile(f"{path} is damaged (no JSON object); run `{made_by}` again to write it anew")
     digest = values.pop("digest", None)
-    if digest is not None and digest != _digest(values):
-        raise DamagedFile(
-            f"{path} is damaged or was edited (checksum differs); run `{made_by}` again to write it anew"
-        )
-    return values
+    return values, digest is None or digest == _digest(values)
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solve import assignment_values, objective_value, settings_of
 from hpcmpq.solvers import make_solver
 from hpcmpq.space import SearchSpace
-from hpcmpq.store import RunDir, read_json, read_plan, read_quadratic, write_artefact
+from hpcmpq.store import RunDir, read_plan, read_quadratic, read_solution, write_artefact
 from hpcmpq.variants import open_variants
 
 EVALUATIONS_PER_GROUP = 4
@@ -39,7 +39,7 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
     """
     plan = read_plan(run)
     config = parse_config(plan.config, "plan.json")
-    solution = read_json(run.solution_path, f"hpcmpq solve {run.path}")
+    solution = read_solution(run)
     quadratic = read_quadratic(run.quadratic_path)
     settings = settings_of(plan, **solution["solver"])
     problem = make_problem(plan, quadratic, solution["budgets"], settings)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hpcmpq.attempts import Attempt, CalibrateProcess, failures, read_processes
 from hpcmpq.plan import Plan
-from hpcmpq.store import RunDir, pending, read_json, read_plan
+from hpcmpq.store import RunDir, pending, read_json, read_plan, read_solution
 from hpcmpq.wall_times import read_timings
 
 RECENT_UNITS = 50
@@ -163,6 +163,6 @@ def _stages(run: RunDir, calibrated: bool) -> tuple[Stage, ...]:
     for name, artefact in artefacts.items():
         done = calibrated if artefact is None else artefact.exists()
         if name == "refine":
-            done = done and "refine" in read_json(run.solution_path, "hpcmpq solve")
+            done = done and "refine" in read_solution(run)
         stages.append(Stage(name, done, timings.get(name, {}).get("seconds")))
     return tuple(stages)

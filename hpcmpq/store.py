@@ -20,18 +20,22 @@ HDF5 schema (format_version 1), beside the checksums of `hpcmpq.h5_files`:
                attributes objective, method, loss0, num_samples, fingerprint, task_loss_mean_square if measured
 """
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hpcmpq.errors import CorruptShard, DamagedFile, UserError
 from hpcmpq.h5_files import Scalar, read_h5, write_h5
-from hpcmpq.json_files import read_json, write_artefact, write_json
+from hpcmpq.json_files import read_edited_json, read_json, write_artefact, write_json
 from hpcmpq.plan import Plan, WorkUnit, plan_from_json
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.run_dir import RunDir
 from hpcmpq.whole_files import remove_abandoned, replacing
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "RunDir",
@@ -43,6 +47,7 @@ __all__ = [
     "read_quadratic",
     "read_shard",
     "read_shard_of",
+    "read_solution",
     "remove_leftovers",
     "replacing",
     "write_artefact",
@@ -90,6 +95,38 @@ def read_plan(run: RunDir, with_times: bool = True) -> Plan:
         if times.get("fingerprint") == plan.fingerprint:
             return replace(plan, times=times)
     return plan
+
+
+def read_solution(run: RunDir) -> dict[str, Any]:
+    """`solution.json`. An assignment that somebody changed by hand is taken, with a notice.
+
+    Raises:
+        UserError: If nothing is solved yet, or the assignment is none of the plan's.
+        DamagedFile: If it is damaged.
+    """
+    made_by = f"hpcmpq solve {run.path}"
+    values, as_written = read_edited_json(run.solution_path, made_by)
+    if as_written:
+        return values
+    space = read_plan(run, with_times=False).space
+    formats = {group.name: names for group, names in zip(space.groups, space.formats, strict=True)}
+    assignment = values.get("assignment")
+    if not isinstance(assignment, dict) or formats.keys() != assignment.keys():
+        raise DamagedFile(
+            f"{run.solution_path} is damaged or was edited, and its assignment does not name the plan's "
+            f"{len(formats)} groups; run `{made_by}` again to write it anew"
+        )
+    for group, name in assignment.items():
+        if name not in formats[group]:
+            raise UserError(
+                f"{run.solution_path} was edited and gives {group} {name!r}, which is none of its formats: "
+                f"{', '.join(formats[group])}"
+            )
+    log.warning(
+        "%s was edited: its assignment is taken as it is; predicted loss and costs are those of the solver's",
+        run.solution_path,
+    )
+    return values
 
 
 def remove_leftovers(run: RunDir) -> None:

@@ -11,7 +11,7 @@ from hpcmpq.plan import Plan
 from hpcmpq.reduce import Reduction
 from hpcmpq.scaling import Prediction
 from hpcmpq.status import Status
-from hpcmpq.store import RunDir, read_json
+from hpcmpq.store import RunDir, read_json, read_solution
 from hpcmpq.wording import show_bytes
 
 
@@ -162,7 +162,7 @@ def task_table(values: dict[str, Any]) -> Table:
 
 def summary(run: RunDir) -> None:
     """What the whole run found."""
-    solution = read_json(run.solution_path, f"hpcmpq solve {run.path}")
+    solution = read_solution(run)
     evaluation = read_json(run.evaluation_path, f"hpcmpq evaluate {run.path}")
     rows(("group", "format"), solution["assignment"].items(), title="assignment")
     objective = evaluation["objective"]

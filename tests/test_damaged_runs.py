@@ -1,6 +1,7 @@
 """Whatever is damaged in a run directory: the command that the message names mends it, to the same bits."""
 
 import errno
+import json
 import re
 import shutil
 from pathlib import Path
@@ -90,6 +91,31 @@ def test_the_command_that_the_message_names_mends_it(run_once, tmp_path, capfd, 
     samples = load_file(run / "samples.safetensors")
     for key, tensor in load_file(whole / "samples.safetensors").items():
         assert torch.equal(samples[key], tensor)
+
+
+@pytest.mark.parametrize(
+    ("edit", "status", "said"),
+    [
+        (lambda formats: dict.fromkeys(formats, "bf16"), 0, "solution.json was edited: its assignment"),
+        (lambda formats: dict.fromkeys(formats, "int3"), 2, "none of its formats: int4, w8a8, bf16"),
+        (lambda formats: dict(list(formats.items())[1:]), 2, "run `hpcmpq solve"),
+    ],
+)
+def test_an_assignment_changed_by_hand_is_taken_with_a_notice(run_once, tmp_path, capfd, edit, status, said):
+    config, whole = run_once
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    values = json.loads((run / "solution.json").read_text())
+    values["assignment"] = edit(values["assignment"])
+    (run / "solution.json").write_text(json.dumps(values))
+    capfd.readouterr()
+    assert hpcmpq("export", run, config) == status
+    assert said in capfd.readouterr().err
+    if not status:
+        exported = load_file(run / "checkpoint" / "model.safetensors")
+        original = load_file(config.parent / "model" / "model.safetensors")
+        name = "model.layers.0.mlp.up_proj.weight"
+        assert torch.equal(exported[name], original[name].bfloat16().float())
 
 
 def test_paths_with_brackets_are_no_markup(run_once, tmp_path, capfd):

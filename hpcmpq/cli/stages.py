@@ -13,7 +13,7 @@ from hpcmpq.cli.trade_off import coarse_frontier
 from hpcmpq.executors import Executor, open_executor
 from hpcmpq.plan import parse_part
 from hpcmpq.scaling import Site, measured_workload, predict
-from hpcmpq.store import RunDir, pending, read_json, read_plan
+from hpcmpq.store import RunDir, pending, read_json, read_plan, read_solution
 from hpcmpq.targets import find_target
 from hpcmpq.world import ALONE, World, find_world
 
@@ -42,7 +42,7 @@ def run(
         evaluation = _evaluate(run_dir, None, ALONE)
         written = report(run_dir)
         summaries.summary(RunDir(run_dir))
-    solution = read_json(RunDir(run_dir).solution_path, f"hpcmpq solve {run_dir}")
+    solution = read_solution(RunDir(run_dir))
     return {"run": run_dir, "solution": solution, "evaluation": evaluation, **written}
 
 

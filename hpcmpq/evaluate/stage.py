@@ -17,7 +17,7 @@ from hpcmpq.evaluate.tasks import make_task
 from hpcmpq.measure import metric_names
 from hpcmpq.models.kept_samples import planned_splits
 from hpcmpq.plan import Plan, content_hash
-from hpcmpq.store import RunDir, read_json, read_plan, write_artefact
+from hpcmpq.store import RunDir, read_json, read_plan, read_solution, write_artefact
 from hpcmpq.world import ALONE, World
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def evaluate(
     """
     plan = read_plan(run)
     config = parse_config(plan.config, "plan.json")
-    solution = read_json(run.solution_path, f"hpcmpq solve {run.path}")
+    solution = read_solution(run)
     uniform_format = baseline_format(solution)
     assignments: tuple[dict[str, str], ...] = (
         {},

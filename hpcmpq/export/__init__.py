@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hpcmpq.errors import UserError
 from hpcmpq.plan import Plan
-from hpcmpq.store import RunDir, read_json, read_plan
+from hpcmpq.store import RunDir, read_plan, read_solution
 from hpcmpq.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def export(run: RunDir, name: str) -> str:
     if name not in EXPORTERS:
         raise UserError(f"unknown export format {name!r}; known: {', '.join(EXPORTERS)}")
     plan = read_plan(run)
-    solution = read_json(run.solution_path, f"hpcmpq solve {run.path}")
+    solution = read_solution(run)
     directory = run.checkpoint_path if name == "fake_quantized" else run.path / "exports" / name
     if name != "fake_quantized" and any(group.products for group in plan.space.groups):
         raise UserError(

@@ -12,7 +12,7 @@ from hpcmpq.problem import relative_gap
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solvers.robust import batch_values
 from hpcmpq.space import Group
-from hpcmpq.store import RunDir, read_json, read_plan, read_quadratic
+from hpcmpq.store import RunDir, read_json, read_plan, read_quadratic, read_solution
 from hpcmpq.wall_times import read_timings
 from hpcmpq.wording import label
 
@@ -168,7 +168,7 @@ def read_findings(run: RunDir) -> Findings:
     """
     plan = read_plan(run)
     quadratic = read_quadratic(run.quadratic_path)
-    solution = read_json(run.solution_path, f"hpcmpq solve {run.path}")
+    solution = read_solution(run)
     missing: dict[str, str] = {}
     evaluation = _optional(run, "evaluation", "evaluate", missing)
     if evaluation is not None and evaluation["assignment"] != solution["assignment"]:
