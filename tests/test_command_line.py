@@ -286,6 +286,16 @@ def test_output_that_nobody_reads_ends_quietly(words: str, status: int, tmp_path
     assert "Traceback" not in ended.stderr and "Broken" not in ended.stderr
 
 
+def test_streams_that_the_shell_closed_are_no_error(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    compare = f"{sys.executable} -m hpcmpq compare {run.path} {run.path} --json <&- >&-"
+    ended = subprocess.run(
+        ["sh", "-c", compare], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_broken_pipe_to_a_worker_is_a_bug_of_ours(call: Call, monkeypatch: pytest.MonkeyPatch):
     def broken(*_: object) -> None:
         raise BrokenPipeError(32, "Broken pipe")

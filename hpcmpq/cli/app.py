@@ -64,6 +64,7 @@ def _options(
 
 def main() -> None:
     """Entry point: exit status 0 done, 2 bad input, 3 infeasible, 75 interrupted and resumable, 141 unread."""
+    _open_streams()
     try:
         status = _flushed(_run())
     except BrokenPipeError:
@@ -80,6 +81,17 @@ def main() -> None:
     if status == EXIT_UNREAD:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still flushes on its way out
     sys.exit(status)
+
+
+def _open_streams() -> None:
+    """Standard streams that the shell closed (`>&-`) are the null device: files would get their descriptors."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, descriptor)
+            if null != descriptor:
+                os.close(null)
+            setattr(sys, name, open(descriptor, mode))  # noqa: SIM115
 
 
 def _flushed(status: int) -> int:
