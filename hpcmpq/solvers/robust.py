@@ -8,7 +8,8 @@ s(x) = (Σ_b (f_b − m)² / (B − 1))^½,
 because the maximiser is u = (f − m) / ‖f − m‖. For any fixed u the right-hand side is one quadratic whose
 minimum, and so whose proven bound, is at most the robust optimum. The method alternates: solve the quadratic
 for u, evaluate the robust objective at the solution, move u towards the deviations there. The best choice and
-the best bound over all rounds are returned; the bound is valid, the gap need not close (max and min over
+the best bound over all rounds are kept, and moves of one or two groups lower the choice's own objective further
+(`hpcmpq.solvers.robust_descent`). The bound is valid, the gap need not close (max and min over
 one-hot x do not commute).
 
 Axis letters: B batches, P options, G groups.
@@ -21,6 +22,7 @@ import numpy as np
 
 from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.solvers.quadratic import QuadraticSolver
+from hpcmpq.solvers.robust_descent import descend
 
 
 def robust_value(
@@ -76,7 +78,7 @@ def solve_robust(
     bound = -np.inf
     choice_G = hint_G
     for done in range(rounds):
-        left_s = time_limit_s - (time.perf_counter() - started)
+        left_s = 0.95 * time_limit_s - (time.perf_counter() - started)
         if done and left_s < 0.05 * time_limit_s:
             break
         mix_B = 1.0 / num_batches + deviations * weight_B / np.sqrt(num_batches - 1)
@@ -104,7 +106,15 @@ def solve_robust(
         if np.allclose(moved_B, weight_B, atol=1e-9):
             break
         weight_B = moved_B
-    assert best is not None
+    assert best is not None and best.choice_G is not None
+    if deviations > 0:
+        choice_G = descend(
+            problem, batch_linear_BP, batch_quad_BPP, best.choice_G, deviations, started + time_limit_s
+        )
+        objective = problem.constant + robust_value(batch_linear_BP, batch_quad_BPP, choice_G, deviations)
+        offset_G = problem.offset_G
+        costs = {b.cost.name: b.cost.value(choice_G, offset_G) for b in problem.budgets}
+        best = replace(best, choice_G=choice_G, objective=objective, costs=costs)
     return _final(best, bound, started)
 
 

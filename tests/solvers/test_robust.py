@@ -1,12 +1,14 @@
 """Mean + k·std over batches against enumeration."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
 
 from hpcmpq.problem import Budget, Cost, Problem
 from hpcmpq.solvers.robust import robust_value, solve_robust
+from hpcmpq.solvers.robust_descent import descend
 
 
 def batches(seed: int) -> tuple[Problem, np.ndarray, np.ndarray]:
@@ -67,3 +69,20 @@ def test_one_batch_has_no_deviation() -> None:
     problem, linear_BP, quad_BPP = batches(0)
     with pytest.raises(ValueError, match="B ≥ 2|batches"):
         solve_robust(problem, linear_BP[:1], quad_BPP[:1], deviations=1.0, time_limit_s=1, seed=0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("row_elements", [1, 2**24])
+def test_descent_ends_where_no_move_of_one_or_two_groups_lowers_the_objective(
+    seed: int, row_elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpcmpq.solvers.robust_descent.ROW_ELEMENTS", row_elements)
+    problem, linear_BP, quad_BPP = batches(seed)
+    choices = [problem.offset_G + np.array(position) for position in itertools.product(range(3), repeat=4)]
+    feasible = [choice_G for choice_G in choices if problem.is_feasible(choice_G)]
+    for start_G in feasible[::7]:
+        end_G = descend(problem, linear_BP, quad_BPP, start_G, 2.0, time.perf_counter() + 30)
+        assert problem.is_feasible(end_G)
+        near = [choice_G for choice_G in feasible if (choice_G != end_G).sum() <= 2]
+        least = min(robust_value(linear_BP, quad_BPP, choice_G, 2.0) for choice_G in near)
+        assert robust_value(linear_BP, quad_BPP, end_G, 2.0) == pytest.approx(least)
