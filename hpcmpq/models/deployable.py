@@ -30,7 +30,7 @@ def deployable_groups(
     for member, name in zip(members, searched, strict=True):
         if type(module := holder_of(model, member)) is not nn.Linear:
             raise UserError(
-                f"target {target.name} holds linear layers only, {name} is of a {type(module).__name__}; add it to "
+                f"target {target.name} holds linear layers only, {name} is a {type(module).__name__}; add it to "
                 "groups.exclude"
             )
     _check_whole(model, searched, target)

@@ -115,7 +115,10 @@ class _Outputs(nn.Module):
 def _uses(
     model: nn.Module, groups: tuple[Group, ...], trace: Trace
 ) -> dict[fx.Node, tuple[int, Member | Product]]:
-    """The operations that read a group's weight, or multiply inside a group's module."""
+    """The operations that read a group's weight, or multiply inside a group's module.
+
+    What is made of a weight alone, such as the transpose of fused experts, is still the weight: its readers count.
+    """
     weight_of: dict[tuple[int, tuple[int, ...]], tuple[int, Member | Product]] = {}
     product_of: dict[str, tuple[int, Member | Product]] = {}
     for index, group in enumerate(groups):
@@ -123,13 +126,19 @@ def _uses(
             weight_of[_identity(model.get_parameter(member.parameter))] = (index, member)
         for product in group.products:
             product_of[f"model.{product.module}"] = (index, product)
-    uses = {}
+    uses: dict[fx.Node, tuple[int, Member | Product]] = {}
+    still_weight: dict[fx.Node, tuple[int, Member | Product]] = {}
     for node in trace.nodes:
         for argument in node.all_input_nodes:
+            found = still_weight.get(argument)
             if argument.op == "get_attr":
                 found = weight_of.get(_identity(trace.constant(argument)))
-                if found is not None:
-                    uses[node] = found
+            if found is None:
+                continue
+            if all(a.op == "get_attr" or a in still_weight for a in node.all_input_nodes):
+                still_weight[node] = found
+            else:
+                uses[node] = found
         place = _innermost_module(node)
         if place in product_of and "matmul" in str(node.target):
             uses[node] = product_of[place]
