@@ -67,9 +67,7 @@ def frontier(
                 "termination": solution.termination.value,
                 "seconds": solution.seconds,
                 "predicted_loss": model.predicted_loss(solution.choice_G),
-                "costs": {
-                    b.cost.name: b.cost.value(solution.choice_G, problem.offset_G) for b in problem.budgets
-                },
+                "costs": problem.costs(solution.choice_G),
             }
         )
     if not points:
@@ -164,5 +162,5 @@ def _with(
         termination = Termination.OPTIMAL
     elif solution.termination is Termination.NODE_LIMIT:
         termination = Termination.NODE_LIMIT
-    costs = {b.cost.name: b.cost.value(choice_G, problem.offset_G) for b in problem.budgets}
+    costs = problem.costs(choice_G)
     return Solution(termination, choice_G, objective, bound, costs, solution.seconds, solution.detail)

@@ -99,6 +99,11 @@ class Problem:
         """Objective of one option index per group."""
         return self.constant + quadratic_increase(self.linear_P, self.quad_PP, choice_G)
 
+    def costs(self, choice_G: np.ndarray) -> dict[str, float]:
+        """{name: value} of every budget's cost at one option index per group."""
+        offset_G = self.offset_G
+        return {b.cost.name: b.cost.value(choice_G, offset_G) for b in self.budgets}
+
     def is_feasible(self, choice_G: np.ndarray) -> bool:
         """Whether an assignment keeps every budget (to 1e-9 of its limit), tie and forbidden option."""
         offset_G = self.offset_G

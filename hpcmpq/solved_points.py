@@ -59,9 +59,7 @@ class SolvedPoints:
                 choice_G=choice_G,
                 objective=float(values["objective"]) if "objective" in values else None,
                 bound=float(values["bound"]) if "bound" in values else None,
-                costs={}
-                if choice_G is None
-                else {b.cost.name: b.cost.value(choice_G, problem.offset_G) for b in problem.budgets},
+                costs={} if choice_G is None else problem.costs(choice_G),
                 seconds=float(values["seconds"]),
                 detail=str(values["detail"]),
             )

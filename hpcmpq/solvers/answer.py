@@ -44,8 +44,7 @@ def solution(
     if bound is not None:
         near = objective - bound <= rounding(problem, choice_G)
         bound = objective if near else bound if np.isfinite(bound) else None
-    offset_G = problem.offset_G
-    costs = {b.cost.name: b.cost.value(choice_G, offset_G) for b in problem.budgets}
+    costs = problem.costs(choice_G)
     proven = bound is not None and objective - bound <= PROVEN_GAP * abs(objective)
     otherwise = Termination.TIME_LIMIT if timed_out else Termination.NODE_LIMIT
     return Solution(

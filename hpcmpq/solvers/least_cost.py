@@ -66,6 +66,5 @@ def least_cost(
     if bound is not None:
         bound = min(bound, value)
     proven = bound is not None and value - bound <= PROVEN_GAP * abs(value) + 1e-280
-    costs = {b.cost.name: b.cost.value(choice_G, problem.offset_G) for b in problem.budgets}
     termination = Termination.OPTIMAL if proven else Termination.TIME_LIMIT
-    return Solution(termination, choice_G, value, bound, costs, seconds)
+    return Solution(termination, choice_G, value, bound, problem.costs(choice_G), seconds)

@@ -112,9 +112,7 @@ def solve_robust(
             problem, batch_linear_BP, batch_quad_BPP, best.choice_G, deviations, started + time_limit_s
         )
         objective = problem.constant + robust_value(batch_linear_BP, batch_quad_BPP, choice_G, deviations)
-        offset_G = problem.offset_G
-        costs = {b.cost.name: b.cost.value(choice_G, offset_G) for b in problem.budgets}
-        best = replace(best, choice_G=choice_G, objective=objective, costs=costs)
+        best = replace(best, choice_G=choice_G, objective=objective, costs=problem.costs(choice_G))
     return _final(best, bound, started)
 
 
