@@ -1,6 +1,7 @@
 """npz files that are whole or not there, with a checksum: the array `digest`, BLAKE2b over all the others."""
 
 import hashlib
+import logging
 import struct
 import zlib
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ import numpy as np
 
 from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.whole_files import replacing
+
+log = logging.getLogger(__name__)
 
 _NO_ARCHIVE = (OSError, EOFError, BadZipFile, struct.error, zlib.error)
 _NO_ARRAYS = (ValueError, KeyError, TypeError, SyntaxError, OverflowError, MemoryError, RuntimeError)
@@ -46,6 +49,23 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     if digest is None or str(digest) != str(_digest(arrays)):
         raise DamagedFile(f"{path} is damaged (checksum differs)")
     return arrays
+
+
+def read_finished(path: Path, then: str) -> dict[str, np.ndarray] | None:
+    """As `read_npz` of one piece of work, or None where it is to be done: a damaged file is removed.
+
+    Args:
+        path: Whose existing means that the work is done; a process that is done with all of it may remove it.
+        then: What happens to the work of a damaged file, such as ``measuring it anew``.
+    """
+    try:
+        return read_npz(path)
+    except FileNotFoundError:
+        return None
+    except DamagedFile as error:
+        log.warning("%s; %s", error, then)
+        path.unlink(missing_ok=True)
+        return None
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -8,7 +8,6 @@ measurements left is no use.
 import dataclasses
 import hashlib
 import json
-import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from hpcmpq.config import SolverConfig
-from hpcmpq.errors import DamagedFile
-from hpcmpq.npz_files import read_npz, write_npz
+from hpcmpq.npz_files import read_finished, write_npz
 from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.store import RunDir
 from hpcmpq.whole_files import make_directory, remove_abandoned
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,27 +44,19 @@ class SolvedPoints:
 
     def read(self, place: int, problem: Problem) -> Solution | None:
         """The stored solution of a problem, or None if it is not solved yet; a damaged file is removed."""
-        path = self._path(place)
-        if not path.exists():
+        values = read_finished(self._path(place), "solving it anew")
+        if values is None:
             return None
-        try:
-            values = read_npz(path)
-            choice_G = values.get("choice")
-            return Solution(
-                termination=Termination(str(values["termination"])),
-                choice_G=choice_G,
-                objective=float(values["objective"]) if "objective" in values else None,
-                bound=float(values["bound"]) if "bound" in values else None,
-                costs={} if choice_G is None else problem.costs(choice_G),
-                seconds=float(values["seconds"]),
-                detail=str(values["detail"]),
-            )
-        except FileNotFoundError:  # removed by a process that is done
-            return None
-        except DamagedFile as error:
-            log.warning("%s; solving it anew", error)
-            path.unlink(missing_ok=True)
-            return None
+        choice_G = values.get("choice")
+        return Solution(
+            termination=Termination(str(values["termination"])),
+            choice_G=choice_G,
+            objective=float(values["objective"]) if "objective" in values else None,
+            bound=float(values["bound"]) if "bound" in values else None,
+            costs={} if choice_G is None else problem.costs(choice_G),
+            seconds=float(values["seconds"]),
+            detail=str(values["detail"]),
+        )
 
     def _path(self, place: int) -> Path:
         return self.directory / f"{place:04d}.npz"

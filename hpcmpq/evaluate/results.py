@@ -5,7 +5,6 @@ hashes all that a value depends on, so that what an interrupted evaluation left 
 In the end all values go into RUN/evaluation_samples.npz, `<part>/<model>/<metric>`, one value per item.
 """
 
-import logging
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,12 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpcmpq.errors import DamagedFile
-from hpcmpq.npz_files import read_npz, write_npz
+from hpcmpq.npz_files import read_finished, write_npz
 from hpcmpq.store import RunDir
 from hpcmpq.whole_files import make_directory, remove_abandoned
-
-log = logging.getLogger(__name__)
 
 Values = dict[str, np.ndarray]
 
@@ -51,17 +47,7 @@ class Results:
 
     def read(self, unit: Unit) -> Values | None:
         """The values of a unit, or None if it is not done; a damaged file is removed."""
-        path = self._path(unit)
-        if not path.exists():
-            return None
-        try:
-            return read_npz(path)
-        except FileNotFoundError:  # removed by a process that is done
-            return None
-        except DamagedFile as error:
-            log.warning("%s; measuring it anew", error)
-            path.unlink(missing_ok=True)
-            return None
+        return read_finished(self._path(unit), "measuring it anew")
 
     def _path(self, unit: Unit) -> Path:
         chunk = unit.chunk
