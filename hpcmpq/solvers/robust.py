@@ -22,7 +22,7 @@ import numpy as np
 
 from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.solvers.quadratic import QuadraticSolver
-from hpcmpq.solvers.robust_descent import descend
+from hpcmpq.solvers.robust_descent import descend, mean_and_spread
 
 
 def robust_value(
@@ -30,7 +30,7 @@ def robust_value(
 ) -> float:
     """Mean + deviations · sample standard deviation of the batches' objectives at a choice."""
     values_B = batch_values(batch_linear_BP, batch_quad_BPP, choice_G)
-    return float(values_B.mean() + deviations * values_B.std(ddof=1))
+    return float(mean_and_spread(values_B, deviations))
 
 
 def batch_values(batch_linear_BP: np.ndarray, batch_quad_BPP: np.ndarray, choice_G: np.ndarray) -> np.ndarray:
@@ -94,7 +94,7 @@ def solve_robust(
         if answer.bound is not None:
             bound = max(bound, answer.bound)
         values_B = batch_values(batch_linear_BP, batch_quad_BPP, choice_G)
-        objective = problem.constant + float(values_B.mean() + deviations * values_B.std(ddof=1))
+        objective = problem.constant + float(mean_and_spread(values_B, deviations))
         if best is None or best.objective is None or objective < best.objective:
             best = replace(answer, objective=objective)
         if deviations == 0:

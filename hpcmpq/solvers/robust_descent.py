@@ -44,12 +44,12 @@ def descend(
         field_BP = batch_linear_BP + batch_quad_BPP[:, :, choice_G].sum(axis=2)
         value_B = 0.5 * (batch_linear_BP + field_BP)[:, choice_G].sum(axis=1)
         step_BP = field_BP - field_BP[:, now_P]
-        least = _robust(value_B, deviations)
+        least = mean_and_spread(value_B, deviations)
         found: list[tuple[float, int, int]] = []
         size = max(1, ROW_ELEMENTS // step_BP.size)
         for first in range(0, len(group_P), size):
             rows = slice(first, first + size)
-            value_RP = _robust(
+            value_RP = mean_and_spread(
                 value_B[:, None, None] + _moves(batch_quad_BPP, step_BP, now_P, group_P, rows), deviations
             )
             better = np.argwhere(value_RP < least - 1e-12 * abs(least))
@@ -77,5 +77,6 @@ def _moves(
     return np.where(alone[None], step_BP[:, rows, None], both_BRP)
 
 
-def _robust(value_B: np.ndarray, deviations: float) -> np.ndarray:
+def mean_and_spread(value_B: np.ndarray, deviations: float) -> np.ndarray:
+    """Mean + deviations · sample standard deviation over the first axis, that of the batches."""
     return value_B.mean(axis=0) + deviations * value_B.std(axis=0, ddof=1)
