@@ -102,11 +102,10 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
     method = config.sensitivity.method
     measure = find_method(method)
     is_bfloat16 = config.model.dtype == "bfloat16"
-    low_precision = None
+    low_precision = torch.bfloat16 if config.low_precision and method in FORWARD_ONLY else None
     source = staged(config.model)
-    if method in FORWARD_ONLY and (is_bfloat16 or config.sensitivity.products):
-        low_precision = torch.bfloat16
-        source = dataclasses.replace(source, dtype="float32" if is_bfloat16 else source.dtype)
+    if is_bfloat16 and low_precision is not None:
+        source = dataclasses.replace(source, dtype="float32")
     streamed = load_streamed(source) if source.stream else None
     model = (
         streamed.model

@@ -139,9 +139,8 @@ def _peak_bytes(
         weights = sum(block_bytes)
     in_wave = 0
     if num_blocks is not None:
-        low_precision = "bfloat16" in (config.model.dtype, config.sensitivity.products)
         options, wave_bytes = wave_size(
-            config.sensitivity.options_per_wave, columns, block_bytes is not None, low_precision
+            config.sensitivity.options_per_wave, columns, block_bytes is not None, config.low_precision
         )
         in_wave = min(columns, max(options, wave_bytes // (itemsize * state)))
     numel = [g.numel * len(names) for g, names in zip(space.groups, space.formats, strict=True)]

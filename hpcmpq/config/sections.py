@@ -218,3 +218,8 @@ class Config:
     evaluation: EvaluationConfig = EvaluationConfig()
     timing: TimingConfig = TimingConfig()
     target: str | None = None
+
+    @property
+    def low_precision(self) -> bool:
+        """Whether methods that run options through an engine multiply what options change in bfloat16."""
+        return "bfloat16" in (self.model.dtype, self.sensitivity.products)
