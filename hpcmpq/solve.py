@@ -8,7 +8,7 @@ A run directory copied to a laptop solves there, also without the command line's
 import argparse
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,15 @@ def parse_budget(text: str) -> tuple[str, float]:
     raise UserError(f"--budget takes NAME=VALUE such as weight_bits=3.0, got {text!r}")
 
 
+def parse_budgets(texts: Iterable[str]) -> dict[str, float]:
+    """{cost name: limit} of all that `--budget` was given; of two limits on one cost the smaller.
+
+    Raises:
+        UserError: If a text is not NAME=VALUE.
+    """
+    return all_limits(map(parse_budget, texts))
+
+
 def settings_of(plan: Plan, **changes: Any) -> SolverConfig:
     """The plan's solver settings with the changes that are not None.
 
@@ -207,7 +216,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         plan = read_plan(RunDir(args.run))
-        budgets = all_limits(parse_budget(text) for text in args.budget) or plan.config["budgets"]
+        budgets = parse_budgets(args.budget) or plan.config["budgets"]
         values = solve(
             RunDir(args.run), budgets, settings_of(plan, name=args.solver, time_limit_s=args.time_limit)
         )

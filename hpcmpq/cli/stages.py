@@ -126,13 +126,12 @@ def solve(
     max_loss: options.MaxLoss = None,
 ) -> dict[str, Any]:
     """Choose a format per group within the budgets; write RUN/solution.json with a proven bound."""
-    from hpcmpq.formulate import all_limits
-    from hpcmpq.solve import parse_budget, settings_of
+    from hpcmpq.solve import parse_budgets, settings_of
     from hpcmpq.solve import solve as solve_run
 
     with console.stage(run_dir, "solve"):
         planned = read_plan(RunDir(run_dir))
-        given = all_limits(parse_budget(text) for text in budget or ())
+        given = parse_budgets(budget or ())
         settings = settings_of(planned, name=solver, time_limit_s=time_limit)
         if maximize is not None or max_loss_mse is not None or max_loss is not None:
             return solve_for_gain(run_dir, maximize, (max_loss_mse, max_loss), given, settings)

@@ -48,10 +48,9 @@ def frontier(
     """Solve over a range of limits on one cost; write RUN/frontier.json, every point with its bound."""
     import numpy as np
 
-    from hpcmpq.formulate import all_limits
     from hpcmpq.frontier import frontier as frontier_run
     from hpcmpq.frontier import uniform_range
-    from hpcmpq.solve import parse_budget, settings_of
+    from hpcmpq.solve import parse_budgets, settings_of
 
     plan = read_plan(RunDir(run_dir))
     cost = cost or next(iter(plan.config["budgets"]), "weight_bits")
@@ -73,7 +72,7 @@ def frontier(
     if (stop - start) / step > MAX_STEPS:
         raise UserError(f"--step {step:g} makes more than {MAX_STEPS:,} points; take a larger one")
     limits = start + step * np.arange(int((stop - start) / step + 1e-9) + 1)
-    others = all_limits(parse_budget(text) for text in budget or ())
+    others = parse_budgets(budget or ())
     if cost in others:
         raise UserError(f"{cost} is the cost that varies; limit it with --from and --to, not with --budget")
     with console.stage(run_dir, "frontier"), console.counter("frontier", "points") as on_point:
