@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from hpcmpq.errors import UserError
-from hpcmpq.models.description import ModelDescription, read_model_json
+from hpcmpq.models.description import ModelDescription
 
 LABELS = "labels"
 
@@ -88,12 +88,11 @@ def check_names(inputs: dict[str, Tensor], place: str, description: ModelDescrip
 
 def _arguments(description: ModelDescription) -> tuple[list[str], str] | None:
     """Names of what a directory's model is called with, and of its main input; None where that is not known."""
-    if description.path is None:
+    if not description.architecture:
         return None
     import transformers
 
-    name = str(read_model_json(description.path)["architectures"][0])
-    found: Any = getattr(transformers, name, None)
+    found: Any = getattr(transformers, description.architecture, None)
     if found is None:
         return None
     return list(inspect.signature(found.forward).parameters)[1:], str(found.main_input_name)
