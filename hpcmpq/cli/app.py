@@ -79,7 +79,7 @@ def main() -> None:
             raise ended.__context__ from None
         status = EXIT_UNREAD
     if status == EXIT_UNREAD:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still flushes on its way out
+        _to_nowhere(1)  # what Python still flushes on its way out
     sys.exit(status)
 
 
@@ -87,11 +87,16 @@ def _open_streams() -> None:
     """Standard streams that the shell closed (`>&-`) are the null device: files would get their descriptors."""
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
-            null = os.open(os.devnull, os.O_RDWR)
-            os.dup2(null, descriptor)
-            if null != descriptor:
-                os.close(null)
+            _to_nowhere(descriptor)
             setattr(sys, name, open(descriptor, mode))  # noqa: SIM115
+
+
+def _to_nowhere(descriptor: int) -> None:
+    """Let a descriptor, open or not, be the null device."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, descriptor)
+    if null != descriptor:
+        os.close(null)
 
 
 def _flushed(status: int) -> int:
@@ -102,7 +107,7 @@ def _flushed(status: int) -> int:
         raise
     except OSError as error:
         print(f"hpcmpq: cannot write the output: {error.strerror}; make room there", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still flushes on its way out
+        _to_nowhere(1)  # what Python still flushes on its way out
         return status or EXIT_BAD_INPUT
     return status
 
