@@ -176,9 +176,8 @@ def _check_activations(config: Config, model: nn.Module, space: SearchSpace) -> 
             "%s looks at weights alone: rounded activations cost it nothing", config.sensitivity.method
         )
     for member in (m for group in space.groups for m in group.members):
-        is_weight = member.parameter.rpartition(".")[2] == "weight"
         unseen = member.macs == 0 and not isinstance(holder_of(model, member), nn.Embedding)
-        if unseen or not is_weight:
+        if unseen or not member.is_layer_weight:
             raise UserError(
                 f"{member.parameter} is used without calling its layer, so the layer's inputs cannot be rounded; "
                 "exclude it, or use formats that round weights alone"

@@ -34,6 +34,11 @@ class Member:
         """Number of weights."""
         return self.num_rows * self.num_columns
 
+    @property
+    def is_layer_weight(self) -> bool:
+        """Whether it is the `weight` of a layer, not a parameter among others of a module, such as fused experts."""
+        return self.parameter.rpartition(".")[2] == "weight"
+
 
 @dataclass(frozen=True)
 class Product:

@@ -188,7 +188,7 @@ def _parts(members: Sequence[Member]) -> Iterator[list[Member]]:
 def _check_linear(model: nn.Module, member: Member) -> None:
     module = holder_of(model, member)
     linear = isinstance(module, nn.Linear) or member.transposed
-    if not linear or member.parameter.rpartition(".")[2] != "weight":
+    if not linear or not member.is_layer_weight:
         raise UserError(
             f"quantizer.rounding gptq and quantizer.checkpoints take linear layers only, {member.parameter} is of "
             f"a {type(module).__name__}; add it to groups.exclude"
