@@ -1,7 +1,6 @@
 """Two Ray nodes on this host, each with one worker's place, for all tests that need a cluster."""
 
 import os
-import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -34,11 +33,15 @@ def ray_cluster() -> Iterator:
         pytest.skip("ray is not installed")
     from ray.cluster_utils import Cluster
 
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
+    # A short name: a socket's has at most 107 bytes. And all of Ray's files below it, with RAY_TMPDIR rather than the
+    # nodes' `temp_dir`, past which the cluster's address goes to /tmp/ray: nobody makes that, or it is another Ray's.
+    with (
+        tempfile.TemporaryDirectory(prefix="hq", dir="/tmp", ignore_cleanup_errors=True) as temporary,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in {**ENVIRONMENT, "RAY_TMPDIR": temporary}.items():
             patch.setenv(name, value)
-        temporary = tempfile.mkdtemp(prefix="hq", dir="/tmp")  # short: socket names are limited to 107 bytes
-        head = {**node(), "temp_dir": temporary, "include_dashboard": True, "dashboard_port": free_port()}
+        head = {**node(), "include_dashboard": True, "dashboard_port": free_port()}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             cluster.add_node(**node())
@@ -47,7 +50,6 @@ def ray_cluster() -> Iterator:
             yield cluster
         finally:
             cluster.shutdown()
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def node() -> dict[str, int]:

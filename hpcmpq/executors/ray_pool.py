@@ -10,10 +10,11 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,26 +52,33 @@ def open_pool(num_workers: int) -> Iterator["RayPool"]:
         yield RayPool(num_workers, demand)
         return
     address = os.environ.get("RAY_ADDRESS")
-    with _signals_held():
-        try:
-            if address:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            else:
-                ray.init(
-                    address="local",
-                    num_cpus=len(os.sched_getaffinity(0)),
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a Ray on this machine"
-            raise UserError(f"cannot reach {where}: {one_line(error)}; check `ray status`") from error
-    try:
+    with ExitStack() as stack:
+        with _signals_held():
+            try:
+                if address:
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                else:
+                    ray.init(
+                        address="local",
+                        num_cpus=len(os.sched_getaffinity(0)),
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        _temp_dir=stack.enter_context(_short_folder()),
+                    )
+            except (OSError, RuntimeError, ValueError) as error:
+                where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a Ray on this machine"
+                raise UserError(f"cannot reach {where}: {one_line(error)}; check `ray status`") from error
+        stack.callback(ray.shutdown)
         yield RayPool(num_workers, demand)
-    finally:
-        ray.shutdown()
+
+
+def _short_folder() -> tempfile.TemporaryDirectory[str]:
+    """For the files of a Ray that we start: its sockets' names have at most 107 bytes, which a job's TMPDIR fills."""
+    return tempfile.TemporaryDirectory(
+        prefix=f"hpcmpq-{os.getpid()}-", dir="/tmp", ignore_cleanup_errors=True
+    )
 
 
 @dataclass(frozen=True)

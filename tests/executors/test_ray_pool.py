@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,21 @@ def test_signal_ends_with_75_and_leaves_the_cluster_running(name, ray_cluster, t
     assert status == 75, output
     assert output.splitlines()[-1] == f"hpcmpq: interrupted ({name}); run the same command to go on"
     assert all(node.remaining_processes_alive() for node in ray_cluster.list_all_nodes())
+
+
+@applied(MARKS["ray"])
+def test_a_ray_of_its_own_needs_no_folder_that_is_there_and_leaves_none(tmp_path, monkeypatch):
+    """Also under a batch system's TMPDIR, below which the names of Ray's sockets would be too long."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    scratch = tmp_path / ("job-1234567." + 60 * "x")
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    with Background(command_line("ray", "tests.executors.run_toys", "ray", tmp_path)) as command:
+        status, output = command.end()
+    assert status == 0, output
+    assert sorted(attempts(tmp_path)) == sorted(unit.id for unit in UNITS)
+    assert not list(Path("/tmp").glob(f"hpcmpq-{command.process.pid}-*")) and not list(scratch.glob("ray*"))
 
 
 @applied(on_ray)
