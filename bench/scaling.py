@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from bench.results import ROOT, table, write_section
-from hpcmpq.attempts import read_processes
 from hpcmpq.scaling import Site, Workload, measured_workload, predict
-from hpcmpq.store import RunDir, pending, read_plan
+from hpcmpq.store.attempts import read_processes
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.shards import pending
 
 ASSUMED = """assumed, not measured: Llama shapes, seven formats, 128 samples of 512 tokens, `secant` with the
 wavefront in bf16 on GPUs that deliver 300 TFLOP/s, one GPU per worker for 8 B and two for 70 B, four GPUs per

@@ -89,7 +89,9 @@ def problem_of(case: Case) -> Problem:
         return make_instance(case.shape)
     from hpcmpq.formulate import make_problem
     from hpcmpq.solve import settings_of
-    from hpcmpq.store import RunDir, read_plan, read_quadratic
+    from hpcmpq.store.plan_file import read_plan
+    from hpcmpq.store.quadratic_file import read_quadratic
+    from hpcmpq.store.run_dir import RunDir
 
     run = RunDir(Path(case.run))
     plan = read_plan(run)

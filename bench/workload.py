@@ -28,7 +28,9 @@ from hpcmpq.plan import Plan, WorkUnit
 from hpcmpq.prepare import prepare
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.reduce import reduce
-from hpcmpq.store import RunDir, read_json, read_quadratic, write_json
+from hpcmpq.store.json_files import read_json, write_json
+from hpcmpq.store.quadratic_file import read_quadratic
+from hpcmpq.store.run_dir import RunDir
 from hpcmpq.variants import Variants
 
 CACHE = ROOT / "runs" / "bench"

@@ -20,7 +20,8 @@ from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.rounding import Rounded, operand_axes, record_maxima, round_operands, rounding
 from hpcmpq.space import SearchSpace
-from hpcmpq.store import RunDir, read_h5, write_h5
+from hpcmpq.store.h5_files import read_h5, write_h5
+from hpcmpq.store.run_dir import RunDir
 
 Maxima = dict[str, tuple[float, ...]]
 """{module: largest absolute value of each of its rounded inputs}."""

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from hpcmpq.allocator import keep_freed_memory
-from hpcmpq.attempts import recording
 from hpcmpq.config import ModelConfig, parse_config
 from hpcmpq.errors import IncompleteCalibration
 from hpcmpq.executors import Executor, UnitOutcome, Worker
@@ -27,9 +26,12 @@ from hpcmpq.plan import WorkUnit, starting_from
 from hpcmpq.probes import num_probes
 from hpcmpq.response import make_engine
 from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, Contribution, Subject, find_method
-from hpcmpq.store import RunDir, Shard, pending, read_plan, write_shard
+from hpcmpq.store.attempts import recording
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.shards import Shard, pending, write_shard
+from hpcmpq.store.whole_files import remove_abandoned
 from hpcmpq.variants import open_variants
-from hpcmpq.whole_files import remove_abandoned
 
 log = logging.getLogger(__name__)
 

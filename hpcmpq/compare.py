@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from hpcmpq.store import RunDir, read_json, read_plan, read_solution
+from hpcmpq.store.json_files import read_json
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.solution_file import read_solution
 
 LOSSES = ("predicted_loss", "predicted_cross_terms", "expected_loss", "measured_loss", "bound", "gap")
 METRICS = ("loss", "kl", "ce", "mse", "perplexity", "accuracy")

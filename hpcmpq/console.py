@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hpcmpq.executors import UnitOutcome
-from hpcmpq.store import RunDir, remove_leftovers
-from hpcmpq.wall_times import keep_timing
+from hpcmpq.store.run_dir import RunDir, remove_leftovers
+from hpcmpq.store.timings import keep_timing
 
 _out = Console(highlight=False)
 

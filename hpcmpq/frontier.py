@@ -19,7 +19,10 @@ from hpcmpq.problem import Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solve import find_solution, objective_value
 from hpcmpq.solved_points import SolvedPoints, open_points, remove_points
-from hpcmpq.store import RunDir, read_plan, read_quadratic, write_artefact
+from hpcmpq.store.json_files import write_artefact
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.quadratic_file import read_quadratic
+from hpcmpq.store.run_dir import RunDir
 
 
 def frontier(

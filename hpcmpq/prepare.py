@@ -35,7 +35,9 @@ from hpcmpq.scaling import Site, Workload, best_samples_per_unit
 from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, WEIGHTS_ALONE, find_method
 from hpcmpq.solvable import check_solvable
 from hpcmpq.space import Group, SearchSpace
-from hpcmpq.store import RunDir, read_plan, write_artefact
+from hpcmpq.store.json_files import write_artefact
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
 from hpcmpq.stored_codes import make_codes
 from hpcmpq.targets import check_model, find_target, narrowed
 from hpcmpq.variants import Variants

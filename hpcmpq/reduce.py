@@ -8,7 +8,10 @@ import numpy as np
 from hpcmpq.errors import CorruptShard, IncompleteCalibration
 from hpcmpq.plan import Plan, WorkUnit, sample_ranges
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.store import RunDir, Shard, read_plan, read_shard_of, write_quadratic
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.quadratic_file import write_quadratic
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.shards import Shard, read_shard_of
 
 MAX_BATCHES = 8
 """Calibration batches kept apart, for solving against the spread between them."""

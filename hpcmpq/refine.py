@@ -21,7 +21,11 @@ from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solve import assignment_values, objective_value, settings_of
 from hpcmpq.solvers import make_solver
 from hpcmpq.space import SearchSpace
-from hpcmpq.store import RunDir, read_plan, read_quadratic, read_solution, write_artefact
+from hpcmpq.store.json_files import write_artefact
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.quadratic_file import read_quadratic
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.solution_file import read_solution
 from hpcmpq.variants import open_variants
 
 EVALUATIONS_PER_GROUP = 4

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcmpq.attempts import CalibrateProcess, unit_seconds
 from hpcmpq.errors import UserError
 from hpcmpq.plan import Plan, WorkUnit
+from hpcmpq.store.attempts import CalibrateProcess, unit_seconds
 
 NUM_TRIALS = 5
 """Simulations with different stragglers that a prediction is the mean of."""

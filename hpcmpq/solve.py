@@ -22,7 +22,10 @@ from hpcmpq.problem import Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.robust import robust_value, solve_robust
-from hpcmpq.store import RunDir, read_plan, read_quadratic, write_artefact
+from hpcmpq.store.json_files import write_artefact
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.quadratic_file import read_quadratic
+from hpcmpq.store.run_dir import RunDir
 
 
 def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> dict[str, Any]:

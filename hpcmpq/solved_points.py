@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from hpcmpq.config import SolverConfig
-from hpcmpq.npz_files import read_finished, write_npz
 from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.store import RunDir
-from hpcmpq.whole_files import make_directory, remove_abandoned
+from hpcmpq.store.npz_files import read_finished, write_npz
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.whole_files import make_directory, remove_abandoned
 
 
 @dataclass(frozen=True)

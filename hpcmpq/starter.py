@@ -18,8 +18,8 @@ from hpcmpq.models.streaming import shapes_only
 from hpcmpq.models.tokens import to_samples
 from hpcmpq.space import Group
 from hpcmpq.starter_text import SHARES, Counts, starter_text
+from hpcmpq.store.whole_files import replacing
 from hpcmpq.targets import FUSED
-from hpcmpq.whole_files import replacing
 
 SEQUENCE_LENGTH, SHORTEST = 512, 16
 """Tokens of a sample: as many as the model and the data allow between these."""

@@ -6,10 +6,14 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hpcmpq.attempts import Attempt, CalibrateProcess, failures, read_processes
 from hpcmpq.plan import Plan
-from hpcmpq.store import RunDir, pending, read_json, read_plan, read_solution
-from hpcmpq.wall_times import read_timings
+from hpcmpq.store.attempts import Attempt, CalibrateProcess, failures, read_processes
+from hpcmpq.store.json_files import read_json
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.shards import pending
+from hpcmpq.store.solution_file import read_solution
+from hpcmpq.store.timings import read_timings
 
 RECENT_UNITS = 50
 """Throughput is that of the units finished last: nodes come and go."""

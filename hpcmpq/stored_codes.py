@@ -27,7 +27,8 @@ from hpcmpq.models.weights import as_matrix, holder_of
 from hpcmpq.quantizers.gptq import compensated_codes, compensation
 from hpcmpq.quantizers.ranges import Range, choose_range
 from hpcmpq.space import Member, SearchSpace
-from hpcmpq.store import RunDir, read_h5, write_h5
+from hpcmpq.store.h5_files import read_h5, write_h5
+from hpcmpq.store.run_dir import RunDir
 
 HESSIAN_BYTES = 2**32
 """Of Σ x xᵀ held at once; beyond it the calibration samples run again for the next layers."""

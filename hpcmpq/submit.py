@@ -17,7 +17,9 @@ from typing import Any
 
 from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.slurm_settings import CALIBRATE_SCRIPTS, Settings, parse_settings
-from hpcmpq.store import RunDir, read_json, replacing, write_artefact
+from hpcmpq.store.json_files import read_json, write_artefact
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.whole_files import replacing
 
 log = logging.getLogger(__name__)
 

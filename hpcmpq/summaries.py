@@ -11,7 +11,9 @@ from hpcmpq.plan import Plan
 from hpcmpq.reduce import Reduction
 from hpcmpq.scaling import Prediction
 from hpcmpq.status import Status
-from hpcmpq.store import RunDir, read_json, read_solution
+from hpcmpq.store.json_files import read_json
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.solution_file import read_solution
 from hpcmpq.wording import show_bytes
 
 

@@ -28,7 +28,10 @@ from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.answer import PROVEN_GAP, rounding
 from hpcmpq.solvers.least_cost import least_cost
 from hpcmpq.solvers.reachable import open_budget
-from hpcmpq.store import RunDir, read_plan, read_quadratic, write_artefact
+from hpcmpq.store.json_files import write_artefact
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.quadratic_file import read_quadratic
+from hpcmpq.store.run_dir import RunDir
 
 _log = logging.getLogger(__name__)
 

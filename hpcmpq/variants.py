@@ -19,7 +19,7 @@ from hpcmpq.plan import Plan
 from hpcmpq.quantizers import decode, encode, fake_quantize
 from hpcmpq.quantizers.ranges import Range, choose_range
 from hpcmpq.space import Group, Member, SearchSpace
-from hpcmpq.store import RunDir
+from hpcmpq.store.run_dir import RunDir
 from hpcmpq.stored_codes import StoredCodes, is_stored
 
 KEPT_BYTES = 2**26

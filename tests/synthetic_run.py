@@ -12,7 +12,9 @@ from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.reduce import mirror
 from hpcmpq.solve import describe
 from hpcmpq.space import Group, Member, SearchSpace
-from hpcmpq.store import RunDir, write_json, write_quadratic
+from hpcmpq.store.json_files import write_json
+from hpcmpq.store.quadratic_file import write_quadratic
+from hpcmpq.store.run_dir import RunDir
 
 FORMATS = ("int2", "int3", "int4", "int5", "int6", "int7", "int8")
 SHAPES = {

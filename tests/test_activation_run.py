@@ -16,7 +16,9 @@ from hpcmpq.models.load import forward
 from hpcmpq.prepare import prepare
 from hpcmpq.reduce import reduce
 from hpcmpq.solve import settings_of, solve
-from hpcmpq.store import RunDir, read_json, read_shard
+from hpcmpq.store.json_files import read_json
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.shards import read_shard
 from hpcmpq.variants import open_variants
 from tests.export.planned import mixtral, plan_run
 

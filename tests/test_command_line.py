@@ -16,7 +16,8 @@ import typer
 from hpcmpq.cli import app, main
 from hpcmpq.doctor import Check
 from hpcmpq.errors import Interrupted
-from hpcmpq.store import RunDir, read_json
+from hpcmpq.store.json_files import read_json
+from hpcmpq.store.run_dir import RunDir
 from tests.executors.launch import ROOT, environment
 from tests.executors.tiny_model import write_config
 from tests.synthetic_run import write_run

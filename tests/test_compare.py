@@ -12,7 +12,8 @@ from hpcmpq.compare import compare
 from hpcmpq.errors import UserError
 from hpcmpq.plan import plan_to_json
 from hpcmpq.space import SearchSpace
-from hpcmpq.store import RunDir, write_json
+from hpcmpq.store.json_files import write_json
+from hpcmpq.store.run_dir import RunDir
 from tests.report.other_runs import write_other_run
 from tests.synthetic_run import FORMATS, solution_values, synthetic_model, synthetic_plan, write_run
 

@@ -11,7 +11,8 @@ import pytest
 from hpcmpq import completion
 from hpcmpq.export import EXPORTERS
 from hpcmpq.plan import plan_to_json
-from hpcmpq.store import RunDir, write_json
+from hpcmpq.store.json_files import write_json
+from hpcmpq.store.run_dir import RunDir
 from tests.synthetic_run import synthetic_plan
 
 HPCMPQ = Path(sys.executable).with_name("hpcmpq")

@@ -9,7 +9,8 @@ from hpcmpq.calibrate import make_worker
 from hpcmpq.config import CalibrationConfig, Config, ModelConfig, SensitivityConfig
 from hpcmpq.cost_estimate import PEAK_FACTOR
 from hpcmpq.prepare import prepare
-from hpcmpq.store import RunDir, read_json
+from hpcmpq.store.json_files import read_json
+from hpcmpq.store.run_dir import RunDir
 from tests.allocations import peak_bytes
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from hpcmpq.cli import main
 from hpcmpq.models.load import quiet_transformers
-from hpcmpq.store import RunDir, read_plan
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
 from tests.conftest import llama
 
 STAGES = ("plan", "calibrate", "reduce", "time", "solve")

@@ -15,7 +15,9 @@ from hpcmpq.errors import Infeasible, Interrupted
 from hpcmpq.frontier import frontier
 from hpcmpq.problem import Problem, Solution
 from hpcmpq.solve import find_solution
-from hpcmpq.store import RunDir, read_json, read_quadratic, write_quadratic
+from hpcmpq.store.json_files import read_json
+from hpcmpq.store.quadratic_file import read_quadratic, write_quadratic
+from hpcmpq.store.run_dir import RunDir
 from tests.executors.background import Background, wait_until
 from tests.synthetic_run import synthetic_plan, write_run
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from hpcmpq.store import RunDir
+from hpcmpq.store.run_dir import RunDir
 from tests.executors.background import Background, wait_until
 from tests.executors.launch import MARKS, command_line, mpich_memory_freed
 from tests.executors.tiny_model import PAUSE_S

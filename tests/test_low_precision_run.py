@@ -8,7 +8,8 @@ from hpcmpq.config import CalibrationConfig, Config, ModelConfig, SensitivityCon
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.prepare import prepare
 from hpcmpq.reduce import reduce
-from hpcmpq.store import RunDir, read_quadratic
+from hpcmpq.store.quadratic_file import read_quadratic
+from hpcmpq.store.run_dir import RunDir
 
 
 def config_of(path: str, **sensitivity: str) -> Config:

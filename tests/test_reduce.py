@@ -12,7 +12,10 @@ from hpcmpq.errors import CorruptShard, IncompleteCalibration
 from hpcmpq.plan import Plan, WorkUnit, make_units, plan_to_json
 from hpcmpq.reduce import add_shards, reduce
 from hpcmpq.space import Group, Member, SearchSpace
-from hpcmpq.store import RunDir, Shard, read_quadratic, write_json, write_shard
+from hpcmpq.store.json_files import write_json
+from hpcmpq.store.quadratic_file import read_quadratic
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.shards import Shard, write_shard
 from tests.synthetic_run import synthetic_plan
 
 NUM_SAMPLES = 7  # in ranges of 3, 3 and 1

@@ -9,7 +9,8 @@ from hpcmpq.errors import PlanMismatch
 from hpcmpq.models.samples import Samples
 from hpcmpq.plan import Plan, plan_to_json
 from hpcmpq.prepare import prepare
-from hpcmpq.store import RunDir, write_json
+from hpcmpq.store.json_files import write_json
+from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import llama, plan_run
 
 TIES = [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]]

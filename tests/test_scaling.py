@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcmpq.attempts import Attempt, CalibrateProcess
 from hpcmpq.errors import UserError
 from hpcmpq.prepare import PLANNED_WORKERS, SAMPLE_S, SPREAD
 from hpcmpq.scaling import (
@@ -21,6 +20,7 @@ from hpcmpq.scaling import (
     read_seconds,
     schedule,
 )
+from hpcmpq.store.attempts import Attempt, CalibrateProcess
 from tests.synthetic_run import synthetic_plan
 
 UNITS = st.lists(st.floats(0.1, 100.0), min_size=1, max_size=40)

@@ -15,7 +15,8 @@ from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.solve import parse_budget, solve
 from hpcmpq.solved_points import SolvedPoints
 from hpcmpq.solvers.robust import robust_value
-from hpcmpq.store import read_json, read_quadratic, write_quadratic
+from hpcmpq.store.json_files import read_json
+from hpcmpq.store.quadratic_file import read_quadratic, write_quadratic
 from tests.synthetic_run import synthetic_model, synthetic_plan, write_run
 
 FAST = {"time_limit_s": 3.0}

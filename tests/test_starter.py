@@ -13,7 +13,8 @@ from hpcmpq.cli import app
 from hpcmpq.config import read_config
 from hpcmpq.errors import UserError
 from hpcmpq.starter import write_starter
-from hpcmpq.store import RunDir, read_plan
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import mixtral
 
 Save = Callable[[str], Path]

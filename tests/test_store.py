@@ -8,20 +8,12 @@ import numpy as np
 import pytest
 
 from hpcmpq.errors import CorruptShard, DamagedFile, UserError
-from hpcmpq.npz_files import read_npz, write_npz
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.store import (
-    RunDir,
-    Shard,
-    pending,
-    read_json,
-    read_quadratic,
-    read_shard,
-    write_artefact,
-    write_json,
-    write_quadratic,
-    write_shard,
-)
+from hpcmpq.store.json_files import read_json, write_artefact, write_json
+from hpcmpq.store.npz_files import read_npz, write_npz
+from hpcmpq.store.quadratic_file import read_quadratic, write_quadratic
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.shards import Shard, pending, read_shard, write_shard
 from tests.synthetic_run import synthetic_plan
 
 

@@ -15,7 +15,8 @@ from hpcmpq.measure import Comparison
 from hpcmpq.models.calibration import load_splits
 from hpcmpq.quantizers import decode
 from hpcmpq.reduce import reduce
-from hpcmpq.store import RunDir, read_quadratic
+from hpcmpq.store.quadratic_file import read_quadratic
+from hpcmpq.store.run_dir import RunDir
 from hpcmpq.stored_codes import StoredCodes
 from hpcmpq.variants import Variants, open_variants
 from tests.export.planned import llama, plan_run, solve_by_turns

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hpcmpq.attempts import recording
 from hpcmpq.cli import app
 from hpcmpq.errors import UserError
 from hpcmpq.executors import UnitOutcome
 from hpcmpq.plan import make_units, parse_part, plan_to_json, starting_from
 from hpcmpq.slurm_settings import JOBS, KEYS, one_rank_per_gpu, parse_settings
 from hpcmpq.status import read_status
-from hpcmpq.store import RunDir, Shard, read_json, write_json, write_shard
+from hpcmpq.store.attempts import recording
+from hpcmpq.store.json_files import read_json, write_json
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.shards import Shard, write_shard
 from hpcmpq.submit import chain_script, make_files, make_jobs, submit_files
 from tests.synthetic_run import synthetic_plan
 

@@ -23,7 +23,9 @@ from hpcmpq.problem import Budget, Cost, CostTerm, Problem, Termination
 from hpcmpq.solve import solve
 from hpcmpq.solvers.least_cost import least_cost
 from hpcmpq.space import Group, Member, SearchSpace
-from hpcmpq.store import RunDir, read_json, read_plan, write_json
+from hpcmpq.store.json_files import read_json, write_json
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
 from hpcmpq.subgraphs import trace_model
 from hpcmpq.time_gain import LossLimit, largest_gain, loss_limit, maximize
 from hpcmpq.timing import kernels, measure_times, stage

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from hpcmpq import console, wall_times
-from hpcmpq.store import RunDir, read_json, write_artefact, write_json
-from hpcmpq.wall_times import keep_timing, read_timings
+from hpcmpq import console
+from hpcmpq.store import timings
+from hpcmpq.store.json_files import read_json, write_artefact, write_json
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.timings import keep_timing, read_timings
 
 
 def stages(run: RunDir) -> set[str]:
@@ -26,7 +28,7 @@ def test_a_stage_that_ends_while_another_writes_loses_nothing(
             keep_timing(run, others.pop(), 2.0, "now")
         write_artefact(path, values)
 
-    monkeypatch.setattr(wall_times, "write_artefact", write_late)
+    monkeypatch.setattr(timings, "write_artefact", write_late)
     with console.stage(tmp_path, "export"):
         pass
     assert stages(run) == set(read_timings(run)) == {"export", "evaluate", "report"}

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from hpcmpq.errors import UserError
-from hpcmpq.whole_files import ABANDONED_S, remove_abandoned, replacing, replacing_directory
+from hpcmpq.store.whole_files import ABANDONED_S, remove_abandoned, replacing, replacing_directory
 
 KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
-from hpcmpq.whole_files import replacing
+from hpcmpq.store.whole_files import replacing
 with replacing(Path(sys.argv[1])) as attempt:
     attempt.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -12,7 +12,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from hpcmpq.cli import main
-from hpcmpq.store import RunDir, read_plan
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
 from tests.synthetic_run import write_run
 
 Command = Callable[..., tuple[int, str]]

@@ -8,7 +8,7 @@ from hpcmpq import console, options, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.cli.document import Reported
 from hpcmpq.doctor import examine
-from hpcmpq.store import RunDir
+from hpcmpq.store.run_dir import RunDir
 from hpcmpq.wording import label
 
 

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from hpcmpq import console, options, summaries
-from hpcmpq.attempts import read_processes
 from hpcmpq.cli.app import command
 from hpcmpq.cli.timing import solve_for_gain
 from hpcmpq.cli.trade_off import coarse_frontier
 from hpcmpq.executors import Executor, open_executor
 from hpcmpq.plan import parse_part
 from hpcmpq.scaling import Site, measured_workload, predict
-from hpcmpq.store import RunDir, pending, read_json, read_plan, read_solution
+from hpcmpq.store.attempts import read_processes
+from hpcmpq.store.json_files import read_json
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.shards import pending
+from hpcmpq.store.solution_file import read_solution
 from hpcmpq.targets import find_target
 from hpcmpq.world import ALONE, World, find_world
 

@@ -7,7 +7,7 @@ from hpcmpq import console, options, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.cli.stages import plan
 from hpcmpq.status import read_status
-from hpcmpq.store import RunDir
+from hpcmpq.store.run_dir import RunDir
 from hpcmpq.submit import make_files, submit_files
 
 

@@ -7,7 +7,8 @@ from hpcmpq import console, options, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.config import SolverConfig
 from hpcmpq.errors import UserError
-from hpcmpq.store import RunDir, read_quadratic
+from hpcmpq.store.quadratic_file import read_quadratic
+from hpcmpq.store.run_dir import RunDir
 
 
 @command("hpcmpq time runs/quickstart")

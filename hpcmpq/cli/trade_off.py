@@ -9,7 +9,9 @@ import typer
 from hpcmpq import completion, console, options
 from hpcmpq.cli.app import command
 from hpcmpq.errors import DamagedFile, Infeasible, UserError
-from hpcmpq.store import RunDir, read_json, read_plan
+from hpcmpq.store.json_files import read_json
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
 
 NUM_STEPS = 24
 """Steps between the smallest and the largest uniform format, if not given."""

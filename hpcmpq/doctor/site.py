@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpcmpq.doctor.check import Check, ask
 from hpcmpq.errors import UserError
-from hpcmpq.whole_files import replacing
+from hpcmpq.store.whole_files import replacing
 from hpcmpq.wording import show_bytes
 
 MIN_FREE_BYTES = 10**9

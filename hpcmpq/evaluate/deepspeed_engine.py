@@ -21,7 +21,7 @@ from hpcmpq.evaluate.tensor_engine import TensorEngine
 from hpcmpq.models.load import forward
 from hpcmpq.models.same_weights import check_same_weights
 from hpcmpq.plan import Plan
-from hpcmpq.store import RunDir
+from hpcmpq.store.run_dir import RunDir
 from hpcmpq.variants import open_variants
 from hpcmpq.world import World
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from hpcmpq.config import Config
 from hpcmpq.errors import UserError
 from hpcmpq.plan import Plan
-from hpcmpq.store import RunDir
+from hpcmpq.store.run_dir import RunDir
 from hpcmpq.world import World
 
 ENGINES = {

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpcmpq.npz_files import read_finished, write_npz
-from hpcmpq.store import RunDir
-from hpcmpq.whole_files import make_directory, remove_abandoned
+from hpcmpq.store.npz_files import read_finished, write_npz
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.whole_files import make_directory, remove_abandoned
 
 Values = dict[str, np.ndarray]
 

@@ -17,7 +17,10 @@ from hpcmpq.evaluate.tasks import make_task
 from hpcmpq.measure import metric_names
 from hpcmpq.models.kept_samples import planned_splits
 from hpcmpq.plan import Plan, content_hash
-from hpcmpq.store import RunDir, read_json, read_plan, read_solution, write_artefact
+from hpcmpq.store.json_files import read_json, write_artefact
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.solution_file import read_solution
 from hpcmpq.world import ALONE, World
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from hpcmpq.evaluate.ranks import gathered
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.load import forward, load_model
 from hpcmpq.plan import Plan
-from hpcmpq.store import RunDir
+from hpcmpq.store.run_dir import RunDir
 from hpcmpq.variants import open_variants
 
 

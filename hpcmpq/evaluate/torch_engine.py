@@ -13,7 +13,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.evaluate.memory import live_bytes, peak_bytes
 from hpcmpq.models.load import forward, load_model, pick_device, quiet_transformers
 from hpcmpq.plan import Plan
-from hpcmpq.store import RunDir
+from hpcmpq.store.run_dir import RunDir
 from hpcmpq.variants import Variants, open_variants
 from hpcmpq.world import World
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 from hpcmpq.errors import UserError
 from hpcmpq.plan import Plan
-from hpcmpq.store import RunDir, read_plan, read_solution
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.solution_file import read_solution
 from hpcmpq.targets import TARGETS
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
 from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.space import Member
-from hpcmpq.store import write_json
+from hpcmpq.store.json_files import write_json
 from hpcmpq.targets import TARGETS, narrowed
 from hpcmpq.variants import Variants
 

@@ -10,7 +10,7 @@ from hpcmpq.export.whole_directory import copy_small_files, replacing_directory
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.plan import Plan
-from hpcmpq.store import write_json
+from hpcmpq.store.json_files import write_json
 from hpcmpq.variants import Variants
 
 

@@ -28,7 +28,7 @@ from hpcmpq.plan import Plan
 from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.quantizers.ranges import Range
 from hpcmpq.space import Member
-from hpcmpq.store import write_json
+from hpcmpq.store.json_files import write_json
 from hpcmpq.variants import Variants
 from hpcmpq.wording import show_bytes
 

@@ -20,7 +20,7 @@ from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.description import read_model_json
 from hpcmpq.plan import Plan
 from hpcmpq.space import Member
-from hpcmpq.store import write_json
+from hpcmpq.store.json_files import write_json
 from hpcmpq.targets import TARGETS
 from hpcmpq.variants import Variants
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from hpcmpq import whole_files
+from hpcmpq.store import whole_files
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.gguf")
 
 
 @contextmanager
 def replacing_directory(directory: Path) -> Iterator[Path]:
-    """See `hpcmpq.whole_files.replacing_directory`; a full disk that safetensors meets is one as well."""
+    """See `hpcmpq.store.whole_files.replacing_directory`; a full disk that safetensors meets is one as well."""
     with whole_files.replacing_directory(directory) as attempt:
         try:
             yield attempt

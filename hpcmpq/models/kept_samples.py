@@ -14,8 +14,8 @@ from hpcmpq.errors import UserError
 from hpcmpq.models.calibration import load_splits
 from hpcmpq.models.samples import Samples, Splits
 from hpcmpq.plan import Plan, content_hash
-from hpcmpq.store import RunDir
-from hpcmpq.whole_files import replacing
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.whole_files import replacing
 
 NAME = "samples.safetensors"
 _INPUT, _TARGETS = "input.", "targets"

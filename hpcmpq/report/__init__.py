@@ -25,7 +25,8 @@ from hpcmpq.report.pairs import pair_table
 from hpcmpq.report.provenance import files_table
 from hpcmpq.report.stages import stage_table
 from hpcmpq.report.tables import Table, budget_table, comparison_table, group_table, write_csv
-from hpcmpq.store import RunDir, replacing
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.whole_files import replacing
 
 FILES_FOLDER = "report"
 

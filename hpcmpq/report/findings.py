@@ -12,8 +12,12 @@ from hpcmpq.problem import relative_gap
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solvers.robust import batch_values
 from hpcmpq.space import Group
-from hpcmpq.store import RunDir, read_json, read_plan, read_quadratic, read_solution
-from hpcmpq.wall_times import read_timings
+from hpcmpq.store.json_files import read_json
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.quadratic_file import read_quadratic
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.solution_file import read_solution
+from hpcmpq.store.timings import read_timings
 from hpcmpq.wording import label
 
 Z95 = 1.96

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from hpcmpq.attempts import read_processes
 from hpcmpq.report.findings import Findings
 from hpcmpq.report.tables import Column, Table, share_of
+from hpcmpq.store.attempts import read_processes
 from hpcmpq.wording import show_bytes
 
 WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data", ".bin")

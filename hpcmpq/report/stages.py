@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from hpcmpq.attempts import failures, read_processes, unit_seconds
 from hpcmpq.report.display import show, show_operations
 from hpcmpq.report.findings import Findings
 from hpcmpq.report.tables import Column, Table, share_of
-from hpcmpq.store import read_json
+from hpcmpq.store.attempts import failures, read_processes, unit_seconds
+from hpcmpq.store.json_files import read_json
 from hpcmpq.wording import show_bytes
 
 

@@ -22,7 +22,9 @@ from hpcmpq.models.load import load_model
 from hpcmpq.models.products import attach_products
 from hpcmpq.models.same_weights import check_same_weights
 from hpcmpq.plan import Plan, content_hash
-from hpcmpq.store import RunDir, read_json, read_plan, write_artefact
+from hpcmpq.store.json_files import read_json, write_artefact
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
 from hpcmpq.timing.machine import describe_machine
 from hpcmpq.timing.measure import Classes, measure_round, warm_up
 from hpcmpq.timing.passes import TimedModel, timed_model

@@ -8,7 +8,9 @@ import pytest
 
 from hpcmpq.config import parse_config
 from hpcmpq.prepare import prepare
-from hpcmpq.store import RunDir, read_plan, write_json
+from hpcmpq.store.json_files import write_json
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
 from tests.executors.launch import ROOT
 
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from hpcmpq.evaluate import evaluate
-from hpcmpq.store import RunDir
+from hpcmpq.store.run_dir import RunDir
 from tests.evaluate.solved_runs import TEXT, TINY_CONFIG, assert_same, solved_run
 from tests.executors.background import Background, wait_until
 from tests.executors.launch import MARKS, MPIEXEC, run

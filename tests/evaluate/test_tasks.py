@@ -13,7 +13,8 @@ from hpcmpq.evaluate import evaluate
 from hpcmpq.evaluate.continuations import Encoder, batch, score
 from hpcmpq.evaluate.task_files import read_questions
 from hpcmpq.models.load import load_model
-from hpcmpq.store import RunDir, read_plan
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
 from tests.evaluate.solved_runs import TEXT, solved_run
 
 ARITHMETIC = [

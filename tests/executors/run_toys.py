@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpcmpq.errors import Interrupted, UserError, exit_status
 from hpcmpq.executors import open_executor
-from hpcmpq.store import RunDir
+from hpcmpq.store.run_dir import RunDir
 from tests.executors.toy_units import UNITS, recipe
 
 

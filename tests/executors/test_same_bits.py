@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcmpq.store import RunDir
+from hpcmpq.store.run_dir import RunDir
 from tests.executors.launch import MARKS
 from tests.executors.tiny_run import METHODS, calibrate, plan_run, result
 

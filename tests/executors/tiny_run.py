@@ -8,7 +8,8 @@ import pytest
 from hpcmpq.config import read_config
 from hpcmpq.prepare import prepare
 from hpcmpq.reduce import reduce
-from hpcmpq.store import RunDir, read_plan
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
 from tests.executors.launch import ROOT, command_line, run
 from tests.executors.tiny_model import write_config
 from tests.executors.toy_units import shards

@@ -11,7 +11,8 @@ import numpy as np
 from hpcmpq.errors import UserError
 from hpcmpq.executors import Worker
 from hpcmpq.plan import WorkUnit, make_units
-from hpcmpq.store import RunDir, Shard, write_shard
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.shards import Shard, write_shard
 
 UNITS = make_units("toy", 3, 12, groups_per_unit=2, samples_per_unit=4)
 """Six units: three of two groups, three of one."""

@@ -11,7 +11,8 @@ from hpcmpq.formulate import cost_values
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.plan import Plan
 from hpcmpq.prepare import prepare
-from hpcmpq.store import RunDir, write_json
+from hpcmpq.store.json_files import write_json
+from hpcmpq.store.run_dir import RunDir
 
 TEXT = "".join(f"{number} bottles of ink stand on shelf {number % 7}. " for number in range(400))
 

@@ -11,7 +11,7 @@ from hpcmpq.evaluate.stage import make_data
 from hpcmpq.models.kept_samples import NAME, keep_samples, kept_samples
 from hpcmpq.models.samples import Samples
 from hpcmpq.plan import content_hash
-from hpcmpq.store import RunDir
+from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import llama, plan_run
 
 

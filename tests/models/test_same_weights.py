@@ -16,7 +16,8 @@ from hpcmpq.models.load import load_model
 from hpcmpq.models.same_weights import check_same_weights, weight_marks
 from hpcmpq.plan import Plan
 from hpcmpq.prepare import prepare
-from hpcmpq.store import RunDir, read_plan
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
 from hpcmpq.variants import open_variants
 
 

@@ -16,7 +16,9 @@ from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.reduce import mirror
 from hpcmpq.solve import describe, make_problem
 from hpcmpq.space import Group, Member, SearchSpace
-from hpcmpq.store import RunDir, write_json, write_quadratic
+from hpcmpq.store.json_files import write_json
+from hpcmpq.store.quadratic_file import write_quadratic
+from hpcmpq.store.run_dir import RunDir
 
 NUM_SAMPLES = 64
 

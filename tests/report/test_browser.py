@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from hpcmpq.report import write_report
-from hpcmpq.store import RunDir, read_json, write_json
+from hpcmpq.store.json_files import read_json, write_json
+from hpcmpq.store.run_dir import RunDir
 from tests.report.other_runs import transformer, write_other_run
 from tests.synthetic_run import write_run
 

@@ -7,7 +7,8 @@ import pytest
 
 from hpcmpq.report.checks import Check, all_checks
 from hpcmpq.report.findings import read_findings
-from hpcmpq.store import RunDir, read_json, write_json
+from hpcmpq.store.json_files import read_json, write_json
+from hpcmpq.store.run_dir import RunDir
 from tests.report.other_runs import write_other_run
 
 NAMES = {"first": None, "second": None, "third": None, "head": None}

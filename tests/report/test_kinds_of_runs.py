@@ -9,7 +9,8 @@ from hpcmpq.report import write_report
 from hpcmpq.report.curves import below_uniform, measured_against_uniform, uniform_curve
 from hpcmpq.report.findings import read_findings
 from hpcmpq.report.provenance import commands, config_text
-from hpcmpq.store import RunDir, read_json, write_json
+from hpcmpq.store.json_files import read_json, write_json
+from hpcmpq.store.run_dir import RunDir
 from tests.report.other_runs import transformer, write_other_run
 from tests.report.parsed_page import Page, squeezed
 

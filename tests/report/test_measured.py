@@ -8,7 +8,8 @@ import pytest
 
 from hpcmpq.evaluate.summary import summarise
 from hpcmpq.report import write_report
-from hpcmpq.store import RunDir, read_json, write_json
+from hpcmpq.store.json_files import read_json, write_json
+from hpcmpq.store.run_dir import RunDir
 from hpcmpq.summaries import task_table
 from tests.synthetic_run import write_run
 

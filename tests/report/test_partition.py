@@ -8,7 +8,9 @@ import pytest
 from hpcmpq.report import write_report
 from hpcmpq.report.findings import read_findings
 from hpcmpq.report.partition import partition_table
-from hpcmpq.store import RunDir, read_plan, write_json
+from hpcmpq.store.json_files import write_json
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
 from tests.synthetic_run import write_run
 
 pytest.importorskip("matplotlib")

@@ -18,7 +18,8 @@ from hpcmpq.errors import UserError
 from hpcmpq.report import every_table, write_report
 from hpcmpq.report.findings import read_findings
 from hpcmpq.report.plots import all_figures
-from hpcmpq.store import RunDir, read_json, write_json
+from hpcmpq.store.json_files import read_json, write_json
+from hpcmpq.store.run_dir import RunDir
 from tests.report.parsed_page import Page, squeezed
 from tests.synthetic_run import write_run
 
@@ -251,7 +252,7 @@ def test_missing_matplotlib_is_a_sentence(tmp_path: Path):
     run = write_run(tmp_path / "run")
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "from pathlib import Path; from hpcmpq.report import write_report; from hpcmpq.store import RunDir\n"
+        "from pathlib import Path; from hpcmpq.report import write_report; from hpcmpq.store.run_dir import RunDir\n"
         "from hpcmpq.errors import UserError\n"
         "try:\n    write_report(RunDir(Path(sys.argv[1])))\nexcept UserError as error:\n    print(error)"
     )

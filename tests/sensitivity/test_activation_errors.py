@@ -223,7 +223,7 @@ def test_frozen_errors_make_the_loss_smooth_in_t():
 
 def test_the_mean_square_of_the_loss_is_kept_beside_the_sensitivities(tmp_path):
     from hpcmpq.quadratic import QuadraticModel
-    from hpcmpq.store import read_quadratic, write_quadratic
+    from hpcmpq.store.quadratic_file import read_quadratic, write_quadratic
 
     zero = np.zeros((2, 2))
     none = np.zeros((0, 2)), np.zeros((0, 2, 2))

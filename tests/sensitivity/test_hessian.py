@@ -10,7 +10,7 @@ from hpcmpq.config import GroupsConfig, parse_config
 from hpcmpq.prepare import prepare
 from hpcmpq.reduce import reduce
 from hpcmpq.sensitivity import hessian as method
-from hpcmpq.store import RunDir
+from hpcmpq.store.run_dir import RunDir
 from tests.models_of_many_kinds import make
 from tests.sensitivity.tiny import MODELS, losses_at, make_subject
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hpcmpq.store import read_json
+from hpcmpq.store.json_files import read_json
 from tests.slurm.toy_jobs import ToyRun, jobs_in, output, toy_run
 
 pytestmark = pytest.mark.slow

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hpcmpq.attempts import read_processes
 from hpcmpq.cli import app
 from hpcmpq.plan import Plan
-from hpcmpq.store import RunDir, pending, read_json, read_plan
+from hpcmpq.store.attempts import read_processes
+from hpcmpq.store.json_files import read_json
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.shards import pending
 from tests.slurm.slow_toy import CONFIG, FORWARDS_PER_UNIT
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from hpcmpq.errors import DamagedFile, UserError
-from hpcmpq.whole_files import replacing
+from hpcmpq.store.whole_files import replacing
 
 log = logging.getLogger(__name__)
 

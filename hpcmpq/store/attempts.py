@@ -17,7 +17,7 @@ from typing import Any
 
 from hpcmpq.errors import UserError
 from hpcmpq.executors import UnitOutcome
-from hpcmpq.store import RunDir
+from hpcmpq.store.run_dir import RunDir
 
 
 @dataclass(frozen=True)

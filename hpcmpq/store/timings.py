@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hpcmpq.errors import DamagedFile
-from hpcmpq.store import RunDir, read_json, write_artefact
+from hpcmpq.store.json_files import read_json, write_artefact
+from hpcmpq.store.run_dir import RunDir
 
 
 def keep_timing(run: RunDir, stage: str, seconds: float, finished: str) -> None:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpcmpq.store.whole_files import remove_abandoned
+
 
 @dataclass(frozen=True)
 class RunDir:
@@ -30,7 +32,7 @@ class RunDir:
 
     @property
     def attempts_path(self) -> Path:
-        """Directory of what calibrate processes saw, see `hpcmpq.attempts`."""
+        """Directory of what calibrate processes saw, see `hpcmpq.store.attempts`."""
         return self.path / "attempts"
 
     @property
@@ -77,3 +79,9 @@ class RunDir:
     def report_path(self) -> Path:
         """The report."""
         return self.path / "report.html"
+
+
+def remove_leftovers(run: RunDir) -> None:
+    """Remove what killed processes left beside artefacts; that of work units is for the stages that write those."""
+    for folder in (".", "exports", "report", "rounded", "slurm", "times", "timings"):
+        remove_abandoned(run.path / folder)

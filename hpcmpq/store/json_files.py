@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmpq.errors import DamagedFile, UserError
-from hpcmpq.whole_files import replacing
+from hpcmpq.store.whole_files import replacing
 
 
 def write_json(path: Path, values: Any) -> None:

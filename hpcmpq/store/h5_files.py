@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from hpcmpq.errors import CorruptShard
-from hpcmpq.whole_files import replacing
+from hpcmpq.store.whole_files import replacing
 
 FORMAT_VERSION = 1
 Scalar = str | int | float

@@ -1,0 +1,35 @@
+"""The plan in `plan.json`, with the times that were measured for it."""
+
+from dataclasses import replace
+
+from hpcmpq.errors import DamagedFile
+from hpcmpq.plan import Plan, plan_from_json
+from hpcmpq.store.json_files import read_json
+from hpcmpq.store.run_dir import RunDir
+
+
+def read_plan(run: RunDir, with_times: bool = True) -> Plan:
+    """The plan of a run directory.
+
+    Args:
+        run: The run directory.
+        with_times: Whether the plan has the times that were measured there for it.
+
+    Raises:
+        UserError: If there is none.
+        DamagedFile: If it, or the times, are damaged.
+    """
+    made_by = f"hpcmpq plan CONFIG --run-dir {run.path}"
+    values = read_json(run.plan_path, made_by)
+    try:
+        plan = plan_from_json(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__} {error}"
+        raise DamagedFile(
+            f"{run.plan_path} is damaged ({reason}); run `{made_by}` again to write it anew"
+        ) from None
+    if with_times and run.time_path.exists():
+        times = read_json(run.time_path, f"hpcmpq time {run.path}")
+        if times.get("fingerprint") == plan.fingerprint:
+            return replace(plan, times=times)
+    return plan

@@ -1,0 +1,61 @@
+"""The quadratic model in `quadratic.h5`."""
+
+from pathlib import Path
+
+import numpy as np
+
+from hpcmpq.errors import UserError
+from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.store.h5_files import Scalar, read_h5, write_h5
+
+
+def write_quadratic(path: Path, model: QuadraticModel, diagonal_P: np.ndarray, fingerprint: str) -> None:
+    """Write `quadratic.h5` atomically."""
+    arrays = {
+        "linear": model.linear_P,
+        "quadratic": model.quad_PP,
+        "stderr_linear": model.stderr_linear_P,
+        "stderr_quadratic": model.stderr_quad_PP,
+        "diagonal": diagonal_P,
+        "batches/linear": model.batch_linear_BP,
+        "batches/quadratic": model.batch_quad_BPP,
+        "options/group": np.array(model.option_group, dtype=object),
+        "options/format": np.array(model.option_format, dtype=object),
+    }
+    attributes: dict[str, Scalar] = {
+        "objective": model.objective,
+        "method": model.method,
+        "loss0": model.loss0,
+        "num_samples": model.num_samples,
+        "fingerprint": fingerprint,
+    }
+    if model.task_loss_mean_square is not None:
+        attributes["task_loss_mean_square"] = model.task_loss_mean_square
+    write_h5(path, arrays, attributes)
+
+
+def read_quadratic(path: Path) -> QuadraticModel:
+    """Read and verify `quadratic.h5`.
+
+    Raises:
+        UserError: If it is missing.
+        CorruptShard: If it is damaged.
+    """
+    if not path.exists():
+        raise UserError(f"{path} is missing; run `hpcmpq reduce` first")
+    arrays, attributes = read_h5(path, "hpcmpq reduce")
+    return QuadraticModel(
+        option_group=tuple(arrays["options/group"].tolist()),
+        option_format=tuple(arrays["options/format"].tolist()),
+        linear_P=arrays["linear"],
+        quad_PP=arrays["quadratic"],
+        stderr_linear_P=arrays["stderr_linear"],
+        stderr_quad_PP=arrays["stderr_quadratic"],
+        loss0=float(attributes["loss0"]),
+        objective=str(attributes["objective"]),
+        method=str(attributes["method"]),
+        num_samples=int(attributes["num_samples"]),
+        batch_linear_BP=arrays["batches/linear"],
+        batch_quad_BPP=arrays["batches/quadratic"],
+        task_loss_mean_square=attributes.get("task_loss_mean_square"),
+    )

@@ -1,0 +1,83 @@
+"""Finished work units: one HDF5 file each, whose name existing is the only "done" mark."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hpcmpq.errors import CorruptShard
+from hpcmpq.plan import Plan, WorkUnit
+from hpcmpq.store.h5_files import Scalar, read_h5, write_h5
+from hpcmpq.store.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one work unit contributed: sums over its samples and where they belong."""
+
+    kind: str
+    unit_id: str
+    fingerprint: str
+    num_samples: int
+    num_batches: int
+    arrays: dict[str, np.ndarray]
+
+
+def write_shard(run: RunDir, shard: Shard) -> None:
+    """Write a finished work unit atomically, with checksums."""
+    attributes: dict[str, Scalar] = {
+        "kind": shard.kind,
+        "unit_id": shard.unit_id,
+        "fingerprint": shard.fingerprint,
+        "num_samples": shard.num_samples,
+        "num_batches": shard.num_batches,
+    }
+    write_h5(run.shard_path(shard.unit_id), shard.arrays, attributes)
+
+
+def read_shard(path: Path) -> Shard:
+    """Read and verify one shard.
+
+    Raises:
+        CorruptShard: If it is truncated, altered or of another format version.
+    """
+    arrays, attributes = read_h5(path, "hpcmpq calibrate")
+    return Shard(
+        str(attributes["kind"]),
+        str(attributes["unit_id"]),
+        str(attributes["fingerprint"]),
+        int(attributes["num_samples"]),
+        int(attributes["num_batches"]),
+        arrays,
+    )
+
+
+def read_shard_of(plan: Plan, run: RunDir, unit: WorkUnit) -> Shard:
+    """Read and verify the shard of a unit of a plan.
+
+    Raises:
+        CorruptShard: If it is damaged, or that of another unit or plan.
+    """
+    path = run.shard_path(unit.id)
+    shard = read_shard(path)
+    if shard.fingerprint != plan.fingerprint or shard.unit_id != unit.id:
+        raise CorruptShard(
+            f"{path} belongs to another unit or plan; run `hpcmpq calibrate {run.path}` again to recompute it"
+        )
+    return shard
+
+
+def pending(plan: Plan, run: RunDir) -> tuple[list[WorkUnit], list[str]]:
+    """Units without a valid shard, and a sentence for every damaged shard that will be recomputed."""
+    missing, damaged = [], []
+    for unit in plan.units:
+        path = run.shard_path(unit.id)
+        if not path.exists():
+            missing.append(unit)
+            continue
+        try:
+            read_shard_of(plan, run, unit)
+        except CorruptShard as error:
+            damaged.append(str(error))
+            missing.append(unit)
+    return missing, damaged
