@@ -14,7 +14,7 @@ import torch
 from hpcmpq.allocator import keep_freed_memory
 from hpcmpq.config import ModelConfig, parse_config
 from hpcmpq.errors import IncompleteCalibration
-from hpcmpq.executors import Executor, UnitOutcome, Worker
+from hpcmpq.executors import Executor, Worker
 from hpcmpq.features import Features, gram, to_columns
 from hpcmpq.models.kept_samples import kept_samples, planned_splits
 from hpcmpq.models.kernels import differentiable_kernels
@@ -22,7 +22,7 @@ from hpcmpq.models.load import forward, load_model, pick_device
 from hpcmpq.models.samples import Samples
 from hpcmpq.models.streaming import load_streamed
 from hpcmpq.objective import OBJECTIVES
-from hpcmpq.plan import WorkUnit, starting_from
+from hpcmpq.plan import UnitOutcome, WorkUnit, starting_from
 from hpcmpq.probes import num_probes
 from hpcmpq.response import make_engine
 from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, Contribution, Subject, find_method

@@ -12,7 +12,7 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.table import Table
 from rich.text import Text
 
-from hpcmpq.executors import UnitOutcome
+from hpcmpq.plan import UnitOutcome
 from hpcmpq.store.run_dir import RunDir, remove_leftovers
 from hpcmpq.store.timings import keep_timing
 

@@ -44,6 +44,23 @@ class WorkUnit:
 
 
 @dataclass(frozen=True)
+class UnitOutcome:
+    """How one attempt of a unit ended.
+
+    Attributes:
+        unit: The unit.
+        seconds: Wall time of the measurement, without the start of its process; 0 if it failed.
+        error: None when its shard is on disk, else one line that says what happened.
+        final: False when the unit will be tried again.
+    """
+
+    unit: WorkUnit
+    seconds: float
+    error: str | None = None
+    final: bool = True
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that workers and later stages need to know.
 

@@ -35,51 +35,50 @@ ROOMS: dict[str, str] = {
     "problem": "quadratic",
     "quantizers": "formats",
     "slurm_settings": "errors",
-    "world": "errors",
     "plan": "errors space",
     "targets": "errors formats space",
     "scores": "objective",
+    "executors": "errors plan",
     "solvers": "errors problem",
     "config": "errors formats targets",
-    "executors": "errors world plan",
+    "store": "errors quadratic plan",
     "costs": "formats space problem targets",
-    "descent": "problem solvers",
-    "constraints": "errors formats space config",
-    "store": "errors quadratic plan executors",
     "compare": "store",
-    "console": "executors store",
+    "console": "plan store",
+    "descent": "problem solvers",
     "status": "plan store",
     "doctor": "errors wording store",
     "scaling": "errors plan store",
     "submit": "errors slurm_settings store",
+    "constraints": "errors formats space config",
     "solved_points": "quadratic problem config store",
     "reduce": "errors features quadratic plan store",
     "models": "errors formats space objective quantizers plan targets config store",
     "report": "errors formats quadratic space wording problem plan solvers store",
-    "formulate": "errors formats quadratic shrinkage space problem plan targets config costs constraints",
     "starter_text": "space targets models",
     "subgraphs": "errors space models",
     "activations": "errors formats space store models",
-    "solvable": "errors plan solvers config costs formulate",
     "stored_codes": "errors formats space quantizers store models",
     "summaries": "wording plan store console status scaling reduce",
-    "solve": "errors quadratic problem plan solvers config store formulate",
+    "formulate": "errors formats quadratic shrinkage space problem plan targets config costs constraints",
     "facts": "formats space plan config models activations",
+    "solvable": "errors plan solvers config costs formulate",
     "starter": "errors space targets config store models starter_text",
-    "frontier": "errors quadratic problem plan config store solved_points formulate solve",
+    "solve": "errors quadratic problem plan solvers config store formulate",
     "timing": "errors formats space quantizers plan config store models subgraphs",
     "variants": "formats space quantizers plan config store models activations stored_codes",
-    "time_gain": "errors quadratic problem plan solvers config costs store formulate solve",
     "changes": "compensated models variants",
     "measure": "objective models variants",
+    "frontier": "errors quadratic problem plan config store solved_points formulate solve",
+    "time_gain": "errors quadratic problem plan solvers config store costs formulate solve",
     "export": "errors formats space wording quantizers plan targets config store models variants",
     "wavefront": "errors models changes",
-    "completion": "slurm_settings solvers config executors costs time_gain export",
+    "completion": "slurm_settings executors solvers config costs time_gain export",
     "refine": (
-        "errors link quadratic space solvers config descent store models formulate solve variants measure"
+        "errors link quadratic space solvers config store descent models formulate solve variants measure"
     ),
     "evaluate": (
-        "allocator errors formats space objective quantizers world plan config store models "
+        "allocator errors formats space objective quantizers plan executors config store models "
         "activations stored_codes variants measure"
     ),
     "options": "export completion",
@@ -89,17 +88,17 @@ ROOMS: dict[str, str] = {
         "allocator errors features formats probes space objective scores models variants response"
     ),
     "calibrate": (
-        "allocator errors features probes objective plan config executors store models variants "
+        "allocator errors features probes objective plan executors config store models variants "
         "response sensitivity"
     ),
     "prepare": (
-        "errors formats space plan targets config store scaling models activations solvable "
-        "stored_codes facts variants cost_estimate sensitivity"
+        "errors formats space plan targets config store scaling models activations stored_codes "
+        "facts solvable variants cost_estimate sensitivity"
     ),
     "cli": (
-        "errors wording world plan targets config executors store compare console status doctor "
-        "scaling submit reduce report summaries solve starter frontier timing time_gain export "
-        "completion refine evaluate options calibrate prepare"
+        "errors wording plan targets executors config store compare console status doctor scaling "
+        "submit reduce report summaries starter solve timing frontier time_gain export completion "
+        "refine evaluate options calibrate prepare"
     ),
     "__main__": "cli",
 }
@@ -107,7 +106,7 @@ ROOMS: dict[str, str] = {
 # Library: the only parts of the package that may import it.
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "h5py": ("store.h5_files",),
-    "mpi4py": ("executors.mpi_pool", "world"),
+    "mpi4py": ("executors.mpi_pool", "executors.world"),
     "ray": ("executors.ray_pool",),
     "deepspeed": ("evaluate.ranks",),
     "lm_eval": ("evaluate.harness",),

@@ -16,7 +16,7 @@ import typer
 
 from hpcmpq import console
 from hpcmpq.errors import EXIT_BAD_INPUT, exit_status
-from hpcmpq.world import find_world
+from hpcmpq.executors.world import find_world
 
 AsJson = Annotated[
     bool,

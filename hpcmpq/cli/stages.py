@@ -10,6 +10,7 @@ from hpcmpq.cli.app import command
 from hpcmpq.cli.timing import solve_for_gain
 from hpcmpq.cli.trade_off import coarse_frontier
 from hpcmpq.executors import Executor, open_executor
+from hpcmpq.executors.world import ALONE, World, find_world
 from hpcmpq.plan import parse_part
 from hpcmpq.scaling import Site, measured_workload, predict
 from hpcmpq.store.attempts import read_processes
@@ -19,7 +20,6 @@ from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import pending
 from hpcmpq.store.solution_file import read_solution
 from hpcmpq.targets import find_target
-from hpcmpq.world import ALONE, World, find_world
 
 
 @command("hpcmpq run configs/quickstart.yaml --run-dir runs/quickstart --workers 2")

@@ -18,12 +18,12 @@ from hpcmpq.evaluate.memory import live_bytes, peak_bytes
 from hpcmpq.evaluate.ranks import gathered, joined_ranks, stop_requests
 from hpcmpq.evaluate.shards import Shards, build, partition
 from hpcmpq.evaluate.tensor_engine import TensorEngine
+from hpcmpq.executors.world import World
 from hpcmpq.models.load import forward
 from hpcmpq.models.same_weights import check_same_weights
 from hpcmpq.plan import Plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.variants import open_variants
-from hpcmpq.world import World
 
 
 @dataclass

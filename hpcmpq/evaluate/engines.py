@@ -13,9 +13,9 @@ from torch import Tensor
 
 from hpcmpq.config import Config
 from hpcmpq.errors import UserError
+from hpcmpq.executors.world import World
 from hpcmpq.plan import Plan
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.world import World
 
 ENGINES = {
     "torch": "hpcmpq.evaluate.torch_engine:open_engine",

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from hpcmpq.allocator import return_freed_memory
 from hpcmpq.config import Config
 from hpcmpq.errors import UserError
+from hpcmpq.executors.world import World, meeting_point
 from hpcmpq.models.load import pick_device, quiet_transformers
-from hpcmpq.world import World, meeting_point
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 

@@ -14,6 +14,7 @@ from hpcmpq.evaluate.results import Chunk, Unit, Values, finish, joined, open_re
 from hpcmpq.evaluate.rounds import chunks_of, measure, measure_whole, whole_chunk
 from hpcmpq.evaluate.summary import summarise
 from hpcmpq.evaluate.tasks import make_task
+from hpcmpq.executors.world import ALONE, World
 from hpcmpq.measure import metric_names
 from hpcmpq.models.kept_samples import planned_splits
 from hpcmpq.plan import Plan, content_hash
@@ -21,7 +22,6 @@ from hpcmpq.store.json_files import read_json, write_artefact
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
-from hpcmpq.world import ALONE, World
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Protocol
 
 from hpcmpq.errors import UserError
-from hpcmpq.plan import WorkUnit
+from hpcmpq.plan import UnitOutcome, WorkUnit
 
 EXECUTORS = {
     "local": "hpcmpq.executors.local_pool:open_pool",
@@ -25,23 +25,6 @@ MAX_ATTEMPTS = 3
 
 Worker = Callable[[WorkUnit], None]
 """Built once per process; measures a unit and writes its shard."""
-
-
-@dataclass(frozen=True)
-class UnitOutcome:
-    """How one attempt of a unit ended.
-
-    Attributes:
-        unit: The unit.
-        seconds: Wall time of the measurement, without the start of its process; 0 if it failed.
-        error: None when its shard is on disk, else one line that says what happened.
-        final: False when the unit will be tried again.
-    """
-
-    unit: WorkUnit
-    seconds: float
-    error: str | None = None
-    final: bool = True
 
 
 class Executor(Protocol):

@@ -4,8 +4,8 @@ import logging
 from collections import Counter, deque
 from collections.abc import Sequence
 
-from hpcmpq.executors import MAX_ATTEMPTS, UnitOutcome
-from hpcmpq.plan import WorkUnit
+from hpcmpq.executors import MAX_ATTEMPTS
+from hpcmpq.plan import UnitOutcome, WorkUnit
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import glob
 import os
 from collections.abc import Mapping
 
-from hpcmpq.world import NAMES
+from hpcmpq.executors.world import NAMES
 
 _LOCAL_RANKS = [local for launcher in ("mpiexec", "srun") for _, _, local in NAMES[launcher]]
 """An mpiexec's own come before srun's, because every process that an mpiexec starts inside an sbatch job inherits

@@ -19,11 +19,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from hpcmpq.errors import UserError
-from hpcmpq.executors import MAX_ATTEMPTS, UnitOutcome, Worker
-from hpcmpq.executors.attempt import Reply, attempt, outcome_of, start
+from hpcmpq.executors import MAX_ATTEMPTS, Worker
 from hpcmpq.executors.backlog import Backlog
 from hpcmpq.executors.devices import take_gpu, visible_gpus
-from hpcmpq.plan import WorkUnit
+from hpcmpq.executors.reply import Reply, attempt, outcome_of, start
+from hpcmpq.plan import UnitOutcome, WorkUnit
 
 log = logging.getLogger(__name__)
 

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpcmpq.errors import UserError, exit_status
-from hpcmpq.executors import UnitOutcome, Worker
-from hpcmpq.executors.attempt import Reply, attempt, outcome_of, start
+from hpcmpq.executors import Worker
 from hpcmpq.executors.backlog import Backlog
 from hpcmpq.executors.devices import local_rank, take_gpu
 from hpcmpq.executors.local_pool import LocalPool
-from hpcmpq.plan import WorkUnit
-from hpcmpq.world import NAMES
+from hpcmpq.executors.reply import Reply, attempt, outcome_of, start
+from hpcmpq.executors.world import NAMES
+from hpcmpq.plan import UnitOutcome, WorkUnit
 
 _WORLD_SIZES = [size for launcher in ("mpiexec", "srun") for _, size, _ in NAMES[launcher]] + ["SLURM_NTASKS"]
 """What the launcher says it started; the last is sbatch."""

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hpcmpq.errors import UserError
-from hpcmpq.executors import MAX_ATTEMPTS, UnitOutcome, Worker
-from hpcmpq.executors.attempt import Reply, attempt, one_line, outcome_of, start
+from hpcmpq.executors import MAX_ATTEMPTS, Worker
 from hpcmpq.executors.backlog import Backlog
-from hpcmpq.executors.demand import Demand, count_places, read_demand
-from hpcmpq.plan import WorkUnit
+from hpcmpq.executors.ray_demand import Demand, count_places, read_demand
+from hpcmpq.executors.reply import Reply, attempt, one_line, outcome_of, start
+from hpcmpq.plan import UnitOutcome, WorkUnit
 
 log = logging.getLogger(__name__)
 

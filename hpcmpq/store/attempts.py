@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpcmpq.errors import UserError
-from hpcmpq.executors import UnitOutcome
+from hpcmpq.plan import UnitOutcome
 from hpcmpq.store.run_dir import RunDir
 
 

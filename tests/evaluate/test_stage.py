@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 from hpcmpq.cli import app
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate import evaluate
+from hpcmpq.executors.world import World
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.world import World
 from tests.evaluate.solved_runs import TEXT, solved_run
 
 TINY = {

@@ -3,7 +3,7 @@
 import pytest
 
 from hpcmpq.errors import UserError
-from hpcmpq.world import World, find_world, meeting_point
+from hpcmpq.executors.world import World, find_world, meeting_point
 
 SRUN = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "77"}
 HYDRA = {"PMI_RANK": "2", "PMI_SIZE": "3", "MPI_LOCALRANKID": "2"}

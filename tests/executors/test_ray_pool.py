@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpcmpq.errors import UserError
-from hpcmpq.executors.demand import Demand, count_places, read_demand
+from hpcmpq.executors.ray_demand import Demand, count_places, read_demand
 from tests.executors.background import Background, wait_until
 from tests.executors.launch import MARKS, command_line, run
 from tests.executors.toy_units import UNITS, attempts, make_toy_worker, shards

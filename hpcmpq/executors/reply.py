@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hpcmpq.errors import UserError, in_words
-from hpcmpq.executors import UnitOutcome, Worker
+from hpcmpq.executors import Worker
 from hpcmpq.executors.backlog import Backlog
-from hpcmpq.plan import WorkUnit
+from hpcmpq.plan import UnitOutcome, WorkUnit
 
 
 @dataclass(frozen=True)
