@@ -21,8 +21,9 @@ from hpcmpq.compensated import patch_products
 from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.examples.topics import training_text
 from hpcmpq.formats import Quantizer
-from hpcmpq.models.groups import find_groups, swapped
+from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import forward, load_model
+from hpcmpq.models.weights import swapped
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.response import make_engine
 from hpcmpq.scores import make_score

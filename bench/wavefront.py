@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator
 import torch
 
 from bench.results import table, write_section
-from hpcmpq.allocator import keep_freed_memory
 from hpcmpq.calibrate import add_up, products
 from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.examples.topics import training_text
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import forward, load_model
+from hpcmpq.models.memory import keep_freed_memory
 from hpcmpq.models.samples import Samples
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.response import make_engine

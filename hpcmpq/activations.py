@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
-from hpcmpq.models.rounding import Rounded, operand_axes, record_maxima, round_operands, rounding
+from hpcmpq.models.layer_kinds import operand_axes
+from hpcmpq.models.rounding import Rounded, record_maxima, round_operands, rounding
 from hpcmpq.space import SearchSpace
 from hpcmpq.store.h5_files import read_h5, write_h5
 from hpcmpq.store.run_dir import RunDir

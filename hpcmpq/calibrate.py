@@ -11,7 +11,6 @@ from itertools import chain
 import numpy as np
 import torch
 
-from hpcmpq.allocator import keep_freed_memory
 from hpcmpq.config import ModelConfig, parse_config
 from hpcmpq.errors import IncompleteCalibration
 from hpcmpq.executors import Executor, Worker
@@ -19,6 +18,7 @@ from hpcmpq.features import Features, gram, to_columns
 from hpcmpq.models.kept_samples import kept_samples, planned_splits
 from hpcmpq.models.kernels import differentiable_kernels
 from hpcmpq.models.load import forward, load_model, pick_device
+from hpcmpq.models.memory import keep_freed_memory
 from hpcmpq.models.samples import Samples
 from hpcmpq.models.streaming import load_streamed
 from hpcmpq.objective import OBJECTIVES

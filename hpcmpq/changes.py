@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hpcmpq.compensated import Products
 from hpcmpq.models.chain import Chain
-from hpcmpq.models.groups import swapped
+from hpcmpq.models.weights import swapped
 from hpcmpq.variants import Variants
 
 Tensors = dict[str, Tensor]

@@ -73,7 +73,7 @@ class Plan:
         import_paths: Directories that factories are imported from.
         fixed_bytes: Bytes of the checkpoint outside the searched groups.
         environment: Versions and commit, for people.
-        weights: {parameter: digest of a few of its values}, see `hpcmpq.models.same_weights`; empty in older plans.
+        weights: {parameter: digest of a few of its values}, see `hpcmpq.models.weight_digests`; empty in older plans.
         times: Values of `time.json` beside the plan, from which latencies are priced; None before `hpcmpq time`.
     """
 

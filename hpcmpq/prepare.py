@@ -17,13 +17,14 @@ from hpcmpq.formats import FORMATS
 from hpcmpq.models.calibration import Splits, load_splits
 from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.description import describe_model, read_model_json
-from hpcmpq.models.groups import holder_of, num_fixed_bytes
+from hpcmpq.models.groups import num_fixed_bytes
 from hpcmpq.models.kept_samples import keep_samples
-from hpcmpq.models.load import forward, load_model, pick_device, weights_fingerprint
+from hpcmpq.models.load import forward, load_model, pick_device
 from hpcmpq.models.repeatable import check_repeatable
-from hpcmpq.models.same_weights import weight_marks
 from hpcmpq.models.samples import Samples
-from hpcmpq.models.streaming import load_streamed, shapes_only, streamed_fingerprint
+from hpcmpq.models.streaming import load_streamed, shapes_only
+from hpcmpq.models.weight_digests import streamed_fingerprint, weight_marks, weights_fingerprint
+from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import (
     Plan,
     check_same_facts,

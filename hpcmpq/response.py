@@ -17,8 +17,8 @@ from hpcmpq.changes import Changes
 from hpcmpq.compensated import Products, patch_products
 from hpcmpq.errors import UserError
 from hpcmpq.models.chain import Inputs, find_chain
-from hpcmpq.models.groups import swapped
 from hpcmpq.models.load import forward
+from hpcmpq.models.weights import swapped
 from hpcmpq.variants import Variants
 from hpcmpq.wavefront import Wavefront
 

@@ -45,7 +45,7 @@ class Product:
     """A product of two activations inside attention, such as queries times keys.
 
     Attributes:
-        module: Name of the module that multiplies, see `hpcmpq.models.products`.
+        module: Name of the module that multiplies, see `hpcmpq.models.attention_products`.
         macs: Multiply-accumulates of one sample's forward pass.
     """
 

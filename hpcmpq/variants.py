@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from hpcmpq.activations import Activations, read_maxima
 from hpcmpq.config import parse_config
 from hpcmpq.formats import FORMATS, Quantizer
-from hpcmpq.models.groups import as_matrix, from_matrix, swapped
+from hpcmpq.models.attention_products import attach_products
 from hpcmpq.models.load import load_model
-from hpcmpq.models.products import attach_products
-from hpcmpq.models.same_weights import check_same_weights
+from hpcmpq.models.weight_digests import check_same_weights
+from hpcmpq.models.weights import as_matrix, from_matrix, swapped
 from hpcmpq.plan import Plan
 from hpcmpq.quantizers import decode, encode, fake_quantize
 from hpcmpq.quantizers.ranges import Range, choose_range

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.models.trace import plain_experts
+from hpcmpq.models.searchable_layers import plain_experts
 
 
 class Residual(nn.Module):

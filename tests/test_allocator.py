@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcmpq.allocator import large_empty
+from hpcmpq.models.memory import large_empty
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 COUNT = """
 import resource, torch
-from hpcmpq.allocator import keep_freed_memory, large_empty
+from hpcmpq.models.memory import keep_freed_memory, large_empty
 def faults(make):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     make()

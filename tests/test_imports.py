@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Room: the rooms it may import, which all stand above it here.
 ROOMS: dict[str, str] = {
-    "allocator": "",
     "compensated": "",
     "errors": "",
     "examples": "",
@@ -78,18 +77,15 @@ ROOMS: dict[str, str] = {
         "errors link quadratic space solvers config store descent models formulate solve variants measure"
     ),
     "evaluate": (
-        "allocator errors formats space objective quantizers plan executors config store models "
-        "activations stored_codes variants measure"
+        "errors formats space objective quantizers plan executors config store models activations "
+        "stored_codes variants measure"
     ),
     "options": "export completion",
     "response": "compensated errors models variants changes wavefront",
     "cost_estimate": "features probes space plan config models variants response",
-    "sensitivity": (
-        "allocator errors features formats probes space objective scores models variants response"
-    ),
+    "sensitivity": "errors features formats probes space objective scores models variants response",
     "calibrate": (
-        "allocator errors features probes objective plan executors config store models variants "
-        "response sensitivity"
+        "errors features probes objective plan executors config store models variants response sensitivity"
     ),
     "prepare": (
         "errors formats space plan targets config store scaling models activations stored_codes "

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from hpcmpq.activations import Activations
 from hpcmpq.config import Config
-from hpcmpq.evaluate.memory import live_bytes, peak_bytes
 from hpcmpq.evaluate.ranks import gathered, joined_ranks, stop_requests
 from hpcmpq.evaluate.shards import Shards, build, partition
 from hpcmpq.evaluate.tensor_engine import TensorEngine
 from hpcmpq.executors.world import World
 from hpcmpq.models.load import forward
-from hpcmpq.models.same_weights import check_same_weights
+from hpcmpq.models.memory import live_bytes, peak_bytes
+from hpcmpq.models.weight_digests import check_same_weights
 from hpcmpq.plan import Plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.variants import open_variants

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hpcmpq.allocator import return_freed_memory
 from hpcmpq.config import Config
 from hpcmpq.errors import UserError
 from hpcmpq.executors.world import World, meeting_point
 from hpcmpq.models.load import pick_device, quiet_transformers
+from hpcmpq.models.memory import return_freed_memory
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from hpcmpq.config import ModelConfig
 from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.models.layer_kinds import is_transposed
 from hpcmpq.models.load import load_model
 from hpcmpq.models.stored_weights import find_weights
 from hpcmpq.models.streaming import skeleton
-from hpcmpq.models.trace import is_transposed
 from hpcmpq.models.weights import as_matrix, from_matrix
 from hpcmpq.quantizers import decode, fake_quantize
 from hpcmpq.quantizers.ranges import Range, choose_range

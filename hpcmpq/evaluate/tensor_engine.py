@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from hpcmpq.config import Config, ModelConfig
 from hpcmpq.errors import UserError
-from hpcmpq.evaluate.memory import peak_bytes
 from hpcmpq.evaluate.ranks import gathered
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.load import forward, load_model
+from hpcmpq.models.memory import peak_bytes
 from hpcmpq.plan import Plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.variants import open_variants

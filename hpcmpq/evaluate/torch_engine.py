@@ -10,9 +10,9 @@ from torch import Tensor
 
 from hpcmpq.config import Config
 from hpcmpq.errors import UserError
-from hpcmpq.evaluate.memory import live_bytes, peak_bytes
 from hpcmpq.executors.world import World
 from hpcmpq.models.load import forward, load_model, pick_device, quiet_transformers
+from hpcmpq.models.memory import live_bytes, peak_bytes
 from hpcmpq.plan import Plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.variants import Variants, open_variants

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import nn
 
-from hpcmpq.models.trace import are_experts
+from hpcmpq.models.layer_kinds import are_experts
 
 log = logging.getLogger(__name__)
 

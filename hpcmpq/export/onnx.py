@@ -23,7 +23,7 @@ from hpcmpq.models.description import describe_model
 from hpcmpq.models.factories import describe
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.models.outputs import Logits
-from hpcmpq.models.trace import plain_experts
+from hpcmpq.models.searchable_layers import plain_experts
 from hpcmpq.plan import Plan
 from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.quantizers.ranges import Range

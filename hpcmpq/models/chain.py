@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hpcmpq.models.blocks import block_lists
 from hpcmpq.models.outputs import forward
 from hpcmpq.models.weights import swapped
 from hpcmpq.space import Group
@@ -94,7 +95,7 @@ def find_chain(model: nn.Module, inputs: Inputs, groups: Sequence[Group] = ()) -
         if chain is not None and reproduces(chain, model, inputs):
             return chain  # whose blocks are given nothing else
         reasons.append(reason or "the traced graph gives other outputs")
-    for name, container in _containers(model):
+    for name, container in block_lists(model):
         chain, reason = list_chain(model, container, inputs)
         if chain is not None and reproduces(chain, model, inputs):
             reaching = _reaching_all_blocks(chain, model, inputs, groups)
@@ -156,16 +157,6 @@ def same_values(first: Any, second: Any) -> bool:
     if isinstance(first, tuple | list) and isinstance(second, tuple | list):
         return len(first) == len(second) and all(map(same_values, first, second))
     return first is second or type(first) is type(second) and bool(first == second)
-
-
-def _containers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Lists of at least two modules with parameters, most parameters first."""
-    found = [
-        (sum(p.numel() for p in module.parameters()), name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 1
-    ]
-    return [(name, module) for size, name, module in sorted(found, key=lambda f: -f[0]) if size]
 
 
 def first_output(output: Any) -> Any:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from hpcmpq.config import GroupsConfig
 from hpcmpq.errors import UserError
-from hpcmpq.models.groups import find_groups, holder_of
+from hpcmpq.models.groups import find_groups
+from hpcmpq.models.weights import holder_of
 from hpcmpq.space import Group
 from hpcmpq.targets import Target
 

@@ -11,7 +11,7 @@ everything searchable is searched but
   output is the model's output, or if it is called head, classifier, score, fc, output or the like.
 
 With `include` patterns exactly the searchable modules that match are searched. `exclude` always wins.
-`attention_products` adds groups without weights, see `hpcmpq.models.products`.
+`attention_products` adds groups without weights, see `hpcmpq.models.attention_products`.
 """
 
 import logging
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from hpcmpq.config import GroupsConfig
 from hpcmpq.errors import UserError
-from hpcmpq.models.products import with_products
-from hpcmpq.models.trace import Layer, trace_layers
+from hpcmpq.models.attention_products import with_products
+from hpcmpq.models.blocks import block_numbers
+from hpcmpq.models.searchable_layers import Layer, trace_layers
 from hpcmpq.models.weights import as_matrix, from_matrix, holder_of, num_fixed_bytes, swapped
 from hpcmpq.space import Group, Member
 
@@ -191,7 +192,7 @@ def _tie(model: nn.Module, layers: Sequence[Layer], rules: Sequence[Sequence[str
                     f"groups.tie pattern {pattern!r} matches no searched module; last name parts are "
                     + ", ".join(lasts[:_NUM_LISTED])
                 )
-    blocks = _blocks(model, [bundle[0].names[0] for bundle in bundles.values()])
+    blocks = block_numbers(model, [bundle[0].names[0] for bundle in bundles.values()])
     return tuple(
         Group(_group_name(bundle), tuple(_member(model, layer) for layer in bundle), block)
         for bundle, block in zip(bundles.values(), blocks, strict=True)
@@ -213,23 +214,3 @@ def _member(model: nn.Module, layer: Layer) -> Member:
     else:
         columns = weight[0].numel()
     return Member(layer.parameter, weight.numel() // columns, columns, layer.transposed, layer.macs)
-
-
-def _blocks(model: nn.Module, names: Sequence[str]) -> list[int | None]:
-    """Index of each name in the model's list of repeated blocks, or None outside it.
-
-    The list is the container (`nn.ModuleList` or `nn.Sequential` of modules that hold the layers) that
-    most of the names are in; half of them at least, so that the stages of a ResNet are none.
-    """
-    places: list[tuple[str, int] | None] = []
-    for name in names:
-        parts = name.split(".")
-        at = next((i for i, part in enumerate(parts[:-1]) if part.isdigit()), None)
-        container = model.get_submodule(".".join(parts[:at])) if at is not None else None
-        is_list = isinstance(container, nn.ModuleList | nn.Sequential)
-        places.append((".".join(parts[:at]), int(parts[at])) if is_list and at is not None else None)
-    prefixes = [place[0] for place in places if place is not None]
-    main = max(prefixes, key=prefixes.count, default=None)
-    if main is None or 2 * prefixes.count(main) < len(names):
-        return [None] * len(names)
-    return [place[1] if place is not None and place[0] == main else None for place in places]

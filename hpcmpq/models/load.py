@@ -1,7 +1,6 @@
 """Trained models from a Hugging Face directory or a factory, ready to measure: eval mode, no gradients."""
 
 import contextlib
-import hashlib
 import logging
 import os
 import warnings
@@ -9,14 +8,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hpcmpq.config import ModelConfig
 from hpcmpq.errors import UserError, in_words
 from hpcmpq.models.description import Kind, ModelDescription, describe_model
 from hpcmpq.models.factories import call_factory, describe, resolve_factory
 from hpcmpq.models.outputs import forward
-from hpcmpq.models.trace import plain_experts
+from hpcmpq.models.searchable_layers import plain_experts
+from hpcmpq.models.weight_digests import weights_fingerprint
 
 __all__ = [
     "forward",
@@ -112,22 +112,6 @@ def quiet_transformers() -> Iterator[None]:
         logging.disable(disabled)
         if progress_bar:
             transformers_logging.enable_progress_bar()
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of the state; shared tensors are read once."""
-    digests: dict[tuple, str] = {}
-    total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if not isinstance(tensor, Tensor):
-            total.update(f"{name} {tensor!r}\n".encode())
-            continue
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if key not in digests:
-            flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
-            digests[key] = hashlib.sha256(flat.numpy().data).hexdigest()
-        total.update(f"{name} {list(tensor.shape)} {tensor.dtype} {digests[key]}\n".encode())
-    return total.hexdigest()
 
 
 def _from_directory(description: ModelDescription, dtype: torch.dtype, attention: str | None) -> nn.Module:

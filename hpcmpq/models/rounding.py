@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
-from hpcmpq.models.products import MatrixProduct
+from hpcmpq.models.layer_kinds import operand_axes
 from hpcmpq.quantizers.activations import round_activations
 
 
@@ -32,17 +32,6 @@ class Rounded:
     formats: tuple[str | None, ...]
     index: Tensor | None = None
     maxima: tuple[float, ...] | None = None
-
-
-def operand_axes(module: nn.Module) -> tuple[tuple[int, ...], ...]:
-    """For each input of a module that is rounded, the axes that its products sum over; none for embeddings."""
-    if isinstance(module, nn.Embedding):
-        return ()
-    if isinstance(module, MatrixProduct):
-        return (-1,), (-2,)
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return (tuple(range(1 - module.weight.ndim, 0)),)
-    return ((-1,),)
 
 
 def round_operands(

@@ -4,7 +4,6 @@ The model is built without its weights; what lies outside its largest list of bl
 forward reads the block, runs and forgets it; `Streamed.resident(k)` keeps it for several runs.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,11 +15,12 @@ from torch import Tensor, nn
 
 from hpcmpq.config import ModelConfig
 from hpcmpq.errors import UserError
+from hpcmpq.models.blocks import largest_list
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.factories import describe
 from hpcmpq.models.load import model_class, pick_device, quiet_transformers
+from hpcmpq.models.searchable_layers import plain_experts
 from hpcmpq.models.stored_weights import Weights, find_weights
-from hpcmpq.models.trace import plain_experts
 
 
 @dataclass
@@ -65,7 +65,7 @@ def load_streamed(config: ModelConfig) -> Streamed:
     """
     dtype, device = getattr(torch, config.dtype), pick_device(config.device)
     model = skeleton(config)
-    blocks = _blocks(model)
+    blocks = largest_list(model)
     weights = find_weights(model, Path(str(config.path)), dtype, device)
     inside = {id(p) for block in blocks for p in block.parameters()}
     outside = {id(p) for p in _outside(model, blocks)}
@@ -149,39 +149,12 @@ def shapes_only(
         yield model, {name: mode.from_tensor(value.cpu()) for name, value in inputs.items()}
 
 
-def streamed_fingerprint(model: nn.Module, weights: Weights) -> str:
-    """What `hpcmpq.models.load.weights_fingerprint` gives for the loaded model, one tensor in memory at a time."""
-    total, digests = hashlib.sha256(), {}
-    for name, tensor in sorted(model.state_dict().items()):
-        stored = weights.aliases.get(name)
-        if stored not in digests or stored is None:
-            value = tensor if stored is None else weights.read(name)
-            flat = value.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
-            digests[stored] = (
-                hashlib.sha256(flat.numpy().tobytes()).hexdigest(),
-                list(value.shape),
-                value.dtype,
-            )
-        digest, shape, dtype = digests[stored]
-        total.update(f"{name} {shape} {dtype} {digest}\n".encode())
-    return total.hexdigest()
-
-
 def _reading(streamed: Streamed, k: int, forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         with streamed.resident(k):
             return forward(*args, **kwargs)
 
     return run
-
-
-def _blocks(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The modules of the list that holds most parameters."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
-    if not lists:
-        raise UserError("the model has no list of blocks to stream; set model.stream: false")
-    largest = max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
-    return tuple(largest)
 
 
 def _outside(model: nn.Module, blocks: tuple[nn.Module, ...]) -> Iterator[nn.Parameter]:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from hpcmpq.models.rounding import operand_axes
+from hpcmpq.models.layer_kinds import apply, operand_axes
 from hpcmpq.sensitivity import Subject
-from hpcmpq.sensitivity.layers import Use, apply
+from hpcmpq.sensitivity.layers import Use
 
 Errors = dict[str, Tensor]
 """`weight`: δ of every option of a use's group, [K, *shape]; `input`: e, [K, *x.shape]. Either may be absent."""

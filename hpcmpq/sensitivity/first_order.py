@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hpcmpq.formats import FORMATS, Format
-from hpcmpq.models.rounding import operand_axes
+from hpcmpq.models.layer_kinds import operand_axes
 from hpcmpq.models.samples import Samples
 from hpcmpq.objective import OBJECTIVES, ce_gradient, ce_value
 from hpcmpq.sensitivity import Contribution, Subject

@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
 from hpcmpq.features import Features
+from hpcmpq.models.layer_kinds import operand_axes
 from hpcmpq.models.outputs import forward
-from hpcmpq.models.rounding import operand_axes
 from hpcmpq.models.samples import Samples
 from hpcmpq.objective import no_gradient
 from hpcmpq.sensitivity import Contribution, Subject, gauss_newton

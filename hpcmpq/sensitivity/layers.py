@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import vjp
 
+from hpcmpq.models.layer_kinds import apply
 from hpcmpq.models.samples import Samples
 from hpcmpq.sensitivity import Subject
 
@@ -79,30 +79,7 @@ class Layers:
             yield start, samples[start : start + step]
 
 
-def apply(module: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
-    """W(x) of a layer without its bias, for any weight of the layer's shape."""
-    if isinstance(module, nn.Linear):
-        return F.linear(x, weight)
-    if isinstance(module, nn.Embedding):
-        return F.embedding(x, weight)
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return module._conv_forward(x, weight, None)
-    return x @ weight  # transformers' Conv1D
-
-
 def pull(use: Use, x: Tensor, grad_y: Tensor) -> Tensor:
     """The gradient in a use's weight, of the weight's shape, from the gradient in its output."""
     weight: Tensor = use.module.weight  # type: ignore[assignment]
     return vjp(lambda w: apply(use.module, w, x), weight.detach())[1](grad_y)[0]
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Whether a module is a linear map of its weight and its input, up to its bias."""
-    return isinstance(module, nn.Embedding | nn.Conv1d | nn.Conv2d | nn.Conv3d) or is_linear(module)
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether a layer multiplies the last axis of its input by a matrix."""
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, nn.Linear | Conv1D)

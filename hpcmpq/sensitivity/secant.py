@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from hpcmpq.allocator import large_empty
 from hpcmpq.features import Features
+from hpcmpq.models.memory import large_empty
 from hpcmpq.models.samples import Samples
 from hpcmpq.probes import make_probes
 from hpcmpq.response import WholeModel

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hpcmpq.errors import UserError
+from hpcmpq.models.attention_products import MatrixProduct
+from hpcmpq.models.layer_kinds import is_layer
 from hpcmpq.models.outputs import forward
-from hpcmpq.models.products import MatrixProduct
 from hpcmpq.models.samples import Samples
 from hpcmpq.sensitivity import Subject
-from hpcmpq.sensitivity.layers import Layers, Use, is_layer, pull
+from hpcmpq.sensitivity.layers import Layers, Use, pull
 
 Tensors = dict[str, Tensor]
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from hpcmpq.config import Config, parse_config
 from hpcmpq.errors import DamagedFile, PlanMismatch
+from hpcmpq.models.attention_products import attach_products
 from hpcmpq.models.calibration import load_splits
 from hpcmpq.models.load import load_model
-from hpcmpq.models.products import attach_products
-from hpcmpq.models.same_weights import check_same_weights
+from hpcmpq.models.weight_digests import check_same_weights
 from hpcmpq.plan import Plan, content_hash
 from hpcmpq.store.json_files import read_json, write_artefact
 from hpcmpq.store.plan_file import read_plan

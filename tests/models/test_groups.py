@@ -6,7 +6,8 @@ from torch import nn
 
 from hpcmpq.config import GroupsConfig
 from hpcmpq.errors import UserError
-from hpcmpq.models.groups import as_matrix, find_groups, from_matrix, num_fixed_bytes
+from hpcmpq.models.groups import find_groups, num_fixed_bytes
+from hpcmpq.models.weights import as_matrix, from_matrix
 from hpcmpq.space import Member
 from tests.models_of_many_kinds import make
 

@@ -13,7 +13,7 @@ from hpcmpq.config import parse_config
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.evaluate.shards import build
 from hpcmpq.models.load import load_model
-from hpcmpq.models.same_weights import check_same_weights, weight_marks
+from hpcmpq.models.weight_digests import check_same_weights, weight_marks
 from hpcmpq.plan import Plan
 from hpcmpq.prepare import prepare
 from hpcmpq.store.plan_file import read_plan
@@ -44,7 +44,7 @@ def train(path: Path) -> None:
 @pytest.mark.parametrize("whole", [0, 2**26])
 def test_every_way_of_loading_gives_the_same_marks(planned, monkeypatch, whole):
     run, plan, _ = planned
-    monkeypatch.setattr("hpcmpq.models.same_weights.WHOLE", whole)
+    monkeypatch.setattr("hpcmpq.models.weight_digests.WHOLE", whole)
     plan = prepare(parse_config(plan.config), RunDir(run.path.with_name("another")), ())
     run = RunDir(run.path.with_name("another"))
     config = parse_config(plan.config).model

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from hpcmpq.models.groups import as_matrix, from_matrix, swapped
 from hpcmpq.models.load import forward
+from hpcmpq.models.weights import as_matrix, from_matrix, swapped
 from hpcmpq.space import Member
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import PlanMismatch
+from hpcmpq.models.stored_weights import Weights
 from hpcmpq.plan import Plan
 
 END = 64
@@ -63,3 +64,37 @@ def check_same_weights(model: nn.Module, plan: Plan, rows: Rows | None = None) -
             f"{settings['path'] or settings['factory']} has other weights than the run was planned with "
             f"({len(differ)} of {len(marks)} differ, first {differ[0]}); restore the model, or use a new run directory"
         )
+
+
+def streamed_fingerprint(model: nn.Module, weights: Weights) -> str:
+    """What `hpcmpq.models.load.weights_fingerprint` gives for the loaded model, one tensor in memory at a time."""
+    total, digests = hashlib.sha256(), {}
+    for name, tensor in sorted(model.state_dict().items()):
+        stored = weights.aliases.get(name)
+        if stored not in digests or stored is None:
+            value = tensor if stored is None else weights.read(name)
+            flat = value.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
+            digests[stored] = (
+                hashlib.sha256(flat.numpy().tobytes()).hexdigest(),
+                list(value.shape),
+                value.dtype,
+            )
+        digest, shape, dtype = digests[stored]
+        total.update(f"{name} {shape} {dtype} {digest}\n".encode())
+    return total.hexdigest()
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of the state; shared tensors are read once."""
+    digests: dict[tuple, str] = {}
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, Tensor):
+            total.update(f"{name} {tensor!r}\n".encode())
+            continue
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if key not in digests:
+            flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
+            digests[key] = hashlib.sha256(flat.numpy().data).hexdigest()
+        total.update(f"{name} {list(tensor.shape)} {tensor.dtype} {digests[key]}\n".encode())
+    return total.hexdigest()

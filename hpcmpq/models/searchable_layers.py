@@ -11,11 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from hpcmpq.errors import UserError
 from hpcmpq.models.factories import describe
+from hpcmpq.models.layer_kinds import are_experts, is_transposed
 from hpcmpq.models.outputs import forward
 
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-_TRANSPOSED_EXPERTS = ("Llama4TextExperts",)
-"""Fused experts that transformers does not mark."""
 
 
 @dataclass(frozen=True)
@@ -122,23 +121,6 @@ def plain_experts(model: nn.Module) -> None:
     choose = getattr(model, "set_experts_implementation", None)
     if callable(choose) and any(are_experts(module) for module in model.modules()):
         choose("batched_mm")
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Whether a module stores its weights as [..., inputs, outputs]: transformers' Conv1D and some fused experts."""
-    from transformers.pytorch_utils import Conv1D
-
-    fused = type(module).__name__ in _TRANSPOSED_EXPERTS or getattr(module, "is_transposed", False) is True
-    return isinstance(module, Conv1D) or (fused and are_experts(module))
-
-
-def are_experts(module: nn.Module) -> bool:
-    """Whether a module holds the weights of all experts of a layer, one matrix of each in a tensor of three axes.
-
-    transformers marks its own from version 5 on; before, experts were linear layers.
-    """
-    marked = hasattr(module, "is_transposed") and hasattr(module, "has_gate")
-    return marked or type(module).__name__ in _TRANSPOSED_EXPERTS
 
 
 def _forward(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

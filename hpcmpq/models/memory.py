@@ -1,7 +1,9 @@
-"""How a worker's memory is allocated."""
+"""How much memory this process takes, and how it is allocated."""
 
 import ctypes
 import platform
+import resource
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -47,3 +49,20 @@ def large_empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     if like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64):
         return like.new_empty(shape)
     return torch.from_numpy(np.empty(shape, dtype=str(like.dtype).removeprefix("torch.")))
+
+
+def live_bytes(device: torch.device) -> int:
+    """What is taken now; a GPU's peak is counted anew from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most that was taken at once, by this process: `ru_maxrss` begins with what its parent held at the fork."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    [line] = [s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,61 @@
+"""What kind of layer a module is, and how each kind multiplies."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpcmpq.models.attention_products import MatrixProduct
+
+
+def apply(module: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
+    """W(x) of a layer without its bias, for any weight of the layer's shape."""
+    if isinstance(module, nn.Linear):
+        return F.linear(x, weight)
+    if isinstance(module, nn.Embedding):
+        return F.embedding(x, weight)
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return module._conv_forward(x, weight, None)
+    return x @ weight  # transformers' Conv1D
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a linear map of its weight and its input, up to its bias."""
+    return isinstance(module, nn.Embedding | nn.Conv1d | nn.Conv2d | nn.Conv3d) or is_linear(module)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a layer multiplies the last axis of its input by a matrix."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+_TRANSPOSED_EXPERTS = ("Llama4TextExperts",)
+"""Fused experts that transformers does not mark."""
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a module stores its weights as [..., inputs, outputs]: transformers' Conv1D and some fused experts."""
+    from transformers.pytorch_utils import Conv1D
+
+    fused = type(module).__name__ in _TRANSPOSED_EXPERTS or getattr(module, "is_transposed", False) is True
+    return isinstance(module, Conv1D) or (fused and are_experts(module))
+
+
+def are_experts(module: nn.Module) -> bool:
+    """Whether a module holds the weights of all experts of a layer, one matrix of each in a tensor of three axes.
+
+    transformers marks its own from version 5 on; before, experts were linear layers.
+    """
+    marked = hasattr(module, "is_transposed") and hasattr(module, "has_gate")
+    return marked or type(module).__name__ in _TRANSPOSED_EXPERTS
+
+
+def operand_axes(module: nn.Module) -> tuple[tuple[int, ...], ...]:
+    """For each input of a module that is rounded, the axes that its products sum over; none for embeddings."""
+    if isinstance(module, nn.Embedding):
+        return ()
+    if isinstance(module, MatrixProduct):
+        return (-1,), (-2,)
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return (tuple(range(1 - module.weight.ndim, 0)),)
+    return ((-1,),)
