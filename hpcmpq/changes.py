@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hpcmpq.compensated import Products
-from hpcmpq.models.chain import Chain
+from hpcmpq.models.chain.chain import Chain
 from hpcmpq.models.weights import swapped
 from hpcmpq.variants import Variants
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from hpcmpq.config import Config
 from hpcmpq.features import COLUMNS_PER_STEP
-from hpcmpq.models.chain import Inputs, find_chain
+from hpcmpq.models.chain.chain import Inputs
+from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.outputs import forward
 from hpcmpq.plan import WorkUnit
 from hpcmpq.probes import num_probes

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from hpcmpq.changes import Changes
 from hpcmpq.compensated import Products, patch_products
 from hpcmpq.errors import UserError
-from hpcmpq.models.chain import Inputs, find_chain
+from hpcmpq.models.chain.chain import Inputs
+from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.load import forward
 from hpcmpq.models.weights import swapped
 from hpcmpq.variants import Variants

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from hpcmpq.changes import Changes, Tensors
 from hpcmpq.errors import UserError
-from hpcmpq.models.chain import Call, Chain, Inputs, same_values
+from hpcmpq.models.chain.chain import Call, Chain, Inputs, same_values
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ import torch
 
 from hpcmpq.config import GroupsConfig
 from hpcmpq.formats import Quantizer
-from hpcmpq.models.chain import find_chain, same_values
+from hpcmpq.models.chain.chain import same_values
+from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.groups import find_groups
 from hpcmpq.response import WholeModel, make_engine
 from hpcmpq.space import SearchSpace

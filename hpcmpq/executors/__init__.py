@@ -7,7 +7,6 @@ as one local process bit for bit, a raising unit does not end the run, a killed 
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
 

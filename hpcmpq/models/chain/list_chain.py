@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hpcmpq.models.chain import Call, Chain, Inputs, first_output, same_values
+from hpcmpq.models.chain.chain import Call, Chain, Inputs, first_output, same_values
 from hpcmpq.models.outputs import forward
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from hpcmpq.models.chain import Call, Chain, Inputs
+from hpcmpq.models.chain.chain import Call, Chain, Inputs
 from hpcmpq.models.outputs import outputs_NTV
 
 
