@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bench.results import ROOT, table, write_section
 from hpcmpq.calibrate import add_up
 from hpcmpq.config import read_config
-from hpcmpq.models.calibration import load_splits
+from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
 from hpcmpq.models.outputs import Logits, forward

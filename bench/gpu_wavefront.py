@@ -19,8 +19,8 @@ import torch
 from hpcmpq.config import GroupsConfig
 from hpcmpq.features import gram
 from hpcmpq.formats import Quantizer
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.groups import find_groups
-from hpcmpq.models.samples import Samples
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.probes import num_probes
 from hpcmpq.response import make_engine

@@ -13,9 +13,9 @@ from hpcmpq.calibrate import add_up, products
 from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.examples.topics import training_text
 from hpcmpq.formats import Quantizer
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
-from hpcmpq.models.samples import Samples
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.response import make_engine
 from hpcmpq.sensitivity import Subject

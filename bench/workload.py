@@ -20,10 +20,10 @@ from hpcmpq.config import Config, read_config
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.executors import Worker
 from hpcmpq.measure import Comparison
-from hpcmpq.models.calibration import load_splits
+from hpcmpq.models.data.samples import Samples, Splits
+from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.load import load_model
 from hpcmpq.models.memory import peak_bytes
-from hpcmpq.models.samples import Samples, Splits
 from hpcmpq.plan import Plan, UnitOutcome, WorkUnit
 from hpcmpq.prepare import prepare
 from hpcmpq.quadratic import QuadraticModel

@@ -15,11 +15,11 @@ from hpcmpq.config import ModelConfig, parse_config
 from hpcmpq.errors import IncompleteCalibration
 from hpcmpq.executors import Executor, Worker
 from hpcmpq.features import Features, gram, to_columns
-from hpcmpq.models.kept_samples import kept_samples, planned_splits
+from hpcmpq.models.data.kept_samples import kept_samples, planned_splits
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.kernels import differentiable_kernels
 from hpcmpq.models.load import forward, load_model, pick_device
 from hpcmpq.models.memory import keep_freed_memory
-from hpcmpq.models.samples import Samples
 from hpcmpq.models.streaming import load_streamed
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.plan import UnitOutcome, WorkUnit, starting_from

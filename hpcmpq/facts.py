@@ -9,8 +9,8 @@ from typing import Any
 from hpcmpq.activations import rounds_activations
 from hpcmpq.config import CalibrationConfig, Config, ModelConfig, to_values
 from hpcmpq.formats import FORMATS
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.quantized_checkpoint import open_checkpoint
-from hpcmpq.models.samples import Samples
 from hpcmpq.plan import NUMERICS_VERSION, content_hash, flatten
 from hpcmpq.space import SearchSpace
 

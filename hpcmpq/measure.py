@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hpcmpq.models.data.samples import IGNORED, Samples
 from hpcmpq.models.load import forward
-from hpcmpq.models.samples import IGNORED, Samples
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.variants import Variants
 

@@ -14,14 +14,14 @@ from hpcmpq.cost_estimate import estimate_cost
 from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.facts import TARGETS, default_facts, find_environment, find_facts
 from hpcmpq.formats import FORMATS
-from hpcmpq.models.calibration import Splits, load_splits
+from hpcmpq.models.data.kept_samples import keep_samples
+from hpcmpq.models.data.samples import Samples
+from hpcmpq.models.data.splits import Splits, load_splits
 from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.description import describe_model, read_model_json
 from hpcmpq.models.groups import num_fixed_bytes
-from hpcmpq.models.kept_samples import keep_samples
 from hpcmpq.models.load import forward, load_model, pick_device
 from hpcmpq.models.repeatable import check_repeatable
-from hpcmpq.models.samples import Samples
 from hpcmpq.models.streaming import load_streamed, shapes_only
 from hpcmpq.models.weight_digests import streamed_fingerprint, weight_marks, weights_fingerprint
 from hpcmpq.models.weights import holder_of

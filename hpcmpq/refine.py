@@ -14,9 +14,9 @@ from hpcmpq.errors import UserError
 from hpcmpq.formulate import make_problem, uniform_choices
 from hpcmpq.link import fit_link
 from hpcmpq.measure import Comparison
-from hpcmpq.models.kept_samples import planned_splits
+from hpcmpq.models.data.kept_samples import planned_splits
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.load import load_model
-from hpcmpq.models.samples import Samples
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solve import assignment_values, objective_value, settings_of
 from hpcmpq.solvers import make_solver

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from hpcmpq.config import GroupsConfig, ModelConfig, is_factory
 from hpcmpq.errors import UserError
+from hpcmpq.models.data.samples import Samples
+from hpcmpq.models.data.sources import read_source
+from hpcmpq.models.data.tokens import to_samples
 from hpcmpq.models.description import ModelDescription, describe_model, read_model_json
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
-from hpcmpq.models.samples import Samples
-from hpcmpq.models.sources import read_source
 from hpcmpq.models.streaming import shapes_only
-from hpcmpq.models.tokens import to_samples
 from hpcmpq.space import Group
 from hpcmpq.starter_text import SHARES, Counts, starter_text
 from hpcmpq.store.whole_files import replacing

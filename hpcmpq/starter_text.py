@@ -5,8 +5,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hpcmpq.models.data.tokens import BYTE_VOCAB
 from hpcmpq.models.description import ModelDescription
-from hpcmpq.models.tokens import BYTE_VOCAB
 from hpcmpq.space import Group
 from hpcmpq.targets import TARGETS
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.load import forward
 from hpcmpq.models.quantized_checkpoint import open_checkpoint
-from hpcmpq.models.samples import Samples
 from hpcmpq.models.weights import as_matrix, holder_of
 from hpcmpq.quantizers.gptq import compensated_codes, compensation
 from hpcmpq.quantizers.ranges import Range, choose_range

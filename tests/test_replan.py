@@ -6,7 +6,7 @@ import pytest
 
 from hpcmpq.config import parse_config
 from hpcmpq.errors import PlanMismatch
-from hpcmpq.models.samples import Samples
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.plan import Plan, plan_to_json
 from hpcmpq.prepare import prepare
 from hpcmpq.store.json_files import write_json

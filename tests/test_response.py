@@ -9,9 +9,9 @@ from hpcmpq.compensated import Products
 from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.features import gram, multiply
 from hpcmpq.formats import Quantizer
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
-from hpcmpq.models.samples import Samples
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.response import WholeModel, make_engine
 from hpcmpq.scores import make_score

@@ -12,7 +12,7 @@ from hpcmpq.errors import CorruptShard, UserError
 from hpcmpq.export import export
 from hpcmpq.formats import FORMATS as TABLE
 from hpcmpq.measure import Comparison
-from hpcmpq.models.calibration import load_splits
+from hpcmpq.models.data.splits import load_splits
 from hpcmpq.quantizers import decode
 from hpcmpq.reduce import reduce
 from hpcmpq.store.quadratic_file import read_quadratic

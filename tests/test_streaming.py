@@ -8,9 +8,9 @@ import torch
 from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.errors import UserError
 from hpcmpq.formats import Quantizer
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.groups import find_groups, num_fixed_bytes
 from hpcmpq.models.load import forward, load_model
-from hpcmpq.models.samples import Samples
 from hpcmpq.models.streaming import load_streamed, shapes_only
 from hpcmpq.models.weight_digests import streamed_fingerprint, weights_fingerprint
 from hpcmpq.objective import OBJECTIVES

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hpcmpq.models.data.tokens import load_tokenizer
 from hpcmpq.models.description import ModelDescription
-from hpcmpq.models.tokens import load_tokenizer
 
 Encode = Callable[[str], list[int]]
 

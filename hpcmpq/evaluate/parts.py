@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from hpcmpq.measure import compare, join
-from hpcmpq.models.samples import Samples
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.plan import content_hash
 
 MOST_CHUNKS = 128

@@ -15,10 +15,10 @@ from hpcmpq.evaluate.continuations import Encoder, Request, batch, make_encoder,
 from hpcmpq.evaluate.harness import HarnessTask
 from hpcmpq.evaluate.parts import Inputs, Part, chunk_size
 from hpcmpq.evaluate.task_files import Question, read_questions
+from hpcmpq.models.data.samples import Samples
+from hpcmpq.models.data.sources import Documents
+from hpcmpq.models.data.tokens import to_samples
 from hpcmpq.models.description import ModelDescription, describe_model
-from hpcmpq.models.samples import Samples
-from hpcmpq.models.sources import Documents
-from hpcmpq.models.tokens import to_samples
 from hpcmpq.objective import ce_value
 from hpcmpq.plan import content_hash
 

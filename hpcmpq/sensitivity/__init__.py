@@ -14,7 +14,7 @@ from torch import nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.features import Features
-from hpcmpq.models.samples import Samples
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.objective import Objective
 from hpcmpq.response import Engine
 from hpcmpq.space import SearchSpace

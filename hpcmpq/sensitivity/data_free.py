@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from hpcmpq.formats import FORMATS
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.outputs import forward
-from hpcmpq.models.samples import Samples
 from hpcmpq.sensitivity import Contribution, Subject
 from hpcmpq.sensitivity.trace import error_energy
 

@@ -15,7 +15,7 @@ import torch
 
 from hpcmpq.errors import UserError
 from hpcmpq.features import Features
-from hpcmpq.models.samples import Samples
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.objective import ce_gradient, position_weights
 from hpcmpq.sensitivity import Contribution, Subject
 from hpcmpq.sensitivity.fisher import random_signs

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from hpcmpq.formats import FORMATS, Format
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.layer_kinds import operand_axes
-from hpcmpq.models.samples import Samples
 from hpcmpq.objective import OBJECTIVES, ce_gradient, ce_value
 from hpcmpq.sensitivity import Contribution, Subject
 from hpcmpq.sensitivity.directions import input_gradient

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import vjp
 
 from hpcmpq.features import Features
-from hpcmpq.models.samples import Samples
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.layers import Layers
 from hpcmpq.sensitivity.slopes import row_slopes

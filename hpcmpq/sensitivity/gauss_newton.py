@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from hpcmpq.features import Features
-from hpcmpq.models.samples import Samples
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.probes import make_probes
 from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.directions import errors_at, moved

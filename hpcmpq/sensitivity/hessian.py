@@ -28,9 +28,9 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
 from hpcmpq.features import Features
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.layer_kinds import operand_axes
 from hpcmpq.models.outputs import forward
-from hpcmpq.models.samples import Samples
 from hpcmpq.objective import no_gradient
 from hpcmpq.sensitivity import Contribution, Subject, gauss_newton
 from hpcmpq.sensitivity.directions import Errors, bent, errors_at, moved

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp
 
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.layer_kinds import apply
-from hpcmpq.models.samples import Samples
 from hpcmpq.sensitivity import Subject
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.outputs import forward
-from hpcmpq.models.samples import Samples
 from hpcmpq.sensitivity import Contribution, Subject
 
 

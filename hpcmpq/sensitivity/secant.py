@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from hpcmpq.features import Features
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.memory import large_empty
-from hpcmpq.models.samples import Samples
 from hpcmpq.probes import make_probes
 from hpcmpq.response import WholeModel
 from hpcmpq.scores import make_score

@@ -16,9 +16,9 @@ from torch.func import functional_call
 
 from hpcmpq.errors import UserError
 from hpcmpq.models.attention_products import MatrixProduct
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.layer_kinds import is_layer
 from hpcmpq.models.outputs import forward
-from hpcmpq.models.samples import Samples
 from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.layers import Layers, Use, pull
 

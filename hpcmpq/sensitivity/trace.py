@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.outputs import forward
-from hpcmpq.models.samples import Samples
 from hpcmpq.sensitivity import Contribution, Subject
 from hpcmpq.sensitivity.taps import run
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hpcmpq.config import Config, parse_config
 from hpcmpq.errors import DamagedFile, PlanMismatch
 from hpcmpq.models.attention_products import attach_products
-from hpcmpq.models.calibration import load_splits
+from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.load import load_model
 from hpcmpq.models.weight_digests import check_same_weights
 from hpcmpq.plan import Plan, content_hash

@@ -13,7 +13,7 @@ from hpcmpq.calibrate import contents
 from hpcmpq.errors import UserError
 from hpcmpq.features import Features
 from hpcmpq.formats import FORMATS
-from hpcmpq.models.samples import Samples
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.sensitivity import METHODS, Subject, find_method
 from tests.sensitivity.tiny import losses_at, make_subject, outputs_at

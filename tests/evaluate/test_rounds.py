@@ -15,7 +15,7 @@ from hpcmpq.errors import Interrupted
 from hpcmpq.evaluate import rounds
 from hpcmpq.evaluate.parts import DataPart
 from hpcmpq.evaluate.results import Results, Unit
-from hpcmpq.models.samples import Samples
+from hpcmpq.models.data.samples import Samples
 
 MODELS = {"original": {}, "quantized": {"a": "int2"}, "uniform": {"a": "int3"}}
 SCALE = {(): 1.0, ("int2",): 0.9, ("int3",): 1.2}

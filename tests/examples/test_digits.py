@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hpcmpq.config import read_config
-from hpcmpq.models.calibration import load_splits
+from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import forward, load_model
 

@@ -6,7 +6,7 @@ import pytest
 
 from hpcmpq.config import read_config
 from hpcmpq.examples.topics import calibration_text, evaluation_text, training_text
-from hpcmpq.models.calibration import load_splits
+from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
 

@@ -13,7 +13,7 @@ import torch
 
 from hpcmpq.config import CalibrationConfig, Config, EvaluationConfig, ModelConfig
 from hpcmpq.errors import UserError
-from hpcmpq.models.calibration import IGNORED, Samples, Splits, load_splits
+from hpcmpq.models.data.splits import IGNORED, Samples, Splits, load_splits
 
 TEXT = "".join(random.Random(0).choices(string.ascii_lowercase, k=3000))
 

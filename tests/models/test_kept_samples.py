@@ -8,8 +8,8 @@ from hpcmpq.calibrate import make_worker
 from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate.stage import make_data
-from hpcmpq.models.kept_samples import NAME, keep_samples, kept_samples
-from hpcmpq.models.samples import Samples
+from hpcmpq.models.data.kept_samples import NAME, keep_samples, kept_samples
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.plan import content_hash
 from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import llama, plan_run

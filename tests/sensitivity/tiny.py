@@ -12,9 +12,9 @@ from torch.func import functional_call
 
 from hpcmpq.config import GroupsConfig
 from hpcmpq.formats import Quantizer
+from hpcmpq.models.data.samples import IGNORED, Samples
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.outputs import call_arguments, outputs_NTV
-from hpcmpq.models.samples import IGNORED, Samples
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.sensitivity import Subject
 from hpcmpq.space import SearchSpace

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hpcmpq.config import is_factory
 from hpcmpq.errors import UserError
+from hpcmpq.models.data.named_arrays import LABELS, read_named_arrays
 from hpcmpq.models.factories import call_factory
-from hpcmpq.models.named_arrays import LABELS, read_named_arrays
 
 
 @dataclass(frozen=True)

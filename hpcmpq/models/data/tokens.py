@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from hpcmpq.errors import UserError
+from hpcmpq.models.data.named_arrays import check_names
+from hpcmpq.models.data.samples import IGNORED, Samples
+from hpcmpq.models.data.sources import Batch, Documents, Source
 from hpcmpq.models.description import ModelDescription
 from hpcmpq.models.factories import describe
-from hpcmpq.models.named_arrays import check_names
-from hpcmpq.models.samples import IGNORED, Samples
-from hpcmpq.models.sources import Batch, Documents, Source
 
 BYTE_VOCAB = 256
 

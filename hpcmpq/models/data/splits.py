@@ -12,10 +12,10 @@ import torch
 
 from hpcmpq.config import Config
 from hpcmpq.errors import UserError
+from hpcmpq.models.data.samples import IGNORED, Samples, Splits
+from hpcmpq.models.data.sources import read_source
+from hpcmpq.models.data.tokens import to_samples
 from hpcmpq.models.description import ModelDescription, describe_model
-from hpcmpq.models.samples import IGNORED, Samples, Splits
-from hpcmpq.models.sources import read_source
-from hpcmpq.models.tokens import to_samples
 
 __all__ = ["IGNORED", "Samples", "Splits", "load_splits"]
 

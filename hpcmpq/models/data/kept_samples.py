@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hpcmpq.config import Config
 from hpcmpq.errors import UserError
-from hpcmpq.models.calibration import load_splits
-from hpcmpq.models.samples import Samples, Splits
+from hpcmpq.models.data.samples import Samples, Splits
+from hpcmpq.models.data.splits import load_splits
 from hpcmpq.plan import Plan, content_hash
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.whole_files import replacing
