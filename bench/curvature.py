@@ -26,10 +26,10 @@ from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
 from hpcmpq.models.outputs import Logits, forward
 from hpcmpq.objective import OBJECTIVES
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.hessian import measure_by_reversal
 from hpcmpq.space import SearchSpace
-from hpcmpq.variants import Variants
 
 ROUNDS = 3
 

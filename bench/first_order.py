@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 
 from bench.results import table, write_section
 from bench.workload import Calibrated, Judge, calibrated
-from hpcmpq.measure import Comparison
+from hpcmpq.quantized.losses import Comparison
 from hpcmpq.space import SearchSpace
 
 FORMATS = ("bf16", "fp8_e4m3", "w8a8")

@@ -23,11 +23,11 @@ from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.groups import find_groups
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.probes import num_probes
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.response import make_engine
 from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.space import SearchSpace
-from hpcmpq.variants import Variants
 
 FORMATS = {3: ("int2", "int4", "int8"), 7: tuple(f"int{bits}" for bits in range(2, 9))}
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))

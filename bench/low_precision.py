@@ -25,10 +25,10 @@ from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import forward, load_model
 from hpcmpq.models.weights import swapped
 from hpcmpq.objective import OBJECTIVES
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.response import make_engine
 from hpcmpq.scores import make_score
 from hpcmpq.space import SearchSpace
-from hpcmpq.variants import Variants
 
 FORMATS = tuple(f"int{bits}" for bits in range(2, 9))
 REFERENCE = FORMATS.index("int4")

@@ -17,11 +17,11 @@ from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
 from hpcmpq.objective import OBJECTIVES
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.response import make_engine
 from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.space import SearchSpace
-from hpcmpq.variants import Variants
 
 FORMATS = tuple(f"int{bits}" for bits in range(2, 9))
 

@@ -22,10 +22,10 @@ from hpcmpq.config import GroupsConfig, SolverConfig
 from hpcmpq.costs import size_bytes_cost
 from hpcmpq.costs.latency import latency_costs, mac_time_cost
 from hpcmpq.formats import Quantizer
-from hpcmpq.measure import Comparison
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
 from hpcmpq.problem import Cost, Problem
+from hpcmpq.quantized.losses import Comparison
 from hpcmpq.space import SearchSpace
 from hpcmpq.time_gain import LossLimit, largest_gain
 from hpcmpq.timing import passes

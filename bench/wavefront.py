@@ -25,11 +25,11 @@ from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import forward, load_model
 from hpcmpq.models.memory import keep_freed_memory
 from hpcmpq.objective import OBJECTIVES
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.response import make_engine
 from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.space import SearchSpace
-from hpcmpq.variants import Variants
 
 FORMATS = tuple(f"int{bits}" for bits in range(2, 9))
 PER_PASS, LENGTH = 4, 128

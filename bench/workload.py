@@ -19,7 +19,6 @@ from hpcmpq.calibrate import calibrate
 from hpcmpq.config import Config, read_config
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.executors import Worker
-from hpcmpq.measure import Comparison
 from hpcmpq.models.data.samples import Samples, Splits
 from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.load import load_model
@@ -27,11 +26,12 @@ from hpcmpq.models.memory import peak_bytes
 from hpcmpq.plan import Plan, UnitOutcome, WorkUnit
 from hpcmpq.prepare import prepare
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.quantized.losses import Comparison
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.reduce import reduce
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.variants import Variants
 
 CACHE = ROOT / "runs" / "bench"
 

@@ -24,6 +24,7 @@ from hpcmpq.models.streaming import load_streamed
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.plan import UnitOutcome, WorkUnit, starting_from
 from hpcmpq.probes import num_probes
+from hpcmpq.quantized.variants import open_variants
 from hpcmpq.response import make_engine
 from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, Contribution, Subject, find_method
 from hpcmpq.store.attempts import recording
@@ -31,7 +32,6 @@ from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import Shard, pending, write_shard
 from hpcmpq.store.whole_files import remove_abandoned
-from hpcmpq.variants import open_variants
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from hpcmpq.compensated import Products
 from hpcmpq.models.chain.chain import Chain
 from hpcmpq.models.weights import swapped
-from hpcmpq.variants import Variants
+from hpcmpq.quantized.variants import Variants
 
 Tensors = dict[str, Tensor]
 

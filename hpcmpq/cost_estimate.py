@@ -20,9 +20,9 @@ from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.outputs import forward
 from hpcmpq.plan import WorkUnit
 from hpcmpq.probes import num_probes
+from hpcmpq.quantized.variants import KEPT_BYTES
 from hpcmpq.response import OPTIONS_PER_PASS, wave_size
 from hpcmpq.space import SearchSpace
-from hpcmpq.variants import KEPT_BYTES
 
 PEAK_FACTOR = 2.0
 """Peak memory and shards are within this factor of what a run measures (tests/test_cost_estimate.py)."""

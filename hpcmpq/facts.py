@@ -6,12 +6,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hpcmpq.activations import rounds_activations
 from hpcmpq.config import CalibrationConfig, Config, ModelConfig, to_values
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.samples import Samples
-from hpcmpq.models.quantized_checkpoint import open_checkpoint
 from hpcmpq.plan import NUMERICS_VERSION, content_hash, flatten
+from hpcmpq.quantized.activations import rounds_activations
+from hpcmpq.quantized.checkpoint import open_checkpoint
 from hpcmpq.space import SearchSpace
 
 TARGETS = "calibration.targets"

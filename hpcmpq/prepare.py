@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpcmpq.activations import measure_maxima, read_maxima, rounds_activations, write_maxima
 from hpcmpq.config import Config, to_values
 from hpcmpq.cost_estimate import estimate_cost
 from hpcmpq.errors import DamagedFile, UserError
@@ -32,6 +31,9 @@ from hpcmpq.plan import (
     make_units,
     plan_to_json,
 )
+from hpcmpq.quantized.activations import measure_maxima, read_maxima, rounds_activations, write_maxima
+from hpcmpq.quantized.stored_codes import make_codes
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.scaling import Site, Workload, best_samples_per_unit
 from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, WEIGHTS_ALONE, find_method
 from hpcmpq.solvable import check_solvable
@@ -39,9 +41,7 @@ from hpcmpq.space import Group, SearchSpace
 from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.stored_codes import make_codes
 from hpcmpq.targets import check_model, find_target, narrowed
-from hpcmpq.variants import Variants
 
 log = logging.getLogger(__name__)
 

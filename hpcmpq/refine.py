@@ -13,11 +13,12 @@ from hpcmpq.descent import TrueLoss, descend
 from hpcmpq.errors import UserError
 from hpcmpq.formulate import make_problem, uniform_choices
 from hpcmpq.link import fit_link
-from hpcmpq.measure import Comparison
 from hpcmpq.models.data.kept_samples import planned_splits
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.load import load_model
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.quantized.losses import Comparison
+from hpcmpq.quantized.variants import open_variants
 from hpcmpq.solve import assignment_values, objective_value, settings_of
 from hpcmpq.solvers import make_solver
 from hpcmpq.space import SearchSpace
@@ -26,7 +27,6 @@ from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
-from hpcmpq.variants import open_variants
 
 EVALUATIONS_PER_GROUP = 4
 """Default budget: the neighbours of two assignments."""

@@ -20,7 +20,7 @@ from hpcmpq.models.chain.chain import Inputs
 from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.load import forward
 from hpcmpq.models.weights import swapped
-from hpcmpq.variants import Variants
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.wavefront import Wavefront
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from hpcmpq.activations import read_maxima
 from hpcmpq.calibrate import make_worker
 from hpcmpq.config import parse_config
 from hpcmpq.errors import CorruptShard, PlanMismatch, UserError
@@ -14,12 +13,13 @@ from hpcmpq.evaluate import evaluate
 from hpcmpq.export import export
 from hpcmpq.models.load import forward
 from hpcmpq.prepare import prepare
+from hpcmpq.quantized.activations import read_maxima
+from hpcmpq.quantized.variants import open_variants
 from hpcmpq.reduce import reduce
 from hpcmpq.solve import settings_of, solve
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import read_shard
-from hpcmpq.variants import open_variants
 from tests.export.planned import mixtral, plan_run
 
 

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcmpq.activations import measure_maxima
 from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
@@ -13,10 +12,11 @@ from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
 from hpcmpq.models.outputs import forward
 from hpcmpq.models.streaming import load_streamed, shapes_only
+from hpcmpq.quantized.activations import measure_maxima
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.quantizers.activations import round_activations
 from hpcmpq.response import WholeModel, make_engine
 from hpcmpq.space import SearchSpace
-from hpcmpq.variants import Variants
 from hpcmpq.wavefront import Wavefront
 from tests.models_of_many_kinds import make
 

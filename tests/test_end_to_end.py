@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 from hpcmpq.config import parse_config, read_config
 from hpcmpq.models.load import load_model
 from hpcmpq.prepare import prepare
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.variants import Variants
 from tests.executors.launch import ROOT, hpcmpq
 
 

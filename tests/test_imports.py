@@ -52,49 +52,41 @@ ROOMS: dict[str, str] = {
     "constraints": "errors formats space config",
     "solved_points": "quadratic problem config store",
     "reduce": "errors features quadratic plan store",
-    "models": "errors formats space objective quantizers plan targets config store",
+    "models": "errors space objective plan targets config store",
     "report": "errors formats quadratic space wording problem plan solvers store",
     "starter_text": "space targets models",
     "subgraphs": "errors space models",
-    "activations": "errors formats space store models",
-    "stored_codes": "errors formats space quantizers store models",
     "summaries": "wording plan store console status scaling reduce",
+    "quantized": "errors formats space objective quantizers plan config store models",
     "formulate": "errors formats quadratic shrinkage space problem plan targets config costs constraints",
-    "facts": "formats space plan config models activations",
+    "changes": "compensated models quantized",
+    "facts": "formats space plan config models quantized",
     "solvable": "errors plan solvers config costs formulate",
     "starter": "errors space targets config store models starter_text",
     "solve": "errors quadratic problem plan solvers config store formulate",
     "timing": "errors formats space quantizers plan config store models subgraphs",
-    "variants": "formats space quantizers plan config store models activations stored_codes",
-    "changes": "compensated models variants",
-    "measure": "objective models variants",
+    "evaluate": "errors formats space objective quantizers plan executors config store models quantized",
+    "export": "errors formats space wording quantizers plan targets config store models quantized",
+    "wavefront": "errors models changes",
     "frontier": "errors quadratic problem plan config store solved_points formulate solve",
     "time_gain": "errors quadratic problem plan solvers config store costs formulate solve",
-    "export": "errors formats space wording quantizers plan targets config store models variants",
-    "wavefront": "errors models changes",
-    "completion": "slurm_settings executors solvers config costs time_gain export",
-    "refine": (
-        "errors link quadratic space solvers config store descent models formulate solve variants measure"
-    ),
-    "evaluate": (
-        "errors formats space objective quantizers plan executors config store models activations "
-        "stored_codes variants measure"
-    ),
+    "refine": "errors link quadratic space solvers config store descent models quantized formulate solve",
+    "response": "compensated errors models quantized changes wavefront",
+    "completion": "slurm_settings executors solvers config costs export time_gain",
     "options": "export completion",
-    "response": "compensated errors models variants changes wavefront",
-    "cost_estimate": "features probes space plan config models variants response",
-    "sensitivity": "errors features formats probes space objective scores models variants response",
+    "cost_estimate": "features probes space plan config models quantized response",
+    "sensitivity": "errors features formats probes space objective scores models quantized response",
     "calibrate": (
-        "errors features probes objective plan executors config store models variants response sensitivity"
+        "errors features probes objective plan executors config store models quantized response sensitivity"
     ),
     "prepare": (
-        "errors formats space plan targets config store scaling models activations stored_codes "
-        "facts solvable variants cost_estimate sensitivity"
+        "errors formats space plan targets config store scaling models quantized facts solvable "
+        "cost_estimate sensitivity"
     ),
     "cli": (
         "errors wording plan targets executors config store compare console status doctor scaling "
-        "submit reduce report summaries starter solve timing frontier time_gain export completion "
-        "refine evaluate options calibrate prepare"
+        "submit reduce report summaries starter solve timing evaluate export frontier time_gain "
+        "refine completion options calibrate prepare"
     ),
     "__main__": "cli",
 }

@@ -13,12 +13,12 @@ from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
 from hpcmpq.objective import OBJECTIVES
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.response import WholeModel, make_engine
 from hpcmpq.scores import make_score
 from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.space import SearchSpace
-from hpcmpq.variants import Variants
 from tests.models_of_many_kinds import make
 
 ALL_BITS = tuple(f"int{bits}" for bits in range(2, 9))

@@ -11,14 +11,14 @@ from hpcmpq.config import parse_config
 from hpcmpq.errors import CorruptShard, UserError
 from hpcmpq.export import export
 from hpcmpq.formats import FORMATS as TABLE
-from hpcmpq.measure import Comparison
 from hpcmpq.models.data.splits import load_splits
+from hpcmpq.quantized.losses import Comparison
+from hpcmpq.quantized.stored_codes import StoredCodes
+from hpcmpq.quantized.variants import Variants, open_variants
 from hpcmpq.quantizers import decode
 from hpcmpq.reduce import reduce
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.stored_codes import StoredCodes
-from hpcmpq.variants import Variants, open_variants
 from tests.export.planned import llama, plan_run, solve_by_turns
 from tests.export.readers import READERS
 from tests.export.test_round_trips import fake_quantized_logits, tokens

@@ -14,11 +14,11 @@ from hpcmpq.models.load import forward, load_model
 from hpcmpq.models.streaming import load_streamed, shapes_only
 from hpcmpq.models.weight_digests import streamed_fingerprint, weights_fingerprint
 from hpcmpq.objective import OBJECTIVES
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.response import make_engine
 from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.space import SearchSpace
-from hpcmpq.variants import Variants
 from tests.allocations import peak_bytes
 from tests.export.planned import mixtral
 from tests.models_of_many_kinds import make

@@ -17,9 +17,9 @@ from hpcmpq.formats import Quantizer
 from hpcmpq.formulate import plan_costs
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.outputs import forward
-from hpcmpq.models.rounding import round_operands
 from hpcmpq.prepare import prepare
 from hpcmpq.problem import Budget, Cost, CostTerm, Problem, Termination
+from hpcmpq.quantized.input_rounding import round_operands
 from hpcmpq.solve import solve
 from hpcmpq.solvers.least_cost import least_cost
 from hpcmpq.space import Group, Member, SearchSpace
@@ -191,7 +191,7 @@ def test_a_whole_model_computes_what_the_formats_say():
     piece = timed.whole(assignment)
     values = {node: inputs[name] for name, node in timed.trace.inputs.items()}
     piece.run(values)
-    from hpcmpq.variants import Variants
+    from hpcmpq.quantized.variants import Variants
 
     space = SearchSpace(groups, (("w8a8", "bf16", "fp32"),) * len(groups))
 

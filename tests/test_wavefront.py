@@ -10,9 +10,9 @@ from hpcmpq.formats import Quantizer
 from hpcmpq.models.chain.chain import same_values
 from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.groups import find_groups
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.response import WholeModel, make_engine
 from hpcmpq.space import SearchSpace
-from hpcmpq.variants import Variants
 from hpcmpq.wavefront import Wavefront
 from tests.models_of_many_kinds import CHAINS, make
 

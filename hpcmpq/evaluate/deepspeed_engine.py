@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.activations import Activations
 from hpcmpq.config import Config
 from hpcmpq.evaluate.ranks import gathered, joined_ranks, stop_requests
 from hpcmpq.evaluate.shards import Shards, build, partition
@@ -22,8 +21,9 @@ from hpcmpq.models.load import forward
 from hpcmpq.models.memory import live_bytes, peak_bytes
 from hpcmpq.models.weight_digests import check_same_weights
 from hpcmpq.plan import Plan
+from hpcmpq.quantized.activations import Activations
+from hpcmpq.quantized.variants import open_variants
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.variants import open_variants
 
 
 @dataclass

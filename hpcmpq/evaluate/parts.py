@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from hpcmpq.measure import compare, join
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.plan import content_hash
+from hpcmpq.quantized.losses import compare, join
 
 MOST_CHUNKS = 128
 """Chunks of a part: enough to share out, few enough for a parallel file system."""
@@ -59,7 +59,7 @@ class DataPart:
 
     Attributes:
         samples: On the CPU.
-        metrics: See `hpcmpq.measure.metric_names`.
+        metrics: See `hpcmpq.quantized.losses.metric_names`.
         samples_per_pass: Samples of one batch.
     """
 

@@ -20,10 +20,11 @@ from hpcmpq.models.load import load_model
 from hpcmpq.models.stored_weights import find_weights
 from hpcmpq.models.streaming import skeleton
 from hpcmpq.models.weights import as_matrix, from_matrix
+from hpcmpq.quantized.stored_codes import StoredCodes, is_stored
 from hpcmpq.quantizers import decode, fake_quantize
-from hpcmpq.quantizers.ranges import Range, choose_range
+from hpcmpq.quantizers.codes import Range
+from hpcmpq.quantizers.ranges import choose_range
 from hpcmpq.space import Member, SearchSpace
-from hpcmpq.stored_codes import StoredCodes, is_stored
 
 Rows = Callable[[str, int, int], Tensor]
 """(parameter, start, stop) → that range of the original's first axis."""

@@ -15,9 +15,9 @@ from hpcmpq.evaluate.rounds import chunks_of, measure, measure_whole, whole_chun
 from hpcmpq.evaluate.summary import summarise
 from hpcmpq.evaluate.tasks import make_task
 from hpcmpq.executors.world import ALONE, World
-from hpcmpq.measure import metric_names
 from hpcmpq.models.data.kept_samples import planned_splits
 from hpcmpq.plan import Plan, content_hash
+from hpcmpq.quantized.losses import metric_names
 from hpcmpq.store.json_files import read_json, write_artefact
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir

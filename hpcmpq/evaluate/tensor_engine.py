@@ -23,8 +23,8 @@ from hpcmpq.formats import FORMATS
 from hpcmpq.models.load import forward, load_model
 from hpcmpq.models.memory import peak_bytes
 from hpcmpq.plan import Plan
+from hpcmpq.quantized.variants import open_variants
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.variants import open_variants
 
 
 @dataclass

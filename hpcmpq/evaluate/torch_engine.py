@@ -14,8 +14,8 @@ from hpcmpq.executors.world import World
 from hpcmpq.models.load import forward, load_model, pick_device, quiet_transformers
 from hpcmpq.models.memory import live_bytes, peak_bytes
 from hpcmpq.plan import Plan
+from hpcmpq.quantized.variants import Variants, open_variants
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.variants import Variants, open_variants
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from hpcmpq.store.solution_file import read_solution
 from hpcmpq.targets import TARGETS
 
 if TYPE_CHECKING:
-    from hpcmpq.variants import Variants
+    from hpcmpq.quantized.variants import Variants
 
 EXPORTERS = {
     "fake_quantized": "hpcmpq.export.fake_quantized:export",
@@ -44,7 +44,7 @@ def export(run: RunDir, name: str) -> str:
     Raises:
         UserError: If the format is unknown, cannot hold the solution, or nothing is solved yet.
     """
-    from hpcmpq.variants import open_variants
+    from hpcmpq.quantized.variants import open_variants
 
     if name not in EXPORTERS:
         raise UserError(f"unknown export format {name!r}; known: {', '.join(EXPORTERS)}")

@@ -25,11 +25,11 @@ from hpcmpq.models.load import quiet_transformers
 from hpcmpq.models.stored_weights import names_in_model
 from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.space import Member
 from hpcmpq.store.json_files import write_json
 from hpcmpq.targets import TARGETS, narrowed
-from hpcmpq.variants import Variants
 
 INDEX = "model.safetensors.index.json"
 

@@ -10,8 +10,8 @@ from hpcmpq.export.whole_directory import copy_small_files, replacing_directory
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.plan import Plan
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.store.json_files import write_json
-from hpcmpq.variants import Variants
 
 
 def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> str:

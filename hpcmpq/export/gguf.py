@@ -21,10 +21,10 @@ from hpcmpq.export.whole_directory import replacing_directory
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.description import read_model_json
 from hpcmpq.plan import Plan
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Member
 from hpcmpq.store.json_files import write_json
 from hpcmpq.targets import GGUF_ARCHITECTURES, GGUF_TYPES, TARGETS, check_model, narrowed
-from hpcmpq.variants import Variants
 
 VOCABULARY = "vocab.gguf"
 

@@ -25,11 +25,11 @@ from hpcmpq.models.load import quiet_transformers
 from hpcmpq.models.outputs import Logits
 from hpcmpq.models.searchable_layers import plain_experts
 from hpcmpq.plan import Plan
+from hpcmpq.quantized.variants import Variants
+from hpcmpq.quantizers.codes import Range
 from hpcmpq.quantizers.integer import code_limits
-from hpcmpq.quantizers.ranges import Range
 from hpcmpq.space import Member
 from hpcmpq.store.json_files import write_json
-from hpcmpq.variants import Variants
 from hpcmpq.wording import show_bytes
 
 HELD = ("int2", "int4", "int8")

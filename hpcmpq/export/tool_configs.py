@@ -19,10 +19,10 @@ from hpcmpq.export.whole_directory import replacing_directory
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.description import read_model_json
 from hpcmpq.plan import Plan
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Member
 from hpcmpq.store.json_files import write_json
 from hpcmpq.targets import TARGETS
-from hpcmpq.variants import Variants
 
 LLAMA_TYPES = {
     "int2": "q2_K",

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hpcmpq.formats import Format, Quantizer
 from hpcmpq.quantizers import floating, integer
-from hpcmpq.quantizers.ranges import Range, check_finite, choose_range
+from hpcmpq.quantizers.codes import Range
+from hpcmpq.quantizers.ranges import check_finite, choose_range
 
 __all__ = ["Range", "choose_range", "decode", "encode", "fake_quantize"]
 

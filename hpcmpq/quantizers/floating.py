@@ -8,7 +8,7 @@ from torch import Tensor
 from hpcmpq.formats import Format, Quantizer
 
 if TYPE_CHECKING:
-    from hpcmpq.quantizers.ranges import Range
+    from hpcmpq.quantizers.codes import Range
 
 DTYPES: dict[str, torch.dtype] = {
     "fp8_e4m3": torch.float8_e4m3fn,

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from hpcmpq.formats import Format, Quantizer
+from hpcmpq.quantizers.codes import Range
 from hpcmpq.quantizers.integer import code_limits, nearest_codes, split_groups
-from hpcmpq.quantizers.ranges import Range, check_finite
+from hpcmpq.quantizers.ranges import check_finite
 
 BLOCK = 128
 """Columns after which the rest of the matrix is brought up to date, in one product."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from hpcmpq.formats import Format, Quantizer
 
 if TYPE_CHECKING:
-    from hpcmpq.quantizers.ranges import Range
+    from hpcmpq.quantizers.codes import Range
 
 
 def code_limits(format: Format, quantizer: Quantizer) -> tuple[int, int]:

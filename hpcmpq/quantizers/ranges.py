@@ -3,12 +3,11 @@
 Shape letters: M output channels, K inputs, S scales of a channel, L inputs that share a scale, F factors.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from hpcmpq.formats import Format, Quantizer
+from hpcmpq.quantizers.codes import Range
 from hpcmpq.quantizers.floating import largest_value, nearest_values
 from hpcmpq.quantizers.integer import code_limits, nearest_codes, split_groups
 
@@ -17,19 +16,6 @@ NUM_FACTORS = 32
 
 SEARCH_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}
 """Elements of one step of the search: a CPU's cache, a GPU's memory."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """What codes mean: weight = scale · (code − zero_point).
-
-    Attributes:
-        scale: Positive, exactly representable in bfloat16, [M, S], float32 (float64 for float64 weights).
-        zero_point: Integer code of the weight zero, int32 [M, S], or None for symmetric and float formats.
-    """
-
-    scale: Tensor
-    zero_point: Tensor | None = None
 
 
 def choose_range(weight_MK: Tensor, format: Format, quantizer: Quantizer) -> Range:

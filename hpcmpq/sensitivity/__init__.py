@@ -16,9 +16,9 @@ from hpcmpq.errors import UserError
 from hpcmpq.features import Features
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.objective import Objective
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.response import Engine
 from hpcmpq.space import SearchSpace
-from hpcmpq.variants import Variants
 
 METHODS = {
     "secant": "hpcmpq.sensitivity.secant:measure",

@@ -7,8 +7,8 @@ import torch
 
 from hpcmpq.evaluate.shards import Shards
 from hpcmpq.formats import Quantizer
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Group, Member, SearchSpace
-from hpcmpq.variants import Variants
 
 SHAPES = {"linear": (7, 10), "conv": (6, 2, 3, 3), "transposed": (10, 7), "bias": (5,), "scalar": ()}
 

@@ -15,8 +15,8 @@ from hpcmpq.errors import UserError
 from hpcmpq.export import EXPORTERS, export, weight_bytes
 from hpcmpq.export.compressed_tensors import pack
 from hpcmpq.plan import Plan
+from hpcmpq.quantized.variants import open_variants
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.variants import open_variants
 from tests.export.planned import llama, mixtral, opt, plan_run, qwen2, solve_by_turns, t5_encoder
 from tests.export.readers import READERS
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.quantizers import choose_range, decode, encode
+from hpcmpq.quantizers.codes import Range
 from hpcmpq.quantizers.gptq import compensated_codes, compensation
-from hpcmpq.quantizers.ranges import Range
 
 
 def make(num_rows: int, num_columns: int) -> tuple[Tensor, Tensor]:

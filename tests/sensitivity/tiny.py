@@ -16,9 +16,9 @@ from hpcmpq.models.data.samples import IGNORED, Samples
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.outputs import call_arguments, outputs_NTV
 from hpcmpq.objective import OBJECTIVES
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.sensitivity import Subject
 from hpcmpq.space import SearchSpace
-from hpcmpq.variants import Variants
 
 VOCAB = 11
 FORMATS = ("int2", "int4", "int8")

@@ -10,7 +10,7 @@ from torch import Tensor
 from hpcmpq.models.data.samples import IGNORED, Samples
 from hpcmpq.models.load import forward
 from hpcmpq.objective import OBJECTIVES
-from hpcmpq.variants import Variants
+from hpcmpq.quantized.variants import Variants
 
 Assignment = Mapping[str, str]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.layer_kinds import operand_axes
-from hpcmpq.models.rounding import Rounded, record_maxima, round_operands, rounding
+from hpcmpq.quantized.input_rounding import Rounded, record_maxima, round_operands, rounding
 from hpcmpq.space import SearchSpace
 from hpcmpq.store.h5_files import read_h5, write_h5
 from hpcmpq.store.run_dir import RunDir
@@ -33,7 +33,7 @@ class Activations:
     """Where the groups of a model round activations, and with which ranges.
 
     Attributes:
-        model: As `hpcmpq.variants.Variants` prepared it.
+        model: As `hpcmpq.quantized.variants.Variants` prepared it.
         space: Groups and options.
         quantizer: Says whether ranges are static.
         maxima: {module: largest input of each kind} for static ranges, see `measure_maxima`.

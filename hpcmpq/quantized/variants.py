@@ -8,7 +8,6 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.activations import Activations, read_maxima
 from hpcmpq.config import parse_config
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.attention_products import attach_products
@@ -16,11 +15,13 @@ from hpcmpq.models.load import load_model
 from hpcmpq.models.weight_digests import check_same_weights
 from hpcmpq.models.weights import as_matrix, from_matrix, swapped
 from hpcmpq.plan import Plan
+from hpcmpq.quantized.activations import Activations, read_maxima
+from hpcmpq.quantized.stored_codes import StoredCodes, is_stored
 from hpcmpq.quantizers import decode, encode, fake_quantize
-from hpcmpq.quantizers.ranges import Range, choose_range
+from hpcmpq.quantizers.codes import Range
+from hpcmpq.quantizers.ranges import choose_range
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.stored_codes import StoredCodes, is_stored
 
 KEPT_BYTES = 2**26
 """Rounded weights of all options together up to which they are kept."""
@@ -39,8 +40,8 @@ class Variants:
         model: The original.
         space: Groups and options.
         quantizer: How weights and activations are rounded.
-        maxima: {module: largest inputs} for static ranges of activations, see `hpcmpq.activations`.
-        codes: Where codes that were made when planning are, see `hpcmpq.stored_codes`.
+        maxima: {module: largest inputs} for static ranges of activations, see `hpcmpq.quantized.activations`.
+        codes: Where codes that were made when planning are, see `hpcmpq.quantized.stored_codes`.
     """
 
     model: nn.Module

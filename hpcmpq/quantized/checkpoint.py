@@ -16,8 +16,8 @@ from torch import Tensor
 from hpcmpq.errors import UserError
 from hpcmpq.formats import Format, Quantizer
 from hpcmpq.models.description import read_model_json
+from hpcmpq.quantizers.codes import Range
 from hpcmpq.quantizers.integer import code_limits
-from hpcmpq.quantizers.ranges import Range
 from hpcmpq.space import Member
 
 

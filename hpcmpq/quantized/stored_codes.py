@@ -22,10 +22,11 @@ from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.load import forward
-from hpcmpq.models.quantized_checkpoint import open_checkpoint
 from hpcmpq.models.weights import as_matrix, holder_of
+from hpcmpq.quantized.checkpoint import open_checkpoint
+from hpcmpq.quantizers.codes import Range
 from hpcmpq.quantizers.gptq import compensated_codes, compensation
-from hpcmpq.quantizers.ranges import Range, choose_range
+from hpcmpq.quantizers.ranges import choose_range
 from hpcmpq.space import Member, SearchSpace
 from hpcmpq.store.h5_files import read_h5, write_h5
 from hpcmpq.store.run_dir import RunDir

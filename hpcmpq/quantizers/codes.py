@@ -1,0 +1,18 @@
+"""What the codes of a weight mean: scales and zero points."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Range:
+    """What codes mean: weight = scale · (code − zero_point).
+
+    Attributes:
+        scale: Positive, exactly representable in bfloat16, [M, S], float32 (float64 for float64 weights).
+        zero_point: Integer code of the weight zero, int32 [M, S], or None for symmetric and float formats.
+    """
+
+    scale: Tensor
+    zero_point: Tensor | None = None
