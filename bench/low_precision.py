@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from bench.results import table, write_section
-from hpcmpq.compensated import patch_products
 from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.examples.topics import training_text
 from hpcmpq.formats import Quantizer
@@ -26,7 +25,8 @@ from hpcmpq.models.load import forward, load_model
 from hpcmpq.models.weights import swapped
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.response import make_engine
+from hpcmpq.response.engine import make_engine
+from hpcmpq.response.low_precision import patch_products
 from hpcmpq.scores import make_score
 from hpcmpq.space import SearchSpace
 

@@ -18,7 +18,7 @@ from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.response import make_engine
+from hpcmpq.response.engine import make_engine
 from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.space import SearchSpace

@@ -26,7 +26,7 @@ from hpcmpq.models.load import forward, load_model
 from hpcmpq.models.memory import keep_freed_memory
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.response import make_engine
+from hpcmpq.response.engine import make_engine
 from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.space import SearchSpace

@@ -25,7 +25,7 @@ from hpcmpq.objective import OBJECTIVES
 from hpcmpq.plan import UnitOutcome, WorkUnit, starting_from
 from hpcmpq.probes import num_probes
 from hpcmpq.quantized.variants import open_variants
-from hpcmpq.response import make_engine
+from hpcmpq.response.engine import make_engine
 from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, Contribution, Subject, find_method
 from hpcmpq.store.attempts import recording
 from hpcmpq.store.plan_file import read_plan

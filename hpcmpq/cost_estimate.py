@@ -21,7 +21,7 @@ from hpcmpq.models.outputs import forward
 from hpcmpq.plan import WorkUnit
 from hpcmpq.probes import num_probes
 from hpcmpq.quantized.variants import KEPT_BYTES
-from hpcmpq.response import OPTIONS_PER_PASS, wave_size
+from hpcmpq.response.engine import OPTIONS_PER_PASS, wave_size
 from hpcmpq.space import SearchSpace
 
 PEAK_FACTOR = 2.0

@@ -15,9 +15,10 @@ from hpcmpq.models.streaming import load_streamed, shapes_only
 from hpcmpq.quantized.activations import measure_maxima
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.quantizers.activations import round_activations
-from hpcmpq.response import WholeModel, make_engine
+from hpcmpq.response.engine import make_engine
+from hpcmpq.response.wavefront import Wavefront
+from hpcmpq.response.whole_model import WholeModel
 from hpcmpq.space import SearchSpace
-from hpcmpq.wavefront import Wavefront
 from tests.models_of_many_kinds import make
 
 MIXED = ("int4", "w4a8", "w8a8", "fp8_e4m3", "bf16", "fp32")

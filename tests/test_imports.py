@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Room: the rooms it may import, which all stand above it here.
 ROOMS: dict[str, str] = {
-    "compensated": "",
     "errors": "",
     "examples": "",
     "features": "",
@@ -59,7 +58,7 @@ ROOMS: dict[str, str] = {
     "summaries": "wording plan store console status scaling reduce",
     "quantized": "errors formats space objective quantizers plan config store models",
     "formulate": "errors formats quadratic shrinkage space problem plan targets config costs constraints",
-    "changes": "compensated models quantized",
+    "response": "errors models quantized",
     "facts": "formats space plan config models quantized",
     "solvable": "errors plan solvers config costs formulate",
     "starter": "errors space targets config store models starter_text",
@@ -67,15 +66,12 @@ ROOMS: dict[str, str] = {
     "timing": "errors formats space quantizers plan config store models subgraphs",
     "evaluate": "errors formats space objective quantizers plan executors config store models quantized",
     "export": "errors formats space wording quantizers plan targets config store models quantized",
-    "wavefront": "errors models changes",
+    "cost_estimate": "features probes space plan config models quantized response",
     "frontier": "errors quadratic problem plan config store solved_points formulate solve",
+    "sensitivity": "errors features formats probes space objective scores models quantized response",
     "time_gain": "errors quadratic problem plan solvers config store costs formulate solve",
     "refine": "errors link quadratic space solvers config store descent models quantized formulate solve",
-    "response": "compensated errors models quantized changes wavefront",
     "completion": "slurm_settings executors solvers config costs export time_gain",
-    "options": "export completion",
-    "cost_estimate": "features probes space plan config models quantized response",
-    "sensitivity": "errors features formats probes space objective scores models quantized response",
     "calibrate": (
         "errors features probes objective plan executors config store models quantized response sensitivity"
     ),
@@ -83,10 +79,11 @@ ROOMS: dict[str, str] = {
         "errors formats space plan targets config store scaling models quantized facts solvable "
         "cost_estimate sensitivity"
     ),
+    "options": "export completion",
     "cli": (
         "errors wording plan targets executors config store compare console status doctor scaling "
         "submit reduce report summaries starter solve timing evaluate export frontier time_gain "
-        "refine completion options calibrate prepare"
+        "refine completion calibrate prepare options"
     ),
     "__main__": "cli",
 }

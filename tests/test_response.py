@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from hpcmpq.calibrate import contents
-from hpcmpq.compensated import Products
 from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.features import gram, multiply
 from hpcmpq.formats import Quantizer
@@ -14,7 +13,9 @@ from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.response import WholeModel, make_engine
+from hpcmpq.response.engine import make_engine
+from hpcmpq.response.low_precision import Products
+from hpcmpq.response.whole_model import WholeModel
 from hpcmpq.scores import make_score
 from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.secant import measure

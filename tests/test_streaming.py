@@ -15,7 +15,7 @@ from hpcmpq.models.streaming import load_streamed, shapes_only
 from hpcmpq.models.weight_digests import streamed_fingerprint, weights_fingerprint
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.response import make_engine
+from hpcmpq.response.engine import make_engine
 from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.space import SearchSpace

@@ -11,9 +11,10 @@ from hpcmpq.models.chain.chain import same_values
 from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.groups import find_groups
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.response import WholeModel, make_engine
+from hpcmpq.response.engine import make_engine
+from hpcmpq.response.wavefront import Wavefront
+from hpcmpq.response.whole_model import WholeModel
 from hpcmpq.space import SearchSpace
-from hpcmpq.wavefront import Wavefront
 from tests.models_of_many_kinds import CHAINS, make
 
 FORMATS = ("int2", "int4", "int8")

@@ -17,7 +17,7 @@ from hpcmpq.features import Features
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.objective import Objective
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.response import Engine
+from hpcmpq.response.engine import Engine
 from hpcmpq.space import SearchSpace
 
 METHODS = {

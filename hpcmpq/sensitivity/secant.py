@@ -16,7 +16,7 @@ from hpcmpq.features import Features
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.memory import large_empty
 from hpcmpq.probes import make_probes
-from hpcmpq.response import WholeModel
+from hpcmpq.response.whole_model import WholeModel
 from hpcmpq.scores import make_score
 from hpcmpq.sensitivity import Subject
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hpcmpq.compensated import Products
 from hpcmpq.models.chain.chain import Chain
 from hpcmpq.models.weights import swapped
 from hpcmpq.quantized.variants import Variants
+from hpcmpq.response.low_precision import Products
 
 Tensors = dict[str, Tensor]
 

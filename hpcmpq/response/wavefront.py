@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hpcmpq.changes import Changes, Tensors
 from hpcmpq.errors import UserError
 from hpcmpq.models.chain.chain import Call, Chain, Inputs, same_values
+from hpcmpq.response.block_options import Changes, Tensors
 
 log = logging.getLogger(__name__)
 

@@ -7,21 +7,20 @@ for members, z_KNTV in outputs: ...
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hpcmpq.changes import Changes
-from hpcmpq.compensated import Products, patch_products
 from hpcmpq.errors import UserError
 from hpcmpq.models.chain.chain import Inputs
 from hpcmpq.models.chain.find_chain import find_chain
-from hpcmpq.models.load import forward
-from hpcmpq.models.weights import swapped
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.wavefront import Wavefront
+from hpcmpq.response.block_options import Changes
+from hpcmpq.response.low_precision import patch_products
+from hpcmpq.response.wavefront import Wavefront
+from hpcmpq.response.whole_model import WholeModel
 
 log = logging.getLogger(__name__)
 
@@ -43,59 +42,6 @@ class Engine(Protocol):
     ) -> tuple[Tensor, Iterator[tuple[list[int], Tensor]]]:
         """The original's outputs z0 [N, T, V], and (options, z [K, N, T, V]) until all `options` are through."""
         ...
-
-
-@dataclass(frozen=True)
-class WholeModel:
-    """The engine for any model: one forward pass per option.
-
-    Attributes:
-        model: In eval mode.
-        variants: Quantized weights.
-        products: Low-precision matrix products with compensated differences, or None.
-    """
-
-    model: nn.Module
-    variants: Variants
-    products: Products | None = None
-
-    def respond(
-        self, inputs: Inputs, options: Sequence[int]
-    ) -> tuple[Tensor, Iterator[tuple[list[int], Tensor]]]:
-        """The original's outputs z0 [N, T, V], and ([p], z [1, N, T, V]) of all `options` in order."""
-        if self.products is None:
-            return forward(self.model, inputs), self._outputs(inputs, options)
-        with self.products.recording("model"):
-            z0_NTV = forward(self.model, inputs)
-        return z0_NTV, self._compensated(inputs, options, self.products)
-
-    def _outputs(self, inputs: Inputs, options: Sequence[int]) -> Iterator[tuple[list[int], Tensor]]:
-        for p in options:
-            with swapped(self.model, self._quantized(p)), self._rounded(p):
-                z_NTV = forward(self.model, inputs)
-            yield [p], z_NTV[None]
-
-    def _compensated(
-        self, inputs: Inputs, options: Sequence[int], products: Products
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        for p in options:
-            tensors = self._quantized(p)
-            deltas = {
-                n: tensors.pop(n) - self.model.get_parameter(n) for n in products.weights & tensors.keys()
-            }
-            with swapped(self.model, tensors), products.replaying("model", deltas), self._rounded(p):
-                z_NTV = forward(self.model, inputs)
-            yield [p], z_NTV[None]
-
-    def _quantized(self, option: int) -> dict[str, Tensor]:
-        space = self.variants.space
-        chosen = space.options[option]
-        return self.variants.quantized(space.groups[chosen.group], chosen.format)
-
-    def _rounded(self, option: int) -> AbstractContextManager[None]:
-        chosen = self.variants.space.options[option]
-        name = self.variants.space.groups[chosen.group].name
-        return self.variants.activations.rounded({name: chosen.format})
 
 
 @torch.no_grad()

@@ -1,0 +1,66 @@
+"""Responses by one whole forward pass per option: any model, any option."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from hpcmpq.models.chain.chain import Inputs
+from hpcmpq.models.load import forward
+from hpcmpq.models.weights import swapped
+from hpcmpq.quantized.variants import Variants
+from hpcmpq.response.low_precision import Products
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """The engine for any model: one forward pass per option.
+
+    Attributes:
+        model: In eval mode.
+        variants: Quantized weights.
+        products: Low-precision matrix products with compensated differences, or None.
+    """
+
+    model: nn.Module
+    variants: Variants
+    products: Products | None = None
+
+    def respond(
+        self, inputs: Inputs, options: Sequence[int]
+    ) -> tuple[Tensor, Iterator[tuple[list[int], Tensor]]]:
+        """The original's outputs z0 [N, T, V], and ([p], z [1, N, T, V]) of all `options` in order."""
+        if self.products is None:
+            return forward(self.model, inputs), self._outputs(inputs, options)
+        with self.products.recording("model"):
+            z0_NTV = forward(self.model, inputs)
+        return z0_NTV, self._compensated(inputs, options, self.products)
+
+    def _outputs(self, inputs: Inputs, options: Sequence[int]) -> Iterator[tuple[list[int], Tensor]]:
+        for p in options:
+            with swapped(self.model, self._quantized(p)), self._rounded(p):
+                z_NTV = forward(self.model, inputs)
+            yield [p], z_NTV[None]
+
+    def _compensated(
+        self, inputs: Inputs, options: Sequence[int], products: Products
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        for p in options:
+            tensors = self._quantized(p)
+            deltas = {
+                n: tensors.pop(n) - self.model.get_parameter(n) for n in products.weights & tensors.keys()
+            }
+            with swapped(self.model, tensors), products.replaying("model", deltas), self._rounded(p):
+                z_NTV = forward(self.model, inputs)
+            yield [p], z_NTV[None]
+
+    def _quantized(self, option: int) -> dict[str, Tensor]:
+        space = self.variants.space
+        chosen = space.options[option]
+        return self.variants.quantized(space.groups[chosen.group], chosen.format)
+
+    def _rounded(self, option: int) -> AbstractContextManager[None]:
+        chosen = self.variants.space.options[option]
+        name = self.variants.space.groups[chosen.group].name
+        return self.variants.activations.rounded({name: chosen.format})
