@@ -17,15 +17,15 @@ from collections.abc import Callable
 import torch
 
 from hpcmpq.config import GroupsConfig
-from hpcmpq.features import gram
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.groups import find_groups
 from hpcmpq.objective import OBJECTIVES
-from hpcmpq.probes import num_probes
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
 from hpcmpq.sensitivity import Subject
+from hpcmpq.sensitivity.features import gram
+from hpcmpq.sensitivity.probes import num_probes
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.space import SearchSpace
 

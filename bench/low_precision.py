@@ -27,7 +27,7 @@ from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
 from hpcmpq.response.low_precision import patch_products
-from hpcmpq.scores import make_score
+from hpcmpq.sensitivity.scores import make_score
 from hpcmpq.space import SearchSpace
 
 FORMATS = tuple(f"int{bits}" for bits in range(2, 9))

@@ -14,19 +14,19 @@ import torch
 from hpcmpq.config import ModelConfig, parse_config
 from hpcmpq.errors import IncompleteCalibration
 from hpcmpq.executors import Executor, Worker
-from hpcmpq.features import Features, gram, to_columns
 from hpcmpq.models.data.kept_samples import kept_samples, planned_splits
 from hpcmpq.models.data.samples import Samples
-from hpcmpq.models.kernels import differentiable_kernels
 from hpcmpq.models.load import forward, load_model, pick_device
 from hpcmpq.models.memory import keep_freed_memory
 from hpcmpq.models.streaming import load_streamed
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.plan import UnitOutcome, WorkUnit, starting_from
-from hpcmpq.probes import num_probes
 from hpcmpq.quantized.variants import open_variants
 from hpcmpq.response.engine import make_engine
 from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, Contribution, Subject, find_method
+from hpcmpq.sensitivity.differentiable_attention import differentiable_kernels
+from hpcmpq.sensitivity.features import Features, gram, to_columns
+from hpcmpq.sensitivity.probes import num_probes
 from hpcmpq.store.attempts import recording
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir

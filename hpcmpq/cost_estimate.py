@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.config import Config
-from hpcmpq.features import COLUMNS_PER_STEP
 from hpcmpq.models.chain.chain import Inputs
 from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.outputs import forward
 from hpcmpq.plan import WorkUnit
-from hpcmpq.probes import num_probes
 from hpcmpq.quantized.variants import KEPT_BYTES
 from hpcmpq.response.engine import OPTIONS_PER_PASS, wave_size
+from hpcmpq.sensitivity.features import COLUMNS_PER_STEP
+from hpcmpq.sensitivity.probes import num_probes
 from hpcmpq.space import SearchSpace
 
 PEAK_FACTOR = 2.0

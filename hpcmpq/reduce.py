@@ -148,7 +148,7 @@ def _shards(plan: Plan, run: RunDir) -> Iterator[tuple[WorkUnit, Shard]]:
 
 def _multiplied(plan: Plan, run: RunDir, unit: WorkUnit, shard: Shard) -> Shard:
     """Sums from the columns of a unit and of the units of later groups on the same samples, two at a time."""
-    from hpcmpq.features import multiply  # loads torch, which reading sums does without
+    from hpcmpq.sensitivity.features import multiply  # loads torch, which reading sums does without
 
     space, columns = plan.space, shard.arrays
     quad = np.zeros((len(columns["phi"]), space.num_options))

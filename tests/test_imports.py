@@ -21,10 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS: dict[str, str] = {
     "errors": "",
     "examples": "",
-    "features": "",
     "formats": "",
     "link": "",
-    "probes": "",
     "quadratic": "",
     "shrinkage": "",
     "space": "",
@@ -35,7 +33,6 @@ ROOMS: dict[str, str] = {
     "slurm_settings": "errors",
     "plan": "errors space",
     "targets": "errors formats space",
-    "scores": "objective",
     "executors": "errors plan",
     "solvers": "errors problem",
     "config": "errors formats targets",
@@ -50,12 +47,10 @@ ROOMS: dict[str, str] = {
     "submit": "errors slurm_settings store",
     "constraints": "errors formats space config",
     "solved_points": "quadratic problem config store",
-    "reduce": "errors features quadratic plan store",
     "models": "errors space objective plan targets config store",
     "report": "errors formats quadratic space wording problem plan solvers store",
     "starter_text": "space targets models",
     "subgraphs": "errors space models",
-    "summaries": "wording plan store console status scaling reduce",
     "quantized": "errors formats space objective quantizers plan config store models",
     "formulate": "errors formats quadratic shrinkage space problem plan targets config costs constraints",
     "response": "errors models quantized",
@@ -66,24 +61,24 @@ ROOMS: dict[str, str] = {
     "timing": "errors formats space quantizers plan config store models subgraphs",
     "evaluate": "errors formats space objective quantizers plan executors config store models quantized",
     "export": "errors formats space wording quantizers plan targets config store models quantized",
-    "cost_estimate": "features probes space plan config models quantized response",
+    "sensitivity": "errors formats space objective models quantized response",
     "frontier": "errors quadratic problem plan config store solved_points formulate solve",
-    "sensitivity": "errors features formats probes space objective scores models quantized response",
     "time_gain": "errors quadratic problem plan solvers config store costs formulate solve",
     "refine": "errors link quadratic space solvers config store descent models quantized formulate solve",
+    "reduce": "errors quadratic plan store sensitivity",
     "completion": "slurm_settings executors solvers config costs export time_gain",
-    "calibrate": (
-        "errors features probes objective plan executors config store models quantized response sensitivity"
-    ),
+    "cost_estimate": "space plan config models quantized response sensitivity",
+    "calibrate": "errors objective plan executors config store models quantized response sensitivity",
+    "options": "export completion",
+    "summaries": "wording plan store console status scaling reduce",
     "prepare": (
         "errors formats space plan targets config store scaling models quantized facts solvable "
-        "cost_estimate sensitivity"
+        "sensitivity cost_estimate"
     ),
-    "options": "export completion",
     "cli": (
         "errors wording plan targets executors config store compare console status doctor scaling "
-        "submit reduce report summaries starter solve timing evaluate export frontier time_gain "
-        "refine completion calibrate prepare options"
+        "submit report starter solve timing evaluate export frontier time_gain refine reduce "
+        "completion calibrate options summaries prepare"
     ),
     "__main__": "cli",
 }

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hpcmpq.probes import DEFAULT_PROBES, make_probes, num_probes
+from hpcmpq.sensitivity.probes import DEFAULT_PROBES, make_probes, num_probes
 from tests.allocations import peak_bytes
 
 

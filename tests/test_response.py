@@ -6,7 +6,6 @@ import torch
 
 from hpcmpq.calibrate import contents
 from hpcmpq.config import GroupsConfig, ModelConfig
-from hpcmpq.features import gram, multiply
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.groups import find_groups
@@ -16,8 +15,9 @@ from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
 from hpcmpq.response.low_precision import Products
 from hpcmpq.response.whole_model import WholeModel
-from hpcmpq.scores import make_score
 from hpcmpq.sensitivity import Subject
+from hpcmpq.sensitivity.features import gram, multiply
+from hpcmpq.sensitivity.scores import make_score
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.space import SearchSpace
 from tests.models_of_many_kinds import make

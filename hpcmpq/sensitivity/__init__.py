@@ -13,11 +13,11 @@ import numpy as np
 from torch import nn
 
 from hpcmpq.errors import UserError
-from hpcmpq.features import Features
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.objective import Objective
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import Engine
+from hpcmpq.sensitivity.features import Features
 from hpcmpq.space import SearchSpace
 
 METHODS = {
@@ -30,7 +30,7 @@ METHODS = {
     "first_order": "hpcmpq.sensitivity.first_order:measure",
     "first_order_noise": "hpcmpq.sensitivity.first_order:measure_noise",
     "pairwise": "hpcmpq.sensitivity.pairwise:measure",
-    "trace": "hpcmpq.sensitivity.trace:measure",
+    "trace": "hpcmpq.sensitivity.hessian_trace:measure",
     "relative_error": "hpcmpq.sensitivity.data_free:measure_relative_error",
     "uniform": "hpcmpq.sensitivity.data_free:measure_uniform",
 }

@@ -16,7 +16,7 @@ from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.outputs import forward
 from hpcmpq.sensitivity import Contribution, Subject
-from hpcmpq.sensitivity.trace import error_energy
+from hpcmpq.sensitivity.hessian_trace import error_energy
 
 
 def measure_relative_error(

@@ -20,7 +20,7 @@ from torch.func import vjp
 
 from hpcmpq.models.layer_kinds import apply, operand_axes
 from hpcmpq.sensitivity import Subject
-from hpcmpq.sensitivity.layers import Use
+from hpcmpq.sensitivity.uses import Use
 
 Errors = dict[str, Tensor]
 """`weight`: δ of every option of a use's group, [K, *shape]; `input`: e, [K, *x.shape]. Either may be absent."""

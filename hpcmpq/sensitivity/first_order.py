@@ -25,9 +25,9 @@ from hpcmpq.objective import OBJECTIVES, ce_gradient, ce_value
 from hpcmpq.sensitivity import Contribution, Subject
 from hpcmpq.sensitivity.directions import input_gradient
 from hpcmpq.sensitivity.empirical_fisher import check_labels
-from hpcmpq.sensitivity.layers import Layers
 from hpcmpq.sensitivity.slopes import row_slopes, weight_gradients
 from hpcmpq.sensitivity.taps import find_layers, run_with_taps
+from hpcmpq.sensitivity.uses import Layers
 
 MANTISSA_BITS = {"fp8_e4m3": 3, "fp8_e5m2": 2, "bf16": 7, "fp32": 23}
 

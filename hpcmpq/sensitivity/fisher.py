@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from hpcmpq.features import Features
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.sensitivity import Subject
-from hpcmpq.sensitivity.layers import Layers
+from hpcmpq.sensitivity.features import Features
 from hpcmpq.sensitivity.slopes import row_slopes
 from hpcmpq.sensitivity.taps import find_layers, run_with_taps
+from hpcmpq.sensitivity.uses import Layers
 
 DEFAULT_ROWS = 8
 """Cotangents per sample where the config does not set `sensitivity.probes`."""

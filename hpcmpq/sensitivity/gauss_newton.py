@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from hpcmpq.features import Features
 from hpcmpq.models.data.samples import Samples
-from hpcmpq.probes import make_probes
 from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.directions import errors_at, moved
-from hpcmpq.sensitivity.layers import Layers
+from hpcmpq.sensitivity.features import Features
+from hpcmpq.sensitivity.probes import make_probes
 from hpcmpq.sensitivity.taps import find_layers, run, tapped
+from hpcmpq.sensitivity.uses import Layers
 
 HELD_ELEMENTS = 2**26
 """Output displacements computed at once, in elements."""

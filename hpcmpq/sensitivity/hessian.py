@@ -27,16 +27,16 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
-from hpcmpq.features import Features
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.layer_kinds import operand_axes
 from hpcmpq.models.outputs import forward
 from hpcmpq.objective import no_gradient
 from hpcmpq.sensitivity import Contribution, Subject, gauss_newton
 from hpcmpq.sensitivity.directions import Errors, bent, errors_at, moved
-from hpcmpq.sensitivity.layers import Layers
+from hpcmpq.sensitivity.features import Features
 from hpcmpq.sensitivity.slopes import inner
 from hpcmpq.sensitivity.taps import find_layers, run, run_with_taps, tapped
+from hpcmpq.sensitivity.uses import Layers
 
 KEPT_BYTES = 2**31
 """Products δ_q(x) and δ_qᵀ(g_y) kept between rows; beyond this they are computed again for every row."""

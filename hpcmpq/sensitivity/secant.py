@@ -12,13 +12,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from hpcmpq.features import Features
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.memory import large_empty
-from hpcmpq.probes import make_probes
 from hpcmpq.response.whole_model import WholeModel
-from hpcmpq.scores import make_score
 from hpcmpq.sensitivity import Subject
+from hpcmpq.sensitivity.features import Features
+from hpcmpq.sensitivity.probes import make_probes
+from hpcmpq.sensitivity.scores import make_score
 
 
 @torch.no_grad()

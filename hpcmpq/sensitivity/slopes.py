@@ -14,7 +14,7 @@ from torch.func import vmap
 from hpcmpq.models.layer_kinds import apply, is_linear
 from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.directions import errors_at, input_gradient
-from hpcmpq.sensitivity.layers import Layers, Use, pull
+from hpcmpq.sensitivity.uses import Layers, Use, pull
 
 SLOPE_ELEMENTS = 2**24
 """Per-sample weight gradients held at once, in elements."""
