@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.results import ROOT, table, write_section
-from hpcmpq.calibrate import add_up
+from hpcmpq.calibrate.sums import add_up
 from hpcmpq.config import read_config
 from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.groups import find_groups
@@ -27,8 +27,8 @@ from hpcmpq.models.load import load_model
 from hpcmpq.models.outputs import Logits, forward
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.hessian import measure_by_reversal
+from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.space import SearchSpace
 
 ROUNDS = 3

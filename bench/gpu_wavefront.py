@@ -23,10 +23,10 @@ from hpcmpq.models.groups import find_groups
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
-from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.features import gram
 from hpcmpq.sensitivity.probes import num_probes
 from hpcmpq.sensitivity.secant import measure
+from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.space import SearchSpace
 
 FORMATS = {3: ("int2", "int4", "int8"), 7: tuple(f"int{bits}" for bits in range(2, 9))}

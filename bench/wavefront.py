@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from bench.results import table, write_section
-from hpcmpq.calibrate import add_up, products
+from hpcmpq.calibrate.sums import add_up, products
 from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.examples.topics import training_text
 from hpcmpq.formats import Quantizer
@@ -27,8 +27,8 @@ from hpcmpq.models.memory import keep_freed_memory
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
-from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.secant import measure
+from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.space import SearchSpace
 
 FORMATS = tuple(f"int{bits}" for bits in range(2, 9))

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from bench.results import ROOT
-from hpcmpq.calibrate import calibrate
+from hpcmpq.calibrate.reduce import reduce
+from hpcmpq.calibrate.stage import calibrate
 from hpcmpq.config import Config, read_config
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.executors import Worker
@@ -28,7 +29,6 @@ from hpcmpq.prepare import prepare
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.reduce import reduce
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,25 +118,6 @@ def parse_part(text: str) -> tuple[int, int]:
     return int(index), int(num_parts)
 
 
-def starting_from(
-    units: Iterable[WorkUnit], all_units: tuple[WorkUnit, ...], index: int, num_parts: int
-) -> list[WorkUnit]:
-    """The units in the order in which process `index` of `num_parts` should work on them.
-
-    First its own part of `all_units` forwards, then the other parts backwards from its own, so that a process
-    which is done early meets the one that it helps at that one's last unit.
-
-    Example:
-        >>> units = make_units("f", 1, 6, groups_per_unit=1, samples_per_unit=1)
-        >>> [unit.sample_start for unit in starting_from(units, units, 1, 3)]
-        [2, 3, 1, 0, 5, 4]
-    """
-    start, stop = (len(all_units) * part // num_parts for part in (index, index + 1))
-    order = [*all_units[start:stop], *reversed(all_units[:start]), *reversed(all_units[stop:])]
-    place = {unit.id: number for number, unit in enumerate(order)}
-    return sorted(units, key=lambda unit: place[unit.id])
-
-
 def content_hash(values: Any) -> str:
     """SHA-256 of plain JSON values, independent of key order."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -220,11 +200,6 @@ def plan_from_json(values: dict[str, Any]) -> Plan:
         environment=values["environment"],
         weights=values.get("weights", {}),
     )
-
-
-def sample_ranges(units: Iterable[WorkUnit]) -> list[tuple[int, int]]:
-    """Distinct sample ranges of the units, in order."""
-    return sorted({(unit.sample_start, unit.sample_stop) for unit in units})
 
 
 def _group(values: dict[str, Any]) -> Group:

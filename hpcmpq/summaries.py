@@ -6,9 +6,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from hpcmpq.calibrate.reduce import Reduction
 from hpcmpq.console import rows, say, show
 from hpcmpq.plan import Plan
-from hpcmpq.reduce import Reduction
 from hpcmpq.scaling import Prediction
 from hpcmpq.status import Status
 from hpcmpq.store.json_files import read_json

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpcmpq.calibrate import make_worker
+from hpcmpq.calibrate.reduce import reduce
+from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.config import parse_config
 from hpcmpq.errors import CorruptShard, PlanMismatch, UserError
 from hpcmpq.evaluate import evaluate
@@ -15,7 +16,6 @@ from hpcmpq.models.load import forward
 from hpcmpq.prepare import prepare
 from hpcmpq.quantized.activations import read_maxima
 from hpcmpq.quantized.variants import open_variants
-from hpcmpq.reduce import reduce
 from hpcmpq.solve import settings_of, solve
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.run_dir import RunDir

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcmpq.calibrate import make_worker
+from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.config import CalibrationConfig, Config, ModelConfig, SensitivityConfig
 from hpcmpq.cost_estimate import PEAK_FACTOR
 from hpcmpq.prepare import prepare

@@ -173,7 +173,7 @@ def test_lack_of_memory_or_room_is_said_without_a_traceback(
         raise error
 
     shutil.copytree(whole, tmp_path / "run")
-    monkeypatch.setattr("hpcmpq.reduce.reduce", fails)
+    monkeypatch.setattr("hpcmpq.calibrate.reduce.reduce", fails)
     capfd.readouterr()
     assert hpcmpq("reduce", tmp_path / "run", config) == 2
     said = capfd.readouterr().err

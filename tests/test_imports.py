@@ -65,20 +65,21 @@ ROOMS: dict[str, str] = {
     "frontier": "errors quadratic problem plan config store solved_points formulate solve",
     "time_gain": "errors quadratic problem plan solvers config store costs formulate solve",
     "refine": "errors link quadratic space solvers config store descent models quantized formulate solve",
-    "reduce": "errors quadratic plan store sensitivity",
     "completion": "slurm_settings executors solvers config costs export time_gain",
     "cost_estimate": "space plan config models quantized response sensitivity",
-    "calibrate": "errors objective plan executors config store models quantized response sensitivity",
+    "calibrate": (
+        "errors quadratic objective plan executors config store models quantized response sensitivity"
+    ),
     "options": "export completion",
-    "summaries": "wording plan store console status scaling reduce",
+    "summaries": "wording plan store console status scaling calibrate",
     "prepare": (
         "errors formats space plan targets config store scaling models quantized facts solvable "
         "sensitivity cost_estimate"
     ),
     "cli": (
         "errors wording plan targets executors config store compare console status doctor scaling "
-        "submit report starter solve timing evaluate export frontier time_gain refine reduce "
-        "completion calibrate options summaries prepare"
+        "submit report starter solve timing evaluate export frontier time_gain refine completion "
+        "calibrate options summaries prepare"
     ),
     "__main__": "cli",
 }

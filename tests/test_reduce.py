@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcmpq import reduce as stage
+from hpcmpq.calibrate import reduce as stage
+from hpcmpq.calibrate.reduce import add_shards, reduce
 from hpcmpq.errors import CorruptShard, IncompleteCalibration
 from hpcmpq.plan import Plan, WorkUnit, make_units, plan_to_json
-from hpcmpq.reduce import add_shards, reduce
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store.json_files import write_json
 from hpcmpq.store.quadratic_file import read_quadratic

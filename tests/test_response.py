@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcmpq.calibrate import contents
+from hpcmpq.calibrate.sums import contents
 from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.data.samples import Samples
@@ -15,10 +15,10 @@ from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
 from hpcmpq.response.low_precision import Products
 from hpcmpq.response.whole_model import WholeModel
-from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.features import gram, multiply
 from hpcmpq.sensitivity.scores import make_score
 from hpcmpq.sensitivity.secant import measure
+from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.space import SearchSpace
 from tests.models_of_many_kinds import make
 

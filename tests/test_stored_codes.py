@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpcmpq.calibrate import make_worker
+from hpcmpq.calibrate.reduce import reduce
+from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.config import parse_config
 from hpcmpq.errors import CorruptShard, UserError
 from hpcmpq.export import export
@@ -16,7 +17,6 @@ from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.stored_codes import StoredCodes
 from hpcmpq.quantized.variants import Variants, open_variants
 from hpcmpq.quantizers import decode
-from hpcmpq.reduce import reduce
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import llama, plan_run, solve_by_turns

@@ -16,8 +16,8 @@ from hpcmpq.models.weight_digests import streamed_fingerprint, weights_fingerpri
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
-from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.secant import measure
+from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.space import SearchSpace
 from tests.allocations import peak_bytes
 from tests.export.planned import mixtral

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from hpcmpq.calibrate.stage import starting_from
 from hpcmpq.cli import app
 from hpcmpq.errors import UserError
-from hpcmpq.plan import UnitOutcome, make_units, parse_part, plan_to_json, starting_from
+from hpcmpq.plan import UnitOutcome, make_units, parse_part, plan_to_json
 from hpcmpq.slurm_settings import JOBS, KEYS, one_rank_per_gpu, parse_settings
 from hpcmpq.status import read_status
 from hpcmpq.store.attempts import recording

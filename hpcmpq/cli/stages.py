@@ -110,7 +110,7 @@ def calibrate(
 @command("hpcmpq reduce runs/quickstart")
 def reduce(run_dir: options.Run) -> dict[str, Any]:
     """Add up the shards into RUN/quadratic.h5."""
-    from hpcmpq.reduce import reduce as reduce_run
+    from hpcmpq.calibrate.reduce import reduce as reduce_run
 
     with console.stage(run_dir, "reduce"):
         found = reduce_run(RunDir(run_dir))
@@ -199,7 +199,7 @@ def report(run_dir: options.Run) -> dict[str, Any]:
 def _calibrate(
     run_dir: Path, pool: Executor, part: tuple[int, int] = (0, 1), at_most: int | None = None
 ) -> None:
-    from hpcmpq.calibrate import calibrate as calibrate_run
+    from hpcmpq.calibrate.stage import calibrate as calibrate_run
 
     with console.stage(run_dir, "calibrate"), console.progress("calibrate", "unit") as on_outcome:
         calibrate_run(RunDir(run_dir), pool, on_outcome, part, at_most)

@@ -15,8 +15,8 @@ import torch
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.outputs import forward
-from hpcmpq.sensitivity import Contribution, Subject
 from hpcmpq.sensitivity.hessian_trace import error_energy
+from hpcmpq.sensitivity.subject import Contribution, Subject
 
 
 def measure_relative_error(

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import vjp
 
 from hpcmpq.models.layer_kinds import apply, operand_axes
-from hpcmpq.sensitivity import Subject
+from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.sensitivity.uses import Use
 
 Errors = dict[str, Tensor]

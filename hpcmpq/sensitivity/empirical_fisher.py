@@ -16,10 +16,10 @@ import torch
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.objective import ce_gradient, position_weights
-from hpcmpq.sensitivity import Contribution, Subject
 from hpcmpq.sensitivity.features import Features
 from hpcmpq.sensitivity.fisher import random_signs
 from hpcmpq.sensitivity.slopes import row_slopes
+from hpcmpq.sensitivity.subject import Contribution, Subject
 from hpcmpq.sensitivity.taps import find_layers, run_with_taps
 
 

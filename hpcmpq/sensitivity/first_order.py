@@ -22,10 +22,10 @@ from hpcmpq.formats import FORMATS, Format
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.layer_kinds import operand_axes
 from hpcmpq.objective import OBJECTIVES, ce_gradient, ce_value
-from hpcmpq.sensitivity import Contribution, Subject
 from hpcmpq.sensitivity.directions import input_gradient
 from hpcmpq.sensitivity.empirical_fisher import check_labels
 from hpcmpq.sensitivity.slopes import row_slopes, weight_gradients
+from hpcmpq.sensitivity.subject import Contribution, Subject
 from hpcmpq.sensitivity.taps import find_layers, run_with_taps
 from hpcmpq.sensitivity.uses import Layers
 

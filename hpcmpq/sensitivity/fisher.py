@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.func import vjp
 
 from hpcmpq.models.data.samples import Samples
-from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.features import Features
 from hpcmpq.sensitivity.slopes import row_slopes
+from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.sensitivity.taps import find_layers, run_with_taps
 from hpcmpq.sensitivity.uses import Layers
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from hpcmpq.models.data.samples import Samples
-from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.directions import errors_at, moved
 from hpcmpq.sensitivity.features import Features
 from hpcmpq.sensitivity.probes import make_probes
+from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.sensitivity.taps import find_layers, run, tapped
 from hpcmpq.sensitivity.uses import Layers
 

@@ -31,10 +31,11 @@ from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.layer_kinds import operand_axes
 from hpcmpq.models.outputs import forward
 from hpcmpq.objective import no_gradient
-from hpcmpq.sensitivity import Contribution, Subject, gauss_newton
+from hpcmpq.sensitivity import gauss_newton
 from hpcmpq.sensitivity.directions import Errors, bent, errors_at, moved
 from hpcmpq.sensitivity.features import Features
 from hpcmpq.sensitivity.slopes import inner
+from hpcmpq.sensitivity.subject import Contribution, Subject
 from hpcmpq.sensitivity.taps import find_layers, run, run_with_taps, tapped
 from hpcmpq.sensitivity.uses import Layers
 

@@ -15,7 +15,7 @@ from torch.func import grad, jvp, vmap
 
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.outputs import forward
-from hpcmpq.sensitivity import Contribution, Subject
+from hpcmpq.sensitivity.subject import Contribution, Subject
 from hpcmpq.sensitivity.taps import run
 
 DEFAULT_PROBES = 8

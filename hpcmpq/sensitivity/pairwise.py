@@ -11,7 +11,7 @@ import torch
 
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.outputs import forward
-from hpcmpq.sensitivity import Contribution, Subject
+from hpcmpq.sensitivity.subject import Contribution, Subject
 
 
 @torch.no_grad()

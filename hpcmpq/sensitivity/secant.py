@@ -15,10 +15,10 @@ import torch
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.memory import large_empty
 from hpcmpq.response.whole_model import WholeModel
-from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.features import Features
 from hpcmpq.sensitivity.probes import make_probes
 from hpcmpq.sensitivity.scores import make_score
+from hpcmpq.sensitivity.subject import Subject
 
 
 @torch.no_grad()

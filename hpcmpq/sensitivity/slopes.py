@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from hpcmpq.models.layer_kinds import apply, is_linear
-from hpcmpq.sensitivity import Subject
 from hpcmpq.sensitivity.directions import errors_at, input_gradient
+from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.sensitivity.uses import Layers, Use, pull
 
 SLOPE_ELEMENTS = 2**24

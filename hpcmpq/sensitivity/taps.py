@@ -19,7 +19,7 @@ from hpcmpq.models.attention_products import MatrixProduct
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.layer_kinds import is_layer
 from hpcmpq.models.outputs import forward
-from hpcmpq.sensitivity import Subject
+from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.sensitivity.uses import Layers, Use, pull
 
 Tensors = dict[str, Tensor]

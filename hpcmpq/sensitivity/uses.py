@@ -13,7 +13,7 @@ from torch.func import vjp
 
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.layer_kinds import apply
-from hpcmpq.sensitivity import Subject
+from hpcmpq.sensitivity.subject import Subject
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import grad, hessian, jacrev
 
-from hpcmpq.calibrate import contents
+from hpcmpq.calibrate.sums import contents
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.objective import OBJECTIVES
-from hpcmpq.sensitivity import METHODS, Subject, find_method
+from hpcmpq.sensitivity import METHODS, find_method
 from hpcmpq.sensitivity.features import Features
+from hpcmpq.sensitivity.subject import Subject
 from tests.sensitivity.tiny import losses_at, make_subject, outputs_at
 
 SAMPLED = {"fisher", "trace"}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hpcmpq.calibrate import make_worker
+from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate.stage import make_data

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hpcmpq.calibrate import make_worker
+from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.config import parse_config
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.evaluate.shards import build

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from hpcmpq.calibrate.reduce import mirror
 from hpcmpq.config import SolverConfig, parse_config, to_values
 from hpcmpq.evaluate.summary import summarise
 from hpcmpq.formats import FORMATS
 from hpcmpq.plan import Plan, content_hash, make_units, plan_to_json
 from hpcmpq.problem import Solution, Termination
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.reduce import mirror
 from hpcmpq.solve import describe, make_problem
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store.json_files import write_json

@@ -79,7 +79,7 @@ def test_the_order_of_groups_does_not_matter_to_the_hessian():
 
 
 def test_reversal_gives_gauss_newton_where_the_loss_has_no_gradient():
-    from hpcmpq.calibrate import contents
+    from hpcmpq.calibrate.sums import contents
 
     subject, samples = subject_of("llama", "kl", num_samples=1)
     groups = range(len(subject.space.groups))
@@ -168,7 +168,7 @@ def test_loss_mse_has_the_same_bits_for_any_split_of_samples(name):
 
 
 def test_a_shard_carries_the_squared_task_loss():
-    from hpcmpq.calibrate import contents
+    from hpcmpq.calibrate.sums import contents
     from hpcmpq.sensitivity import find_method
 
     subject, samples = subject_of("mlp", "kl")

@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch.func import grad, hessian
 
-from hpcmpq.calibrate import contents, make_worker
+from hpcmpq.calibrate.reduce import reduce
+from hpcmpq.calibrate.sums import contents
+from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.config import GroupsConfig, parse_config
 from hpcmpq.prepare import prepare
-from hpcmpq.reduce import reduce
 from hpcmpq.sensitivity import hessian as method
 from hpcmpq.store.run_dir import RunDir
 from tests.models_of_many_kinds import make

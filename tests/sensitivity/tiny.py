@@ -17,7 +17,7 @@ from hpcmpq.models.groups import find_groups
 from hpcmpq.models.outputs import call_arguments, outputs_NTV
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.sensitivity import Subject
+from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.space import SearchSpace
 
 VOCAB = 11

@@ -1,0 +1,1 @@
+"""A model as a chain of blocks: prologue, blocks that hand on one hidden state, epilogue."""

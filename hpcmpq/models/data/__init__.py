@@ -1,0 +1,1 @@
+"""Samples of data: where they come from, how they are cut, split and kept."""

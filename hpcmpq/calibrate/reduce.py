@@ -1,12 +1,12 @@
 """The reduce stage: add up the shards of a plan into `quadratic.h5`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from hpcmpq.errors import CorruptShard, IncompleteCalibration
-from hpcmpq.plan import Plan, WorkUnit, sample_ranges
+from hpcmpq.plan import Plan, WorkUnit
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import write_quadratic
@@ -167,3 +167,8 @@ def _multiplied(plan: Plan, run: RunDir, unit: WorkUnit, shard: Shard) -> Shard:
         "quad_square": quad_square,
     }
     return Shard("sums", shard.unit_id, shard.fingerprint, shard.num_samples, shard.num_batches, arrays)
+
+
+def sample_ranges(units: Iterable[WorkUnit]) -> list[tuple[int, int]]:
+    """Distinct sample ranges of the units, in order."""
+    return sorted({(unit.sample_start, unit.sample_stop) for unit in units})
