@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.results import ROOT, table, write_section
-from hpcmpq.scaling import Site, Workload, measured_workload, predict
+from hpcmpq.planning.scaling import Site, Workload, measured_workload, predict
 from hpcmpq.store.attempts import read_processes
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir

@@ -25,7 +25,7 @@ from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.load import load_model
 from hpcmpq.models.memory import peak_bytes
 from hpcmpq.plan import Plan, UnitOutcome, WorkUnit
-from hpcmpq.prepare import prepare
+from hpcmpq.planning.stage import prepare
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.variants import Variants

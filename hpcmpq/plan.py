@@ -6,19 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from hpcmpq.errors import PlanMismatch, UserError
+from hpcmpq.errors import UserError
 from hpcmpq.space import Group, Member, Product, SearchSpace
-
-NUMERICS_VERSION = 1
-"""Counts changes of the package that alter measured numbers."""
-
-_HASHED = {
-    "model.weights": "weights of the model",
-    "calibration.samples": "calibration samples",
-    "calibration.targets": "labels of the calibration samples",
-    "groups.found": "groups of weights",
-}
-"""Facts that are digests, in words."""
 
 
 @dataclass(frozen=True)
@@ -121,49 +110,6 @@ def parse_part(text: str) -> tuple[int, int]:
 def content_hash(values: Any) -> str:
     """SHA-256 of plain JSON values, independent of key order."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} as {'a.b': 1}.
-
-    Example:
-        >>> flatten({"a": {"b": 1}, "c": [2, 3]})
-        {'a.b': 1, 'c': [2, 3]}
-    """
-    if not isinstance(values, dict):
-        return {prefix: list(values) if isinstance(values, tuple) else values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
-
-
-def check_same_facts(
-    planned: dict[str, Any], wanted: dict[str, Any], run_path: str, defaults: dict[str, Any]
-) -> None:
-    """Refuse to mix two configurations in one run directory.
-
-    Args:
-        planned: Facts in the run directory's plan.
-        wanted: Facts of the config at hand.
-        run_path: For the message.
-        defaults: What a setting is where facts do not name it, because it is newer than the plan, say.
-
-    Raises:
-        PlanMismatch: Naming the fields that differ.
-    """
-    before, now = ({**defaults, **json.loads(json.dumps(facts))} for facts in (planned, wanted))
-    names = [name for name in {**wanted, **before} if before.get(name) != now.get(name)]
-    if not names:
-        return
-    first = names[0]
-    others = f" (also different: {', '.join(names[1:5])})" if len(names) > 1 else ""
-    differ = (
-        f"other {_HASHED[first]} than the config gives"
-        if first in _HASHED
-        else f"{first}={before.get(first)!r}, the config says {now.get(first)!r}"
-    )
-    raise PlanMismatch(f"{run_path} was planned with {differ}{others}; restore it or use a new run directory")
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.text import Text
 from hpcmpq.calibrate.reduce import Reduction
 from hpcmpq.console import rows, say, show
 from hpcmpq.plan import Plan
-from hpcmpq.scaling import Prediction
+from hpcmpq.planning.scaling import Prediction
 from hpcmpq.status import Status
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.run_dir import RunDir

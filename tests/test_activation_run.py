@@ -13,7 +13,7 @@ from hpcmpq.errors import CorruptShard, PlanMismatch, UserError
 from hpcmpq.evaluate import evaluate
 from hpcmpq.export import export
 from hpcmpq.models.load import forward
-from hpcmpq.prepare import prepare
+from hpcmpq.planning.stage import prepare
 from hpcmpq.quantized.activations import read_maxima
 from hpcmpq.quantized.variants import open_variants
 from hpcmpq.solve import settings_of, solve

@@ -7,8 +7,8 @@ import torch
 
 from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.config import CalibrationConfig, Config, ModelConfig, SensitivityConfig
-from hpcmpq.cost_estimate import PEAK_FACTOR
-from hpcmpq.prepare import prepare
+from hpcmpq.planning.cost_estimate import PEAK_FACTOR
+from hpcmpq.planning.stage import prepare
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.run_dir import RunDir
 from tests.allocations import peak_bytes

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from hpcmpq.config import parse_config, read_config
 from hpcmpq.models.load import load_model
-from hpcmpq.prepare import prepare
+from hpcmpq.planning.stage import prepare
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic

@@ -43,7 +43,6 @@ ROOMS: dict[str, str] = {
     "descent": "problem solvers",
     "status": "plan store",
     "doctor": "errors wording store",
-    "scaling": "errors plan store",
     "submit": "errors slurm_settings store",
     "constraints": "errors formats space config",
     "solved_points": "quadratic problem config store",
@@ -54,7 +53,6 @@ ROOMS: dict[str, str] = {
     "quantized": "errors formats space objective quantizers plan config store models",
     "formulate": "errors formats quadratic shrinkage space problem plan targets config costs constraints",
     "response": "errors models quantized",
-    "facts": "formats space plan config models quantized",
     "solvable": "errors plan solvers config costs formulate",
     "starter": "errors space targets config store models starter_text",
     "solve": "errors quadratic problem plan solvers config store formulate",
@@ -66,20 +64,18 @@ ROOMS: dict[str, str] = {
     "time_gain": "errors quadratic problem plan solvers config store costs formulate solve",
     "refine": "errors link quadratic space solvers config store descent models quantized formulate solve",
     "completion": "slurm_settings executors solvers config costs export time_gain",
-    "cost_estimate": "space plan config models quantized response sensitivity",
     "calibrate": (
         "errors quadratic objective plan executors config store models quantized response sensitivity"
     ),
-    "options": "export completion",
-    "summaries": "wording plan store console status scaling calibrate",
-    "prepare": (
-        "errors formats space plan targets config store scaling models quantized facts solvable "
-        "sensitivity cost_estimate"
+    "planning": (
+        "errors formats space plan targets config store models quantized response solvable sensitivity"
     ),
+    "options": "export completion",
+    "summaries": "wording plan store console status calibrate planning",
     "cli": (
-        "errors wording plan targets executors config store compare console status doctor scaling "
-        "submit report starter solve timing evaluate export frontier time_gain refine completion "
-        "calibrate options summaries prepare"
+        "errors wording plan targets executors config store compare console status doctor submit "
+        "report starter solve timing evaluate export frontier time_gain refine completion calibrate "
+        "planning options summaries"
     ),
     "__main__": "cli",
 }

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcmpq.errors import PlanMismatch
-from hpcmpq.plan import Plan, check_same_facts, flatten, make_units, plan_from_json, plan_to_json
+from hpcmpq.plan import Plan, make_units, plan_from_json, plan_to_json
+from hpcmpq.planning.facts import check_same_facts, flatten
 from hpcmpq.space import Group, Member, SearchSpace
 
 

@@ -8,7 +8,7 @@ from hpcmpq.config import parse_config
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.plan import Plan, plan_to_json
-from hpcmpq.prepare import prepare
+from hpcmpq.planning.stage import prepare
 from hpcmpq.store.json_files import write_json
 from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import llama, plan_run

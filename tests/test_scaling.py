@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcmpq.errors import UserError
-from hpcmpq.prepare import PLANNED_WORKERS, SAMPLE_S, SPREAD
-from hpcmpq.scaling import (
+from hpcmpq.planning.scaling import (
     Prediction,
     Site,
     Workload,
@@ -20,6 +19,7 @@ from hpcmpq.scaling import (
     read_seconds,
     schedule,
 )
+from hpcmpq.planning.stage import PLANNED_WORKERS, SAMPLE_S, SPREAD
 from hpcmpq.store.attempts import Attempt, CalibrateProcess
 from tests.synthetic_run import synthetic_plan
 

@@ -17,7 +17,7 @@ from hpcmpq.formats import Quantizer
 from hpcmpq.formulate import plan_costs
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.outputs import forward
-from hpcmpq.prepare import prepare
+from hpcmpq.planning.stage import prepare
 from hpcmpq.problem import Budget, Cost, CostTerm, Problem, Termination
 from hpcmpq.quantized.input_rounding import round_operands
 from hpcmpq.solve import solve

@@ -12,7 +12,7 @@ from hpcmpq.cli.trade_off import coarse_frontier
 from hpcmpq.executors import Executor, open_executor
 from hpcmpq.executors.world import ALONE, World, find_world
 from hpcmpq.plan import parse_part
-from hpcmpq.scaling import Site, measured_workload, predict
+from hpcmpq.planning.scaling import Site, measured_workload, predict
 from hpcmpq.store.attempts import read_processes
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.plan_file import read_plan
@@ -57,7 +57,7 @@ def plan(
     """Look at the model and the data; write RUN/plan.json. With --workers, say how long N workers take."""
     from hpcmpq.config import read_config
     from hpcmpq.evaluate.task_files import check_task_files
-    from hpcmpq.prepare import prepare
+    from hpcmpq.planning.stage import prepare
 
     with console.stage(run_dir, "plan"):
         settings = read_config(config)

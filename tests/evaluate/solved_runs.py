@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hpcmpq.config import parse_config
-from hpcmpq.prepare import prepare
+from hpcmpq.planning.stage import prepare
 from hpcmpq.store.json_files import write_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir

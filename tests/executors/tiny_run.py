@@ -7,7 +7,7 @@ import pytest
 
 from hpcmpq.calibrate.reduce import reduce
 from hpcmpq.config import read_config
-from hpcmpq.prepare import prepare
+from hpcmpq.planning.stage import prepare
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.executors.launch import ROOT, command_line, run

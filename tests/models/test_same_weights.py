@@ -15,7 +15,7 @@ from hpcmpq.evaluate.shards import build
 from hpcmpq.models.load import load_model
 from hpcmpq.models.weight_digests import check_same_weights, weight_marks
 from hpcmpq.plan import Plan
-from hpcmpq.prepare import prepare
+from hpcmpq.planning.stage import prepare
 from hpcmpq.quantized.variants import open_variants
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir

@@ -9,7 +9,7 @@ from hpcmpq.calibrate.reduce import reduce
 from hpcmpq.calibrate.sums import contents
 from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.config import GroupsConfig, parse_config
-from hpcmpq.prepare import prepare
+from hpcmpq.planning.stage import prepare
 from hpcmpq.sensitivity import hessian as method
 from hpcmpq.store.run_dir import RunDir
 from tests.models_of_many_kinds import make

@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 from hpcmpq.config import Config, to_values
-from hpcmpq.cost_estimate import estimate_cost
 from hpcmpq.errors import DamagedFile, UserError
-from hpcmpq.facts import TARGETS, default_facts, find_environment, find_facts
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.kept_samples import keep_samples
 from hpcmpq.models.data.samples import Samples
@@ -24,17 +22,13 @@ from hpcmpq.models.repeatable import check_repeatable
 from hpcmpq.models.streaming import load_streamed, shapes_only
 from hpcmpq.models.weight_digests import streamed_fingerprint, weight_marks, weights_fingerprint
 from hpcmpq.models.weights import holder_of
-from hpcmpq.plan import (
-    Plan,
-    check_same_facts,
-    content_hash,
-    make_units,
-    plan_to_json,
-)
+from hpcmpq.plan import Plan, content_hash, make_units, plan_to_json
+from hpcmpq.planning.cost_estimate import estimate_cost
+from hpcmpq.planning.facts import TARGETS, check_same_facts, default_facts, find_environment, find_facts
+from hpcmpq.planning.scaling import Site, Workload, best_samples_per_unit
 from hpcmpq.quantized.activations import measure_maxima, read_maxima, rounds_activations, write_maxima
 from hpcmpq.quantized.stored_codes import make_codes
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.scaling import Site, Workload, best_samples_per_unit
 from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, WEIGHTS_ALONE, find_method
 from hpcmpq.solvable import check_solvable
 from hpcmpq.space import Group, SearchSpace

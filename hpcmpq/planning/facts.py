@@ -1,5 +1,6 @@
 """What a plan keeps beside the plan: the facts that fix every measured number, and the environment it is made in."""
 
+import json
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -7,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hpcmpq.config import CalibrationConfig, Config, ModelConfig, to_values
+from hpcmpq.errors import PlanMismatch
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.samples import Samples
-from hpcmpq.plan import NUMERICS_VERSION, content_hash, flatten
+from hpcmpq.plan import content_hash
 from hpcmpq.quantized.activations import rounds_activations
 from hpcmpq.quantized.checkpoint import open_checkpoint
 from hpcmpq.space import SearchSpace
@@ -91,3 +93,59 @@ def _commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return shown.stdout.strip() or "unknown"
+
+
+NUMERICS_VERSION = 1
+"""Counts changes of the package that alter measured numbers."""
+
+
+_HASHED = {
+    "model.weights": "weights of the model",
+    "calibration.samples": "calibration samples",
+    "calibration.targets": "labels of the calibration samples",
+    "groups.found": "groups of weights",
+}
+"""Facts that are digests, in words."""
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': 1}} as {'a.b': 1}.
+
+    Example:
+        >>> flatten({"a": {"b": 1}, "c": [2, 3]})
+        {'a.b': 1, 'c': [2, 3]}
+    """
+    if not isinstance(values, dict):
+        return {prefix: list(values) if isinstance(values, tuple) else values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def check_same_facts(
+    planned: dict[str, Any], wanted: dict[str, Any], run_path: str, defaults: dict[str, Any]
+) -> None:
+    """Refuse to mix two configurations in one run directory.
+
+    Args:
+        planned: Facts in the run directory's plan.
+        wanted: Facts of the config at hand.
+        run_path: For the message.
+        defaults: What a setting is where facts do not name it, because it is newer than the plan, say.
+
+    Raises:
+        PlanMismatch: Naming the fields that differ.
+    """
+    before, now = ({**defaults, **json.loads(json.dumps(facts))} for facts in (planned, wanted))
+    names = [name for name in {**wanted, **before} if before.get(name) != now.get(name)]
+    if not names:
+        return
+    first = names[0]
+    others = f" (also different: {', '.join(names[1:5])})" if len(names) > 1 else ""
+    differ = (
+        f"other {_HASHED[first]} than the config gives"
+        if first in _HASHED
+        else f"{first}={before.get(first)!r}, the config says {now.get(first)!r}"
+    )
+    raise PlanMismatch(f"{run_path} was planned with {differ}{others}; restore it or use a new run directory")
