@@ -7,8 +7,9 @@ import argparse
 
 from bench.results import table, write_section
 from bench.workload import Judge, calibrated
-from hpcmpq.formulate import make_problem, uniform_choices, uniform_hint
-from hpcmpq.solve import settings_of, solve_problem
+from hpcmpq.solve.formulate import make_problem, uniform_choices, uniform_hint
+from hpcmpq.solve.outcome import solve_problem
+from hpcmpq.solve.settings import settings_of
 
 LIMITS = (2.25, 2.5, 3.0, 3.5, 4.0)
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from bench.results import table, write_section
 from bench.workload import Judge, calibrated
-from hpcmpq.formulate import make_problem, uniform_hint
-from hpcmpq.solve import settings_of, solve_problem
+from hpcmpq.solve.formulate import make_problem, uniform_hint
+from hpcmpq.solve.outcome import solve_problem
+from hpcmpq.solve.settings import settings_of
 
 CONFIG = "configs/digits.yaml"
 LIMITS = (2.25, 2.5, 3.0, 3.5, 4.0)

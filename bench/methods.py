@@ -21,13 +21,14 @@ from bench.rank import PER_RANGE, random_choices, ranges_of, rank
 from bench.results import ROOT, table, write_section
 from bench.workload import CACHE, Calibrated, Judge, calibrated
 from hpcmpq.descent import TrueLoss, descend
-from hpcmpq.formulate import make_problem, uniform_choices, uniform_hint
 from hpcmpq.models.load import forward
 from hpcmpq.problem import Problem
 from hpcmpq.quadratic import quadratic_increase
 from hpcmpq.refine import EVALUATIONS_PER_GROUP
 from hpcmpq.sensitivity import METHODS
-from hpcmpq.solve import settings_of, solve_problem
+from hpcmpq.solve.formulate import make_problem, uniform_choices, uniform_hint
+from hpcmpq.solve.outcome import solve_problem
+from hpcmpq.solve.settings import settings_of
 from hpcmpq.solvers import make_solver
 from hpcmpq.space import SearchSpace
 

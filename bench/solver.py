@@ -87,8 +87,8 @@ def problem_of(case: Case) -> Problem:
     """The case's problem."""
     if case.shape is not None:
         return make_instance(case.shape)
-    from hpcmpq.formulate import make_problem
-    from hpcmpq.solve import settings_of
+    from hpcmpq.solve.formulate import make_problem
+    from hpcmpq.solve.settings import settings_of
     from hpcmpq.store.plan_file import read_plan
     from hpcmpq.store.quadratic_file import read_quadratic
     from hpcmpq.store.run_dir import RunDir

@@ -19,15 +19,15 @@ from bench.residual_cnn import residual_cnn
 from bench.results import ROOT, table, write_section
 from bench.workload import Judge, calibrated
 from hpcmpq.config import GroupsConfig, SolverConfig
-from hpcmpq.costs import size_bytes_cost
-from hpcmpq.costs.latency import latency_costs, mac_time_cost
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
 from hpcmpq.problem import Cost, Problem
 from hpcmpq.quantized.losses import Comparison
+from hpcmpq.solve.costs import size_bytes_cost
+from hpcmpq.solve.costs.latency import latency_costs, mac_time_cost
+from hpcmpq.solve.largest_gain import LossLimit, largest_gain
 from hpcmpq.space import SearchSpace
-from hpcmpq.time_gain import LossLimit, largest_gain
 from hpcmpq.timing import passes
 from hpcmpq.timing.machine import describe_machine
 from hpcmpq.timing.measure import Classes, measure_round, warm_up

@@ -11,12 +11,12 @@ from typing import get_args, get_type_hints
 import typer
 
 from hpcmpq.config import EvaluationConfig
-from hpcmpq.costs.latency import LATENCY_NAMES
 from hpcmpq.executors import EXECUTORS
 from hpcmpq.export import EXPORTERS
 from hpcmpq.slurm_settings import CALIBRATE_SCRIPTS, JOBS, KEYS
+from hpcmpq.solve.costs.latency import LATENCY_NAMES
+from hpcmpq.solve.largest_gain import GAINS
 from hpcmpq.solvers import SOLVERS
-from hpcmpq.time_gain import GAINS
 
 COSTS = ("weight_bits", "average_bits", "size_bytes", "bops", "macs", *LATENCY_NAMES, "mac_time")
 """Costs that budgets can name; those of time need `hpcmpq time` first."""

@@ -11,7 +11,6 @@ import numpy as np
 from hpcmpq.config import parse_config
 from hpcmpq.descent import TrueLoss, descend
 from hpcmpq.errors import UserError
-from hpcmpq.formulate import make_problem, uniform_choices
 from hpcmpq.link import fit_link
 from hpcmpq.models.data.kept_samples import planned_splits
 from hpcmpq.models.data.samples import Samples
@@ -19,7 +18,9 @@ from hpcmpq.models.load import load_model
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.variants import open_variants
-from hpcmpq.solve import assignment_values, objective_value, settings_of
+from hpcmpq.solve.formulate import make_problem, uniform_choices
+from hpcmpq.solve.outcome import assignment_values, objective_value
+from hpcmpq.solve.settings import settings_of
 from hpcmpq.solvers import make_solver
 from hpcmpq.space import SearchSpace
 from hpcmpq.store.json_files import write_artefact

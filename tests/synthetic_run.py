@@ -6,11 +6,11 @@ import numpy as np
 
 from hpcmpq.calibrate.reduce import mirror
 from hpcmpq.config import SolverConfig, parse_config, to_values
-from hpcmpq.formulate import make_problem, uniform_choices
 from hpcmpq.plan import Plan, content_hash, make_units, plan_to_json
 from hpcmpq.problem import Solution, Termination
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.solve import describe
+from hpcmpq.solve.formulate import make_problem, uniform_choices
+from hpcmpq.solve.outcome import describe
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store.json_files import write_json
 from hpcmpq.store.quadratic_file import write_quadratic

@@ -16,7 +16,8 @@ from hpcmpq.models.load import forward
 from hpcmpq.planning.stage import prepare
 from hpcmpq.quantized.activations import read_maxima
 from hpcmpq.quantized.variants import open_variants
-from hpcmpq.solve import settings_of, solve
+from hpcmpq.solve.settings import settings_of
+from hpcmpq.solve.stage import solve
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import read_shard

@@ -222,7 +222,7 @@ def test_a_streamed_model_rounds_with_the_same_bits(name, tmp_path):
 
 
 def test_bit_operations_count_the_bits_of_both_factors():
-    from hpcmpq.costs import bops_cost, macs_cost, size_bytes_cost, weight_bits_cost
+    from hpcmpq.solve.costs import bops_cost, macs_cost, size_bytes_cost, weight_bits_cost
     from hpcmpq.space import Group, Member, Product
 
     layer = Group("layer", (Member("layer.weight", 2, 4, macs=8),))

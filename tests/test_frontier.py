@@ -12,9 +12,9 @@ import pytest
 
 from hpcmpq.config import SolverConfig
 from hpcmpq.errors import Infeasible, Interrupted
-from hpcmpq.frontier import frontier
 from hpcmpq.problem import Problem, Solution
-from hpcmpq.solve import find_solution
+from hpcmpq.solve.frontier import frontier
+from hpcmpq.solve.outcome import find_solution
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.quadratic_file import read_quadratic, write_quadratic
 from hpcmpq.store.run_dir import RunDir
@@ -48,7 +48,7 @@ def run(tmp_path: Path) -> RunDir:
 @pytest.fixture
 def solver(monkeypatch: pytest.MonkeyPatch) -> Solver:
     solver = Solver()
-    monkeypatch.setattr("hpcmpq.frontier.find_solution", solver)
+    monkeypatch.setattr("hpcmpq.solve.frontier.find_solution", solver)
     return solver
 
 

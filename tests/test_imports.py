@@ -24,7 +24,6 @@ ROOMS: dict[str, str] = {
     "formats": "",
     "link": "",
     "quadratic": "",
-    "shrinkage": "",
     "space": "",
     "wording": "",
     "objective": "errors",
@@ -37,45 +36,38 @@ ROOMS: dict[str, str] = {
     "solvers": "errors problem",
     "config": "errors formats targets",
     "store": "errors quadratic plan",
-    "costs": "formats space problem targets",
     "compare": "store",
     "console": "plan store",
     "descent": "problem solvers",
     "status": "plan store",
     "doctor": "errors wording store",
     "submit": "errors slurm_settings store",
-    "constraints": "errors formats space config",
-    "solved_points": "quadratic problem config store",
     "models": "errors space objective plan targets config store",
     "report": "errors formats quadratic space wording problem plan solvers store",
+    "solve": "errors formats quadratic space problem plan targets solvers config store",
     "starter_text": "space targets models",
     "subgraphs": "errors space models",
     "quantized": "errors formats space objective quantizers plan config store models",
-    "formulate": "errors formats quadratic shrinkage space problem plan targets config costs constraints",
     "response": "errors models quantized",
-    "solvable": "errors plan solvers config costs formulate",
     "starter": "errors space targets config store models starter_text",
-    "solve": "errors quadratic problem plan solvers config store formulate",
     "timing": "errors formats space quantizers plan config store models subgraphs",
     "evaluate": "errors formats space objective quantizers plan executors config store models quantized",
     "export": "errors formats space wording quantizers plan targets config store models quantized",
+    "refine": "errors link quadratic space solvers config store descent models solve quantized",
+    "completion": "slurm_settings executors solvers config solve export",
     "sensitivity": "errors formats space objective models quantized response",
-    "frontier": "errors quadratic problem plan config store solved_points formulate solve",
-    "time_gain": "errors quadratic problem plan solvers config store costs formulate solve",
-    "refine": "errors link quadratic space solvers config store descent models quantized formulate solve",
-    "completion": "slurm_settings executors solvers config costs export time_gain",
+    "options": "export completion",
     "calibrate": (
         "errors quadratic objective plan executors config store models quantized response sensitivity"
     ),
     "planning": (
-        "errors formats space plan targets config store models quantized response solvable sensitivity"
+        "errors formats space plan targets config store models solve quantized response sensitivity"
     ),
-    "options": "export completion",
     "summaries": "wording plan store console status calibrate planning",
     "cli": (
         "errors wording plan targets executors config store compare console status doctor submit "
-        "report starter solve timing evaluate export frontier time_gain refine completion calibrate "
-        "planning options summaries"
+        "report solve starter timing evaluate export refine completion options calibrate planning "
+        "summaries"
     ),
     "__main__": "cli",
 }
@@ -217,7 +209,7 @@ def test_a_run_directory_is_solved_without_torch_pydantic_or_anything_else(tmp_p
     write_run(tmp_path / "run", solved=False)
     code = (
         BLOCK_ALL_BUT.format(allowed=ALLOWED)
-        + "\nimport sys\nfrom hpcmpq.solve import main\nsys.exit(main())"
+        + "\nimport sys\nfrom hpcmpq.solve.stage import main\nsys.exit(main())"
     )
     budgets = ("--budget", "weight_bits=2.5", "--budget", "weight_bits=3")
     done = run_python(code, str(tmp_path / "run"), *budgets, "--time-limit", "5")

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from hpcmpq.config import SolverConfig
-from hpcmpq.constraints import allowed_options
 from hpcmpq.errors import Infeasible, UserError
-from hpcmpq.formulate import make_problem, plan_costs, uniform_choices
-from hpcmpq.frontier import frontier, sweep
 from hpcmpq.problem import Problem, Solution, Termination
-from hpcmpq.solve import parse_budget, solve
-from hpcmpq.solved_points import SolvedPoints
+from hpcmpq.solve.constraints import allowed_options
+from hpcmpq.solve.formulate import make_problem, plan_costs, uniform_choices
+from hpcmpq.solve.frontier import frontier, sweep
+from hpcmpq.solve.frontier_points import SolvedPoints
+from hpcmpq.solve.settings import parse_budget
+from hpcmpq.solve.stage import solve
 from hpcmpq.solvers.robust import robust_value
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.quadratic_file import read_quadratic, write_quadratic
@@ -157,7 +158,7 @@ def test_points_of_a_frontier_lend_solutions_upwards_and_bounds_downwards(monkey
         choice_G = np.array([option])
         return Solution(Termination.TIME_LIMIT, choice_G, problem.objective(choice_G), bound)
 
-    monkeypatch.setattr("hpcmpq.frontier.find_solution", find)
+    monkeypatch.setattr("hpcmpq.solve.frontier.find_solution", find)
     problem = Problem(np.array([3.0, 2.0, 1.0]), np.zeros((3, 3)), np.zeros(3, dtype=np.int64))
     points = sweep(
         [problem] * 3, synthetic_model(), SolverConfig(), lambda done, total: None, SolvedPoints(tmp_path)

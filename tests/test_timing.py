@@ -11,23 +11,23 @@ import torch
 from torch import nn
 
 from hpcmpq.config import GroupsConfig, SolverConfig, parse_config
-from hpcmpq.costs.latency import latency_costs, mac_time_cost, original_latency_s
 from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.formats import Quantizer
-from hpcmpq.formulate import plan_costs
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.outputs import forward
 from hpcmpq.planning.stage import prepare
 from hpcmpq.problem import Budget, Cost, CostTerm, Problem, Termination
 from hpcmpq.quantized.input_rounding import round_operands
-from hpcmpq.solve import solve
+from hpcmpq.solve.costs.latency import latency_costs, mac_time_cost, original_latency_s
+from hpcmpq.solve.formulate import plan_costs
+from hpcmpq.solve.largest_gain import LossLimit, largest_gain, loss_limit, maximize
+from hpcmpq.solve.stage import solve
 from hpcmpq.solvers.least_cost import least_cost
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.subgraphs import trace_model
-from hpcmpq.time_gain import LossLimit, largest_gain, loss_limit, maximize
 from hpcmpq.timing import kernels, measure_times, stage
 from hpcmpq.timing.combinations import RULES, Combinations, choose_combinations
 from hpcmpq.timing.kernels import FormatKernel, NoKernel, Operation, find_kernel

@@ -130,8 +130,8 @@ def solve(
     max_loss: options.MaxLoss = None,
 ) -> dict[str, Any]:
     """Choose a format per group within the budgets; write RUN/solution.json with a proven bound."""
-    from hpcmpq.solve import parse_budgets, settings_of
-    from hpcmpq.solve import solve as solve_run
+    from hpcmpq.solve.settings import parse_budgets, settings_of
+    from hpcmpq.solve.stage import solve as solve_run
 
     with console.stage(run_dir, "solve"):
         planned = read_plan(RunDir(run_dir))

@@ -30,7 +30,7 @@ def solve_for_gain(
     settings: SolverConfig,
 ) -> dict[str, Any]:
     """`hpcmpq solve --maximize`: the largest gain within a loss, given as share of its mean square or as it is."""
-    from hpcmpq.time_gain import GAINS, loss_limit, maximize
+    from hpcmpq.solve.largest_gain import GAINS, loss_limit, maximize
 
     if gain is None:
         raise UserError(

@@ -50,9 +50,9 @@ def frontier(
     """Solve over a range of limits on one cost; write RUN/frontier.json, every point with its bound."""
     import numpy as np
 
-    from hpcmpq.frontier import frontier as frontier_run
-    from hpcmpq.frontier import uniform_range
-    from hpcmpq.solve import parse_budgets, settings_of
+    from hpcmpq.solve.frontier import frontier as frontier_run
+    from hpcmpq.solve.frontier import uniform_range
+    from hpcmpq.solve.settings import parse_budgets, settings_of
 
     plan = read_plan(RunDir(run_dir))
     cost = cost or next(iter(plan.config["budgets"]), "weight_bits")
@@ -92,7 +92,7 @@ def coarse_frontier(run_dir: Path) -> None:
         )
         if (known.get("fingerprint"), known.get("solver")) == (plan.fingerprint, plan.config["solver"]):
             return
-    from hpcmpq.frontier import uniform_range
+    from hpcmpq.solve.frontier import uniform_range
 
     cost = next(iter(plan.config["budgets"]), "weight_bits")
     found = uniform_range(plan, cost)

@@ -30,7 +30,7 @@ from hpcmpq.quantized.activations import measure_maxima, read_maxima, rounds_act
 from hpcmpq.quantized.stored_codes import make_codes
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, WEIGHTS_ALONE, find_method
-from hpcmpq.solvable import check_solvable
+from hpcmpq.solve.feasibility import check_solvable
 from hpcmpq.space import Group, SearchSpace
 from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.plan_file import read_plan

@@ -7,10 +7,10 @@ import transformers
 from torch import nn
 
 from hpcmpq.config import parse_config
-from hpcmpq.formulate import cost_values
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.plan import Plan
 from hpcmpq.planning.stage import prepare
+from hpcmpq.solve.formulate import cost_values
 from hpcmpq.store.json_files import write_json
 from hpcmpq.store.run_dir import RunDir
 

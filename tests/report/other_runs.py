@@ -14,7 +14,8 @@ from hpcmpq.formats import FORMATS
 from hpcmpq.plan import Plan, content_hash, make_units, plan_to_json
 from hpcmpq.problem import Solution, Termination
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.solve import describe, make_problem
+from hpcmpq.solve.outcome import describe
+from hpcmpq.solve.stage import make_problem
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store.json_files import write_json
 from hpcmpq.store.quadratic_file import write_quadratic

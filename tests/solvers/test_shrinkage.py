@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hpcmpq.shrinkage import shrink_cross_terms
+from hpcmpq.solve.shrinkage import shrink_cross_terms
 
 
 def test_entries_at_their_standard_error_vanish_and_clear_ones_stay() -> None:

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from hpcmpq.config import SolverConfig
-from hpcmpq.costs.latency import original_latency_s
 from hpcmpq.errors import Infeasible, UserError
-from hpcmpq.formulate import known_cost, make_problem, plan_costs
 from hpcmpq.plan import Plan
 from hpcmpq.problem import Budget, Cost, Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.solve import describe
+from hpcmpq.solve.costs.latency import original_latency_s
+from hpcmpq.solve.formulate import known_cost, make_problem, plan_costs
+from hpcmpq.solve.outcome import describe
 from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.answer import PROVEN_GAP, rounding
 from hpcmpq.solvers.least_cost import least_cost

@@ -3,10 +3,10 @@
 import numpy as np
 
 from hpcmpq.config import SolverConfig
-from hpcmpq.costs.latency import LATENCY_NAMES
 from hpcmpq.errors import Infeasible
-from hpcmpq.formulate import constrained
 from hpcmpq.plan import Plan
+from hpcmpq.solve.costs.latency import LATENCY_NAMES
+from hpcmpq.solve.formulate import constrained
 from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.answer import explain
 from hpcmpq.solvers.integer import solve_linear

@@ -13,12 +13,12 @@ import numpy as np
 
 from hpcmpq.config import SolverConfig
 from hpcmpq.errors import Infeasible
-from hpcmpq.formulate import known_cost, make_problem, plan_costs, uniform_choices
 from hpcmpq.plan import Plan
 from hpcmpq.problem import Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.solve import find_solution, objective_value
-from hpcmpq.solved_points import SolvedPoints, open_points, remove_points
+from hpcmpq.solve.formulate import known_cost, make_problem, plan_costs, uniform_choices
+from hpcmpq.solve.frontier_points import SolvedPoints, open_points, remove_points
+from hpcmpq.solve.outcome import find_solution, objective_value
 from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic

@@ -1,52 +1,19 @@
-"""The solve stage: quadratic model and budgets to `solution.json`. Needs numpy, h5py and ortools alone.
+"""What a solve gives: the solver's answer, and the values of `solution.json` that follow from it."""
 
-A run directory copied to a laptop solves there, also without the command line's dependencies:
-
-    python -m hpcmpq.solve RUN --budget weight_bits=3.0 --budget size_bytes=5e9
-"""
-
-import argparse
 import dataclasses
-import sys
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from hpcmpq.config import SolverConfig
 from hpcmpq.errors import Infeasible, UserError
-from hpcmpq.formulate import all_limits, cost_values, make_problem, uniform_choices, uniform_hint
 from hpcmpq.plan import Plan
 from hpcmpq.problem import Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.solve.formulate import cost_values, uniform_choices
 from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.robust import robust_value, solve_robust
-from hpcmpq.store.json_files import write_artefact
-from hpcmpq.store.plan_file import read_plan
-from hpcmpq.store.quadratic_file import read_quadratic
-from hpcmpq.store.run_dir import RunDir
-
-
-def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> dict[str, Any]:
-    """Solve for the budgets and write `solution.json`; returns its values.
-
-    Args:
-        run: A reduced run directory.
-        budgets: {cost name: upper limit}.
-        settings: Solver and constraints.
-
-    Raises:
-        UserError: If a budget or pattern is unknown, or the model belongs to another plan.
-        Infeasible: If no assignment meets the budgets.
-    """
-    plan = read_plan(run)
-    model = read_quadratic(run.quadratic_path)
-    problem = make_problem(plan, model, budgets, settings)
-    solution = solve_problem(problem, model, settings, uniform_hint(plan.space, problem))
-    values = describe(plan, model, problem, solution, budgets, settings)
-    write_artefact(run.solution_path, values)
-    return values
 
 
 def solve_problem(
@@ -169,66 +136,3 @@ def describe(
         },
         "fingerprint": plan.fingerprint,
     }
-
-
-def parse_budget(text: str) -> tuple[str, float]:
-    """('weight_bits', 3.0) of ``weight_bits=3.0``.
-
-    Raises:
-        UserError: If the text is not NAME=VALUE.
-    """
-    name, equals, value = text.partition("=")
-    try:
-        if equals:
-            return name.strip(), float(value)
-    except ValueError:
-        pass
-    raise UserError(f"--budget takes NAME=VALUE such as weight_bits=3.0, got {text!r}")
-
-
-def parse_budgets(texts: Iterable[str]) -> dict[str, float]:
-    """{cost name: limit} of all that `--budget` was given; of two limits on one cost the smaller.
-
-    Raises:
-        UserError: If a text is not NAME=VALUE.
-    """
-    return all_limits(map(parse_budget, texts))
-
-
-def settings_of(plan: Plan, **changes: Any) -> SolverConfig:
-    """The plan's solver settings with the changes that are not None.
-
-    Raises:
-        UserError: If the time limit is not above 0.
-    """
-    values = {**plan.config["solver"], **{k: v for k, v in changes.items() if v is not None}}
-    if not values["time_limit_s"] > 0:
-        raise UserError(f"--time-limit must be a number of seconds above 0, got {values['time_limit_s']:g}")
-    return SolverConfig(**values)
-
-
-def main() -> int:
-    """Command line without dependencies beyond the solve path."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--budget", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--solver")
-    parser.add_argument("--time-limit", type=float, metavar="SECONDS")
-    args = parser.parse_args()
-    try:
-        plan = read_plan(RunDir(args.run))
-        budgets = parse_budgets(args.budget) or plan.config["budgets"]
-        values = solve(
-            RunDir(args.run), budgets, settings_of(plan, name=args.solver, time_limit_s=args.time_limit)
-        )
-    except (UserError, Infeasible) as error:
-        print(f"hpcmpq: {error}", file=sys.stderr)
-        return 3 if isinstance(error, Infeasible) else 2
-    print(f"predicted loss {values['predicted_loss']:.6g}, gap {values['gap']}, {values['termination']}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

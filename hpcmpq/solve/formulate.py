@@ -3,21 +3,21 @@
 Axis letters: P options, G groups.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from hpcmpq.config import SolverConfig
-from hpcmpq.constraints import allowed_options, tied_groups
-from hpcmpq.costs import average_bits_cost, bops_cost, macs_cost, size_bytes_cost, weight_bits_cost
-from hpcmpq.costs.latency import LATENCY_NAMES, latency_costs, mac_time_cost
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.plan import Plan
 from hpcmpq.problem import Budget, Cost, Problem
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.shrinkage import shrink_cross_terms
+from hpcmpq.solve.constraints import allowed_options, tied_groups
+from hpcmpq.solve.costs import average_bits_cost, bops_cost, macs_cost, size_bytes_cost, weight_bits_cost
+from hpcmpq.solve.costs.latency import LATENCY_NAMES, latency_costs, mac_time_cost
+from hpcmpq.solve.shrinkage import shrink_cross_terms
 from hpcmpq.space import SearchSpace
 from hpcmpq.targets import find_target
 
@@ -61,19 +61,6 @@ def known_cost(plan: Plan, costs: Mapping[str, Cost], name: str, kind: str = "bu
             f"{kind} {name} needs measured times and none were measured for this plan; run `hpcmpq time RUN` first"
         )
     raise UserError(f"unknown {kind} {name!r}; known: {', '.join(costs)}")
-
-
-def all_limits(given: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """{cost name: limit} of budgets that all hold: of two limits on one cost the smaller.
-
-    Example:
-        >>> all_limits([("weight_bits", 2.5), ("bops", 6e9), ("weight_bits", 3.0)])
-        {'weight_bits': 2.5, 'bops': 6000000000.0}
-    """
-    limits: dict[str, float] = {}
-    for name, limit in given:
-        limits[name] = float(np.minimum(limit, limits.get(name, limit)))  # NaN stays to be refused
-    return limits
 
 
 def make_problem(

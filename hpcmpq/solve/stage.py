@@ -1,0 +1,44 @@
+"""The solve stage: quadratic model and budgets to `solution.json`. Needs numpy, h5py and ortools alone.
+
+A run directory copied to a laptop solves there, also without the command line's dependencies:
+
+    python -m hpcmpq.solve.stage RUN --budget weight_bits=3.0 --budget size_bytes=5e9
+"""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from hpcmpq.config import SolverConfig
+from hpcmpq.solve.__main__ import main
+from hpcmpq.solve.formulate import make_problem, uniform_hint
+from hpcmpq.solve.outcome import describe, solve_problem
+from hpcmpq.store.json_files import write_artefact
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.quadratic_file import read_quadratic
+from hpcmpq.store.run_dir import RunDir
+
+
+def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> dict[str, Any]:
+    """Solve for the budgets and write `solution.json`; returns its values.
+
+    Args:
+        run: A reduced run directory.
+        budgets: {cost name: upper limit}.
+        settings: Solver and constraints.
+
+    Raises:
+        UserError: If a budget or pattern is unknown, or the model belongs to another plan.
+        Infeasible: If no assignment meets the budgets.
+    """
+    plan = read_plan(run)
+    model = read_quadratic(run.quadratic_path)
+    problem = make_problem(plan, model, budgets, settings)
+    solution = solve_problem(problem, model, settings, uniform_hint(plan.space, problem))
+    values = describe(plan, model, problem, solution, budgets, settings)
+    write_artefact(run.solution_path, values)
+    return values
+
+
+if __name__ == "__main__":
+    sys.exit(main())
