@@ -20,11 +20,11 @@ import numpy as np
 from bench.rank import PER_RANGE, random_choices, ranges_of, rank
 from bench.results import ROOT, table, write_section
 from bench.workload import CACHE, Calibrated, Judge, calibrated
-from hpcmpq.descent import TrueLoss, descend
 from hpcmpq.models.load import forward
 from hpcmpq.problem import Problem
 from hpcmpq.quadratic import quadratic_increase
-from hpcmpq.refine import EVALUATIONS_PER_GROUP
+from hpcmpq.refine.descent import TrueLoss, descend
+from hpcmpq.refine.stage import EVALUATIONS_PER_GROUP
 from hpcmpq.sensitivity import METHODS
 from hpcmpq.solve.formulate import make_problem, uniform_choices, uniform_hint
 from hpcmpq.solve.outcome import solve_problem

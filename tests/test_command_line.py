@@ -201,7 +201,7 @@ def test_no_assignment_and_interruptions_keep_their_status(
     def interrupted(*_: object) -> None:
         raise Interrupted("SIGTERM")
 
-    monkeypatch.setattr("hpcmpq.refine.refine", interrupted)
+    monkeypatch.setattr("hpcmpq.refine.stage.refine", interrupted)
     stopped = call("refine", run.path, "--json")
     assert stopped.status == json.loads(stopped.out)["error"]["exit_status"] == 75
 

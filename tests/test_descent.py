@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from hpcmpq.descent import TrueLoss, descend, is_better, local_problem, neighbour_secants
 from hpcmpq.problem import Budget, Cost, Problem
+from hpcmpq.refine.descent import TrueLoss, descend, is_better, local_problem, neighbour_secants
 from hpcmpq.solvers import make_solver
 
 NUM_GROUPS, NUM_FORMATS = 6, 4

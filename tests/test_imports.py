@@ -22,7 +22,6 @@ ROOMS: dict[str, str] = {
     "errors": "",
     "examples": "",
     "formats": "",
-    "link": "",
     "quadratic": "",
     "space": "",
     "wording": "",
@@ -38,7 +37,6 @@ ROOMS: dict[str, str] = {
     "store": "errors quadratic plan",
     "compare": "store",
     "console": "plan store",
-    "descent": "problem solvers",
     "status": "plan store",
     "doctor": "errors wording store",
     "submit": "errors slurm_settings store",
@@ -51,9 +49,9 @@ ROOMS: dict[str, str] = {
     "response": "errors models quantized",
     "starter": "errors space targets config store models starter_text",
     "timing": "errors formats space quantizers plan config store models subgraphs",
+    "refine": "errors quadratic space problem solvers config store models solve quantized",
     "evaluate": "errors formats space objective quantizers plan executors config store models quantized",
     "export": "errors formats space wording quantizers plan targets config store models quantized",
-    "refine": "errors link quadratic space solvers config store descent models solve quantized",
     "completion": "slurm_settings executors solvers config solve export",
     "sensitivity": "errors formats space objective models quantized response",
     "options": "export completion",
@@ -66,7 +64,7 @@ ROOMS: dict[str, str] = {
     "summaries": "wording plan store console status calibrate planning",
     "cli": (
         "errors wording plan targets executors config store compare console status doctor submit "
-        "report solve starter timing evaluate export refine completion options calibrate planning "
+        "report solve starter timing refine evaluate export completion options calibrate planning "
         "summaries"
     ),
     "__main__": "cli",

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcmpq.link import fit_link
+from hpcmpq.refine.link import fit_link
 
 
 @given(st.floats(0.1, 10), st.floats(0.2, 2))

@@ -147,7 +147,7 @@ def solve(
 @command("hpcmpq refine runs/quickstart")
 def refine(run_dir: options.Run) -> dict[str, Any]:
     """Improve the solution by measured losses and fit the link from predicted to measured loss."""
-    from hpcmpq.refine import refine as refine_run
+    from hpcmpq.refine.stage import refine as refine_run
 
     with console.stage(run_dir, "refine"), console.counter("refine", "evaluations") as on_evaluation:
         values = refine_run(RunDir(run_dir), on_evaluation)

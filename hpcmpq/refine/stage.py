@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from hpcmpq.config import parse_config
-from hpcmpq.descent import TrueLoss, descend
 from hpcmpq.errors import UserError
-from hpcmpq.link import fit_link
 from hpcmpq.models.data.kept_samples import planned_splits
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.load import load_model
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.variants import open_variants
+from hpcmpq.refine.descent import TrueLoss, descend
+from hpcmpq.refine.link import fit_link
 from hpcmpq.solve.formulate import make_problem, uniform_choices
 from hpcmpq.solve.outcome import assignment_values, objective_value
 from hpcmpq.solve.settings import settings_of
