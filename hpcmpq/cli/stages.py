@@ -56,7 +56,7 @@ def plan(
 ) -> dict[str, Any]:
     """Look at the model and the data; write RUN/plan.json. With --workers, say how long N workers take."""
     from hpcmpq.config import read_config
-    from hpcmpq.evaluate.task_files import check_task_files
+    from hpcmpq.evaluate.tasks.files import check_task_files
     from hpcmpq.planning.stage import prepare
 
     with console.stage(run_dir, "plan"):

@@ -116,7 +116,7 @@ class RefineConfig:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """A task that the models are asked to do, see `hpcmpq.evaluate.task_files`.
+    """A task that the models are asked to do, see `hpcmpq.evaluate.tasks.files`.
 
     Attributes:
         name: Unique; letters, digits, ``-`` and ``_``.

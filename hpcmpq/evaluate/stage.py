@@ -8,12 +8,12 @@ from typing import Any
 from hpcmpq.config import Config, parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate.engines import find_engine
-from hpcmpq.evaluate.harness import HarnessTask
 from hpcmpq.evaluate.parts import DataPart, Part
 from hpcmpq.evaluate.results import Chunk, Unit, Values, finish, joined, open_results
 from hpcmpq.evaluate.rounds import chunks_of, measure, measure_whole, whole_chunk
-from hpcmpq.evaluate.summary import summarise
+from hpcmpq.evaluate.statistics import summarise
 from hpcmpq.evaluate.tasks import make_task
+from hpcmpq.evaluate.tasks.harness import HarnessTask
 from hpcmpq.executors.world import ALONE, World
 from hpcmpq.models.data.kept_samples import planned_splits
 from hpcmpq.plan import Plan, content_hash

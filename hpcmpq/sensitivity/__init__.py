@@ -5,21 +5,15 @@ To add one: write a module here with a function `measure` of the type `Measure` 
 sums add over any split of samples and groups.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib import import_module
+from __future__ import annotations
 
-import numpy as np
-from torch import nn
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from hpcmpq.errors import UserError
-from hpcmpq.models.data.samples import Samples
-from hpcmpq.objective import Objective
-from hpcmpq.quantized.variants import Variants
-from hpcmpq.response.engine import Engine
-from hpcmpq.sensitivity.features import Features
-from hpcmpq.sensitivity.subject import Measure
-from hpcmpq.space import SearchSpace
+
+if TYPE_CHECKING:  # which loads torch: listing the methods does without
+    from hpcmpq.sensitivity.subject import Measure
 
 METHODS = {
     "secant": "hpcmpq.sensitivity.secant:measure",

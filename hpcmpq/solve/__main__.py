@@ -1,6 +1,8 @@
-"""Solving without the command line's dependencies: a run directory copied to a laptop needs numpy, h5py and ortools alone.
+"""The solve stage without the command line's dependencies: numpy, h5py and ortools are enough.
 
-python -m hpcmpq.solve.stage RUN --budget weight_bits=3.0 --budget size_bytes=5e9
+A run directory copied to a laptop solves there:
+
+    python -m hpcmpq.solve RUN --budget weight_bits=3.0 --budget size_bytes=5e9
 """
 
 import argparse
@@ -35,3 +37,7 @@ def main() -> int:
         return 3 if isinstance(error, Infeasible) else 2
     print(f"predicted loss {values['predicted_loss']:.6g}, gap {values['gap']}, {values['termination']}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

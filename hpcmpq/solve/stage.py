@@ -1,16 +1,9 @@
-"""The solve stage: quadratic model and budgets to `solution.json`. Needs numpy, h5py and ortools alone.
+"""The solve stage: quadratic model and budgets to `solution.json`. Needs numpy, h5py and ortools alone."""
 
-A run directory copied to a laptop solves there, also without the command line's dependencies:
-
-    python -m hpcmpq.solve.stage RUN --budget weight_bits=3.0 --budget size_bytes=5e9
-"""
-
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from hpcmpq.config import SolverConfig
-from hpcmpq.solve.__main__ import main
 from hpcmpq.solve.formulate import make_problem, uniform_hint
 from hpcmpq.solve.outcome import describe, solve_problem
 from hpcmpq.store.json_files import write_artefact
@@ -38,7 +31,3 @@ def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> 
     values = describe(plan, model, problem, solution, budgets, settings)
     write_artefact(run.solution_path, values)
     return values
-
-
-if __name__ == "__main__":
-    sys.exit(main())

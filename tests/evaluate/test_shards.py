@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hpcmpq.evaluate.shards import Shards
+from hpcmpq.evaluate.engines.zero_shards import Shards
 from hpcmpq.formats import Quantizer
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Group, Member, SearchSpace

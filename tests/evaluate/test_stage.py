@@ -92,7 +92,7 @@ def parameters(run: RunDir):
 
 
 def test_the_command_line_goes_on_after_an_interruption(tiny: RunDir, monkeypatch):
-    import hpcmpq.evaluate.torch_engine as engine
+    import hpcmpq.evaluate.engines.torch_engine as engine
     from hpcmpq.errors import Interrupted
 
     expected = evaluate(tiny)

@@ -10,8 +10,8 @@ import torch
 from hpcmpq.config import TaskConfig, parse_config, resolve_paths
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate import evaluate
-from hpcmpq.evaluate.continuations import Encoder, batch, score
-from hpcmpq.evaluate.task_files import read_questions
+from hpcmpq.evaluate.tasks.continuations import Encoder, batch, score
+from hpcmpq.evaluate.tasks.files import read_questions
 from hpcmpq.models.load import load_model
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir

@@ -11,7 +11,7 @@ from torch import nn
 from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.config import parse_config
 from hpcmpq.errors import PlanMismatch
-from hpcmpq.evaluate.shards import build
+from hpcmpq.evaluate.engines.zero_shards import build
 from hpcmpq.models.load import load_model
 from hpcmpq.models.weight_digests import check_same_weights, weight_marks
 from hpcmpq.plan import Plan

@@ -9,7 +9,7 @@ import numpy as np
 
 from hpcmpq.calibrate.reduce import mirror
 from hpcmpq.config import SolverConfig, parse_config, to_values
-from hpcmpq.evaluate.summary import summarise
+from hpcmpq.evaluate.statistics import summarise
 from hpcmpq.formats import FORMATS
 from hpcmpq.plan import Plan, content_hash, make_units, plan_to_json
 from hpcmpq.problem import Solution, Termination

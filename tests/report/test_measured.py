@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcmpq.evaluate.summary import summarise
+from hpcmpq.evaluate.statistics import summarise
 from hpcmpq.report import write_report
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hpcmpq.config import Config, ModelConfig
 from hpcmpq.errors import UserError
-from hpcmpq.evaluate.ranks import gathered
+from hpcmpq.evaluate.engines.ranks import gathered
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.load import forward, load_model
 from hpcmpq.models.memory import peak_bytes

@@ -16,9 +16,9 @@ import numpy as np
 
 from hpcmpq.config import TaskConfig
 from hpcmpq.errors import UserError
-from hpcmpq.evaluate.continuations import Encoder, Request, Score, batch, score
 from hpcmpq.evaluate.engines import Engine
 from hpcmpq.evaluate.results import Values
+from hpcmpq.evaluate.tasks.continuations import Encoder, Request, Score, batch, score
 from hpcmpq.plan import content_hash
 
 NAMES = {"acc": "accuracy", "acc_norm": "accuracy_normalized"}

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.config import Config
-from hpcmpq.evaluate.ranks import gathered, joined_ranks, stop_requests
-from hpcmpq.evaluate.shards import Shards, build, partition
-from hpcmpq.evaluate.tensor_engine import TensorEngine
+from hpcmpq.evaluate.engines.ranks import gathered, joined_ranks, stop_requests
+from hpcmpq.evaluate.engines.tensor_engine import TensorEngine
+from hpcmpq.evaluate.engines.zero_shards import Shards, build, partition
 from hpcmpq.executors.world import World
 from hpcmpq.models.load import forward
 from hpcmpq.models.memory import live_bytes, peak_bytes

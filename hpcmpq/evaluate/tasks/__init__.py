@@ -11,10 +11,10 @@ from torch import Tensor
 
 from hpcmpq.config import Config, TaskConfig
 from hpcmpq.errors import UserError
-from hpcmpq.evaluate.continuations import Encoder, Request, batch, make_encoder, score
-from hpcmpq.evaluate.harness import HarnessTask
 from hpcmpq.evaluate.parts import Inputs, Part, chunk_size
-from hpcmpq.evaluate.task_files import Question, read_questions
+from hpcmpq.evaluate.tasks.continuations import Encoder, Request, batch, make_encoder, score
+from hpcmpq.evaluate.tasks.files import Question, read_questions
+from hpcmpq.evaluate.tasks.harness import HarnessTask
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.data.sources import Documents
 from hpcmpq.models.data.tokens import to_samples

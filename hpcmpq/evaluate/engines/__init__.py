@@ -18,8 +18,8 @@ from hpcmpq.plan import Plan
 from hpcmpq.store.run_dir import RunDir
 
 ENGINES = {
-    "torch": "hpcmpq.evaluate.torch_engine:open_engine",
-    "deepspeed": "hpcmpq.evaluate.deepspeed_engine:open_engine",
+    "torch": "hpcmpq.evaluate.engines.torch_engine:open_engine",
+    "deepspeed": "hpcmpq.evaluate.engines.deepspeed_engine:open_engine",
 }
 
 
