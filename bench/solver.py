@@ -27,13 +27,13 @@ from bench.results import ROOT, read_section, table, write_section
 from hpcmpq.errors import UserError
 from hpcmpq.problem import Problem, Solution
 from hpcmpq.solvers import Solver
-from hpcmpq.solvers.compact import Compact
+from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.compact.presolve import presolve
 from hpcmpq.solvers.diagonal import DiagonalSolver
 from hpcmpq.solvers.exhaustive import ExhaustiveSolver
 from hpcmpq.solvers.linear import LinearSolver
-from hpcmpq.solvers.presolve import presolve
 from hpcmpq.solvers.quadratic import QuadraticSolver
-from hpcmpq.solvers.tabu import search
+from hpcmpq.solvers.search.tabu import search
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ import time
 import numpy as np
 
 from hpcmpq.problem import Problem, Solution, Termination, feasibility_limit
-from hpcmpq.solvers.compact import Compact
-from hpcmpq.solvers.integer import solve_linear
-from hpcmpq.solvers.presolve import presolve
+from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.compact.presolve import presolve
+from hpcmpq.solvers.cp_sat.integer import solve_linear
 from hpcmpq.solvers.reachable import infeasible_sentence, smallest_cost
 
 PROVEN_GAP = 1e-6

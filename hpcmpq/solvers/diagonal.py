@@ -8,8 +8,8 @@ import numpy as np
 from hpcmpq.errors import UserError
 from hpcmpq.problem import Problem, Solution
 from hpcmpq.solvers.answer import explain, infeasible, left, prepare, solution
-from hpcmpq.solvers.bounds import full_bound
-from hpcmpq.solvers.integer import solve_linear
+from hpcmpq.solvers.cp_sat.integer import solve_linear
+from hpcmpq.solvers.proof.gilmore_lawler import full_bound
 
 
 @dataclass(frozen=True)

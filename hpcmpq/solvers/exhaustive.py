@@ -9,7 +9,7 @@ import numpy as np
 from hpcmpq.errors import UserError
 from hpcmpq.problem import Problem, Solution, feasibility_limit
 from hpcmpq.solvers.answer import explain, infeasible, solution
-from hpcmpq.solvers.presolve import validate
+from hpcmpq.solvers.compact.presolve import validate
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import numpy as np
 
 from hpcmpq.problem import Problem, Solution
 from hpcmpq.solvers.answer import find_feasible, prepare, solution
-from hpcmpq.solvers.bounds import full_bound
-from hpcmpq.solvers.compact import Compact
+from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.compact.lagrangian import best_prices, dual_value
 from hpcmpq.solvers.diagonal import refuse_cross_terms
-from hpcmpq.solvers.lagrangian import best_prices, dual_value
+from hpcmpq.solvers.proof.gilmore_lawler import full_bound
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import numpy as np
 
 from hpcmpq.problem import Cost, Problem, Solution, Termination
 from hpcmpq.solvers.answer import PROVEN_GAP, explain
-from hpcmpq.solvers.integer import solve_linear
+from hpcmpq.solvers.compact.ties import merge_ties
+from hpcmpq.solvers.cp_sat.integer import solve_linear
 from hpcmpq.solvers.reachable import open_budget
-from hpcmpq.solvers.ties import merge_ties
 
 
 def least_cost(

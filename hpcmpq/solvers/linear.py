@@ -17,14 +17,14 @@ import numpy as np
 from hpcmpq.errors import UserError
 from hpcmpq.problem import Problem, Solution
 from hpcmpq.solvers.answer import explain, find_feasible, infeasible, left, prepare, solution
-from hpcmpq.solvers.bounds import full_bound
-from hpcmpq.solvers.compact import Compact
+from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.compact.lagrangian import cheapest
+from hpcmpq.solvers.cp_sat.integer import solve_linear
 from hpcmpq.solvers.diagonal import refuse_cross_terms
-from hpcmpq.solvers.incumbent import feasible_choice
-from hpcmpq.solvers.integer import solve_linear
-from hpcmpq.solvers.lagrangian import cheapest
-from hpcmpq.solvers.relaxation import separable_budgets
-from hpcmpq.solvers.search import State, repair
+from hpcmpq.solvers.proof.gilmore_lawler import full_bound
+from hpcmpq.solvers.proof.relaxation import separable_budgets
+from hpcmpq.solvers.search.feasible import feasible_choice
+from hpcmpq.solvers.search.state import State, repair
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import numpy as np
 
 from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.solvers.answer import find_feasible, prepare, solution
-from hpcmpq.solvers.bounds import full_bound
-from hpcmpq.solvers.branch import prove
-from hpcmpq.solvers.compact import Compact
-from hpcmpq.solvers.integer import solve_linear
-from hpcmpq.solvers.node import STEP_COST_S
-from hpcmpq.solvers.spectral import spectral_bound
-from hpcmpq.solvers.tabu import search
+from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.cp_sat.integer import solve_linear
+from hpcmpq.solvers.proof.branch import prove
+from hpcmpq.solvers.proof.gilmore_lawler import full_bound
+from hpcmpq.solvers.proof.node import STEP_COST_S
+from hpcmpq.solvers.proof.spectral import spectral_bound
+from hpcmpq.solvers.search.tabu import search
 
 LARGEST_LIFT = 6000
 """Options up to which the doubly nonnegative relaxation fits into memory and time."""

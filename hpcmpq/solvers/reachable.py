@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from hpcmpq.problem import Budget, Cost, Problem
-from hpcmpq.solvers.integer import solve_linear
-from hpcmpq.solvers.ties import merge_ties
+from hpcmpq.solvers.compact.ties import merge_ties
+from hpcmpq.solvers.cp_sat.integer import solve_linear
 
 
 def smallest_cost(

@@ -9,7 +9,7 @@ because the maximiser is u = (f − m) / ‖f − m‖. For any fixed u the righ
 minimum, and so whose proven bound, is at most the robust optimum. The method alternates: solve the quadratic
 for u, evaluate the robust objective at the solution, move u towards the deviations there. The best choice and
 the best bound over all rounds are kept, and moves of one or two groups lower the choice's own objective further
-(`hpcmpq.solvers.robust_descent`). The bound is valid, the gap need not close (max and min over
+(`hpcmpq.solvers.search.robust_descent`). The bound is valid, the gap need not close (max and min over
 one-hot x do not commute).
 
 Axis letters: B batches, P options, G groups.
@@ -22,7 +22,7 @@ import numpy as np
 
 from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.solvers.quadratic import QuadraticSolver
-from hpcmpq.solvers.robust_descent import descend, mean_and_spread
+from hpcmpq.solvers.search.robust_descent import descend, mean_and_spread
 
 
 def robust_value(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcmpq.solvers.definite import proven_shift
+from hpcmpq.solvers.proof.definite import proven_shift
 
 
 def shift_of(a_PP: np.ndarray, block: int = 1024) -> float | None:

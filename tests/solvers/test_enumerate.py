@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from hpcmpq.problem import Budget, Cost, CostTerm, Problem
-from hpcmpq.solvers.compact import Compact
-from hpcmpq.solvers.enumerate import exhaust
-from hpcmpq.solvers.node import advance, all_pairs, exclude, make_node, preconditioner
-from hpcmpq.solvers.presolve import presolve
+from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.compact.presolve import presolve
+from hpcmpq.solvers.proof.enumerate import exhaust
+from hpcmpq.solvers.proof.node import advance, all_pairs, exclude, make_node, preconditioner
 
 Certificate = tuple[float, np.ndarray, np.ndarray]
 

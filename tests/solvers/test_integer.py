@@ -14,11 +14,11 @@ import pytest
 
 from hpcmpq.problem import Budget, Cost, CostTerm, Problem, Termination
 from hpcmpq.solvers import make_solver
-from hpcmpq.solvers.anneal import anneal
-from hpcmpq.solvers.compact import Compact
-from hpcmpq.solvers.incumbent import feasible_choice, lagrangian_floor
+from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.compact.presolve import presolve
 from hpcmpq.solvers.linear import LinearSolver
-from hpcmpq.solvers.presolve import presolve
+from hpcmpq.solvers.search.anneal import anneal
+from hpcmpq.solvers.search.feasible import feasible_choice, lagrangian_floor
 
 
 def test_an_optimum_that_presolve_of_or_tools_misses() -> None:

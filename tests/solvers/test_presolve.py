@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from hpcmpq.problem import Budget, Cost, CostTerm, Problem
-from hpcmpq.solvers.compact import Compact
-from hpcmpq.solvers.integer import solve_linear
-from hpcmpq.solvers.integer_costs import integer_costs
-from hpcmpq.solvers.presolve import cheapest_completion, presolve
-from hpcmpq.solvers.ties import merge_ties
+from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.compact.presolve import cheapest_completion, presolve
+from hpcmpq.solvers.compact.ties import merge_ties
+from hpcmpq.solvers.cp_sat.integer import solve_linear
+from hpcmpq.solvers.cp_sat.integer_costs import integer_costs
 
 GROUP_P = np.repeat(np.arange(3), 3)
 

@@ -7,20 +7,20 @@ import pytest
 
 from bench.instances import Shape, make_instance
 from hpcmpq.problem import Budget, Cost, CostTerm, Problem
-from hpcmpq.solvers.admm import certified, iterate, start
-from hpcmpq.solvers.bounds import full_bound
-from hpcmpq.solvers.compact import Compact
-from hpcmpq.solvers.enumerate import exhaust
+from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.compact.presolve import presolve
+from hpcmpq.solvers.cp_sat.integer_costs import common_unit
 from hpcmpq.solvers.greedy import efficiency_frontier
-from hpcmpq.solvers.integer_costs import common_unit
-from hpcmpq.solvers.lift import make_lift
-from hpcmpq.solvers.node import advance, all_pairs, exclude, make_node, padded_pairs, preconditioner
-from hpcmpq.solvers.presolve import presolve
-from hpcmpq.solvers.projection import Projector, simplex
-from hpcmpq.solvers.relaxation import additive_floor, make_relaxation, minimise, separable_budgets
-from hpcmpq.solvers.search import State
-from hpcmpq.solvers.spectral import spectral_bound
-from hpcmpq.solvers.tabu import search
+from hpcmpq.solvers.proof.admm import certified, iterate, start
+from hpcmpq.solvers.proof.enumerate import exhaust
+from hpcmpq.solvers.proof.gilmore_lawler import full_bound
+from hpcmpq.solvers.proof.lift import make_lift
+from hpcmpq.solvers.proof.node import advance, all_pairs, exclude, make_node, padded_pairs, preconditioner
+from hpcmpq.solvers.proof.projection import Projector, simplex
+from hpcmpq.solvers.proof.relaxation import additive_floor, make_relaxation, minimise, separable_budgets
+from hpcmpq.solvers.proof.spectral import spectral_bound
+from hpcmpq.solvers.search.state import State
+from hpcmpq.solvers.search.tabu import search
 
 
 def small(seed: int = 0, indefinite: bool = True) -> Compact:

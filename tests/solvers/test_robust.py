@@ -8,7 +8,7 @@ import pytest
 
 from hpcmpq.problem import Budget, Cost, Problem
 from hpcmpq.solvers.robust import robust_value, solve_robust
-from hpcmpq.solvers.robust_descent import descend
+from hpcmpq.solvers.search.robust_descent import descend
 
 
 def batches(seed: int) -> tuple[Problem, np.ndarray, np.ndarray]:
@@ -76,7 +76,7 @@ def test_one_batch_has_no_deviation() -> None:
 def test_descent_ends_where_no_move_of_one_or_two_groups_lowers_the_objective(
     seed: int, row_elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hpcmpq.solvers.robust_descent.ROW_ELEMENTS", row_elements)
+    monkeypatch.setattr("hpcmpq.solvers.search.robust_descent.ROW_ELEMENTS", row_elements)
     problem, linear_BP, quad_BPP = batches(seed)
     choices = [problem.offset_G + np.array(position) for position in itertools.product(range(3), repeat=4)]
     feasible = [choice_G for choice_G in choices if problem.is_feasible(choice_G)]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcmpq.solvers.admm import Bound, Iterate, certified, iterate, start
-from hpcmpq.solvers.compact import Compact, restrict
-from hpcmpq.solvers.presolve import cheapest_completion
-from hpcmpq.solvers.projection import Projector
-from hpcmpq.solvers.relaxation import Relaxation, make_relaxation
+from hpcmpq.solvers.compact.compact import Compact, restrict
+from hpcmpq.solvers.compact.presolve import cheapest_completion
+from hpcmpq.solvers.proof.admm import Bound, Iterate, certified, iterate, start
+from hpcmpq.solvers.proof.projection import Projector
+from hpcmpq.solvers.proof.relaxation import Relaxation, make_relaxation
 
 SINGLE_PRECISION_FROM = 400
 """Dimension from which the iteration runs in float32; bounds are always certified in float64."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hpcmpq.solvers.compact import Compact
+from hpcmpq.solvers.compact.compact import Compact
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from hpcmpq.problem import Problem, feasibility_limit
-from hpcmpq.solvers.compact import Compact, Table
+from hpcmpq.solvers.compact.compact import Compact, Table
 
 
 def merge_ties(problem: Problem) -> Compact | str:

@@ -12,9 +12,9 @@ import time
 
 import numpy as np
 
-from hpcmpq.solvers.compact import Compact
-from hpcmpq.solvers.lagrangian import best_prices, cheapest
-from hpcmpq.solvers.search import State, repair
+from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.compact.lagrangian import best_prices, cheapest
+from hpcmpq.solvers.search.state import State, repair
 
 COOLING = 40.0
 """First temperature over last."""

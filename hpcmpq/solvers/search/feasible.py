@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hpcmpq.solvers.compact import Compact
-from hpcmpq.solvers.lagrangian import best_prices, cheapest
-from hpcmpq.solvers.search import State, repair
-from hpcmpq.solvers.tabu import polish
+from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.compact.lagrangian import best_prices, cheapest
+from hpcmpq.solvers.search.state import State, repair
+from hpcmpq.solvers.search.tabu import polish
 
 
 @dataclass(frozen=True)

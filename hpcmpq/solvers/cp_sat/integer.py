@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from hpcmpq.solvers.compact import Compact, Table
-from hpcmpq.solvers.incumbent import feasible_choice, lagrangian_floor
-from hpcmpq.solvers.integer_costs import common_unit, integer_costs
-from hpcmpq.solvers.integer_program import Products, Program
+from hpcmpq.solvers.compact.compact import Compact, Table
+from hpcmpq.solvers.cp_sat.integer_costs import common_unit, integer_costs
+from hpcmpq.solvers.cp_sat.integer_program import Products, Program
+from hpcmpq.solvers.search.feasible import feasible_choice, lagrangian_floor
 
 FINER = 16.0
 """A program is solved again when what its answer excludes makes the steps finer by this factor."""

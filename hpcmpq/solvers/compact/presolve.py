@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from hpcmpq.problem import Problem
-from hpcmpq.solvers.compact import Compact, restrict
-from hpcmpq.solvers.ties import merge_ties
+from hpcmpq.solvers.compact.compact import Compact, restrict
+from hpcmpq.solvers.compact.ties import merge_ties
 
 
 def presolve(problem: Problem) -> Compact | str:

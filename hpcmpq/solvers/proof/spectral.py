@@ -24,10 +24,10 @@ import time
 
 import numpy as np
 
-from hpcmpq.solvers.compact import Compact
-from hpcmpq.solvers.definite import proven_shift
-from hpcmpq.solvers.lagrangian import best_prices, dual_value
-from hpcmpq.solvers.projection import simplex
+from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.compact.lagrangian import best_prices, dual_value
+from hpcmpq.solvers.proof.definite import proven_shift
+from hpcmpq.solvers.proof.projection import simplex
 
 
 def spectral_bound(compact: Compact, choice_G: np.ndarray, deadline: float, seed: int) -> float:

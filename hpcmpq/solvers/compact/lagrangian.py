@@ -5,7 +5,7 @@ Axis letters: P options, G groups, K budgets.
 
 import numpy as np
 
-from hpcmpq.solvers.compact import Compact
+from hpcmpq.solvers.compact.compact import Compact
 
 
 def dual_value(compact: Compact, value_P: np.ndarray, price_K: np.ndarray) -> float:

@@ -5,8 +5,8 @@ Axis letters: P options, G groups, K budgets.
 
 import numpy as np
 
-from hpcmpq.solvers.compact import Compact
-from hpcmpq.solvers.lagrangian import best_prices, dual_value
+from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.compact.lagrangian import best_prices, dual_value
 
 
 def full_bound(compact: Compact) -> float:

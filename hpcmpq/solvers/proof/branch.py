@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcmpq.solvers.compact import Compact
-from hpcmpq.solvers.enumerate import exhaust
-from hpcmpq.solvers.node import Node, advance, all_pairs, exclude, make_node, preconditioner, shrink
-from hpcmpq.solvers.tabu import polish, search
+from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.proof.enumerate import exhaust
+from hpcmpq.solvers.proof.node import Node, advance, all_pairs, exclude, make_node, preconditioner, shrink
+from hpcmpq.solvers.search.tabu import polish, search
 
 PROOF = 4e-7
 """Choices better by less than this, relative, are not looked for: under the 1e-6 that counts as optimal."""

@@ -6,8 +6,8 @@ i < j, E entries of a block k·k.
 
 import numpy as np
 
-from hpcmpq.solvers.lift import Lift
-from hpcmpq.solvers.relaxation import Relaxation
+from hpcmpq.solvers.proof.lift import Lift
+from hpcmpq.solvers.proof.relaxation import Relaxation
 
 
 def block_columns(lift: Lift) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ Axis letters: P options, G groups, K budgets, L first legs of a pair.
 
 import numpy as np
 
-from hpcmpq.solvers.compact import Compact, Table
+from hpcmpq.solvers.compact.compact import Compact, Table
 
 
 class State:

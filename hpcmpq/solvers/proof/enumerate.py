@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from hpcmpq.solvers.compact import Compact
+from hpcmpq.solvers.compact.compact import Compact
 
 BATCH = 1024
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcmpq.solvers.lift import Lift
-from hpcmpq.solvers.projection import Projector
-from hpcmpq.solvers.relaxation import Minimum, Relaxation, minimise
+from hpcmpq.solvers.proof.lift import Lift
+from hpcmpq.solvers.proof.projection import Projector
+from hpcmpq.solvers.proof.relaxation import Minimum, Relaxation, minimise
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcmpq.solvers.compact import Compact, Table
+from hpcmpq.solvers.compact.compact import Compact, Table
 
 VALUE_STEPS = 2.0**42
 """Integer steps in the objective's range."""

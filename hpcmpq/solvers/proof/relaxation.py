@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcmpq.solvers.compact import Compact
-from hpcmpq.solvers.lift import Lift, make_lift
+from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.proof.lift import Lift, make_lift
 
 
 @dataclass(frozen=True)

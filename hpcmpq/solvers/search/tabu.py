@@ -7,10 +7,10 @@ import time
 
 import numpy as np
 
-from hpcmpq.solvers.anneal import anneal
-from hpcmpq.solvers.compact import Compact
-from hpcmpq.solvers.lagrangian import best_prices, cheapest
-from hpcmpq.solvers.search import State, repair
+from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.compact.lagrangian import best_prices, cheapest
+from hpcmpq.solvers.search.anneal import anneal
+from hpcmpq.solvers.search.state import State, repair
 
 
 def start_choices(compact: Compact, hint_G: np.ndarray | None, deadline: float) -> list[np.ndarray]:

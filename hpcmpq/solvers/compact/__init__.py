@@ -1,0 +1,1 @@
+"""The compact form of a problem: options removed, ties merged, one budget priced."""

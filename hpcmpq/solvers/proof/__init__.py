@@ -1,0 +1,1 @@
+"""Lower bounds: relaxations, enumeration, branch and bound."""

@@ -1,0 +1,1 @@
+"""Feasible assignments of low objective: tabu search, annealing, descent."""
