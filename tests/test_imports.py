@@ -44,11 +44,10 @@ ROOMS: dict[str, str] = {
     "report": "errors formats quadratic space wording problem plan solvers store",
     "solve": "errors formats quadratic space problem plan targets solvers config store",
     "starter_text": "space targets models",
-    "subgraphs": "errors space models",
+    "timing": "errors formats space quantizers plan config store models",
     "quantized": "errors formats space objective quantizers plan config store models",
     "response": "errors models quantized",
     "starter": "errors space targets config store models starter_text",
-    "timing": "errors formats space quantizers plan config store models subgraphs",
     "refine": "errors quadratic space problem solvers config store models solve quantized",
     "evaluate": "errors formats space objective quantizers plan executors config store models quantized",
     "export": "errors formats space wording quantizers plan targets config store models quantized",
@@ -64,7 +63,7 @@ ROOMS: dict[str, str] = {
     "summaries": "wording plan store console status calibrate planning",
     "cli": (
         "errors wording plan targets executors config store compare console status doctor submit "
-        "report solve starter timing refine evaluate export completion options calibrate planning "
+        "report solve timing starter refine evaluate export completion options calibrate planning "
         "summaries"
     ),
     "__main__": "cli",

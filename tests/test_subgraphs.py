@@ -9,8 +9,8 @@ from hpcmpq.config import GroupsConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.outputs import forward
-from hpcmpq.subgraphs import cut_nodes, partition, stages, trace_model
-from hpcmpq.subgraphs.pieces import boundary, build_piece, signature
+from hpcmpq.timing.subgraphs import cut_nodes, partition, stages, trace_model
+from hpcmpq.timing.subgraphs.pieces import boundary, build_piece, signature
 from tests.models_of_many_kinds import CHAINS, make
 
 HAND_DRAWN = {

@@ -27,12 +27,12 @@ from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.subgraphs import trace_model
 from hpcmpq.timing import kernels, measure_times, stage
 from hpcmpq.timing.combinations import RULES, Combinations, choose_combinations
 from hpcmpq.timing.kernels import FormatKernel, NoKernel, Operation, find_kernel
 from hpcmpq.timing.measure import schedule
 from hpcmpq.timing.passes import time_whole, timed_model
+from hpcmpq.timing.subgraphs import trace_model
 from tests.models_of_many_kinds import make
 from tests.synthetic_run import synthetic_model, write_run
 

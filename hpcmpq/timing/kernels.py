@@ -23,9 +23,7 @@ from hpcmpq.models.weights import as_matrix, from_matrix
 from hpcmpq.quantizers import choose_range, encode, fake_quantize
 from hpcmpq.quantizers.activations import round_activations
 from hpcmpq.space import Member, Product
-from hpcmpq.subgraphs.pieces import activations
-from hpcmpq.subgraphs.trace import Trace
-from hpcmpq.timing.products import (
+from hpcmpq.timing.packed_products import (
     CastProduct,
     Int4Weights,
     Int8Convolution,
@@ -34,6 +32,8 @@ from hpcmpq.timing.products import (
     ScaledFloat,
 )
 from hpcmpq.timing.roundings import Cast, ToFloat8, ToInt8
+from hpcmpq.timing.subgraphs.graph import Trace
+from hpcmpq.timing.subgraphs.pieces import activations
 
 TOLERANCE = 0.03
 """Largest relative difference of a kernel's result from the format's: bfloat16 sums, not another format."""
@@ -45,7 +45,7 @@ class NoKernel(Exception):
 
 @dataclass(frozen=True)
 class FormatKernel:
-    """See `hpcmpq.subgraphs.pieces.Kernel`."""
+    """See `hpcmpq.timing.subgraphs.pieces.Kernel`."""
 
     conversion: nn.Module | None
     conversion_name: str

@@ -14,10 +14,10 @@ from torch import Tensor, fx, nn
 from hpcmpq.errors import UserError
 from hpcmpq.formats import Quantizer
 from hpcmpq.space import SearchSpace
-from hpcmpq.subgraphs import Part, Trace, partition, trace_model
-from hpcmpq.subgraphs.pieces import Piece, activations, build_piece, signature
 from hpcmpq.timing.combinations import Combinations, choose_combinations
 from hpcmpq.timing.kernels import FormatKernel, NoKernel, Operation, find_kernel
+from hpcmpq.timing.subgraphs import Part, Trace, partition, trace_model
+from hpcmpq.timing.subgraphs.pieces import Piece, activations, build_piece, signature
 
 MAX_PASSES = 4
 """Passes until none was interrupted by other processes."""

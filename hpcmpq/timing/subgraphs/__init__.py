@@ -6,8 +6,8 @@ partition.py  the graph cut into parts that run one after the other
 pieces.py     a part as a module, with other kernels for its groups
 """
 
-from hpcmpq.subgraphs.cuts import cut_nodes, stages
-from hpcmpq.subgraphs.partition import Part, partition
-from hpcmpq.subgraphs.trace import Trace, trace_model
+from hpcmpq.timing.subgraphs.cuts import cut_nodes, stages
+from hpcmpq.timing.subgraphs.graph import Trace, trace_model
+from hpcmpq.timing.subgraphs.partition import Part, partition
 
 __all__ = ["Part", "Trace", "cut_nodes", "partition", "stages", "trace_model"]

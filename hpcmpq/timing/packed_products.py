@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from hpcmpq.subgraphs.pieces import activations
-from hpcmpq.subgraphs.trace import Trace
+from hpcmpq.timing.subgraphs.graph import Trace
+from hpcmpq.timing.subgraphs.pieces import activations
 
 MIN_ROWS = 32
 """CUDA's int8 product takes no fewer than 17 rows; fewer are padded."""

@@ -1,6 +1,6 @@
 """The sequential sub-graphs of a model: parts that run one after the other, so that their times add up.
 
-The graph is cut where a single value carries everything on (`hpcmpq.subgraphs.cuts`), at as many places as leave
+The graph is cut where a single value carries everything on (`hpcmpq.timing.subgraphs.cuts`), at as many places as leave
 every part with a group. Residual branches, layers that share an input (queries, keys and values) and parallel
 branches fall inside one part. What every part may read but no group changes, such as attention masks and rotary
 angles, is computed before the first part and is no path.
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from hpcmpq.subgraphs.cuts import cut_nodes, reachable, reversed_edges, stages
-from hpcmpq.subgraphs.trace import Trace
+from hpcmpq.timing.subgraphs.cuts import cut_nodes, reachable, reversed_edges, stages
+from hpcmpq.timing.subgraphs.graph import Trace
 
 _SOURCE = "source"
 

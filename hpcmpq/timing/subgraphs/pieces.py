@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from torch import fx, nn
 
-from hpcmpq.subgraphs.partition import Part
-from hpcmpq.subgraphs.trace import Trace
+from hpcmpq.timing.subgraphs.graph import Trace
+from hpcmpq.timing.subgraphs.partition import Part
 
 
 class Kernel(Protocol):
