@@ -13,7 +13,7 @@ import typer
 from hpcmpq.config import EvaluationConfig
 from hpcmpq.executors import EXECUTORS
 from hpcmpq.export import EXPORTERS
-from hpcmpq.slurm_settings import CALIBRATE_SCRIPTS, JOBS, KEYS
+from hpcmpq.slurm.settings import CALIBRATE_SCRIPTS, JOBS, KEYS
 from hpcmpq.solve.costs.latency import LATENCY_NAMES
 from hpcmpq.solve.largest_gain import GAINS
 from hpcmpq.solvers import SOLVERS

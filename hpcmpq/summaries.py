@@ -10,7 +10,7 @@ from hpcmpq.calibrate.reduce import Reduction
 from hpcmpq.console import rows, say, show
 from hpcmpq.plan import Plan
 from hpcmpq.planning.scaling import Prediction
-from hpcmpq.status import Status
+from hpcmpq.slurm.status import Status
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution

@@ -28,7 +28,6 @@ ROOMS: dict[str, str] = {
     "objective": "errors",
     "problem": "quadratic",
     "quantizers": "formats",
-    "slurm_settings": "errors",
     "plan": "errors space",
     "targets": "errors formats space",
     "executors": "errors plan",
@@ -37,9 +36,8 @@ ROOMS: dict[str, str] = {
     "store": "errors quadratic plan",
     "compare": "store",
     "console": "plan store",
-    "status": "plan store",
     "doctor": "errors wording store",
-    "submit": "errors slurm_settings store",
+    "slurm": "errors plan store",
     "models": "errors space objective plan targets config store",
     "report": "errors formats quadratic space wording problem plan solvers store",
     "solve": "errors formats quadratic space problem plan targets solvers config store",
@@ -51,7 +49,7 @@ ROOMS: dict[str, str] = {
     "refine": "errors quadratic space problem solvers config store models solve quantized",
     "evaluate": "errors formats space objective quantizers plan executors config store models quantized",
     "export": "errors formats space wording quantizers plan targets config store models quantized",
-    "completion": "slurm_settings executors solvers config solve export",
+    "completion": "executors solvers config slurm solve export",
     "sensitivity": "errors formats space objective models quantized response",
     "options": "export completion",
     "calibrate": (
@@ -60,10 +58,10 @@ ROOMS: dict[str, str] = {
     "planning": (
         "errors formats space plan targets config store models solve quantized response sensitivity"
     ),
-    "summaries": "wording plan store console status calibrate planning",
+    "summaries": "wording plan store console slurm calibrate planning",
     "cli": (
-        "errors wording plan targets executors config store compare console status doctor submit "
-        "report solve timing starter refine evaluate export completion options calibrate planning "
+        "errors wording plan targets executors config store compare console doctor slurm report "
+        "solve timing starter refine evaluate export completion options calibrate planning "
         "summaries"
     ),
     "__main__": "cli",

@@ -14,13 +14,13 @@ from hpcmpq.calibrate.stage import starting_from
 from hpcmpq.cli import app
 from hpcmpq.errors import UserError
 from hpcmpq.plan import UnitOutcome, make_units, parse_part, plan_to_json
-from hpcmpq.slurm_settings import JOBS, KEYS, one_rank_per_gpu, parse_settings
-from hpcmpq.status import read_status
+from hpcmpq.slurm.settings import JOBS, KEYS, one_rank_per_gpu, parse_settings
+from hpcmpq.slurm.status import read_status
+from hpcmpq.slurm.submit import chain_script, make_files, make_jobs, submit_files
 from hpcmpq.store.attempts import recording
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import Shard, write_shard
-from hpcmpq.submit import chain_script, make_files, make_jobs, submit_files
 from tests.synthetic_run import synthetic_plan
 
 ROOT = Path(__file__).resolve().parents[1]

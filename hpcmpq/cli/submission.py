@@ -6,9 +6,9 @@ from typing import Any
 from hpcmpq import console, options, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.cli.stages import plan
-from hpcmpq.status import read_status
+from hpcmpq.slurm.status import read_status
+from hpcmpq.slurm.submit import make_files, submit_files
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.submit import make_files, submit_files
 
 
 @command("hpcmpq submit config.yaml --run-dir RUN --slurm partition=gpu --slurm ntasks=16")

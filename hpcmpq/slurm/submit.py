@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmpq.errors import DamagedFile, UserError
-from hpcmpq.slurm_settings import CALIBRATE_SCRIPTS, Settings, parse_settings
+from hpcmpq.slurm.settings import CALIBRATE_SCRIPTS, Settings, parse_settings
 from hpcmpq.store.json_files import read_json, write_artefact
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.whole_files import replacing
@@ -29,7 +29,7 @@ class Job:
     """One call of sbatch.
 
     Attributes:
-        name: One of `hpcmpq.slurm_settings.JOBS`.
+        name: One of `hpcmpq.slurm.settings.JOBS`.
         script: File name of its batch script.
         arguments: Of the script.
         options: Of sbatch, by long name with underscores.

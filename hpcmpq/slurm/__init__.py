@@ -1,0 +1,1 @@
+"""Jobs under Slurm: what is submitted, with which settings, and how far they are."""
