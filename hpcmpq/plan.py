@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from hpcmpq.errors import UserError
 from hpcmpq.space import Group, Member, Product, SearchSpace
 
 
@@ -89,22 +88,6 @@ def make_units(
             ranges = (group_start, group_stop, sample_start, sample_stop)
             units.append(WorkUnit(content_hash([fingerprint, *ranges])[:12], *ranges))
     return tuple(units)
-
-
-def parse_part(text: str) -> tuple[int, int]:
-    """(i, n) of `I/N`: number I, from 0, of N processes that share a run directory.
-
-    Raises:
-        UserError: If the text is something else.
-
-    Example:
-        >>> parse_part("3/16")
-        (3, 16)
-    """
-    index, _, num_parts = text.partition("/")
-    if not (index.isdigit() and num_parts.isdigit() and int(index) < int(num_parts)):
-        raise UserError(f"--part {text!r} is not I/N with I from 0 to N-1, such as 0/4")
-    return int(index), int(num_parts)
 
 
 def content_hash(values: Any) -> str:

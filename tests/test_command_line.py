@@ -171,7 +171,7 @@ def test_commands_print_one_document_or_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ):
     config, run, _ = finished
-    monkeypatch.setattr("hpcmpq.cli.desk.examine", lambda _: [Check("Python", "ok", "3.11")])
+    monkeypatch.setattr("hpcmpq.cli.compare.examine", lambda _: [Check("Python", "ok", "3.11")])
 
     def words(new: str) -> list[str]:
         places = {"CONFIG": config, "RUN": run.path, "FOLDER": tmp_path, "NEW": tmp_path / new}
@@ -241,7 +241,7 @@ def test_a_signal_while_a_model_loads_is_no_failure_of_the_model(
 
 def test_what_is_still_in_a_buffer_is_not_in_the_document():
     code = (
-        "import ctypes, sys\nfrom hpcmpq.cli.document import described\nkept = sys.stdout\n"
+        "import ctypes, sys\nfrom hpcmpq.cli.json_output import described\nkept = sys.stdout\n"
         "def noisy() -> dict[str, int]:\n    kept.write('kept')\n"
         "    ctypes.CDLL(None).printf(b'buffered')\n    return {'answer': 1}\n"
         "described(noisy)(as_json=True, quiet=False)\n"
@@ -301,7 +301,7 @@ def test_a_broken_pipe_to_a_worker_is_a_bug_of_ours(call: Call, monkeypatch: pyt
     def broken(*_: object) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("hpcmpq.cli.desk.examine", broken)
+    monkeypatch.setattr("hpcmpq.cli.compare.examine", broken)
     for flags in ([], ["--json"]):
         with pytest.raises(BrokenPipeError):
             call("doctor", *flags)

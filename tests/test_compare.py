@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from hpcmpq.cli import app
-from hpcmpq.compare import compare
 from hpcmpq.errors import UserError
 from hpcmpq.plan import plan_to_json
+from hpcmpq.report.compare import compare
 from hpcmpq.space import SearchSpace
 from hpcmpq.store.json_files import write_json
 from hpcmpq.store.run_dir import RunDir

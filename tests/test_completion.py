@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcmpq import completion
+from hpcmpq.cli import completion
 from hpcmpq.export import EXPORTERS
 from hpcmpq.plan import plan_to_json
 from hpcmpq.store.json_files import write_json

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hpcmpq.cli import app
-from hpcmpq.cli.document import Reported
+from hpcmpq.cli.json_output import Reported
 from hpcmpq.doctor import examine, libraries, site
 from hpcmpq.errors import UserError
 

@@ -26,43 +26,35 @@ ROOMS: dict[str, str] = {
     "space": "",
     "wording": "",
     "objective": "errors",
+    "plan": "space",
     "problem": "quadratic",
     "quantizers": "formats",
-    "plan": "errors space",
     "targets": "errors formats space",
     "executors": "errors plan",
     "solvers": "errors problem",
     "config": "errors formats targets",
     "store": "errors quadratic plan",
-    "compare": "store",
-    "console": "plan store",
     "doctor": "errors wording store",
     "slurm": "errors plan store",
     "models": "errors space objective plan targets config store",
-    "report": "errors formats quadratic space wording problem plan solvers store",
-    "solve": "errors formats quadratic space problem plan targets solvers config store",
-    "starter_text": "space targets models",
-    "timing": "errors formats space quantizers plan config store models",
-    "quantized": "errors formats space objective quantizers plan config store models",
+    "report": "errors formats quadratic space wording plan problem solvers store",
+    "solve": "errors formats quadratic space plan problem targets solvers config store",
+    "timing": "errors formats space plan quantizers config store models",
+    "quantized": "errors formats space objective plan quantizers config store models",
     "response": "errors models quantized",
-    "starter": "errors space targets config store models starter_text",
     "refine": "errors quadratic space problem solvers config store models solve quantized",
-    "evaluate": "errors formats space objective quantizers plan executors config store models quantized",
-    "export": "errors formats space wording quantizers plan targets config store models quantized",
-    "completion": "executors solvers config slurm solve export",
+    "evaluate": "errors formats space objective plan quantizers executors config store models quantized",
+    "export": "errors formats space wording plan quantizers targets config store models quantized",
     "sensitivity": "errors formats space objective models quantized response",
-    "options": "export completion",
     "calibrate": (
         "errors quadratic objective plan executors config store models quantized response sensitivity"
     ),
     "planning": (
         "errors formats space plan targets config store models solve quantized response sensitivity"
     ),
-    "summaries": "wording plan store console slurm calibrate planning",
     "cli": (
-        "errors wording plan targets executors config store compare console doctor slurm report "
-        "solve timing starter refine evaluate export completion options calibrate planning "
-        "summaries"
+        "errors space wording plan targets executors solvers config store doctor slurm models "
+        "report solve timing refine evaluate export calibrate planning"
     ),
     "__main__": "cli",
 }
@@ -77,8 +69,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "ortools": ("solvers",),
     "pydantic": ("config",),
     "yaml": ("config", "report"),
-    "rich": ("console", "summaries", "cli"),
-    "typer": ("cli", "options", "completion"),
+    "rich": ("cli",),
+    "typer": ("cli",),
     "matplotlib": ("report",),
     "jinja2": ("report",),
     "sklearn": ("examples",),

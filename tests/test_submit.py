@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from hpcmpq.calibrate.stage import starting_from
 from hpcmpq.cli import app
+from hpcmpq.cli.arguments import parse_part
 from hpcmpq.errors import UserError
-from hpcmpq.plan import UnitOutcome, make_units, parse_part, plan_to_json
+from hpcmpq.plan import UnitOutcome, make_units, plan_to_json
 from hpcmpq.slurm.settings import JOBS, KEYS, one_rank_per_gpu, parse_settings
 from hpcmpq.slurm.status import read_status
 from hpcmpq.slurm.submit import chain_script, make_files, make_jobs, submit_files

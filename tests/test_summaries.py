@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hpcmpq import console, summaries
+from hpcmpq.cli import console, summaries
 
 
 def solution(predicted: float) -> dict[str, Any]:

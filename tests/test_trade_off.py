@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcmpq.cli.trade_off import COARSE_STEPS, coarse_frontier, frontier
+from hpcmpq.cli.frontier import COARSE_STEPS, coarse_frontier, frontier
 from hpcmpq.errors import UserError
 from hpcmpq.solve.frontier import uniform_range
 from hpcmpq.solve.stage import cost_values, uniform_choices

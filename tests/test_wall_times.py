@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hpcmpq import console
+from hpcmpq.cli import console
 from hpcmpq.store import timings
 from hpcmpq.store.json_files import read_json, write_artefact, write_json
 from hpcmpq.store.run_dir import RunDir

@@ -10,8 +10,9 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from hpcmpq import __version__, console
-from hpcmpq.cli.document import Reported, described, print_error, status_of
+from hpcmpq import __version__
+from hpcmpq.cli import console
+from hpcmpq.cli.json_output import Reported, described, print_error, status_of
 from hpcmpq.errors import EXIT_BAD_INPUT, EXIT_UNREAD, Infeasible, Interrupted, UserError, in_words
 
 Function = TypeVar("Function", bound=Callable[..., Any])

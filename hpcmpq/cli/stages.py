@@ -5,13 +5,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hpcmpq import console, options, summaries
+from hpcmpq.cli import arguments as options
+from hpcmpq.cli import console, summaries
 from hpcmpq.cli.app import command
-from hpcmpq.cli.timing import solve_for_gain
-from hpcmpq.cli.trade_off import coarse_frontier
+from hpcmpq.cli.arguments import parse_part
+from hpcmpq.cli.frontier import coarse_frontier
+from hpcmpq.cli.time import solve_for_gain
 from hpcmpq.executors import Executor, open_executor
 from hpcmpq.executors.world import ALONE, World, find_world
-from hpcmpq.plan import parse_part
 from hpcmpq.planning.scaling import Site, measured_workload, predict
 from hpcmpq.store.attempts import read_processes
 from hpcmpq.store.json_files import read_json

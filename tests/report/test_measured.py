@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpcmpq.cli.summaries import task_table
 from hpcmpq.evaluate.statistics import summarise
 from hpcmpq.report import write_report
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.summaries import task_table
 from tests.synthetic_run import write_run
 
 SHIFT = {"original": 0.0, "quantized": 0.05, "uniform": 0.08}

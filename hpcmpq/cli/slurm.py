@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from hpcmpq import console, options, summaries
+from hpcmpq.cli import arguments as options
+from hpcmpq.cli import console, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.cli.stages import plan
 from hpcmpq.slurm.status import read_status

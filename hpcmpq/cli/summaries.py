@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpcmpq.calibrate.reduce import Reduction
-from hpcmpq.console import rows, say, show
+from hpcmpq.cli.console import rows, say, show
 from hpcmpq.plan import Plan
 from hpcmpq.planning.scaling import Prediction
 from hpcmpq.slurm.status import Status

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from typer.models import ArgumentInfo
 
-from hpcmpq import completion
+from hpcmpq.cli import completion
+from hpcmpq.errors import UserError
 from hpcmpq.export import EXPORTERS
 
 
@@ -143,3 +144,19 @@ DataFile = Annotated[
 ]
 FirstRun = Annotated[Path, _run_argument("RUN_A", "A run directory.")]
 SecondRun = Annotated[Path, _run_argument("RUN_B", "Another one.")]
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """(i, n) of `I/N`: number I, from 0, of N processes that share a run directory.
+
+    Raises:
+        UserError: If the text is something else.
+
+    Example:
+        >>> parse_part("3/16")
+        (3, 16)
+    """
+    index, _, num_parts = text.partition("/")
+    if not (index.isdigit() and num_parts.isdigit() and int(index) < int(num_parts)):
+        raise UserError(f"--part {text!r} is not I/N with I from 0 to N-1, such as 0/4")
+    return int(index), int(num_parts)

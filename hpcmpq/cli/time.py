@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from hpcmpq import console, options, summaries
+from hpcmpq.cli import arguments as options
+from hpcmpq.cli import console, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.config import SolverConfig
 from hpcmpq.errors import UserError

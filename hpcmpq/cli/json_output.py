@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hpcmpq import console
+from hpcmpq.cli import console
 from hpcmpq.errors import EXIT_BAD_INPUT, exit_status
 from hpcmpq.executors.world import find_world
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hpcmpq.cli.starter_text import SHARES, Counts, starter_text
 from hpcmpq.config import GroupsConfig, ModelConfig, is_factory
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.samples import Samples
@@ -17,7 +18,6 @@ from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
 from hpcmpq.models.streaming import shapes_only
 from hpcmpq.space import Group
-from hpcmpq.starter_text import SHARES, Counts, starter_text
 from hpcmpq.store.whole_files import replacing
 from hpcmpq.targets import FUSED
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hpcmpq import completion, console, options
+from hpcmpq.cli import arguments as options
+from hpcmpq.cli import completion, console
 from hpcmpq.cli.app import command
 from hpcmpq.errors import DamagedFile, Infeasible, UserError
 from hpcmpq.store.json_files import read_json

@@ -1,0 +1,28 @@
+"""`hpcmpq init`."""
+
+from pathlib import Path
+from typing import Any
+
+from hpcmpq.cli import arguments as options
+from hpcmpq.cli import console
+from hpcmpq.cli.app import command
+
+
+@command("hpcmpq init models/my-model --data corpus.txt --output my-model.yaml")
+def init(
+    model_directory: options.ModelDirectory,
+    output: options.NewConfig = Path("config.yaml"),
+    data: options.DataFile = None,
+) -> dict[str, Any]:
+    """Look at a Hugging Face directory and write a commented config to start from."""
+    from hpcmpq.cli.starter import write_starter
+
+    groups = write_starter(model_directory, output, data)
+    console.say(
+        f"{len(groups)} groups with {sum(group.numel for group in groups):,} weights; config in {output}"
+    )
+    if data is None:
+        console.say("change calibration.data in it to your own")
+    console.say(f"next: hpcmpq run {output} --run-dir runs/{model_directory.resolve().name}")
+    num_weights = sum(group.numel for group in groups)
+    return {"config": str(output), "num_groups": len(groups), "num_weights": num_weights}
