@@ -3,7 +3,7 @@
 To add one: a function with `@command(EXAMPLE)` in the file where people would look for it, options that others
 share in `hpcmpq.cli.arguments`, and heavy imports inside the function, so that `--help` is quick. It prints with
 `hpcmpq.cli.console` and returns what --json is to print, with keys that stay, see
-`tests/test_command_line.py`.
+`tests/cli/test_command_line.py`.
 """
 
 from hpcmpq.cli import compare as desk

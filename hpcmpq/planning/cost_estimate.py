@@ -25,7 +25,7 @@ from hpcmpq.sensitivity.probes import num_probes
 from hpcmpq.space import SearchSpace
 
 PEAK_FACTOR = 2.0
-"""Peak memory and shards are within this factor of what a run measures (tests/test_cost_estimate.py)."""
+"""Peak memory and shards are within this factor of what a run measures (tests/planning/test_cost_estimate.py)."""
 
 SPAWNED_SHARE = 0.65
 """Share of a block that an option of its own weights runs, on average over the weights of a transformer block."""

@@ -185,7 +185,7 @@ def _submissions(run: RunDir) -> list[dict[str, Any]]:
 
 def _scripts_directory() -> Path:
     """Where the batch scripts lie: beside the package in a source tree, else where its installer put them."""
-    source = Path(__file__).resolve().parents[1] / "slurm"
+    source = Path(__file__).resolve().parents[2] / "slurm"
     if (source / "env.sh").is_file():
         return source
     for file in importlib.metadata.files("hpcmpq") or ():

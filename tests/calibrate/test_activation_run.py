@@ -166,7 +166,7 @@ class Bypassing(torch.nn.Module):
 
 def test_inputs_that_no_layer_sees_are_refused_when_planning(tmp_path):
     changes = {
-        "model": {"factory": "tests.test_activation_run:Bypassing"},
+        "model": {"factory": "tests.calibrate.test_activation_run:Bypassing"},
         "calibration": {"data": "hpcmpq.examples.digits:calibration", "num_samples": 4, "held_out": 2},
         "evaluation": {"data": "hpcmpq.examples.digits:evaluation", "num_samples": 4},
         "groups": {"include": ["*"]},

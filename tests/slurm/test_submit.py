@@ -24,7 +24,7 @@ from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import Shard, write_shard
 from tests.synthetic_run import synthetic_plan
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 SCRIPTS = sorted((ROOT / "slurm").iterdir())
 

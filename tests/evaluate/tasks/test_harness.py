@@ -9,7 +9,7 @@ import pytest
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate import evaluate
 from hpcmpq.evaluate.tasks.harness import HarnessTask
-from tests.evaluate.test_tasks import ARITHMETIC, task_run, write_lines
+from tests.evaluate.tasks.test_tasks import ARITHMETIC, task_run, write_lines
 
 pytestmark = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")
 

@@ -14,7 +14,7 @@ from hpcmpq.cli.json_output import Reported
 from hpcmpq.doctor import examine, libraries, site
 from hpcmpq.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def commands(monkeypatch: pytest.MonkeyPatch, *present: str, **answers: str) -> None:

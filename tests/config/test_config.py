@@ -66,7 +66,7 @@ def test_what_counts_as_a_factory():
 
 
 def test_every_shipped_config_is_valid():
-    paths = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+    paths = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
     assert paths
     for path in paths:
         read_config(path)

@@ -26,7 +26,7 @@ def partials(path: Path) -> list[Path]:
 
 
 def kill_writer(path: Path, program: str = KILLED_WRITER) -> None:
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", program, str(path)], cwd=root, check=False)
 
 
