@@ -6,11 +6,10 @@ share in `hpcmpq.cli.arguments`, and heavy imports inside the function, so that 
 `tests/cli/test_command_line.py`.
 """
 
-from hpcmpq.cli import compare as desk
-from hpcmpq.cli import frontier as trade_off
-from hpcmpq.cli import slurm as submission
-from hpcmpq.cli import stages
-from hpcmpq.cli import time as timing
+# isort: off  (in the order in which --help lists the commands)
+from hpcmpq.cli import doctor, init, compare, time, frontier, stages, slurm
 from hpcmpq.cli.app import app, main
 
-__all__ = ["app", "desk", "main", "stages", "submission", "timing", "trade_off"]
+# isort: on
+
+__all__ = ["app", "compare", "doctor", "frontier", "init", "main", "slurm", "stages", "time"]

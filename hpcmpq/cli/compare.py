@@ -1,16 +1,15 @@
-"""What people type before and after runs: is this machine ready, a first config, two runs side by side."""
+"""`hpcmpq compare`: two runs side by side."""
 
 from typing import Any
 
-from hpcmpq.cli import arguments as options
-from hpcmpq.cli import console
+from hpcmpq.cli import arguments, console
 from hpcmpq.cli.app import command
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.wording import label
 
 
 @command("hpcmpq compare runs/three-bits runs/four-bits")
-def compare(first: options.FirstRun, second: options.SecondRun) -> dict[str, Any]:
+def compare(first: arguments.FirstRun, second: arguments.SecondRun) -> dict[str, Any]:
     """Show budgets, costs, predicted and measured losses and formats of two runs side by side."""
     from hpcmpq.report.compare import compare as compare_runs
 

@@ -1,18 +1,17 @@
-"""`hpcmpq doctor`."""
+"""`hpcmpq doctor`: is this machine ready."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-from hpcmpq.cli import arguments as options
-from hpcmpq.cli import summaries
+from hpcmpq.cli import arguments, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.cli.json_output import Reported
 from hpcmpq.doctor import examine
 
 
 @command("hpcmpq doctor --directory runs")
-def doctor(directory: options.RunsDirectory = Path(".")) -> list[dict[str, Any]]:
+def doctor(directory: arguments.RunsDirectory = Path(".")) -> list[dict[str, Any]]:
     """Look at Python, torch, MPI, Ray, Slurm, DeepSpeed and the file system; say what to fix.
 
     Exit status 0 if everything that every run needs is there, 2 otherwise.

@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hpcmpq.cli import arguments as options
-from hpcmpq.cli import completion, console
+from hpcmpq.cli import arguments, completion, console
 from hpcmpq.cli.app import command
 from hpcmpq.errors import DamagedFile, Infeasible, UserError
 from hpcmpq.store.json_files import read_json
@@ -26,7 +25,7 @@ COARSE_STEPS, COARSE_TIME_S = 12, 0.5
 
 @command("hpcmpq frontier runs/quickstart --cost weight_bits --from 2 --to 8 --step 0.05")
 def frontier(
-    run_dir: options.Run,
+    run_dir: arguments.Run,
     cost: Annotated[
         str | None,
         typer.Option(
@@ -42,8 +41,8 @@ def frontier(
     step: Annotated[
         float | None, typer.Option("--step", help=f"Distance of limits; 1/{NUM_STEPS} of the range.")
     ] = None,
-    budget: options.Budgets = None,
-    solver: options.SolverName = None,
+    budget: arguments.Budgets = None,
+    solver: arguments.SolverName = None,
     time_limit: Annotated[
         float, typer.Option("--time-limit", metavar="SECONDS", help="Solver time of one point.")
     ] = 2.0,

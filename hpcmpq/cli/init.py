@@ -1,18 +1,17 @@
-"""`hpcmpq init`."""
+"""`hpcmpq init`: a first config."""
 
 from pathlib import Path
 from typing import Any
 
-from hpcmpq.cli import arguments as options
-from hpcmpq.cli import console
+from hpcmpq.cli import arguments, console
 from hpcmpq.cli.app import command
 
 
 @command("hpcmpq init models/my-model --data corpus.txt --output my-model.yaml")
 def init(
-    model_directory: options.ModelDirectory,
-    output: options.NewConfig = Path("config.yaml"),
-    data: options.DataFile = None,
+    model_directory: arguments.ModelDirectory,
+    output: arguments.NewConfig = Path("config.yaml"),
+    data: arguments.DataFile = None,
 ) -> dict[str, Any]:
     """Look at a Hugging Face directory and write a commented config to start from."""
     from hpcmpq.cli.starter import write_starter

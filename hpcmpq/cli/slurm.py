@@ -3,8 +3,7 @@
 import dataclasses
 from typing import Any
 
-from hpcmpq.cli import arguments as options
-from hpcmpq.cli import console, summaries
+from hpcmpq.cli import arguments, console, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.cli.stages import plan
 from hpcmpq.slurm.status import read_status
@@ -14,12 +13,12 @@ from hpcmpq.store.run_dir import RunDir
 
 @command("hpcmpq submit config.yaml --run-dir RUN --slurm partition=gpu --slurm ntasks=16")
 def submit(
-    config: options.ConfigPath,
-    run_dir: options.RunOption,
-    executor: options.SubmitExecutor = "mpi",
-    slurm: options.SlurmSettings = None,
-    plan_on_cluster: options.PlanOnCluster = False,
-    dry_run: options.DryRun = False,
+    config: arguments.ConfigPath,
+    run_dir: arguments.RunOption,
+    executor: arguments.SubmitExecutor = "mpi",
+    slurm: arguments.SlurmSettings = None,
+    plan_on_cluster: arguments.PlanOnCluster = False,
+    dry_run: arguments.DryRun = False,
 ) -> dict[str, Any]:
     """Plan, then submit a chain of Slurm jobs that does the rest; submit again to go on after a failure."""
     from hpcmpq.config import read_config
@@ -42,7 +41,7 @@ def submit(
 
 
 @command("hpcmpq status runs/quickstart")
-def status(run_dir: options.Run) -> dict[str, Any]:
+def status(run_dir: arguments.Run) -> dict[str, Any]:
     """Show stages, work units, throughput, time left, failures and Slurm jobs of a run directory."""
     state = read_status(RunDir(run_dir))
     summaries.status(state)

@@ -5,8 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hpcmpq.cli import arguments as options
-from hpcmpq.cli import console, summaries
+from hpcmpq.cli import arguments, console, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.cli.arguments import parse_part
 from hpcmpq.cli.frontier import coarse_frontier
@@ -25,10 +24,10 @@ from hpcmpq.targets import find_target
 
 @command("hpcmpq run configs/quickstart.yaml --run-dir runs/quickstart --workers 2")
 def run(
-    config: options.ConfigPath,
-    run_dir: options.RunOption,
-    executor: options.ExecutorName = "local",
-    workers: options.Workers = 0,
+    config: arguments.ConfigPath,
+    run_dir: arguments.RunOption,
+    executor: arguments.ExecutorName = "local",
+    workers: arguments.Workers = 0,
 ) -> dict[str, Any] | None:
     """Every stage from plan to report. The same command resumes."""
     with open_executor(executor, workers) as pool:
@@ -53,7 +52,7 @@ def run(
 
 @command("hpcmpq plan configs/quickstart.yaml --run-dir runs/quickstart")
 def plan(
-    config: options.ConfigPath, run_dir: options.RunOption, workers: options.PredictWorkers = 0
+    config: arguments.ConfigPath, run_dir: arguments.RunOption, workers: arguments.PredictWorkers = 0
 ) -> dict[str, Any]:
     """Look at the model and the data; write RUN/plan.json. With --workers, say how long N workers take."""
     from hpcmpq.config import read_config
@@ -91,11 +90,11 @@ def plan(
 
 @command("hpcmpq calibrate runs/quickstart --workers 2")
 def calibrate(
-    run_dir: options.Run,
-    executor: options.ExecutorName = "local",
-    workers: options.Workers = 0,
-    part: options.Part = "0/1",
-    at_most: options.AtMost = None,
+    run_dir: arguments.Run,
+    executor: arguments.ExecutorName = "local",
+    workers: arguments.Workers = 0,
+    part: arguments.Part = "0/1",
+    at_most: arguments.AtMost = None,
 ) -> dict[str, Any] | None:
     """Measure the missing work units; interrupt at any point, the same command goes on."""
     index, num_parts = parse_part(part)
@@ -109,7 +108,7 @@ def calibrate(
 
 
 @command("hpcmpq reduce runs/quickstart")
-def reduce(run_dir: options.Run) -> dict[str, Any]:
+def reduce(run_dir: arguments.Run) -> dict[str, Any]:
     """Add up the shards into RUN/quadratic.h5."""
     from hpcmpq.calibrate.reduce import reduce as reduce_run
 
@@ -122,13 +121,13 @@ def reduce(run_dir: options.Run) -> dict[str, Any]:
 
 @command("hpcmpq solve runs/quickstart --budget weight_bits=2.5 --budget size_bytes=500000")
 def solve(
-    run_dir: options.Run,
-    budget: options.Budgets = None,
-    solver: options.SolverName = None,
-    time_limit: options.TimeLimit = None,
-    maximize: options.Gain = None,
-    max_loss_mse: options.MaxLossMse = None,
-    max_loss: options.MaxLoss = None,
+    run_dir: arguments.Run,
+    budget: arguments.Budgets = None,
+    solver: arguments.SolverName = None,
+    time_limit: arguments.TimeLimit = None,
+    maximize: arguments.Gain = None,
+    max_loss_mse: arguments.MaxLossMse = None,
+    max_loss: arguments.MaxLoss = None,
 ) -> dict[str, Any]:
     """Choose a format per group within the budgets; write RUN/solution.json with a proven bound."""
     from hpcmpq.solve.settings import parse_budgets, settings_of
@@ -146,7 +145,7 @@ def solve(
 
 
 @command("hpcmpq refine runs/quickstart")
-def refine(run_dir: options.Run) -> dict[str, Any]:
+def refine(run_dir: arguments.Run) -> dict[str, Any]:
     """Improve the solution by measured losses and fit the link from predicted to measured loss."""
     from hpcmpq.refine.stage import refine as refine_run
 
@@ -157,7 +156,7 @@ def refine(run_dir: options.Run) -> dict[str, Any]:
 
 
 @command("hpcmpq export runs/quickstart --format compressed_tensors; see docs/export.md for engines")
-def export(run_dir: options.Run, format: options.ExportFormat = None) -> dict[str, Any]:
+def export(run_dir: arguments.Run, format: arguments.ExportFormat = None) -> dict[str, Any]:
     """Write the quantized model: to RUN/checkpoint with its own layout, or to RUN/exports/FORMAT for an engine.
 
     Without --format, the former, and the latter too if the config names a target.
@@ -177,7 +176,7 @@ def export(run_dir: options.Run, format: options.ExportFormat = None) -> dict[st
 
 
 @command("srun --ntasks=4 hpcmpq evaluate runs/quickstart --engine deepspeed")
-def evaluate(run_dir: options.Run, engine: options.EngineName = None) -> dict[str, Any] | None:
+def evaluate(run_dir: arguments.Run, engine: arguments.EngineName = None) -> dict[str, Any] | None:
     """Measure original, quantized and uniform models on held-out samples; write RUN/evaluation.json.
 
     Under the deepspeed launcher, mpiexec or srun all ranks share the work; interrupt at any point, the same
@@ -187,7 +186,7 @@ def evaluate(run_dir: options.Run, engine: options.EngineName = None) -> dict[st
 
 
 @command("hpcmpq report runs/quickstart")
-def report(run_dir: options.Run) -> dict[str, Any]:
+def report(run_dir: arguments.Run) -> dict[str, Any]:
     """Write RUN/report.html, one self-contained page, and its figures and tables to RUN/report/."""
     from hpcmpq.report import write_report
 

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from hpcmpq.cli import arguments as options
-from hpcmpq.cli import console, summaries
+from hpcmpq.cli import arguments, console, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.config import SolverConfig
 from hpcmpq.errors import UserError
@@ -13,7 +12,7 @@ from hpcmpq.store.run_dir import RunDir
 
 
 @command("hpcmpq time runs/quickstart")
-def time(run_dir: options.Run) -> dict[str, Any]:
+def time(run_dir: arguments.Run) -> dict[str, Any]:
     """Measure sub-graphs in their formats on this machine, for the budget latency_s; write RUN/time.json."""
     from hpcmpq.timing import measure_times
 

@@ -171,7 +171,7 @@ def test_commands_print_one_document_or_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ):
     config, run, _ = finished
-    monkeypatch.setattr("hpcmpq.cli.compare.examine", lambda _: [Check("Python", "ok", "3.11")])
+    monkeypatch.setattr("hpcmpq.cli.doctor.examine", lambda _: [Check("Python", "ok", "3.11")])
 
     def words(new: str) -> list[str]:
         places = {"CONFIG": config, "RUN": run.path, "FOLDER": tmp_path, "NEW": tmp_path / new}
@@ -301,7 +301,7 @@ def test_a_broken_pipe_to_a_worker_is_a_bug_of_ours(call: Call, monkeypatch: pyt
     def broken(*_: object) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("hpcmpq.cli.compare.examine", broken)
+    monkeypatch.setattr("hpcmpq.cli.doctor.examine", broken)
     for flags in ([], ["--json"]):
         with pytest.raises(BrokenPipeError):
             call("doctor", *flags)

@@ -8,8 +8,8 @@ import pytest
 
 from hpcmpq.cli.frontier import COARSE_STEPS, coarse_frontier, frontier
 from hpcmpq.errors import UserError
+from hpcmpq.solve.formulate import cost_values, uniform_choices
 from hpcmpq.solve.frontier import uniform_range
-from hpcmpq.solve.stage import cost_values, uniform_choices
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.report.other_runs import write_other_run
