@@ -196,7 +196,7 @@ def test_a_run_directory_is_solved_without_torch_pydantic_or_anything_else(tmp_p
     write_run(tmp_path / "run", solved=False)
     code = (
         BLOCK_ALL_BUT.format(allowed=ALLOWED)
-        + "\nimport sys\nfrom hpcmpq.solve.stage import main\nsys.exit(main())"
+        + "\nimport sys\nfrom hpcmpq.solve.__main__ import main\nsys.exit(main())"
     )
     budgets = ("--budget", "weight_bits=2.5", "--budget", "weight_bits=3")
     done = run_python(code, str(tmp_path / "run"), *budgets, "--time-limit", "5")

@@ -6,7 +6,8 @@ share in `hpcmpq.cli.arguments`, and heavy imports inside the function, so that 
 `tests/cli/test_command_line.py`.
 """
 
-# isort: off  (in the order in which --help lists the commands)
+# In the order in which --help lists the commands.
+# isort: off
 from hpcmpq.cli import doctor, init, compare, time, frontier, stages, slurm
 from hpcmpq.cli.app import app, main
 
