@@ -70,12 +70,14 @@ def main() -> None:
     path = CACHE / "methods.json"
     rows = {}
     if path.exists():
-        rows = {(row["model"], row["method"]): Row(**row) for row in json.loads(path.read_text())}
+        rows = {
+            (row["model"], row["method"]): Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))
+        }
     for config in args.configs:
         for row in rows_of(config, args.methods, args.pairwise):
             rows[row.model, row.method] = row
             print(*cells(row), sep=" | ", flush=True)
-            path.write_text(json.dumps([asdict(row) for row in rows.values()]))
+            path.write_text(json.dumps([asdict(row) for row in rows.values()]), encoding="utf-8")
     write(list(rows.values()))
 
 

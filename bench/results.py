@@ -11,7 +11,7 @@ def write_section(name: str, text: str) -> None:
     """Put `text` between the markers of section `name` of bench/RESULTS.md, appended where there are none."""
     begin, end = markers(name)
     old = (
-        RESULTS.read_text()
+        RESULTS.read_text(encoding="utf-8")
         if RESULTS.exists()
         else "# Results\n\nEvery section is written by the command it names.\n"
     )
@@ -19,13 +19,13 @@ def write_section(name: str, text: str) -> None:
     after = rest.partition(end)[2] if found else "\n"
     if not found:
         before = before.rstrip() + "\n\n"
-    RESULTS.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}")
+    RESULTS.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
 
 
 def read_section(name: str) -> str:
     """What stands in section `name`, empty where there is none."""
     begin, end = markers(name)
-    return RESULTS.read_text().partition(begin)[2].partition(end)[0]
+    return RESULTS.read_text(encoding="utf-8").partition(begin)[2].partition(end)[0]
 
 
 def markers(name: str) -> tuple[str, str]:

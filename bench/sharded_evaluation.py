@@ -53,7 +53,7 @@ def main() -> None:
         print("|---|---|---|---|---|")
         for name, command in commands.items():
             subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True)
-            found = json.loads(run.evaluation_path.read_text())
+            found = json.loads(run.evaluation_path.read_text(encoding="utf-8"))
             plain = plain or found
             piece = max(found.get("shard_bytes", [found["model_bytes"]])) / 1e6
             difference = max(

@@ -133,7 +133,7 @@ def in_child(case: Case, method: str, limit_s: float) -> dict[str, object]:
     """`solve_one` in its own process, with that process's peak memory in bytes."""
     text = json.dumps({"case": asdict(case), "method": method, "limit_s": limit_s})
     command = [sys.executable, "-m", "bench.solver", "--child", text]
-    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
     result: dict[str, object] = json.loads(output.splitlines()[-1])
     return result
 

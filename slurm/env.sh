@@ -41,7 +41,7 @@ prepare_node() {
 
 # Directory that the plan reads the model from; empty for a factory.
 model_directory() {
-    "${PYTHON[@]}" -c 'import json, sys; print(json.load(open(sys.argv[1]))["config"]["model"]["path"] or "")' \
+    "${PYTHON[@]}" -c 'import json, sys; print(json.load(open(sys.argv[1], encoding="utf-8"))["config"]["model"]["path"] or "")' \
         "$1/plan.json"
 }
 

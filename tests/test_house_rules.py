@@ -1,5 +1,6 @@
 """Rules of the house that no linter knows."""
 
+import ast
 import doctest
 import importlib
 import re
@@ -61,6 +62,46 @@ def test_no_machine_path_or_registry_host_is_written_down():
         if path.is_file() and path.suffix in texts:
             found += [f"{name}: {hit}" for hit in set(forbidden.findall(path.read_text(errors="replace")))]
     assert not found
+
+
+PROGRAMS = [
+    path for folder in ("hpcmpq", "jobs", "bench", "configs") for path in (ROOT / folder).rglob("*.py")
+]
+
+
+def calls_in_the_encoding_of_the_locale(source: str) -> list[int]:
+    """Lines of calls that turn text to bytes or back without saying how; binary ones have a b in their mode."""
+    found = []
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        owner = call.func.value if isinstance(call.func, ast.Attribute) else None
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        given = {keyword.arg: keyword.value for keyword in call.keywords}
+        modes = [value for value in (*call.args, given.get("mode")) if isinstance(value, ast.Constant)]
+        binary = any(
+            isinstance(m.value, str) and re.fullmatch("[rwax]\\+?b\\+?|b[rwax]\\+?", m.value) for m in modes
+        )
+        opens = name in ("open", "fdopen") and not binary and getattr(owner, "id", "") != "os"
+        texts = name in ("read_text", "write_text") or bool({"text", "universal_newlines"} & given.keys())
+        if (opens or texts) and "encoding" not in given:
+            found.append(call.lineno)
+    return found
+
+
+def test_text_files_do_not_depend_on_the_locale():
+    found = {name_of(path): calls_in_the_encoding_of_the_locale(path.read_text("utf-8")) for path in PROGRAMS}
+    assert not {name: lines for name, lines in found.items() if lines}, 'say encoding="utf-8"'
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("open('a')", [1]), ("path.open('w', newline='')", [1]), ("open('a', 'rb')", []), ("p.open(mode='ab')", []),
+        ("p.open('a', encoding='utf-8')", []), ("os.open('a', os.O_RDONLY)", []), ("p.read_text()", [1]),
+        ("p.write_text(x, encoding='utf-8')", []), ("subprocess.run(c, text=True)", [1]), ("safe_open(f, 'pt')", []),
+    ],
+)  # fmt: skip
+def test_calls_in_the_encoding_of_the_locale_are_found(source: str, found: list[int]):
+    assert calls_in_the_encoding_of_the_locale(source) == found
 
 
 @pytest.mark.parametrize("config", [name_of(path) for path in sorted((ROOT / "configs").glob("*.yaml"))])

@@ -77,6 +77,7 @@ def starting_from(
     which is done early meets the one that it helps at that one's last unit.
 
     Example:
+        >>> from hpcmpq.plan import make_units
         >>> units = make_units("f", 1, 6, groups_per_unit=1, samples_per_unit=1)
         >>> [unit.sample_start for unit in starting_from(units, units, 1, 3)]
         [2, 3, 1, 0, 5, 4]

@@ -1,5 +1,6 @@
 """The command `hpcmpq` itself: its options, its signals, its exit status."""
 
+import io
 import logging
 import os
 import select
@@ -89,7 +90,10 @@ def _open_streams() -> None:
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             _to_nowhere(descriptor)
-            setattr(sys, name, open(descriptor, mode))  # noqa: SIM115
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8"))  # noqa: SIM115
+    # A locale that lacks a character of ours, such as − or an accent in a path, gets a question mark.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _to_nowhere(descriptor: int) -> None:

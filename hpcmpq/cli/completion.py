@@ -111,9 +111,9 @@ def _paths(incomplete: str, wanted: Callable[[Path], bool]) -> list[str]:
 def _planned_budgets(run_dir: object) -> dict[str, float]:
     """Budgets of a run directory's config; none if it cannot be read, since a Tab prints no errors."""
     try:
-        budgets: dict[str, float] = json.loads((Path(str(run_dir)) / "plan.json").read_text())["config"][
-            "budgets"
-        ]
+        budgets: dict[str, float] = json.loads(
+            (Path(str(run_dir)) / "plan.json").read_text(encoding="utf-8")
+        )["config"]["budgets"]
     except (OSError, ValueError, KeyError):
         return {}
     return budgets

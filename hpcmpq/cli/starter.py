@@ -62,7 +62,7 @@ def write_starter(model_directory: Path, output: Path, data: str | None = None) 
         read_model_json(model_directory).get("model_type"),
     )
     with replacing(output) as attempt:
-        attempt.write_text(text)
+        attempt.write_text(text, encoding="utf-8", errors="surrogateescape")
     return groups
 
 

@@ -38,7 +38,9 @@ class Check:
 def ask(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> str | None:
     """What a command prints, or None if it cannot be run or does not end in time."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout_s, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout + done.stderr

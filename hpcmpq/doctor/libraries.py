@@ -144,7 +144,12 @@ def _import(code: str) -> tuple[str | None, str]:
     """(last line that the code prints, "") or (None, last line of its error)."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            [sys.executable, "-c", code],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return None, f"it took more than {TIMEOUT_S:g} s"

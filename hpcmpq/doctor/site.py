@@ -44,8 +44,8 @@ def check_directory(directory: Path) -> list[Check]:
     try:
         for content in ("before", "after"):
             with replacing(file) as attempt:
-                attempt.write_text(content)
-        kept = file.read_text()
+                attempt.write_text(content, encoding="utf-8")
+        kept = file.read_text(encoding="utf-8")
     except (UserError, OSError) as error:
         fix = "give yourself permission, or use a directory on another file system"
         files = Check("rename and fsync", "wrong", str(error).split(";")[0], fix, True)

@@ -76,7 +76,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
                 "exclude it or export fake_quantized"
             )
         if (attempt / INDEX).exists():
-            values = json.loads((attempt / INDEX).read_text())
+            values = json.loads((attempt / INDEX).read_text(encoding="utf-8"))
             write_json(attempt / INDEX, {**values, "weight_map": weight_map})
         config = quantization_config(variants.model, chosen, variants.quantizer)
         write_json(attempt / "config.json", {**original, "quantization_config": config})

@@ -52,7 +52,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     with replacing_directory(directory) as attempt:
         for name, make in makers.items():
             try:
-                (attempt / name).write_text(make())
+                (attempt / name).write_text(make(), encoding="utf-8")
                 written.append(name)
             except UserError as reason:
                 refused.append(f"{name} ({reason})")

@@ -127,7 +127,7 @@ def read_model_json(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise UserError(f"there is no model directory {path}; correct model.path")
     try:
-        values = json.loads((path / "config.json").read_text())
+        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{path} is not a Hugging Face model directory: it has no config.json; "

@@ -56,7 +56,7 @@ def live_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * resource.getpagesize()
 
 
@@ -64,5 +64,9 @@ def peak_bytes(device: torch.device) -> int:
     """The most that was taken at once, by this process: `ru_maxrss` begins with what its parent held at the fork."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    [line] = [s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmHWM:")]
+    [line] = [
+        s
+        for s in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        if s.startswith("VmHWM:")
+    ]
     return int(line.split()[1]) * 1024

@@ -111,7 +111,7 @@ def _files(directory: Path) -> dict[str, str]:
 
     for single, index in _STORED.items():
         if (directory / index).is_file():
-            return dict(json.loads((directory / index).read_text())["weight_map"])
+            return dict(json.loads((directory / index).read_text(encoding="utf-8"))["weight_map"])
         if (directory / single).is_file():
             with safe_open(directory / single, "pt") as file:
                 return dict.fromkeys(file.keys(), single)

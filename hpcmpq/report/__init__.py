@@ -58,14 +58,14 @@ def write_report(run: RunDir) -> Path:
     drawn = {name: draw_svg(figure) for name, figure in figures.items()}
     for name, figure in figures.items():
         with replacing(folder / f"{name}.svg") as attempt:
-            attempt.write_text(for_file(drawn[name]))
+            attempt.write_text(for_file(drawn[name]), encoding="utf-8")
         with replacing(folder / f"{name}.png") as attempt:
             save_png(figure, attempt)
     _remove_others(folder, {f"{table.name}.csv" for table in tables}, set(figures))
     shown = {name: for_page(name, svg) for name, svg in drawn.items() if name not in AS_TABLE}
     text = page(findings, shown, tables)
     with replacing(run.report_path) as attempt:
-        attempt.write_text(text)
+        attempt.write_text(text, encoding="utf-8", errors="surrogateescape")
     return run.report_path
 
 

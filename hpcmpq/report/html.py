@@ -47,7 +47,7 @@ def page(findings: Findings, figures: dict[str, str], all_tables: list[Table]) -
         tables={table.name: table for table in all_tables},
         figures={name: Markup(svg) for name, svg in figures.items()},
         curve_words=curve_words(findings),
-        css=Markup((FOLDER / "report.css").read_text()),
+        css=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
         bit_colours=BIT_COLOURS,
         bits=bit_map(findings),
         legend=_legend(findings),

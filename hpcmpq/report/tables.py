@@ -151,7 +151,7 @@ def group_table(findings: Findings) -> Table:
 
 def write_csv(table: Table, path: Path) -> None:
     """Write a table as CSV; a missing value is an empty cell."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow([column.name for column in table.columns])
         writer.writerows(_cells(row) for row in table.rows)

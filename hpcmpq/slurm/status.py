@@ -135,7 +135,9 @@ def _ask(command: list[str]) -> dict[str, str]:
     if shutil.which(command[0]) is None:
         return {}
     try:
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout
+        shown = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=False
+        ).stdout
     except subprocess.TimeoutExpired:
         return {}
     tasks: dict[str, Counter[str]] = {}

@@ -107,8 +107,8 @@ def make_files(
     jobs = make_jobs(run, executor, settings, refine=refine, sharded=sharded, plan_from=plan_from)
     scripts = _scripts_directory()
     names = dict.fromkeys(job.script for job in jobs)
-    files = {"env.sh": (settings.env or scripts / "env.sh").read_text()}
-    files |= {name: (scripts / name).read_text() for name in names}
+    files = {"env.sh": (settings.env or scripts / "env.sh").read_text(encoding="utf-8")}
+    files |= {name: (scripts / name).read_text(encoding="utf-8") for name in names}
     files["submit.sh"] = chain_script(run, jobs)
     return files
 
@@ -151,10 +151,10 @@ def submit_files(run: RunDir, files: Mapping[str, str]) -> dict[str, str]:
     """
     for name, text in files.items():
         with replacing(run.path / "slurm" / name) as attempt:
-            attempt.write_text(text)
+            attempt.write_text(text, encoding="utf-8", errors="surrogateescape")
     before = _submissions(run)  # first: what cannot be remembered must not be submitted
     command = ["bash", str(run.path / "slurm" / "submit.sh")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     jobs = dict(line.split() for line in done.stdout.splitlines())
     if jobs:
         submission = {"submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "jobs": jobs}

@@ -81,7 +81,7 @@ def recording(run: RunDir) -> Iterator[Callable[[UnitOutcome], None]]:
     def append(values: dict[str, object]) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a") as file:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
         except OSError as error:
             raise UserError(
@@ -101,7 +101,9 @@ def read_processes(run: RunDir) -> list[CalibrateProcess]:
     """What every calibrate process of a run saw, in order of their starts; torn and damaged lines do not count."""
     processes = []
     for path in sorted(run.attempts_path.glob("*.jsonl")):
-        first, *others = [_fields(line) for line in path.read_text(errors="replace").split("\n")[:-1]] or [{}]
+        first, *others = [
+            _fields(line) for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        ] or [{}]
         if _fits(first, _PROCESS):
             attempts = tuple(Attempt(**fields) for fields in others if _fits(fields, _ATTEMPT))
             processes.append(CalibrateProcess(**first, attempts=attempts))

@@ -18,7 +18,7 @@ def write_json(path: Path, values: Any) -> None:
     """Write plain JSON atomically; NaN and infinity are refused."""
     text = json.dumps(values, indent=2, allow_nan=False) + "\n"
     with replacing(path) as attempt:
-        attempt.write_text(text)
+        attempt.write_text(text, encoding="utf-8")
 
 
 def write_artefact(path: Path, values: Mapping[str, Any]) -> None:

@@ -120,7 +120,7 @@ def _beside(path: Path) -> Path:
 
 def _machine() -> str:
     """Changes with every boot, and differs between containers that number their processes apart."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")[:8]
     return f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}"
 
 

@@ -20,7 +20,7 @@ def _processor() -> str:
     """The processor's name, family and model, as far as the system tells."""
     path = Path("/proc/cpuinfo")
     fields: dict[str, str] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
     named = [fields.get(key, "") for key in ("model name", "cpu family", "model")]

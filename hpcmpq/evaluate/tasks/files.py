@@ -7,7 +7,6 @@ r"""Tasks in JSON lines on disk, read as questions with answers.
 `prompt` is a template over the record's fields, such as ``"Q: {question}\nA:"``.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from hpcmpq.config import TaskConfig
 from hpcmpq.errors import UserError
+from hpcmpq.models.data.json_lines import read_records
 
 PROMPTS = {"multiple_choice": "{question}", "next_word": "{text}", "classification": "{text}"}
 
@@ -56,26 +56,17 @@ def read_questions(task: TaskConfig) -> tuple[Question, ...]:
     place = f"task {task.name} ({task.path})"
     path = Path(task.path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {place}: {error}; correct evaluation.tasks") from None
-    questions = tuple(_questions(task, lines, place))
+    questions = tuple(_questions(task, text, place))
     if not questions:
         raise UserError(f"{place} is empty; give one JSON object a line")
     return questions
 
 
-def _questions(task: TaskConfig, lines: list[str], place: str) -> Iterator[Question]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{place} line {number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where} is not JSON: {error}; each line must be an object") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{where} is {type(record).__name__}; each line must be an object")
+def _questions(task: TaskConfig, text: str, place: str) -> Iterator[Question]:
+    for where, record in read_records(text, place):
         if task.type == "next_word":
             text = _field(record, "text", str, where).rstrip()
             before, space, word = text.rpartition(" ")

@@ -1,7 +1,6 @@
 """What a data setting names: a text file, JSONL, a `.npy` array, `.npz` arrays, or a factory."""
 
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from hpcmpq.config import is_factory
 from hpcmpq.errors import UserError
+from hpcmpq.models.data.json_lines import read_records
 from hpcmpq.models.data.named_arrays import LABELS, read_named_arrays
 from hpcmpq.models.factories import call_factory
 
@@ -75,7 +75,7 @@ def read_source(data: str, place: str, max_samples: int, import_paths: Sequence[
     if path.suffix == ".npz":
         return [_from_named(read_named_arrays(path, f"{place} {path}"), f"{place} {path}")]
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{place} {path} is not UTF-8 text (byte {error.start}); convert it") from None
     if path.suffix in (".jsonl", ".ndjson"):
@@ -95,31 +95,22 @@ def _from_named(arrays: Mapping[str, np.ndarray], place: str) -> Batch:
 def _from_jsonl(text: str, place: str) -> Documents:
     texts: list[str] = []
     labels: list[int | str] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
+    for where, record in read_records(text, place):
+        if not isinstance(record.get("text"), str):
             raise UserError(
-                f"{place} line {number} is not JSON: {error}; each line must be an object"
-            ) from None
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            known = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-            raise UserError(
-                f"{place} line {number} has no string field 'text' (it has {known}); rename or add it, or save "
+                f"{where} has no string field 'text' (it has {', '.join(record)}); rename or add it, or save "
                 "token ids as .npz arrays"
             )
         texts.append(record["text"])
         label = record.get("label")
         if label is not None:
             if not isinstance(label, int | str):
-                raise UserError(f"{place} line {number} has label {label!r}; give a class's number or name")
+                raise UserError(f"{where} has label {label!r}; give a class's number or name")
             labels.append(label)
         if labels and len(labels) < len(texts):
             raise UserError(
-                f"{place} has labels in some lines and none in others, such as line "
-                f"{number if label is None else 1}; give all of them or none"
+                f"{place} has labels in some lines and none in others, such as "
+                f"{where.removeprefix(place).lstrip() if label is None else 'line 1'}; give all of them or none"
             )
     if not texts:
         raise UserError(f"{place} is empty; give a file with text or samples")

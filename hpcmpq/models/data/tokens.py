@@ -74,7 +74,7 @@ def _from_documents(
         return windows(tokens_L, sequence_length)
     texts = source.texts
     if len(texts) == 1 and source.labels is None:
-        texts = tuple(line for line in texts[0].splitlines() if line.strip())
+        texts = tuple(line for line in texts[0].split("\n") if line.strip())
     padded = _padded(texts, tokenizer, sequence_length)
     if source.labels is not None and description.kind == "sequence_classifier":
         targets_N = torch.tensor([_class_number(label, description, place) for label in source.labels])

@@ -52,6 +52,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
+def test_questions_end_with_a_line_break_alone(tmp_path: Path):
+    path = tmp_path / "words.jsonl"
+    path.write_bytes('\ufeff{"text": "the\u2028cat\x85sat down"}\r\n\n{"text": "a mat"}'.encode())
+    questions = read_questions(TaskConfig("words", str(path), "next_word"))
+    assert [question.prompt for question in questions] == ["the\u2028cat\x85sat", "a"]
+
+
 def log_likelihood(model: torch.nn.Module, context: str, continuation: str) -> tuple[float, bool]:
     """By the chain rule, one token after the other."""
     ids, total, greedy = list(context.encode()), 0.0, True

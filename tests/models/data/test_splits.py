@@ -13,6 +13,7 @@ import torch
 
 from hpcmpq.config import CalibrationConfig, Config, EvaluationConfig, ModelConfig
 from hpcmpq.errors import UserError
+from hpcmpq.models.data.sources import Documents, read_source
 from hpcmpq.models.data.splits import IGNORED, Samples, Splits, load_splits
 
 TEXT = "".join(random.Random(0).choices(string.ascii_lowercase, k=3000))
@@ -65,6 +66,32 @@ def fails(message: str, *args, **kwargs) -> None:
     with pytest.raises(UserError, match=message) as caught:
         splits_of(*args, **kwargs)
     assert "\n" not in str(caught.value)
+
+
+# Files.
+
+
+def test_only_a_line_break_ends_a_line_of_json(model_directory, tmp_path):
+    """What `str.splitlines` takes for ends may stand in a JSON string; editors put a byte order mark first."""
+    texts = [
+        f"{letter}{end}b{letter * 40}"
+        for letter, end in zip("acdefg", "\u2028\u2029\x85\x0b\x0c\x1c", strict=True)
+    ]
+    records = [json.dumps({"text": text}, ensure_ascii=ord(text[1]) < 0x20) for text in texts]
+    data = tmp_path / "docs.jsonl"
+    data.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(records).encode())
+    source = read_source(str(data), "calibration.data", 8)
+    assert source == Documents(tuple(texts))
+
+
+def test_a_plain_text_has_no_byte_order_mark_and_one_sample_a_line(model_directory, tmp_path):
+    data = tmp_path / "text.txt"
+    data.write_bytes("\ufeffone\u2028line\nanother\x85one\nc\n".encode())
+    splits = splits_of(
+        model_directory("bert"), data, objective="mse", num_samples=1, held_out=1, num_evaluation=1
+    )
+    masks = torch.cat([part.inputs["attention_mask"] for part in parts(splits)])
+    assert sorted(masks.sum(1).tolist()) == [1, len("one\u2028line".encode()), len("another\x85one".encode())]
 
 
 # Language models.
