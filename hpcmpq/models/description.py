@@ -32,6 +32,8 @@ _ARCHITECTURES: tuple[tuple[str, Kind], ...] = (
 
 _GENERATOR = "ForConditionalGeneration"
 
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -122,10 +124,11 @@ def read_model_json(path: Path) -> dict[str, Any]:
     """The values in a Hugging Face directory's `config.json`.
 
     Raises:
-        UserError: If there is no such directory or file, or it is not a JSON object.
+        UserError: If there is no such directory or file, it is not a JSON object, or an adapter lies beside it.
     """
     if not path.is_dir():
         raise UserError(f"there is no model directory {path}; correct model.path")
+    _refuse_adapter(path)
     try:
         values = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -138,6 +141,18 @@ def read_model_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}/config.json must hold a JSON object; copy the model again")
     return values
+
+
+def _refuse_adapter(path: Path) -> None:
+    """Refuse an adapter, alone or beside a base model, whose weights would be left out without a word."""
+    there = next((path / name for name in _ADAPTER_FILES if (path / name).is_file()), None)
+    if there is not None:
+        raise UserError(
+            f"{there} belongs to an adapter, whose weights are no part of the model that transformers loads; merge "
+            f"it first: AutoPeftModelForCausalLM.from_pretrained({str(path)!r}).merge_and_unload()"
+            ".save_pretrained('merged') (package peft) and set model.path to merged, or move the adapter's files "
+            "away to quantize the base model alone"
+        )
 
 
 def _classes(values: dict[str, Any]) -> tuple[str, ...]:

@@ -63,7 +63,9 @@ def find_groups(
     if config.include:
         chosen = [layer for layer in searchable if _matches(layer, config.include)]
     else:
-        chosen = [layer for layer in searchable if not _is_embedding(model, layer) and not _is_head(layer)]
+        ordinary = [layer for layer in searchable if not _is_embedding(model, layer) and not _is_head(layer)]
+        chosen = [layer for layer in ordinary if not layer.chooses]
+        _say_choosing([layer for layer in ordinary if layer.chooses and not _matches(layer, config.exclude)])
     chosen = [layer for layer in chosen if not _matches(layer, config.exclude)]
     if not chosen:
         others = next(iter(_other_weights(model, layers)), "none")
@@ -113,6 +115,14 @@ def _warn_of_unused(model: nn.Module, unused: Sequence[Layer]) -> None:
         _log.warning(
             "%.0f %% of the weights play no part in the outputs on these samples and stay as they are, first %s",
             100 * share, unused[0].names[0],
+        )  # fmt: skip
+
+
+def _say_choosing(layers: Sequence[Layer]) -> None:
+    if layers:
+        _log.info(
+            "%d layers that choose or weigh experts stay as they are, first %s; groups.include can name them",
+            len(layers), layers[0].names[0],
         )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.models.factories import describe
 from hpcmpq.models.layer_kinds import are_experts, is_transposed
 from hpcmpq.models.outputs import forward
+from hpcmpq.models.routers import TracedChoices, choosing_weights
 
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -30,6 +31,7 @@ class Layer:
         ran_last: Whether it was the last layer to run.
         is_output: Whether it ran last and its output is the model's output.
         declared_head: Whether it is the model's `get_output_embeddings()`.
+        chooses: Whether its output chooses or weighs experts, see `hpcmpq.models.routers`.
     """
 
     names: tuple[str, ...]
@@ -39,6 +41,7 @@ class Layer:
     ran_last: bool = False
     is_output: bool = False
     declared_head: bool = False
+    chooses: bool = False
     is_parameter: bool = False
 
     @property
@@ -90,8 +93,9 @@ def trace_layers(model: nn.Module, sample_inputs: dict[str, Tensor]) -> list[Lay
         for places in places_of.values()
         for name, place in places.items()
     ]
+    choices = TracedChoices(model)
     try:
-        with _gradients(list(places_of)):
+        with _gradients(list(places_of)), choices:
             z_NTV = _forward(model, inputs)
             reached = _reached_weights(z_NTV)
     finally:
@@ -101,6 +105,9 @@ def trace_layers(model: nn.Module, sample_inputs: dict[str, Tensor]) -> list[Lay
     last_is_output = last_output.numel() == z_NTV.numel() and _same_memory(last_output, z_NTV)
     get_head = getattr(model, "get_output_embeddings", None)
     head = get_head() if callable(get_head) else None
+    choosing = choosing_weights(
+        model, {weight: _outputs_of(places) for weight, places in places_of.items()}, choices.chosen_by
+    )
     return [
         Layer(
             names=tuple(places),
@@ -110,6 +117,7 @@ def trace_layers(model: nn.Module, sample_inputs: dict[str, Tensor]) -> list[Lay
             ran_last=last_name in places,
             is_output=last_name in places and last_is_output,
             declared_head=any(place.module is head for place in places.values()),
+            chooses=id(weight) in choosing,
             is_parameter=next(iter(places.values())).own_name != "weight",
         )
         for weight, places in places_of.items()
@@ -159,6 +167,14 @@ def _weights(model: nn.Module) -> dict[nn.Parameter, dict[str, _Place]]:
                 if weight is not None and weight.ndim == 3:
                     add(weight, prefix + own, _Place(module, own, is_transposed(module)))
     return places_of
+
+
+def _outputs_of(places: dict[str, _Place]) -> tuple[str, int]:
+    """The module that holds a weight, and how many outputs it has; 0 where it is no layer's `weight`."""
+    name, place = next(iter(places.items()))
+    if place.own_name != "weight":
+        return name.rpartition(".")[0], 0
+    return name, place.module.get_parameter("weight").shape[1 if place.transposed else 0]
 
 
 def _macs(place: _Place, args: Any, output: Any) -> int:

@@ -1,5 +1,7 @@
 """Which weights are searched, in what groups, and the checks on patterns."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -279,3 +281,95 @@ def test_inputs_that_do_not_fit_the_model_are_refused_with_its_own_words():
         find_groups(
             nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), GroupsConfig(), {"input": torch.ones(1, 5)}
         )
+
+
+class Routed(nn.Module):
+    """Experts in a list, and an `nn.Linear` that scores them; `soft` mixes them all instead of choosing."""
+
+    def __init__(self, soft: bool, in_blocks: str = "experts") -> None:
+        super().__init__()
+        self.scores = nn.Linear(8, 3)
+        self.stack = nn.Linear(8, 1)
+        setattr(self, in_blocks, nn.ModuleList(nn.Linear(8, 8) for _ in range(3)))
+        self.soft, self.in_blocks = soft, in_blocks
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        share = self.scores(input).softmax(-1)
+        if not self.soft:
+            with torch.no_grad():
+                kept = (share + 0.1).topk(2, dim=-1).indices
+            share = share * torch.zeros_like(share).scatter(-1, kept, 1.0)
+        experts = torch.stack([expert(input) for expert in getattr(self, self.in_blocks)], -1)
+        return (experts * share.unsqueeze(-2)).sum(-1) * self.stack(input).sigmoid()
+
+
+class Model(nn.Module):
+    """A layer, experts that are routed to, and a head."""
+
+    def __init__(self, soft: bool, in_blocks: str = "experts") -> None:
+        super().__init__()
+        self.first, self.mixture = nn.Linear(8, 8), Routed(soft, in_blocks)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.head(self.mixture(self.first(input)))
+
+
+@pytest.mark.parametrize(
+    ("soft", "in_blocks", "kept_out"),
+    [(False, "experts", {"scores", "stack"}), (True, "experts", {"scores", "stack"}), (False, "parts", {"scores"})],
+    ids=["chosen by topk", "all mixed", "experts by no such name"],
+)  # fmt: skip
+def test_linear_layers_that_choose_experts_are_searched_only_by_name(soft, in_blocks, kept_out, caplog):
+    model, inputs = Model(soft, in_blocks), {"input": torch.randn(1, 5, 8)}
+    with caplog.at_level("INFO"):
+        found = names(find_groups(model, GroupsConfig(), inputs))
+    experts = [f"mixture.{in_blocks}.{number}" for number in range(3)]
+    others = [f"mixture.{name}" for name in ("scores", "stack") if name not in kept_out]
+    assert found == ["first", *others, *experts]
+    assert f"{len(kept_out)} layers that choose or weigh experts stay as they are" in caplog.text
+    included = find_groups(model, GroupsConfig(include=("*scores",)), inputs)
+    assert names(included) == ["mixture.scores"]
+
+
+SIZE = {
+    "hidden_size": 16, "intermediate_size": 24, "moe_intermediate_size": 16, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 50,
+}  # fmt: skip
+MIXTURES = {
+    "Mixtral": {"num_local_experts": 3},
+    "Qwen2Moe": {"num_experts": 3, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 8},
+    "Olmoe": {"num_experts": 3, "num_experts_per_tok": 2},
+    "GraniteMoe": {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "JetMoe": {"num_local_experts": 3, "num_experts_per_tok": 2, "kv_channels": 8, "num_key_value_heads": 2},
+    "HunYuanMoEV1": {"num_experts": 3, "moe_topk": 2, "head_dim": 8},
+    "DeepseekV3": {
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 0,
+        "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
+    },
+    "LongcatFlash": {
+        "n_routed_experts": 3, "zero_expert_num": 1, "moe_topk": 2, "ffn_hidden_size": 24, "expert_ffn_hidden_size": 16,
+        "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
+        "head_dim": 4,
+    },
+    "Phimoe": {"num_local_experts": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_routers_of_transformers_are_not_searched(family):
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**{**SIZE, **MIXTURES[family]})
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval().requires_grad_(False)
+    found = names(find_groups(model, GroupsConfig(), {"input_ids": torch.randint(1, 50, (1, 7))}))
+    parts = [name.rpartition("layers.")[2] for name in found]
+    routing = re.compile(r"router|classifier|wg$|mlp\.gate$|shared_expert_gate")
+    assert not [name for name in parts if routing.search(name)]
+    assert sum(bool(re.search(r"q_proj|q_a_proj|kv_proj", name)) for name in parts) >= 2
+
+
+def test_layers_that_choose_no_experts_are_still_searched(tiny_model, tiny_inputs):
+    model, inputs = make("attending", torch.float32)
+    assert any("linear1" in name for name in names(find_groups(model, GroupsConfig(), inputs)))

@@ -93,6 +93,15 @@ def test_directory_without_config(tmp_path):
     fails(tmp_path, "is not a Hugging Face model directory: it has no config.json")
 
 
+@pytest.mark.parametrize("beside_base", [True, False], ids=["beside a base model", "alone"])
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_is_not_left_out_without_a_word(model_directory, tmp_path, file, beside_base):
+    path = model_directory("llama") if beside_base else tmp_path
+    (path / file).write_text("{}")
+    with pytest.raises(UserError, match=rf"{file} belongs to an adapter.*merge_and_unload\(\)"):
+        describe_model(ModelConfig(path=str(path)))
+
+
 def test_broken_config(tmp_path):
     (tmp_path / "config.json").write_text("{")
     fails(tmp_path, "cannot read .*config.json")
