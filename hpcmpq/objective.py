@@ -1,8 +1,8 @@
 """Losses between a quantized model's outputs z and the original's z0, with the exact factor of their Hessian.
 
-Each is the mean over a sample's positions that count, so per-sample losses of any data average alike.
-Shape letters: N samples, T positions, V outputs. Positions whose target is `IGNORED` do not count; targets
-that are not [N, T] (one class per sample with T = 1 aside) mark no position.
+Each is the mean over a sample's positions that count, so per-sample losses of any data average alike; that of a
+sample without any is NaN. Shape letters: N samples, T positions, V outputs. Positions whose target is `IGNORED` do
+not count; targets that are not [N, T] (one class per sample with T = 1 aside) mark no position.
 """
 
 from collections.abc import Callable
@@ -132,14 +132,21 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def position_weights(z_NTV: Tensor, targets: Tensor | None) -> Tensor:
-    """Share of every position in its sample's mean, float64 [N, T]: 1 / count, or 0 where ignored."""
+def counted_positions(z_NTV: Tensor, targets: Tensor | None) -> Tensor:
+    """Which positions count, bool [N, T]."""
     num_samples, num_positions = z_NTV.shape[:2]
     if targets is None or targets.numel() != num_samples * num_positions:
-        ones_NT = torch.ones(num_samples, num_positions, dtype=torch.float64, device=z_NTV.device)
-        return ones_NT / num_positions
-    counts_NT = (targets.reshape(num_samples, num_positions) != IGNORED).to(torch.float64)
-    return counts_NT / counts_NT.sum(1, keepdim=True).clamp(min=1.0)
+        return torch.ones(num_samples, num_positions, dtype=torch.bool, device=z_NTV.device)
+    return targets.reshape(num_samples, num_positions) != IGNORED
+
+
+def position_weights(z_NTV: Tensor, targets: Tensor | None) -> Tensor:
+    """Share of every position in its sample's mean, float64 [N, T]: 1 / count, or 0 where ignored.
+
+    NaN in a sample of which no position counts: it has no mean, and 0 would pass for one.
+    """
+    counted_NT = counted_positions(z_NTV, targets).to(torch.float64)
+    return counted_NT / counted_NT.sum(1, keepdim=True)
 
 
 def _labels(z_NTV: Tensor, targets: Tensor | None) -> Tensor:

@@ -154,3 +154,11 @@ def test_low_precision_outputs_give_float64_losses():
     for objective in OBJECTIVES.values():
         assert objective.value(z_NTV, z0_NTV, random_targets(False)).dtype == torch.float64
         assert objective.scaled_displacement(z_NTV - z0_NTV, z0_NTV, None).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_sample_of_which_no_position_counts_has_no_loss(name: str):
+    z0_NTV, targets_NT = random_z0(), random_targets(ignored=True)
+    targets_NT[1] = IGNORED
+    value_N = OBJECTIVES[name].value(z0_NTV + 1.0, z0_NTV, targets_NT)
+    assert value_N.isnan().tolist() == [False, True]

@@ -1,4 +1,4 @@
-"""Means over samples with standard errors and 95 % intervals, alone and paired."""
+"""Means over samples, and over their tokens, with standard errors and 95 % intervals, alone and paired."""
 
 import math
 from collections.abc import Mapping
@@ -26,6 +26,30 @@ def mean_with_interval(value_N: np.ndarray) -> dict[str, Any]:
     stderr = float(value_N.std(ddof=1) / math.sqrt(count))
     reach = t_quantile((1 + CONFIDENCE) / 2, count - 1) * stderr
     return {"mean": mean, "stderr": stderr, "interval": [mean - reach, mean + reach], "num_samples": count}
+
+
+def weighted_mean_with_interval(value_N: np.ndarray, weight_N: np.ndarray) -> dict[str, Any]:
+    """Σ w y / Σ w of independent samples of which each weighs as much as it has tokens, say.
+
+    As a ratio of two means it has the standard error of the mean of w (y − mean) over the mean of w. Equal weights
+    give `mean_with_interval`.
+
+    Source: Cochran, Sampling Techniques (1977), section 2.11.
+
+    Example:
+        >>> weighted_mean_with_interval(np.array([1.0, 2.0]), np.array([3, 1]))["mean"]
+        1.25
+    """
+    share_N = weight_N / weight_N.mean()
+    mean = float((share_N * value_N).mean())
+    around = mean_with_interval(share_N * (value_N - mean))
+    ends = around["interval"]
+    reach = None if ends is None else (ends[1] - ends[0]) / 2
+    return {
+        **around,
+        "mean": mean,
+        "interval": None if reach is None else [mean - reach, mean + reach],
+    }
 
 
 def share_with_interval(correct_N: np.ndarray) -> dict[str, Any]:
@@ -106,8 +130,8 @@ def summarise(arrays: Mapping[str, Mapping[str, Values]]) -> dict[str, Any]:
 def summarise_data(models: Mapping[str, Values]) -> dict[str, Any]:
     """{metric: {model: value}} over all samples, `stderr` of each, `intervals` and `paired` differences.
 
-    A metric is a mean over a sample's positions, then over samples; `perplexity` is the exponential of that of
-    `ce`, and `accuracy` the share of labels that are right.
+    A metric is a mean over a sample's positions that count, then over samples, which weigh alike; `perplexity` is
+    the exponential of the mean of `ce` over all tokens, and `accuracy` the share of labels that are right.
     """
     original = models["original"]
     names = [name for name in original if name not in ("correct", "labels")]
@@ -121,14 +145,14 @@ def summarise_data(models: Mapping[str, Values]) -> dict[str, Any]:
     loss = "ce" if "ce" in names else names[0]
     summary: dict[str, Any] = {"loss": table[loss], **table}
     if loss == "ce" and original["labels"].mean() > 1:
-        summary["perplexity"] = {model: _exp(value) for model, value in table["ce"].items()}
+        by_token = {m: weighted_mean_with_interval(v["ce"], v["labels"]) for m, v in models.items()}
+        summary["perplexity"] = {model: _exp(row["mean"]) for model, row in by_token.items()}
         intervals["perplexity"] = {
-            model: None if ends is None else [_exp(end) for end in ends]
-            for model, ends in intervals["ce"].items()
+            model: None if row["interval"] is None else [_exp(end) for end in row["interval"]]
+            for model, row in by_token.items()
         }
     elif loss == "ce":
-        labelled = original["labels"] > 0
-        correct = {model: v["correct"][labelled].astype(np.float64) for model, v in models.items()}
+        correct = {model: v["correct"].astype(np.float64) for model, v in models.items()}
         shares = {model: share_with_interval(correct_N) for model, correct_N in correct.items()}
         summary["accuracy"] = {model: share["mean"] for model, share in shares.items()}
         stderr["accuracy_stderr"] = {model: share["stderr"] for model, share in shares.items()}

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcmpq.models.data.samples import IGNORED, Samples
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.load import forward
-from hpcmpq.objective import OBJECTIVES
+from hpcmpq.objective import OBJECTIVES, counted_positions
 from hpcmpq.quantized.variants import Variants
 
 Assignment = Mapping[str, str]
@@ -22,7 +22,7 @@ class Measured:
     Attributes:
         values: {metric: float64 [N]}, means over a sample's tokens: `kl` and, with labels, `ce`; or `mse`.
         correct_N: Labelled positions predicted right, int64 [N]; zero without labels.
-        labels_N: Labelled positions, or all positions without labels, int64 [N].
+        labels_N: Positions that count, int64 [N]: those with a label, or all but padding without labels.
     """
 
     values: dict[str, np.ndarray]
@@ -92,14 +92,12 @@ class Comparison:
 def compare(metrics: tuple[str, ...], z_NTV: Tensor, z0_NTV: Tensor, batch: Samples) -> Measured:
     """Values of one batch whose outputs are z, the original's being z0."""
     values = {n: OBJECTIVES[n].value(z_NTV, z0_NTV, batch.targets).double().cpu().numpy() for n in metrics}
-    num_samples, num_tokens = z_NTV.shape[:2]
-    if not batch.labelled or batch.targets is None:
-        all_N = np.full(num_samples, num_tokens, dtype=np.int64)
-        return Measured(values, np.zeros_like(all_N), all_N)
-    target_NT = batch.targets.reshape(num_samples, -1)
-    labelled_NT = target_NT != IGNORED
-    correct_NT = (z_NTV.argmax(-1) == target_NT) & labelled_NT
-    return Measured(values, correct_NT.sum(1).cpu().numpy(), labelled_NT.sum(1).cpu().numpy())
+    counted_NT = counted_positions(z_NTV, batch.targets)
+    labels_N = counted_NT.sum(1).cpu().numpy()
+    if not batch.labelled or batch.targets is None or batch.targets.numel() != counted_NT.numel():
+        return Measured(values, np.zeros_like(labels_N), labels_N)
+    correct_NT = (z_NTV.argmax(-1) == batch.targets.reshape(counted_NT.shape)) & counted_NT
+    return Measured(values, correct_NT.sum(1).cpu().numpy(), labels_N)
 
 
 def join(parts: list[Measured]) -> Measured:

@@ -48,13 +48,18 @@ def kept_samples(run: RunDir, plan: Plan) -> Samples | None:
     """The samples that the plan names, or None if a version before this file planned the run.
 
     Raises:
-        UserError: If the file is damaged or holds other samples.
+        UserError: If the file is damaged or holds other samples, or some of which no position counts.
     """
     samples = _read(run)
     if samples is None:
         return None
     if not _are_planned(samples, plan):
         raise UserError(f"{run.file(NAME)} holds other samples than the plan names; {_again(run)}")
+    if without := sum(not samples.counts(n) for n in range(len(samples))):
+        raise UserError(
+            f"no position counts in {without} of the {len(samples)} calibration samples, so they have no loss, and "
+            "the version that planned the run took it for 0; plan in a new run directory"
+        )
     return samples
 
 
@@ -66,8 +71,10 @@ def planned_splits(config: Config, plan: Plan) -> Splits:
     """
     splits = load_splits(config, plan.import_paths)
     if not _are_planned(splits.calibration, plan):
+        left_out = splits.num_uncounted
+        why = f" ({left_out} of which no position counts are left out now)" if left_out else ""
         raise UserError(
-            f"{config.calibration.data} gives other calibration samples than the run was planned with; "
+            f"{config.calibration.data} gives other calibration samples than the run was planned with{why}; "
             "restore it, or use a new run directory"
         )
     return splits

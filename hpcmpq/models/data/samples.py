@@ -51,6 +51,10 @@ class Samples:
         moved = {key: value.to(device) for key, value in self.inputs.items()}
         return Samples(moved, None if self.targets is None else self.targets.to(device), self.labelled)
 
+    def counts(self, n: int) -> bool:
+        """Whether sample n has a position that counts; without one it has no loss."""
+        return self.targets is None or bool((self.targets[n] != IGNORED).any())
+
     def content_hashes(self) -> list[str]:
         """SHA-256 of every sample's inputs (names, types, shapes, bytes), targets aside."""
         return [self.content_hash(n) for n in range(len(self))]
@@ -90,9 +94,11 @@ class Splits:
         held_out: The same data, never seen by calibration.
         evaluation: Reported quality is measured on these.
         num_dropped: Samples dropped because their content was in an earlier set already.
+        num_uncounted: Samples left out because no position of theirs counts.
     """
 
     calibration: Samples
     held_out: Samples
     evaluation: Samples
     num_dropped: int = 0
+    num_uncounted: int = 0

@@ -6,6 +6,7 @@ per document (JSONL record or line of text), truncated and padded to the sequenc
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -21,13 +22,17 @@ __all__ = ["IGNORED", "Samples", "Splits", "load_splits"]
 
 _log = logging.getLogger(__name__)
 
+REPEATED = "with repeated content"
+UNCOUNTED = "without a position that counts"
+"""Why samples are passed over."""
+
 
 def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     """The three disjoint sets of samples, chosen by ``calibration.seed``.
 
     The data are permuted; the first ``num_samples`` are for calibration, the next ``held_out`` are held out,
     and evaluation takes up to ``evaluation.num_samples`` of the rest, or of ``evaluation.data``. A sample
-    whose content was taken already is dropped.
+    whose content was taken already is dropped, and so is one of which no position counts: it has no loss.
 
     Args:
         config: Reads the model's directory for its tokenizer and limits, never its weights.
@@ -40,41 +45,52 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     calibration, evaluation = config.calibration, config.evaluation
     _check_length(config, description)
     separate = evaluation.data is not None and evaluation.data != calibration.data
-    needed = calibration.num_samples + calibration.held_out
-    wanted = needed if separate else needed + evaluation.num_samples
+    sizes = calibration.num_samples, calibration.held_out
+    wanted = sum(sizes) + (0 if separate else evaluation.num_samples)
     pool = _read(calibration.data, "calibration.data", config, description, wanted, import_paths)
+    order = _permuted(len(pool), calibration.seed)
     taken: set[str] = set()
-    chosen, dropped = _take(pool, wanted, calibration.seed, taken)
-    if len(chosen) < needed + (not separate):
-        _fail_too_few(config, description, pool, dropped, needed + (not separate))
+    passed: Counter[str] = Counter()
+    for_calibration, for_held_out = (_take(pool, order, size, taken, passed) for size in sizes)
     if separate:
         place = "evaluation.data"
         eval_pool = _read(
             str(evaluation.data), place, config, description, evaluation.num_samples, import_paths
         )
-        eval_chosen, eval_dropped = _take(eval_pool, evaluation.num_samples, calibration.seed, taken)
-        dropped += eval_dropped
-        evaluation_samples = eval_pool[eval_chosen]
-        if not eval_chosen:
-            raise UserError(
-                f"all {len(eval_pool)} samples of {place} {evaluation.data} are calibration or held-out "
-                "samples; evaluate on other data"
-            )
+        eval_order, eval_passed = _permuted(len(eval_pool), calibration.seed), Counter[str]()
     else:
-        evaluation_samples = pool[chosen[needed:]]
-    if dropped:
-        _log.warning("dropped %d samples whose content is in an earlier set", dropped)
-    if len(evaluation_samples) < evaluation.num_samples:
+        eval_pool, eval_order, eval_passed = pool, order, passed
+    needed = sum(sizes) + (not separate)
+    for_evaluation = _take(eval_pool, eval_order, evaluation.num_samples, taken, eval_passed)
+    if len(for_calibration + for_held_out) + (not separate and bool(for_evaluation)) < needed:
+        _fail_too_few(config, description, pool, passed, needed)
+    if not for_evaluation:
+        raise UserError(
+            f"none of the {len(eval_pool)} samples of evaluation.data {evaluation.data} is left: "
+            f"{_reasons(eval_passed)}; evaluate on other data"
+        )
+    if separate:
+        passed.update(eval_passed)
+    if passed[REPEATED]:
+        _log.warning("dropped %d samples whose content is in an earlier set", passed[REPEATED])
+    if passed[UNCOUNTED]:
+        _log.warning(
+            "left out %d samples of which no position counts, since each of their labels is %d",
+            passed[UNCOUNTED],
+            IGNORED,
+        )
+    if len(for_evaluation) < evaluation.num_samples:
         _log.warning(
             "evaluation has %d samples instead of %d: there are no more",
-            len(evaluation_samples),
+            len(for_evaluation),
             evaluation.num_samples,
         )
     splits = Splits(
-        calibration=pool[chosen[: calibration.num_samples]],
-        held_out=pool[chosen[calibration.num_samples : needed]],
-        evaluation=evaluation_samples,
-        num_dropped=dropped,
+        calibration=pool[for_calibration],
+        held_out=pool[for_held_out],
+        evaluation=eval_pool[for_evaluation],
+        num_dropped=passed[REPEATED],
+        num_uncounted=passed[UNCOUNTED],
     )
     if config.objective == "ce" and not all(
         part.labelled for part in (splits.calibration, splits.evaluation)
@@ -104,20 +120,25 @@ def _read(
     return dataclasses.replace(samples, inputs=inputs)
 
 
-def _take(pool: Samples, wanted: int, seed: int, taken: set[str]) -> tuple[list[int], int]:
-    """Up to `wanted` indices in permuted order with new content, and how many were passed over."""
+def _take(
+    pool: Samples, order: Iterator[int], wanted: int, taken: set[str], passed: Counter[str]
+) -> list[int]:
+    """The next indices, up to `wanted`, of samples with new content; counts in `passed` why others are not."""
     chosen: list[int] = []
-    dropped = 0
-    for index in _permuted(len(pool), seed):
-        if len(chosen) == wanted:
-            break
+    while len(chosen) < wanted and (index := next(order, None)) is not None:
         content = pool.content_hash(index)
-        if content in taken:
-            dropped += 1
+        if not pool.counts(index):
+            passed[UNCOUNTED] += 1
+        elif content in taken:
+            passed[REPEATED] += 1
         else:
             taken.add(content)
             chosen.append(index)
-    return chosen, dropped
+    return chosen
+
+
+def _reasons(passed: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in passed.items())
 
 
 def _permuted(count: int, seed: int) -> Iterator[int]:
@@ -134,7 +155,7 @@ def _check_length(config: Config, description: ModelDescription) -> None:
 
 
 def _fail_too_few(
-    config: Config, description: ModelDescription, pool: Samples, dropped: int, needed: int
+    config: Config, description: ModelDescription, pool: Samples, passed: Counter[str], needed: int
 ) -> None:
     calibration = config.calibration
     keys = "lower calibration.num_samples or calibration.held_out"
@@ -145,9 +166,9 @@ def _fail_too_few(
         have = f"{tokens} tokens in {len(pool)} whole samples of {length}"
         need = f"{needed * length} tokens in {needed} samples are needed"
         keys += " or calibration.sequence_length"
-    repeated = f" ({dropped} with repeated content)" if dropped else ""
+    unusable = f" ({_reasons(passed)})" if passed else ""
     raise UserError(
-        f"calibration.data {calibration.data} has {have}{repeated}; {need} (calibration "
+        f"calibration.data {calibration.data} has {have}{unusable}; {need} (calibration "
         f"{calibration.num_samples}, held out {calibration.held_out}, the rest for evaluation); "
         f"{keys}, or give more data"
     )

@@ -9,7 +9,7 @@ from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate.stage import make_data
 from hpcmpq.models.data.kept_samples import NAME, keep_samples, kept_samples
-from hpcmpq.models.data.samples import Samples
+from hpcmpq.models.data.samples import IGNORED, Samples
 from hpcmpq.plan import content_hash
 from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import llama, plan_run
@@ -101,3 +101,14 @@ def test_other_samples_and_damage_are_refused(tmp_path):
         kept_samples(run, plan)
     run.file(NAME).unlink()
     assert kept_samples(run, plan) is None
+
+
+def test_samples_of_which_no_position_counts_are_refused(tmp_path):
+    """A version before kept them, and their losses as 0."""
+    run, plan = plan_run(tmp_path, llama(), formats=["int4"])
+    samples = kept_samples(run, plan)
+    samples.targets[:2] = IGNORED
+    plan.facts["calibration.targets"] = samples.targets_hash()
+    keep_samples(run, samples)
+    with pytest.raises(UserError, match="no position counts in 2 of the 8 calibration samples"):
+        kept_samples(run, plan)

@@ -152,7 +152,7 @@ def test_evaluation_data_that_calibration_saw_entirely(model_directory, text_fil
     other = tmp_path / "other.txt"
     other.write_text(TEXT)
     fails(
-        "all 187 samples of evaluation.data .*other.txt are calibration or held-out samples; evaluate on",
+        "none of the 187 samples of evaluation.data .*other.txt is left: 187 with repeated content; evaluate on",
         model_directory("llama"), text_file, other, num_samples=180, held_out=7,
     )  # fmt: skip
 
@@ -220,6 +220,35 @@ def test_padding_of_a_batch_does_not_count(model_directory, module):
     assert {tuple(row) for row in labelled.calibration.targets.tolist()} == {
         (5, 5, 5, IGNORED, IGNORED, IGNORED), (5, 5, 5, 5, 5, IGNORED),
     }  # fmt: skip
+
+
+HALF_LABELLED = (
+    "def batches():\n"
+    "    ids = torch.arange(240).reshape(40, 6)\n"
+    "    labels = ids.clone()\n"
+    "    labels[::2] = -100\n"  # a prompt alone
+    "    labels[1::2, :4] = -100\n"  # a prompt and two tokens of its answer
+    "    return {'input_ids': ids, 'labels': labels}\n"
+    "def prompts():\n"
+    "    return batches() | {'labels': torch.full((40, 6), -100)}\n"
+)
+
+
+@pytest.mark.parametrize("objective", ["kl", "ce"])
+def test_samples_of_which_no_position_counts_are_left_out(model_directory, module, caplog, objective: str):
+    paths, model = module(HALF_LABELLED), model_directory("llama")
+    with caplog.at_level(logging.WARNING):
+        splits = splits_of(model, "hpcmpq_test_data:batches", objective=objective, import_paths=paths)
+    assert [len(part) for part in parts(splits)] == [8, 4, 6]
+    for part in parts(splits):
+        assert ((part.targets != IGNORED).sum(1) == 2).all()
+        assert (part.inputs["input_ids"][:, 0] % 12 == 6).all()
+    assert splits.num_uncounted > 0 and splits.num_dropped == 0
+    assert f"left out {splits.num_uncounted} samples of which no position counts" in caplog.text
+    fails(r"has 240 tokens in 40 whole samples of 6 \(40 without a position that counts\)",
+          model, "hpcmpq_test_data:prompts", import_paths=paths)  # fmt: skip
+    fails("none of the 40 samples of evaluation.data .* is left: 40 without a position that counts; evaluate",
+          model, "hpcmpq_test_data:batches", "hpcmpq_test_data:prompts", import_paths=paths)  # fmt: skip
 
 
 @pytest.mark.parametrize(
