@@ -7,6 +7,7 @@ import typer
 from typer.models import ArgumentInfo
 
 from hpcmpq.cli import completion
+from hpcmpq.config import table_name
 from hpcmpq.errors import UserError
 from hpcmpq.export import EXPORTERS
 
@@ -18,6 +19,11 @@ def _run_argument(metavar: str, help_text: str) -> ArgumentInfo:
         show_default=False,
         autocompletion=completion.run_directories,
     )
+
+
+def as_in_tables(value: str | None) -> str | None:
+    """As tables spell it: hyphens and underscores are alike."""
+    return None if value is None else table_name(value)
 
 
 Run = Annotated[Path, _run_argument("RUN", "The run directory.")]
@@ -36,7 +42,10 @@ RunOption = Annotated[
 ExecutorName = Annotated[
     str,
     typer.Option(
-        "--executor", help="Where units run: local, mpi or ray.", autocompletion=completion.executors
+        "--executor",
+        help="Where units run: local, mpi or ray.",
+        autocompletion=completion.executors,
+        callback=as_in_tables,
     ),
 ]
 Workers = Annotated[int, typer.Option("--workers", help="Most workers; 0 takes all that there are.")]
@@ -56,6 +65,7 @@ SubmitExecutor = Annotated[
         "--executor",
         help="How the job calibrates: mpi, ray, array or local.",
         autocompletion=completion.submit_executors,
+        callback=as_in_tables,
     ),
 ]
 SlurmSettings = Annotated[
@@ -80,7 +90,12 @@ Budgets = Annotated[
 ]
 SolverName = Annotated[
     str | None,
-    typer.Option("--solver", help="Solver, instead of the config's.", autocompletion=completion.solvers),
+    typer.Option(
+        "--solver",
+        help="Solver, instead of the config's.",
+        autocompletion=completion.solvers,
+        callback=as_in_tables,
+    ),
 ]
 TimeLimit = Annotated[
     float | None,
@@ -93,6 +108,7 @@ Gain = Annotated[
         metavar="GAIN",
         help="Instead of the least loss, the largest time_gain, mac_gain or memory_gain within a loss.",
         autocompletion=completion.gains,
+        callback=as_in_tables,
     ),
 ]
 MaxLossMse = Annotated[
@@ -111,6 +127,7 @@ ExportFormat = Annotated[
         "--format",
         help=f"What to write: {', '.join(EXPORTERS)}; by default the first, and what the config's target loads.",
         autocompletion=completion.export_formats,
+        callback=as_in_tables,
     ),
 ]
 EngineName = Annotated[
@@ -119,6 +136,7 @@ EngineName = Annotated[
         "--engine",
         help="What runs the models, instead of the config's: torch or deepspeed.",
         autocompletion=completion.engines,
+        callback=as_in_tables,
     ),
 ]
 RunsDirectory = Annotated[

@@ -29,7 +29,10 @@ def frontier(
     cost: Annotated[
         str | None,
         typer.Option(
-            "--cost", help="The cost that varies; the config's first budget.", autocompletion=completion.costs
+            "--cost",
+            help="The cost that varies; the config's first budget.",
+            autocompletion=completion.costs,
+            callback=arguments.as_in_tables,
         ),
     ] = None,
     start: Annotated[

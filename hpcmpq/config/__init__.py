@@ -6,6 +6,7 @@ resolved values back from `plan.json`, needs neither pydantic nor YAML. To add a
 """
 
 from hpcmpq.config.checks import check_format
+from hpcmpq.config.names import table_name
 from hpcmpq.config.read import is_factory, parse_config, read_config, resolve_paths, to_values
 from hpcmpq.config.sections import (
     CalibrationConfig,
@@ -34,5 +35,6 @@ __all__ = [
     "parse_config",
     "read_config",
     "resolve_paths",
+    "table_name",
     "to_values",
 ]

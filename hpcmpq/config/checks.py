@@ -5,6 +5,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from hpcmpq.config.names import table_name
 from hpcmpq.config.sections import Config
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
@@ -78,6 +79,9 @@ def check_values(config: Config, source: str) -> None:
     }.items():
         if value is not None and not value > 0:
             raise UserError(f"{source}: {name} must be positive, got {value}")
+    for name in config.budgets:
+        if table_name(name) != name:
+            raise UserError(f"{source}: budgets names {table_name(name)} twice; leave out {name}")
     if config.calibration.held_out < 0:
         raise UserError(
             f"{source}: calibration.held_out must not be negative, got {config.calibration.held_out}"

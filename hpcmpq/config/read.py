@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmpq.config.checks import check_keys, check_values
+from hpcmpq.config.names import with_table_names
 from hpcmpq.config.sections import Config
 from hpcmpq.errors import UserError
 
@@ -44,6 +45,7 @@ def parse_config(values: dict[str, Any], source: str = "config") -> Config:
     if isinstance(values.get("sensitivity"), str):
         values["sensitivity"] = {"method": values["sensitivity"]}
     check_keys(values, Config, source, "")
+    values = with_table_names(values, Config)
     try:
         config = TypeAdapter(Config).validate_python(values)
     except ValidationError as error:

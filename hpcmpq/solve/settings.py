@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcmpq.config import SolverConfig
+from hpcmpq.config import SolverConfig, table_name
 from hpcmpq.errors import UserError
 from hpcmpq.plan import Plan
 
@@ -19,7 +19,7 @@ def parse_budget(text: str) -> tuple[str, float]:
     name, equals, value = text.partition("=")
     try:
         if equals:
-            return name.strip(), float(value)
+            return table_name(name.strip()), float(value)
     except ValueError:
         pass
     raise UserError(f"--budget takes NAME=VALUE such as weight_bits=3.0, got {text!r}")
