@@ -71,9 +71,11 @@ class Problem:
         group_P: Group index of every option, int64 [P], sorted, 0..G-1, each group with an option.
         budgets: All must hold.
         allowed_P: bool [P]; options that may be chosen.
-        ties: Sets of groups that must choose the option at the same position (the same format).
+        ties: Sets of groups that must choose options of the same class.
         constant: Added to the objective (the original's loss).
         group_names: For messages, [G].
+        tie_class_P: Class of every option, such as the number of its format, int64 [P], no two alike inside a
+            group; None where the position inside the group is the class.
     """
 
     linear_P: np.ndarray
@@ -84,6 +86,7 @@ class Problem:
     ties: tuple[tuple[int, ...], ...] = ()
     constant: float = 0.0
     group_names: tuple[str, ...] = ()
+    tie_class_P: np.ndarray | None = None
 
     @property
     def num_groups(self) -> int:
@@ -109,8 +112,8 @@ class Problem:
         offset_G = self.offset_G
         if self.allowed_P is not None and not self.allowed_P[choice_G].all():
             return False
-        position_G = choice_G - offset_G
-        if any(len(set(position_G[list(tie)].tolist())) > 1 for tie in self.ties):
+        class_G = choice_G - offset_G if self.tie_class_P is None else self.tie_class_P[choice_G]
+        if any(len(set(class_G[list(tie)].tolist())) > 1 for tie in self.ties):
             return False
         return all(b.cost.value(choice_G, offset_G) <= feasibility_limit(b) for b in self.budgets)
 

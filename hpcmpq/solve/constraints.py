@@ -50,6 +50,12 @@ def tied_groups(space: SearchSpace, settings: SolverConfig) -> tuple[tuple[int, 
     return tuple(ties)
 
 
+def format_classes(space: SearchSpace) -> np.ndarray:
+    """A number per option that is the same for the same format, int64 [P]; lists of formats may differ by group."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(option.format, len(numbers)) for option in space.options])
+
+
 def _matching(space: SearchSpace, pattern: str, key: str) -> np.ndarray:
     matched_G = np.array([fnmatchcase(group.name, pattern) for group in space.groups])
     if not matched_G.any():

@@ -14,7 +14,7 @@ from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.plan import Plan
 from hpcmpq.problem import Budget, Cost, Problem
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.solve.constraints import allowed_options, tied_groups
+from hpcmpq.solve.constraints import allowed_options, format_classes, tied_groups
 from hpcmpq.solve.costs import average_bits_cost, bops_cost, macs_cost, size_bytes_cost, weight_bits_cost
 from hpcmpq.solve.costs.latency import LATENCY_NAMES, latency_costs, mac_time_cost
 from hpcmpq.solve.shrinkage import shrink_cross_terms
@@ -99,6 +99,7 @@ def constrained(
         budgets=tuple(Budget(costs[name], float(limit)) for name, limit in budgets.items()),
         allowed_P=allowed_options(space, settings),
         ties=tied_groups(space, settings),
+        tie_class_P=format_classes(space),
         group_names=tuple(group.name for group in space.groups),
     )
 

@@ -86,7 +86,7 @@ def content_of(problems: Sequence[Problem], model: QuadraticModel, settings: Sol
     plain = [dataclasses.asdict(settings), names, terms, limits, problem.ties, problem.constant]
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     arrays = [problem.linear_P, problem.quad_PP, problem.group_P, model.batch_linear_BP, model.batch_quad_BPP]
-    arrays += [] if problem.allowed_P is None else [problem.allowed_P]
+    arrays += [a for a in (problem.allowed_P, problem.tie_class_P) if a is not None]
     for budget in problem.budgets:
         arrays += [np.array(budget.cost.constant), budget.cost.linear_P]
         arrays += [term.table for term in budget.cost.terms]

@@ -3,6 +3,7 @@
 Axis letters: P options, G groups.
 """
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -120,6 +121,62 @@ def test_separable_problems_are_solved_exactly(name: str, seed: int) -> None:
     problem = replace(problem, quad_PP=np.zeros_like(problem.quad_PP), ties=())
     oracle = ExhaustiveSolver().solve(problem, time_limit_s=60, seed=0)
     check(problem, make_solver(name).solve(problem, time_limit_s=20, seed=0), oracle, exact=name != "greedy")
+
+
+LISTS = (("int4", "bf16"), ("int2", "int4", "int8"), ("int8", "bf16"), ("bf16", "int4", "int2"))
+"""Formats of four groups, as targets narrow them; no two groups have one format at the same place twice."""
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("tie", [(0, 1), (1, 2), (0, 2), (3, 0), (0, 1, 3)])
+def test_tied_groups_take_the_same_format_whatever_its_place(name: str, tie: tuple[int, ...]) -> None:
+    formats = [format_ for names in LISTS for format_ in names]
+    group_P = np.repeat(np.arange(len(LISTS)), [len(names) for names in LISTS])
+    classes = sorted(set(formats))
+    rng = np.random.default_rng(0)
+    table = rng.random([len(LISTS[group]) for group in tie])
+    cost = Cost("time", "s", rng.random(len(formats)), (CostTerm(tie, table),))
+    problem = Problem(
+        rng.standard_normal(len(formats)),
+        np.zeros((len(formats), len(formats))),
+        group_P,
+        (Budget(cost, 2.9),),
+        ties=(tie,),
+        tie_class_P=np.array([classes.index(format_) for format_ in formats]),
+    )
+    best = np.inf  # by names: nothing here looks at positions or classes
+    for names in itertools.product(*LISTS):
+        if len({names[group] for group in tie}) == 1:
+            choice = [list(group_P).index(g) + LISTS[g].index(name_) for g, name_ in enumerate(names)]
+            place = tuple(LISTS[group].index(names[group]) for group in tie)
+            if cost.linear_P[choice].sum() + table[place] <= 2.9:
+                best = min(best, problem.linear_P[choice].sum())
+    answer = solver_of(name).solve(problem, time_limit_s=10, seed=0)
+    assert answer.choice_G is not None
+    assert len({formats[p] for p in answer.choice_G[list(tie)]}) == 1
+    assert answer.bound is not None and answer.bound <= best + 1e-12
+    if name != "greedy":
+        assert answer.objective == pytest.approx(best)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_groups_tied_without_a_common_format_are_infeasible(name: str) -> None:
+    # (a, b) and (c, a): were positions compared, a with c or b with a would pass.
+    problem = Problem(
+        np.zeros(4),
+        np.zeros((4, 4)),
+        np.array([0, 0, 1, 1]),
+        ties=((0, 1),),
+        tie_class_P=np.array([0, 1, 2, 3]),
+    )
+    answer = solver_of(name).solve(problem, time_limit_s=10, seed=0)
+    assert answer.termination is Termination.INFEASIBLE and answer.detail
+
+
+def test_two_options_of_one_class_in_a_group_are_refused() -> None:
+    problem = Problem(np.zeros(2), np.zeros((2, 2)), np.array([0, 0]), tie_class_P=np.array([1, 1]))
+    with pytest.raises(ValueError, match="two options of one class"):
+        make_solver("quadratic").solve(problem, time_limit_s=1, seed=0)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

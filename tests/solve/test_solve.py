@@ -10,11 +10,12 @@ from hpcmpq.config import SolverConfig
 from hpcmpq.errors import Infeasible, UserError
 from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.solve.constraints import allowed_options
-from hpcmpq.solve.formulate import make_problem, plan_costs, uniform_choices
+from hpcmpq.solve.formulate import constrained, make_problem, plan_costs, uniform_choices
 from hpcmpq.solve.frontier import frontier, sweep
 from hpcmpq.solve.frontier_points import SolvedPoints
 from hpcmpq.solve.settings import parse_budget
 from hpcmpq.solve.stage import solve
+from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.robust import robust_value
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.quadratic_file import read_quadratic, write_quadratic
@@ -79,6 +80,22 @@ def test_ties_choose_one_format(run):
         len({name for group, name in chosen.items() if ".0.self_attn" in group and "o_proj" not in group})
         == 1
     )
+
+
+def test_ties_compare_formats_where_targets_narrow_groups_to_different_lists():
+    plan = synthetic_plan()
+    narrowed = tuple(("int4", "bf16") if g % 2 == 0 else ("bf16",) for g in range(len(plan.space.groups)))
+    plan = replace(plan, space=replace(plan.space, formats=narrowed))
+    num_options = plan.space.num_options
+    settings = SolverConfig(**FAST, tie=(("*.0.self_attn.q_proj", "*.0.self_attn.k_proj"),))
+    # int4 is the better choice of every group that has it: only the tie asks for bf16.
+    losses_P = np.array([0.0 if option.format == "int4" else 1.0 for option in plan.space.options])
+    problem = constrained(plan, losses_P, np.zeros((num_options, num_options)), {}, settings)
+    answer = make_solver("quadratic").solve(problem, time_limit_s=5, seed=0)
+    assert answer.choice_G is not None and problem.is_feasible(answer.choice_G)
+    chosen = plan.space.assignment(answer.choice_G)
+    assert chosen["model.layers.0.self_attn.q_proj"] == "bf16"
+    assert sum(name == "int4" for name in chosen.values()) == 13
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,11 @@ def validate(problem: Problem) -> None:
     if problem.allowed_P is not None and problem.allowed_P.shape != (num_options,):
         raise ValueError(f"allowed_P has shape {problem.allowed_P.shape}, must be {(num_options,)}")
     size_G = np.bincount(problem.group_P)
+    if problem.tie_class_P is not None:
+        if problem.tie_class_P.shape != (num_options,):
+            raise ValueError(f"tie_class_P has shape {problem.tie_class_P.shape}, must be {(num_options,)}")
+        if len(np.unique(np.stack([problem.group_P, problem.tie_class_P]), axis=1).T) != num_options:
+            raise ValueError("tie_class_P has two options of one class in a group; a tie needs one at most")
     for tie in problem.ties:
         if any(not 0 <= g < problem.num_groups for g in tie):
             raise ValueError(f"tie {tie} names a group outside 0..{problem.num_groups - 1}")

@@ -12,34 +12,26 @@ from hpcmpq.solvers.compact.compact import Compact, Table
 
 
 def merge_ties(problem: Problem) -> Compact | str:
-    """One group per set of tied groups, forbidden options and infinite single costs removed."""
-    num_groups, offset_G = problem.num_groups, problem.offset_G
-    size_G = np.bincount(problem.group_P)
-    root_G = _tie_roots(problem)
-    roots, super_G = np.unique(root_G, return_inverse=True)
+    """One group per set of tied groups, forbidden options and infinite single costs removed.
+
+    A merged group has the options of its first member, in that order, whose class every member has and may choose.
+    """
+    roots, super_G = np.unique(_tie_roots(problem), return_inverse=True)
     allowed_P = (
         np.ones(len(problem.group_P), bool) if problem.allowed_P is None else problem.allowed_P.astype(bool)
     )
     budgets = [b for b in problem.budgets if b.limit != math.inf]
     for budget in budgets:
         allowed_P = allowed_P & np.isfinite(budget.cost.linear_P)
-    position_P = np.arange(len(problem.group_P)) - offset_G[problem.group_P]
-    num_positions = int(size_G.max())
-    count_SK = np.zeros((len(roots), num_positions), dtype=np.int64)
-    np.add.at(count_SK, (super_G[problem.group_P[allowed_P]], position_P[allowed_P]), 1)
+    option_GK = _tied_options(problem, roots[super_G], allowed_P)
+    count_SK = np.zeros((len(roots), option_GK.shape[1]), dtype=np.int64)
+    np.add.at(count_SK, super_G, option_GK >= 0)
     allowed_SK = count_SK == np.bincount(super_G)[:, None]
     if not allowed_SK.any(axis=1).all():
-        empty = int(np.flatnonzero(~allowed_SK.any(axis=1))[0])
-        members = [
-            problem.group_names[g] if problem.group_names else str(g)
-            for g in np.flatnonzero(super_G == empty).tolist()
-        ]
-        together = " (tied)" if len(members) > 1 else ""
-        return f"no option is allowed for group {', '.join(members)}{together}; all are forbidden or cost inf"
-    kept_P = allowed_SK[super_G[problem.group_P], position_P]
+        return _nothing_left(problem, np.flatnonzero(super_G == int(np.argmin(allowed_SK.any(axis=1)))))
     new_SK = np.cumsum(allowed_SK.ravel()).reshape(allowed_SK.shape) - 1
-    order = np.flatnonzero(kept_P)
-    new_of_order = new_SK[super_G[problem.group_P[order]], position_P[order]]
+    group_M, position_M = np.nonzero(allowed_SK[super_G])
+    order, new_of_order = option_GK[group_M, position_M], new_SK[super_G[group_M], position_M]
     perm = np.argsort(new_of_order, kind="stable")
     order = order[perm]
     starts = np.flatnonzero(np.append(True, np.diff(new_of_order[perm]) > 0))
@@ -50,19 +42,46 @@ def merge_ties(problem: Problem) -> Compact | str:
         len(budgets), len(starts)
     )
     limit_K = np.array([feasibility_limit(b) - b.cost.constant for b in budgets])
-    origin_GK = np.full((num_groups, num_positions), -1, dtype=np.int64)
-    rank_SK = np.cumsum(allowed_SK, axis=1) - 1
-    for group in range(num_groups):
-        positions = np.flatnonzero(allowed_SK[super_G[group]])
-        origin_GK[group, rank_SK[super_G[group], positions]] = offset_G[group] + positions
+    origin_GK = np.full_like(option_GK, -1)
+    origin_GK[group_M, new_SK[super_G[group_M], position_M] - offset_H[super_G[group_M]]] = option_GK[
+        group_M, position_M
+    ]
+    place_GK = origin_GK - problem.offset_G[:, None]
     tables = tuple(
-        _merged_table(k, term.groups, term.table, super_G, allowed_SK)
+        _merged_table(
+            k, term.groups, term.table, super_G, [place_GK[g, : count_S[super_G[g]]] for g in term.groups]
+        )
         for k, b in enumerate(budgets)
         for term in b.cost.terms
     )
     return Compact(
         linear_P, quad_PP, offset_H, cost_KP, limit_K, tables, problem.constant, 1.0, origin_GK, super_G
     )
+
+
+def _tied_options(problem: Problem, root_G: np.ndarray, allowed_P: np.ndarray) -> np.ndarray:
+    """Every group's allowed option of the class of each option of its root, int64 [G, K]; −1 where there is none."""
+    offset_G, size_G = problem.offset_G, np.bincount(problem.group_P)
+    position_P = np.arange(len(problem.group_P)) - offset_G[problem.group_P]
+    if problem.tie_class_P is None:
+        class_P = position_P
+    else:
+        class_P = np.unique(problem.tie_class_P, return_inverse=True)[1]
+    option_GC = np.full((problem.num_groups, int(class_P.max()) + 1), -1, dtype=np.int64)
+    option_GC[problem.group_P[allowed_P], class_P[allowed_P]] = np.flatnonzero(allowed_P)
+    class_GK = np.full((problem.num_groups, int(size_G.max())), -1, dtype=np.int64)
+    class_GK[problem.group_P, position_P] = class_P
+    wanted_GK = class_GK[root_G]
+    found_GK: np.ndarray = np.take_along_axis(option_GC, np.maximum(wanted_GK, 0), axis=1)
+    return np.where(wanted_GK >= 0, found_GK, -1)
+
+
+def _nothing_left(problem: Problem, members: np.ndarray) -> str:
+    """The sentence about tied groups, or one group, without an option."""
+    names = ", ".join(problem.group_names[g] if problem.group_names else str(g) for g in members.tolist())
+    if len(members) == 1:
+        return f"no option is allowed for group {names}; all are forbidden or cost inf"
+    return f"no option is allowed for group {names} (tied); what they share is forbidden, costs inf, or is nothing"
 
 
 def _tie_roots(problem: Problem) -> np.ndarray:
@@ -108,12 +127,19 @@ def _clean(quad_PP: np.ndarray, offset_H: np.ndarray) -> bool:
 
 
 def _merged_table(
-    budget: int, groups: tuple[int, ...], table: np.ndarray, super_G: np.ndarray, allowed_SK: np.ndarray
+    budget: int, groups: tuple[int, ...], table: np.ndarray, super_G: np.ndarray, places: list[np.ndarray]
 ) -> Table:
-    """A joint table over merged groups: tied axes become one diagonal axis."""
-    supers = super_G[list(groups)]
-    unique = list(dict.fromkeys(supers.tolist()))
-    axes = [np.flatnonzero(allowed_SK[s]) for s in unique]
-    grids = np.meshgrid(*axes, indexing="ij")
-    index = tuple(grids[unique.index(s)] for s in supers.tolist())
-    return Table(budget, tuple(int(s) for s in unique), table[index])
+    """A joint table over merged groups: tied axes become one diagonal axis.
+
+    Args:
+        budget: The table's.
+        groups: Of its axes.
+        table: Before merging.
+        super_G: Merged group of every group.
+        places: For every axis the place in the table of each option of its merged group.
+    """
+    supers = super_G[list(groups)].tolist()
+    unique = list(dict.fromkeys(supers))
+    grids = np.meshgrid(*[np.arange(len(places[supers.index(s)])) for s in unique], indexing="ij")
+    index = tuple(place[grids[unique.index(s)]] for s, place in zip(supers, places, strict=True))
+    return Table(budget, tuple(unique), table[index])
