@@ -42,6 +42,10 @@ class Infeasible(Exception):
     """No assignment meets the budgets: exit status 3. The message says the smallest reachable value."""
 
 
+class InvalidBound(Exception):
+    """A proven bound that a feasible assignment refutes: a bug of ours or of a library, never the input's."""
+
+
 class Interrupted(BaseException):
     """Stopped by a signal with everything finished so far on disk: exit status 75, same command goes on.
 

@@ -18,7 +18,8 @@ from hpcmpq.problem import Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solve.formulate import known_cost, make_problem, plan_costs, uniform_choices
 from hpcmpq.solve.frontier_points import SolvedPoints, open_points, remove_points
-from hpcmpq.solve.outcome import find_solution, objective_value
+from hpcmpq.solve.outcome import find_solution, objective_value, value_size
+from hpcmpq.solvers.valid_bound import lowered
 from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
@@ -139,8 +140,7 @@ def sweep(
         known = [b for b in (bound, solution.bound) if b is not None]
         if known and solution.choice_G is not None:
             bound = max(known)
-            objective = objective_value(problems[place], model, settings, solution.choice_G)
-            solutions[place] = _with(solution, solution.choice_G, problems[place], objective, bound)
+            solutions[place] = _with(solution, solution.choice_G, problems[place], model, settings, bound)
     return solutions
 
 
@@ -152,14 +152,26 @@ def _solve_from(
     if hint_G is not None:
         objective = objective_value(problem, model, settings, hint_G)
         if solution.objective is None or objective < solution.objective:
-            return _with(solution, hint_G, problem, objective, solution.bound)
+            return _with(solution, hint_G, problem, model, settings, solution.bound)
     return solution
 
 
 def _with(
-    solution: Solution, choice_G: np.ndarray, problem: Problem, objective: float, bound: float | None
+    solution: Solution,
+    choice_G: np.ndarray,
+    problem: Problem,
+    model: QuadraticModel,
+    settings: SolverConfig,
+    bound: float | None,
 ) -> Solution:
-    bound = None if bound is None else min(bound, objective)
+    """The solution with another choice or bound.
+
+    Raises:
+        InvalidBound: If the bound is above the choice's objective by more than rounding.
+    """
+    objective = objective_value(problem, model, settings, choice_G)
+    if bound is not None:
+        bound = lowered(bound, objective, value_size(problem, model, settings, choice_G))
     termination = Termination.TIME_LIMIT
     if bound is not None and relative_gap(objective, bound) <= 1e-6:
         termination = Termination.OPTIMAL

@@ -25,9 +25,10 @@ from hpcmpq.solve.costs.latency import original_latency_s
 from hpcmpq.solve.formulate import known_cost, make_problem, plan_costs
 from hpcmpq.solve.outcome import describe
 from hpcmpq.solvers import make_solver
-from hpcmpq.solvers.answer import PROVEN_GAP, rounding
+from hpcmpq.solvers.answer import PROVEN_GAP
 from hpcmpq.solvers.least_cost import least_cost
 from hpcmpq.solvers.reachable import open_budget
+from hpcmpq.solvers.valid_bound import cost_size, lowered, rounding
 from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
@@ -239,7 +240,7 @@ def _by_halving(problem: Problem, cost: Cost, limit: LossLimit, settings: Solver
         Termination.OPTIMAL if optimal else termination,
         best_G,
         high,
-        None if bound is None else min(bound, high),
+        None if bound is None else lowered(bound, high, cost_size(cost, best_G, problem.offset_G)),
         {},
         time.perf_counter() - started,
     )

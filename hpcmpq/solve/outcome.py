@@ -13,7 +13,8 @@ from hpcmpq.problem import Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solve.formulate import cost_values, uniform_choices
 from hpcmpq.solvers import make_solver
-from hpcmpq.solvers.robust import robust_value, solve_robust
+from hpcmpq.solvers.robust import robust_size, robust_value, solve_robust
+from hpcmpq.solvers.valid_bound import objective_size
 
 
 def solve_problem(
@@ -85,6 +86,15 @@ def objective_value(
         batches = robust_batches(model, settings)
         return problem.constant + robust_value(*batches, choice_G, settings.robust_k)
     return problem.objective(choice_G)
+
+
+def value_size(
+    problem: Problem, model: QuadraticModel, settings: SolverConfig, choice_G: np.ndarray
+) -> float:
+    """Sum of the absolute values of the summands of `objective_value`."""
+    if settings.robust_k > 0:
+        return robust_size(problem, *robust_batches(model, settings), choice_G, settings.robust_k)
+    return objective_size(problem, choice_G)
 
 
 def assignment_values(

@@ -9,6 +9,7 @@ from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.compact.presolve import presolve
 from hpcmpq.solvers.cp_sat.integer import solve_linear
 from hpcmpq.solvers.reachable import infeasible_sentence, smallest_cost
+from hpcmpq.solvers.valid_bound import lowered, objective_size, rounding
 
 PROVEN_GAP = 1e-6
 """Relative gap under which a solution counts as optimal."""
@@ -27,6 +28,9 @@ def solution(
 
     A bound above the objective by rounding is lowered to it, and one below it by no more than the rounding of the
     objective's own sum is raised to it: at an objective of zero no gap would ever close otherwise.
+
+    Raises:
+        InvalidBound: If the bound is above the objective by more than rounding.
     """
     seconds = time.perf_counter() - started
     if choice_G is None:
@@ -42,6 +46,7 @@ def solution(
     choice_G = np.asarray(choice_G, dtype=np.int64)
     objective = problem.objective(choice_G)
     if bound is not None:
+        bound = lowered(bound, objective, objective_size(problem, choice_G))
         near = objective - bound <= rounding(problem, choice_G)
         bound = objective if near else bound if np.isfinite(bound) else None
     costs = problem.costs(choice_G)
@@ -50,13 +55,6 @@ def solution(
     return Solution(
         Termination.OPTIMAL if proven else otherwise, choice_G, objective, bound, costs, seconds, detail
     )
-
-
-def rounding(problem: Problem, choice_G: np.ndarray) -> float:
-    """What the objective of a choice is uncertain by as a sum of floating-point numbers."""
-    size = abs(problem.constant) + float(np.abs(problem.linear_P[choice_G]).sum())
-    size += 0.5 * float(np.abs(problem.quad_PP[np.ix_(choice_G, choice_G)]).sum())
-    return 16.0 * float(np.finfo(np.float64).eps) * size + 1e-280
 
 
 def infeasible(sentence: str, started: float) -> Solution:

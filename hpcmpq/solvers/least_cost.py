@@ -10,6 +10,7 @@ from hpcmpq.solvers.answer import PROVEN_GAP, explain
 from hpcmpq.solvers.compact.ties import merge_ties
 from hpcmpq.solvers.cp_sat.integer import solve_linear
 from hpcmpq.solvers.reachable import open_budget
+from hpcmpq.solvers.valid_bound import cost_size, lowered
 
 
 def least_cost(
@@ -64,7 +65,7 @@ def least_cost(
     choice_G = compact.expand(answer.choice_G)
     value = cost.value(choice_G, problem.offset_G)
     if bound is not None:
-        bound = min(bound, value)
+        bound = lowered(bound, value, cost_size(cost, choice_G, problem.offset_G))
     proven = bound is not None and value - bound <= PROVEN_GAP * abs(value) + 1e-280
     termination = Termination.OPTIMAL if proven else Termination.TIME_LIMIT
     return Solution(termination, choice_G, value, bound, problem.costs(choice_G), seconds)

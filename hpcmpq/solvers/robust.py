@@ -23,6 +23,7 @@ import numpy as np
 from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.solvers.quadratic import QuadraticSolver
 from hpcmpq.solvers.search.robust_descent import descend, mean_and_spread
+from hpcmpq.solvers.valid_bound import lowered
 
 
 def robust_value(
@@ -72,7 +73,7 @@ def solve_robust(
         )
     if not deviations >= 0:
         raise ValueError(f"deviations is {deviations}; must be ≥ 0")
-    started = time.perf_counter()
+    started, batches = time.perf_counter(), (batch_linear_BP, batch_quad_BPP)
     weight_B = np.zeros(num_batches)
     best: Solution | None = None
     bound = -np.inf
@@ -89,7 +90,9 @@ def solve_robust(
             mixed, time_limit_s=left_s / (rounds - done), seed=seed, hint_G=choice_G
         )
         if answer.choice_G is None:
-            return answer if best is None else _final(best, bound, started)
+            if best is None or best.choice_G is None:
+                return answer
+            return _final(best, bound, robust_size(problem, *batches, best.choice_G, deviations), started)
         choice_G = answer.choice_G
         if answer.bound is not None:
             bound = max(bound, answer.bound)
@@ -107,20 +110,35 @@ def solve_robust(
             break
         weight_B = moved_B
     assert best is not None and best.choice_G is not None
+    choice_G = best.choice_G
     if deviations > 0:
         choice_G = descend(
-            problem, batch_linear_BP, batch_quad_BPP, best.choice_G, deviations, started + time_limit_s
+            problem, batch_linear_BP, batch_quad_BPP, choice_G, deviations, started + time_limit_s
         )
         objective = problem.constant + robust_value(batch_linear_BP, batch_quad_BPP, choice_G, deviations)
         best = replace(best, choice_G=choice_G, objective=objective, costs=problem.costs(choice_G))
-    return _final(best, bound, started)
+    return _final(best, bound, robust_size(problem, *batches, choice_G, deviations), started)
 
 
-def _final(best: Solution, bound: float, started: float) -> Solution:
+def robust_size(
+    problem: Problem,
+    batch_linear_BP: np.ndarray,
+    batch_quad_BPP: np.ndarray,
+    choice_G: np.ndarray,
+    deviations: float,
+) -> float:
+    """Sum of the absolute values of the summands of the robust objective, in the reweighted form of largest weights."""
+    quad_BGG = np.abs(batch_quad_BPP[:, choice_G[:, None], choice_G[None, :]])
+    size_B = np.abs(batch_linear_BP[:, choice_G]).sum(axis=1) + 0.5 * quad_BGG.sum(axis=(1, 2))
+    most = 1.0 / len(size_B) + deviations / np.sqrt(max(1, len(size_B) - 1))
+    return abs(problem.constant) + most * float(size_B.sum())
+
+
+def _final(best: Solution, bound: float, size: float, started: float) -> Solution:
     assert best.objective is not None
     final = replace(
         best,
-        bound=min(bound, best.objective) if np.isfinite(bound) else None,
+        bound=lowered(bound, best.objective, size) if np.isfinite(bound) else None,
         seconds=time.perf_counter() - started,
     )
     proven = final.gap is not None and final.gap <= 1e-6

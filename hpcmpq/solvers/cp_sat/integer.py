@@ -3,6 +3,7 @@
 Axis letters: P options, G groups, K budgets, E products.
 """
 
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from hpcmpq.solvers.cp_sat.integer_costs import common_unit, integer_costs
 from hpcmpq.solvers.cp_sat.integer_program import Products, Program
 from hpcmpq.solvers.search.feasible import feasible_choice, lagrangian_floor
 
+_log = logging.getLogger(__name__)
+
 FINER = 16.0
 """A program is solved again when what its answer excludes makes the steps finer by this factor."""
 
@@ -26,7 +29,8 @@ class IntegerAnswer:
     Attributes:
         status: ``optimal``, ``feasible``, ``infeasible`` or ``unknown``.
         choice_G: Feasible choice or None.
-        bound: Lower bound on the linear objective (with `products`, on the quadratic one).
+        bound: Lower bound on the linear objective (with `products`, on the quadratic one); minus infinity where
+            nothing is proven.
     """
 
     status: str
@@ -80,20 +84,22 @@ def solve_linear(
         unit = program.unit()
         answer = _solve(program, deadline, seed, known_G, workers, round_up=False)
         if answer.choice_G is not None and not compact.feasible(answer.choice_G):
-            again = _solve(program, deadline, seed, known_G, workers, round_up=True)
-            answer = IntegerAnswer(
-                "feasible" if again.choice_G is not None else "unknown", again.choice_G, answer.bound
-            )
+            again_G = _solve(program, deadline, seed, known_G, workers, round_up=True).choice_G
+            again_G = None if again_G is None or not compact.feasible(again_G) else again_G
+            answer = IntegerAnswer("unknown" if again_G is None else "feasible", again_G, answer.bound)
         if answer.status == "infeasible":
             # With options left out, that says that nothing is better than what is known.
             return answer if known_G is None else IntegerAnswer(status, known_G, bound)
-        if known_G is not None and answer.bound > program.value(known_G) + unit:
-            return IntegerAnswer("feasible", known_G, bound)  # a proof that a feasible choice refutes
-        bound, status = max(bound, answer.bound), answer.status
+        status = answer.status
         if answer.choice_G is not None and (
             known_G is None or program.value(answer.choice_G) <= program.value(known_G)
         ):
             known_G = answer.choice_G
+        proven = max(bound, answer.bound)
+        if known_G is not None and proven > program.value(known_G) + unit + program.rounding(known_G):
+            _log.warning("CP-SAT proves a bound that a feasible choice refutes; it is not used")
+            return IntegerAnswer("feasible", known_G, -np.inf if floor is None else floor.value)
+        bound = proven
         if status != "optimal" or known_G is None or floor is None:
             break
     if known_G is not None:
@@ -176,9 +182,12 @@ def _solve(
         choice_G = np.flatnonzero(
             [bool(a) and solver.value(v) for a, v in zip(alive_P, literals, strict=True)]
         )
-    found = solver.best_objective_bound
-    bound = -np.inf if not np.isfinite(found) else (found - rounding) * unit + shift
-    return IntegerAnswer(name, choice_G, np.inf if name == "infeasible" else float(bound))
+    if name == "unknown":
+        assert status == cp_model.UNKNOWN, model.validate()
+        return unknown  # its `best_objective_bound` is 0 then, whatever the problem
+    if name == "infeasible":
+        return IntegerAnswer(name, None, np.inf)
+    return IntegerAnswer(name, choice_G, float((solver.best_objective_bound - rounding) * unit + shift))
 
 
 def _interruptible(solver: Any, model: Any) -> Any:

@@ -36,16 +36,24 @@ class Program:
 
     def value(self, choice_G: np.ndarray) -> float:
         """The objective at a choice."""
-        value = float(self.value_P[choice_G].sum())
+        return sum(float(part.sum()) for part in self._summands(choice_G))
+
+    def rounding(self, choice_G: np.ndarray) -> float:
+        """What `value` is uncertain by as a sum of floating-point numbers."""
+        size = sum(float(np.abs(part).sum()) for part in self._summands(choice_G))
+        return 16.0 * float(np.finfo(np.float64).eps) * size
+
+    def _summands(self, choice_G: np.ndarray) -> list[np.ndarray]:
+        parts = [self.value_P[choice_G]]
         for table in self.value_tables:
             groups = np.array(table.groups)
-            value += float(table.table[tuple(choice_G[groups] - self.compact.offset_H[groups])])
+            parts.append(table.table[tuple(choice_G[groups] - self.compact.offset_H[groups])])
         if self.products is not None:
             chosen_P = np.zeros(self.compact.num_options, bool)
             chosen_P[choice_G] = True
             p_E, q_E, value_E = self.products
-            value += float(value_E[chosen_P[p_E] & chosen_P[q_E]].sum())
-        return value
+            parts.append(value_E[chosen_P[p_E] & chosen_P[q_E]])
+        return parts
 
     def unit(self) -> float:
         """The objective's integer step."""

@@ -7,37 +7,15 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.proof.enumerate import exhaust
+from hpcmpq.solvers.proof.incumbent import Incumbent, first_incumbent
 from hpcmpq.solvers.proof.node import Node, advance, all_pairs, exclude, make_node, preconditioner, shrink
 from hpcmpq.solvers.search.tabu import polish, search
-
-PROOF = 4e-7
-"""Choices better by less than this, relative, are not looked for: under the 1e-6 that counts as optimal."""
-
-
-@dataclass
-class Incumbent:
-    """The best choice so far, of the original problem's groups.
-
-    Attributes:
-        choice_G: Original choice.
-        objective: In units of the compact objective of the root.
-        zero: Where the original objective is zero in that unit.
-    """
-
-    choice_G: np.ndarray
-    objective: float
-    zero: float
-
-    @property
-    def cutoff(self) -> float:
-        """Only choices below this are of interest."""
-        return self.objective - PROOF * abs(self.objective - self.zero)
+from hpcmpq.solvers.valid_bound import lowered
 
 
 def prove(
@@ -53,7 +31,7 @@ def prove(
         log: Receives one line per node.
     """
     shift = root.original_objective(0.0)
-    incumbent = Incumbent(root.expand(choice_G), root.objective(choice_G), -shift / root.scale)
+    incumbent = first_incumbent(root, choice_G)
     proof = _Proof(root, shift, incumbent, deadline, seed, log)
     node = make_node(root, all_pairs(root), preconditioner(root, choice_G))
     bound = proof.run(node)
@@ -116,6 +94,8 @@ class _Proof:
             if done == 0:
                 return node, bound
             bound = max(bound, node.bound + add)
+            if is_root and not marks:  # nothing is excluded yet: it holds for the incumbent too
+                lowered(bound, self.incumbent.objective, self.incumbent.size)
             marks.append(bound)
             if bound >= self.incumbent.cutoff:
                 return None
@@ -161,11 +141,8 @@ class _Proof:
         compact, lift = node.compact, node.relaxation.lift
         add = self.offset(compact)
         if certificate is None or not np.isfinite(certificate.value):
-            value, own_P, pair_PP = (
-                -1e30,
-                np.zeros(compact.num_options),
-                np.zeros_like(node.allowed_PP, dtype=float),
-            )
+            value, own_P = -1e30, np.zeros(compact.num_options)
+            pair_PP = np.zeros_like(node.allowed_PP, dtype=float)
             space = float(np.log(np.diff(compact.offset_H)).sum())
             if space > np.log(5e4):
                 return False
