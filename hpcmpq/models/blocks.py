@@ -38,9 +38,12 @@ def block_numbers(model: nn.Module, names: Sequence[str]) -> list[int | None]:
 
 
 def largest_list(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The modules of the list that holds most parameters."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
-    if not lists:
-        raise UserError("the model has no list of blocks to stream; set model.stream: false")
-    largest = max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
-    return tuple(largest)
+    """The blocks of the list that holds most parameters.
+
+    Raises:
+        UserError: If the model has no list of at least two blocks.
+    """
+    for _, blocks in block_lists(model):
+        if isinstance(blocks, nn.ModuleList):
+            return tuple(blocks)
+    raise UserError("the model has no list of blocks to stream; set model.stream: false")

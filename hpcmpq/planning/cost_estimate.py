@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hpcmpq.config import Config
 from hpcmpq.models.chain.chain import Inputs
 from hpcmpq.models.chain.find_chain import find_chain
+from hpcmpq.models.chain.places import Places, first_block, is_outside, places_of_groups
 from hpcmpq.models.outputs import forward
 from hpcmpq.plan import WorkUnit
 from hpcmpq.quantized.variants import KEPT_BYTES
@@ -81,8 +82,9 @@ def estimate_cost(
     num_features = z_NTV.shape[1] * (probes or z_NTV.shape[2])
     forwards = 1.0
     num_blocks = None if chain is None else len(chain.blocks)
-    for group, formats in zip(space.groups, space.formats, strict=True):
-        forwards += len(formats) * _share(group.block, num_blocks)
+    places = [None] * len(space.groups) if chain is None else places_of_groups(chain, model, space.groups)
+    for place, formats in zip(places, space.formats, strict=True):
+        forwards += len(formats) * (1.0 if place is None else _share(place))
     macs = sum(group.macs for group in space.groups) * num_samples
     seconds = None
     if block_bytes is None:
@@ -99,11 +101,10 @@ def estimate_cost(
     )
 
 
-def _share(block: int | None, num_blocks: int | None) -> float:
-    """Share of a forward pass that an option of a group in `block` runs."""
-    if num_blocks is None or block is None:
-        return 1.0
-    return (num_blocks - block - 1 + SPAWNED_SHARE) / num_blocks
+def _share(places: Places) -> float:
+    """Share of a forward pass that an option of a group at these places of a chain runs."""
+    num_blocks = len(places) - 1
+    return 1.0 if is_outside(places) else (num_blocks - first_block(places) - 1 + SPAWNED_SHARE) / num_blocks
 
 
 def _options(space: SearchSpace, unit: WorkUnit) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hpcmpq.models.chain.chain import Chain
+from hpcmpq.models.chain.places import first_block, is_outside, places_of_groups
 from hpcmpq.models.weights import swapped
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.low_precision import Products
@@ -31,7 +32,7 @@ class Changes:
     _names: list[list[dict[str, str]]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._names = _parameter_names(self.chain, self.variants)
+        self._names = places_of_groups(self.chain, self.variants.model, self.variants.space.groups)
 
     def group(self, option: int) -> int:
         """Index of an option's group."""
@@ -43,7 +44,7 @@ class Changes:
 
     def is_outside(self, option: int) -> bool:
         """Whether an option changes weights of prologue or epilogue."""
-        return bool(self._names[self.group(option)][0])
+        return is_outside(self._names[self.group(option)])
 
     def is_inside(self, option: int, k: int) -> bool:
         """Whether an option changes weights of block k."""
@@ -51,7 +52,7 @@ class Changes:
 
     def first_block(self, option: int) -> int:
         """The first block that an option changes; 0 for weights of prologue or epilogue."""
-        return max(0, next(place for place, names in enumerate(self._names[self.group(option)]) if names) - 1)
+        return first_block(self._names[self.group(option)])
 
     def inside(self, members: list[int], k: int) -> tuple[Tensors, Tensors, Tensors]:
         """Weights to replace, by block k's own names, errors of low-precision products, and the number of each
@@ -106,28 +107,6 @@ class Changes:
     def _quantized(self, option: int) -> Tensors:
         chosen = self.variants.space.options[option]
         return self.variants.quantized(self.variants.space.groups[chosen.group], chosen.format)
-
-
-def _parameter_names(chain: Chain, variants: Variants) -> list[list[dict[str, str]]]:
-    """{model's name: block's own name} of every group's parameters and products, by place: outside, block 0, 1, ..."""
-    places: dict[int, list[tuple[int, str]]] = {}
-    for k, block in enumerate(chain.blocks):
-        for own_name, parameter in block.named_parameters():
-            places.setdefault(id(parameter), []).append((k + 1, own_name))
-        for own_name, module in block.named_modules():
-            places.setdefault(id(module), []).append((k + 1, own_name))
-    names: list[list[dict[str, str]]] = []
-    for group in variants.space.groups:
-        names.append([{} for _ in range(len(chain.blocks) + 1)])
-        for member in group.members:
-            parameter = variants.model.get_parameter(member.parameter)
-            for place, own_name in places.get(id(parameter), [(0, member.parameter)]):
-                names[-1][place][member.parameter] = own_name
-        for product in group.products:
-            module = variants.model.get_submodule(product.module)
-            for place, own_name in places.get(id(module), [(0, product.module)]):
-                names[-1][place][product.module] = own_name
-    return names
 
 
 def _stacked(lists: dict[str, list[Tensor]]) -> Tensors:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.config import CalibrationConfig, Config, ModelConfig, SensitivityConfig
@@ -66,3 +67,27 @@ def test_prediction_is_within_the_stated_factor_of_the_measured(
     num_options = plan.space.num_options
     assert 0.4 * num_options < predicted["forwards"] <= num_options + 1
     assert (predicted["seconds"] is None) == stream
+
+
+def units_and_pools() -> nn.Module:
+    """Convolutions of equal cost with pooling between them that keeps the size: eight layers, four with weights."""
+    torch.manual_seed(0)
+    unit = [nn.Conv2d(4, 4, 3, padding=1), nn.MaxPool2d(3, 1, 1)]
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(3, 1, 1), *unit, *unit, *unit[:1], nn.Flatten(),
+        nn.Linear(256, 10)).eval().requires_grad_(False)  # fmt: skip
+
+
+def test_shares_are_counted_in_the_blocks_that_run(tmp_path: Path):
+    """Numbers of a list's modules are no numbers of blocks: a pool between two convolutions is no block of its own."""
+    run = RunDir(tmp_path / "run")
+    config = Config(
+        ModelConfig(factory="tests.planning.test_cost_estimate:units_and_pools", device="cpu"),
+        CalibrationConfig("hpcmpq.examples.digits:calibration", 4, held_out=2),
+        formats=("int4",),
+    )
+    plan = prepare(config, run, ())
+    predicted = read_json(run.file("cost.json"), "")
+    assert predicted["engine"] == "wavefront"
+    # The original once; then options that start at 0, 1/4, 1/2, 3/4 of the way at the earliest.
+    assert 1.0 < predicted["forwards"] < 1.0 + len(plan.space.groups)
+    assert predicted["forwards"] > 1.0 + 0.3 * len(plan.space.groups)
