@@ -1,6 +1,7 @@
 """A config that names an engine is narrowed to what it holds, before anything is measured."""
 
 import pytest
+import torch
 from torch import nn
 
 from hpcmpq.config import GroupsConfig, parse_config
@@ -81,6 +82,89 @@ def test_layers_that_the_engine_fuses_share_a_group(tiny_model, tiny_inputs):
     assert names_of(groups) == block * 2
     own = GroupsConfig(tie=(("q_proj", "k_proj", "v_proj"),))
     assert deployable_groups(tiny_model("llama"), own, tiny_inputs("llama"), VLLM) == groups
+
+
+SIZE = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8,
+    "num_key_value_heads": 1, "vocab_size": 50, "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
+    "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "q_lora_rank": 8, "kv_lora_rank": 8,
+    "pad_token_id": 0, "first_k_dense_replace": 2, "n_routed_experts": 4, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+# Of each family, the layers that vLLM 0.32.0 builds as one, from its own class for the model.
+FUSED = {
+    "Qwen3_5": {"in_proj_qkv in_proj_z", "in_proj_a in_proj_b", "k_proj q_proj v_proj", "gate_proj up_proj"},
+    "DeepseekV3": {"kv_a_proj_with_mqa q_a_proj", "gate_proj up_proj"},
+    "Mixtral": {"k_proj q_proj v_proj"},
+    "Phi3": set(),
+    "OPT": {"k_proj q_proj v_proj"},
+    "Bert": {"key query value"},
+}
+CLASSES = {"Qwen3_5": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM"), "Bert": ("BertConfig", "BertForMaskedLM")}
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_vllm_ties_what_it_fuses_for_the_architecture(family):
+    import transformers
+
+    names = CLASSES.get(family, (f"{family}Config", f"{family}ForCausalLM"))
+    values = {
+        key: value
+        for key, value in SIZE.items()
+        if family == "Qwen3_5" or not key.startswith(("linear", "layer_"))
+    }
+    if family in ("OPT", "Bert"):
+        values = {
+            key: values[key]
+            for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+        }
+    if family == "DeepseekV3":
+        del values["head_dim"]
+    torch.manual_seed(0)
+    config = getattr(transformers, names[0])(**values)
+    model = getattr(transformers, names[1])(config).eval().requires_grad_(False)
+    model.config.architectures = [names[1]]  # as a saved one says
+    inputs = {"input_ids": torch.randint(1, 50, (1, 7))}
+    excluded = GroupsConfig(exclude={"Mixtral": ("*experts*",), "Qwen3_5": ("*conv1d",)}.get(family, ()))
+    tied = {
+        " ".join(sorted(names))
+        for names in names_of(deployable_groups(model, excluded, inputs, VLLM))
+        if len(names) > 1
+    }
+    assert tied == FUSED[family]
+
+
+class Experts(nn.Module):
+    """Two layers of experts in lists, as transformers 4 and models with code of their own keep them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleDict({"gate": nn.Linear(8, 2), "experts": nn.ModuleList(
+            nn.ModuleDict({name: nn.Linear(8, 8) for name in ("gate_proj", "up_proj", "down_proj")}) for _ in range(2)
+        ), "gate_proj": nn.Linear(8, 8), "up_proj": nn.Linear(8, 8)}) for _ in range(2))  # fmt: skip
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            share = layer["gate"](input).softmax(-1)
+            share = share * (share >= share.topk(1).values)
+            made = [e["down_proj"](e["gate_proj"](input) * e["up_proj"](input)) for e in layer["experts"]]
+            input = (torch.stack(made, -1) * share.unsqueeze(-2)).sum(-1)
+            input = input + layer["gate_proj"](input) * layer["up_proj"](input)
+        return self.head(input)
+
+
+def test_all_experts_of_a_layer_share_a_format_where_the_engine_wants_it(caplog):
+    torch.manual_seed(0)
+    with caplog.at_level("INFO"):
+        groups = deployable_groups(Experts(), GroupsConfig(), {"input": torch.randn(1, 5, 8)}, VLLM)
+    experts = "{experts.*.gate_proj,experts.*.up_proj,experts.*.down_proj}"
+    assert [(group.name, len(group.members)) for group in groups] == [
+        (f"layers.{layer}.{name}", count)
+        for layer in range(2)
+        for name, count in ((experts, 6), ("{gate_proj,up_proj}", 2))
+    ]
+    assert "is not known: those that it fuses in most models share a format" in caplog.text
 
 
 def test_other_targets_leave_groups_alone(tiny_model, tiny_inputs):

@@ -13,13 +13,14 @@ from hpcmpq.errors import UserError
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.data.sources import read_source
 from hpcmpq.models.data.tokens import to_samples
+from hpcmpq.models.deployable import fused_layers
 from hpcmpq.models.description import ModelDescription, describe_model, read_model_json
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
 from hpcmpq.models.streaming import shapes_only
 from hpcmpq.space import Group
 from hpcmpq.store.whole_files import replacing
-from hpcmpq.targets import FUSED
+from hpcmpq.targets import TARGETS
 
 SEQUENCE_LENGTH, SHORTEST = 512, 16
 """Tokens of a sample: as many as the model and the data allow between these."""
@@ -84,7 +85,7 @@ def _grouped(
 ) -> tuple[tuple[Group, ...], tuple[tuple[str, ...], ...]]:
     alone = find_groups(model, GroupsConfig(), inputs)
     lasts = {group.name.rpartition(".")[2] for group in alone}
-    ties = tuple(rule for rule in FUSED if lasts.issuperset(rule))
+    ties = tuple(rule for rule in fused_layers(model, TARGETS["vllm"]) if lasts.issuperset(rule))
     return (find_groups(model, GroupsConfig(tie=ties), inputs) if ties else alone), ties
 
 

@@ -1,6 +1,8 @@
 """The groups of a model that an engine is to run: layers that it can hold, fused as it fuses them."""
 
 import dataclasses
+import logging
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -12,6 +14,11 @@ from hpcmpq.models.groups import find_groups
 from hpcmpq.models.weights import holder_of
 from hpcmpq.space import Group
 from hpcmpq.targets import Target
+
+_log = logging.getLogger(__name__)
+
+_EXPERT = re.compile(r"(?:^|\.)experts\.\d+\.(\w+)$")
+"""A layer of one expert among a list of them, by its own name."""
 
 
 def deployable_groups(
@@ -34,19 +41,35 @@ def deployable_groups(
                 f"target {target.name} holds linear layers only, {name} is a {type(module).__name__}; add it to "
                 "groups.exclude"
             )
-    _check_whole(model, searched, target)
-    rules = _missing_rules(searched, config.tie, target)
+    fused = fused_layers(model, target)
+    _check_whole(model, searched, target, fused)
+    rules = _missing_rules(searched, config.tie, target, fused)
     if not rules:
         return groups
     return find_groups(model, dataclasses.replace(config, tie=(*config.tie, *rules)), sample_inputs)
 
 
-def _check_whole(model: nn.Module, searched: Sequence[str], target: Target) -> None:
+def fused_layers(model: nn.Module, target: Target) -> tuple[tuple[str, ...], ...]:
+    """Tie rules: last names of layers that an engine runs as one matrix in this model; says so if it has to guess."""
+    names = getattr(getattr(model, "config", None), "architectures", None) or [""]
+    fused = target.fused(names[0])
+    if fused is not None:
+        return fused
+    _log.info(
+        "which layers of %s %s runs as one matrix is not known: those that it fuses in most models share a format",
+        names[0] or "this model", target.name,
+    )  # fmt: skip
+    return target.fused_otherwise
+
+
+def _check_whole(
+    model: nn.Module, searched: Sequence[str], target: Target, fused: Sequence[tuple[str, ...]]
+) -> None:
     """Refuse to search some of the layers that an engine runs as one matrix, and not the others."""
     there, known = set(searched), {name for name, _ in model.named_modules()}
     for name in searched:
         parent, _, last = name.rpartition(".")
-        for rule in target.fused:
+        for rule in fused:
             siblings = [f"{parent}.{other}" if parent else other for other in rule] if last in rule else []
             left_out = [sibling for sibling in siblings if sibling in known and sibling not in there]
             if left_out:
@@ -57,13 +80,19 @@ def _check_whole(model: nn.Module, searched: Sequence[str], target: Target) -> N
 
 
 def _missing_rules(
-    searched: Sequence[str], ties: Sequence[Sequence[str]], target: Target
+    searched: Sequence[str],
+    ties: Sequence[Sequence[str]],
+    target: Target,
+    fused: Sequence[tuple[str, ...]],
 ) -> list[tuple[str, ...]]:
-    lasts = {name.rpartition(".")[2] for name in searched}
-    rules = []
-    for fused in target.fused:
-        present = tuple(last for last in fused if last in lasts)
-        covering = [{last for last in present if _named(last, rule)} for rule in ties]
+    of_experts = [found[1] for name in searched if target.fuses_experts and (found := _EXPERT.search(name))]
+    rules = [tuple(f"experts.*.{last}" for last in dict.fromkeys(of_experts))] if of_experts else []
+    lasts = {
+        name.rpartition(".")[2] for name in searched if not (target.fuses_experts and _EXPERT.search(name))
+    }
+    for rule in fused:
+        present = tuple(last for last in rule if last in lasts)
+        covering = [{last for last in present if _named(last, own)} for own in ties]
         covering = [covered for covered in covering if covered]
         if covering and covering != [set(present)]:
             raise UserError(

@@ -180,20 +180,28 @@ def _is_head(layer: Layer) -> bool:
 
 
 def _tie(model: nn.Module, layers: Sequence[Layer], rules: Sequence[Sequence[str]]) -> tuple[Group, ...]:
-    """Groups of the chosen layers: one each, or fused by the rule that names them."""
+    """Groups of the chosen layers: one each, or fused by the rule that names them.
+
+    A pattern speaks of the last parts of a name, as many as it has; what comes before is the common parent. Where
+    patterns of several lengths fit, the longest count: `experts.*.up_proj` before `up_proj`.
+    """
     bundles: dict[tuple[str, int], list[Layer]] = {}
+    named: dict[tuple[str, int], dict[str, None]] = {}
     hits: set[tuple[int, str]] = set()
     for position, layer in enumerate(layers):
-        parent, _, last = layer.names[0].rpartition(".")
-        found = [(r, p) for r, rule in enumerate(rules) for p in rule if fnmatchcase(last, p)]
+        name = layer.names[0]
+        found = [(r, p) for r, rule in enumerate(rules) for p in rule if fnmatchcase(_split(name, p)[1], p)]
+        longest = max((pattern.count(".") for _, pattern in found), default=0)
+        found = [(r, p) for r, p in found if p.count(".") == longest]
         hits.update(found)
         rule_indices = sorted({r for r, _ in found})
         if len(rule_indices) > 1:
             raise UserError(
-                f"groups.tie names {layer.names[0]} in {len(rule_indices)} rules; a module can be tied once"
+                f"groups.tie names {name} in {len(rule_indices)} rules; a module can be tied once"
             )
-        key = (parent, rule_indices[0]) if rule_indices else (layer.names[0], -1 - position)
+        key = (_split(name, found[0][1])[0], rule_indices[0]) if found else (name, -1 - position)
         bundles.setdefault(key, []).append(layer)
+        named.setdefault(key, {}).update({p if longest else _split(name, p)[1]: None for _, p in found})
     for r, rule in enumerate(rules):
         for pattern in rule:
             if (r, pattern) not in hits:
@@ -204,16 +212,24 @@ def _tie(model: nn.Module, layers: Sequence[Layer], rules: Sequence[Sequence[str
                 )
     blocks = block_numbers(model, [bundle[0].names[0] for bundle in bundles.values()])
     return tuple(
-        Group(_group_name(bundle), tuple(_member(model, layer) for layer in bundle), block)
-        for bundle, block in zip(bundles.values(), blocks, strict=True)
+        Group(
+            _group_name(key[0], bundle, named[key]), tuple(_member(model, layer) for layer in bundle), block
+        )
+        for (key, bundle), block in zip(bundles.items(), blocks, strict=True)
     )
 
 
-def _group_name(bundle: Sequence[Layer]) -> str:
+def _split(name: str, pattern: str) -> tuple[str, str]:
+    """A module's name as its parent's, and as many last parts as the pattern has."""
+    parts = name.split(".")
+    cut = max(0, len(parts) - 1 - pattern.count("."))
+    return ".".join(parts[:cut]), ".".join(parts[cut:])
+
+
+def _group_name(parent: str, bundle: Sequence[Layer], named: Iterable[str]) -> str:
     if len(bundle) == 1:
         return bundle[0].names[0] or "weight"
-    parent = bundle[0].names[0].rpartition(".")[0]
-    lasts = ",".join(layer.names[0].rpartition(".")[2] for layer in bundle)
+    lasts = ",".join(named)
     return f"{parent}.{{{lasts}}}" if parent else f"{{{lasts}}}"
 
 

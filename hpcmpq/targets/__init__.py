@@ -12,6 +12,7 @@ from typing import Any
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, SCALE_BITS, Format, Quantizer
 from hpcmpq.space import Group, Member
+from hpcmpq.targets.vllm import GENERAL, fused_layers
 
 GGUF_TYPES = {"int4": "Q4_0", "int5": "Q5_0", "int8": "Q8_0", "bf16": "BF16"}
 """Block types whose grid is that of a symmetric integer format with groups of 32 (llama.cpp's ggml-common.h)."""
@@ -20,13 +21,6 @@ GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "q
 """`model_type` of transformers: llama.cpp's name of the architecture."""
 
 GGUF_BLOCK, GGUF_ALIGNMENT = 32, 32
-
-FUSED = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("query", "key", "value"),
-    ("gate_proj", "up_proj"),
-)
-"""Layers of one parent that engines run as one matrix, and therefore in one format."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +33,9 @@ class Target:
         formats: Formats that its file holds exactly and its kernels run.
         group_sizes: Values of `quantizer.group_size` that it takes; empty for any.
         symmetric: Whether codes must be centred on zero.
-        fused: Tie rules: last parts of module names that share a format.
+        fused: Architecture -> tie rules: last parts of module names that share a format; None if it is unknown.
+        fused_otherwise: Tie rules of an unknown architecture.
+        fuses_experts: Whether all experts of a layer share a format.
         member_bytes: Bytes of one weight's tensors and their entries in the file's directory.
         fixed_bytes: Bytes of a tensor that is not quantized: (name, shape, bytes of one number) -> bytes.
         model_types: `model_type` of the models that its file can describe; empty for any.
@@ -50,9 +46,11 @@ class Target:
     formats: tuple[str, ...]
     group_sizes: tuple[int | None, ...]
     symmetric: bool
-    fused: tuple[tuple[str, ...], ...]
     member_bytes: Callable[[Member, Format, Quantizer], int]
     fixed_bytes: Callable[[str, Sequence[int], int], int]
+    fused: Callable[[str], tuple[tuple[str, ...], ...] | None] = lambda architecture: ()
+    fused_otherwise: tuple[tuple[str, ...], ...] = ()
+    fuses_experts: bool = False
     model_types: tuple[str, ...] = ()
 
 
@@ -127,7 +125,6 @@ TARGETS: dict[str, Target] = {
         formats=(*_INTEGERS, "fp8_e4m3", "bf16"),
         group_sizes=(),
         symmetric=True,
-        fused=(),
         member_bytes=_compressed_bytes,
         fixed_bytes=_safetensors_bytes,
     ),
@@ -137,9 +134,11 @@ TARGETS: dict[str, Target] = {
         formats=(*_INTEGERS, "fp8_e4m3", "bf16"),
         group_sizes=(None, 32, 64, 128),
         symmetric=True,
-        fused=FUSED,
         member_bytes=_compressed_bytes,
         fixed_bytes=_safetensors_bytes,
+        fused=fused_layers,
+        fused_otherwise=GENERAL,
+        fuses_experts=True,
     ),
     "llama_cpp": Target(
         name="llama_cpp",
@@ -147,7 +146,6 @@ TARGETS: dict[str, Target] = {
         formats=tuple(GGUF_TYPES),
         group_sizes=(GGUF_BLOCK,),
         symmetric=True,
-        fused=(),
         member_bytes=_gguf_bytes,
         fixed_bytes=_gguf_fixed_bytes,
         model_types=tuple(GGUF_ARCHITECTURES),
