@@ -115,8 +115,11 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 
 def plan_from_json(values: dict[str, Any]) -> Plan:
     """The plan in the values of `plan.json`."""
+    config = values["config"]
+    # Plans made before the key was there keep their samples as they are.
+    calibration = {"special_tokens": None} | config["calibration"]
     return Plan(
-        config=values["config"],
+        config=config | {"calibration": calibration},
         space=SearchSpace(
             tuple(_group(group) for group in values["groups"]),
             tuple(tuple(names) for names in values["formats"]),

@@ -12,6 +12,7 @@ from hpcmpq.config import GroupsConfig, ModelConfig, is_factory
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.data.sources import read_source
+from hpcmpq.models.data.tokenization import find_tokenization
 from hpcmpq.models.data.tokens import to_samples
 from hpcmpq.models.deployable import fused_layers
 from hpcmpq.models.description import ModelDescription, describe_model, read_model_json
@@ -108,9 +109,10 @@ def _count(data: str, description: ModelDescription, length: int) -> tuple[Count
     if is_factory(data):
         raise UserError(f"--data {data} must be a file; write a factory into the config yourself")
     wanted = sum(count for count, _ in SHARES.values())
-    source = read_source(data, "--data", wanted)
+    source, place = read_source(data, "--data", wanted), f"--data {data}"
+    tokenization = find_tokenization(source, place, description, special_tokens=True)
     while True:
-        samples = to_samples(source, f"--data {data}", description, length)
+        samples = to_samples(source, place, description, length, tokenization)
         there = len(set(samples.content_hashes()))
         if there >= wanted:
             return Counts(length), samples

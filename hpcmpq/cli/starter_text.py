@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hpcmpq.models.data.tokens import BYTE_VOCAB
+from hpcmpq.models.data.tokenization import BYTE_VOCAB
 from hpcmpq.models.description import ModelDescription
 from hpcmpq.space import Group
 from hpcmpq.targets import TARGETS
@@ -70,6 +70,8 @@ def starter_text(
         f"  data: {json.dumps(data or placeholder)}",
         f"  num_samples: {counts.num_samples}",
         *([f"  sequence_length: {counts.sequence_length}"] if description.takes_tokens else []),
+        *(["  # special_tokens: false       # leave out what the tokenizer puts around a text, such as <bos>"]
+          if description.takes_tokens and description.has_tokenizer else []),
         f"  held_out: {counts.held_out}                  # samples that calibration never sees",
         "groups:" if ties else "# groups:",
         *(["  tie:                          # engines run these as one matrix: one format for each"] if ties else []),

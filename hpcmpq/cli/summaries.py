@@ -26,6 +26,10 @@ def planned(plan: Plan) -> None:
         f"{plan.config['sensitivity']['method']} sensitivities of {plan.config['objective']} "
         f"in {len(plan.units)} work units"
     )
+    if around := plan.facts.get("calibration.special_tokens"):
+        say(f"samples begin and end as the tokenizer has it: {around}")
+    elif not plan.config["calibration"]["special_tokens"]:
+        say("samples without the tokenizer's special tokens (calibration.special_tokens)")
 
 
 def cost(values: dict[str, Any]) -> None:

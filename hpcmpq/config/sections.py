@@ -35,11 +35,14 @@ class CalibrationConfig:
     Attributes:
         data: A text file, JSONL, ``.npy`` array, ``.npz`` arrays or factory.
         num_samples: Samples to calibrate on.
-        sequence_length: Tokens per sample of a language model.
+        sequence_length: Tokens per sample of a language model, special ones included.
         seed: Chooses the samples.
         held_out: Samples of the same data that calibration never sees, for measured losses.
         samples_per_unit: Samples of one work unit, or None to choose.
         samples_per_pass: Samples of one forward pass.
+        special_tokens: Begin and end every sample of text, of evaluation too, as the model's tokenizer begins and
+            ends a text (BOS; CLS and SEP). None is for plans made before this key was there: windows of a language
+            model have none, samples of other models have them.
     """
 
     data: str
@@ -49,6 +52,7 @@ class CalibrationConfig:
     held_out: int = 32
     samples_per_unit: int | None = None
     samples_per_pass: int = 4
+    special_tokens: bool | None = True
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from hpcmpq.config import CalibrationConfig, Config, ModelConfig, to_values
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.formats import FORMATS
-from hpcmpq.models.data.samples import Samples
+from hpcmpq.models.data.samples import Splits
 from hpcmpq.plan import content_hash
 from hpcmpq.quantized.activations import rounds_activations
 from hpcmpq.quantized.checkpoint import open_checkpoint
@@ -20,15 +20,20 @@ TARGETS = "calibration.targets"
 """Newer than the first plans, whose targets are unknown."""
 
 
-def find_facts(config: Config, weights: str, samples: Samples, space: SearchSpace) -> dict[str, object]:
+SPECIAL_TOKENS = "calibration.special_tokens"
+"""What is around every sample, where that is not what versions before this setting did."""
+
+
+def find_facts(config: Config, weights: str, splits: Splits, space: SearchSpace) -> dict[str, object]:
     """All that changes a measured number; not where files lie nor what is solved for.
 
     Args:
         config: Of the run.
         weights: Digest of the model's weights.
-        samples: Of calibration.
+        splits: Its samples.
         space: Groups and formats.
     """
+    samples = splits.calibration
     kept = _measured_settings(config)
     kept["model"] = {"dtype": config.model.dtype}
     kept["quantizer"]["checkpoints"] = {
@@ -45,8 +50,10 @@ def find_facts(config: Config, weights: str, samples: Samples, space: SearchSpac
     if config.target is not None:
         kept["target"] = config.target
     targets = samples.targets_hash()
+    framed = config.calibration.special_tokens and splits.special_tokens
     return {
         **flatten(kept),
+        **({SPECIAL_TOKENS: splits.special_tokens} if framed else {}),
         "model.weights": weights,
         "calibration.samples": content_hash(samples.content_hashes()),
         "groups.found": content_hash([[m.parameter for m in g.members] for g in space.groups]),
@@ -57,7 +64,8 @@ def find_facts(config: Config, weights: str, samples: Samples, space: SearchSpac
 
 def _measured_settings(config: Config) -> dict[str, Any]:
     values = to_values(config)
-    del values["calibration"]["data"]
+    for name in ("data", "special_tokens"):
+        del values["calibration"][name]
     return {
         key: values[key]
         for key in ("groups", "formats", "quantizer", "objective", "sensitivity", "calibration")
@@ -66,7 +74,8 @@ def _measured_settings(config: Config) -> dict[str, Any]:
 
 def default_facts() -> dict[str, Any]:
     """Settings of a config that names none."""
-    return flatten(_measured_settings(Config(ModelConfig(), CalibrationConfig("")))) | {"target": None}
+    settings = flatten(_measured_settings(Config(ModelConfig(), CalibrationConfig(""))))
+    return settings | {"target": None, SPECIAL_TOKENS: False}
 
 
 def find_environment() -> dict[str, str]:
@@ -142,6 +151,7 @@ def check_same_facts(
     names = [name for name in {**wanted, **before} if before.get(name) != now.get(name)]
     if not names:
         return
+    names.sort(key=lambda name: name in _HASHED)  # a setting says more than a digest that it changes
     first = names[0]
     others = f" (also different: {', '.join(names[1:5])})" if len(names) > 1 else ""
     differ = (

@@ -71,6 +71,9 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     model = None
     if not config.model.stream:
         model = load_model(config.model, attention=attention, import_paths=import_paths)
+    planned = _planned_before(run)
+    if planned is not None and planned.config["calibration"]["special_tokens"] is None:
+        config = _with_samples_as_before(config, run)
     splits = load_splits(config, import_paths)
     block_bytes = None
     if model is None:
@@ -87,8 +90,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     _say_narrowed(config, names, formats)
     space = SearchSpace(groups, formats)
     _check_activations(config, model, space)
-    facts = find_facts(config, weights, splits.calibration, space)
-    planned = _planned_before(run)
+    facts = find_facts(config, weights, splits, space)
     if planned is not None:
         unknown = {TARGETS: facts[TARGETS]} if TARGETS in facts else {}
         check_same_facts(planned.facts, facts, str(run.path), default_facts() | unknown)
@@ -141,6 +143,19 @@ def _planned_before(run: RunDir) -> Plan | None:
     except DamagedFile:
         log.warning("%s is damaged; planning anew", run.plan_path)
         return None
+
+
+def _with_samples_as_before(config: Config, run: RunDir) -> Config:
+    """The config of a run that was planned before there was `calibration.special_tokens`; it keeps its samples."""
+    if not config.calibration.special_tokens:
+        return config
+    log.warning(
+        "%s was planned before there was calibration.special_tokens: windows of text stay without the tokenizer's "
+        "special tokens there; for windows that have them use a new run directory",
+        run.path,
+    )
+    calibration = dataclasses.replace(config.calibration, special_tokens=None)
+    return dataclasses.replace(config, calibration=calibration)
 
 
 def _samples_per_unit(config: Config, splits: Splits) -> int:

@@ -4,14 +4,18 @@ import dataclasses
 
 import pytest
 
+from hpcmpq.cli import summaries
 from hpcmpq.config import parse_config
 from hpcmpq.errors import PlanMismatch
+from hpcmpq.evaluate.stage import make_data
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.plan import Plan, plan_to_json
 from hpcmpq.planning.stage import prepare
-from hpcmpq.store.json_files import write_json
+from hpcmpq.store.json_files import read_json, write_json
+from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import llama, plan_run
+from tests.models.byte_tokenizer import VOCAB, save_byte_tokenizer
 
 TIES = [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]]
 
@@ -55,3 +59,40 @@ def test_other_labels_of_the_same_samples_are_other_measurements(tmp_path, monke
     monkeypatch.setattr(Samples, "targets_hash", lambda self: "other")
     with pytest.raises(PlanMismatch, match="planned with other labels of the calibration samples"):
         replanned(run, plan)
+
+
+def plan_with_bos(path, **calibration) -> tuple[RunDir, Plan]:
+    save_byte_tokenizer(path / "model")
+    settings = {"num_samples": 8, "sequence_length": 32, "held_out": 2, "data": str(path / "text.txt")}
+    return plan_run(path, llama(vocab_size=VOCAB), calibration={**settings, **calibration})
+
+
+def test_special_tokens_are_part_of_the_plan(tmp_path, capsys):
+    run, plan = plan_with_bos(tmp_path)
+    assert plan.facts["calibration.special_tokens"] == "<s> ..."
+    summaries.planned(plan)
+    assert "samples begin and end as the tokenizer has it: <s> ..." in capsys.readouterr().out
+    assert replanned(run, plan).fingerprint == plan.fingerprint
+    without = {**plan.config["calibration"], "special_tokens": False}
+    with pytest.raises(PlanMismatch, match=r"special_tokens='<s> \.\.\.', the config says False"):
+        replanned(run, plan, calibration=without)
+
+
+def test_a_tokenizer_that_adds_nothing_leaves_the_facts_alone(tmp_path):
+    _, plan = plan_run(tmp_path, llama())
+    assert not any("special_tokens" in name for name in plan.facts)
+
+
+def test_plans_of_before_special_tokens_keep_their_windows(tmp_path, caplog):
+    run, plan = plan_with_bos(tmp_path, special_tokens=False)
+    values = read_json(run.plan_path, "")
+    del values["config"]["calibration"]["special_tokens"]
+    write_json(run.plan_path, values)
+    older = read_plan(run)
+    assert older.config["calibration"]["special_tokens"] is None
+    make_data(older, parse_config(older.config))  # the same samples as when it was planned
+    with_default = {**plan.config["calibration"], "special_tokens": True}
+    again = replanned(run, plan, calibration=with_default)
+    assert (again.units, again.fingerprint) == (plan.units, plan.fingerprint)
+    assert "was planned before there was calibration.special_tokens" in caplog.text
+    assert replanned(run, again, calibration=with_default).fingerprint == plan.fingerprint

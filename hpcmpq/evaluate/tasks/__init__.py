@@ -17,6 +17,7 @@ from hpcmpq.evaluate.tasks.files import Question, read_questions
 from hpcmpq.evaluate.tasks.harness import HarnessTask
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.data.sources import Documents
+from hpcmpq.models.data.tokenization import find_tokenization
 from hpcmpq.models.data.tokens import to_samples
 from hpcmpq.models.description import ModelDescription, describe_model
 from hpcmpq.objective import ce_value
@@ -150,10 +151,10 @@ def make_task(task: TaskConfig, config: Config) -> Part | HarnessTask:
         UserError: If the file is malformed or the model is of a kind that cannot do the task.
     """
     description = describe_model(config.model)
+    special_tokens = config.calibration.special_tokens
     if task.type == "harness" and description.kind == "causal_lm":
-        return HarnessTask(
-            task, make_encoder(description, f"task {task.name}"), config.calibration.samples_per_pass
-        )
+        encoder = make_encoder(description, f"task {task.name}", special_tokens)
+        return HarnessTask(task, encoder, config.calibration.samples_per_pass)
     questions = () if task.type == "harness" else read_questions(task)
     if description.kind == "sequence_classifier" and task.type == "classification":
         return ClassifierTask(
@@ -169,7 +170,7 @@ def make_task(task: TaskConfig, config: Config) -> Part | HarnessTask:
         raise UserError(
             f"task {task.name}: a language model chooses among labels; name them in labels: [...]"
         )
-    encoder = make_encoder(description, f"task {task.name}")
+    encoder = make_encoder(description, f"task {task.name}", special_tokens)
     return ContinuationTask(task.name, questions, encoder, config.calibration.samples_per_pass)
 
 
@@ -180,7 +181,9 @@ def _classified(
         tuple(question.prompt for question in questions), tuple(question.answer for question in questions)
     )
     length = min(config.calibration.sequence_length, description.max_positions or 2**31)
-    return to_samples(documents, f"task {task.name}", description, length)
+    place = f"task {task.name}"
+    tokenization = find_tokenization(documents, place, description, config.calibration.special_tokens)
+    return to_samples(documents, place, description, length, tokenization)
 
 
 def spaced(choice: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hpcmpq.models.data.tokens import load_tokenizer
+from hpcmpq.models.data.tokenization import find_frame, load_tokenizer, plain_tokens
 from hpcmpq.models.description import ModelDescription
 
 Encode = Callable[[str], list[int]]
@@ -38,11 +38,13 @@ class Encoder:
         encode: Without special tokens.
         start: The token that a text without context follows.
         max_length: Most tokens that the model takes, or None.
+        before: Special tokens that every context begins with, such as BOS.
     """
 
     encode: Encode
     start: int
     max_length: int | None
+    before: tuple[int, ...] = ()
 
     def request(self, context: str, continuation: str) -> Request:
         """Tokens of both, cut as they are when they stand together; too long a context loses its beginning.
@@ -56,15 +58,23 @@ class Encoder:
 
     def tokens(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
         """A request from tokens; without context after the start token."""
-        context = context or (self.start,)
-        room = None if self.max_length is None else max(1, self.max_length + 1 - len(continuation))
-        kept = tuple(context if room is None else context[-room:])
-        longest = None if self.max_length is None else self.max_length
-        return Request(kept, tuple(continuation[:longest]))
+        before = () if tuple(context[: len(self.before)]) == self.before else self.before
+        context = (*before, *context) or (self.start,)
+        if self.max_length is None:
+            return Request(context, tuple(continuation))
+        room = max(1, self.max_length + 1 - len(continuation))
+        if len(context) > room > len(self.before):
+            context = (*self.before, *context[len(self.before) - room :])
+        return Request(context[-room:], tuple(continuation[: self.max_length]))
 
 
-def make_encoder(description: ModelDescription, place: str) -> Encoder:
+def make_encoder(description: ModelDescription, place: str, special_tokens: bool | None) -> Encoder:
     """The encoder of a model.
+
+    Args:
+        description: Of the model.
+        place: The task, for messages.
+        special_tokens: Whether contexts begin as the tokenizer begins a text; None is no.
 
     Raises:
         UserError: If its directory holds no tokenizer and its vocabulary is not bytes.
@@ -77,9 +87,10 @@ def make_encoder(description: ModelDescription, place: str) -> Encoder:
         0,
     )
     return Encoder(
-        lambda text: list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]),
+        lambda text: plain_tokens(tokenizer, text),
         start,
         description.max_positions,
+        find_frame(tokenizer).start if special_tokens else (),
     )
 
 

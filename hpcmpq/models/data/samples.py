@@ -95,6 +95,7 @@ class Splits:
         evaluation: Reported quality is measured on these.
         num_dropped: Samples dropped because their content was in an earlier set already.
         num_uncounted: Samples left out because no position of theirs counts.
+        special_tokens: What begins and ends every calibration sample, as ``<bos> ...``, or empty.
     """
 
     calibration: Samples
@@ -102,3 +103,4 @@ class Splits:
     evaluation: Samples
     num_dropped: int = 0
     num_uncounted: int = 0
+    special_tokens: str = ""

@@ -1,7 +1,8 @@
 """Calibration, held-out and evaluation samples of a run, from whatever the config names.
 
-Causal language models get windows of consecutive tokens that do not overlap; other token models one sample
-per document (JSONL record or line of text), truncated and padded to the sequence length.
+Causal language models get windows of consecutive tokens that do not overlap, each between the special tokens that
+the model's tokenizer puts around a text; other token models one sample per document (JSONL record or line of text),
+truncated and padded to the sequence length.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from hpcmpq.config import Config
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.samples import IGNORED, Samples, Splits
 from hpcmpq.models.data.sources import read_source
+from hpcmpq.models.data.tokenization import Frame, find_tokenization
 from hpcmpq.models.data.tokens import to_samples
 from hpcmpq.models.description import ModelDescription, describe_model
 
@@ -47,14 +49,14 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     separate = evaluation.data is not None and evaluation.data != calibration.data
     sizes = calibration.num_samples, calibration.held_out
     wanted = sum(sizes) + (0 if separate else evaluation.num_samples)
-    pool = _read(calibration.data, "calibration.data", config, description, wanted, import_paths)
+    pool, frame = _read(calibration.data, "calibration.data", config, description, wanted, import_paths)
     order = _permuted(len(pool), calibration.seed)
     taken: set[str] = set()
     passed: Counter[str] = Counter()
     for_calibration, for_held_out = (_take(pool, order, size, taken, passed) for size in sizes)
     if separate:
         place = "evaluation.data"
-        eval_pool = _read(
+        eval_pool, _ = _read(
             str(evaluation.data), place, config, description, evaluation.num_samples, import_paths
         )
         eval_order, eval_passed = _permuted(len(eval_pool), calibration.seed), Counter[str]()
@@ -91,6 +93,7 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
         evaluation=eval_pool[for_evaluation],
         num_dropped=passed[REPEATED],
         num_uncounted=passed[UNCOUNTED],
+        special_tokens=frame.words,
     )
     if config.objective == "ce" and not all(
         part.labelled for part in (splits.calibration, splits.evaluation)
@@ -109,15 +112,18 @@ def _read(
     description: ModelDescription,
     wanted: int,
     import_paths: Sequence[str],
-) -> Samples:
+) -> tuple[Samples, Frame]:
+    """Samples of a data setting, and the frame that each is in."""
     # Twice as many as wanted from an endless iterator, since some may be duplicates.
     source = read_source(data, place, 2 * wanted, import_paths)
-    samples = to_samples(source, f"{place} {data}", description, config.calibration.sequence_length)
+    calibration, place = config.calibration, f"{place} {data}"
+    tokenization = find_tokenization(source, place, description, calibration.special_tokens)
+    samples = to_samples(source, place, description, calibration.sequence_length, tokenization)
     dtype = getattr(torch, config.model.dtype)
     inputs = {
         key: value.to(dtype) if value.is_floating_point() else value for key, value in samples.inputs.items()
     }
-    return dataclasses.replace(samples, inputs=inputs)
+    return dataclasses.replace(samples, inputs=inputs), tokenization.frame
 
 
 def _take(

@@ -9,31 +9,37 @@ from hpcmpq.errors import UserError
 from hpcmpq.models.data.named_arrays import check_names
 from hpcmpq.models.data.samples import IGNORED, Samples
 from hpcmpq.models.data.sources import Batch, Documents, Source
+from hpcmpq.models.data.tokenization import Frame, Tokenization, plain_tokens
+from hpcmpq.models.data.windows import cut
 from hpcmpq.models.description import ModelDescription
-from hpcmpq.models.factories import describe
-
-BYTE_VOCAB = 256
 
 _PER_POSITION = ("masked_lm", "token_classifier", "encoder")
 """Kinds with an output per position, of which padding must not count."""
 
 
-def to_samples(source: Source, place: str, description: ModelDescription, sequence_length: int) -> Samples:
+def to_samples(
+    source: Source,
+    place: str,
+    description: ModelDescription,
+    sequence_length: int,
+    tokenization: Tokenization,
+) -> Samples:
     """All samples that a source holds.
 
     Args:
         source: Documents, a stream of tokens [L], an array of samples [N, ...], or batches.
         place: The setting and its value, for messages.
         description: The model's kind, vocabulary and limits.
-        sequence_length: T of windows cut from text or a stream.
+        sequence_length: T of windows cut from text or a stream, with the special tokens around them.
+        tokenization: See `find_tokenization`.
 
     Raises:
         UserError: If the source does not fit the model.
     """
     if isinstance(source, Documents):
-        samples = _from_documents(source, place, description, sequence_length)
+        samples = _from_documents(source, place, description, sequence_length, tokenization)
     elif isinstance(source, Tensor):
-        samples = _from_array(source, place, description, sequence_length)
+        samples = _from_array(source, place, description, sequence_length, tokenization.frame)
     else:
         samples = _from_batches(source, place, description)
     _check_tokens(samples, place, description)
@@ -41,41 +47,24 @@ def to_samples(source: Source, place: str, description: ModelDescription, sequen
     return samples
 
 
-def windows(tokens_L: Tensor, sequence_length: int) -> Samples:
-    """Consecutive windows [N, T] that do not overlap; targets are the next tokens of the stream.
-
-    Example:
-        >>> samples = windows(torch.arange(7), 3)
-        >>> samples.inputs["input_ids"].tolist(), samples.targets.tolist()
-        ([[0, 1, 2], [3, 4, 5]], [[1, 2, 3], [4, 5, 6]])
-    """
-    count = len(tokens_L) // sequence_length
-    end = count * sequence_length
-    following = torch.cat([tokens_L[1 : end + 1], tokens_L.new_full((1,), IGNORED)])[:end]
-    shape = (count, sequence_length)
-    return Samples({"input_ids": tokens_L[:end].view(shape)}, following.view(shape), labelled=True)
-
-
 def _from_documents(
-    source: Documents, place: str, description: ModelDescription, sequence_length: int
+    source: Documents,
+    place: str,
+    description: ModelDescription,
+    sequence_length: int,
+    tokenization: Tokenization,
 ) -> Samples:
     if not description.takes_tokens:
         raise UserError(
             f"{place} is text, which this model does not read; give .npy or .npz arrays or a factory of batches"
         )
-    tokenizer = load_tokenizer(description, place)
     if description.kind == "causal_lm":
-        tokens_L = _stream(source, tokenizer)
-        if len(tokens_L) < sequence_length:
-            raise UserError(
-                f"{place} has {len(tokens_L)} tokens, fewer than calibration.sequence_length "
-                f"{sequence_length}; lower it or give more text"
-            )
-        return windows(tokens_L, sequence_length)
+        tokens_L = _stream(source, tokenization.tokenizer)
+        return cut(tokens_L, sequence_length, tokenization.frame, place, "text")
     texts = source.texts
     if len(texts) == 1 and source.labels is None:
         texts = tuple(line for line in texts[0].split("\n") if line.strip())
-    padded = _padded(texts, tokenizer, sequence_length)
+    padded = _padded(texts, tokenization, sequence_length)
     if source.labels is not None and description.kind == "sequence_classifier":
         targets_N = torch.tensor([_class_number(label, description, place) for label in source.labels])
         padded = Samples(padded.inputs, targets_N, labelled=True)
@@ -94,33 +83,6 @@ def _class_number(label: int | str, description: ModelDescription, place: str) -
     return description.classes.index(label)
 
 
-def load_tokenizer(description: ModelDescription, place: str) -> Any:
-    """The directory's tokenizer, or None where bytes are the tokens.
-
-    Raises:
-        UserError: If the directory has none, or it cannot be loaded, and the vocabulary is not bytes.
-    """
-    if not description.has_tokenizer:
-        if description.vocab_size != BYTE_VOCAB:
-            raise UserError(
-                f"{description.path} has no tokenizer for {place} and its vocabulary of "
-                f"{description.vocab_size} is not {BYTE_VOCAB} bytes; "
-                "save the tokenizer there or give a .npy array of token ids"
-            )
-        return None
-    from hpcmpq.models.load import quiet_transformers
-
-    with quiet_transformers():
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(description.path, local_files_only=True)
-        except Exception as error:
-            raise UserError(
-                f"cannot load the tokenizer in {description.path}: {describe(error)}; copy it again"
-            ) from error
-
-
 def _stream(source: Documents, tokenizer: Any) -> Tensor:
     """All documents in a row, with the end-of-text token (a line break for bytes) between them."""
     if tokenizer is None:
@@ -130,19 +92,24 @@ def _stream(source: Documents, tokenizer: Any) -> Tensor:
     between = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ids: list[int] = []
     for number, text in enumerate(source.texts):
-        ids += (between if number else []) + tokenizer(text, add_special_tokens=False, verbose=False)[
-            "input_ids"
-        ]
+        ids += (between if number else []) + plain_tokens(tokenizer, text)
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def _padded(texts: tuple[str, ...], tokenizer: Any, sequence_length: int) -> Samples:
+def _padded(texts: tuple[str, ...], tokenization: Tokenization, sequence_length: int) -> Samples:
     """One sample per text, truncated to the sequence length and padded to the longest."""
+    tokenizer = tokenization.tokenizer
     if tokenizer is None:
         rows = [list(text.encode())[:sequence_length] for text in texts]
         pad = 0
     else:
-        rows = tokenizer(list(texts), truncation=True, max_length=sequence_length, verbose=False)["input_ids"]
+        rows = tokenizer(
+            list(texts),
+            add_special_tokens=len(tokenization.frame) > 0,
+            truncation=True,
+            max_length=sequence_length,
+            verbose=False,
+        )["input_ids"]
         pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     longest = max(len(row) for row in rows)
     ids_NT = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
@@ -150,18 +117,15 @@ def _padded(texts: tuple[str, ...], tokenizer: Any, sequence_length: int) -> Sam
     return Samples({"input_ids": ids_NT, "attention_mask": mask_NT})
 
 
-def _from_array(array: Tensor, place: str, description: ModelDescription, sequence_length: int) -> Samples:
+def _from_array(
+    array: Tensor, place: str, description: ModelDescription, sequence_length: int, frame: Frame
+) -> Samples:
     if not description.takes_tokens:
         return Samples({description.main_input: array})
     if array.is_floating_point():
         raise UserError(f"{place} holds {array.dtype} values; this model takes integer token ids")
     if array.ndim == 1:
-        if len(array) < sequence_length:
-            raise UserError(
-                f"{place} has {len(array)} tokens, fewer than calibration.sequence_length {sequence_length}; "
-                "lower it or give more tokens"
-            )
-        samples = windows(array, sequence_length)
+        samples = cut(array, sequence_length, frame, place, "tokens")
         return samples if description.kind == "causal_lm" else Samples(samples.inputs)
     if array.ndim != 2:
         raise UserError(

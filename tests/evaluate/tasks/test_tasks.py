@@ -1,5 +1,6 @@
 """Tasks from files to numbers, against answers worked out without batches or padding."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from hpcmpq.config import TaskConfig, parse_config, resolve_paths
+from hpcmpq.config import ModelConfig, TaskConfig, parse_config, resolve_paths
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate import evaluate
-from hpcmpq.evaluate.tasks.continuations import Encoder, batch, score
+from hpcmpq.evaluate.tasks.continuations import Encoder, batch, make_encoder, score
 from hpcmpq.evaluate.tasks.files import read_questions
+from hpcmpq.models.description import describe_model
 from hpcmpq.models.load import load_model
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.evaluate.solved_runs import TEXT, solved_run
+from tests.models.byte_tokenizer import BOS, save_byte_tokenizer
 
 ARITHMETIC = [
     {"question": f"{a} plus {b} is", "choices": [str(a + b), str(a * b + 17), "many"], "answer": (a + b) % 3}
@@ -123,6 +126,20 @@ def test_a_classifier_needs_no_labels(model_directory, tmp_path: Path, files: di
             ).logits[0]
         right.append(int(z_V.argmax()) == n % 3)
     assert found["accuracy"]["original"] == np.mean(right)
+
+
+def test_contexts_begin_as_the_tokenizer_begins_a_text(model_directory):
+    path = model_directory("llama")
+    save_byte_tokenizer(path)
+    description = dataclasses.replace(describe_model(ModelConfig(path=str(path))), max_positions=6)
+    framed, plain = (make_encoder(description, "task", value) for value in (True, False))
+    tokens = plain.encode("abcdefgh")
+    assert framed.request("abc", "d").context == (BOS, *tokens[:3])
+    assert framed.request("", "abc") == ((BOS,), tuple(tokens[:3]))
+    assert framed.tokens((BOS, *tokens[:2]), tokens[2:3]).context == (BOS, *tokens[:2])
+    assert framed.request("abcdefg", "h").context == (BOS, *tokens[2:7])
+    assert plain.request("abcdefg", "h").context == tuple(tokens[1:7])
+    assert make_encoder(description, "task", None).request("abc", "d") == plain.request("abc", "d")
 
 
 def test_padding_and_cutting_change_no_score():

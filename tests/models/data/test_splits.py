@@ -434,7 +434,7 @@ def test_jsonl_errors_name_the_line(model_directory, tmp_path):
     data.write_text('{"text": "a"}\n{"body": "b", "id": 1}\n')
     fails(r"docs.jsonl line 2 has no string field 'text' \(it has body, id\)", path, data)
     data.write_text('{"text": "a"}\n\n["b"]\n')
-    fails("docs.jsonl line 3 has no string field 'text'", path, data)
+    fails("docs.jsonl line 3 is list; each line must be an object", path, data)
     data.write_text('{"text": "a"}\n{"text": \n')
     fails("docs.jsonl line 2 is not JSON", path, data)
 
