@@ -6,6 +6,7 @@ leaves `docs/`, it becomes a download here; the measured results become a page o
 
 import re
 
+from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 
 from hpcmpq import __version__
@@ -33,4 +34,5 @@ def links_out_of_docs(_app: Sphinx, _page: str, source: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> None:
+    app.add_lexer("mermaid", TextLexer)  # which the forge draws
     app.connect("source-read", links_out_of_docs)

@@ -7,6 +7,7 @@ arrow between two, is placed here.
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -218,3 +219,9 @@ def test_importing_the_package_loads_nothing_but_itself():
     )
     done = run_python(code)
     assert done.stdout.strip() == "['hpcmpq']", done.stderr + done.stdout
+
+
+def test_the_map_for_newcomers_names_every_room_once():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text[text.index("| Room |") : text.index("## Adding a variant")]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == sorted(ROOMS)

@@ -1,10 +1,13 @@
 """What people read after a stage says what the numbers are, and when they cannot be."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hpcmpq.cli import console, summaries
+from hpcmpq.store.json_files import write_artefact
+from hpcmpq.store.run_dir import RunDir
 
 
 def solution(predicted: float) -> dict[str, Any]:
@@ -62,3 +65,32 @@ def test_a_stage_with_nothing_to_do_says_so(capsys):
     said = capsys.readouterr().out
     assert "every unit is done already" in said
     assert "0/?" not in said
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ([-0.2, 0.1], "cannot be told apart from that of uniform int3"),
+        ([-0.15, -0.05], "lower than that of uniform int3: -0.1 (95 % interval -0.15 to -0.05), 50 % of its"),
+        ([0.05, 0.15], "higher than that of uniform int3: +0.1"),
+    ],
+)
+def test_a_run_ends_with_what_the_mix_won(capsys, interval, verdict):
+    summaries._against_uniform(evaluation(24, interval))
+    assert f"kl of the mix is {verdict}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_ends_with_what_other_budgets_would_give(tmp_path: Path, capsys):
+    """Points at 2, 3 and 4 bits, one of them without an answer: 3 is the budget, 4 the next one that is solved."""
+    points = [(2.0, None), (2.5, 0.08), (3.0, 0.03), (4.0, 0.007), (5.0, 0.001)]
+    values = {
+        "cost": "weight_bits",
+        "points": [{"limit": limit, "predicted_loss": loss} for limit, loss in points],
+    }
+    write_artefact(RunDir(tmp_path).frontier_path, values)
+    summaries._other_budgets(RunDir(tmp_path), solution(0.03))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "weight_bits 2.5 would give 0.08, weight_bits 4 would give 0.007 in place of 0.03" in said
+    assert "--budget weight_bits=2.5`" in said
+    summaries._other_budgets(RunDir(tmp_path), {**solution(0.03), "budgets": {"bops": 1e9}})
+    assert not capsys.readouterr().out
