@@ -75,4 +75,4 @@ def export(run: RunDir, name: str) -> str:
 
 def weight_bytes(directory: Path) -> int:
     """Bytes of the files of an export that hold weights."""
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.suffix in WEIGHTS)
+    return sum(path.stat().st_size for path in directory.iterdir() if path.suffix in WEIGHTS)

@@ -7,22 +7,25 @@ Zero points are refused: transformers 5.23 builds modules for unpacked ones and 
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
+from hpcmpq.export.kept_tensors import INDEX, keep_unused, say_kept
 from hpcmpq.export.loadable import reason_not_loadable
 from hpcmpq.export.refusal import refuse_formats
 from hpcmpq.export.whole_directory import copy_small_files, replacing_directory
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.load import quiet_transformers
-from hpcmpq.models.stored_weights import names_in_model
+from hpcmpq.models.stored_weights import names_in_model, shapes_in_files
 from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
@@ -30,8 +33,6 @@ from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.space import Member
 from hpcmpq.store.json_files import write_json
 from hpcmpq.targets import TARGETS, narrowed
-
-INDEX = "model.safetensors.index.json"
 
 
 def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> str:
@@ -78,19 +79,27 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         if (attempt / INDEX).exists():
             values = json.loads((attempt / INDEX).read_text(encoding="utf-8"))
             write_json(attempt / INDEX, {**values, "weight_map": weight_map})
-        config = quantization_config(variants.model, chosen, variants.quantizer)
+        kept = keep_unused(variants.model, Path(path), attempt)
+        config = quantization_config(variants.model, chosen, variants.quantizer, _matrices(attempt))
         write_json(attempt / "config.json", {**original, "quantization_config": config})
         write_json(attempt / "assignment.json", dict(assignment))
         packed = [m.parameter.removesuffix(".weight") for m, name in chosen.items() if FORMATS[name].scaled]
         reason = reason_not_loadable(variants.model, packed, known)
-    line = f"compressed-tensors checkpoint in {directory}"
+    line = f"compressed-tensors checkpoint in {directory}{say_kept(kept)}"
     return line if reason is None else f"{line}, which this version of transformers cannot load: {reason}"
 
 
 def quantization_config(
-    model: nn.Module, chosen: Mapping[Member, str], quantizer: Quantizer
+    model: nn.Module, chosen: Mapping[Member, str], quantizer: Quantizer, stored: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """The value of `quantization_config` in `config.json`: one group of layers for each format in use."""
+    """The value of `quantization_config` in `config.json`: one group of layers for each format in use.
+
+    Args:
+        model: The original.
+        chosen: {weight: format} of all that is searched.
+        quantizer: How weights are rounded.
+        stored: Names of all tensors of two axes and more in the checkpoint's files.
+    """
     layers: dict[str, list[str]] = {}
     for member, name in chosen.items():
         if FORMATS[name].scaled:
@@ -106,13 +115,41 @@ def quantization_config(
         "quantization_status": "compressed",
         "format": kinds[0] if len(kinds) == 1 else "mixed-precision" if kinds else "dense",
         "config_groups": groups,
-        # vLLM asks for a scheme of every linear layer that is not listed here.
-        "ignore": [
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and name not in quantized
-        ],
+        "ignore": ignored(model, stored, quantized),
     }
+
+
+def ignored(model: nn.Module, stored: Iterable[str], quantized: Collection[str]) -> list[str]:
+    """Names of all that holds a weight of two axes or more that is not quantized.
+
+    vLLM asks for a scheme of every layer that is not listed, and what it makes a linear layer of need not be one in
+    transformers: routers, convolutions, heads that predict several tokens. It knows layers by the names in the files,
+    which are not always the model's, and experts one by one, in whatever shape they are stored.
+    """
+    parameters = model.named_parameters(remove_duplicate=False)
+    names = {name.rpartition(".")[0] for name, parameter in parameters if parameter.ndim > 1}
+    names |= {name.rpartition(".")[0] for name in stored}
+    names -= {"", *quantized}
+    experts = {name[: found.end()] for name in names if (found := re.search(r"\.experts\b", name))}
+    whole = {layer for layer in experts if not any(name.startswith(f"{layer}.") for name in quantized)}
+    one_by_one = {name for name in names if any(name.startswith(f"{layer}.") for layer in whole)}
+    return [*sorted(names - one_by_one), *sorted(_inside(layer, quantized) for layer in whole)]
+
+
+def _inside(layer: str, quantized: Collection[str]) -> str:
+    """A pattern of all that is inside a layer, whatever an engine puts before ``layers``; of nothing quantized."""
+    _, marked, end = layer.rpartition("layers.")
+    loose = rf".*{re.escape(marked + end)}\..*"
+    return f"re:{re.escape(layer)}\\..*" if any(re.match(loose, n) for n in quantized) else f"re:{loose}"
+
+
+def _matrices(attempt: Path) -> list[str]:
+    """Names of the tensors of two axes and more in a directory's files."""
+    files: dict[str, str] = {}
+    for path in sorted(attempt.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            files |= dict.fromkeys(file.keys(), path.name)
+    return [name for name, (shape, _) in shapes_in_files(attempt, files).items() if len(shape) > 1]
 
 
 def _scheme(name: str, quantizer: Quantizer) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_model
 
+from hpcmpq.export.kept_tensors import keep_unused, say_kept
 from hpcmpq.export.whole_directory import copy_small_files, replacing_directory
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.load import quiet_transformers
@@ -22,19 +23,21 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     the inputs of which layers and products are to be rounded to while it runs.
     """
     path = plan.config["model"]["path"]
+    kept: tuple[str, ...] = ()
     with replacing_directory(directory) as attempt:
         with torch.no_grad(), variants.assigned(assignment):
             if path is not None:
                 copy_small_files(path, attempt)
                 with quiet_transformers():
                     variants.model.save_pretrained(attempt)  # type: ignore[operator]
+                kept = keep_unused(variants.model, Path(path), attempt)
             else:
                 save_model(variants.model, str(attempt / "model.safetensors"))
         write_json(attempt / "assignment.json", dict(assignment))
         rounded = rounded_inputs(variants, assignment)
         if rounded:
             write_json(attempt / "activations.json", rounded)
-    line = f"fake-quantized checkpoint in {directory}"
+    line = f"fake-quantized checkpoint in {directory}{say_kept(kept)}"
     if rounded:
         line += (
             f": weights only, the inputs of {len(rounded)} modules are rounded as its activations.json says"

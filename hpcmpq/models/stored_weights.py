@@ -1,7 +1,9 @@
 """The tensors in a directory's safetensors files, by the names that its model gives them, read one at a time."""
 
 import json
-from collections.abc import Iterable
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
+from hpcmpq.models.description import read_model_json
 
 _STORED = {"model.safetensors": "model.safetensors.index.json"}
 
@@ -94,16 +97,64 @@ def names_in_model(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     transformers 5 renames layers of some models (ViT's ``attention.attention.query`` is ``attention.q_proj``) and
     saves them under the old names. Tensors that it also splits or joins are left out.
     """
+    renamed = _renamed(model, names)
+    return {name: stored for stored, (name, whole) in renamed.items() if whole}
+
+
+def _renamed(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[str, bool]]:
+    """{stored name: (the model's, whether it is that tensor as it is, and neither a part nor several of them)}."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
     except ImportError:  # transformers 4 stores the model's own names
-        return {name: name for name in names}
+        return {name: (name, True) for name in names}
     transforms = get_model_conversion_mapping(model)
     renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
-    found = ((name, *rename_source_key(name, renamings, converters)) for name in names)
-    return {renamed: name for name, renamed, converter in found if converter is None}
+    found = {name: rename_source_key(name, renamings, converters) for name in names}
+    return {name: (renamed, converter is None) for name, (renamed, converter) in found.items()}
+
+
+def unused_tensors(model: nn.Module, directory: Path) -> dict[str, str]:
+    """{tensor name: file name} of what a directory's safetensors hold and its model has no place for.
+
+    Heads that predict several tokens ahead are such tensors: engines use them, transformers loads the rest. Empty
+    where a directory has no safetensors, or says that it is quantized already: what belongs to a scale is not unused.
+    """
+    if "quantization_config" in read_model_json(directory):
+        return {}
+    if not any((directory / name).is_file() for names in _STORED.items() for name in names):
+        return {}
+    files = _files(directory)
+    prefix = getattr(model, "base_model_prefix", "") + "."
+    state = model.state_dict()
+    return {
+        stored: files[stored]
+        for stored, (name, _) in _renamed(model, files).items()
+        if not any(n in state for n in (name, prefix + name, name.removeprefix(prefix)))
+    }
+
+
+def shapes_in_files(directory: Path, files: Mapping[str, str]) -> dict[str, tuple[list[int], int]]:
+    """{tensor name: (shape, bytes of a number)} of {tensor name: file name}, from the files' headers."""
+    from safetensors import safe_open
+
+    found = {}
+    for name, file_name in files.items():
+        with safe_open(directory / file_name, "pt") as file:
+            stored = file.get_slice(name)
+            bits = re.search(r"\d+", stored.get_dtype())  # none in BOOL
+            found[name] = stored.get_shape(), int(bits[0]) // 8 if bits else 1
+    return found
+
+
+def num_unused_bytes(
+    model: nn.Module, directory: Path, count: Callable[[str, Sequence[int], int], int] | None = None
+) -> int:
+    """Bytes of `unused_tensors` in a checkpoint, counted as by `hpcmpq.models.weights.num_fixed_bytes`."""
+    shapes = shapes_in_files(directory, unused_tensors(model, directory))
+    plain = (itemsize * math.prod(shape) for shape, itemsize in shapes.values())
+    return sum(count(name, *found) for name, found in shapes.items()) if count else sum(plain)
 
 
 def _files(directory: Path) -> dict[str, str]:

@@ -19,6 +19,7 @@ from hpcmpq.models.description import describe_model, read_model_json
 from hpcmpq.models.groups import num_fixed_bytes
 from hpcmpq.models.load import forward, load_model, pick_device
 from hpcmpq.models.repeatable import check_repeatable
+from hpcmpq.models.stored_weights import num_unused_bytes
 from hpcmpq.models.streaming import load_streamed, shapes_only
 from hpcmpq.models.weight_digests import streamed_fingerprint, weight_marks, weights_fingerprint
 from hpcmpq.models.weights import holder_of
@@ -85,6 +86,9 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
             model, groups, _stored_dtype(config), target.fixed_bytes if target else None
         )
         weights = weights_fingerprint(model)
+    if config.model.path and (target is None or target.keeps_unused):
+        count = target.fixed_bytes if target else None
+        fixed_bytes += num_unused_bytes(model, Path(config.model.path), count)
     names = tuple(sorted(config.formats, key=lambda name: (FORMATS[name].num_bits, name)))
     formats = (names,) * len(groups) if target is None else narrowed(target, groups, names, config.quantizer)
     _say_narrowed(config, names, formats)

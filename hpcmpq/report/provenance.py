@@ -85,7 +85,7 @@ def files_table(findings: Findings) -> Table | None:
     for folder in (findings.run.checkpoint_path, *sorted(findings.run.file("exports").glob("*"))):
         if not folder.is_dir():
             continue
-        files = [path for path in folder.rglob("*") if path.suffix in WEIGHTS]
+        files = [path for path in folder.iterdir() if path.suffix in WEIGHTS]
         num_bytes = sum(path.stat().st_size for path in files) or None
         packed = folder != findings.run.checkpoint_path and num_bytes is not None
         rows.append(

@@ -39,6 +39,7 @@ class Target:
         member_bytes: Bytes of one weight's tensors and their entries in the file's directory.
         fixed_bytes: Bytes of a tensor that is not quantized: (name, shape, bytes of one number) -> bytes.
         model_types: `model_type` of the models that its file can describe; empty for any.
+        keeps_unused: Whether its file holds tensors of the original's files that the model does not use, too.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Target:
     fused_otherwise: tuple[tuple[str, ...], ...] = ()
     fuses_experts: bool = False
     model_types: tuple[str, ...] = ()
+    keeps_unused: bool = True
 
 
 def safetensors_entry_bytes(name: str, shape: Sequence[int]) -> int:
@@ -149,6 +151,7 @@ TARGETS: dict[str, Target] = {
         member_bytes=_gguf_bytes,
         fixed_bytes=_gguf_fixed_bytes,
         model_types=tuple(GGUF_ARCHITECTURES),
+        keeps_unused=False,
     ),
 }
 

@@ -1,9 +1,11 @@
 """Small planned and solved runs of random models, made by the package's own plan stage."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hpcmpq.config import parse_config
@@ -69,11 +71,16 @@ def t5_encoder() -> nn.Module:
 
 
 def plan_run(
-    path: Path, model: nn.Module, dtype: torch.dtype = torch.bfloat16, **config
+    path: Path,
+    model: nn.Module,
+    dtype: torch.dtype = torch.bfloat16,
+    edit: Callable[[Path], None] = lambda directory: None,
+    **config,
 ) -> tuple[RunDir, Plan]:
-    """Save a model in `dtype` and plan a run of it; keyword arguments are keys of the config."""
+    """Save a model in `dtype`, edit its directory and plan a run; keyword arguments are keys of the config."""
     with quiet_transformers():
         model.to(dtype).save_pretrained(path / "model")
+    edit(path / "model")
     (path / "text.txt").write_text(TEXT)
     values = {
         "model": {"path": str(path / "model")},
@@ -98,3 +105,9 @@ def solve_by_turns(run: RunDir, plan: Plan) -> dict[str, str]:
     costs = cost_values(plan, plan.space.choice(assignment))
     write_json(run.solution_path, {"assignment": assignment, "costs": costs})
     return assignment
+
+
+def add_stored(directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Add tensors to a saved model's only file, such as those that its class in transformers does not load."""
+    file = directory / "model.safetensors"
+    save_file({**load_file(file), **tensors}, file, metadata={"format": "pt"})

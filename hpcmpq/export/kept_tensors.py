@@ -1,0 +1,49 @@
+"""Tensors of the original's files that its model does not use, kept in a checkpoint as they are.
+
+Engines use some of them, such as heads that predict several tokens ahead, which transformers does not load.
+"""
+
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from hpcmpq.models.stored_weights import unused_tensors
+from hpcmpq.store.json_files import write_json
+
+INDEX = "model.safetensors.index.json"
+KEPT = "model-unused.safetensors"
+
+
+def keep_unused(model: nn.Module, original: Path, attempt: Path) -> tuple[str, ...]:
+    """Write them to a file of their own, which the index names; return their names.
+
+    Args:
+        model: The original.
+        original: Its directory.
+        attempt: With the safetensors of all that the model does use.
+    """
+    files: dict[str, str] = {}
+    for path in sorted(attempt.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            files |= dict.fromkeys(file.keys(), path.name)
+    unused = {name: file for name, file in unused_tensors(model, original).items() if name not in files}
+    if not unused:
+        return ()
+    tensors = {}
+    for name, file_name in unused.items():
+        with safe_open(original / file_name, "pt") as file:
+            tensors[name] = file.get_tensor(name)
+    save_file(tensors, attempt / KEPT, metadata={"format": "pt"})
+    index = json.loads((attempt / INDEX).read_text("utf-8")) if (attempt / INDEX).exists() else {"metadata": {}}
+    write_json(attempt / INDEX, {**index, "weight_map": files | dict.fromkeys(tensors, KEPT)})
+    return tuple(sorted(tensors))
+
+
+def say_kept(names: tuple[str, ...]) -> str:
+    """A clause on what was kept; empty where nothing was."""
+    if not names:
+        return ""
+    return f", with {len(names)} tensors that the model does not use as they are (first {names[0]})"

@@ -1,0 +1,85 @@
+"""What lies beside a model's weights, and tensors among them that the model does not use, in its exports."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hpcmpq.export import export, weight_bytes
+from hpcmpq.export.whole_directory import copy_small_files
+from tests.export.planned import add_stored, llama, plan_run, solve_by_turns
+
+TAKEN = [
+    "LICENSE", "README.md", "additional_chat_templates/tools.jinja", "chat_template.jinja", "config.json",
+    "generation_config.json", "merges.txt", "preprocessor_config.json", "special_tokens_map.json",
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "1_Pooling/config.json",
+]  # fmt: skip
+LEFT = [
+    "tf_model.h5", "flax_model.msgpack", "rust_model.ot", "onnx/model.onnx", "original/consolidated.00.pth",
+    "pytorch_model.bin", "model.fp16.safetensors", "consolidated.safetensors", "training_args.bin", "vocab.gguf",
+    "run/plan.json", "run/samples.safetensors", "run/exports/gguf/model.gguf", "checkpoint-100/optimizer.pt",
+    ".git/config", "openvino/openvino_model.xml", "1_Pooling/tf_model.h5", "optimizer.pt", "model.ckpt",
+]  # fmt: skip
+MTP = {
+    "model.layers.2.eh_proj.weight": torch.randn(128, 256).bfloat16(),
+    "model.layers.2.mlp.experts.0.up_proj.weight": torch.randn(64, 128).bfloat16(),
+    "mtp.norm.weight": torch.randn(128),
+}
+
+
+def fill(directory: Path) -> None:
+    for name in {*TAKEN, *LEFT} - {"config.json", "generation_config.json"}:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(b"x" * 50)
+
+
+def test_only_files_of_known_use_are_taken_along(tmp_path, caplog):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "copy").mkdir()
+    fill(tmp_path / "model")
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        (tmp_path / "model" / name).write_text("{}")
+    caplog.set_level("INFO")
+    copy_small_files(str(tmp_path / "model"), tmp_path / "copy")
+    there = [path for path in (tmp_path / "copy").rglob("*") if path.is_file()]
+    assert sorted(path.relative_to(tmp_path / "copy").as_posix() for path in there) == sorted(TAKEN)
+    assert (
+        "checkpoint-100/, consolidated.safetensors" not in caplog.text
+    )  # weights of a known kind are not news
+    assert "not copied from" in caplog.text and "checkpoint-100/, flax_model.msgpack" in caplog.text
+
+
+def test_the_bytes_of_an_export_are_those_of_its_own_weights(tmp_path):
+    run, plan = plan_run(tmp_path, llama(), target="transformers", formats=["int4"])
+    solve_by_turns(run, plan)
+    fill(tmp_path / "model")
+    export(run, "compressed_tensors")
+    directory = run.path / "exports" / "compressed_tensors"
+    assert not set(LEFT) & {path.relative_to(directory).as_posix() for path in directory.rglob("*")}
+    predicted = json.loads(run.solution_path.read_text())["costs"]["size_bytes"]
+    assert weight_bytes(directory) == (directory / "model.safetensors").stat().st_size
+    assert weight_bytes(directory) == pytest.approx(predicted, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["fake_quantized", "compressed_tensors"])
+def test_tensors_that_the_model_does_not_use_stay_as_they_are(tmp_path, name):
+    run, plan = plan_run(
+        tmp_path, llama(), edit=lambda path: add_stored(path, MTP), target="transformers", formats=["int4"]
+    )
+    solve_by_turns(run, plan)
+    line = export(run, name)
+    assert (
+        "with 3 tensors that the model does not use as they are (first model.layers.2.eh_proj.weight)" in line
+    )
+    directory = run.checkpoint_path if name == "fake_quantized" else run.path / "exports" / name
+    index = json.loads((directory / "model.safetensors.index.json").read_text())["weight_map"]
+    tensors = {file: load_file(directory / file) for file in set(index.values())}
+    for stored, tensor in MTP.items():
+        assert tensors[index[stored]][stored].dtype == tensor.dtype
+        assert torch.equal(tensors[index[stored]][stored], tensor)
+    assert set(index) == {stored for file in tensors.values() for stored in file}
+    if name == "compressed_tensors":
+        predicted = json.loads(run.solution_path.read_text())["costs"]["size_bytes"]
+        assert weight_bytes(directory) == pytest.approx(predicted, rel=0.01)
