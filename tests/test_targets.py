@@ -51,8 +51,6 @@ def test_models_that_a_file_cannot_describe_are_refused():
     check_model(VLLM, {"model_type": "bert"})
     with pytest.raises(UserError, match=r"gguf export knows the architectures llama, .* not 'bert'"):
         check_model(LLAMA_CPP, {"model_type": "bert"})
-    with pytest.raises(UserError, match="rotary positions of type 'yarn'"):
-        check_model(LLAMA_CPP, {"model_type": "llama", "rope_scaling": {"rope_type": "yarn"}})
 
 
 @pytest.mark.parametrize(

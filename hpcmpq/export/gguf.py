@@ -20,6 +20,7 @@ from hpcmpq.export.refusal import refuse_formats
 from hpcmpq.export.whole_directory import replacing_directory
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.description import read_model_json
+from hpcmpq.models.gguf_config import check_gguf_config, context_length, resolved_config
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Member
@@ -39,10 +40,10 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         import gguf
     except ImportError:
         raise UserError("the gguf export needs the package gguf; pip install 'hpcmpq[export]'") from None
-    model_config = read_model_json(Path(_directory(plan)))
-    architecture = GGUF_ARCHITECTURES.get(model_config.get("model_type", ""))
-    _check(plan, variants, assignment, model_config)
-    assert architecture is not None
+    path = Path(_directory(plan))
+    _check(plan, variants, assignment, path)
+    model_config = resolved_config(path).to_dict()  # with the defaults of its class
+    architecture = GGUF_ARCHITECTURES[model_config["model_type"]]
     chosen = {m.parameter: (m, assignment[g.name]) for g in plan.space.groups for m in g.members}
     names = gguf.get_tensor_name_map(
         {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[architecture], model_config["num_hidden_layers"]
@@ -53,7 +54,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         writer = gguf.GGUFWriter(attempt / "model.gguf", architecture)
         for key, value in metadata(architecture, model_config):
             getattr(writer, f"add_{key}")(value)
-        vocabulary = Path(_directory(plan)) / VOCABULARY
+        vocabulary = path / VOCABULARY
         if vocabulary.exists():
             _copy_vocabulary(gguf, writer, vocabulary)
         else:
@@ -87,9 +88,9 @@ def metadata(architecture: str, values: Mapping[str, Any]) -> list[tuple[str, An
     """(name of `GGUFWriter`'s method after ``add_``, value) of what llama.cpp needs to know of a model."""
     heads = values["num_attention_heads"]
     head_dim = values.get("head_dim") or values["hidden_size"] // heads
-    rope = values.get("rope_parameters") or {}
+    rope = values.get("rope_parameters") or {}  # transformers 4 has rope_theta beside it
     found = [
-        ("context_length", values["max_position_embeddings"]),
+        ("context_length", context_length(values)),
         ("embedding_length", values["hidden_size"]),
         ("block_count", values["num_hidden_layers"]),
         ("feed_forward_length", values["intermediate_size"]),
@@ -111,9 +112,10 @@ def _directory(plan: Plan) -> str:
     return str(path)
 
 
-def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str], values: Mapping[str, Any]) -> None:
+def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str], path: Path) -> None:
     target = TARGETS["llama_cpp"]
-    check_model(target, values)
+    check_model(target, read_model_json(path))
+    check_gguf_config(resolved_config(path))
     refuse_formats("gguf", plan, assignment, target.formats, target.name)
     for group in plan.space.groups:
         narrowed(target, [group], [assignment[group.name]], variants.quantizer)

@@ -16,6 +16,7 @@ from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.data.splits import Splits, load_splits
 from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.description import describe_model, read_model_json
+from hpcmpq.models.gguf_config import check_gguf_config, resolved_config
 from hpcmpq.models.groups import num_fixed_bytes
 from hpcmpq.models.load import forward, load_model, pick_device
 from hpcmpq.models.repeatable import check_repeatable
@@ -66,6 +67,8 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     target = find_target(config.target) if config.target else None
     if target:
         check_model(target, read_model_json(Path(str(config.model.path))))
+        if target.export == "gguf":
+            check_gguf_config(resolved_config(Path(str(config.model.path))))
     attention = "eager" if config.sensitivity.method in EAGER_ATTENTION else None
     if attention and config.model.path:
         log.info("%s differentiates twice: using eager attention", config.sensitivity.method)

@@ -180,19 +180,13 @@ def check_quantizer(target: Target, quantizer: Quantizer) -> None:
 
 
 def check_model(target: Target, values: Mapping[str, Any]) -> None:
-    """Raise `UserError` if the target's file cannot describe a model with these values in `config.json`."""
+    """Raise `UserError` if the target's file cannot describe models of the `model_type` in a `config.json`."""
     if not target.model_types:
         return
     if values.get("model_type") not in target.model_types:
         raise UserError(
             f"the {target.export} export knows the architectures {', '.join(target.model_types)}, not "
             f"{values.get('model_type')!r}; for others export tool_configs, which has a list for llama-quantize"
-        )
-    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise UserError(
-            f"the {target.export} export does not know rotary positions of type {kind!r}; use tool_configs"
         )
 
 

@@ -1,0 +1,115 @@
+"""Which values of a `config.json` a GGUF file can say: an allow-list, by architecture.
+
+llama.cpp computes what the name of an architecture and a few numbers say, whatever the original's config says besides,
+and transformers' reader of GGUF sets what it does not find to its class's defaults. So every key of the config is
+either written into the file, without effect on outputs, fixed to the values that both readers take for granted, or at
+its class's default; anything else is refused.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hpcmpq.errors import UserError
+from hpcmpq.models.description import read_model_json
+from hpcmpq.models.factories import describe
+
+WRITTEN = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_parameters",
+    "rope_theta", "tie_word_embeddings", "sliding_window", "model_type",
+)  # fmt: skip
+"""Keys whose values are in the file, as metadata, as its context length, or as which tensors it has."""
+
+NEUTRAL = (
+    "transformers_version", "architectures", "output_hidden_states", "output_attentions", "return_dict", "dtype",
+    "torch_dtype", "chunk_size_feed_forward", "id2label", "label2id", "problem_type", "initializer_range", "use_cache",
+    "pad_token_id", "bos_token_id", "eos_token_id", "pretraining_tp", "attention_dropout", "_name_or_path",
+    "max_window_layers", "use_sliding_window",
+)  # fmt: skip
+"""Keys without effect on the logits of a text, or of which `sliding_window` and `layer_types` hold the effect."""
+
+FIXED: Mapping[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "is_causal": (True, None),
+    "is_encoder_decoder": (False,),
+}
+"""Keys that the file cannot say, with the values that its readers take for granted."""
+
+READ_BY_MODELS = ("head_dim", "is_causal")
+"""Keys that models read though their config class does not declare them; other such keys have no effect."""
+
+
+def resolved_config(path: Path) -> Any:
+    """transformers' config of a directory, with its class's defaults where `config.json` says nothing.
+
+    Raises:
+        UserError: If there is none, or transformers refuses it.
+    """
+    read_model_json(path)
+    import transformers
+
+    from hpcmpq.models.load import quiet_transformers
+
+    with quiet_transformers():
+        try:
+            return transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        except Exception as error:  # transformers' own checks of values, which differ by class
+            raise UserError(f"cannot read {path}/config.json: {describe(error)}; correct it") from error
+
+
+def check_gguf_config(config: Any) -> None:
+    """Raise `UserError` if a GGUF file cannot say what a resolved config says.
+
+    Args:
+        config: Of a model whose `model_type` the export knows.
+    """
+    values, defaults = config.to_dict(), type(config)().to_dict()
+    names: list[str] = config.architectures or []
+    if not all(name.endswith("ForCausalLM") for name in names):
+        raise UserError(f"the gguf export takes language models with a head, not {names[0]}; {_INSTEAD}")
+    for key, value in values.items():
+        if key in FIXED and value not in FIXED[key]:
+            raise UserError(
+                f"config.json says {key}: {value!r}, and readers of a GGUF file of {config.model_type} take "
+                f"{FIXED[key][0]!r} for granted; {_INSTEAD}"
+            )
+        declared = key in defaults or key in READ_BY_MODELS
+        if declared and key not in (*WRITTEN, *NEUTRAL, *FIXED, *_CHECKED) and value != defaults.get(key):
+            raise UserError(f"the gguf export does not know what {key}: {value!r} changes; {_INSTEAD}")
+    _check_positions(values)
+    head_dim = values["hidden_size"] // values["num_attention_heads"]
+    if config.model_type == "qwen2" and values.get("head_dim", head_dim) not in (None, head_dim):
+        raise UserError(
+            f"config.json says head_dim: {values['head_dim']}, and readers of a GGUF file of qwen2 take hidden_size / "
+            f"num_attention_heads = {head_dim}; {_INSTEAD}"
+        )
+
+
+def context_length(values: Mapping[str, Any]) -> int:
+    """Tokens up to which the file's model, which looks at all of them, is the original, which may have a window."""
+    window = values.get("sliding_window")
+    kinds = values.get("layer_types") or ["sliding_attention"]
+    windowed = window is not None and "sliding_attention" in kinds
+    length = values["max_position_embeddings"]
+    return int(min(length, window) if windowed else length)
+
+
+_CHECKED = ("layer_types",)
+_INSTEAD = "use target: transformers or vllm, or export tool_configs, which has a list for llama-quantize"
+
+
+def _check_positions(values: Mapping[str, Any]) -> None:
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise UserError(f"the gguf export does not know rotary positions of type {kind!r}; {_INSTEAD}")
+    if rope.get("partial_rotary_factor") not in (None, 1.0):
+        raise UserError(
+            f"config.json says partial_rotary_factor: {rope['partial_rotary_factor']}, and readers of a GGUF file "
+            f"rotate whole heads; {_INSTEAD}"
+        )
+    if other := set(values.get("layer_types") or ()) - {"full_attention", "sliding_attention"}:
+        raise UserError(f"the gguf export does not know layers of {min(other)}; {_INSTEAD}")
