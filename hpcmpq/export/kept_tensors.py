@@ -38,7 +38,9 @@ def keep_unused(model: nn.Module, original: Path, attempt: Path) -> tuple[str, .
             tensors[name] = file.get_tensor(name)
     save_file(tensors, attempt / KEPT, metadata={"format": "pt"})
     index = (
-        json.loads((attempt / INDEX).read_text("utf-8")) if (attempt / INDEX).exists() else {"metadata": {}}
+        json.loads((attempt / INDEX).read_text(encoding="utf-8"))
+        if (attempt / INDEX).exists()
+        else {"metadata": {}}
     )
     write_json(attempt / INDEX, {**index, "weight_map": files | dict.fromkeys(tensors, KEPT)})
     return tuple(sorted(tensors))
