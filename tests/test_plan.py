@@ -33,7 +33,8 @@ def test_unit_ids_depend_on_the_fingerprint():
 def test_plan_round_trips_through_json():
     space = SearchSpace((Group("g", (Member("g.weight", 2, 3, True, 6),), 1),), (("int2", "int4"),))
     units = make_units("f", 1, 4, groups_per_unit=1, samples_per_unit=2)
-    plan = Plan({"objective": "kl"}, space, units, {"a": 1}, "f", ("/x",), 12, {"torch": "2"})
+    config = {"objective": "kl", "calibration": {"special_tokens": True}}
+    plan = Plan(config, space, units, {"a": 1}, "f", ("/x",), 12, {"torch": "2"})
     assert plan_from_json(plan_to_json(plan)) == plan
 
 

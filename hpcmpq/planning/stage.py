@@ -18,7 +18,7 @@ from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.description import describe_model, read_model_json
 from hpcmpq.models.gguf_config import check_gguf_config, resolved_config
 from hpcmpq.models.groups import num_fixed_bytes
-from hpcmpq.models.load import forward, load_model, pick_device
+from hpcmpq.models.load import load_model, pick_device
 from hpcmpq.models.repeatable import check_repeatable
 from hpcmpq.models.stored_weights import num_unused_bytes
 from hpcmpq.models.streaming import load_streamed, shapes_only
@@ -213,8 +213,9 @@ def _keep_ranges(run: RunDir, plan: Plan, config: Config, model: nn.Module, samp
     activations = Variants(model, plan.space, config.quantizer).activations
     device = pick_device(config.model.device)
     batches = samples.passes(config.calibration.samples_per_pass)
-    forward_passes = (forward(model, batch.to(device).inputs) for batch in batches)
-    write_maxima(run, measure_maxima(activations, forward_passes), plan.fingerprint)
+    write_maxima(
+        run, measure_maxima(activations, (batch.to(device).inputs for batch in batches)), plan.fingerprint
+    )
 
 
 def _look_streamed(

@@ -7,7 +7,7 @@
 Axis letters: K options of one group.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -121,16 +121,16 @@ class Activations:
 
 
 def measure_maxima(
-    activations: Activations, forward_passes: Iterator[object]
+    activations: Activations, batches: Iterable[Mapping[str, Tensor]]
 ) -> dict[str, tuple[float, ...]]:
-    """Largest inputs of every layer and product that is searched, over some forward passes of the original.
+    """Largest inputs of every layer and product that is searched, over some passes of the original, padding aside.
 
     Args:
         activations: Of the model.
-        forward_passes: Each step runs the model once on some calibration samples.
+        batches: Inputs of the model, of calibration samples.
     """
     named = {name: module for places in activations.places for module, name in places.items()}
-    return record_maxima(named, forward_passes)
+    return record_maxima(activations.model, named, batches)
 
 
 def rounds_activations(space: SearchSpace) -> bool:

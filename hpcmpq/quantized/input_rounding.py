@@ -6,7 +6,7 @@
 Where one pass runs several options under `vmap`, `Rounded.index` says for each which of the formats is its own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.layer_kinds import operand_axes
+from hpcmpq.models.outputs import forward
+from hpcmpq.quantized.padding import padding_masks, position_axes, without_padding
 from hpcmpq.quantizers.activations import round_activations
 
 
@@ -81,20 +83,25 @@ def _round(module: nn.Module, args: tuple[Tensor, ...], rounded: Rounded) -> tup
 
 @torch.no_grad()
 def record_maxima(
-    modules: Mapping[str, nn.Module], forward_passes: Iterator[object]
+    model: nn.Module, modules: Mapping[str, nn.Module], batches: Iterable[Mapping[str, Tensor]]
 ) -> dict[str, tuple[float, ...]]:
-    """{name: largest absolute value of each rounded input} of modules over some forward passes.
+    """{name: largest absolute value of each rounded input} of modules over some batches, padding aside.
 
     A maximum does not depend on the order or the batches of the samples.
 
     Args:
+        model: Runs once for every batch.
         modules: By name; embeddings are left out.
-        forward_passes: Each step runs the model once.
+        batches: Inputs of the model.
     """
     maxima: dict[str, list[float]] = {}
+    masks: tuple[Tensor, ...] = ()
 
     def watch(module: nn.Module, args: tuple[Tensor, ...], name: str) -> None:
-        largest = [float(x.abs().max()) for x, _ in zip(args, operand_axes(module), strict=False)]
+        count = len(operand_axes(module))
+        operands = zip(args[:count], position_axes(name, count), strict=True)
+        real = [without_padding(x, masks, axis) for x, axis in operands]
+        largest = [float(x.abs().max()) if x.numel() else 0.0 for x in real]
         maxima[name] = [max(pair) for pair in zip(maxima.get(name, largest), largest, strict=True)]
 
     handles = [
@@ -103,8 +110,9 @@ def record_maxima(
         if operand_axes(module)
     ]
     try:
-        for _ in forward_passes:
-            pass
+        for inputs in batches:
+            masks = padding_masks(inputs)
+            forward(model, dict(inputs))
     finally:
         for handle in handles:
             handle.remove()

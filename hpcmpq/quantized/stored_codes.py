@@ -10,7 +10,6 @@ them, and every sensitivity, measurement and export decodes the same ones.
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.load import forward
 from hpcmpq.models.weights import as_matrix, holder_of
 from hpcmpq.quantized.checkpoint import open_checkpoint
+from hpcmpq.quantized.padding import padding_masks, without_padding
 from hpcmpq.quantizers.codes import Range
 from hpcmpq.quantizers.gptq import compensated_codes, compensation
 from hpcmpq.quantizers.ranges import choose_range
@@ -113,9 +113,7 @@ def make_codes(
     for members in _parts(missing):
         compensated = [m for m in members if any(name not in checkpoints for name in formats[m])]
         modules = {m: holder_of(model, m) for m in compensated}
-        with _accumulating(modules) as hessians:
-            for batch in samples.passes(samples_per_pass) if modules else ():
-                forward(model, batch.inputs)
+        hessians = _input_products(model, modules, samples, samples_per_pass) if modules else {}
         for member in members:
             weight_MK = as_matrix(model.get_parameter(member.parameter), member)
             made = [name for name in formats[member] if name not in checkpoints]
@@ -151,13 +149,15 @@ def _arrays(name: str, codes_MK: Tensor, range: Range) -> dict[str, np.ndarray]:
     return arrays
 
 
-@contextmanager
-def _accumulating(modules: dict[Member, nn.Module]) -> Iterator[dict[Member, Tensor]]:
-    """Inside, every forward pass adds x xᵀ of each module's inputs, float64 [K, K]."""
+def _input_products(
+    model: nn.Module, modules: dict[Member, nn.Module], samples: Samples, samples_per_pass: int
+) -> dict[Member, Tensor]:
+    """Σ x xᵀ of each module's inputs over all samples, padding aside, float64 [K, K]."""
     sums: dict[Member, Tensor] = {}
+    masks: tuple[Tensor, ...] = ()
 
     def add(member: Member, x: Tensor) -> None:
-        x_NK = x.reshape(-1, member.num_columns).double()
+        x_NK = without_padding(x, masks).reshape(-1, member.num_columns).double()
         gram_KK = x_NK.T @ x_NK
         sums[member] = sums[member] + gram_KK if member in sums else gram_KK
 
@@ -166,10 +166,13 @@ def _accumulating(modules: dict[Member, nn.Module]) -> Iterator[dict[Member, Ten
         for member, module in modules.items()
     ]
     try:
-        yield sums
+        for batch in samples.passes(samples_per_pass):
+            masks = padding_masks(batch.inputs)
+            forward(model, batch.inputs)
     finally:
         for handle in handles:
             handle.remove()
+    return sums
 
 
 def _parts(members: Sequence[Member]) -> Iterator[list[Member]]:

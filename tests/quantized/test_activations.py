@@ -155,13 +155,34 @@ def test_models_whose_attention_cannot_be_taken_apart_are_refused():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_static_ranges_leave_padding_out(name: str, tiny_model):
+    """Against the samples one by one, without any padding, which here is the model's most extreme token."""
+    model = tiny_model(name)
+    ids_NT = torch.randint(250, (4, 12), generator=torch.Generator().manual_seed(0))
+    lengths = (12, 3, 7, 5)
+    mask_NT = torch.arange(12).expand(4, 12) < torch.tensor(lengths)[:, None]
+    ids_NT = torch.where(mask_NT, ids_NT, 255)
+    model.get_input_embeddings().weight[255] *= 1000.0
+    inputs = {"input_ids": ids_NT, "attention_mask": mask_NT.long()}
+    quantizer = Quantizer(group_size=8, activations="static")
+    variants = variants_of(model, inputs, True, quantizer=quantizer, include=())
+    alone = [{"input_ids": ids_NT[n : n + 1, :length]} for n, length in enumerate(lengths)]
+    expected = measure_maxima(variants.activations, alone)
+    found = measure_maxima(variants.activations, [inputs])
+    assert any("attention_value" in place for place in expected)
+    for place, ends in expected.items():
+        assert found[place] == pytest.approx(ends, rel=1e-4), place
+
+
+@torch.no_grad()
 def test_static_ranges_are_the_largest_inputs_and_do_not_depend_on_batches():
     model, inputs = make("llama")
     quantizer = Quantizer(group_size=8, activations="static")
     variants = variants_of(model, inputs, True, quantizer=quantizer, include=())
     halves = [{n: x[part] for n, x in inputs.items()} for part in (slice(0, 1), slice(1, 3))]
-    maxima = measure_maxima(variants.activations, (forward(model, part) for part in [inputs]))
-    split = measure_maxima(variants.activations, (forward(model, part) for part in halves))
+    maxima = measure_maxima(variants.activations, [inputs])
+    split = measure_maxima(variants.activations, halves)
     assert {name: len(ends) for name, ends in maxima.items() if "query_key" in name or "q_proj" in name} == {
         f"model.layers.{k}.self_attn.{n}": c for k in range(3) for n, c in (("query_key", 2), ("q_proj", 1))
     }

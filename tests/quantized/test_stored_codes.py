@@ -12,9 +12,11 @@ from hpcmpq.config import parse_config
 from hpcmpq.errors import CorruptShard, UserError
 from hpcmpq.export import export
 from hpcmpq.formats import FORMATS as TABLE
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.data.splits import load_splits
+from hpcmpq.models.load import load_model
 from hpcmpq.quantized.losses import Comparison
-from hpcmpq.quantized.stored_codes import StoredCodes
+from hpcmpq.quantized.stored_codes import StoredCodes, make_codes
 from hpcmpq.quantized.variants import Variants, open_variants
 from hpcmpq.quantizers import decode
 from hpcmpq.store.quadratic_file import read_quadratic
@@ -70,6 +72,34 @@ def test_the_exported_checkpoint_holds_the_compensated_weights(tmp_path):
         read = READERS["compressed_tensors"](run.path / "exports" / "compressed_tensors")(tokens())
     expected = fake_quantized_logits(run, plan, assignment)
     torch.testing.assert_close(read, expected, rtol=0, atol=2e-6)
+
+
+PADDING = 100
+
+
+def padded(samples: Samples, token: int) -> Samples:
+    """The same samples with a tail of one token that their mask leaves out."""
+    ids_NT = samples.inputs["input_ids"]
+    tail_NT = torch.full((len(samples), PADDING), token)
+    mask_NT = torch.cat([torch.ones_like(ids_NT), torch.zeros_like(tail_NT)], 1)
+    return Samples({"input_ids": torch.cat([ids_NT, tail_NT], 1), "attention_mask": mask_NT})
+
+
+def test_padding_changes_no_code(tmp_path):
+    """Rows at masked positions are no inputs of a layer, so they play no part in its Σ x xᵀ."""
+    run, plan = plan_run(tmp_path, llama(max_position_embeddings=256), formats=["int3"], quantizer=GPTQ)
+    config = parse_config(plan.config)
+    model = load_model(config.model)
+    samples = load_splits(config).calibration
+    codes = {}
+    for name, these in (("plain", samples), ("padded", padded(samples, 7))):
+        place = RunDir(tmp_path / name)
+        (place.path / "rounded").mkdir(parents=True)
+        make_codes(place, plan.fingerprint, model, plan.space, config.quantizer, these, 3)
+        stored = StoredCodes(place, plan.fingerprint)
+        members = [member for group in plan.space.groups for member in group.members]
+        codes[name] = torch.cat([stored.read(m, "int3", torch.zeros(1))[0].flatten() for m in members])
+    assert float((codes["plain"] == codes["padded"]).float().mean()) > 0.9999
 
 
 def test_missing_damaged_and_foreign_codes_are_refused(tmp_path):

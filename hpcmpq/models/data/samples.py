@@ -51,6 +51,21 @@ class Samples:
         moved = {key: value.to(device) for key, value in self.inputs.items()}
         return Samples(moved, None if self.targets is None else self.targets.to(device), self.labelled)
 
+    def trimmed(self) -> "Samples":
+        """The same without the positions at the end that are padding in all of them, by their `attention_mask`."""
+        mask_NT = self.inputs.get("attention_mask")
+        if mask_NT is None or mask_NT.ndim != 2:
+            return self
+        real_T = torch.nonzero(mask_NT.any(0))
+        length = max(1, int(real_T[-1]) + 1 if len(real_T) else 0)
+        shape = mask_NT.shape
+
+        def cut(x: Tensor) -> Tensor:
+            return x[:, :length] if x.shape[:2] == shape else x
+
+        inputs = {name: cut(x) for name, x in self.inputs.items()}
+        return Samples(inputs, None if self.targets is None else cut(self.targets), self.labelled)
+
     def counts(self, n: int) -> bool:
         """Whether sample n has a position that counts; without one it has no loss."""
         return self.targets is None or bool((self.targets[n] != IGNORED).any())

@@ -15,7 +15,7 @@ import torch
 from hpcmpq.config import Config
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.samples import IGNORED, Samples, Splits
-from hpcmpq.models.data.sources import read_source
+from hpcmpq.models.data.sources import Documents, read_source
 from hpcmpq.models.data.tokenization import Frame, find_tokenization
 from hpcmpq.models.data.tokens import to_samples
 from hpcmpq.models.description import ModelDescription, describe_model
@@ -27,6 +27,20 @@ _log = logging.getLogger(__name__)
 REPEATED = "with repeated content"
 UNCOUNTED = "without a position that counts"
 """Why samples are passed over."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pool:
+    """Samples to choose from, the frame that each is in, and whether they were padded here to the longest."""
+
+    samples: Samples
+    frame: Frame
+    padded: bool
+
+    def part(self, chosen: list[int]) -> Samples:
+        """The chosen samples, padded to the longest of them."""
+        samples = self.samples[chosen]
+        return samples.trimmed() if self.padded else samples
 
 
 def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
@@ -49,26 +63,26 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     separate = evaluation.data is not None and evaluation.data != calibration.data
     sizes = calibration.num_samples, calibration.held_out
     wanted = sum(sizes) + (0 if separate else evaluation.num_samples)
-    pool, frame = _read(calibration.data, "calibration.data", config, description, wanted, import_paths)
-    order = _permuted(len(pool), calibration.seed)
+    pool = _read(calibration.data, "calibration.data", config, description, wanted, import_paths)
+    order = _permuted(len(pool.samples), calibration.seed)
     taken: set[str] = set()
     passed: Counter[str] = Counter()
-    for_calibration, for_held_out = (_take(pool, order, size, taken, passed) for size in sizes)
+    for_calibration, for_held_out = (_take(pool.samples, order, size, taken, passed) for size in sizes)
     if separate:
         place = "evaluation.data"
-        eval_pool, _ = _read(
+        eval_pool = _read(
             str(evaluation.data), place, config, description, evaluation.num_samples, import_paths
         )
-        eval_order, eval_passed = _permuted(len(eval_pool), calibration.seed), Counter[str]()
+        eval_order, eval_passed = _permuted(len(eval_pool.samples), calibration.seed), Counter[str]()
     else:
         eval_pool, eval_order, eval_passed = pool, order, passed
     needed = sum(sizes) + (not separate)
-    for_evaluation = _take(eval_pool, eval_order, evaluation.num_samples, taken, eval_passed)
+    for_evaluation = _take(eval_pool.samples, eval_order, evaluation.num_samples, taken, eval_passed)
     if len(for_calibration + for_held_out) + (not separate and bool(for_evaluation)) < needed:
-        _fail_too_few(config, description, pool, passed, needed)
+        _fail_too_few(config, description, pool.samples, passed, needed)
     if not for_evaluation:
         raise UserError(
-            f"none of the {len(eval_pool)} samples of evaluation.data {evaluation.data} is left: "
+            f"none of the {len(eval_pool.samples)} samples of evaluation.data {evaluation.data} is left: "
             f"{_reasons(eval_passed)}; evaluate on other data"
         )
     if separate:
@@ -88,12 +102,12 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
             evaluation.num_samples,
         )
     splits = Splits(
-        calibration=pool[for_calibration],
-        held_out=pool[for_held_out],
-        evaluation=eval_pool[for_evaluation],
+        calibration=pool.part(for_calibration),
+        held_out=pool.part(for_held_out),
+        evaluation=eval_pool.part(for_evaluation),
         num_dropped=passed[REPEATED],
         num_uncounted=passed[UNCOUNTED],
-        special_tokens=frame.words,
+        special_tokens=pool.frame.words,
     )
     if config.objective == "ce" and not all(
         part.labelled for part in (splits.calibration, splits.evaluation)
@@ -112,8 +126,7 @@ def _read(
     description: ModelDescription,
     wanted: int,
     import_paths: Sequence[str],
-) -> tuple[Samples, Frame]:
-    """Samples of a data setting, and the frame that each is in."""
+) -> _Pool:
     # Twice as many as wanted from an endless iterator, since some may be duplicates.
     source = read_source(data, place, 2 * wanted, import_paths)
     calibration, place = config.calibration, f"{place} {data}"
@@ -123,7 +136,9 @@ def _read(
     inputs = {
         key: value.to(dtype) if value.is_floating_point() else value for key, value in samples.inputs.items()
     }
-    return dataclasses.replace(samples, inputs=inputs), tokenization.frame
+    # Plans made before calibration.special_tokens name samples that are padded to the longest of the pool.
+    padded = isinstance(source, Documents) and calibration.special_tokens is not None
+    return _Pool(dataclasses.replace(samples, inputs=inputs), tokenization.frame, padded)
 
 
 def _take(
@@ -132,7 +147,7 @@ def _take(
     """The next indices, up to `wanted`, of samples with new content; counts in `passed` why others are not."""
     chosen: list[int] = []
     while len(chosen) < wanted and (index := next(order, None)) is not None:
-        content = pool.content_hash(index)
+        content = pool[index].trimmed().content_hash(0)  # whatever the longest sample of its pool
         if not pool.counts(index):
             passed[UNCOUNTED] += 1
         elif content in taken:

@@ -291,6 +291,29 @@ def test_encoder_gets_a_padded_sample_per_line(model_directory, tmp_path):
         assert not ids[mask == 0].any()
 
 
+def test_samples_are_padded_to_the_longest_that_was_chosen(model_directory, tmp_path):
+    """The only long text is in one of the three sets, or in none."""
+    data, other = tmp_path / "lines.txt", tmp_path / "other.txt"
+    texts = [f"line {number}" for number in range(30)]
+    data.write_text("\n".join(["a text that is much longer", *texts]))
+    widths = set()
+    for seed in range(12):
+        splits = splits_of(model_directory("bert"), data, seed=seed, sequence_length=24, objective="mse")
+        widths |= {tuple(part.inputs["input_ids"].shape[1] for part in parts(splits))}
+        for part in parts(splits):
+            assert part.inputs["attention_mask"].any(0).all()
+    assert {7, 24} == {width for each in widths for width in each}
+    assert all(each.count(24) <= 1 for each in widths)
+    # The same text is the same sample, whatever the longest text beside it.
+    other.write_text("\n".join(["another text that is longer", *texts]))
+    splits = splits_of(
+        model_directory("bert"), data, other, num_samples=20, sequence_length=24, objective="mse"
+    )
+    assert splits.num_dropped > 0
+    rows = [row[row != 0].tolist() for part in parts(splits) for row in part.inputs["input_ids"]]
+    assert len({tuple(row) for row in rows}) == len(rows)
+
+
 def test_sequence_classifier_takes_labels_from_jsonl(model_directory, tmp_path):
     path = model_directory("bert_classifier")
     save_tokenizer(path)
