@@ -89,15 +89,16 @@ def problem_of(case: Case) -> Problem:
         return make_instance(case.shape)
     from hpcmpq.solve.formulate import make_problem
     from hpcmpq.solve.settings import settings_of
+    from hpcmpq.solve.shrinkage import shrunk
     from hpcmpq.store.plan_file import read_plan
     from hpcmpq.store.quadratic_file import read_quadratic
     from hpcmpq.store.run_dir import RunDir
 
     run = RunDir(Path(case.run))
     plan = read_plan(run)
-    return make_problem(
-        plan, read_quadratic(run.quadratic_path), {"weight_bits": case.bits}, settings_of(plan)
-    )
+    settings = settings_of(plan)
+    model = shrunk(read_quadratic(run.quadratic_path), settings.shrink)
+    return make_problem(plan, model, {"weight_bits": case.bits}, settings)
 
 
 def solve_one(case: Case, method: str, limit_s: float) -> dict[str, object]:

@@ -29,6 +29,7 @@ from hpcmpq.planning.stage import prepare
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.variants import Variants
+from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
@@ -70,7 +71,7 @@ class Calibrated:
     Attributes:
         config: As read, with the method and objective asked for.
         plan: Its plan.
-        quadratic: Its quadratic model.
+        quadratic: Its quadratic model as the solver sees it.
         seconds: CPU seconds of all units, on one thread.
         peak_bytes: Peak resident memory of the measuring process, weights and libraries included.
     """
@@ -116,7 +117,8 @@ def calibrated(
         reduce(run)
         write_json(cost_path, {"seconds": process.seconds, "peak_bytes": process.peak_bytes})
     cost = read_json(cost_path, "the bench")
-    return Calibrated(config, plan, read_quadratic(run.quadratic_path), cost["seconds"], cost["peak_bytes"])
+    model = shrunk(read_quadratic(run.quadratic_path), config.solver.shrink)
+    return Calibrated(config, plan, model, cost["seconds"], cost["peak_bytes"])
 
 
 @dataclass

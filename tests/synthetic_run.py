@@ -11,6 +11,7 @@ from hpcmpq.problem import Solution, Termination
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solve.formulate import make_problem, uniform_choices
 from hpcmpq.solve.outcome import describe
+from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store.json_files import write_json
 from hpcmpq.store.quadratic_file import write_quadratic
@@ -110,6 +111,7 @@ def synthetic_model() -> QuadraticModel:
 def solution_values(plan: Plan, model: QuadraticModel, limit: float) -> dict:
     """What the solve stage writes for a greedy choice within `limit` payload bits per weight."""
     settings = SolverConfig()
+    model = shrunk(model, settings.shrink)
     problem = make_problem(plan, model, {"weight_bits": limit}, settings)
     choice_G = problem.offset_G.copy()
     while True:

@@ -62,6 +62,12 @@ def reduced(reduction: Reduction) -> None:
         f", asymmetry of measured second derivatives {reduction.asymmetry:.2g}" if reduction.asymmetry else ""
     )
     say(f"quadratic model of {model.objective} from {model.num_samples} samples{original}{check}")
+    if model.num_samples == 1 and model.quad_PP.any():
+        say(
+            "One sample gives no standard errors, so its cross terms are taken as they are, noise and all. Give more "
+            "(calibration.num_samples), or set solver.drop_cross_terms: true.",
+            "yellow",
+        )
 
 
 def solved(solution: dict[str, Any]) -> None:
@@ -77,7 +83,8 @@ def solved(solution: dict[str, Any]) -> None:
     if solution["predicted_loss"] < 0:
         say(
             "A loss below 0 cannot be: the samples are too few to tell small effects from noise. Give more "
-            "(calibration.num_samples), or set solver.shrink: 1 and solve again.",
+            "(calibration.num_samples)"
+            + (", or set solver.shrink: auto and solve again." if solution["solver"]["shrink"] == 0 else "."),
             "yellow",
         )
 

@@ -82,6 +82,9 @@ def check_values(config: Config, source: str) -> None:
     for name in config.budgets:
         if table_name(name) != name:
             raise UserError(f"{source}: budgets names {table_name(name)} twice; leave out {name}")
+    shrink = config.solver.shrink
+    if shrink != "auto" and (isinstance(shrink, str) or not shrink >= 0):
+        raise UserError(f"{source}: solver.shrink must be auto or a number of at least 0, got {shrink!r}")
     if config.calibration.held_out < 0:
         raise UserError(
             f"{source}: calibration.held_out must not be negative, got {config.calibration.held_out}"

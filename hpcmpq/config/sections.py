@@ -82,7 +82,8 @@ class SolverConfig:
         name: A name in `hpcmpq.solvers.SOLVERS`.
         time_limit_s: Wall seconds of one solve.
         seed: Of the search.
-        shrink: Off-diagonals are shrunk towards zero by `shrink` standard errors; 0 leaves them alone.
+        shrink: How cross terms are shrunk towards zero: ``auto`` by their reliability, a number by as many standard
+            errors, 0 not at all.
         robust_k: Minimise mean + k·std over calibration batches instead of the mean, in solutions and frontiers.
         drop_cross_terms: Ignore interactions between groups.
         fixed: {group wildcard: format} that must be chosen.
@@ -95,7 +96,7 @@ class SolverConfig:
     name: str = "quadratic"
     time_limit_s: float = 60.0
     seed: int = 0
-    shrink: float = 0.0
+    shrink: float | str = "auto"
     robust_k: float = 0.0
     drop_cross_terms: bool = False
     fixed: Mapping[str, str] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from hpcmpq.refine.link import fit_link
 from hpcmpq.solve.formulate import make_problem, uniform_choices
 from hpcmpq.solve.outcome import assignment_values, objective_value
 from hpcmpq.solve.settings import settings_of
+from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solvers import make_solver
 from hpcmpq.space import SearchSpace
 from hpcmpq.store.json_files import write_artefact
@@ -45,8 +46,8 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
     plan = read_plan(run)
     config = parse_config(plan.config, "plan.json")
     solution = read_solution(run)
-    quadratic = read_quadratic(run.quadratic_path)
     settings = settings_of(plan, **solution["solver"])
+    quadratic = shrunk(read_quadratic(run.quadratic_path), settings.shrink)
     problem = make_problem(plan, quadratic, solution["budgets"], settings)
     model = load_model(config.model, import_paths=plan.import_paths)
     splits = planned_splits(config, plan)

@@ -10,6 +10,7 @@ from hpcmpq.formats import FORMATS, Format
 from hpcmpq.plan import Plan
 from hpcmpq.problem import relative_gap
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solvers.robust import batch_values
 from hpcmpq.space import Group
 from hpcmpq.store.json_files import read_json
@@ -33,7 +34,7 @@ class Findings:
     Attributes:
         run: Where they lie.
         plan: `plan.json`.
-        quadratic: `quadratic.h5`.
+        quadratic: `quadratic.h5` with its cross terms shrunk as for the solution.
         solution: `solution.json`.
         evaluation: `evaluation.json`, or None if there is none for this solution.
         frontier: `frontier.json`, or None if there is none for this plan.
@@ -154,7 +155,7 @@ class Findings:
         settings, bound = self.solution["solver"], self.solution["bound"]
         if solved is None or solved == self.solution["assignment"] or bound is None:
             return None
-        if settings["drop_cross_terms"] or settings["shrink"] or settings["robust_k"]:
+        if settings["drop_cross_terms"] or settings["robust_k"]:
             return None  # the solver minimised something else than the predicted loss
         return relative_gap(self.quadratic.predicted_loss(self.plan.space.choice(solved)), bound)
 
@@ -171,8 +172,9 @@ def read_findings(run: RunDir) -> Findings:
         UserError: If plan, quadratic model or solution are missing or damaged.
     """
     plan = read_plan(run)
-    quadratic = read_quadratic(run.quadratic_path)
+    measured = read_quadratic(run.quadratic_path)
     solution = read_solution(run)
+    quadratic = shrunk(measured, solution["solver"]["shrink"])
     missing: dict[str, str] = {}
     evaluation = _optional(run, "evaluation", "evaluate", missing)
     if evaluation is not None and evaluation["assignment"] != solution["assignment"]:

@@ -17,7 +17,6 @@ from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solve.constraints import allowed_options, format_classes, tied_groups
 from hpcmpq.solve.costs import average_bits_cost, bops_cost, macs_cost, size_bytes_cost, weight_bits_cost
 from hpcmpq.solve.costs.latency import LATENCY_NAMES, latency_costs, mac_time_cost
-from hpcmpq.solve.shrinkage import shrink_cross_terms
 from hpcmpq.space import SearchSpace
 from hpcmpq.targets import find_target
 
@@ -66,12 +65,13 @@ def known_cost(plan: Plan, costs: Mapping[str, Cost], name: str, kind: str = "bu
 def make_problem(
     plan: Plan, model: QuadraticModel, budgets: Mapping[str, float], settings: SolverConfig
 ) -> Problem:
-    """The optimisation problem of a plan, its quadratic model, budgets and constraints."""
+    """The optimisation problem of a plan, its quadratic model as `shrunk` gives it, budgets and constraints."""
     space = plan.space
     names = tuple(space.groups[option.group].name for option in space.options)
     if model.option_group != names or model.option_format != tuple(o.format for o in space.options):
         raise UserError("quadratic.h5 belongs to another plan than plan.json; run `hpcmpq reduce` again")
-    problem = constrained(plan, model.linear_P, cross_terms(model, settings), budgets, settings)
+    quad_PP = np.zeros_like(model.quad_PP) if settings.drop_cross_terms else model.quad_PP
+    problem = constrained(plan, model.linear_P, quad_PP, budgets, settings)
     return replace(problem, constant=model.loss0)
 
 
@@ -102,15 +102,6 @@ def constrained(
         tie_class_P=format_classes(space),
         group_names=tuple(group.name for group in space.groups),
     )
-
-
-def cross_terms(model: QuadraticModel, settings: SolverConfig) -> np.ndarray:
-    """H as the solver sees it, float64 [P, P]: dropped, shrunk by standard errors, or as measured."""
-    if settings.drop_cross_terms:
-        return np.zeros_like(model.quad_PP)
-    if settings.shrink > 0:
-        return shrink_cross_terms(model.quad_PP, model.stderr_quad_PP, settings.shrink)
-    return model.quad_PP
 
 
 def uniform_choices(space: SearchSpace) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ from typing import Any
 from hpcmpq.config import SolverConfig
 from hpcmpq.solve.formulate import make_problem, uniform_hint
 from hpcmpq.solve.outcome import describe, solve_problem
+from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
@@ -25,7 +26,7 @@ def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> 
         Infeasible: If no assignment meets the budgets.
     """
     plan = read_plan(run)
-    model = read_quadratic(run.quadratic_path)
+    model = shrunk(read_quadratic(run.quadratic_path), settings.shrink)
     problem = make_problem(plan, model, budgets, settings)
     solution = solve_problem(problem, model, settings, uniform_hint(plan.space, problem))
     values = describe(plan, model, problem, solution, budgets, settings)

@@ -1,16 +1,19 @@
 """What people read after a stage says what the numbers are, and when they cannot be."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hpcmpq.calibrate.reduce import Reduction
 from hpcmpq.cli import console, run_summary, summaries
 from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.run_dir import RunDir
+from tests.synthetic_run import synthetic_model
 
 
-def solution(predicted: float) -> dict[str, Any]:
+def solution(predicted: float, shrink: float | str = "auto") -> dict[str, Any]:
     return {
         "predicted_loss": predicted,
         "costs": {"weight_bits": 3.0},
@@ -18,6 +21,7 @@ def solution(predicted: float) -> dict[str, Any]:
         "gap": 0.0,
         "termination": "optimal",
         "seconds": 1.0,
+        "solver": {"shrink": shrink},
     }
 
 
@@ -40,7 +44,17 @@ def test_a_predicted_loss_that_cannot_be_is_questioned(capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "predicted loss -0.01" in said
     assert "A loss below 0 cannot be" in said
-    assert "solver.shrink: 1" in said
+    assert "solver.shrink" not in said
+    summaries.solved(solution(-0.01, shrink=0.0))
+    assert "solver.shrink: auto" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("num_samples", "warned"), [(1, True), (2, False)])
+def test_cross_terms_of_one_sample_are_questioned(capsys, num_samples, warned):
+    model = dataclasses.replace(synthetic_model(), num_samples=num_samples)
+    summaries.reduced(Reduction(model, model.linear_P, 0.0))
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("solver.drop_cross_terms: true" in said) == warned
 
 
 @pytest.mark.parametrize(("num_tokens", "counted"), [(24, "24 samples"), (2_400, "2,400 tokens")])

@@ -35,6 +35,8 @@ def test_defaults_are_filled_in_and_round_trip():
         ({"calibration": {"data": "d", "num_samples": "many"}}, "calibration.num_samples"),
         ({"calibration": {}}, "calibration.data"),
         ({"quantizer": {"group_size": -1}}, "quantizer.group_size must be positive"),
+        ({"solver": {"shrink": -1}}, r"solver.shrink must be auto or a number of at least 0, got -1\.0"),
+        ({"solver": {"shrink": "some"}}, "solver.shrink must be auto or a number of at least 0, got 'some'"),
         ({"model": 3}, "model"),
     ],
 )

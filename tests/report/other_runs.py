@@ -15,6 +15,7 @@ from hpcmpq.plan import Plan, content_hash, make_units, plan_to_json
 from hpcmpq.problem import Solution, Termination
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.solve.outcome import describe
+from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solve.stage import make_problem
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store.json_files import write_json
@@ -126,6 +127,7 @@ def _solution(plan: Plan, model: QuadraticModel, budgets: dict[str, float]) -> d
     count = len(space.formats[0])
     choice_G = np.arange(len(space.groups)) * count + (np.arange(len(space.groups)) + count // 3) % count
     solved = Solution(Termination.NODE_LIMIT, choice_G, 0.0, None, {}, 0.5, "")
+    model = shrunk(model, settings.shrink)
     problem = make_problem(plan, model, budgets, settings)
     objective = problem.objective(choice_G)
     solved = replace(solved, objective=objective, bound=model.loss0 + 0.9 * (objective - model.loss0))

@@ -18,6 +18,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.report import every_table, write_report
 from hpcmpq.report.findings import read_findings
 from hpcmpq.report.plots import all_figures
+from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
 from tests.report.parsed_page import Page, squeezed
@@ -117,7 +118,7 @@ def test_strongest_pair_is_the_largest_interaction_of_the_chosen_options(full: R
     from tests.synthetic_run import synthetic_model, synthetic_plan
 
     choice_G = synthetic_plan().space.choice(read_json(full.solution_path, "")["assignment"])
-    largest = np.abs(synthetic_model().quad_PP[np.ix_(choice_G, choice_G)]).max()
+    largest = np.abs(shrunk(synthetic_model(), "auto").quad_PP[np.ix_(choice_G, choice_G)]).max()
     with (full.file("report") / "pairs.csv").open() as file:
         values = [abs(float(row["interaction"])) for row in csv.DictReader(file)]
     assert values[0] == pytest.approx(largest)

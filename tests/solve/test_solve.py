@@ -9,11 +9,14 @@ import pytest
 from hpcmpq.config import SolverConfig
 from hpcmpq.errors import Infeasible, UserError
 from hpcmpq.problem import Problem, Solution, Termination
+from hpcmpq.quadratic import quadratic_increase
 from hpcmpq.solve.constraints import allowed_options
-from hpcmpq.solve.formulate import constrained, make_problem, plan_costs, uniform_choices
+from hpcmpq.solve.formulate import constrained, plan_costs, uniform_choices
 from hpcmpq.solve.frontier import frontier, sweep
 from hpcmpq.solve.frontier_points import SolvedPoints
+from hpcmpq.solve.reliability import reliability
 from hpcmpq.solve.settings import parse_budget
+from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solve.stage import solve
 from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.robust import robust_value
@@ -128,12 +131,31 @@ def test_solvers_without_cross_terms_run_when_they_are_dropped(run, name):
     assert values["predicted_loss"] > values["objective"]  # the prediction keeps the cross terms
 
 
-def test_shrinking_pulls_cross_terms_to_zero():
-    plan, model = synthetic_plan(), synthetic_model()
-    problem = make_problem(plan, model, {}, SolverConfig(shrink=3.0))
-    crossed = model.quad_PP != 0
-    ratio = problem.quad_PP[crossed] / model.quad_PP[crossed]
-    assert np.allclose(ratio, np.clip(1 - (3 * 0.1) ** 2, 0, 1))
+@pytest.mark.parametrize("shrink", ["auto", 3.0, 0.0])
+def test_solutions_are_optimal_and_predicted_with_shrunk_cross_terms(run, shrink):
+    values = solve(run, {"weight_bits": 3.0}, SolverConfig(**FAST, shrink=shrink))
+    model = synthetic_model()
+    factor = {"auto": reliability_of(model), 3.0: 1 - (3 * 0.1) ** 2, 0.0: 1.0}[shrink]
+    choice_G = synthetic_plan().space.choice(values["assignment"])
+    predicted = quadratic_increase(model.linear_P, factor * model.quad_PP, choice_G)
+    assert values["predicted_loss"] == pytest.approx(predicted, rel=1e-9)
+    assert values["objective"] == pytest.approx(predicted, rel=1e-9)
+    cross_terms = predicted - model.linear_P[choice_G].sum()
+    assert values["predicted_cross_terms"] == pytest.approx(cross_terms, rel=1e-9)
+
+
+def reliability_of(model):
+    group_P = synthetic_plan().space.group_P
+    errors = model.stderr_quad_PP, model.linear_P, model.stderr_linear_P
+    return reliability(model.quad_PP, *errors, group_P, np.array(model.option_format), model.num_samples)
+
+
+def test_batches_are_shrunk_by_the_same_factors():
+    model = synthetic_model()
+    model = replace(model, batch_quad_BPP=np.stack([0.5 * model.quad_PP, 1.5 * model.quad_PP]))
+    ours = shrunk(model, "auto")
+    np.testing.assert_allclose(ours.batch_quad_BPP.mean(0), ours.quad_PP, rtol=1e-12)
+    assert not np.allclose(ours.quad_PP, model.quad_PP)
 
 
 def test_a_quadratic_of_another_plan_is_refused(run, tmp_path):
@@ -192,6 +214,7 @@ def test_the_frontier_is_as_robust_as_the_solution(tmp_path):
     mean = replace(model, linear_P=batches[0].mean(0), batch_linear_BP=batches[0], batch_quad_BPP=batches[1])
     write_quadratic(run.quadratic_path, mean, mean.linear_P, synthetic_plan().fingerprint)
     settings = SolverConfig(robust_k=2.0, time_limit_s=1.0)
+    batches = batches[0], shrunk(mean, settings.shrink).batch_quad_BPP
     values = frontier(run, "weight_bits", np.array([2.5, 4.0]), {}, settings, lambda done, total: None)
     for point in values["points"]:
         choice_G = synthetic_plan().space.choice(point["assignment"])
