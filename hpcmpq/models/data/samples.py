@@ -110,6 +110,7 @@ class Splits:
         evaluation: Reported quality is measured on these.
         num_dropped: Samples dropped because their content was in an earlier set already.
         num_uncounted: Samples left out because no position of theirs counts.
+        num_overlapping: Samples dropped because earlier sets hold half or more of their tokens, in long runs.
         special_tokens: What begins and ends every calibration sample, as ``<bos> ...``, or empty.
     """
 
@@ -118,4 +119,5 @@ class Splits:
     evaluation: Samples
     num_dropped: int = 0
     num_uncounted: int = 0
+    num_overlapping: int = 0
     special_tokens: str = ""

@@ -10,10 +10,12 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
 from hpcmpq.config import Config
 from hpcmpq.errors import UserError
+from hpcmpq.models.data.overlap import MOST_SHARED, RUN_LENGTH, seen_runs, shared_tokens
 from hpcmpq.models.data.samples import IGNORED, Samples, Splits
 from hpcmpq.models.data.sources import Documents, read_source
 from hpcmpq.models.data.tokenization import Frame, find_tokenization
@@ -26,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 REPEATED = "with repeated content"
 UNCOUNTED = "without a position that counts"
+OVERLAPPING = "with half or more of their tokens in earlier sets"
 """Why samples are passed over."""
 
 
@@ -48,7 +51,8 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
 
     The data are permuted; the first ``num_samples`` are for calibration, the next ``held_out`` are held out,
     and evaluation takes up to ``evaluation.num_samples`` of the rest, or of ``evaluation.data``. A sample
-    whose content was taken already is dropped, and so is one of which no position counts: it has no loss.
+    whose content was taken already is dropped, and so is one of which no position counts: it has no loss; and from
+    later sets one that shares much of its text with earlier ones, see `hpcmpq.models.data.overlap`.
 
     Args:
         config: Reads the model's directory for its tokenizer and limits, never its weights.
@@ -67,7 +71,9 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     order = _permuted(len(pool.samples), calibration.seed)
     taken: set[str] = set()
     passed: Counter[str] = Counter()
-    for_calibration, for_held_out = (_take(pool.samples, order, size, taken, passed) for size in sizes)
+    for_calibration = _take(pool.samples, order, sizes[0], taken, passed)
+    seen = seen_runs(pool.samples[for_calibration])
+    for_held_out = _take(pool.samples, order, sizes[1], taken, passed, seen)
     if separate:
         place = "evaluation.data"
         eval_pool = _read(
@@ -77,7 +83,10 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     else:
         eval_pool, eval_order, eval_passed = pool, order, passed
     needed = sum(sizes) + (not separate)
-    for_evaluation = _take(eval_pool.samples, eval_order, evaluation.num_samples, taken, eval_passed)
+    seen_too = seen_runs(pool.samples[for_calibration + for_held_out])
+    for_evaluation = _take(
+        eval_pool.samples, eval_order, evaluation.num_samples, taken, eval_passed, seen_too
+    )
     if len(for_calibration + for_held_out) + (not separate and bool(for_evaluation)) < needed:
         _fail_too_few(config, description, pool.samples, passed, needed)
     if not for_evaluation:
@@ -89,12 +98,12 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
         passed.update(eval_passed)
     if passed[REPEATED]:
         _log.warning("dropped %d samples whose content is in an earlier set", passed[REPEATED])
+    if passed[OVERLAPPING]:
+        _log.warning("dropped %d samples %s", passed[OVERLAPPING], OVERLAPPING)
     if passed[UNCOUNTED]:
-        _log.warning(
-            "left out %d samples of which no position counts, since each of their labels is %d",
-            passed[UNCOUNTED],
-            IGNORED,
-        )
+        _log.warning("left out %d samples %s: all their labels are %d", passed[UNCOUNTED], UNCOUNTED, IGNORED)
+    _say_shared("held-out", pool.samples[for_held_out], seen)
+    _say_shared("evaluation", eval_pool.samples[for_evaluation], seen_too)
     if len(for_evaluation) < evaluation.num_samples:
         _log.warning(
             "evaluation has %d samples instead of %d: there are no more",
@@ -107,6 +116,7 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
         evaluation=eval_pool.part(for_evaluation),
         num_dropped=passed[REPEATED],
         num_uncounted=passed[UNCOUNTED],
+        num_overlapping=passed[OVERLAPPING],
         special_tokens=pool.frame.words,
     )
     if config.objective == "ce" and not all(
@@ -142,7 +152,12 @@ def _read(
 
 
 def _take(
-    pool: Samples, order: Iterator[int], wanted: int, taken: set[str], passed: Counter[str]
+    pool: Samples,
+    order: Iterator[int],
+    wanted: int,
+    taken: set[str],
+    passed: Counter[str],
+    seen: np.ndarray | None = None,
 ) -> list[int]:
     """The next indices, up to `wanted`, of samples with new content; counts in `passed` why others are not."""
     chosen: list[int] = []
@@ -152,10 +167,26 @@ def _take(
             passed[UNCOUNTED] += 1
         elif content in taken:
             passed[REPEATED] += 1
+        elif seen is not None and shared_tokens(pool, index, seen) >= MOST_SHARED:
+            passed[OVERLAPPING] += 1
         else:
             taken.add(content)
             chosen.append(index)
     return chosen
+
+
+def _say_shared(name: str, samples: Samples, seen: np.ndarray) -> None:
+    """Warn of what samples that are kept have in common with earlier ones."""
+    shares = [shared_tokens(samples, n, seen) for n in range(len(samples))]
+    if sharing := sum(share > 0 for share in shares):
+        _log.warning(
+            "%d of %d %s samples share %d or more consecutive tokens with earlier sets, %.2g %% of their tokens in all",
+            sharing,
+            len(shares),
+            name,
+            RUN_LENGTH,
+            100 * sum(shares) / len(shares),
+        )
 
 
 def _reasons(passed: Counter[str]) -> str:
