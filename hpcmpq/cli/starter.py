@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hpcmpq.cli.starter_text import SHARES, Counts, starter_text
 from hpcmpq.config import GroupsConfig, ModelConfig, is_factory
-from hpcmpq.errors import UserError
+from hpcmpq.errors import UserError, raise_if_no_room
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.data.sources import read_source
 from hpcmpq.models.data.tokenization import find_tokenization
@@ -75,7 +75,8 @@ def look(
     try:
         with shapes_only(config, inputs) as (model, shapes):
             return _grouped(model.eval().requires_grad_(False), shapes)
-    except (UserError, RuntimeError) as error:
+    except Exception as error:  # the model's own code, on tensors without values
+        raise_if_no_room(error)
         reason = str(error).split(";")[0].split("\n")[0]
         log.info("reading the weights, since shapes alone do not do for this model: %s", reason)
     return _grouped(load_model(config), inputs)
