@@ -51,6 +51,7 @@ class ModelDescription:
         dtype: Name of the dtype that the weights are stored in, such as ``bfloat16``, or None.
         classes: Names of a classifier's classes, by number; empty for other kinds.
         architecture: Name of the class that saved the weights; empty for a factory's model.
+        pad_token_id: The token that the model takes for padding, or None.
     """
 
     kind: Kind
@@ -62,6 +63,7 @@ class ModelDescription:
     dtype: str | None = None
     classes: tuple[str, ...] = ()
     architecture: str = ""
+    pad_token_id: int | None = None
 
     @property
     def loads_as_saved(self) -> bool:
@@ -111,6 +113,7 @@ def describe_model(config: ModelConfig) -> ModelDescription:
         dtype=_first(values, "dtype", "torch_dtype"),
         classes=_classes(values) if kind.endswith("classifier") else (),
         architecture=str(names[0]),
+        pad_token_id=_pad_token(text) if takes_tokens else None,
     )
 
 
@@ -159,6 +162,12 @@ def _classes(values: dict[str, Any]) -> tuple[str, ...]:
     """Names in ``id2label``; without it transformers has two, and calls them so."""
     names = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     return tuple(str(name) for _, name in sorted(names.items(), key=lambda entry: int(entry[0])))
+
+
+def _pad_token(values: dict[str, Any]) -> int | None:
+    """None also where the configured one is no token, such as -1."""
+    pad, vocab_size = values.get("pad_token_id"), values.get("vocab_size")
+    return pad if isinstance(pad, int) and isinstance(vocab_size, int) and 0 <= pad < vocab_size else None
 
 
 def _first(values: dict[str, Any], *keys: str) -> Any:
