@@ -9,7 +9,7 @@ from hpcmpq.models.outputs import tried_forward
 
 @torch.no_grad()
 def check_repeatable(model: nn.Module, inputs: dict[str, Tensor]) -> None:
-    """Refuse a model that fails on a batch or whose outputs change from pass to pass more than by kernels' order of sums.
+    """Refuse a model that fails on a batch, or whose outputs change from pass to pass by more than kernels round.
 
     Args:
         model: In eval mode.
