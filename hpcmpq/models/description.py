@@ -34,6 +34,29 @@ _GENERATOR = "ForConditionalGeneration"
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
+_PADDING_TOKENS = {
+    **dict.fromkeys(
+        (
+            *(
+                "camembert",
+                "data2vec-text",
+                "esm",
+                "ibert",
+                "layoutlmv3",
+                "longformer",
+                "luke",
+                "mpnet",
+            ),
+            *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+        ),
+        1,
+    ),
+    "lilt": 0,
+    "markuplm": 0,
+}
+"""`model_type` of models that count positions from their padding token on, and its default number: no token can have
+the positions up to it, which `max_position_embeddings` counts."""
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -107,7 +130,7 @@ def describe_model(config: ModelConfig) -> ModelDescription:
         kind=kind,
         path=path,
         vocab_size=text.get("vocab_size") if takes_tokens else None,
-        max_positions=_first(text, "max_position_embeddings", "n_positions") if takes_tokens else None,
+        max_positions=_max_positions(text) if takes_tokens else None,
         main_input="input_ids" if takes_tokens else "pixel_values",
         has_tokenizer=any((path / name).is_file() for name in _TOKENIZER_FILES),
         dtype=_first(values, "dtype", "torch_dtype"),
@@ -162,6 +185,18 @@ def _classes(values: dict[str, Any]) -> tuple[str, ...]:
     """Names in ``id2label``; without it transformers has two, and calls them so."""
     names = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     return tuple(str(name) for _, name in sorted(names.items(), key=lambda entry: int(entry[0])))
+
+
+def _max_positions(values: dict[str, Any]) -> int | None:
+    """Positions that a token can have."""
+    found = _first(values, "max_position_embeddings", "n_positions")
+    unused = _PADDING_TOKENS.get(str(values.get("model_type")))
+    if found is None or unused is None:
+        return found  # type: ignore[no-any-return]
+    padding = (
+        None if values.get("model_type") == "mpnet" else values.get("pad_token_id")
+    )  # whose number is fixed
+    return int(found) - 1 - (unused if padding is None else padding)
 
 
 def _pad_token(values: dict[str, Any]) -> int | None:

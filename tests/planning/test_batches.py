@@ -12,6 +12,7 @@ from hpcmpq.config import ModelConfig, parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.data.sources import Documents
+from hpcmpq.models.data.tokenization import Tokenization
 from hpcmpq.models.data.tokens import to_samples
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.load import quiet_transformers
@@ -61,7 +62,8 @@ def test_a_decoder_classifier_without_a_padding_token_is_told_to_name_one(tmp_pa
 def test_a_decoder_classifier_with_one_is_planned_and_padded_with_it(tmp_path: Path):
     model = decoder_classifier(tmp_path / "model", 7)
     assert planned(tmp_path, model).units
-    samples = to_samples(Documents(("abc", "a")), "data", describe_model(ModelConfig(path=str(model))), 16)
+    description = describe_model(ModelConfig(path=str(model)))
+    samples = to_samples(Documents(("abc", "a")), "data", description, 16, Tokenization())
     assert samples.inputs["input_ids"].tolist() == [[97, 98, 99], [97, 7, 7]]
 
 
