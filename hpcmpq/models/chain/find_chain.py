@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,14 +35,14 @@ def find_chain(model: nn.Module, inputs: Inputs, groups: Sequence[Group] = ()) -
     reasons = []
     is_transformer = hasattr(model, "config") and hasattr(model, "base_model_prefix")
     if not is_transformer:
-        chain, reason = _tried(lambda: find_graph_chain(model, inputs))
+        chain, reason = _tried(find_graph_chain, model, inputs)
         if chain is not None and reproduces(chain, model, inputs):
             return chain  # whose blocks are given nothing else
         reasons.append(reason or "the traced graph gives other outputs")
     for name, container in block_lists(model):
-        chain, reason = _tried(lambda container=container: list_chain(model, container, inputs))
+        chain, reason = _tried(list_chain, model, container, inputs)
         if chain is not None and reproduces(chain, model, inputs):
-            chain, reason = _tried(lambda chain=chain: _independent(chain, model, inputs, groups))
+            chain, reason = _tried(_independent, chain, model, inputs, groups)
             if chain is not None:
                 return chain
         reasons.append(f"{name}: {reason or 'cutting it there gives other outputs'}")
@@ -52,10 +53,10 @@ def find_chain(model: nn.Module, inputs: Inputs, groups: Sequence[Group] = ()) -
     return None
 
 
-def _tried(find: Callable[[], tuple[Chain | None, str]]) -> tuple[Chain | None, str]:
+def _tried(find: Callable[..., tuple[Chain | None, str]], *args: Any) -> tuple[Chain | None, str]:
     """What `find` finds; no chain where the model's own code raises, called as it does not expect."""
     try:
-        return find()
+        return find(*args)
     except Exception as error:
         raise_if_no_room(error)
         return None, f"its code fails when it is taken apart ({type(error).__name__})"
