@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hpcmpq.cli import arguments, console, summaries
+from hpcmpq.cli import arguments, console, run_summary, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.cli.arguments import parse_part
 from hpcmpq.cli.frontier import coarse_frontier
@@ -45,7 +45,7 @@ def run(
         export(run_dir)
         evaluation = _evaluate(run_dir, None, ALONE)
         written = report(run_dir)
-        summaries.summary(RunDir(run_dir))
+        run_summary.summary(RunDir(run_dir))
     solution = read_solution(RunDir(run_dir))
     return {"run": run_dir, "solution": solution, "evaluation": evaluation, **written}
 

@@ -11,9 +11,6 @@ from hpcmpq.cli.console import rows, say, show
 from hpcmpq.plan import Plan
 from hpcmpq.planning.scaling import Prediction
 from hpcmpq.slurm.status import Status
-from hpcmpq.store.json_files import read_json
-from hpcmpq.store.run_dir import RunDir
-from hpcmpq.store.solution_file import read_solution
 from hpcmpq.wording import show_bytes
 
 
@@ -164,72 +161,6 @@ def task_table(values: dict[str, Any]) -> Table:
         )
         table.add_row(name, metric, original, quantized, interval, uniform)
     return table
-
-
-def summary(run: RunDir) -> None:
-    """What the whole run found."""
-    solution = read_solution(run)
-    evaluation = read_json(run.evaluation_path, f"hpcmpq evaluate {run.path}")
-    rows(("group", "format"), solution["assignment"].items(), title="assignment")
-    objective = evaluation["objective"]
-    measured = evaluation[objective]
-    original = f", the original {measured['original']:.6g}" if measured["original"] else ""
-    say(
-        f"predicted {objective} {solution['predicted_loss']:.6g} on calibration samples; measured on others "
-        f"{measured['quantized']:.6g}, uniform {evaluation['uniform_format']} {measured['uniform']:.6g}{original}"
-    )
-    costs = solution["costs"]
-    say(
-        f"{costs['average_bits']:.4g} bits per searched weight with scales; size_bytes {costs['size_bytes']:,.0f}, "
-        f"uniform {evaluation['uniform_costs']['size_bytes']:,.0f}"
-    )
-    _against_uniform(evaluation)
-    _other_budgets(run, solution)
-    say(f"checkpoint: {run.checkpoint_path}, not packed; `hpcmpq export {run.path} --format ...` packs it")
-    say(f"report: {run.report_path}")
-
-
-def _against_uniform(evaluation: dict[str, Any]) -> None:
-    """By how much the mix beats, or does not beat, the uniform model that is at least as large."""
-    for name in dict.fromkeys((evaluation["objective"], "ce")):
-        found = evaluation["paired"].get(name, {}).get("quantized - uniform")
-        if found is None or found["interval"] is None:
-            continue
-        uniform = evaluation[name]["uniform"] - (evaluation[name]["original"] or 0.0)
-        low, high = found["interval"]
-        if low <= 0 <= high:
-            verdict = "cannot be told apart from"
-        else:
-            verdict = "lower than" if high < 0 else "higher than"
-        share = f", {100 * abs(found['difference'] / uniform):.0f} % of its increase" if uniform > 0 else ""
-        say(
-            f"{name} of the mix is {verdict} that of uniform {evaluation['uniform_format']}: "
-            f"{found['difference']:+.3g} (95 % interval {low:+.3g} to {high:+.3g}){share}"
-        )
-
-
-def _other_budgets(run: RunDir, solution: dict[str, Any]) -> None:
-    """What the next smaller and larger budget of the frontier would give, and the command to try one."""
-    if not run.frontier_path.exists():
-        return
-    frontier = read_json(run.frontier_path, f"hpcmpq frontier {run.path}")
-    name = frontier["cost"]
-    limit = solution["budgets"].get(name)
-    points = [point for point in frontier["points"] if point.get("predicted_loss") is not None]
-    if limit is None or not points:
-        return
-    step = 1e-9 * max(1.0, abs(limit))
-    smaller = max((p for p in points if p["limit"] < limit - step), key=lambda p: p["limit"], default=None)
-    larger = min((p for p in points if p["limit"] > limit + step), key=lambda p: p["limit"], default=None)
-    parts = [
-        f"{name} {point['limit']:.4g} would give {point['predicted_loss']:.3g}"
-        for point in (smaller, larger)
-        if point is not None
-    ]
-    if parts:
-        tried = (smaller or larger or {})["limit"]
-        say(f"predicted: {', '.join(parts)} in place of {solution['predicted_loss']:.3g}")
-        say(f"to try one, without measuring again: `hpcmpq solve {run.path} --budget {name}={tried:.4g}`")
 
 
 def status(state: Status) -> None:

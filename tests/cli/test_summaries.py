@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hpcmpq.cli import console, summaries
+from hpcmpq.cli import console, run_summary, summaries
 from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.run_dir import RunDir
 
@@ -76,7 +76,7 @@ def test_a_stage_with_nothing_to_do_says_so(capsys):
     ],
 )
 def test_a_run_ends_with_what_the_mix_won(capsys, interval, verdict):
-    summaries._against_uniform(evaluation(24, interval))
+    run_summary._against_uniform(evaluation(24, interval))
     assert f"kl of the mix is {verdict}" in " ".join(capsys.readouterr().out.split())
 
 
@@ -88,9 +88,9 @@ def test_a_run_ends_with_what_other_budgets_would_give(tmp_path: Path, capsys):
         "points": [{"limit": limit, "predicted_loss": loss} for limit, loss in points],
     }
     write_artefact(RunDir(tmp_path).frontier_path, values)
-    summaries._other_budgets(RunDir(tmp_path), solution(0.03))
+    run_summary._other_budgets(RunDir(tmp_path), solution(0.03))
     said = " ".join(capsys.readouterr().out.split())
     assert "weight_bits 2.5 would give 0.08, weight_bits 4 would give 0.007 in place of 0.03" in said
     assert "--budget weight_bits=2.5`" in said
-    summaries._other_budgets(RunDir(tmp_path), {**solution(0.03), "budgets": {"bops": 1e9}})
+    run_summary._other_budgets(RunDir(tmp_path), {**solution(0.03), "budgets": {"bops": 1e9}})
     assert not capsys.readouterr().out
