@@ -78,6 +78,19 @@ def in_words(error: Exception) -> Exception:
     return error
 
 
+def raise_if_no_room(error: Exception) -> None:
+    """Raise an error that means that memory or disk was not enough; what else fails may run otherwise.
+
+    Example:
+        >>> raise_if_no_room(KeyError("layer"))
+        >>> raise_if_no_room(RuntimeError("CUDA out of memory"))
+        Traceback (most recent call last):
+        RuntimeError: CUDA out of memory
+    """
+    if in_words(error) is not error:
+        raise error
+
+
 def exit_status(error: BaseException) -> int:
     """Exit status that the command line ends with for an error; 1 is a bug of ours and prints a traceback.
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.cli.starter_text import SHARES, Counts, starter_text
-from hpcmpq.config import GroupsConfig, ModelConfig, is_factory
-from hpcmpq.errors import UserError
+from hpcmpq.config import CalibrationConfig, GroupsConfig, ModelConfig, is_factory
+from hpcmpq.errors import UserError, raise_if_no_room
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.data.sources import read_source
 from hpcmpq.models.data.tokenization import find_tokenization
@@ -18,6 +18,7 @@ from hpcmpq.models.deployable import fused_layers
 from hpcmpq.models.description import ModelDescription, describe_model, read_model_json
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
+from hpcmpq.models.outputs import tried_forward
 from hpcmpq.models.streaming import shapes_only
 from hpcmpq.space import Group
 from hpcmpq.store.whole_files import replacing
@@ -52,7 +53,7 @@ def write_starter(model_directory: Path, output: Path, data: str | None = None) 
         inputs = _example_inputs(description, model_directory)
     else:
         counts, samples = _count(data, description, length)
-        inputs = samples[:1].inputs
+        inputs = samples.of_all_lengths(CalibrationConfig.samples_per_pass).inputs
     groups, ties = look(config, inputs)
     text = starter_text(
         description,
@@ -71,11 +72,17 @@ def write_starter(model_directory: Path, output: Path, data: str | None = None) 
 def look(
     config: ModelConfig, inputs: dict[str, Tensor]
 ) -> tuple[tuple[Group, ...], tuple[tuple[str, ...], ...]]:
-    """Groups of the model in a directory, and tie rules for layers that engines run as one matrix."""
+    """Groups of the model in a directory, and tie rules for layers that engines run as one matrix.
+
+    Args:
+        config: Names the directory.
+        inputs: Of a batch, which the model must take as calibration will give it one.
+    """
     try:
         with shapes_only(config, inputs) as (model, shapes):
             return _grouped(model.eval().requires_grad_(False), shapes)
-    except (UserError, RuntimeError) as error:
+    except Exception as error:  # the model's own code, on tensors without values
+        raise_if_no_room(error)
         reason = str(error).split(";")[0].split("\n")[0]
         log.info("reading the weights, since shapes alone do not do for this model: %s", reason)
     return _grouped(load_model(config), inputs)
@@ -85,15 +92,17 @@ def _grouped(
     model: nn.Module, inputs: dict[str, Tensor]
 ) -> tuple[tuple[Group, ...], tuple[tuple[str, ...], ...]]:
     alone = find_groups(model, GroupsConfig(), inputs)
+    with torch.no_grad():
+        tried_forward(model, inputs)
     lasts = {group.name.rpartition(".")[2] for group in alone}
     ties = tuple(rule for rule in fused_layers(model, TARGETS["vllm"]) if lasts.issuperset(rule))
     return (find_groups(model, GroupsConfig(tie=ties), inputs) if ties else alone), ties
 
 
 def _example_inputs(description: ModelDescription, directory: Path) -> dict[str, Tensor]:
-    """Inputs of one sample, whose values nobody looks at."""
+    """Inputs of a batch, whose values nobody looks at."""
     if description.takes_tokens:
-        return {"input_ids": torch.zeros(1, SHORTEST, dtype=torch.int64)}
+        return {"input_ids": torch.zeros(2, SHORTEST, dtype=torch.int64)}
     values = read_model_json(directory)
     size, channels = values.get("image_size"), values.get("num_channels", 3)
     if not isinstance(size, int | list):
@@ -101,27 +110,41 @@ def _example_inputs(description: ModelDescription, directory: Path) -> dict[str,
             f"{directory}/config.json does not say its image_size; give data with --data, a .npy array of inputs"
         )
     height, width = size if isinstance(size, list) else (size, size)
-    return {description.main_input: torch.zeros(1, channels, height, width)}
+    return {description.main_input: torch.zeros(2, channels, height, width)}
 
 
 def _count(data: str, description: ModelDescription, length: int) -> tuple[Counts, Samples]:
-    """How to share out the data: windows are made shorter, and then fewer, until they suffice."""
+    """How to share out the data: windows are made shorter, and then fewer, until they suffice, and that is said."""
     if is_factory(data):
         raise UserError(f"--data {data} must be a file; write a factory into the config yourself")
     wanted = sum(count for count, _ in SHARES.values())
     source, place = read_source(data, "--data", wanted), f"--data {data}"
     tokenization = find_tokenization(source, place, description, special_tokens=True)
+    longest = length
     while True:
-        samples = to_samples(source, place, description, length, tokenization)
+        shortest = description.kind != "causal_lm" or length // 2 < SHORTEST
+        try:
+            samples = to_samples(source, place, description, length, tokenization)
+        except UserError:
+            if shortest:  # otherwise the text may be too short for one window
+                raise
+            length //= 2
+            continue
         there = len(set(samples.content_hashes()))
-        if there >= wanted:
-            return Counts(length), samples
-        if description.kind != "causal_lm" or length // 2 < SHORTEST:
+        if there >= wanted or shortest:
             break
         length //= 2
+    if length < longest:
+        log.info("samples of %d tokens instead of %d, for want of text: %d of them", length, longest, there)
+    if there >= wanted:
+        return Counts(length), samples
     shared = {name: min(count, int(there * share)) for name, (count, share) in SHARES.items()}
     if not all(shared.values()):
-        raise UserError(f"--data {data} has {there} different samples; give at least 5, better {wanted}")
+        tokens = f" of {length} tokens" if description.kind == "causal_lm" else ""
+        raise UserError(
+            f"--data {data} has {there} different samples{tokens}; give at least 5, better {wanted}"
+        )
+    log.info("%d samples are shared out, %d would be better", there, wanted)
     return Counts(length, **shared), samples
 
 

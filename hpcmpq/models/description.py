@@ -34,6 +34,29 @@ _GENERATOR = "ForConditionalGeneration"
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
+_PADDING_TOKENS = {
+    **dict.fromkeys(
+        (
+            *(
+                "camembert",
+                "data2vec-text",
+                "esm",
+                "ibert",
+                "layoutlmv3",
+                "longformer",
+                "luke",
+                "mpnet",
+            ),
+            *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+        ),
+        1,
+    ),
+    "lilt": 0,
+    "markuplm": 0,
+}
+"""`model_type` of models that count positions from their padding token on, and its default number: no token can have
+the positions up to it, which `max_position_embeddings` counts."""
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -51,6 +74,7 @@ class ModelDescription:
         dtype: Name of the dtype that the weights are stored in, such as ``bfloat16``, or None.
         classes: Names of a classifier's classes, by number; empty for other kinds.
         architecture: Name of the class that saved the weights; empty for a factory's model.
+        pad_token_id: The token that the model takes for padding, or None.
     """
 
     kind: Kind
@@ -62,6 +86,7 @@ class ModelDescription:
     dtype: str | None = None
     classes: tuple[str, ...] = ()
     architecture: str = ""
+    pad_token_id: int | None = None
 
     @property
     def loads_as_saved(self) -> bool:
@@ -105,12 +130,13 @@ def describe_model(config: ModelConfig) -> ModelDescription:
         kind=kind,
         path=path,
         vocab_size=text.get("vocab_size") if takes_tokens else None,
-        max_positions=_first(text, "max_position_embeddings", "n_positions") if takes_tokens else None,
+        max_positions=_max_positions(text) if takes_tokens else None,
         main_input="input_ids" if takes_tokens else "pixel_values",
         has_tokenizer=any((path / name).is_file() for name in _TOKENIZER_FILES),
         dtype=_first(values, "dtype", "torch_dtype"),
         classes=_classes(values) if kind.endswith("classifier") else (),
         architecture=str(names[0]),
+        pad_token_id=_pad_token(text) if takes_tokens else None,
     )
 
 
@@ -159,6 +185,24 @@ def _classes(values: dict[str, Any]) -> tuple[str, ...]:
     """Names in ``id2label``; without it transformers has two, and calls them so."""
     names = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     return tuple(str(name) for _, name in sorted(names.items(), key=lambda entry: int(entry[0])))
+
+
+def _max_positions(values: dict[str, Any]) -> int | None:
+    """Positions that a token can have."""
+    found = _first(values, "max_position_embeddings", "n_positions")
+    unused = _PADDING_TOKENS.get(str(values.get("model_type")))
+    if found is None or unused is None:
+        return found  # type: ignore[no-any-return]
+    padding = (
+        None if values.get("model_type") == "mpnet" else values.get("pad_token_id")
+    )  # whose number is fixed
+    return int(found) - 1 - (unused if padding is None else padding)
+
+
+def _pad_token(values: dict[str, Any]) -> int | None:
+    """None also where the configured one is no token, such as -1."""
+    pad, vocab_size = values.get("pad_token_id"), values.get("vocab_size")
+    return pad if isinstance(pad, int) and isinstance(vocab_size, int) and 0 <= pad < vocab_size else None
 
 
 def _first(values: dict[str, Any], *keys: str) -> Any:

@@ -55,7 +55,9 @@ def resolved_config(path: Path) -> Any:
 
     with quiet_transformers():
         try:
-            return transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+            return transformers.AutoConfig.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # transformers' own checks of values, which differ by class
             raise UserError(f"cannot read {path}/config.json: {describe(error)}; correct it") from error
 

@@ -5,6 +5,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,6 +95,16 @@ def model_class(description: ModelDescription) -> Any:
     return own or getattr(transformers, AUTO_CLASSES[description.kind])
 
 
+def own_code(path: Path | None, error: Exception) -> str | None:
+    """What to say where transformers would run code that lies in the directory, which it is never asked to."""
+    if "trust_remote_code" not in str(error):
+        return None
+    return (
+        f"{path} brings its own code, which is not run; read it, and load the model with model.factory: a function "
+        "of yours that returns from_pretrained(..., trust_remote_code=True), with data as token ids"
+    )
+
+
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No network, progress bars, advice or warnings from transformers, and what it imports, inside."""
@@ -119,13 +130,19 @@ def _from_directory(description: ModelDescription, dtype: torch.dtype, attention
     with quiet_transformers():
         try:
             model, info = model_class(description).from_pretrained(
-                path, dtype=dtype, local_files_only=True, output_loading_info=True, **options
+                path,
+                dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
+                trust_remote_code=False,
+                **options,
             )
         except Exception as error:
             if isinstance(in_words(error), UserError):
                 raise in_words(error) from error
             raise UserError(
-                f"cannot load the model in {path}: {describe(error)}; check its files or copy it again"
+                own_code(path, error)
+                or f"cannot load the model in {path}: {describe(error)}; check its files or copy it again"
             ) from error
     missing = [
         name

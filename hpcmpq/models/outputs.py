@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.errors import UserError
+from hpcmpq.errors import UserError, in_words
+from hpcmpq.models.factories import describe
 
 
 def forward(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -26,6 +27,30 @@ def forward(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """
     args, kwargs = call_arguments(model, inputs)
     return outputs_NTV(model(*args, **kwargs))
+
+
+def tried_forward(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """As `forward`, of a model nobody has run yet.
+
+    Raises:
+        UserError: If its forward method fails on these inputs, or returns nothing that can be compared.
+    """
+    try:
+        return forward(model, inputs)
+    except Exception as error:  # the model's own code: it may fail in any way
+        if isinstance(error, UserError) or in_words(error) is not error:
+            raise
+        num_samples = len(next(iter(inputs.values())))
+        what = "a sample" if num_samples == 1 else f"{num_samples} samples at once"
+        given = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in inputs.items())
+        advice = "give what it needs, by argument name, from a factory of batches"
+        if num_samples > 1:
+            advice = "let it take batches, or set calibration.samples_per_pass: 1"
+            if "padding token" in str(error) or "pad_token" in str(error):
+                advice = "set pad_token_id in its config.json to the token that fills up short texts"
+        raise UserError(
+            f"the model's forward method fails on {what} ({describe(error)}); it was given {given}: {advice}"
+        ) from error
 
 
 class Logits(nn.Module):

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from hpcmpq.errors import UserError
-from hpcmpq.models.factories import describe
 from hpcmpq.models.layer_kinds import are_experts, is_transposed
-from hpcmpq.models.outputs import forward
+from hpcmpq.models.outputs import tried_forward
 from hpcmpq.models.routers import TracedChoices, choosing_weights
 
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -96,7 +94,7 @@ def trace_layers(model: nn.Module, sample_inputs: dict[str, Tensor]) -> list[Lay
     choices = TracedChoices(model)
     try:
         with _gradients(list(places_of)), choices:
-            z_NTV = _forward(model, inputs)
+            z_NTV = tried_forward(model, inputs)
             reached = _reached_weights(z_NTV)
     finally:
         for handle in handles:
@@ -129,19 +127,6 @@ def plain_experts(model: nn.Module) -> None:
     choose = getattr(model, "set_experts_implementation", None)
     if callable(choose) and any(are_experts(module) for module in model.modules()):
         choose("batched_mm")
-
-
-def _forward(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    try:
-        return forward(model, inputs)
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # the model's own code: it may fail in any way
-        given = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in inputs.items())
-        raise UserError(
-            f"the model's forward method fails on a sample ({describe(error)}); it was given {given}: give what it "
-            "needs, by argument name, from a factory of batches"
-        ) from error
 
 
 def _weights(model: nn.Module) -> dict[nn.Parameter, dict[str, _Place]]:

@@ -18,7 +18,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.models.blocks import largest_list
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.factories import describe
-from hpcmpq.models.load import model_class, pick_device, quiet_transformers
+from hpcmpq.models.load import model_class, own_code, pick_device, quiet_transformers
 from hpcmpq.models.searchable_layers import plain_experts
 from hpcmpq.models.stored_weights import Weights, find_weights
 
@@ -114,13 +114,16 @@ def _build(config: ModelConfig) -> nn.Module:
         import transformers
 
         try:
-            values = transformers.AutoConfig.from_pretrained(description.path, local_files_only=True)
+            values = transformers.AutoConfig.from_pretrained(
+                description.path, local_files_only=True, trust_remote_code=False
+            )
             make = model_class(description)
             make = getattr(make, "from_config", None) or make._from_config
             model = make(values, dtype=getattr(torch, config.dtype))
         except Exception as error:
             raise UserError(
-                f"cannot build the model in {description.path}: {describe(error)}; set model.stream: false"
+                own_code(description.path, error)
+                or f"cannot build the model in {description.path}: {describe(error)}; set model.stream: false"
             ) from error
     return model.eval().requires_grad_(False)
 

@@ -19,6 +19,7 @@ from hpcmpq.models.description import describe_model, read_model_json
 from hpcmpq.models.gguf_config import check_gguf_config, resolved_config
 from hpcmpq.models.groups import num_fixed_bytes
 from hpcmpq.models.load import load_model, pick_device
+from hpcmpq.models.outputs import tried_forward
 from hpcmpq.models.repeatable import check_repeatable
 from hpcmpq.models.stored_weights import num_unused_bytes
 from hpcmpq.models.streaming import load_streamed, shapes_only
@@ -84,7 +85,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         model, block_bytes, (groups, fixed_bytes, weights) = _look_streamed(config, splits)
     else:
         groups = deployable_groups(model, config.groups, splits.calibration[:1].inputs, target)
-        check_repeatable(model, splits.calibration[:1].inputs)
+        check_repeatable(model, splits.calibration.of_all_lengths(config.calibration.samples_per_pass).inputs)
         fixed_bytes = num_fixed_bytes(
             model, groups, _stored_dtype(config), target.fixed_bytes if target else None
         )
@@ -229,7 +230,9 @@ def _look_streamed(
         )
     streamed = load_streamed(config.model)
     weights = streamed_fingerprint(streamed.model, streamed.weights)
-    with shapes_only(config.model, splits.calibration[:1].inputs) as (model, inputs):
+    batch = splits.calibration.of_all_lengths(config.calibration.samples_per_pass)
+    with shapes_only(config.model, batch.inputs) as (model, inputs), torch.no_grad():
+        tried_forward(model, inputs)
         target = find_target(config.target) if config.target else None
         groups = deployable_groups(model, config.groups, inputs, target)
         num_bytes = num_fixed_bytes(

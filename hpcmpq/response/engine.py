@@ -18,6 +18,7 @@ from hpcmpq.models.chain.chain import Inputs
 from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.block_options import Changes
+from hpcmpq.response.fallback import Fallback
 from hpcmpq.response.low_precision import patch_products
 from hpcmpq.response.wavefront import Wavefront
 from hpcmpq.response.whole_model import WholeModel
@@ -58,6 +59,8 @@ def make_engine(
 ) -> Engine:
     """The engine for a model: the wavefront where it is a chain, else one whole pass per option, with a notice.
 
+    Batches on which the model's code fails in the wavefront are run by whole passes too.
+
     Args:
         kind: ``whole`` runs whole passes even where the model is a chain.
         variants: The model, its search space and quantizer.
@@ -86,7 +89,8 @@ def make_engine(
         options_per_wave, variants.space.num_options, resident is not None, products is not None
     )
     changes = Changes(chain, variants, products)
-    return Wavefront(chain, changes, options_per_pass or OPTIONS_PER_PASS, per_wave, wave_bytes)
+    fallback = None if resident is not None else Fallback(WholeModel(model, variants, products))
+    return Wavefront(chain, changes, options_per_pass or OPTIONS_PER_PASS, per_wave, wave_bytes, fallback)
 
 
 def wave_size(

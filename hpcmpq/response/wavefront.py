@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hpcmpq.errors import UserError
+from hpcmpq.errors import UserError, raise_if_no_room
 from hpcmpq.models.chain.chain import Call, Chain, Inputs, same_values
 from hpcmpq.response.block_options import Changes, Tensors
+from hpcmpq.response.fallback import Fallback, Responses
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Wavefront:
         options_per_wave: Options that walk the chain together: all states of a wave are in memory at once, and
             each wave needs the blocks it passes.
         wave_bytes: A wave may have more options as long as their states are no larger.
+        fallback: What runs a batch on which the model's code raises, or None to let it raise.
         vectorised: Whether vmap works on this model; otherwise options run one by one.
         _batches: {(block, N): whether it takes several options as one batch}, found by comparing.
     """
@@ -53,13 +55,16 @@ class Wavefront:
     options_per_pass: int
     options_per_wave: int
     wave_bytes: int = 0
+    fallback: Fallback | None = None
     vectorised: bool = True
     _batches: dict[tuple[int, int], bool] = field(default_factory=dict)
 
-    def respond(
-        self, inputs: Inputs, options: Sequence[int]
-    ) -> tuple[Tensor, Iterator[tuple[list[int], Tensor]]]:
+    def respond(self, inputs: Inputs, options: Sequence[int]) -> Responses:
         """The original's outputs z0 [N, T, V], and (options, z [K, N, T, V]) of all `options`, block by block."""
+        own = self._respond
+        return own(inputs, options) if self.fallback is None else self.fallback.respond(own, inputs, options)
+
+    def _respond(self, inputs: Inputs, options: Sequence[int]) -> Responses:
         with self.changes.recording("enter"):
             hidden, calls = self.chain.enter(inputs)
         base = [hidden]
@@ -184,9 +189,8 @@ class Wavefront:
                 eps = torch.finfo(products.dtype).eps
             with self.changes.replaying("block", {}):
                 return alike(self._run_flat(k, call, states), alone, eps)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
+        except Exception as error:  # the block's own code
+            raise_if_no_room(error)
             return False
 
     def _run_flat(self, k: int, call: Call, states: Tensor) -> Tensor:
@@ -248,9 +252,8 @@ class Wavefront:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "There is a performance drop")
                     return torch.func.vmap(one)(*stacks)
-            except RuntimeError as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
+            except Exception as error:  # the model's own code
+                raise_if_no_room(error)
                 log.info("options run one by one: vmap cannot run this model (%s)", str(error).split("\n")[0])
                 self.vectorised = False
         count = len(tree_leaves(stacks)[0])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.config import Config, ModelConfig
-from hpcmpq.errors import UserError
+from hpcmpq.errors import UserError, raise_if_no_room
 from hpcmpq.evaluate.engines.ranks import gathered
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.load import forward, load_model
@@ -76,7 +76,8 @@ class TensorEngine:
                     model, tensor_parallel={"tp_size": self.num_ranks}, dtype=getattr(torch, config.dtype),
                     replace_with_kernel_inject=False,
                 )  # fmt: skip
-        except (AssertionError, ValueError, RuntimeError, NotImplementedError) as error:
+        except Exception as error:  # it takes the model's own code apart: it may fail in any way
+            raise_if_no_room(error)
             raise UserError(
                 f"DeepSpeed cannot cut {type(model).__name__} over {self.num_ranks} ranks ({error}); "
                 "set evaluation.sharding: zero3"

@@ -1,11 +1,13 @@
 """Whether a model is a chain of blocks: candidates from its graph and from its lists, each tried."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from hpcmpq.errors import raise_if_no_room
 from hpcmpq.models.blocks import block_lists
 from hpcmpq.models.chain.chain import Chain, Inputs, same_values
 from hpcmpq.models.outputs import forward
@@ -33,23 +35,31 @@ def find_chain(model: nn.Module, inputs: Inputs, groups: Sequence[Group] = ()) -
     reasons = []
     is_transformer = hasattr(model, "config") and hasattr(model, "base_model_prefix")
     if not is_transformer:
-        chain, reason = find_graph_chain(model, inputs)
+        chain, reason = _tried(find_graph_chain, model, inputs)
         if chain is not None and reproduces(chain, model, inputs):
             return chain  # whose blocks are given nothing else
         reasons.append(reason or "the traced graph gives other outputs")
     for name, container in block_lists(model):
-        chain, reason = list_chain(model, container, inputs)
+        chain, reason = _tried(list_chain, model, container, inputs)
         if chain is not None and reproduces(chain, model, inputs):
-            reaching = _reaching_all_blocks(chain, model, inputs, groups)
-            if reaching is None:
+            chain, reason = _tried(_independent, chain, model, inputs, groups)
+            if chain is not None:
                 return chain
-            reason = f"all its modules are given what {reaching} changes"
         reasons.append(f"{name}: {reason or 'cutting it there gives other outputs'}")
     log.info(
         "the model is not a chain of blocks (%s); running one whole forward pass per option",
         "; ".join(reasons[:3]) or "it has no list of modules",
     )
     return None
+
+
+def _tried(find: Callable[..., tuple[Chain | None, str]], *args: Any) -> tuple[Chain | None, str]:
+    """What `find` finds; no chain where the model's own code raises, called as it does not expect."""
+    try:
+        return find(*args)
+    except Exception as error:
+        raise_if_no_room(error)
+        return None, f"its code fails when it is taken apart ({type(error).__name__})"
 
 
 def reproduces(chain: Chain, model: nn.Module, inputs: Inputs) -> bool:
@@ -60,9 +70,8 @@ def reproduces(chain: Chain, model: nn.Module, inputs: Inputs) -> bool:
         for k, call in enumerate(calls):
             hidden = chain.run(k, hidden, call)
         again_NTV = chain.leave(inputs, hidden)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # the model's own code, called as it does not expect: not a chain
+        raise_if_no_room(error)
         log.debug("a candidate for a chain failed: %s", error)
         return False
     if again_NTV.shape != z_NTV.shape:
@@ -71,10 +80,10 @@ def reproduces(chain: Chain, model: nn.Module, inputs: Inputs) -> bool:
     return bool((again_NTV - z_NTV).abs().max() <= limit)
 
 
-def _reaching_all_blocks(
+def _independent(
     chain: Chain, model: nn.Module, inputs: Inputs, groups: Sequence[Group]
-) -> str | None:
-    """A group whose weights outside the blocks change what all of them are given, as an encoder's do for a decoder."""
+) -> tuple[Chain | None, str]:
+    """The chain, unless a group's weights outside change what all blocks are given, as an encoder's for a decoder."""
     inside = {id(parameter) for block in chain.blocks for parameter in block.parameters()}
     _, calls = chain.enter(inputs)
     for group in groups:
@@ -85,5 +94,5 @@ def _reaching_all_blocks(
         with swapped(model, halved):
             _, own_calls = chain.enter(inputs)
         if not same_values([(c.args, c.kwargs) for c in calls], [(c.args, c.kwargs) for c in own_calls]):
-            return group.name
-    return None
+            return None, f"all its modules are given what {group.name} changes"
+    return chain, ""

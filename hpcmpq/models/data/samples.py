@@ -46,6 +46,14 @@ class Samples:
         stop = len(self) if stop is None else stop
         return (self[first : min(first + size, stop)] for first in range(start, stop, size))
 
+    def of_all_lengths(self, size: int) -> "Samples":
+        """At most `size` samples from the shortest to the longest, where some are padded; else the first ones."""
+        mask_NT = self.inputs.get("attention_mask")
+        if mask_NT is None or mask_NT.ndim != 2 or not len(self):
+            return self[:size]
+        shortest_first = mask_NT.sum(1).argsort(stable=True)
+        return self[shortest_first[torch.linspace(0, len(self) - 1, min(size, len(self))).round().long()]]
+
     def to(self, device: torch.device | str) -> "Samples":
         """The same samples on a device."""
         moved = {key: value.to(device) for key, value in self.inputs.items()}

@@ -81,16 +81,19 @@ def load_tokenizer(description: ModelDescription, place: str) -> Any:
                 "save the tokenizer there or give a .npy array of token ids"
             )
         return None
-    from hpcmpq.models.load import quiet_transformers
+    from hpcmpq.models.load import own_code, quiet_transformers
 
     with quiet_transformers():
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(description.path, local_files_only=True)
+            return AutoTokenizer.from_pretrained(
+                description.path, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:
             raise UserError(
-                f"cannot load the tokenizer in {description.path}: {describe(error)}; copy it again"
+                own_code(description.path, error)
+                or f"cannot load the tokenizer in {description.path}: {describe(error)}; copy it again"
             ) from error
 
 

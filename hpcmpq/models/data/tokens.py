@@ -64,7 +64,7 @@ def _from_documents(
     texts = source.texts
     if len(texts) == 1 and source.labels is None:
         texts = tuple(line for line in texts[0].split("\n") if line.strip())
-    padded = _padded(texts, tokenization, sequence_length)
+    padded = _padded(texts, tokenization, sequence_length, description.pad_token_id)
     if source.labels is not None and description.kind == "sequence_classifier":
         targets_N = torch.tensor([_class_number(label, description, place) for label in source.labels])
         padded = Samples(padded.inputs, targets_N, labelled=True)
@@ -96,12 +96,17 @@ def _stream(source: Documents, tokenizer: Any) -> Tensor:
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def _padded(texts: tuple[str, ...], tokenization: Tokenization, sequence_length: int) -> Samples:
-    """One sample per text, truncated to the sequence length and padded to the longest."""
+def _padded(
+    texts: tuple[str, ...], tokenization: Tokenization, sequence_length: int, pad_token_id: int | None
+) -> Samples:
+    """One sample per text, truncated to the sequence length and padded to the longest.
+
+    With the model's own padding token, if it has one: decoders classify at the last token that is another.
+    """
     tokenizer = tokenization.tokenizer
+    pads: tuple[int | None, ...] = (pad_token_id,)
     if tokenizer is None:
         rows = [list(text.encode())[:sequence_length] for text in texts]
-        pad = 0
     else:
         rows = tokenizer(
             list(texts),
@@ -110,7 +115,8 @@ def _padded(texts: tuple[str, ...], tokenization: Tokenization, sequence_length:
             max_length=sequence_length,
             verbose=False,
         )["input_ids"]
-        pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        pads = (pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+    pad = next((token for token in pads if token is not None), 0)
     longest = max(len(row) for row in rows)
     ids_NT = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
     mask_NT = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
