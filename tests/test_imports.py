@@ -37,7 +37,7 @@ ROOMS: dict[str, str] = {
     "store": "errors quadratic plan",
     "doctor": "errors wording store",
     "slurm": "errors plan store",
-    "models": "errors space objective plan targets config store",
+    "models": "errors formats space objective plan targets config store",
     "report": "errors formats quadratic space wording plan problem solvers store",
     "solve": "errors formats quadratic space plan problem targets solvers config store",
     "timing": "errors formats space plan quantizers config store models",

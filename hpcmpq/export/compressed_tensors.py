@@ -90,7 +90,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         "compressed-tensors checkpoint",
         tuple(say_kept(kept)),
         unreadable=reason and f"this version of transformers cannot load it: {reason}",
-        rounding=("fp8_e4m3",),
+        rounding=tuple({"fp8_e4m3"} & set(assignment.values())),
         narrowed=None if exact else stored_dtype,
     )
 

@@ -1,6 +1,8 @@
 """What reads each export back: its users' own library, on one sample, in the dtype and on the device of the run."""
 
+import contextlib
 import dataclasses
+import io
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -56,7 +58,8 @@ def read_outputs(
     """
     reader: Reader = _READERS[name]
     try:
-        with torch.no_grad(), quiet_transformers():
+        # Progress bars of three libraries; what fails is raised.
+        with torch.no_grad(), quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
             return reader(config, import_paths, directory, inputs).cpu()
     except Exception as error:  # another library's, on files that may be wrong in any way
         if isinstance(in_words(error), UserError):

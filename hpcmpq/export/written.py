@@ -13,7 +13,7 @@ class Written:
         text: What it is, such as ``GGUF file model.gguf``.
         notes: Clauses for people, each of which goes on from the text.
         unreadable: Why the documented reader cannot load it, where that is known.
-        rounding: Formats whose inputs the reader rounds too; it runs all others with weights alone.
+        rounding: Formats in use whose inputs the reader rounds too; it runs all others with weights alone.
         narrowed: The dtype that holds some tensor inexactly, if one does.
         max_positions: Tokens up to which the file's model is the original's; None where any number.
     """

@@ -102,6 +102,10 @@ def test_tolerance_is_that_of_the_narrowest_dtype():
     ):
         figures = dict(compare("gguf", "reader 1", off, expected, dtype, written).figures)
         assert figures["difference"] == pytest.approx(0.01, rel=0.1) and figures["tolerance"] == 0.05
+    rounded = Written("", rounding=("fp8_e4m3",))
+    assert (
+        dict(compare("gguf", "reader 1", off, expected, torch.float32, rounded).figures)["tolerance"] == 0.02
+    )
     for wrong in (off, expected[:, :10], expected * torch.nan):
         with pytest.raises(NotReproduced, match="from the gguf export|rounding explains 0.001"):
             compare("gguf", "reader 1", wrong, expected, torch.float32, Written(""))
