@@ -34,6 +34,10 @@ class DamagedFile(UserError):
     """A file in the run directory is not what was written there; the command in the message writes it anew."""
 
 
+class NotReproduced(UserError):
+    """What is read back from an export is not the run's model; nothing of it is kept."""
+
+
 class CorruptShard(DamagedFile):
     """A shard's checksum or shape is wrong; `hpcmpq calibrate` recomputes it."""
 

@@ -37,11 +37,11 @@ ROOMS: dict[str, str] = {
     "store": "errors quadratic plan",
     "doctor": "errors wording store",
     "slurm": "errors plan store",
-    "models": "errors space objective plan targets config store",
+    "models": "errors formats space objective plan targets config store",
     "solve": "errors formats quadratic space plan problem targets solvers config store",
-    "report": "errors formats quadratic space wording plan problem solvers store solve",
     "timing": "errors formats space plan quantizers config store models",
     "quantized": "errors formats space objective plan quantizers config store models",
+    "report": "errors formats quadratic space wording plan problem solvers store solve",
     "response": "errors models quantized",
     "refine": "errors quadratic space problem solvers config store models solve quantized",
     "evaluate": "errors formats space objective plan quantizers executors config store models quantized",
@@ -54,8 +54,8 @@ ROOMS: dict[str, str] = {
         "errors formats space plan targets config store models solve quantized response sensitivity"
     ),
     "cli": (
-        "errors space wording plan targets executors solvers config store doctor slurm models "
-        "report solve timing refine evaluate export calibrate planning"
+        "errors space wording plan targets executors solvers config store doctor slurm models solve "
+        "timing report refine evaluate export calibrate planning"
     ),
     "__main__": "cli",
 }

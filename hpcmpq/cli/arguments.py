@@ -130,6 +130,10 @@ ExportFormat = Annotated[
         callback=as_in_tables,
     ),
 ]
+NoVerify = Annotated[
+    bool,
+    typer.Option("--no-verify", help="Do not read the files back and compare outputs; that is recorded."),
+]
 EngineName = Annotated[
     str | None,
     typer.Option(

@@ -156,23 +156,36 @@ def refine(run_dir: arguments.Run) -> dict[str, Any]:
 
 
 @command("hpcmpq export runs/quickstart --format compressed_tensors; see docs/export.md for engines")
-def export(run_dir: arguments.Run, format: arguments.ExportFormat = None) -> dict[str, Any]:
+def export(
+    run_dir: arguments.Run, format: arguments.ExportFormat = None, no_verify: arguments.NoVerify = False
+) -> dict[str, Any]:
     """Write the quantized model: to RUN/checkpoint with its own layout, or to RUN/exports/FORMAT for an engine.
 
-    Without --format, the former, and the latter too if the config names a target.
+    Without --format, the former, and the latter too if the config names a target. What is written is read back by its
+    reader; if the outputs are not those of the run's model, nothing of it is kept.
     """
+    from hpcmpq.export import VERIFICATION
     from hpcmpq.export import export as export_run
 
     names = [format] if format else ["fake_quantized"]
     if not format and (target := read_plan(RunDir(run_dir)).config.get("target")):
         names.append(find_target(target).export)
     with console.stage(run_dir, "export"):
-        lines = {name: export_run(RunDir(run_dir), name) for name in names}
+        lines = {name: export_run(RunDir(run_dir), name, not no_verify) for name in names}
         for line in lines.values():
             console.say(line)
     places = {name: RunDir(run_dir).path / "exports" / name for name in names}
     places |= {"fake_quantized": RunDir(run_dir).checkpoint_path} if "fake_quantized" in names else {}
-    return {"exports": {name: {"directory": places[name], "summary": line} for name, line in lines.items()}}
+    return {
+        "exports": {
+            name: {
+                "directory": places[name],
+                "summary": line,
+                "verification": read_json(places[name] / VERIFICATION, "hpcmpq export"),
+            }
+            for name, line in lines.items()
+        }
+    }
 
 
 @command("srun --ntasks=4 hpcmpq evaluate runs/quickstart --engine deepspeed")

@@ -1,9 +1,9 @@
 """Exports of the solved model, by name.
 
-To add one: write a module here with `export(plan, variants, assignment, directory) -> str`, which writes into
-`directory` (see `whole_directory`) and returns one line for people about what it wrote, and one line in
-`EXPORTERS`. It must refuse what its format cannot hold exactly. `tests/export` loads the result of every exporter
-with a real reader and compares outputs.
+To add one: write a module here with `export(plan, variants, assignment, directory) -> Written`, which writes into
+the empty `directory` and says what it wrote, one line in `EXPORTERS`, and what reads it in `hpcmpq.export.readers`.
+It must refuse what its format cannot hold exactly. `tests/export` loads the result of every exporter with a real
+reader and compares outputs.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,14 +11,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.plan import Plan
+from hpcmpq.store.json_files import write_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
 from hpcmpq.targets import TARGETS
 
 if TYPE_CHECKING:
+    from hpcmpq.export.verification import Verification
+    from hpcmpq.export.written import Written
     from hpcmpq.quantized.variants import Variants
 
 EXPORTERS = {
@@ -32,19 +36,28 @@ EXPORTERS = {
 WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data")
 """Ends of the names of files that hold weights."""
 
-Exporter = Callable[[Plan, "Variants", Mapping[str, str], Path], str]
+VERIFICATION = "verification.json"
+"""In every export: what read it back and how its outputs compare, or why nothing did."""
+
+Exporter = Callable[[Plan, "Variants", Mapping[str, str], Path], "Written"]
 
 
-def export(run: RunDir, name: str) -> str:
-    """Write the solved model in the format called `name` and return a line about it.
+def export(run: RunDir, name: str, verify: bool = True) -> str:
+    """Write the solved model in the format called `name`, read it back, and return a line about it.
 
     `fake_quantized` goes to RUN/checkpoint, every other format to RUN/exports/NAME. Where the plan's target is of
     this format, the line compares the bytes of the weight files with `size_bytes` of the solution.
 
+    Args:
+        run: The run directory.
+        name: One of `EXPORTERS`.
+        verify: Whether its documented reader reads it back and its outputs are compared.
+
     Raises:
         UserError: If the format is unknown, cannot hold the solution, or nothing is solved yet.
+        NotReproduced: If what is read back is not the run's model; nothing of the export is kept.
     """
-    from hpcmpq.quantized.variants import open_variants
+    from hpcmpq.export.whole_directory import replacing_directory
 
     if name not in EXPORTERS:
         raise UserError(f"unknown export format {name!r}; known: {', '.join(EXPORTERS)}")
@@ -56,12 +69,12 @@ def export(run: RunDir, name: str) -> str:
             f"{name} holds no formats of attention products; plan without groups.attention_products, or export "
             "fake_quantized"
         )
-    module, attribute = EXPORTERS[name].split(":")
-    exporter: Exporter = getattr(import_module(module), attribute)
-    line = exporter(plan, open_variants(run, plan), solution["assignment"], directory)
-    if name == "fake_quantized":
-        return line
-    num_bytes = weight_bytes(directory)
+    with replacing_directory(directory) as attempt:
+        written, verification = _write(run, plan, name, solution["assignment"], attempt, verify)
+        write_json(attempt / "assignment.json", dict(solution["assignment"]))
+        write_json(attempt / VERIFICATION, verification.to_values())
+    line = f"{written.text} in {directory}{''.join(f', {note}' for note in written.notes)}, {verification}"
+    num_bytes = 0 if name == "fake_quantized" else weight_bytes(directory)
     if not num_bytes:
         return line
     predicted = solution["costs"]["size_bytes"]
@@ -76,3 +89,35 @@ def export(run: RunDir, name: str) -> str:
 def weight_bytes(directory: Path) -> int:
     """Bytes of the files of an export that hold weights."""
     return sum(path.stat().st_size for path in directory.iterdir() if path.suffix in WEIGHTS)
+
+
+def _write(
+    run: RunDir, plan: Plan, name: str, assignment: dict[str, str], attempt: Path, verify: bool
+) -> "tuple[Written, Verification]":
+    """Write an export and read it back; the original leaves memory before the reader's model enters it."""
+    import torch
+
+    from hpcmpq.export.readers import missing_reader, read_outputs, reader_name
+    from hpcmpq.export.tool_config_check import check_tool_configs
+    from hpcmpq.export.verification import Verification, compare, one_sample, run_outputs
+    from hpcmpq.models.data.kept_samples import kept_samples, planned_splits
+    from hpcmpq.quantized.variants import open_variants
+
+    module, attribute = EXPORTERS[name].split(":")
+    exporter: Exporter = getattr(import_module(module), attribute)
+    variants = open_variants(run, plan)
+    written = exporter(plan, variants, assignment, attempt)
+    if not verify:
+        return written, Verification(None, "--no-verify was given")
+    if name == "tool_configs":
+        return written, check_tool_configs(plan, assignment, attempt)
+    if (reason := written.unreadable or missing_reader(name)) is not None:
+        return written, Verification(None, reason)
+    config = parse_config(plan.config, "plan.json")
+    samples = kept_samples(run, plan) or planned_splits(config, plan).calibration
+    inputs = one_sample(samples, written.max_positions)
+    expected_NTV = run_outputs(variants, assignment, written, inputs)
+    del variants
+    read_NTV = read_outputs(name, config, plan.import_paths, attempt, inputs)
+    dtype = getattr(torch, config.model.dtype)
+    return written, compare(name, reader_name(name), read_NTV, expected_NTV, dtype, written)

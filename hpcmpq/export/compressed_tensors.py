@@ -21,7 +21,8 @@ from hpcmpq.errors import UserError
 from hpcmpq.export.kept_tensors import INDEX, keep_unused, say_kept
 from hpcmpq.export.loadable import reason_not_loadable
 from hpcmpq.export.refusal import refuse_formats
-from hpcmpq.export.whole_directory import copy_small_files, replacing_directory
+from hpcmpq.export.whole_directory import copy_small_files
+from hpcmpq.export.written import Written, holds
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.load import quiet_transformers
@@ -35,7 +36,7 @@ from hpcmpq.store.json_files import write_json
 from hpcmpq.targets import TARGETS, narrowed
 
 
-def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> str:
+def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> Written:
     """Write the checkpoint; every layer's decompressed weight is exactly the quantizer's.
 
     Raises:
@@ -49,44 +50,49 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     original = read_model_json(Path(path))
     stored_dtype = getattr(torch, original.get("dtype") or original.get("torch_dtype") or "float32")
     by_parameter = {member.parameter: (member, name) for member, name in chosen.items()}
-    with replacing_directory(directory) as attempt:
-        copy_small_files(path, attempt)
-        with quiet_transformers():
-            variants.model.save_pretrained(attempt)  # type: ignore[operator]
-        written: set[str] = set()
-        known: set[str] = set()
-        weight_map = {}
-        for file in sorted(attempt.glob("*.safetensors")):
-            tensors: dict[str, Tensor] = {}
-            stored = load_file(file)
-            renamed = {old: name for name, old in names_in_model(variants.model, stored).items()}
-            known.update(renamed.values())
-            for old, tensor in stored.items():
-                # Searched layers keep the model's names, which are those that the config's groups name.
-                name = renamed[old] if renamed.get(old) in by_parameter else old
-                if name in by_parameter:
-                    tensors.update(_stored(name, variants, *by_parameter[name]))
-                    written.add(name)
-                else:
-                    tensors[name] = tensor.to(stored_dtype) if tensor.is_floating_point() else tensor
-            save_file(tensors, file, metadata={"format": "pt"})
-            weight_map.update(dict.fromkeys(tensors, file.name))
-        if lost := sorted(set(by_parameter) - written):
-            raise UserError(
-                f"transformers saves {lost[0]} under another name, which compressed_tensors cannot follow; "
-                "exclude it or export fake_quantized"
-            )
-        if (attempt / INDEX).exists():
-            values = json.loads((attempt / INDEX).read_text(encoding="utf-8"))
-            write_json(attempt / INDEX, {**values, "weight_map": weight_map})
-        kept = keep_unused(variants.model, Path(path), attempt)
-        config = quantization_config(variants.model, chosen, variants.quantizer, _matrices(attempt))
-        write_json(attempt / "config.json", {**original, "quantization_config": config})
-        write_json(attempt / "assignment.json", dict(assignment))
-        packed = [m.parameter.removesuffix(".weight") for m, name in chosen.items() if FORMATS[name].scaled]
-        reason = reason_not_loadable(variants.model, packed, known)
-    line = f"compressed-tensors checkpoint in {directory}{say_kept(kept)}"
-    return line if reason is None else f"{line}, which this version of transformers cannot load: {reason}"
+    copy_small_files(path, directory)
+    with quiet_transformers():
+        variants.model.save_pretrained(directory)  # type: ignore[operator]
+    written: set[str] = set()
+    known: set[str] = set()
+    weight_map = {}
+    exact = True
+    for file in sorted(directory.glob("*.safetensors")):
+        tensors: dict[str, Tensor] = {}
+        stored = load_file(file)
+        renamed = {old: name for name, old in names_in_model(variants.model, stored).items()}
+        known.update(renamed.values())
+        for old, tensor in stored.items():
+            # Searched layers keep the model's names, which are those that the config's groups name.
+            name = renamed[old] if renamed.get(old) in by_parameter else old
+            if name in by_parameter:
+                tensors.update(_stored(name, variants, *by_parameter[name]))
+                written.add(name)
+            else:
+                tensors[name] = tensor.to(stored_dtype) if tensor.is_floating_point() else tensor
+                exact = exact and holds(tensor, tensors[name].dtype)
+        save_file(tensors, file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(tensors, file.name))
+    if lost := sorted(set(by_parameter) - written):
+        raise UserError(
+            f"transformers saves {lost[0]} under another name, which compressed_tensors cannot follow; "
+            "exclude it or export fake_quantized"
+        )
+    if (directory / INDEX).exists():
+        values = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+        write_json(directory / INDEX, {**values, "weight_map": weight_map})
+    kept = keep_unused(variants.model, Path(path), directory)
+    config = quantization_config(variants.model, chosen, variants.quantizer, _matrices(directory))
+    write_json(directory / "config.json", {**original, "quantization_config": config})
+    packed = [m.parameter.removesuffix(".weight") for m, name in chosen.items() if FORMATS[name].scaled]
+    reason = reason_not_loadable(variants.model, packed, known)
+    return Written(
+        "compressed-tensors checkpoint",
+        tuple(say_kept(kept)),
+        unreadable=reason and f"this version of transformers cannot load it: {reason}",
+        rounding=tuple({"fp8_e4m3"} & set(assignment.values())),
+        narrowed=None if exact else stored_dtype,
+    )
 
 
 def quantization_config(

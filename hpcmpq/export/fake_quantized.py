@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_model
 
 from hpcmpq.export.kept_tensors import keep_unused, say_kept
-from hpcmpq.export.whole_directory import copy_small_files, replacing_directory
+from hpcmpq.export.whole_directory import copy_small_files
+from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.plan import Plan
@@ -15,34 +16,30 @@ from hpcmpq.quantized.variants import Variants
 from hpcmpq.store.json_files import write_json
 
 
-def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> str:
-    """Write a Hugging Face directory (or, for a factory's model, `model.safetensors`) beside, then rename it.
+def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> Written:
+    """Write a Hugging Face directory, or `model.safetensors` of a factory's model.
 
-    Tokenizer and other small files of the original directory are copied; `assignment.json` says which group
-    has which format. A checkpoint holds no rounding of activations: `activations.json`, if there is any, says what
-    the inputs of which layers and products are to be rounded to while it runs.
+    Tokenizer and other small files of the original directory are copied. A checkpoint holds no rounding of
+    activations: `activations.json`, if there is any, says what the inputs of which layers and products are to be
+    rounded to while it runs.
     """
     path = plan.config["model"]["path"]
-    kept: tuple[str, ...] = ()
-    with replacing_directory(directory) as attempt:
-        with torch.no_grad(), variants.assigned(assignment):
-            if path is not None:
-                copy_small_files(path, attempt)
-                with quiet_transformers():
-                    variants.model.save_pretrained(attempt)  # type: ignore[operator]
-                kept = keep_unused(variants.model, Path(path), attempt)
-            else:
-                save_model(variants.model, str(attempt / "model.safetensors"))
-        write_json(attempt / "assignment.json", dict(assignment))
-        rounded = rounded_inputs(variants, assignment)
-        if rounded:
-            write_json(attempt / "activations.json", rounded)
-    line = f"fake-quantized checkpoint in {directory}{say_kept(kept)}"
+    notes = []
+    with torch.no_grad(), variants.assigned(assignment):
+        if path is not None:
+            copy_small_files(path, directory)
+            with quiet_transformers():
+                variants.model.save_pretrained(directory)  # type: ignore[operator]
+            notes += say_kept(keep_unused(variants.model, Path(path), directory))
+        else:
+            save_model(variants.model, str(directory / "model.safetensors"))
+    rounded = rounded_inputs(variants, assignment)
     if rounded:
-        line += (
-            f": weights only, the inputs of {len(rounded)} modules are rounded as its activations.json says"
+        write_json(directory / "activations.json", rounded)
+        notes.append(
+            f"weights only: the inputs of {len(rounded)} modules are rounded as its activations.json says"
         )
-    return line
+    return Written("fake-quantized checkpoint", tuple(notes))
 
 
 def rounded_inputs(variants: Variants, assignment: Mapping[str, str]) -> dict[str, dict[str, object]]:

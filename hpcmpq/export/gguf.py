@@ -16,21 +16,22 @@ from torch import Tensor
 
 from hpcmpq.errors import UserError
 from hpcmpq.export.gguf_blocks import num_rounded, to_blocks
+from hpcmpq.export.kept_tensors import say_left_out
 from hpcmpq.export.refusal import refuse_formats
-from hpcmpq.export.whole_directory import replacing_directory
+from hpcmpq.export.written import Written, holds
 from hpcmpq.formats import FORMATS
-from hpcmpq.models.description import read_model_json
-from hpcmpq.models.gguf_config import check_gguf_config, context_length, resolved_config
+from hpcmpq.models.gguf_config import check_describable, context_length, resolved_config
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Member
-from hpcmpq.store.json_files import write_json
-from hpcmpq.targets import GGUF_ARCHITECTURES, GGUF_TYPES, TARGETS, check_model, narrowed
+from hpcmpq.targets import GGUF_ARCHITECTURES, GGUF_TYPES, TARGETS, narrowed
 
 VOCABULARY = "vocab.gguf"
 
+QWEN3_HEAD = 128
 
-def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> str:
+
+def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> Written:
     """Write `model.gguf`.
 
     Raises:
@@ -48,40 +49,53 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     names = gguf.get_tensor_name_map(
         {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[architecture], model_config["num_hidden_layers"]
     )
+    exact = True
     rounded = 0
     logging.getLogger("gguf").setLevel(logging.WARNING)  # it reports the byte order and temporary names
-    with replacing_directory(directory) as attempt:
-        writer = gguf.GGUFWriter(attempt / "model.gguf", architecture)
-        for key, value in metadata(architecture, model_config):
-            getattr(writer, f"add_{key}")(value)
-        vocabulary = path / VOCABULARY
-        if vocabulary.exists():
-            _copy_vocabulary(gguf, writer, vocabulary)
+    writer = gguf.GGUFWriter(directory / "model.gguf", architecture)
+    for key, value in metadata(architecture, model_config):
+        getattr(writer, f"add_{key}")(value)
+    vocabulary = path / VOCABULARY
+    if vocabulary.exists():
+        _copy_vocabulary(gguf, writer, vocabulary)
+    else:
+        writer.add_tokenizer_model("none")
+    seen = set()
+    for name, tensor in variants.model.state_dict().items():
+        if tensor.data_ptr() in seen:
+            continue  # a head tied to the embedding
+        seen.add(tensor.data_ptr())
+        place = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if place is None:
+            raise UserError(f"llama.cpp has no place for {name}; use another export")
+        order_M = _row_order(name, architecture, model_config)
+        if name in chosen:
+            rounded += _add_quantized(gguf, writer, place, variants, *chosen[name], order_M)
         else:
-            writer.add_tokenizer_model("none")
-        seen = set()
-        for name, tensor in variants.model.state_dict().items():
-            if tensor.data_ptr() in seen:
-                continue  # a head tied to the embedding
-            seen.add(tensor.data_ptr())
-            place = names.get_name(name, try_suffixes=(".weight", ".bias"))
-            if place is None:
-                raise UserError(f"llama.cpp has no place for {name}; use another export")
-            order_M = _row_order(name, architecture, model_config)
-            if name in chosen:
-                rounded += _add_quantized(gguf, writer, place, variants, *chosen[name], order_M)
-            else:
-                _add_plain(
-                    gguf, writer, place, tensor[order_M] if order_M is not None else tensor, model_config
-                )
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        write_json(attempt / "assignment.json", dict(assignment))
-    notes = "" if vocabulary.exists() else ", without a vocabulary"
-    notes += f", {rounded} scales rounded to float16" if rounded else ""
-    return f"GGUF file {directory / 'model.gguf'}{notes}"
+            dtype = _stored_dtype(tensor, model_config)
+            exact = exact and holds(tensor, dtype)
+            rows = tensor if order_M is None else tensor[order_M]
+            _add_plain(gguf, writer, place, rows.to(dtype))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    notes = [] if vocabulary.exists() else ["without a vocabulary"]
+    notes += [f"{rounded} scales rounded to float16"] if rounded else []
+    notes += say_left_out(variants.model, path)
+    return Written(
+        "GGUF file model.gguf",
+        tuple(notes),
+        unreadable=_unreadable(model_config),
+        narrowed=torch.bfloat16 if not exact else torch.float16 if rounded else None,
+        max_positions=context_length(model_config),
+    )
+
+
+def _unreadable(values: Mapping[str, Any]) -> str | None:
+    if values["model_type"] == "qwen3" and values["head_dim"] != QWEN3_HEAD:
+        return f"transformers reads heads of every Qwen3 as {QWEN3_HEAD} wide, llama.cpp as they are"
+    return None
 
 
 def metadata(architecture: str, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -114,8 +128,7 @@ def _directory(plan: Plan) -> str:
 
 def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str], path: Path) -> None:
     target = TARGETS["llama_cpp"]
-    check_model(target, read_model_json(path))
-    check_gguf_config(resolved_config(path))
+    check_describable(target, path)
     refuse_formats("gguf", plan, assignment, target.formats, target.name)
     for group in plan.space.groups:
         narrowed(target, [group], [assignment[group.name]], variants.quantizer)
@@ -154,15 +167,19 @@ def _add_quantized(
     return num_rounded(range.scale)
 
 
-def _add_plain(gguf: Any, writer: Any, place: str, tensor: Tensor, values: Mapping[str, Any]) -> None:
-    """Add a tensor as the model's directory stores it; vectors, which llama.cpp wants so, in float32."""
+def _stored_dtype(tensor: Tensor, values: Mapping[str, Any]) -> torch.dtype:
+    """As the model's directory stores it; vectors, which llama.cpp wants so, in float32."""
     stored = values.get("dtype") or values.get("torch_dtype")
     if tensor.ndim == 1 or stored not in ("bfloat16", "float16"):
-        writer.add_tensor(place, tensor.float().cpu().numpy())
-    elif stored == "float16":
-        writer.add_tensor(place, tensor.half().cpu().numpy())
+        return torch.float32
+    return torch.bfloat16 if stored == "bfloat16" else torch.float16
+
+
+def _add_plain(gguf: Any, writer: Any, place: str, tensor: Tensor) -> None:
+    if tensor.dtype == torch.bfloat16:
+        writer.add_tensor(place, _bytes_of(tensor), raw_dtype=gguf.GGMLQuantizationType.BF16)
     else:
-        writer.add_tensor(place, _bytes_of(tensor.bfloat16()), raw_dtype=gguf.GGMLQuantizationType.BF16)
+        writer.add_tensor(place, tensor.cpu().numpy())
 
 
 def _bytes_of(matrix: Tensor) -> np.ndarray:

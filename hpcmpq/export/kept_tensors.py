@@ -46,8 +46,16 @@ def keep_unused(model: nn.Module, original: Path, attempt: Path) -> tuple[str, .
     return tuple(sorted(tensors))
 
 
-def say_kept(names: tuple[str, ...]) -> str:
-    """A clause on what was kept; empty where nothing was."""
-    if not names:
-        return ""
-    return f", with {len(names)} tensors that the model does not use as they are (first {names[0]})"
+def say_kept(names: tuple[str, ...]) -> list[str]:
+    """A clause on what was kept, if anything was."""
+    return [_say("with", names, " as they are")] if names else []
+
+
+def say_left_out(model: nn.Module, original: Path) -> list[str]:
+    """A clause on what a file without a place for such tensors lacks, if there are any."""
+    names = tuple(sorted(unused_tensors(model, original)))
+    return [_say("without", names, "")] if names else []
+
+
+def _say(word: str, names: tuple[str, ...], end: str) -> str:
+    return f"{word} {len(names)} tensors that the model does not use{end} (first {names[0]})"

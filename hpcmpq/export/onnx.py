@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.export.compressed_tensors import pack
+from hpcmpq.export.kept_tensors import say_left_out
 from hpcmpq.export.refusal import refuse_formats
-from hpcmpq.export.whole_directory import copy_small_files, replacing_directory
+from hpcmpq.export.whole_directory import copy_small_files
+from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.factories import describe
@@ -29,7 +31,6 @@ from hpcmpq.quantized.variants import Variants
 from hpcmpq.quantizers.codes import Range
 from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.space import Member
-from hpcmpq.store.json_files import write_json
 from hpcmpq.wording import show_bytes
 
 HELD = ("int2", "int4", "int8")
@@ -41,7 +42,7 @@ EXACT = 1
 """`accuracy_level` of products in float32; other levels round the inputs."""
 
 
-def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> str:
+def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> Written:
     """Write `model.onnx`: input_ids int64 [N, T] to logits float32 [N, T, V].
 
     Raises:
@@ -55,17 +56,16 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     _check(plan, variants, assignment)
     chosen = {m.parameter: (m, assignment[g.name]) for g in plan.space.groups for m in g.members}
     stored = {name: (*variants.encoded(*found), *found) for name, found in chosen.items()}
-    with replacing_directory(directory) as attempt:
-        copy_small_files(plan.config["model"]["path"], attempt)
-        graph = _traced(variants.model, attempt / "model.onnx")
-        replaced = _replace_products(onnx, graph, stored, variants)
-        if lost := sorted(set(stored) - replaced):
-            raise UserError(
-                f"torch's graph has no plain product with {lost[0]}; exclude it or use another export"
-            )
-        onnx.save(graph, attempt / "model.onnx")
-        write_json(attempt / "assignment.json", dict(assignment))
-    return f"ONNX graph {directory / 'model.onnx'}"
+    path = plan.config["model"]["path"]
+    copy_small_files(path, directory)
+    graph = _traced(variants.model, directory / "model.onnx")
+    replaced = _replace_products(onnx, graph, stored, variants)
+    if lost := sorted(set(stored) - replaced):
+        raise UserError(
+            f"torch's graph has no plain product with {lost[0]}; exclude it or use another export"
+        )
+    onnx.save(graph, directory / "model.onnx")
+    return Written("ONNX graph model.onnx", tuple(say_left_out(variants.model, Path(path))))
 
 
 def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> None:

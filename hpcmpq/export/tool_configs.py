@@ -15,13 +15,12 @@ from pathlib import Path
 
 from hpcmpq.errors import UserError
 from hpcmpq.export.compressed_tensors import quantization_config
-from hpcmpq.export.whole_directory import replacing_directory
+from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.description import read_model_json
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Member
-from hpcmpq.store.json_files import write_json
 from hpcmpq.targets import TARGETS
 
 LLAMA_TYPES = {
@@ -39,8 +38,8 @@ GPTQ_BITS = (2, 3, 4, 8)
 Chosen = Mapping[Member, str]
 
 
-def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> str:
-    """Write the files and `assignment.json`; the line says which tools cannot take the assignment and why."""
+def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> Written:
+    """Write the files; a note says which tools cannot take the assignment and why."""
     chosen = {m: assignment[g.name] for g in plan.space.groups for m in g.members}
     makers: dict[str, Callable[[], str]] = {
         "auto_round.json": lambda: _auto_round(chosen, variants.quantizer),
@@ -49,16 +48,14 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         "llama_quantize.txt": lambda: _llama_quantize(plan, chosen),
     }
     written, refused = [], []
-    with replacing_directory(directory) as attempt:
-        for name, make in makers.items():
-            try:
-                (attempt / name).write_text(make(), encoding="utf-8")
-                written.append(name)
-            except UserError as reason:
-                refused.append(f"{name} ({reason})")
-        write_json(attempt / "assignment.json", dict(assignment))
-    left_out = f"; left out: {', '.join(refused)}" if refused else ""
-    return f"{', '.join(['assignment.json', *written])} in {directory}{left_out}"
+    for name, make in makers.items():
+        try:
+            (directory / name).write_text(make(), encoding="utf-8")
+            written.append(name)
+        except UserError as reason:
+            refused.append(f"{name} ({reason})")
+    notes = (f"left out: {', '.join(refused)}",) if refused else ()
+    return Written(", ".join(["assignment.json", *written]), notes)
 
 
 def _auto_round(chosen: Chosen, quantizer: Quantizer) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from hpcmpq.errors import UserError
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.factories import describe
+from hpcmpq.targets import Target, check_model
 
 WRITTEN = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -40,6 +41,13 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
 
 READ_BY_MODELS = ("head_dim", "is_causal")
 """Keys that models read though their config class does not declare them; other such keys have no effect."""
+
+
+def check_describable(target: Target, path: Path) -> None:
+    """Raise `UserError` if a target's file cannot describe the model in a directory."""
+    check_model(target, read_model_json(path))
+    if target.export == "gguf":
+        check_gguf_config(resolved_config(path))
 
 
 def resolved_config(path: Path) -> Any:

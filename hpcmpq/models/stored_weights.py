@@ -148,6 +148,23 @@ def shapes_in_files(directory: Path, files: Mapping[str, str]) -> dict[str, tupl
     return found
 
 
+def dtypes_in_files(weights: Weights) -> dict[str, torch.dtype | None]:
+    """{tensor name: dtype} of the floating tensors in a directory's files, None for others, from the headers."""
+    from safetensors import safe_open
+
+    names: dict[str, list[str]] = {}
+    for name, file_name in weights.files.items():
+        names.setdefault(file_name, []).append(name)
+    found: dict[str, torch.dtype | None] = {}
+    for file_name, own in names.items():
+        with safe_open(weights.directory / file_name, "pt") as file:
+            found |= {name: _DTYPES.get(file.get_slice(name).get_dtype()) for name in own}
+    return found
+
+
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
 def num_unused_bytes(
     model: nn.Module, directory: Path, count: Callable[[str, Sequence[int], int], int] | None = None
 ) -> int:

@@ -15,12 +15,13 @@ from hpcmpq.models.data.kept_samples import keep_samples
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.data.splits import Splits, load_splits
 from hpcmpq.models.deployable import deployable_groups
-from hpcmpq.models.description import describe_model, read_model_json
-from hpcmpq.models.gguf_config import check_gguf_config, resolved_config
+from hpcmpq.models.description import describe_model
+from hpcmpq.models.gguf_config import check_describable
 from hpcmpq.models.groups import num_fixed_bytes
 from hpcmpq.models.load import load_model, pick_device
 from hpcmpq.models.outputs import tried_forward
 from hpcmpq.models.repeatable import check_repeatable
+from hpcmpq.models.stored_dtype import check_scales, check_stored_dtype
 from hpcmpq.models.stored_weights import num_unused_bytes
 from hpcmpq.models.streaming import load_streamed, shapes_only
 from hpcmpq.models.weight_digests import streamed_fingerprint, weight_marks, weights_fingerprint
@@ -38,7 +39,7 @@ from hpcmpq.space import Group, SearchSpace
 from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.targets import check_model, find_target, narrowed
+from hpcmpq.targets import find_target, narrowed
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +68,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         )
     target = find_target(config.target) if config.target else None
     if target:
-        check_model(target, read_model_json(Path(str(config.model.path))))
-        if target.export == "gguf":
-            check_gguf_config(resolved_config(Path(str(config.model.path))))
+        check_describable(target, Path(str(config.model.path)))
     attention = "eager" if config.sensitivity.method in EAGER_ATTENTION else None
     if attention and config.model.path:
         log.info("%s differentiates twice: using eager attention", config.sensitivity.method)
@@ -84,6 +83,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     if model is None:
         model, block_bytes, (groups, fixed_bytes, weights) = _look_streamed(config, splits)
     else:
+        check_stored_dtype(model, str(config.model.path), _stored_dtype(config))
         groups = deployable_groups(model, config.groups, splits.calibration[:1].inputs, target)
         check_repeatable(model, splits.calibration.of_all_lengths(config.calibration.samples_per_pass).inputs)
         fixed_bytes = num_fixed_bytes(
@@ -98,6 +98,8 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     _say_narrowed(config, names, formats)
     space = SearchSpace(groups, formats)
     _check_activations(config, model, space)
+    if target and target.export == "gguf":
+        check_scales(model, space, torch.float16)
     facts = find_facts(config, weights, splits, space)
     if planned is not None:
         unknown = {TARGETS: facts[TARGETS]} if TARGETS in facts else {}
@@ -229,6 +231,7 @@ def _look_streamed(
             "or set model.stream: false"
         )
     streamed = load_streamed(config.model)
+    check_stored_dtype(streamed.model, str(config.model.path), _stored_dtype(config), streamed.weights)
     weights = streamed_fingerprint(streamed.model, streamed.weights)
     batch = splits.calibration.of_all_lengths(config.calibration.samples_per_pass)
     with shapes_only(config.model, batch.inputs) as (model, inputs), torch.no_grad():

@@ -73,6 +73,7 @@ def test_reader_gives_the_fake_quantized_models_outputs(tmp_path, case):
     assignment = solve_by_turns(run, plan)
     assert len(set(assignment.values())) > 2
     line = export(run, name)
+    assert ", verified: " in line
     directory = run.checkpoint_path if name == "fake_quantized" else run.path / "exports" / name
     read = READERS[name](directory)(tokens())
     expected = fake_quantized_logits(run, plan, assignment)
@@ -145,7 +146,7 @@ def test_checkpoints_that_transformers_cannot_load_are_named(tmp_path, made, exc
         assert "cannot load" not in line
         load(run.path / "exports" / "compressed_tensors")
         return
-    assert re.search(f"which this version of transformers cannot load: .*{reason}", line)
+    assert re.search(f"not verified: this version of transformers cannot load it: .*{reason}", line)
     with pytest.raises((RuntimeError, AttributeError)):
         load(run.path / "exports" / "compressed_tensors")
 

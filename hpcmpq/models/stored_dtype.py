@@ -1,0 +1,73 @@
+"""Whether every weight fits the dtype that its directory says its weights are stored in, and checkpoints store."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from hpcmpq.errors import UserError
+from hpcmpq.formats import FORMATS
+from hpcmpq.models.stored_weights import Weights, dtypes_in_files
+from hpcmpq.models.weights import as_matrix
+from hpcmpq.space import SearchSpace
+
+
+def check_stored_dtype(
+    model: nn.Module, directory: str, dtype: torch.dtype | None, weights: Weights | None = None
+) -> None:
+    """Refuse a `config.json` whose dtype turns finite weights into infinite ones.
+
+    Args:
+        model: Loaded, or without the values of what `weights` reads.
+        directory: Of the model.
+        dtype: What its `config.json` says; None where it says nothing.
+        weights: Where values that are not in memory come from; what the files store in `dtype` is not read.
+
+    Raises:
+        UserError: Naming the first weight that does not fit and its value.
+    """
+    if dtype is None or not dtype.is_floating_point:
+        return
+    largest = torch.finfo(dtype).max
+    for name, tensor in _values(model, dtype, weights):
+        if not tensor.is_floating_point() or torch.finfo(tensor.dtype).max <= largest:
+            continue
+        infinite = torch.isinf(tensor.to(dtype)) & torch.isfinite(tensor)
+        if infinite.any():
+            value = float(tensor[infinite][0])
+            raise UserError(
+                f"{name} holds {value:g}, and {directory}/config.json says that weights are stored in "
+                f'{str(dtype).removeprefix("torch.")}, which ends at {largest:g}; set "dtype" there to bfloat16 or '
+                "float32"
+            )
+
+
+def check_scales(model: nn.Module, space: SearchSpace, dtype: torch.dtype) -> None:
+    """Refuse weights whose scales may be beyond the dtype of a file's scales.
+
+    Raises:
+        UserError: Naming the first such weight.
+    """
+    for group, formats in zip(space.groups, space.formats, strict=True):
+        bits = [FORMATS[name].num_bits for name in formats if FORMATS[name].scaled]
+        for member in group.members if bits else ():
+            parameter = model.get_parameter(member.parameter)
+            if parameter.is_meta:
+                continue
+            largest = float(as_matrix(parameter, member).abs().max())
+            if largest / (2 ** (min(bits) - 1) - 0.5) > torch.finfo(dtype).max:
+                raise UserError(
+                    f"{member.parameter} holds {largest:g}, whose scale is beyond the "
+                    f"{str(dtype).removeprefix('torch.')} of the file's scales; add it to groups.exclude"
+                )
+
+
+def _values(model: nn.Module, dtype: torch.dtype, weights: Weights | None) -> Iterator[tuple[str, Tensor]]:
+    stored = dtypes_in_files(weights) if weights is not None else {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            continue
+        if not tensor.is_meta:
+            yield name, tensor
+        elif weights is not None and name in weights.aliases and stored[weights.aliases[name]] != dtype:
+            yield name, weights.read(name)
