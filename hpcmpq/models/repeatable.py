@@ -8,12 +8,15 @@ from hpcmpq.models.outputs import forward
 
 
 @torch.no_grad()
-def check_repeatable(model: nn.Module, inputs: dict[str, Tensor]) -> None:
+def check_repeatable(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """Refuse a model whose outputs on one sample change from pass to pass, by more than kernels' order of sums.
 
     Args:
         model: In eval mode.
         inputs: Of one sample, on any device.
+
+    Returns:
+        The outputs [1, T, V].
 
     Raises:
         UserError: If they do, or are not finite.
@@ -33,3 +36,4 @@ def check_repeatable(model: nn.Module, inputs: dict[str, Tensor]) -> None:
             "the model's outputs on one sample differ from pass to pass although it is in eval mode; take out what it "
             "draws at random, such as functional dropout without training=self.training"
         )
+    return first_NTV

@@ -18,7 +18,8 @@ from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.description import describe_model, read_model_json
 from hpcmpq.models.gguf_config import check_gguf_config, resolved_config
 from hpcmpq.models.groups import num_fixed_bytes
-from hpcmpq.models.load import load_model, pick_device
+from hpcmpq.models.load import forward, load_model, pick_device
+from hpcmpq.models.original_marks import check_same_outputs, check_same_settings, original_marks
 from hpcmpq.models.repeatable import check_repeatable
 from hpcmpq.models.stored_weights import num_unused_bytes
 from hpcmpq.models.streaming import load_streamed, shapes_only
@@ -82,9 +83,12 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     block_bytes = None
     if model is None:
         model, block_bytes, (groups, fixed_bytes, weights) = _look_streamed(config, splits)
+        with torch.no_grad():
+            first = splits.calibration[:1].to(pick_device(config.model.device))
+            outputs_NTV = forward(model, first.inputs)
     else:
         groups = deployable_groups(model, config.groups, splits.calibration[:1].inputs, target)
-        check_repeatable(model, splits.calibration[:1].inputs)
+        outputs_NTV = check_repeatable(model, splits.calibration[:1].inputs)
         fixed_bytes = num_fixed_bytes(
             model, groups, _stored_dtype(config), target.fixed_bytes if target else None
         )
@@ -101,6 +105,8 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     if planned is not None:
         unknown = {TARGETS: facts[TARGETS]} if TARGETS in facts else {}
         check_same_facts(planned.facts, facts, str(run.path), default_facts() | unknown)
+        check_same_settings(model, planned)
+        check_same_outputs(planned, splits.calibration[:1].inputs, outputs_NTV)
         # Word for word, since what is measured already is named after them.
         facts, fingerprint, units = planned.facts, planned.fingerprint, planned.units
     else:
@@ -122,6 +128,8 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         fixed_bytes=fixed_bytes,
         environment=find_environment(),
         weights=weight_marks(model, config.model.dtype),
+        original=(planned.original if planned is not None else {})
+        or original_marks(model, splits.calibration[:1].inputs, outputs_NTV),
     )
     check_solvable(plan)
     if not config.budgets:
