@@ -60,7 +60,10 @@ class Plan:
         import_paths: Directories that factories are imported from.
         fixed_bytes: Bytes of the checkpoint outside the searched groups.
         environment: Versions and commit, for people.
-        weights: {parameter: digest of a few of its values}, see `hpcmpq.models.weight_digests`; empty in older plans.
+        weights: {parameter or buffer: digest of a few of its values}, see `hpcmpq.models.weight_digests`; empty in
+            older plans.
+        original: Settings of the original and some of its outputs, see `hpcmpq.models.original_marks`; empty in
+            older plans.
         times: Values of `time.json` beside the plan, from which latencies are priced; None before `hpcmpq time`.
     """
 
@@ -73,6 +76,7 @@ class Plan:
     fixed_bytes: int
     environment: dict[str, str]
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
+    original: dict[str, Any] = dataclasses.field(default_factory=dict)
     times: dict[str, Any] | None = None
 
 
@@ -107,6 +111,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "num_options": plan.space.num_options,
         "facts": plan.facts,
         "weights": plan.weights,
+        "original": plan.original,
         "groups": [dataclasses.asdict(group) for group in plan.space.groups],
         "formats": [list(names) for names in plan.space.formats],
         "units": [dataclasses.asdict(unit) for unit in plan.units],
@@ -131,6 +136,7 @@ def plan_from_json(values: dict[str, Any]) -> Plan:
         fixed_bytes=values["fixed_bytes"],
         environment=values["environment"],
         weights=values.get("weights", {}),
+        original=values.get("original", {}),
     )
 
 

@@ -13,6 +13,7 @@ from hpcmpq.models.data.kept_samples import kept_samples, planned_splits
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.load import forward, load_model, pick_device
 from hpcmpq.models.memory import keep_freed_memory
+from hpcmpq.models.original_marks import check_same_outputs
 from hpcmpq.models.streaming import load_streamed
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.plan import WorkUnit
@@ -57,20 +58,21 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
             source, attention="eager" if method in EAGER_ATTENTION else None, import_paths=plan.import_paths
         )
     )
-    variants = open_variants(run, plan, model)
+    variants = open_variants(run, plan, model, check_outputs=False)
     device = pick_device(source.device)
     samples = kept_samples(run, plan)
     if samples is None:
         samples = planned_splits(config, plan).calibration
     samples = samples.to(device)
     with torch.no_grad():
-        num_outputs = forward(model, samples[:1].inputs).shape[-1]
+        first_NTV = forward(model, samples[:1].inputs)
+    check_same_outputs(plan, samples[:1].inputs, first_NTV)
     subject = Subject(
         model=model,
         space=plan.space,
         variants=variants,
         objective=OBJECTIVES[config.objective],
-        num_probes=num_probes(config.sensitivity.probes, num_outputs),
+        num_probes=num_probes(config.sensitivity.probes, first_NTV.shape[-1]),
         samples_per_pass=config.calibration.samples_per_pass,
         seed=config.calibration.seed,
         engine=make_engine(

@@ -26,7 +26,7 @@ Rows = Callable[[str, int, int], Tensor]
 
 
 def weight_marks(model: nn.Module, dtype: str, rows: Rows | None = None) -> dict[str, str]:
-    """{parameter: digest of its shape and of its values, or a few of them}.
+    """{parameter or stored buffer: digest of its shape and of its values, or a few of them}.
 
     Args:
         model: The original.
@@ -35,7 +35,9 @@ def weight_marks(model: nn.Module, dtype: str, rows: Rows | None = None) -> dict
     """
     marks = {}
     end = None if sum(parameter.numel() for parameter in model.parameters()) <= WHOLE else END
-    for name, parameter in model.named_parameters():
+    stored = model.state_dict().keys()
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in stored)
+    for name, parameter in (*model.named_parameters(), *buffers):
         if parameter.is_meta and rows is None:
             continue
         values = parameter.detach().reshape(1) if parameter.ndim == 0 else parameter.detach()

@@ -12,28 +12,27 @@ from hpcmpq.config import Config, to_values
 from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.kept_samples import keep_samples
-from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.data.splits import Splits, load_splits
 from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.gguf_config import check_describable
 from hpcmpq.models.groups import num_fixed_bytes
 from hpcmpq.models.load import load_model, pick_device
-from hpcmpq.models.outputs import tried_forward
+from hpcmpq.models.original_marks import check_same_outputs, check_same_settings, original_marks
+from hpcmpq.models.outputs import forward, tried_forward
 from hpcmpq.models.repeatable import check_repeatable
 from hpcmpq.models.stored_dtype import check_scales, check_stored_dtype
 from hpcmpq.models.stored_weights import num_unused_bytes
 from hpcmpq.models.streaming import load_streamed, shapes_only
 from hpcmpq.models.weight_digests import streamed_fingerprint, weight_marks, weights_fingerprint
-from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan, content_hash, make_units, plan_to_json
 from hpcmpq.planning.cost_estimate import estimate_cost
 from hpcmpq.planning.facts import TARGETS, check_same_facts, default_facts, find_environment, find_facts
+from hpcmpq.planning.rounded_activations import check_activations, keep_ranges
 from hpcmpq.planning.scaling import Site, Workload, best_samples_per_unit
-from hpcmpq.quantized.activations import measure_maxima, read_maxima, rounds_activations, write_maxima
+from hpcmpq.quantized.activations import rounds_activations
 from hpcmpq.quantized.stored_codes import make_codes
-from hpcmpq.quantized.variants import Variants
-from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, WEIGHTS_ALONE, find_method
+from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, find_method
 from hpcmpq.solve.feasibility import check_solvable
 from hpcmpq.space import Group, SearchSpace
 from hpcmpq.store.json_files import write_artefact
@@ -97,13 +96,18 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     formats = (names,) * len(groups) if target is None else narrowed(target, groups, names, config.quantizer)
     _say_narrowed(config, names, formats)
     space = SearchSpace(groups, formats)
-    _check_activations(config, model, space)
+    first = splits.calibration[:1].to(pick_device(config.model.device))
+    with torch.no_grad():
+        outputs_NTV = forward(model, first.inputs)
+    check_activations(config, model, space)
     if target and target.export == "gguf":
         check_scales(model, space, torch.float16)
     facts = find_facts(config, weights, splits, space)
     if planned is not None:
         unknown = {TARGETS: facts[TARGETS]} if TARGETS in facts else {}
         check_same_facts(planned.facts, facts, str(run.path), default_facts() | unknown)
+        check_same_settings(model, planned)
+        check_same_outputs(planned, splits.calibration[:1].inputs, outputs_NTV)
         # Word for word, since what is measured already is named after them.
         facts, fingerprint, units = planned.facts, planned.fingerprint, planned.units
     else:
@@ -125,12 +129,14 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         fixed_bytes=fixed_bytes,
         environment=find_environment(),
         weights=weight_marks(model, config.model.dtype),
+        original=(planned.original if planned is not None else {})
+        or original_marks(model, splits.calibration[:1].inputs, outputs_NTV),
     )
     check_solvable(plan)
     if not config.budgets:
         log.warning("budgets is empty, so nothing keeps the solution from the largest formats; name a budget")
     if config.quantizer.activations == "static" and rounds_activations(space):
-        _keep_ranges(run, plan, config, model, splits.calibration)
+        keep_ranges(run, plan, config, model, splits.calibration)
     keep_samples(run, splits.calibration)
     write_artefact(run.plan_path, plan_to_json(plan))
     if config.quantizer.rounding == "gptq" or config.quantizer.checkpoints:
@@ -176,48 +182,6 @@ def _samples_per_unit(config: Config, splits: Splits) -> int:
         PLANNED_WORKERS,
         Workload(np.array([]), SPREAD),
         Site(),
-    )
-
-
-def _check_activations(config: Config, model: nn.Module, space: SearchSpace) -> None:
-    """Refuse what a method cannot see and what cannot be rounded."""
-    if config.groups.attention_products and config.sensitivity.method in WEIGHTS_ALONE:
-        raise UserError(
-            f"sensitivity {config.sensitivity.method} looks at weights alone and cannot tell formats of attention "
-            "products apart; leave out groups.attention_products, or use secant or first_order"
-        )
-    if not rounds_activations(space):
-        if config.groups.attention_products:
-            raise UserError(
-                "groups.attention_products needs a format that rounds activations, such as w8a8, fp8_e4m3 or bf16; "
-                f"formats has only {', '.join(config.formats)}"
-            )
-        return
-    if config.sensitivity.method in WEIGHTS_ALONE:
-        log.warning(
-            "%s looks at weights alone: rounded activations cost it nothing", config.sensitivity.method
-        )
-    for member in (m for group in space.groups for m in group.members):
-        unseen = member.macs == 0 and not isinstance(holder_of(model, member), nn.Embedding)
-        if unseen or not member.is_layer_weight:
-            raise UserError(
-                f"{member.parameter} is used without calling its layer, so the layer's inputs cannot be rounded; "
-                "exclude it, or use formats that round weights alone"
-            )
-
-
-def _keep_ranges(run: RunDir, plan: Plan, config: Config, model: nn.Module, samples: Samples) -> None:
-    """Measure static ranges once; a run that is planned again keeps its own."""
-    try:
-        if read_maxima(run, plan.fingerprint) is not None:
-            return
-    except DamagedFile:
-        log.warning("%s is damaged; measuring the ranges anew", run.file("activations.h5"))
-    activations = Variants(model, plan.space, config.quantizer).activations
-    device = pick_device(config.model.device)
-    batches = samples.passes(config.calibration.samples_per_pass)
-    write_maxima(
-        run, measure_maxima(activations, (batch.to(device).inputs for batch in batches)), plan.fingerprint
     )
 
 

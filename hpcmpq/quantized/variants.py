@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from hpcmpq.config import parse_config
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.attention_products import attach_products
-from hpcmpq.models.load import load_model
+from hpcmpq.models.data.kept_samples import kept_samples
+from hpcmpq.models.load import forward, load_model, pick_device
+from hpcmpq.models.original_marks import check_same_outputs, check_same_settings
 from hpcmpq.models.weight_digests import check_same_weights
 from hpcmpq.models.weights import as_matrix, from_matrix, swapped
 from hpcmpq.plan import Plan
@@ -132,8 +134,16 @@ class Variants:
             yield
 
 
-def open_variants(run: RunDir, plan: Plan, model: nn.Module | None = None) -> Variants:
+def open_variants(
+    run: RunDir, plan: Plan, model: nn.Module | None = None, *, check_outputs: bool = True
+) -> Variants:
     """The options of a planned run, with its static ranges; its model is loaded as the plan says unless given.
+
+    Args:
+        run: A planned run directory.
+        plan: Its plan.
+        model: The original.
+        check_outputs: Whether to run it once and compare with the plan; callers that run it anyway do so themselves.
 
     Raises:
         PlanMismatch: If the model has changed since it was planned for.
@@ -141,6 +151,11 @@ def open_variants(run: RunDir, plan: Plan, model: nn.Module | None = None) -> Va
     config = parse_config(plan.config, "plan.json")
     if model is None:
         model = load_model(config.model, import_paths=plan.import_paths)
+    check_same_settings(model, plan)
     check_same_weights(model, plan)
+    if check_outputs and plan.original and (samples := kept_samples(run, plan)) is not None:
+        first = samples[:1].to(pick_device(config.model.device)).inputs
+        with torch.no_grad():
+            check_same_outputs(plan, first, forward(model, first))
     codes = StoredCodes(run, plan.fingerprint)
     return Variants(model, plan.space, config.quantizer, read_maxima(run, plan.fingerprint), codes)

@@ -20,6 +20,7 @@ from hpcmpq.errors import DamagedFile, PlanMismatch
 from hpcmpq.models.attention_products import attach_products
 from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.load import load_model
+from hpcmpq.models.original_marks import check_same_settings
 from hpcmpq.models.weight_digests import check_same_weights
 from hpcmpq.plan import Plan, content_hash
 from hpcmpq.store.json_files import read_json, write_artefact
@@ -48,6 +49,7 @@ def measure_times(run: RunDir, on_round: Callable[[int, int], None]) -> dict[str
     if config.timing.threads is not None:
         torch.set_num_threads(config.timing.threads)
     model = load_model(config.model, import_paths=plan.import_paths)
+    check_same_settings(model, plan)
     check_same_weights(model, plan)
     attach_products(model, plan.space.groups)
     device = next(model.parameters()).device

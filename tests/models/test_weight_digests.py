@@ -1,6 +1,9 @@
 """A model that has changed since it was planned for is refused by every stage that loads it."""
 
 import dataclasses
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from hpcmpq.config import parse_config
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.evaluate.engines.zero_shards import build
 from hpcmpq.models.load import load_model
+from hpcmpq.models.original_marks import check_same_outputs, original_marks
 from hpcmpq.models.weight_digests import check_same_weights, weight_marks
 from hpcmpq.plan import Plan
 from hpcmpq.planning.stage import prepare
@@ -90,3 +94,110 @@ def test_scalars_and_plans_without_marks():
 
 
 PLAIN = ("space", "units", "facts", "fingerprint", "import_paths", "fixed_bytes", "environment")
+
+
+def edit_json(path: Path, **values) -> None:
+    config = path.with_name("config.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), **values}))
+
+
+def stages(run: RunDir, plan: Plan) -> list[Callable[[], object]]:
+    """What calibration, and then refinement, export and evaluation open first; and planning again."""
+    return [
+        lambda: make_worker(run),
+        lambda: open_variants(run, plan),
+        lambda: prepare(parse_config(plan.config), run, ()),
+    ]
+
+
+def test_other_settings_are_refused_by_name(planned):
+    run, plan, path = planned
+    edit_json(path, hidden_act="relu")
+    for stage in stages(run, plan):
+        with pytest.raises(
+            PlanMismatch, match="planned with hidden_act='silu' in the config.json of .* now it is 'relu'"
+        ):
+            stage()
+    edit_json(
+        path, hidden_act="silu", rope_theta=3.0, rope_parameters={"rope_type": "default", "rope_theta": 3.0}
+    )
+    for stage in stages(run, plan):
+        with pytest.raises(PlanMismatch, match="rope_theta=10000"):
+            stage()
+
+
+def test_settings_that_reach_no_output_may_change(planned):
+    run, plan, path = planned
+    edit_json(path, initializer_range=0.5, use_cache=False, transformers_version="0.0", unknown_to_the_plan=1)
+    for stage in stages(run, plan):
+        stage()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_other_code_with_the_same_weights_is_refused_by_its_outputs(planned, monkeypatch, stream):
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    run, plan, _ = planned
+    if stream:
+        run = RunDir(run.path.with_name("streamed"))
+        plan = prepare(
+            parse_config({**plan.config, "model": {**plan.config["model"], "stream": True}}), run, ()
+        )
+    before = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: before(self, x) + 3 * x)
+    for stage in stages(run, plan):
+        with pytest.raises(
+            PlanMismatch, match="gives other outputs on the first calibration sample than when the run"
+        ):
+            stage()
+
+
+def test_rounding_is_no_change(planned, monkeypatch):
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    run, plan, _ = planned
+    before = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: (1 + 2**-8) * before(self, x))
+    for stage in stages(run, plan):
+        stage()
+
+
+@pytest.mark.parametrize(("dtype", "change", "same"), [
+    ("float32", 3e-5, True), ("float32", 3e-4, False), ("bfloat16", 2e-2, True), ("bfloat16", 0.2, False),
+])  # fmt: skip
+def test_outputs_are_compared_within_the_rounding_of_the_dtype(dtype, change, same):
+    z_NTV = torch.randn(1, 40, 50, generator=torch.Generator().manual_seed(0))
+    marks = original_marks(nn.Identity(), {}, z_NTV)
+    values = {**dict.fromkeys(PLAIN), "environment": {}, "config": {"model": {"dtype": dtype, "path": "m"}}}
+    plan = Plan(**values, original=json.loads(json.dumps(marks)))  # type: ignore[arg-type]
+    other_NTV = z_NTV + change * torch.where(torch.arange(50) % 2 == 0, 1.0, -1.0)
+    with nullcontext() if same else pytest.raises(PlanMismatch):
+        check_same_outputs(plan, {}, other_NTV)
+
+
+def test_one_token_whose_experts_flip_is_rounding_in_bfloat16_alone():
+    z_NTV = torch.randn(1, 40, 50, generator=torch.Generator().manual_seed(0))
+    other_NTV = z_NTV.clone()
+    other_NTV[:, -1] += 1.0
+    for dtype, same in (("bfloat16", True), ("float32", False)):
+        values = {
+            **dict.fromkeys(PLAIN),
+            "environment": {},
+            "config": {"model": {"dtype": dtype, "path": "m"}},
+        }
+        plan = Plan(**values, original=original_marks(nn.Identity(), {}, z_NTV))  # type: ignore[arg-type]
+        with nullcontext() if same else pytest.raises(PlanMismatch):
+            check_same_outputs(plan, {}, other_NTV)
+
+
+def test_running_statistics_are_marked_and_what_is_computed_is_not():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    model.register_buffer("computed", torch.ones(2), persistent=False)
+    marks = weight_marks(model, "float32")
+    assert marks.keys() == {
+        *("0.weight", "0.bias", "1.weight", "1.bias"), *("1.running_mean", "1.running_var", "1.num_batches_tracked"),
+    }  # fmt: skip
+    plan = Plan(config={"model": {"dtype": "float32", "path": "m"}}, weights=marks, **dict.fromkeys(PLAIN))  # type: ignore[arg-type]
+    model[1].running_var *= 2
+    with pytest.raises(PlanMismatch, match=r"1 of 7 differ, first 1.running_var"):
+        check_same_weights(model, plan)

@@ -17,8 +17,10 @@ from hpcmpq.evaluate.engines.ranks import gathered, joined_ranks, stop_requests
 from hpcmpq.evaluate.engines.tensor_engine import TensorEngine
 from hpcmpq.evaluate.engines.zero_shards import Shards, build, partition
 from hpcmpq.executors.world import World
+from hpcmpq.models.data.kept_samples import kept_samples
 from hpcmpq.models.load import forward
 from hpcmpq.models.memory import live_bytes, peak_bytes
+from hpcmpq.models.original_marks import check_same_outputs
 from hpcmpq.models.weight_digests import check_same_weights
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.activations import Activations
@@ -104,7 +106,7 @@ def _sharded(
     if config.model.path is not None:
         check_same_weights(model, plan, rows)
         start_bytes = live_bytes(device)  # code was loaded, and no values yet
-    variants = open_variants(run, plan, model)
+    variants = open_variants(run, plan, model, check_outputs=False)
     settings = _settings(model, config.model.dtype)
     partition(model, deepspeed, settings)
     for module in model.modules():
@@ -113,7 +115,18 @@ def _sharded(
     shards = Shards(model, plan.space, config.quantizer, rows, world.rank, variants.codes)
     shards.fill_originals()
     deepspeed.initialize(model=model, config=settings)
-    return DeepSpeedEngine(shards, variants.activations, world.rank, world.size, device, start_bytes, stop)
+    engine = DeepSpeedEngine(shards, variants.activations, world.rank, world.size, device, start_bytes, stop)
+    _check_outputs(run, plan, engine)
+    return engine
+
+
+@torch.no_grad()
+def _check_outputs(run: RunDir, plan: Plan, engine: DeepSpeedEngine) -> None:
+    """On all ranks together, since each holds a piece of every layer."""
+    samples = kept_samples(run, plan) if plan.original else None
+    if samples is not None:
+        first = samples[:1].inputs
+        check_same_outputs(plan, first, engine.forward(first))
 
 
 def _settings(model: nn.Module, dtype: str) -> dict[str, Any]:

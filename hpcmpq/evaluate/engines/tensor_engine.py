@@ -62,7 +62,7 @@ class TensorEngine:
             )
         config = self.config.model
         model = load_model(_on_host(config), import_paths=self.plan.import_paths)
-        variants = open_variants(self.run, self.plan, model)
+        variants = open_variants(self.run, self.plan, model, check_outputs=not assignment)
         with torch.no_grad():
             for group in self.plan.space.groups:
                 if group.name in assignment:

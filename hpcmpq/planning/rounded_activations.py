@@ -1,0 +1,61 @@
+"""What planning does for formats that round activations too: refusals, and static ranges measured once."""
+
+import logging
+
+from torch import nn
+
+from hpcmpq.config import Config
+from hpcmpq.errors import DamagedFile, UserError
+from hpcmpq.models.data.samples import Samples
+from hpcmpq.models.load import pick_device
+from hpcmpq.models.weights import holder_of
+from hpcmpq.plan import Plan
+from hpcmpq.quantized.activations import measure_maxima, read_maxima, rounds_activations, write_maxima
+from hpcmpq.quantized.variants import Variants
+from hpcmpq.sensitivity import WEIGHTS_ALONE
+from hpcmpq.space import SearchSpace
+from hpcmpq.store.run_dir import RunDir
+
+log = logging.getLogger(__name__)
+
+
+def check_activations(config: Config, model: nn.Module, space: SearchSpace) -> None:
+    """Refuse what a method cannot see and what cannot be rounded."""
+    if config.groups.attention_products and config.sensitivity.method in WEIGHTS_ALONE:
+        raise UserError(
+            f"sensitivity {config.sensitivity.method} looks at weights alone and cannot tell formats of attention "
+            "products apart; leave out groups.attention_products, or use secant or first_order"
+        )
+    if not rounds_activations(space):
+        if config.groups.attention_products:
+            raise UserError(
+                "groups.attention_products needs a format that rounds activations, such as w8a8, fp8_e4m3 or bf16; "
+                f"formats has only {', '.join(config.formats)}"
+            )
+        return
+    if config.sensitivity.method in WEIGHTS_ALONE:
+        log.warning(
+            "%s looks at weights alone: rounded activations cost it nothing", config.sensitivity.method
+        )
+    for member in (m for group in space.groups for m in group.members):
+        unseen = member.macs == 0 and not isinstance(holder_of(model, member), nn.Embedding)
+        if unseen or not member.is_layer_weight:
+            raise UserError(
+                f"{member.parameter} is used without calling its layer, so the layer's inputs cannot be rounded; "
+                "exclude it, or use formats that round weights alone"
+            )
+
+
+def keep_ranges(run: RunDir, plan: Plan, config: Config, model: nn.Module, samples: Samples) -> None:
+    """Measure static ranges once; a run that is planned again keeps its own."""
+    try:
+        if read_maxima(run, plan.fingerprint) is not None:
+            return
+    except DamagedFile:
+        log.warning("%s is damaged; measuring the ranges anew", run.file("activations.h5"))
+    activations = Variants(model, plan.space, config.quantizer).activations
+    device = pick_device(config.model.device)
+    batches = samples.passes(config.calibration.samples_per_pass)
+    write_maxima(
+        run, measure_maxima(activations, (batch.to(device).inputs for batch in batches)), plan.fingerprint
+    )
