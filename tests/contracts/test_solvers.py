@@ -4,6 +4,7 @@ Axis letters: P options, G groups.
 """
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -211,6 +212,36 @@ def test_a_limit_far_below_one_is_kept(name: str) -> None:
     )
     answer = solver_of(name).solve(problem, time_limit_s=10, seed=0)
     assert answer.choice_G is not None and answer.choice_G.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_limit_is_kept_exactly_where_a_constant_cancels_the_costs(name: str, seed: int) -> None:
+    # Costs of a few bytes are left of summands of 1e8: the limit is what the best choice costs, to the last digit.
+    rng = np.random.default_rng(seed)
+    group_P, constant = np.repeat(np.arange(4), 3), 1e8
+    cost_P = rng.random(12) - constant / 4
+    linear_P = -(cost_P + constant / 4) + 0.1 * rng.random(12)  # what is dearer loses less
+    every = [np.array(c) for c in itertools.product(range(3), range(3, 6), range(6, 9), range(9, 12))]
+    exact = {tuple(c): math.fsum([constant, *cost_P[c]]) for c in every}
+    limit = sorted(exact.values())[40]
+    cost = Cost("size", "bytes", cost_P, constant=constant)
+    problem = Problem(linear_P, np.zeros((12, 12)), group_P, (Budget(cost, limit),))
+    best = min(math.fsum(linear_P[c]) for c in every if exact[tuple(c)] <= limit)
+    answer = solver_of(name).solve(problem, time_limit_s=10, seed=0)
+    assert answer.choice_G is not None and problem.is_feasible(answer.choice_G)
+    assert exact[tuple(answer.choice_G)] <= limit + 1e-13 * 2 * constant
+    assert answer.bound is not None and answer.bound <= best + 1e-12
+    if name != "greedy":
+        assert answer.objective == pytest.approx(best, abs=1e-9)
+
+
+def test_a_cost_that_stands_for_never_widens_no_limit() -> None:
+    # 1e30 bytes are no summand of a choice within ten, so their rounding is not allowed for.
+    cost = Cost("size", "bytes", np.array([6.0, 1e30, 5.0, 4.0]))
+    problem = Problem(np.zeros(4), np.zeros((4, 4)), np.array([0, 0, 1, 1]), (Budget(cost, 10.0),))
+    assert not problem.is_feasible(np.array([0, 2]))
+    assert problem.is_feasible(np.array([0, 3]))
 
 
 @pytest.mark.parametrize("name", SOLVERS)
