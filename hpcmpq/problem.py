@@ -108,7 +108,7 @@ class Problem:
         return {b.cost.name: b.cost.value(choice_G, offset_G) for b in self.budgets}
 
     def is_feasible(self, choice_G: np.ndarray) -> bool:
-        """Whether an assignment keeps every budget (to 1e-9 of its limit), tie and forbidden option."""
+        """Whether an assignment keeps every budget (see `feasibility_limit`), tie and forbidden option."""
         offset_G = self.offset_G
         if self.allowed_P is not None and not self.allowed_P[choice_G].all():
             return False
@@ -119,14 +119,36 @@ class Problem:
 
 
 def feasibility_limit(budget: Budget) -> float:
-    """The largest cost that counts as within a budget: 1e-9 of the limit above it, for the rounding of sums.
+    """The largest cost that counts as within a budget: above the limit by 1e-9 of it and the rounding of its summands.
 
-    Times in seconds can be far below 1, so nothing absolute is added; a limit of zero allows the rounding of its costs.
+    Times in seconds can be far below 1, so nothing absolute is added. Constants that options nearly cancel leave a
+    small cost with the rounding of large summands: see `_summands`.
     """
-    if budget.limit == 0.0:
-        finite_P = budget.cost.linear_P[np.isfinite(budget.cost.linear_P)]
-        return 1e-15 * (abs(budget.cost.constant) + float(np.abs(finite_P).max(initial=0.0)))
-    return budget.limit + 1e-9 * abs(budget.limit)
+    return budget.limit + _tolerance(budget)
+
+
+def search_limit(budget: Budget) -> float:
+    """What solvers keep a cost to: half the tolerance above the limit.
+
+    So rounding of sums in another order, by less than the other half, neither leaves out a choice that keeps the
+    limit nor lets one in that does not count as keeping it.
+    """
+    return budget.limit + 0.5 * _tolerance(budget)
+
+
+def _tolerance(budget: Budget) -> float:
+    return 1e-9 * abs(budget.limit) + 64.0 * float(np.finfo(np.float64).eps) * _summands(budget)
+
+
+def _summands(budget: Budget) -> float:
+    """At most the sum of the absolute values of the summands of a cost within the limit.
+
+    Positive summands add up to the limit and what negative ones take off again; options dearer than that do not count.
+    """
+    cost = budget.cost
+    arrays = (np.array([cost.constant]), cost.linear_P, *(term.table for term in cost.terms))
+    negative = -sum(float(np.minimum(array, 0.0).sum()) for array in arrays)
+    return max(0.0, budget.limit) + 2.0 * negative
 
 
 class Termination(Enum):

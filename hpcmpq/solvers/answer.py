@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from hpcmpq.problem import Problem, Solution, Termination, feasibility_limit
+from hpcmpq.problem import Problem, Solution, Termination, search_limit
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.compact.presolve import presolve
 from hpcmpq.solvers.cp_sat.integer import solve_linear
@@ -105,7 +105,7 @@ def explain(problem: Problem, time_limit_s: float) -> str:
         for budget in problem.budgets:
             keep = tuple(b for b in problem.budgets if b is not budget) if others else ()
             reachable = smallest_cost(problem, budget.cost, keep, share)
-            if reachable is not None and reachable > feasibility_limit(budget):
+            if reachable is not None and reachable > search_limit(budget):
                 return infeasible_sentence(budget, reachable, others)
     names = ", ".join(b.cost.name for b in problem.budgets)
     if len(problem.budgets) < 2:

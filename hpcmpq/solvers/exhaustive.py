@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcmpq.errors import UserError
-from hpcmpq.problem import Problem, Solution, feasibility_limit
+from hpcmpq.problem import Problem, Solution, search_limit
 from hpcmpq.solvers.answer import explain, infeasible, solution
 from hpcmpq.solvers.compact.presolve import validate
 
@@ -84,7 +84,7 @@ def enumerate_halves(problem: Problem) -> np.ndarray | None:
         return linear_P[choice_MG].sum(axis=1) + 0.5 * quad_M
 
     own_M, own_N = own(first_MG), own(second_NG)
-    limit_K = np.array([feasibility_limit(b) - b.cost.constant for b in problem.budgets])
+    limit_K = np.array([search_limit(b) - b.cost.constant for b in problem.budgets])
     cost_MK = np.array([b.cost.linear_P[first_MG].sum(axis=1) for b in problem.budgets]).T
     cost_NK = np.array([b.cost.linear_P[second_NG].sum(axis=1) for b in problem.budgets]).T
     onehot_PN = np.zeros((len(linear_P), len(second_NG)))

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from hpcmpq.problem import Problem, feasibility_limit
+from hpcmpq.problem import Problem, search_limit
 from hpcmpq.solvers.compact.compact import Compact, Table
 
 
@@ -41,7 +41,7 @@ def merge_ties(problem: Problem) -> Compact | str:
     cost_KP = np.array([np.add.reduceat(b.cost.linear_P[order], starts) for b in budgets]).reshape(
         len(budgets), len(starts)
     )
-    limit_K = np.array([feasibility_limit(b) - b.cost.constant for b in budgets])
+    limit_K = np.array([search_limit(b) - b.cost.constant for b in budgets])
     origin_GK = np.full_like(option_GK, -1)
     origin_GK[group_M, new_SK[super_G[group_M], position_M] - offset_H[super_G[group_M]]] = option_GK[
         group_M, position_M

@@ -129,7 +129,7 @@ def _solve(
         cost = np.concatenate(
             [np.where(alive_P, compact.cost_KP[k], 0.0), *(values for _, (_, values) in own)]
         )
-        steps, limit = integer_costs(cost, float(compact.limit_K[k]), compact.num_groups, round_up)
+        steps, limit = integer_costs(cost, float(compact.limit_K[k]), compact.num_groups + len(own), round_up)
         used = np.flatnonzero(steps)
         model.add(
             cp_model.LinearExpr.weighted_sum([variables[i] for i in used], steps[used].tolist()) <= limit

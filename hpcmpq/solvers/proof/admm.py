@@ -124,9 +124,13 @@ def balance(ratio: float, steps: int) -> float:
 
 
 def certified(relaxation: Relaxation, z_NN: np.ndarray, allowed_XX: np.ndarray) -> Bound:
-    """The valid bound of a multiplier, in float64 with a margin for rounding."""
+    """The valid bound of a multiplier, in float64 with a margin for rounding.
+
+    Only the multiplier's symmetric part acts on Y; `minimise` reads one half of some blocks, so that part is taken.
+    """
     lift = relaxation.lift
     z_NN = z_NN.astype(np.float64)
+    z_NN = 0.5 * (z_NN + z_NN.T)
     epsilon = np.finfo(np.float64).eps
     largest = float(np.linalg.eigvalsh(lift.down(z_NN))[-1])
     largest += 4.0 * lift.dimension * epsilon * float(np.linalg.norm(z_NN))

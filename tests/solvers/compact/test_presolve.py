@@ -1,6 +1,7 @@
 """What presolve leaves out can never matter, and what CP-SAT is given in integers means what the numbers meant."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,6 +85,34 @@ def test_integer_costs_err_on_the_side_that_is_asked_for():
     assert steps.sum() <= limit  # what fits still fits
     steps, limit = integer_costs(cost, float(cost.sum()) - 1e-13, 5, round_up=True)
     assert steps.sum() > limit  # what does not fit never does
+
+
+def test_integer_costs_allow_for_every_cost_that_a_choice_adds_up():
+    # Multiples of 1 to 1e-11: a group and twenty cells of tables together are off by 2e-10 of a limit of 21.
+    cost = np.full(21, 1.0 - 1e-11)
+    cost[0] = 1.0
+    steps, limit = integer_costs(cost, float(cost.sum()) - 1e-9, 21, round_up=True)
+    assert steps.sum() > limit
+    cost[1:] = 1.0 - 9e-11
+    cost = np.append(cost, [1.0, 2.0])
+    steps, limit = integer_costs(cost, float(cost[:21].sum()), 21, round_up=False)
+    assert steps[:21].sum() <= limit
+
+
+def test_tables_count_among_the_summands_of_a_budget():
+    # One group of costs 0 and 1, thirty tables of 1 − 9e-11: the limit is what the dearer choice costs.
+    group_P, cell = np.array([0, 0, 1, 1]), 1.0 - 9e-11
+    terms = tuple(CostTerm((0, 1), np.array([[0.0, 0.0], [0.0, cell]])) for _ in range(30))
+    cost = Cost("time", "s", np.array([0.0, 1.0, 0.0, 1.0]), terms)
+    dearest_G = np.array([1, 3])
+    value = cost.value(dearest_G, np.array([0, 2]))
+    loss_P = np.array([1.0, 0.0, 1.0, 0.0])
+    compact = merge_ties(Problem(loss_P, np.zeros((4, 4)), group_P, (Budget(cost, value),)))
+    assert isinstance(compact, Compact)
+    exact = replace(compact, limit_K=np.array([value]))  # without the tolerance that hides most of this
+    answer = solve_linear(exact, exact.linear_P, time_limit_s=10.0, seed=0, hint_G=None)
+    assert answer.status == "optimal" and answer.bound <= 0.0
+    assert answer.choice_G is not None and answer.choice_G.tolist() == dearest_G.tolist()
 
 
 def test_no_objective_stays_a_view_where_groups_are_tied_and_options_forbidden():

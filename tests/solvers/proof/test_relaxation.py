@@ -1,6 +1,8 @@
 """The parts of the proof, each against its definition on small random problems."""
 
 import itertools
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,6 +126,11 @@ def test_certificate_holds_at_any_iterate(steps: int) -> None:
     raised = certified(node.relaxation, 10 * abs(best) * np.eye(len(half_NN)), node.relaxation.allowed_XX)
     assert raised.minimum.value > best
     assert raised.value <= best
+    # Only the symmetric part of a multiplier acts: what the first row has more than the first column does not.
+    skew_NN = np.zeros(half_NN.shape)
+    skew_NN[0, 1 : 1 + node.relaxation.lift.padded] = 10 * abs(best)
+    for lopsided_NN in (half_NN + skew_NN - skew_NN.T, half_NN - skew_NN + skew_NN.T):
+        assert certified(node.relaxation, lopsided_NN, node.relaxation.allowed_XX).value <= best
     if steps == 60:
         assert bound.value > best - 0.1 * abs(best)
 
@@ -220,6 +227,32 @@ def test_bounds_of_large_problems_hold_on_small_ones(indefinite: bool) -> None:
     best = min(choices, key=compact.objective)
     assert full_bound(compact) <= compact.objective(best)
     assert spectral_bound(compact, best, np.inf, 0) <= compact.objective(best)
+
+
+@pytest.mark.parametrize("power", [3, 5, 6, 7, 8, 9, 12])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_nearly_separable_problems_have_a_spectral_bound(seed: int, power: int) -> None:
+    problem = make_instance(Shape(8, 4, 0.3, bool(seed), 3.0, seed))
+    for share in (1.0, 0.05):
+        pairs_PP = np.triu(np.random.default_rng(seed).random(problem.quad_PP.shape) < share)
+        quad_PP = problem.quad_PP * 10.0**-power * (pairs_PP | pairs_PP.T)
+        compact = presolve(replace(problem, quad_PP=quad_PP))
+        assert isinstance(compact, Compact)
+        found = search(compact, deadline=np.inf, seed=0, rounds=1)
+        assert found is not None
+        separable = full_bound(replace(compact, quad_PP=np.zeros_like(compact.quad_PP)))
+        bound = spectral_bound(compact, found[0], np.inf, 0)
+        assert separable - 40 * np.abs(compact.quad_PP).max() - 1e-8 <= bound <= found[1]
+
+
+def test_no_cross_terms_and_no_time_leave_a_spectral_bound() -> None:
+    compact = small(4)
+    best = min(feasible_choices(compact), key=compact.objective)
+    flat = replace(compact, quad_PP=np.zeros_like(compact.quad_PP))
+    with np.errstate(all="raise"):
+        assert np.isfinite(spectral_bound(flat, best, np.inf, 0))
+    late = spectral_bound(compact, best, time.perf_counter() + 1e-4, 0)
+    assert np.isfinite(late) and late <= compact.objective(best)
 
 
 def test_state_stays_exact_over_many_flips() -> None:

@@ -1,0 +1,147 @@
+"""Every solver's answers and every bound on small random instances, against enumeration that shares no code with them.
+
+    python -m bench.fuzz                     2,000 instances; writes section `fuzz` of bench/RESULTS.md
+    python -m bench.fuzz --instances 200     fewer, printed only
+    python -m bench.fuzz --first 7 --instances 1 --no-write   one again, with what is wrong
+
+Instances mix ties over different lists of formats, forbidden options, up to three budgets, joint tables with and
+without infinite entries, cross terms of either sign or both from none to as large as the losses, limits that an
+assignment meets to the last digit, constants that the options cancel, losses from 1e-12 to 1e6, and time limits
+down to two milliseconds.
+"""
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from bench.results import table, write_section
+from bench.small_instances import Instance, faults, least, random_instance
+from hpcmpq.problem import Solution
+from hpcmpq.solvers import Solver, make_solver
+from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.compact.presolve import presolve
+from hpcmpq.solvers.diagonal import DiagonalSolver
+from hpcmpq.solvers.greedy import GreedySolver
+from hpcmpq.solvers.linear import LinearSolver
+from hpcmpq.solvers.proof.gilmore_lawler import full_bound
+from hpcmpq.solvers.proof.node import advance, all_pairs, make_node, preconditioner
+from hpcmpq.solvers.proof.spectral import spectral_bound
+
+SOLVERS: dict[str, Solver] = {
+    "quadratic": make_solver("quadratic"),
+    "linear, ip": LinearSolver(form="ip"),
+    "linear, lp": LinearSolver(form="lp"),
+    "diagonal": DiagonalSolver(drop_cross_terms=True),
+    "greedy": GreedySolver(drop_cross_terms=True),
+    "exhaustive": make_solver("exhaustive"),
+}
+
+LIMITS_S = (10.0, 10.0, 1.0, 0.05, 0.01, 0.002)
+"""Time limits that are drawn from."""
+
+BOUNDS: dict[str, Callable[[Compact, np.ndarray], float]] = {
+    "bound: Gilmore-Lawler": lambda compact, choice_G: full_bound(compact),
+    "bound: spectral": lambda compact, choice_G: spectral_bound(compact, choice_G, np.inf, 0),
+    "bound: relaxation, 3 steps": lambda compact, choice_G: relaxation_bound(compact, choice_G, 3),
+    "bound: relaxation, 20 steps": lambda compact, choice_G: relaxation_bound(compact, choice_G, 20),
+}
+"""Bounds on the compact objective, each from the instance and a good choice."""
+
+
+def relaxation_bound(compact: Compact, choice_G: np.ndarray, steps: int) -> float:
+    """The doubly nonnegative relaxation's certificate after some steps."""
+    node = make_node(compact, all_pairs(compact), preconditioner(compact, choice_G))
+    advance(node, steps, np.inf)
+    return node.bound
+
+
+def check(name: str, instance: Instance, seed: int) -> tuple[Solution | None, list[str]] | None:
+    """A solver's answer, or None for a bound, and what is wrong with it; None where there is nothing to bound."""
+    best, problem = least(instance), instance.problem()
+    if name in SOLVERS:
+        limit_s = LIMITS_S[seed % len(LIMITS_S)]
+        answer = SOLVERS[name].solve(problem, time_limit_s=limit_s, seed=seed)
+        return answer, faults(instance, answer, best)
+    compact = presolve(problem)
+    if best is None or not isinstance(compact, Compact) or compact.num_groups == 0:
+        return None
+    choice_G = compact.compress(instance.choice(best[1]))
+    if choice_G is None:
+        return None, ["optimum removed"]
+    bound = compact.original_objective(BOUNDS[name](compact, choice_G))
+    size = sum(map(abs, instance.terms(best[1])))
+    wrong = [] if bound <= best[0] + 1e-12 * size else ["invalid bound"]
+    return None, wrong + ([] if np.isfinite(bound) else ["no bound"])
+
+
+def run(first: int, count: int, say: Callable[[str], None]) -> list[list[object]]:
+    """The rows of the table."""
+    rows: list[list[object]] = []
+    for name in (*SOLVERS, *BOUNDS):
+        wrong: Counter[str] = Counter()
+        answers = optimal = bounded = 0
+        begun = time.process_time()
+        for seed in range(first, first + count):
+            instance = random_instance(seed)
+            try:
+                checked = check(name, instance, seed)
+                if checked is None:
+                    continue
+                answer, found = checked
+                answers += answer is not None and answer.choice_G is not None
+                optimal += answer is not None and answer.termination.value == "optimal"
+                bounded += "no bound" not in found if answer is None else answer.bound is not None
+            except Exception as error:  # counted as a fault, and said
+                found = [f"raised {type(error).__name__}"]
+                say(f"{name}, seed {seed}: {error}")
+            wrong.update(found)
+            if found:
+                say(f"{name}, seed {seed}: {', '.join(found)}")
+        others = sum(wrong.values()) - wrong["invalid bound"] - wrong["false optimal"]
+        spent = time.process_time() - begun
+        cells = (answers, optimal) if name in SOLVERS else ("", "")
+        rows.append(
+            [name, *cells, bounded, wrong["invalid bound"], wrong["false optimal"], others, f"{spent:.0f}"]
+        )
+        say(" | ".join(map(str, rows[-1])))
+    return rows
+
+
+HEADER = (
+    "solver or bound",
+    "answers",
+    "called optimal",
+    "bounds",
+    "invalid bounds",
+    "falsely optimal",
+    "other faults",
+    "CPU seconds",
+)
+
+
+def main() -> None:
+    """Parse, check, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--first", type=int, default=0, help="seed of the first instance")
+    parser.add_argument("--instances", type=int, default=2000)
+    parser.add_argument("--no-write", action="store_true", help="print only")
+    arguments = parser.parse_args()
+    rows = run(arguments.first, arguments.instances, lambda text: print(text, flush=True))
+    result = table(HEADER, rows)
+    print(result)
+    if arguments.instances >= 2000 and not arguments.no_write:
+        feasible = sum(least(random_instance(s)) is not None for s in range(arguments.instances))
+        write_section(
+            "fuzz",
+            "## Bounds and claims on small instances\n\n`python -m bench.fuzz`: "
+            f"{arguments.instances} random instances, {feasible} of them feasible, every answer and bound against "
+            "enumeration.\nOther faults are broken budgets, ties or rules, objectives that are not the "
+            f"assignment's, feasible instances called infeasible, and errors.\n\n{result}",
+        )
+
+
+if __name__ == "__main__":
+    main()
