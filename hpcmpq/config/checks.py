@@ -78,6 +78,13 @@ def check_values(config: Config, source: str) -> None:
     }.items():
         if value is not None and not value > 0:
             raise UserError(f"{source}: {name} must be positive, got {value}")
+    positions = config.sensitivity.loss_positions
+    if positions is not None and config.sensitivity.method != "secant":
+        raise UserError(
+            f"{source}: sensitivity.loss_positions is for secant; leave it out with {config.sensitivity.method}"
+        )
+    if isinstance(positions, int) and positions < 1:
+        raise UserError(f"{source}: sensitivity.loss_positions must be positive or all, got {positions}")
     if config.calibration.held_out < 0:
         raise UserError(
             f"{source}: calibration.held_out must not be negative, got {config.calibration.held_out}"

@@ -74,7 +74,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     splits = load_splits(config, import_paths)
     block_bytes = None
     if model is None:
-        model, block_bytes, (groups, fixed_bytes, weights) = _look_streamed(config, splits)
+        model, block_bytes, (groups, fixed_bytes, weights, num_outputs) = _look_streamed(config, splits)
     else:
         groups = deployable_groups(model, config.groups, splits.calibration[:1].inputs, target)
         check_repeatable(model, splits.calibration[:1].inputs)
@@ -82,12 +82,15 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
             model, groups, _stored_dtype(config), target.fixed_bytes if target else None
         )
         weights = weights_fingerprint(model)
+        device = pick_device(config.model.device)
+        with torch.no_grad():
+            num_outputs = forward(model, splits.calibration[:1].to(device).inputs).shape[-1]
     names = tuple(sorted(config.formats, key=lambda name: (FORMATS[name].num_bits, name)))
     formats = (names,) * len(groups) if target is None else narrowed(target, groups, names, config.quantizer)
     _say_narrowed(config, names, formats)
     space = SearchSpace(groups, formats)
     _check_activations(config, model, space)
-    facts = find_facts(config, weights, splits.calibration, space)
+    facts = find_facts(config, weights, splits.calibration, space, num_outputs)
     planned = _planned_before(run)
     if planned is not None:
         unknown = {TARGETS: facts[TARGETS]} if TARGETS in facts else {}
@@ -127,7 +130,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         make_codes(run, fingerprint, model, space, config.quantizer, samples, size)
     if config.sensitivity.method in FORWARD_ONLY:
         batch = splits.calibration[: config.calibration.samples_per_pass].to(pick_device(config.model.device))
-        cost = estimate_cost(model, config, space, plan.units, batch.inputs, block_bytes)
+        cost = estimate_cost(model, config, space, plan.units, batch, block_bytes)
         write_artefact(run.file("cost.json"), dataclasses.asdict(cost))
     return plan
 
@@ -197,8 +200,8 @@ def _keep_ranges(run: RunDir, plan: Plan, config: Config, model: nn.Module, samp
 
 def _look_streamed(
     config: Config, splits: Splits
-) -> tuple[nn.Module, tuple[int, int], tuple[tuple[Group, ...], int, str]]:
-    """The streamed model, bytes outside its blocks and of the largest; groups, bytes outside them, digest."""
+) -> tuple[nn.Module, tuple[int, int], tuple[tuple[Group, ...], int, str, int]]:
+    """The streamed model, bytes outside its blocks and of the largest; groups, bytes outside them, digest, outputs."""
     if config.sensitivity.method not in FORWARD_ONLY:
         raise UserError(
             f"{config.sensitivity.method} needs the whole model; use {' or '.join(sorted(FORWARD_ONLY))}, "
@@ -212,7 +215,7 @@ def _look_streamed(
         num_bytes = num_fixed_bytes(
             model, groups, _stored_dtype(config), target.fixed_bytes if target else None
         )
-        found = groups, num_bytes, weights
+        found = groups, num_bytes, weights, forward(model, inputs).shape[-1]
     itemsize = getattr(torch, config.model.dtype).itemsize
     sizes = [itemsize * sum(p.numel() for p in block.parameters()) for block in streamed.blocks]
     outside = itemsize * sum(p.numel() for p in streamed.model.parameters()) - sum(sizes)
