@@ -94,7 +94,8 @@ def main() -> None:
     text = (
         f"## Large vocabularies\n\n`python -m bench.vocabulary`: {args.model.name}, {model.config.vocab_size:,} "
         f"words, blocks {args.blocks}, {space.num_options} options ({', '.join(formats)}), "
-        f"{len(samples)} samples of {LENGTH} tokens, {args.per_pass} a pass, {PROBES} probes, one thread, load average {load():.0f}.\n\n"
+        f"{len(samples)} samples of {LENGTH} tokens, {args.per_pass} a pass, {PROBES} probes, one thread, "
+        f"load average {load():.0f}.\n\n"
         + table(
             ["losses and features", "forward passes per option", "predicted", "CPU s", "CPU s of a forward"],
             rows,

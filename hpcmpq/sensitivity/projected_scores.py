@@ -24,6 +24,12 @@ from hpcmpq.sensitivity.scores import exponential_remainder
 LIKELY_OUTPUTS = 64
 """Outputs of a position that the estimate of its loss takes exactly."""
 
+NEGLIGIBLE = 1e-20
+"""Probabilities that are taken for zero."""
+
+LOOK_ELEMENTS = 2**22
+"""Of ε √π at once: enough positions that reading W for their products does not count."""
+
 STEP_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 """Logits computed at once: a CPU's cache, a GPU's memory."""
 
@@ -84,7 +90,7 @@ def make_projected_score(
     weight_NT = position_weights(before_NTD, targets)
     known = _look(head, before_NTD, target_NT, num_probes, seed, first_sample)
     n_I, t_I, factor_I = draw_positions(weight_NT, loss_positions, seed=seed, first_sample=first_sample)
-    pi_IV = torch.softmax(head.logits(before_NTD[n_I, t_I]), -1)
+    pi_IV = _probabilities(head.logits(before_NTD[n_I, t_I]))
     scale_NT1 = (weight_NT / num_probes).sqrt().unsqueeze(-1)
     rest = slice(1 + num_probes, 1 + num_probes + known.pi_NTM.shape[-1])
 
@@ -117,18 +123,19 @@ def _look(
     num_outputs = len(weight_VD)
     sign_NrTV = make_signs(num_probes, num_outputs, before_NTD, seed=seed, first_sample=first_sample)
     count = min(LIKELY_OUTPUTS, num_outputs)
-    step = max(1, 4 * _step(before_NTD) // (num_probes * num_outputs))
+    step = max(1, LOOK_ELEMENTS // (num_probes * num_outputs))
     parts: list[tuple[Tensor, ...]] = []
     for n, before_TD in enumerate(before_NTD):
         for start in range(0, len(before_TD), step):
             rows = slice(start, start + step)
             z_RV = head.logits(before_TD[rows])
-            pi_RV = torch.softmax(z_RV, -1)
+            pi_RV = _probabilities(z_RV)
             signed_RrV = sign_NrTV[n, :, rows].transpose(0, 1) * pi_RV.sqrt().unsqueeze(1)
             likely_RM, index_RM = pi_RV.topk(count)
             signed_RrM = signed_RrV.gather(-1, index_RM.unsqueeze(1).expand(-1, num_probes, -1))
             mean_R1D = (pi_RV @ weight_VD).unsqueeze(1)
-            projecting_RrD = signed_RrV @ weight_VD - signed_RrV.sum(-1, keepdim=True) * mean_R1D
+            projected_RrD = (signed_RrV.flatten(0, 1) @ weight_VD).unflatten(0, signed_RrV.shape[:2])
+            projecting_RrD = projected_RrD - signed_RrV.sum(-1, keepdim=True) * mean_R1D
             vectors = [mean_R1D, projecting_RrD, weight_VD[index_RM] - mean_R1D]
             loss_R = torch.zeros(len(z_RV), dtype=torch.float64, device=z_RV.device)
             if target_NT is not None:
@@ -138,6 +145,12 @@ def _look(
             parts.append((torch.cat(vectors, 1), likely_RM.double(), signed_RrM.double(), loss_R))
     shape = before_NTD.shape[:2]
     return _Positions(*(torch.cat(tensors).unflatten(0, shape) for tensors in zip(*parts, strict=True)))
+
+
+def _probabilities(z: Tensor) -> Tensor:
+    """softmax z without probabilities whose products would be denormal: they add nothing and are slow."""
+    pi = torch.softmax(z, -1)
+    return pi.masked_fill_(pi < NEGLIGIBLE, 0.0)
 
 
 def _products(x_KNTD: Tensor, y_NTBD: Tensor) -> Tensor:
