@@ -51,7 +51,8 @@ ROOMS: dict[str, str] = {
         "errors quadratic objective plan executors config store models quantized response sensitivity"
     ),
     "planning": (
-        "errors formats space plan targets config store models solve quantized response sensitivity"
+        "errors formats space objective plan quantizers targets config store models solve quantized "
+        "response sensitivity"
     ),
     "cli": (
         "errors space wording plan targets executors solvers config store doctor slurm models solve "

@@ -22,6 +22,7 @@ from hpcmpq.response.engine import make_engine
 from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, find_method
 from hpcmpq.sensitivity.differentiable_attention import differentiable_kernels
 from hpcmpq.sensitivity.probes import num_probes
+from hpcmpq.sensitivity.sampled_positions import find_head
 from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
@@ -67,12 +68,18 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
     with torch.no_grad():
         first_NTV = forward(model, samples[:1].inputs)
     check_same_outputs(plan, samples[:1].inputs, first_NTV)
+    num_outputs = first_NTV.shape[-1]
+    probes = num_probes(config.sensitivity.probes, num_outputs)
+    head = None
+    if method in FORWARD_ONLY:  # before products are patched
+        positions = config.sensitivity.loss_positions
+        head = find_head(positions, num_outputs, probes, config.objective, model, samples)
     subject = Subject(
         model=model,
         space=plan.space,
         variants=variants,
         objective=OBJECTIVES[config.objective],
-        num_probes=num_probes(config.sensitivity.probes, first_NTV.shape[-1]),
+        num_probes=probes,
         samples_per_pass=config.calibration.samples_per_pass,
         seed=config.calibration.seed,
         engine=make_engine(
@@ -87,6 +94,8 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
         )
         if method in FORWARD_ONLY
         else None,
+        head=head,
+        loss_positions=config.sensitivity.loss_positions,
     )
 
     def work(unit: WorkUnit) -> None:

@@ -191,6 +191,9 @@ class SensitivityConfig:
         options_per_wave: Options whose hidden states are in memory at once, or None to choose.
         products: ``bfloat16`` multiplies what options change in the outputs of linear layers and convolutions in
             bfloat16, for machines that do so faster; the original itself stays as it is. None: in the model's dtype.
+        loss_positions: Positions of a sample on which the loss of an option of ``secant`` is computed from all logits;
+            the others' is estimated before the head, and no logits are made. ``all`` makes all logits. None: all up
+            to 4,096 outputs, a sixteenth and at least 8 above.
     """
 
     method: str = "secant"
@@ -200,6 +203,7 @@ class SensitivityConfig:
     options_per_pass: int | None = None
     options_per_wave: int | None = None
     products: Literal["bfloat16"] | None = None
+    loss_positions: int | Literal["all"] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,10 @@
 """What calibration will cost, before it runs: forward passes, arithmetic, memory, bytes of shards and time.
 
-Counts follow from the plan; activations come from one forward pass with its shapes watched, and time from a few
-timed ones. Only methods that run options through an engine (`hpcmpq.sensitivity.FORWARD_ONLY`) are predicted.
+Counts follow from the plan; activations come from one forward pass with its shapes watched, and time from parts of
+a pass that are timed alone. Only methods that run options through an engine (`hpcmpq.sensitivity.FORWARD_ONLY`) are
+predicted.
 """
 
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +15,17 @@ from hpcmpq.config import Config
 from hpcmpq.models.chain.chain import Inputs
 from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.chain.places import Places, first_block, is_outside, places_of_groups
+from hpcmpq.models.data.samples import Samples
+from hpcmpq.models.linear_head import LinearHead
 from hpcmpq.models.outputs import forward
 from hpcmpq.plan import WorkUnit
+from hpcmpq.planning.part_times import time_parts, total_seconds
 from hpcmpq.quantized.variants import KEPT_BYTES
 from hpcmpq.response.engine import OPTIONS_PER_PASS, wave_size
 from hpcmpq.sensitivity.features import COLUMNS_PER_STEP
-from hpcmpq.sensitivity.probes import num_probes
+from hpcmpq.sensitivity.probes import STRIDE, num_probes
+from hpcmpq.sensitivity.projected_scores import LIKELY_OUTPUTS
+from hpcmpq.sensitivity.sampled_positions import LossPositions, find_head, num_drawn
 from hpcmpq.space import SearchSpace
 
 PEAK_FACTOR = 2.0
@@ -31,15 +34,14 @@ PEAK_FACTOR = 2.0
 SPAWNED_SHARE = 0.65
 """Share of a block that an option of its own weights runs, on average over the weights of a transformer block."""
 
-PROBE_PASSES = 3
-
 
 @dataclass(frozen=True)
 class CostEstimate:
     """Cost of a whole calibration.
 
     Attributes:
-        forwards: Forward passes of the whole model on all calibration samples.
+        forwards: Forward passes of the whole model on all calibration samples that take as long; where nothing is
+            timed, that have as much arithmetic.
         flops: Floating-point operations in the layers that are searched.
         shard_bytes: Of all shards.
         peak_bytes: Tensors in a worker's memory at once, on the device where there is one.
@@ -61,7 +63,7 @@ def estimate_cost(
     config: Config,
     space: SearchSpace,
     units: tuple[WorkUnit, ...],
-    inputs: Inputs,
+    batch: Samples,
     block_bytes: tuple[int, int] | None = None,
 ) -> CostEstimate:
     """The predicted cost of a plan's calibration by an engine.
@@ -71,40 +73,80 @@ def estimate_cost(
         config: Of the run.
         space: Its groups and options.
         units: Its work units.
-        inputs: Of the samples of one pass.
+        batch: The samples of one pass.
         block_bytes: Of a streamed model, bytes outside its blocks and of the largest block.
     """
+    inputs = batch.inputs
     chain = None if config.sensitivity.engine == "whole" else find_chain(model, inputs, space.groups)
     num_samples = max(unit.sample_stop for unit in units)
-    per_pass = len(next(iter(inputs.values())))
     z_NTV, widest, state = _watch(model, inputs, None if chain is None else chain.blocks[0])
     probes = num_probes(config.sensitivity.probes, z_NTV.shape[2])
+    positions, objective = config.sensitivity.loss_positions, config.objective
+    head = find_head(positions, z_NTV.shape[2], probes, objective, model, batch)
     num_features = z_NTV.shape[1] * (probes or z_NTV.shape[2])
-    forwards = 1.0
     num_blocks = None if chain is None else len(chain.blocks)
     places = [None] * len(space.groups) if chain is None else places_of_groups(chain, model, space.groups)
-    for place, formats in zip(places, space.formats, strict=True):
-        forwards += len(formats) * (1.0 if place is None else _share(place))
+    shares = [
+        1.0 if place is None else share_of_pass(place)
+        for place, formats in zip(places, space.formats, strict=True)
+        for _ in formats
+    ]
     macs = sum(group.macs for group in space.groups) * num_samples
-    seconds = None
+    forwards, seconds = 1.0 + sum(shares), None
+    flops = 2.0 * macs * forwards
     if block_bytes is None:
-        seconds = forwards * _seconds(lambda: forward(model, inputs)) * num_samples / per_pass
+        times = time_parts(model, chain, head, config, space, batch, probes)
+        num_passes = num_samples / len(batch)
+        seconds = total_seconds(times, shares, num_passes, _kept_bytes(model, space) <= KEPT_BYTES)
+        forwards = seconds / (num_passes * times.forward)
+    outputs = _output_elements(z_NTV, head, probes, positions)
     return CostEstimate(
         forwards,
-        2.0 * macs * forwards,
+        flops,
         sum(_shard_bytes(space, unit, num_features) for unit in units),
         _peak_bytes(
-            model, config, space, units[0], z_NTV, widest, state, num_features, num_blocks, block_bytes
+            model,
+            config,
+            space,
+            units[0],
+            z_NTV,
+            widest,
+            state,
+            num_features,
+            num_blocks,
+            block_bytes,
+            outputs,
         ),
         seconds,
         "whole" if chain is None else "wavefront",
     )
 
 
-def _share(places: Places) -> float:
+def share_of_pass(places: Places) -> float:
     """Share of a forward pass that an option of a group at these places of a chain runs."""
     num_blocks = len(places) - 1
     return 1.0 if is_outside(places) else (num_blocks - first_block(places) - 1 + SPAWNED_SHARE) / num_blocks
+
+
+def _kept_bytes(model: nn.Module, space: SearchSpace) -> int:
+    pairs = zip(space.groups, space.formats, strict=True)
+    itemsize = next(model.parameters()).element_size()
+    return itemsize * sum(group.numel * len(formats) for group, formats in pairs)
+
+
+def _output_elements(
+    z_NTV: Tensor, head: LinearHead | None, probes: int | None, positions: LossPositions
+) -> tuple[int, int]:
+    """Numbers for the outputs of the original, and of each option that is scored at once."""
+    num_samples, num_tokens, num_outputs = z_NTV.shape
+    if head is None or probes is None:
+        return 6 * z_NTV.numel(), z_NTV.numel()
+    width, likely = head.weight.shape[1], min(LIKELY_OUTPUTS, num_outputs)
+    known = num_samples * num_tokens * (1 + probes + likely) * width
+    exact = num_samples * num_drawn(positions, num_tokens) * num_outputs
+    table = num_samples * probes * (num_outputs + STRIDE * num_tokens)
+    check = 8 * num_tokens * num_outputs  # of one sample, when the head is looked for
+    return max(check, known + 2 * exact + table), num_samples * num_tokens * (2 * width + 4 * likely)
 
 
 def _options(space: SearchSpace, unit: WorkUnit) -> int:
@@ -129,6 +171,7 @@ def _peak_bytes(
     num_features: int,
     num_blocks: int | None,
     block_bytes: tuple[int, int] | None,
+    output_elements: tuple[int, int],
 ) -> int:
     itemsize = 8 if z_NTV.dtype == torch.float64 else 4
     columns, per_pass = _options(space, unit), len(z_NTV)
@@ -153,7 +196,7 @@ def _peak_bytes(
     spawned = itemsize * largest * (min(at_once, max(map(len, space.formats))) + 2)
     states = itemsize * state * (in_wave + at_once + (num_blocks or 0) + 1)
     activations = itemsize * widest * at_once * 3
-    outputs = itemsize * z_NTV.numel() * (at_once + 6)
+    outputs = itemsize * (output_elements[0] + at_once * output_elements[1])
     features = itemsize * per_pass * columns * num_features
     products = 8 * 6 * columns * min(columns + COLUMNS_PER_STEP, space.num_options)
     # Features are complete when states are gone but for the last; products come after both.
@@ -186,21 +229,3 @@ def _watch(model: nn.Module, inputs: Inputs, block: nn.Module | None) -> tuple[T
         for handle in handles:
             handle.remove()
     return z_NTV, max(sizes), max(state) or max(sizes)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    """Median seconds of a run on one thread, as workers run."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    times = []
-    try:
-        run()
-        for _ in range(PROBE_PASSES):
-            start = time.monotonic()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times.append(time.monotonic() - start)
-    finally:
-        torch.set_num_threads(num_threads)
-    return statistics.median(times)

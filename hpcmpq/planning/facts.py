@@ -14,6 +14,9 @@ from hpcmpq.models.data.samples import Splits
 from hpcmpq.plan import content_hash
 from hpcmpq.quantized.activations import rounds_activations
 from hpcmpq.quantized.checkpoint import open_checkpoint
+from hpcmpq.sensitivity import FORWARD_ONLY
+from hpcmpq.sensitivity.probes import num_probes
+from hpcmpq.sensitivity.sampled_positions import samples_positions
 from hpcmpq.space import SearchSpace
 
 TARGETS = "calibration.targets"
@@ -24,7 +27,9 @@ SPECIAL_TOKENS = "calibration.special_tokens"
 """What is around every sample, where that is not what versions before this setting did."""
 
 
-def find_facts(config: Config, weights: str, splits: Splits, space: SearchSpace) -> dict[str, object]:
+def find_facts(
+    config: Config, weights: str, splits: Splits, space: SearchSpace, num_outputs: int
+) -> dict[str, object]:
     """All that changes a measured number; not where files lie nor what is solved for.
 
     Args:
@@ -32,6 +37,10 @@ def find_facts(config: Config, weights: str, splits: Splits, space: SearchSpace)
         weights: Digest of the model's weights.
         splits: Its samples.
         space: Groups and formats.
+        num_outputs: Of the model, at one position.
+
+    Raises:
+        UserError: If sensitivity.loss_positions cannot be used.
     """
     samples = splits.calibration
     kept = _measured_settings(config)
@@ -47,6 +56,9 @@ def find_facts(config: Config, weights: str, splits: Splits, space: SearchSpace)
         del kept["quantizer"]["activations"]
     if config.sensitivity.products is None:
         del kept["sensitivity"]["products"]
+    kept["sensitivity"]["loss_positions"] = _loss_positions(config, num_outputs)
+    if kept["sensitivity"]["loss_positions"] is None:
+        del kept["sensitivity"]["loss_positions"]
     if config.target is not None:
         kept["target"] = config.target
     targets = samples.targets_hash()
@@ -60,6 +72,15 @@ def find_facts(config: Config, weights: str, splits: Splits, space: SearchSpace)
         "numerics_version": NUMERICS_VERSION,
         **({} if targets is None else {TARGETS: targets}),
     }
+
+
+def _loss_positions(config: Config, num_outputs: int) -> int | str | None:
+    """On how many positions losses are computed from all logits; None for all, as in plans older than the choice."""
+    given = config.sensitivity.loss_positions
+    probes = num_probes(config.sensitivity.probes, num_outputs)
+    if config.sensitivity.method not in FORWARD_ONLY:
+        return None
+    return (given or "some") if samples_positions(given, num_outputs, probes, config.objective) else None
 
 
 def _measured_settings(config: Config) -> dict[str, Any]:

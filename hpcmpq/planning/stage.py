@@ -102,7 +102,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     check_activations(config, model, space)
     if target and target.export == "gguf":
         check_scales(model, space, torch.float16)
-    facts = find_facts(config, weights, splits, space)
+    facts = find_facts(config, weights, splits, space, outputs_NTV.shape[-1])
     if planned is not None:
         unknown = {TARGETS: facts[TARGETS]} if TARGETS in facts else {}
         check_same_facts(planned.facts, facts, str(run.path), default_facts() | unknown)
@@ -145,7 +145,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         make_codes(run, fingerprint, model, space, config.quantizer, samples, size)
     if config.sensitivity.method in FORWARD_ONLY:
         batch = splits.calibration[: config.calibration.samples_per_pass].to(pick_device(config.model.device))
-        cost = estimate_cost(model, config, space, plan.units, batch.inputs, block_bytes)
+        cost = estimate_cost(model, config, space, plan.units, batch, block_bytes)
         write_artefact(run.file("cost.json"), dataclasses.asdict(cost))
     return plan
 

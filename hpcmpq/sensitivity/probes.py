@@ -48,14 +48,7 @@ def make_probes(
     if count is None:
         return lambda phi_NTV: phi_NTV
     num_samples, num_tokens, num_outputs = like_NTV.shape
-    length = num_outputs + STRIDE * (num_tokens - 1)
-    tables = []
-    for n in range(num_samples):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + first_sample + n)
-        tables.append(torch.randint(0, 2, (count, length), generator=generator, dtype=torch.int8))
-    sign_NrL = torch.stack(tables).to(like_NTV).mul_(2).sub_(1)
-    shape = (num_samples, count, num_tokens, num_outputs)
-    sign_NrTV = sign_NrL.as_strided(shape, (count * length, length, STRIDE, 1))
+    sign_NrTV = make_signs(count, num_outputs, like_NTV, seed=seed, first_sample=first_sample)
     step = max(1, STEP_ELEMENTS.get(like_NTV.device.type, STEP_ELEMENTS["cuda"]) // num_outputs)
 
     def project(phi: Tensor) -> Tensor:
@@ -69,3 +62,24 @@ def make_probes(
         return projected.mul_(count**-0.5)
 
     return project
+
+
+def make_signs(count: int, num_outputs: int, like: Tensor, *, seed: int, first_sample: int) -> Tensor:
+    """The signs of some samples, [N, count, T, V]: a view of a table that is little larger than [N, count, V].
+
+    Args:
+        count: Projections per token r.
+        num_outputs: V.
+        like: [N, T, ...], whose dtype and device the signs have.
+        seed: Of the signs.
+        first_sample: Place of the first sample in the calibration set.
+    """
+    num_samples, num_tokens = like.shape[:2]
+    length = num_outputs + STRIDE * (num_tokens - 1)
+    tables = []
+    for n in range(num_samples):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + first_sample + n)
+        tables.append(torch.randint(0, 2, (count, length), generator=generator, dtype=torch.int8))
+    sign_NrL = torch.stack(tables).to(like).mul_(2).sub_(1)
+    shape = (num_samples, count, num_tokens, num_outputs)
+    return sign_NrL.as_strided(shape, (count * length, length, STRIDE, 1))

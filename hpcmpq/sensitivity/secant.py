@@ -13,10 +13,13 @@ import numpy as np
 import torch
 
 from hpcmpq.models.data.samples import Samples
+from hpcmpq.models.linear_head import LinearHead
 from hpcmpq.models.memory import large_empty
+from hpcmpq.response.engine import Engine
 from hpcmpq.response.whole_model import WholeModel
 from hpcmpq.sensitivity.features import Features
 from hpcmpq.sensitivity.probes import make_probes
+from hpcmpq.sensitivity.projected_scores import make_projected_score
 from hpcmpq.sensitivity.scores import make_score
 from hpcmpq.sensitivity.subject import Subject
 
@@ -25,26 +28,80 @@ from hpcmpq.sensitivity.subject import Subject
 def measure(subject: Subject, samples: Samples, groups: range, first_sample: int) -> Iterator[Features]:
     """Features of the options of `groups`, one part per pass of `samples_per_pass` samples."""
     options = [option.index for option in subject.space.options if option.group in groups]
-    column = {p: place for place, p in enumerate(options)}
     engine = subject.engine or WholeModel(subject.model, subject.variants)
     for start in range(0, len(samples), subject.samples_per_pass):
         batch = samples[start : start + subject.samples_per_pass]
-        z0_NTV, outputs = engine.respond(batch.inputs, options)
-        score = make_score(subject.objective, z0_NTV, batch.targets)
-        project = make_probes(
-            subject.num_probes, z0_NTV, seed=subject.seed, first_sample=first_sample + start
+        if subject.head is None:
+            yield _from_logits(subject, engine, batch, options, first_sample + start)
+        else:
+            yield _from_projections(subject, engine, subject.head, batch, options, first_sample + start)
+
+
+def _from_logits(
+    subject: Subject, engine: Engine, batch: Samples, options: list[int], first_sample: int
+) -> Features:
+    """Features and exact losses, from all logits of every option."""
+    column = {p: place for place, p in enumerate(options)}
+    z0_NTV, outputs = engine.respond(batch.inputs, options)
+    score = make_score(subject.objective, z0_NTV, batch.targets)
+    project = make_probes(subject.num_probes, z0_NTV, seed=subject.seed, first_sample=first_sample)
+    num_features = subject.num_probes or z0_NTV.shape[2]
+    phi_NRTr = large_empty((len(batch), len(options), z0_NTV.shape[1], num_features), like=z0_NTV)
+    increase_NR = np.empty((len(batch), len(options)))
+    for members, z_KNTV in outputs:
+        for p, z_NTV in zip(members, z_KNTV, strict=True):
+            place = phi_NRTr[:, column[p]]
+            if subject.num_probes is None:
+                increase_N, _ = score(z_NTV - z0_NTV, out=place)
+            else:
+                increase_N, phi_NTV = score(z_NTV - z0_NTV)
+                place.copy_(project(phi_NTV))
+            increase_NR[:, column[p]] = increase_N.cpu().numpy()
+    loss_N = subject.objective.value(z0_NTV, z0_NTV, batch.targets)
+    return Features(loss_N.double().cpu().numpy(), increase_NR, phi_NRTr.flatten(2))
+
+
+def _from_projections(
+    subject: Subject,
+    engine: Engine,
+    head: LinearHead,
+    batch: Samples,
+    options: list[int],
+    first_sample: int,
+) -> Features:
+    """Features and estimated losses from before the head; those of options that change the head, from logits."""
+    by_logits = [p for p in options if _changes_head(subject, head, p)]
+    before = [p for p in options if p not in by_logits]
+    column = {p: place for place, p in enumerate(options)}
+    with head.left_out():
+        before_NTD, outputs = engine.respond(batch.inputs, before)
+        loss_N, score = make_projected_score(
+            head,
+            subject.objective.name,
+            before_NTD,
+            batch.targets,
+            num_probes=subject.num_probes or 1,
+            loss_positions=subject.loss_positions,
+            seed=subject.seed,
+            first_sample=first_sample,
         )
-        num_features = subject.num_probes or z0_NTV.shape[2]
-        phi_NRTr = large_empty((len(batch), len(options), z0_NTV.shape[1], num_features), like=z0_NTV)
+        shape = (len(batch), len(options), before_NTD.shape[1], subject.num_probes or 1)
+        phi_NRTr = large_empty(shape, like=before_NTD)
         increase_NR = np.empty((len(batch), len(options)))
-        for members, z_KNTV in outputs:
-            for p, z_NTV in zip(members, z_KNTV, strict=True):
-                place = phi_NRTr[:, column[p]]
-                if subject.num_probes is None:
-                    increase_N, _ = score(z_NTV - z0_NTV, out=place)
-                else:
-                    increase_N, phi_NTV = score(z_NTV - z0_NTV)
-                    place.copy_(project(phi_NTV))
-                increase_NR[:, column[p]] = increase_N.cpu().numpy()
-        loss_N = subject.objective.value(z0_NTV, z0_NTV, batch.targets)
-        yield Features(loss_N.double().cpu().numpy(), increase_NR, phi_NRTr.flatten(2))
+        for members, before_KNTD in outputs:
+            places = [column[p] for p in members]
+            increase_KN, phi_KNTr = score(before_KNTD - before_NTD)
+            phi_NRTr[:, places] = phi_KNTr.transpose(0, 1)
+            increase_NR[:, places] = increase_KN.T.cpu().numpy()
+    phi_NRF = phi_NRTr.flatten(2)
+    if by_logits:
+        part = _from_logits(subject, engine, batch, by_logits, first_sample)
+        places = [column[p] for p in by_logits]
+        phi_NRF[:, places] = part.phi_NRF
+        increase_NR[:, places] = part.increase_NR
+    return Features(loss_N.cpu().numpy(), increase_NR, phi_NRF)
+
+
+def _changes_head(subject: Subject, head: LinearHead, option: int) -> bool:
+    group = subject.space.groups[subject.space.options[option].group]
+    return head.is_changed_by(subject.model, [member.parameter for member in group.members])

@@ -7,10 +7,12 @@ import numpy as np
 from torch import nn
 
 from hpcmpq.models.data.samples import Samples
+from hpcmpq.models.linear_head import LinearHead
 from hpcmpq.objective import Objective
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import Engine
 from hpcmpq.sensitivity.features import Features
+from hpcmpq.sensitivity.sampled_positions import LossPositions
 from hpcmpq.space import SearchSpace
 
 
@@ -27,6 +29,8 @@ class Subject:
         samples_per_pass: Samples of one forward pass.
         seed: Of the probes.
         engine: Runs options, or None for one whole forward pass each.
+        head: A linear head before which options are projected, or None to compute all their logits.
+        loss_positions: Positions of a sample whose logits are computed nevertheless, or None for a share of them.
     """
 
     model: nn.Module
@@ -37,6 +41,8 @@ class Subject:
     samples_per_pass: int
     seed: int
     engine: Engine | None = None
+    head: LinearHead | None = None
+    loss_positions: LossPositions = None
 
 
 @dataclass(frozen=True)
