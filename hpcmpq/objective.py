@@ -51,6 +51,11 @@ def kl_value(z_NTV: Tensor, z0_NTV: Tensor, targets: Tensor | None = None) -> Te
         >>> kl_value(torch.log(torch.tensor([[[1.0, 3.0]]])), z0)  # ½ log(½ / ¼) + ½ log(½ / ¾)
         tensor([0.1438], dtype=torch.float64)
     """
+    return (kl_positions(z_NTV, z0_NTV) * position_weights(z_NTV, targets)).sum(1)
+
+
+def kl_positions(z_NTV: Tensor, z0_NTV: Tensor) -> Tensor:
+    """KL(softmax z0 ‖ softmax z) of every position, float64 [N, T], see `kl_value`."""
 
     def divergence(z_RV: Tensor, z0_RV: Tensor) -> Tensor:
         pi_RV = torch.softmax(z0_RV.to(torch.float64), -1)
@@ -58,8 +63,7 @@ def kl_value(z_NTV: Tensor, z0_NTV: Tensor, targets: Tensor | None = None) -> Te
         v_RV = (u_RV - (pi_RV * u_RV).sum(-1, keepdim=True)).clamp(max=_LARGEST_EXPONENT)
         return torch.log1p((pi_RV * (torch.expm1(v_RV) - v_RV)).sum(-1))
 
-    per_position_NT = _by_rows(divergence, z_NTV, z0_NTV)
-    return (per_position_NT * position_weights(z_NTV, targets)).sum(1)
+    return _by_rows(divergence, z_NTV, z0_NTV)
 
 
 def ce_value(z_NTV: Tensor, z0_NTV: Tensor, targets: Tensor | None) -> Tensor:

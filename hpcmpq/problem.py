@@ -158,7 +158,7 @@ class Termination(Enum):
     """Proven: the gap is at most 1e-6 relative."""
     TIME_LIMIT = "time_limit"
     """A feasible assignment with a valid bound, stopped by the clock."""
-    NODE_LIMIT = "node_limit"
+    FEASIBLE = "feasible"
     """A feasible assignment with a valid bound; the method has nothing more to try."""
     INFEASIBLE = "infeasible"
     """Proven: no assignment meets the budgets."""

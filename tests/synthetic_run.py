@@ -124,7 +124,7 @@ def solution_values(plan: Plan, model: QuadraticModel, limit: float) -> dict:
     objective = problem.objective(choice_G)
     costs = {b.cost.name: b.cost.value(choice_G, problem.offset_G) for b in problem.budgets}
     solution = Solution(
-        Termination.NODE_LIMIT, choice_G, objective, 0.96 * objective, costs, 1.7, "search ended"
+        Termination.FEASIBLE, choice_G, objective, 0.96 * objective, costs, 1.7, "search ended"
     )
     return describe(plan, model, problem, solution, {"weight_bits": limit}, settings)
 

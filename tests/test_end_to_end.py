@@ -49,7 +49,7 @@ def test_the_solution_is_within_budget_bounded_and_no_worse_than_uniform(finishe
     objective = plan.config["objective"]
     measured = evaluation[objective]
     assert measured["quantized"] <= measured["uniform"] * 1.1
-    assert solution["measured_loss"] == measured["quantized"]
+    assert solution["evaluated_loss"] == measured["quantized"]
     for metric in ("loss", "kl"):
         assert set(evaluation[metric]) == {"original", "quantized", "uniform"}
     assert ("perplexity" in evaluation) != ("accuracy" in evaluation)

@@ -129,7 +129,9 @@ def evaluated(values: dict[str, Any]) -> None:
     """Measured quality, side by side."""
     counted = "samples" if values["num_tokens"] == values["num_samples"] else "tokens"
     table = Table("model", title=f"{values['num_tokens']:,} {counted} never calibrated on")
-    metrics = [n for n in ("loss", "kl", "mse", "perplexity", "accuracy") if n in values]
+    metrics = [
+        n for n in ("loss", "kl", "mse", "perplexity", "accuracy", "top1_agreement", "kl_p99") if n in values
+    ]
     for name in metrics:
         table.add_column(name, justify="right")
     for model in ("original", "quantized", "uniform"):

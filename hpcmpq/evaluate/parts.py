@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from hpcmpq.evaluate.tails import EDGES_B, agreements, divergence_counts
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.plan import content_hash
 from hpcmpq.quantized.losses import compare, join
@@ -83,7 +84,7 @@ class DataPart:
         """See `Part.content`."""
         targets = None if self.samples.targets is None else self.samples.targets.tolist()
         return content_hash(
-            [self.samples.content_hashes(), targets, list(self.metrics), self.samples_per_pass]
+            [self.samples.content_hashes(), targets, list(self.metrics), self.samples_per_pass, len(EDGES_B)]
         )
 
     def inputs(self, start: int, stop: int) -> list[Inputs]:
@@ -93,15 +94,22 @@ class DataPart:
     def values(
         self, start: int, stop: int, outputs: Iterator[Tensor], originals: Sequence[Tensor]
     ) -> dict[str, np.ndarray]:
-        """Means over a sample's positions of each metric; `correct` and `labels` count positions."""
+        """Means over a sample's positions of each metric; `correct`, `labels`, `agreements` and `kl_counts` count
+        positions, the last two where there is a divergence.
+        """
         batches = self.samples.passes(self.samples_per_pass, start, stop)
-        measured = join(
-            [
-                compare(self.metrics, z_NTV, z0_NTV, batch.to(z_NTV.device))
-                for batch, z_NTV, z0_NTV in zip(batches, outputs, originals, strict=True)
-            ]
-        )
-        return {**measured.values, "correct": measured.correct_N, "labels": measured.labels_N}
+        measured, same_N, counts_NB = [], [], []
+        for batch, z_NTV, z0_NTV in zip(batches, outputs, originals, strict=True):
+            own = batch.to(z_NTV.device)
+            measured.append(compare(self.metrics, z_NTV, z0_NTV, own))
+            if "kl" in self.metrics:
+                same_N.append(agreements(z_NTV, z0_NTV, own.targets))
+                counts_NB.append(divergence_counts(z_NTV, z0_NTV, own.targets))
+        whole = join(measured)
+        values = {**whole.values, "correct": whole.correct_N, "labels": whole.labels_N}
+        if same_N:
+            values.update(agreements=np.concatenate(same_N), kl_counts=np.concatenate(counts_NB))
+        return values
 
 
 def chunk_size(num_items: int, items_per_pass: int) -> int:

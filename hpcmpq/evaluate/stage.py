@@ -111,10 +111,20 @@ def evaluate(
     }
     if world.rank == 0:
         write_artefact(run.evaluation_path, values)
-        solution["measured_loss"] = values[config.objective]["quantized"]
-        write_artefact(run.solution_path, solution)
+        write_artefact(run.solution_path, with_evaluated_loss(solution, values))
         finish(run, arrays, content)
     return values
+
+
+def with_evaluated_loss(solution: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`solution.json` with the loss of the evaluation samples and its standard error.
+
+    `measured_loss` is refinement's, of held-out samples; where nothing was refined it is this one.
+    """
+    objective = values["objective"]
+    evaluated = {"": values[objective]["quantized"], "_stderr": values[f"{objective}_stderr"]["quantized"]}
+    names = ["evaluated_loss"] if "refine" in solution else ["evaluated_loss", "measured_loss"]
+    return {**solution, **{name + end: value for name in names for end, value in evaluated.items()}}
 
 
 def make_data(plan: Plan, config: Config) -> DataPart:

@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 
 from hpcmpq.evaluate.results import Values
+from hpcmpq.evaluate.tails import quantile
 
 CONFIDENCE = 0.95
+
+COUNTS = ("correct", "labels", "agreements", "kl_counts")
+"""Values of a sample that count positions; all others are means over its positions."""
 
 
 def mean_with_interval(value_N: np.ndarray) -> dict[str, Any]:
@@ -131,10 +135,12 @@ def summarise_data(models: Mapping[str, Values]) -> dict[str, Any]:
     """{metric: {model: value}} over all samples, `stderr` of each, `intervals` and `paired` differences.
 
     A metric is a mean over a sample's positions that count, then over samples, which weigh alike; `perplexity` is
-    the exponential of the mean of `ce` over all tokens, and `accuracy` the share of labels that are right.
+    the exponential of the mean of `ce` over all tokens, and `accuracy` the share of labels that are right. Over all
+    tokens, `top1_agreement` is the share whose likeliest output is the original's, `kl_p99` the 99th percentile of the
+    divergence.
     """
     original = models["original"]
-    names = [name for name in original if name not in ("correct", "labels")]
+    names = [name for name in original if name not in COUNTS]
     rows = {name: {model: mean_with_interval(v[name]) for model, v in models.items()} for name in names}
     paired = {name: paired_differences({model: v[name] for model, v in models.items()}) for name in names}
     table = {name: {model: row["mean"] for model, row in models_.items()} for name, models_ in rows.items()}
@@ -158,6 +164,15 @@ def summarise_data(models: Mapping[str, Values]) -> dict[str, Any]:
         stderr["accuracy_stderr"] = {model: share["stderr"] for model, share in shares.items()}
         intervals["accuracy"] = {model: share["interval"] for model, share in shares.items()}
         paired["accuracy"] = paired_differences(correct)
+    if "agreements" in original:
+        weigh = {
+            m: weighted_mean_with_interval(v["agreements"] / v["labels"], v["labels"])
+            for m, v in models.items()
+        }
+        summary["top1_agreement"] = {model: row["mean"] for model, row in weigh.items()}
+        stderr["top1_agreement_stderr"] = {model: row["stderr"] for model, row in weigh.items()}
+        intervals["top1_agreement"] = {model: row["interval"] for model, row in weigh.items()}
+        summary["kl_p99"] = {model: quantile(v["kl_counts"].sum(0), 0.99) for model, v in models.items()}
     intervals["loss"], paired["loss"] = intervals[loss], paired[loss]
     num_tokens = int(original["labels"].sum())
     return {**summary, **stderr, "intervals": intervals, "paired": paired, "num_tokens": num_tokens}

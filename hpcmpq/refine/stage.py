@@ -1,23 +1,27 @@
 """The refine stage: true-loss descent from the solution, and the link from predicted to measured loss.
 
-Losses that decide are measured on calibration samples; losses that are reported on held-out ones.
+A portfolio of assignments is measured on held-out samples first, and its best is the start. Moves are proposed by
+losses on calibration samples, and kept only where the loss on held-out samples falls as well.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from hpcmpq.config import parse_config
+from hpcmpq.config import SolverConfig, parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.kept_samples import planned_splits
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.load import load_model
+from hpcmpq.problem import Problem
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.variants import open_variants
-from hpcmpq.refine.descent import TrueLoss, descend
+from hpcmpq.refine.descent import LOCAL_SOLVE_S, TrueLoss, descend
 from hpcmpq.refine.link import fit_link
+from hpcmpq.refine.portfolio import describe_candidates, interactions, lowest, make_candidates
 from hpcmpq.solve.formulate import make_problem, uniform_choices
 from hpcmpq.solve.outcome import assignment_values, objective_value
 from hpcmpq.solve.settings import settings_of
@@ -30,6 +34,9 @@ from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
 
+NEIGHBOUR_BUDGETS = (0.85, 0.9, 0.95, 1.05, 1.1, 1.15)
+"""Factors on all budgets whose solutions are points of the link."""
+
 EVALUATIONS_PER_GROUP = 4
 """Default budget: the neighbours of two assignments."""
 
@@ -38,7 +45,8 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
     """Refine `solution.json` in place; returns its new values.
 
     Adds `measured_loss` with its standard error (held-out samples), `expected_loss` and `expected_interval`
-    (the link at the predicted loss), and `refine`: evaluations, history of moves and the points of the link.
+    (the link at the predicted loss), `portfolio`, `interactions`, and `refine`: evaluations, history of moves and the
+    points of the link.
 
     Raises:
         UserError: If nothing is solved yet, there are no held-out samples, or the data have changed.
@@ -46,9 +54,14 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
     plan = read_plan(run)
     config = parse_config(plan.config, "plan.json")
     solution = read_solution(run)
+    as_measured = read_quadratic(run.quadratic_path)
     settings = settings_of(plan, **solution["solver"])
-    quadratic = shrunk(read_quadratic(run.quadratic_path), settings.shrink)
-    problem = make_problem(plan, quadratic, solution["budgets"], settings)
+    quadratic = shrunk(as_measured, settings.shrink)
+
+    def problem_of(changed: SolverConfig) -> Problem:
+        return make_problem(plan, shrunk(as_measured, changed.shrink), solution["budgets"], changed)
+
+    problem = problem_of(settings)
     model = load_model(config.model, import_paths=plan.import_paths)
     splits = planned_splits(config, plan)
     if not len(splits.held_out):
@@ -68,15 +81,22 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
         config.refine.max_evaluations or EVALUATIONS_PER_GROUP * len(plan.space.groups),
         on_evaluation,
     )
+    assignment_of = plan.space.assignment
+    uniforms = uniform_choices(plan.space)
     start_G = plan.space.choice(solution["assignment"])
-    uniforms = [c for c in uniform_choices(plan.space).values() if problem.is_feasible(c)]
-    choice_G, history = descend(
-        problem, start_G, uniforms[-1:], true_loss, make_solver(settings.name), settings.seed
-    )
-    points = link_choices(plan.space, quadratic, choice_G, config.refine.link_points, settings.seed)
-    loss0_N, measured_N, *point_losses = on_held_out(
-        [{}, *(plan.space.assignment(c) for c in (choice_G, *points))]
-    )
+    candidates = make_candidates(start_G, settings, problem_of, uniforms)
+    loss0_N, *candidate_losses = on_held_out([{}, *(assignment_of(c.choice_G) for c in candidates)])
+    chosen = lowest(candidate_losses)
+    best_G, best_N = candidates[chosen].choice_G, candidate_losses[chosen]
+    found_G, history = descend(problem, best_G, [], true_loss, make_solver(settings.name), settings.seed)
+    points = [
+        *link_choices(plan.space, quadratic, found_G, config.refine.link_points, settings.seed),
+        *solved_choices(problem, settings, found_G),
+    ]
+    found_N, *point_losses = on_held_out([assignment_of(c) for c in (found_G, *points)])
+    # Moves are proposed on calibration samples; held-out samples, which they never saw, decide.
+    kept = lowest([best_N, found_N]) == 1
+    choice_G, measured_N = (found_G, found_N) if kept else (best_G, best_N)
     predicted_n = np.array([quadratic.predicted_loss(c) - quadratic.loss0 for c in points])
     measured_n = np.array([loss_N.mean() - loss0_N.mean() for loss_N in point_losses])
     objective = objective_value(problem, quadratic, settings, choice_G)
@@ -90,10 +110,13 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
         expected_interval=[loss0 + limit for limit in link.interval(increase)],
         measured_loss=float(measured_N.mean()),
         measured_loss_stderr=float(measured_N.std(ddof=min(1, len(measured_N) - 1)) / len(measured_N) ** 0.5),
+        portfolio=describe_candidates(candidates, candidate_losses, chosen, quadratic, assignment_of),
+        interactions=interactions(candidates, candidate_losses, quadratic),
         refine={
             "evaluations": len(true_loss.known),
             "solved_assignment": solution["assignment"],
             "history": history,
+            "kept": kept,
             "link": {
                 "intercept": link.intercept,
                 "slope": link.slope,
@@ -106,6 +129,23 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
     )
     write_artefact(run.solution_path, solution)
     return solution
+
+
+def solved_choices(problem: Problem, settings: SolverConfig, known_G: np.ndarray) -> list[np.ndarray]:
+    """Answers of the solver at neighbouring budgets: as optimised as the solution is, unlike random shifts of it.
+
+    A solver picks assignments whose predictions are too low (the optimiser's curse); a link that has seen such
+    points only by chance expects too little of the solution.
+    """
+    choices: dict[bytes, np.ndarray] = {known_G.tobytes(): known_G}
+    for factor in NEIGHBOUR_BUDGETS:
+        budgets = tuple(replace(budget, limit=budget.limit * factor) for budget in problem.budgets)
+        found = make_solver(settings.name).solve(
+            replace(problem, budgets=budgets), time_limit_s=LOCAL_SOLVE_S, seed=settings.seed
+        )
+        if found.choice_G is not None:
+            choices.setdefault(found.choice_G.tobytes(), found.choice_G)
+    return list(choices.values())[1:]
 
 
 def link_choices(

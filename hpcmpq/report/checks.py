@@ -46,6 +46,7 @@ def all_checks(findings: Findings) -> list[Check]:
         _against_uniform(findings),
         *_other_metrics(findings),
         _prediction(findings),
+        *_interactions(findings),
     ]
     checks += [_optimality(findings), *_calibration(findings), *_evaluation(findings)]
     return checks
@@ -159,6 +160,28 @@ def _prediction(findings: Findings) -> Check:
         f"The measured increase is {ratio:.2f} times the predicted one; {_again(findings, 'refine')} to fit an "
         "interval.",
     )
+
+
+def _interactions(findings: Findings) -> Iterator[Check]:
+    """The additivity gate: what cross terms are of the prediction, and what they won by measured loss."""
+    found = findings.solution.get("interactions")
+    if found is None:
+        return
+    fall, spread = found["lowered_by"], Z95 * found["lowered_by_stderr"]
+    verb = "lowered" if fall >= 0 else "raised"
+    sentence = (
+        f"Interactions changed {found['groups_changed']} of {found['num_groups']} groups and {verb} the measured "
+        f"loss by {show(abs(fall), 'loss')} ± {show(spread, 'loss')} (95 %, held-out samples)"
+    )
+    if found["share"] is not None:
+        error = found["share_stderr"]
+        between = "" if error is None else f" ± {show(Z95 * error, 'share')}"
+        sentence += f"; they are {show(found['share'], 'share')}{between} of the predicted increase"
+    portfolio = findings.solution.get("portfolio", [])
+    chosen = next((candidate["name"] for candidate in portfolio if candidate["chosen"]), None)
+    if chosen is not None:
+        sentence += f". Of {len(portfolio)} assignments measured beside one another, that called {chosen!r} was lowest"
+    yield Check("take care" if fall < -spread else "passes", "Interactions pay", f"{sentence}.")
 
 
 def _optimality(findings: Findings) -> Check:

@@ -12,6 +12,8 @@ METRICS = {
     "ce": "cross-entropy",
     "perplexity": "perplexity",
     "accuracy": "accuracy",
+    "top1_agreement": "top-1 agreement",
+    "kl_p99": "KL, worst 1 % of tokens",
     "accuracy_normalized": "accuracy by length",
     "loss": "−log p of the answer",
 }
@@ -25,7 +27,7 @@ def measured_table(findings: Findings) -> Table | None:
     evaluation = findings.evaluation
     if evaluation is None or "paired" not in evaluation:
         return None
-    names = ("kl", "mse", "ce", "perplexity", "accuracy")
+    names = ("kl", "mse", "ce", "perplexity", "accuracy", "top1_agreement", "kl_p99")
     rows = [_row("data", name, evaluation) for name in names if name in evaluation]
     for task, values in evaluation.get("tasks", {}).items():
         rows += [_row(task, name, values) for name in values["paired"]]
@@ -52,7 +54,7 @@ def measured_table(findings: Findings) -> Table | None:
 
 
 def _row(where: str, metric: str, values: Mapping[str, Any]) -> tuple[Any, ...]:
-    ends = values["intervals"][metric]["quantized"] or (None, None)
+    ends = values["intervals"].get(metric, {}).get("quantized") or (None, None)
     pairs: list[Any] = []
     for pair in PAIRS:
         found = values["paired"].get(metric, {}).get(pair, {})

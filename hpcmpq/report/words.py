@@ -11,7 +11,7 @@ NEGLIGIBLE = 1e-4
 TERMINATIONS = {
     "optimal": "The solver proved that no assignment within the budgets has a lower predicted loss.",
     "time_limit": "The solver ran out of time; a longer solver.time_limit_s may lower the loss or the gap.",
-    "node_limit": "The solver tried all it knows; what is left between objective and bound is not proven.",
+    "feasible": "The solver tried all it knows; what is left between objective and bound is not proven.",
 }
 
 

@@ -176,7 +176,7 @@ def _with(
     termination = Termination.TIME_LIMIT
     if bound is not None and relative_gap(objective, bound) <= 1e-6:
         termination = Termination.OPTIMAL
-    elif solution.termination is Termination.NODE_LIMIT:
-        termination = Termination.NODE_LIMIT
+    elif solution.termination is Termination.FEASIBLE:
+        termination = Termination.FEASIBLE
     costs = problem.costs(choice_G)
     return Solution(termination, choice_G, objective, bound, costs, solution.seconds, solution.detail)

@@ -236,7 +236,7 @@ def _by_halving(problem: Problem, cost: Cost, limit: LossLimit, settings: Solver
         low = middle
     optimal = bound is not None and relative_gap(high, bound) <= PROVEN_GAP
     late = time.perf_counter() > deadline
-    termination = Termination.TIME_LIMIT if late else Termination.NODE_LIMIT
+    termination = Termination.TIME_LIMIT if late else Termination.FEASIBLE
     return Solution(
         Termination.OPTIMAL if optimal else termination,
         best_G,

@@ -20,6 +20,7 @@ from hpcmpq.problem import Problem, Solution
 SOLVERS = {
     "quadratic": "hpcmpq.solvers.quadratic:QuadraticSolver",
     "linear": "hpcmpq.solvers.linear:LinearSolver",
+    "linear_lp": "hpcmpq.solvers.linear:relaxed_solver",
     "greedy": "hpcmpq.solvers.greedy:GreedySolver",
     "diagonal": "hpcmpq.solvers.diagonal:DiagonalSolver",
     "exhaustive": "hpcmpq.solvers.exhaustive:ExhaustiveSolver",

@@ -51,7 +51,7 @@ def solution(
         bound = objective if near else bound if np.isfinite(bound) else None
     costs = problem.costs(choice_G)
     proven = bound is not None and objective - bound <= PROVEN_GAP * abs(objective)
-    otherwise = Termination.TIME_LIMIT if timed_out else Termination.NODE_LIMIT
+    otherwise = Termination.TIME_LIMIT if timed_out else Termination.FEASIBLE
     return Solution(
         Termination.OPTIMAL if proven else otherwise, choice_G, objective, bound, costs, seconds, detail
     )

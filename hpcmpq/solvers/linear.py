@@ -1,7 +1,7 @@
-"""`linear`: LOCA's formulation, a linear or integer program with linearised products, by standard solvers.
+"""`linear` and `linear_lp`: LOCA's linear or integer program with linearised products, by standard solvers.
 
 A product z = x_p x_q of two options is replaced by z ≤ x_p, z ≤ x_q where its coefficient is negative and by
-z ≥ x_p + x_q − 1, z ≥ 0 where it is positive. `ip` solves the integer program with CP-SAT; `lp` relaxes it
+z ≥ x_p + x_q − 1, z ≥ 0 where it is positive. `linear` solves the integer program with CP-SAT; `linear_lp` relaxes it
 (GLOP through MathOpt), rounds, and repairs, and its optimum is the bound.
 
 Axis letters: P options, E products.
@@ -26,6 +26,12 @@ from hpcmpq.solvers.proof.relaxation import separable_budgets
 from hpcmpq.solvers.search.feasible import feasible_choice
 from hpcmpq.solvers.search.state import State, repair
 
+THRESHOLD = 1e-6
+"""Products below this fraction of the largest cost are left out of the program; the bound counts their least sum."""
+
+MAX_PRODUCTS = 400_000
+"""More are refused: neither program would end."""
+
 
 @dataclass(frozen=True)
 class LinearSolver:
@@ -33,19 +39,14 @@ class LinearSolver:
 
     Attributes:
         form: ``ip`` or ``lp``.
-        products: ``keep`` linearises every product above `threshold`; ``drop`` is the knapsack form, which
+        products: ``keep`` linearises every product above `THRESHOLD`; ``drop`` is the knapsack form, which
             refuses cross terms unless `drop_cross_terms` is set.
         drop_cross_terms: Same as ``products="drop"`` on a problem with cross terms.
-        threshold: Products below this fraction of the largest cost are left out of the model; the bound
-            counts their least sum.
-        max_products: More are refused.
     """
 
     form: Literal["ip", "lp"] = "ip"
     products: Literal["keep", "drop"] = "keep"
     drop_cross_terms: bool = False
-    threshold: float = 1e-6
-    max_products: int = 400_000
 
     def solve(
         self, problem: Problem, *, time_limit_s: float, seed: int, hint_G: np.ndarray | None = None
@@ -53,7 +54,7 @@ class LinearSolver:
         """The program's choice, with objective and bound of the full model.
 
         Raises:
-            UserError: If ``products="drop"`` meets cross terms, or ``keep`` meets more than `max_products`.
+            UserError: If ``products="drop"`` meets cross terms, or ``keep`` meets more than `MAX_PRODUCTS`.
         """
         started = time.perf_counter()
         compact = prepare(problem, started, time_limit_s)
@@ -102,12 +103,12 @@ class LinearSolver:
         """(p, q, value) of the products kept and the least sum of those left out."""
         largest = max(float(np.abs(compact.linear_P).max()), float(np.abs(compact.quad_PP).max()))
         upper_PP = np.triu(compact.quad_PP, 1)
-        keep_PP = np.abs(upper_PP) > self.threshold * largest
+        keep_PP = np.abs(upper_PP) > THRESHOLD * largest
         p_E, q_E = np.nonzero(keep_PP)
-        if len(p_E) > self.max_products:
+        if len(p_E) > MAX_PRODUCTS:
             raise UserError(
-                f"linear would linearise {len(p_E)} products, more than {self.max_products}; "
-                "use solver 'quadratic', or raise threshold or max_products"
+                f"linear would linearise {len(p_E)} products, more than {MAX_PRODUCTS}; "
+                "use solver 'quadratic', or set solver.drop_cross_terms: true"
             )
         rest_PP = np.where(keep_PP, 0.0, upper_PP)
         starts = compact.offset_H[:-1]
@@ -115,6 +116,11 @@ class LinearSolver:
             np.minimum.reduceat(np.minimum.reduceat(rest_PP, starts, axis=0), starts, axis=1).sum()
         )
         return (p_E, q_E, compact.quad_PP[p_E, q_E]), left_out
+
+
+def relaxed_solver() -> LinearSolver:
+    """The solver `linear_lp`."""
+    return LinearSolver(form="lp")
 
 
 def solve_relaxed(

@@ -146,5 +146,5 @@ def _final(best: Solution, bound: float, size: float, started: float) -> Solutio
         return replace(final, termination=Termination.OPTIMAL)
     if best.termination is Termination.OPTIMAL:
         detail = "each reweighted problem was solved; the gap left is between max-min and min-max"
-        return replace(final, termination=Termination.NODE_LIMIT, detail=detail)
+        return replace(final, termination=Termination.FEASIBLE, detail=detail)
     return final

@@ -126,7 +126,7 @@ def _solution(plan: Plan, model: QuadraticModel, budgets: dict[str, float]) -> d
     space, settings = plan.space, SolverConfig()
     count = len(space.formats[0])
     choice_G = np.arange(len(space.groups)) * count + (np.arange(len(space.groups)) + count // 3) % count
-    solved = Solution(Termination.NODE_LIMIT, choice_G, 0.0, None, {}, 0.5, "")
+    solved = Solution(Termination.FEASIBLE, choice_G, 0.0, None, {}, 0.5, "")
     model = shrunk(model, settings.shrink)
     problem = make_problem(plan, model, budgets, settings)
     objective = problem.objective(choice_G)
