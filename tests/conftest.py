@@ -6,15 +6,29 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Before torch is there: on tiny tensors a second thread is only waited for, and two tests run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import torch
 import transformers
 from torch import nn
 
 from hpcmpq.models.load import quiet_transformers
+from tests.calling import call  # noqa: F401  (a fixture)
 from tests.executors.tiny_run import reference  # noqa: F401  (a fixture)
 from tests.ray_cluster import ray_cluster  # noqa: F401  (a fixture)
+from tests.side_by_side import (  # noqa: F401  (hooks)
+    pytest_collection_modifyitems,
+    pytest_configure_node,
+    pytest_xdist_auto_num_workers,
+    pytest_xdist_make_scheduler,
+)
+
+# Nothing that an earlier run found, and nothing about time.
+hypothesis.settings.register_profile("fresh", database=None, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("fresh")
 
 VOCAB = 256
 

@@ -15,6 +15,7 @@ from hpcmpq.quantized.variants import Variants
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
+from tests.calling import Call
 from tests.executors.launch import ROOT, hpcmpq
 
 
@@ -86,19 +87,19 @@ def test_the_checkpoint_holds_exactly_the_quantizers_values(finished):
             assert torch.equal(exported[name], tensor)
 
 
-def test_a_finished_run_has_nothing_to_measure_again(finished):
+def test_a_finished_run_has_nothing_to_measure_again(call: Call, finished):
     run, _ = finished
     before = {path.name: path.stat().st_mtime_ns for path in run.shards_path.iterdir()}
-    ended = hpcmpq("calibrate", run.path)
-    assert ended.returncode == 0, ended.stderr
+    ended = call("calibrate", run.path)
+    assert ended.status == 0, ended.err
     assert {path.name: path.stat().st_mtime_ns for path in run.shards_path.iterdir()} == before
 
 
-def test_status_says_that_all_is_done(finished):
+def test_status_says_that_all_is_done(call: Call, finished):
     run, _ = finished
-    ended = hpcmpq("status", run.path)
-    assert ended.returncode == 0, ended.stderr
-    assert f"{len(read_plan(run).units)} of {len(read_plan(run).units)}" in ended.stdout
+    ended = call("status", run.path)
+    assert ended.status == 0, ended.err
+    assert f"{len(read_plan(run).units)} of {len(read_plan(run).units)}" in ended.out
 
 
 def test_the_config_in_the_report_plans_the_same_measurement(finished, tmp_path):

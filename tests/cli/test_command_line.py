@@ -3,57 +3,25 @@
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer
 
-from hpcmpq.cli import app, main
+from hpcmpq.cli import app
 from hpcmpq.doctor import Check
 from hpcmpq.errors import Interrupted
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.run_dir import RunDir
+from tests.calling import Call
 from tests.executors.launch import ROOT, environment
 from tests.executors.tiny_model import write_config
 from tests.synthetic_run import write_run
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-
-
-class Called(NamedTuple):
-    """How a command ended and what it wrote."""
-
-    status: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Called]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Call]:
-    """Calls the entry point as a shell would, in this process to spare starts."""
-    monkeypatch.chdir(ROOT)
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
-
-    def call(*arguments: object) -> Called:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["hpcmpq", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Called(ended.value.code, out, err)
-
-    yield call
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.executors.launch import ROOT, hpcmpq
+from tests.calling import ROOT, Call, status_of
 
 
 @pytest.fixture(scope="module")
@@ -20,36 +20,35 @@ def calibrated(tmp_path_factory) -> Path:
     config = tmp_path_factory.mktemp("timed") / "config.yaml"
     config.write_text(yaml.safe_dump(values))
     run = config.with_name("run")
-    for command in (["plan", config, "--run-dir", run], ["calibrate", run], ["reduce", run]):
-        ended = hpcmpq(*command)
-        assert ended.returncode == 0, ended.stderr
+    for command in (["plan", config, "--run-dir", run], ["calibrate", run, "--workers", 1], ["reduce", run]):
+        assert status_of(*command) == 0
     return run
 
 
-def test_a_limit_on_time_asks_for_times_first_and_then_both_programs_use_them(calibrated: Path):
-    early = hpcmpq("solve", calibrated, "--budget", "latency_s=1")
-    assert early.returncode == 2
-    assert "run `hpcmpq time RUN` first" in early.stderr
-    timed = hpcmpq("time", calibrated)
-    assert timed.returncode == 0, timed.stderr
+def test_a_limit_on_time_asks_for_times_first_and_then_both_programs_use_them(call: Call, calibrated: Path):
+    early = call("solve", calibrated, "--budget", "latency_s=1")
+    assert early.status == 2
+    assert "run `hpcmpq time RUN` first" in early.err
+    timed = call("time", calibrated)
+    assert timed.status == 0, timed.err
     assert (calibrated / "time.json").stat().st_size > 0
-    none = hpcmpq("solve", calibrated, "--maximize", "mac_gain", "--max-loss-mse", "0")
-    assert none.returncode == 0, none.stderr
+    none = call("solve", calibrated, "--maximize", "mac_gain", "--max-loss-mse", "0")
+    assert none.status == 0, none.err
     assert set(json.loads((calibrated / "solution.json").read_text())["assignment"].values()) == {"fp32"}
-    full = hpcmpq("solve", calibrated, "--maximize", "mac_gain", "--max-loss-mse", "1")
-    assert full.returncode == 0, full.stderr
+    full = call("solve", calibrated, "--maximize", "mac_gain", "--max-loss-mse", "1")
+    assert full.status == 0, full.err
     assert set(json.loads((calibrated / "solution.json").read_text())["assignment"].values()) == {"bf16"}
-    fastest = hpcmpq("solve", calibrated, "--maximize", "time_gain", "--max-loss-mse", "1")
-    assert fastest.returncode == 0, fastest.stderr
+    fastest = call("solve", calibrated, "--maximize", "time_gain", "--max-loss-mse", "1")
+    assert fastest.status == 0, fastest.err
     solution = json.loads((calibrated / "solution.json").read_text())
-    within = hpcmpq("solve", calibrated, "--budget", f"latency_s={solution['costs']['latency_s'] * 1.01}")
-    assert within.returncode == 0, within.stderr
-    beyond = hpcmpq("solve", calibrated, "--budget", f"latency_s={solution['costs']['latency_s'] * 0.5}")
-    assert beyond.returncode == 3, beyond.stderr
+    within = call("solve", calibrated, "--budget", f"latency_s={solution['costs']['latency_s'] * 1.01}")
+    assert within.status == 0, within.err
+    beyond = call("solve", calibrated, "--budget", f"latency_s={solution['costs']['latency_s'] * 0.5}")
+    assert beyond.status == 3, beyond.err
 
 
-def test_wrong_gains_and_limits_are_named(calibrated: Path):
-    assert "need --maximize" in hpcmpq("solve", calibrated, "--max-loss-mse", "0.1").stderr
-    wrong = hpcmpq("solve", calibrated, "--maximize", "speed", "--max-loss-mse", "0.1")
-    assert wrong.returncode == 2
-    assert "time_gain" in wrong.stderr
+def test_wrong_gains_and_limits_are_named(call: Call, calibrated: Path):
+    assert "need --maximize" in call("solve", calibrated, "--max-loss-mse", "0.1").err
+    wrong = call("solve", calibrated, "--maximize", "speed", "--max-loss-mse", "0.1")
+    assert wrong.status == 2
+    assert "time_gain" in wrong.err

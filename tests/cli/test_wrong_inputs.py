@@ -11,23 +11,21 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from hpcmpq.cli import main
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
+from tests.calling import Call
 from tests.synthetic_run import write_run
 
 Command = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def command(monkeypatch, capfd) -> Command:
+def command(call: Call) -> Command:
     """Function that runs the command line in this process; returns exit status and standard error."""
 
     def run(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["hpcmpq", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return int(ended.value.code or 0), capfd.readouterr().err
+        ended = call(*arguments)
+        return ended.status, ended.err
 
     return run
 

@@ -4,9 +4,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+
+RunPage = Callable[[str, Path], dict[str, str]]
+"""`run_blocks` with its script."""
 
 
 def blocks(page: str) -> list[str]:
@@ -14,15 +18,15 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"^```bash\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
 
 
-def run_page(page: str, directory: Path) -> dict[str, str]:
-    """{block: what it printed} of a page of `docs`, run in a directory where `hpcmpq` is this checkout's.
+def run_blocks(page: str, directory: Path, hpcmpq: str) -> dict[str, str]:
+    """{block: what it printed} of a page of `docs`, run in a directory; `hpcmpq` is a script for that command.
 
     A block that fails fails the test, with what it printed.
     """
     bin_ = directory / "bin"
     bin_.mkdir()
-    for name, words in {"hpcmpq": ' -m hpcmpq "$@"', "python": ' "$@"'}.items():
-        (bin_ / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{words}\n')
+    for name, script in {"hpcmpq": hpcmpq, "python": f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'}.items():
+        (bin_ / name).write_text(script)
         (bin_ / name).chmod(0o755)
     environment = {
         **os.environ,

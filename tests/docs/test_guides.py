@@ -9,7 +9,7 @@ import pytest
 
 from hpcmpq.examples.topics import calibration_text
 from hpcmpq.export import export
-from tests.docs.pages import ROOT, run_page
+from tests.docs.pages import ROOT, RunPage
 from tests.export.planned import llama, plan_run, solve_by_turns
 from tests.export.test_round_trips import GGUF
 from tests.synthetic_run import write_run
@@ -24,7 +24,7 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_models_of_ones_own(place: Path):
+def test_models_of_ones_own(run_page: RunPage, place: Path):
     printed = run_page("models.md", place)
     assert any("(set(), [])" in text for text in printed.values())
     assert set(json.loads((place / "runs/module/solution.json").read_text())["assignment"]) == {
@@ -35,7 +35,7 @@ def test_models_of_ones_own(place: Path):
     assert len(groups) == 12 and not any("layers.0" in name for name in groups)
 
 
-def test_budgets(tmp_path: Path):
+def test_budgets(run_page: RunPage, tmp_path: Path):
     write_run(tmp_path / "runs" / "quickstart")
     printed = run_page("budgets.md", tmp_path)
     [unreachable] = [text for block, text in printed.items() if "weight_bits=1.5" in block]
@@ -44,7 +44,7 @@ def test_budgets(tmp_path: Path):
     assert all(f"{name} " in several for name in ("weight_bits", "size_bytes", "bops"))
 
 
-def test_command_line(tmp_path: Path):
+def test_command_line(run_page: RunPage, tmp_path: Path):
     write_run(tmp_path / "runs" / "quickstart")
     run_page("command_line.md", tmp_path)
     assert "assignment" in json.loads((tmp_path / "solution.json").read_text())

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT, run_page
+from tests.docs.pages import ROOT, RunPage
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+def ran(run_page: RunPage, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """The directory after the whole page, and what each block printed; `hpcmpq` is this checkout's."""
     directory = tmp_path_factory.mktemp("tutorial")
     shutil.copytree(ROOT / "configs" / "quickstart_model", directory / "configs" / "quickstart_model")

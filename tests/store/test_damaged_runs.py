@@ -11,10 +11,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from hpcmpq.cli import main
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
+from tests.calling import status_of
 from tests.conftest import llama
 
 STAGES = ("plan", "calibrate", "reduce", "time", "solve")
@@ -47,10 +47,7 @@ def hpcmpq(stage: str, run: Path, config: Path) -> int:
     """Exit status of a stage in this process."""
     arguments = [config, "--run-dir", run] if stage == "plan" else [run]
     arguments += ["--workers", 1] if stage == "calibrate" else []
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr("sys.argv", ["hpcmpq", stage, *map(str, arguments)])
-        main()
-    return int(ended.value.code or 0)
+    return status_of(stage, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -126,10 +123,7 @@ def test_paths_with_brackets_are_no_markup(run_once, tmp_path, capfd):
     for stage in ("export", "report", "status"):
         assert hpcmpq(stage, run, config) == 0
     assert f"report in {run}/report.html" in capfd.readouterr().out
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr("sys.argv", ["hpcmpq", "compare", str(run), str(whole)])
-        main()
-    assert not ended.value.code
+    assert status_of("compare", run, whole) == 0
     assert "[/bold]" in capfd.readouterr().out
 
 

@@ -114,8 +114,8 @@ def test_an_optimum_of_zero_is_proven(name: str) -> None:
 
 def test_an_interrupt_ends_cp_sat() -> None:
     rng = np.random.default_rng(0)
-    problem = knapsack(40, 3.5)
-    quad_PP = rng.standard_normal((280, 280))
+    problem = knapsack(14, 3.5)  # a gap of more than 1 is left after 12 s
+    quad_PP = rng.standard_normal((98, 98))
     quad_PP = quad_PP + quad_PP.T
     quad_PP[problem.group_P[:, None] == problem.group_P] = 0.0
     timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))

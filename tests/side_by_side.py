@@ -1,0 +1,82 @@
+"""Which tests run side by side: pytest's hooks, for `tests/conftest.py`.
+
+Two workers of pytest-xdist share all tests. Tests that need the same thing stay in one worker, in order: there is one
+Ray, one Slurm and one MPI launcher at a time, and what tests of a file share is made once.
+
+Workers tell the scheduler of their groups in a file: `--dist loadgroup` of pytest-xdist 3.8 writes them into names of
+tests, where pytest 9.2 no longer looks, and so keeps nothing together.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NUM_WORKERS = 2
+"""Of about 1 GiB each."""
+
+LAUNCHED = {"slurm": ("cluster",), "ray": ("ray",), "mpi": ("mpi", "deepspeed")}
+"""{group: fixtures or markers of its tests}; the longest waits come first."""
+
+NOT_QUICK = ("slow", "browser")
+
+_FOLDER = pytest.StashKey[tempfile.TemporaryDirectory]()
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """None of them, but this process, for files that are named: nothing is gained by starting Python twice more."""
+    return 0 if all(Path(argument.split("::")[0]).is_file() for argument in config.args) else NUM_WORKERS
+
+
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker where to write its groups."""
+    stash = node.config.stash
+    if _FOLDER not in stash:
+        stash[_FOLDER] = tempfile.TemporaryDirectory(prefix="hq")
+        node.config.add_cleanup(stash[_FOLDER].cleanup)
+    node.workerinput["groups"] = f"{stash[_FOLDER].name}/groups.json"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A scheduler that gives groups to workers, in the order of their first tests."""
+    from xdist.scheduler.loadscope import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        known: dict[str, str] = {}
+
+        def _split_scope(self, nodeid: str) -> str:
+            if not self.known:
+                self.known |= json.loads(Path(config.stash[_FOLDER].name, "groups.json").read_text())
+            return self.known[nodeid]
+
+    return Groups(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the quick tests, and let workers begin with what takes longest."""
+    groups = {item: group_of(item) for item in items}
+    for item, group in groups.items():
+        if group not in LAUNCHED and not any(map(item.get_closest_marker, NOT_QUICK)):
+            item.add_marker("quick")
+    if not hasattr(config, "workerinput"):
+        return
+    slow = {group for item, group in groups.items() if item.get_closest_marker("slow")}
+    turns = {group: turn for turn, group in enumerate(LAUNCHED)}
+    items.sort(key=lambda item: turns.get(groups[item], len(turns) + (groups[item] not in slow)))
+    # All workers write the same, each its own file first.
+    path = Path(config.workerinput["groups"])
+    own = path.with_name(config.workerinput["workerid"])
+    own.write_text(json.dumps({item.nodeid: group for item, group in groups.items()}))
+    own.replace(path)
+
+
+def group_of(item: pytest.Item) -> str:
+    """What a test starts, else the file whose fixtures it shares with others, else the test itself."""
+    for group, needs in LAUNCHED.items():
+        if any(need in item.fixturenames or item.get_closest_marker(need) for need in needs):
+            return group
+    definitions = [made for found in item._fixtureinfo.name2fixturedefs.values() for made in found]
+    shared = any(made.scope == "module" for made in definitions)
+    return item.nodeid.partition("::")[0] if shared else item.nodeid
