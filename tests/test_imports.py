@@ -43,9 +43,9 @@ ROOMS: dict[str, str] = {
     "quantized": "errors formats space objective plan quantizers config store models",
     "report": "errors formats quadratic space wording plan problem solvers store solve",
     "response": "errors models quantized",
-    "refine": "errors quadratic space problem solvers config store models solve quantized",
     "evaluate": "errors formats space objective plan quantizers executors config store models quantized",
     "export": "errors formats space wording plan quantizers targets config store models quantized",
+    "refine": "errors formats quadratic space problem solvers config store models solve quantized",
     "sensitivity": "errors formats space objective models quantized response",
     "calibrate": (
         "errors quadratic objective plan executors config store models quantized response sensitivity"
@@ -56,7 +56,7 @@ ROOMS: dict[str, str] = {
     ),
     "cli": (
         "errors space wording plan targets executors solvers config store doctor slurm models solve "
-        "timing report refine evaluate export calibrate planning"
+        "timing report evaluate export refine calibrate planning"
     ),
     "__main__": "cli",
 }
