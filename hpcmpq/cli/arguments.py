@@ -150,7 +150,7 @@ ModelDirectory = Annotated[
     Path,
     typer.Argument(
         metavar="MODEL_DIR",
-        help="A Hugging Face directory.",
+        help="A Hugging Face directory or a GGUF file.",
         show_default=False,
         autocompletion=completion.model_directories,
     ),

@@ -30,8 +30,8 @@ def run_directories(incomplete: str) -> list[str]:
 
 
 def model_directories(incomplete: str) -> list[str]:
-    """Hugging Face directories that begin so, or lie in directories that do."""
-    return _paths(incomplete, lambda path: (path / "config.json").is_file())
+    """Hugging Face directories and GGUF files that begin so, or lie in directories that do."""
+    return _paths(incomplete, lambda path: (path / "config.json").is_file() or path.suffix == ".gguf")
 
 
 def configs(incomplete: str) -> list[str]:

@@ -13,7 +13,7 @@ def init(
     output: arguments.NewConfig = Path("config.yaml"),
     data: arguments.DataFile = None,
 ) -> dict[str, Any]:
-    """Look at a Hugging Face directory and write a commented config to start from."""
+    """Look at a Hugging Face directory or GGUF file and write a commented config to start from."""
     from hpcmpq.cli.starter import write_starter
 
     groups = write_starter(model_directory, output, data)
@@ -22,6 +22,8 @@ def init(
     )
     if data is None:
         console.say("change calibration.data in it to your own")
-    console.say(f"next: hpcmpq run {output} --run-dir runs/{model_directory.resolve().name}")
+    console.say(
+        f"next: hpcmpq run {output} --run-dir runs/{model_directory.resolve().name.removesuffix('.gguf')}"
+    )
     num_weights = sum(group.numel for group in groups)
     return {"config": str(output), "num_groups": len(groups), "num_weights": num_weights}

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import tempfile
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from hpcmpq.models.data.sources import read_source
 from hpcmpq.models.data.tokenization import find_tokenization
 from hpcmpq.models.data.tokens import to_samples
 from hpcmpq.models.deployable import fused_layers
+from hpcmpq.models.dequantized import unpacked
 from hpcmpq.models.description import ModelDescription, describe_model, read_model_json
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
@@ -36,7 +38,7 @@ def write_starter(model_directory: Path, output: Path, data: str | None = None) 
     Weights are read only where the model cannot be traced by shapes alone.
 
     Args:
-        model_directory: With `config.json`.
+        model_directory: With `config.json`, or a GGUF file.
         output: The YAML file, which must not exist.
         data: Calibration data as in ``calibration.data`` but for factories; None writes a placeholder.
 
@@ -45,25 +47,27 @@ def write_starter(model_directory: Path, output: Path, data: str | None = None) 
     """
     if output.exists():
         raise UserError(f"{output} exists and is not overwritten; name another file with --output")
-    config = ModelConfig(path=str(model_directory))
-    description = describe_model(config)
-    length = min(SEQUENCE_LENGTH, description.max_positions or SEQUENCE_LENGTH)
-    counts = Counts(length)
-    if data is None:
-        inputs = _example_inputs(description, model_directory)
-    else:
-        counts, samples = _count(data, description, length)
-        inputs = samples.of_all_lengths(CalibrationConfig.samples_per_pass).inputs
-    groups, ties = look(config, inputs)
-    text = starter_text(
-        description,
-        groups,
-        ties,
-        counts,
-        _beside(model_directory, output),
-        _data(data, output),
-        read_model_json(model_directory).get("model_type"),
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        config = unpacked(ModelConfig(path=str(model_directory)), Path(scratch) / "model", weights=False)
+        looked_at = Path(str(config.path))
+        description = describe_model(config)
+        length = min(SEQUENCE_LENGTH, description.max_positions or SEQUENCE_LENGTH)
+        counts = Counts(length)
+        if data is None:
+            inputs = _example_inputs(description, looked_at)
+        else:
+            counts, samples = _count(data, description, length)
+            inputs = samples.of_all_lengths(CalibrationConfig.samples_per_pass).inputs
+        groups, ties = look(config, inputs)
+        text = starter_text(
+            description,
+            groups,
+            ties,
+            counts,
+            _beside(model_directory, output),
+            _data(data, output),
+            read_model_json(looked_at).get("model_type"),
+        )
     with replacing(output) as attempt:
         attempt.write_text(text, encoding="utf-8", errors="surrogateescape")
     return groups

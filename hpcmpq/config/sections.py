@@ -12,7 +12,7 @@ class ModelConfig:
     """Where the trained model comes from: exactly one of `path` and `factory`.
 
     Attributes:
-        path: A Hugging Face directory.
+        path: A Hugging Face directory or a GGUF file.
         factory: ``package.module:function`` that returns an `nn.Module`.
         dtype: Precision that calibration and evaluation run in. With ``bfloat16`` forward-only sensitivities
             run matrix products in bfloat16 and all else in float32.

@@ -14,6 +14,7 @@ from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.kept_samples import keep_samples
 from hpcmpq.models.data.splits import Splits, load_splits
 from hpcmpq.models.deployable import deployable_groups
+from hpcmpq.models.dequantized import unpacked
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.gguf_config import check_describable
 from hpcmpq.models.groups import num_fixed_bytes
@@ -65,6 +66,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
             f"sensitivity.products is for {' and '.join(sorted(FORWARD_ONLY))}; leave it out with "
             f"{config.sensitivity.method}"
         )
+    config = dataclasses.replace(config, model=unpacked(config.model, run.original_path))
     target = find_target(config.target) if config.target else None
     if target:
         check_describable(target, Path(str(config.model.path)))

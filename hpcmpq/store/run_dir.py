@@ -22,6 +22,11 @@ class RunDir:
         return self.path / "plan.json"
 
     @property
+    def original_path(self) -> Path:
+        """Directory of the original in plain numbers, where the model that the config names is quantized."""
+        return self.path / "original"
+
+    @property
     def shards_path(self) -> Path:
         """Directory of finished work units."""
         return self.path / "shards"

@@ -1,0 +1,229 @@
+"""Models whose weights are quantized already, as a directory that holds plain numbers: `hpcmpq plan` writes it once.
+
+A GGUF file, and the forms that transformers turns into plain numbers (`DEQUANTIZED`), become RUN/original: every later
+stage, streaming and exports then see a model like any other, without a trace of the old form. The numbers are exact
+where `model.dtype` is float32. Everything else that is quantized is refused in a sentence.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpcmpq.config import ModelConfig
+from hpcmpq.errors import PlanMismatch, UserError
+from hpcmpq.models.description import describe_model
+from hpcmpq.models.factories import describe
+from hpcmpq.models.load import model_class, quiet_transformers
+
+DEQUANTIZED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
+"""`quant_method` in `config.json`: the settings of transformers that dequantize it when loading."""
+
+SOURCE = "source.json"
+"""What the directory was made of."""
+
+_SETTINGS = ("quantization_config", "compression_config")
+_SIDECARS = ("quantize_config.json", "hf_quant_config.json", "quant_config.json")
+_CODES = ("I8", "U8", "I16", "U16", "I32", "U32", "F8_E4M3", "F8_E5M2", "F4", "F8_E8M0")
+_KEPT = (".json", ".txt", ".model", ".jinja")
+_SAMPLED = 2**20
+
+log = logging.getLogger(__name__)
+
+
+def unpacked(config: ModelConfig, directory: Path, *, weights: bool = True) -> ModelConfig:
+    """The config of the same model with plain weights: in `directory` if they are quantized, else unchanged.
+
+    Args:
+        config: Of a factory, a directory or a GGUF file.
+        directory: Where plain weights are written, or lie from an earlier call.
+        weights: Without, only `config.json` and the tokenizer are written, to look at shapes.
+
+    Raises:
+        UserError: If the weights are in a form that cannot be turned into plain numbers here.
+        PlanMismatch: If the directory was made of other weights.
+    """
+    if config.path is None:
+        return config
+    path = Path(config.path)
+    form = "gguf" if path.suffix == ".gguf" and path.is_file() else _form(path)
+    if form is None:
+        return config
+    source = {"path": str(path), "form": form, "digest": _digest(path), "dtype": config.dtype}
+    if (directory / SOURCE).is_file():
+        before = json.loads((directory / SOURCE).read_text(encoding="utf-8"))
+        if any(before.get(key) != source[key] for key in ("digest", "dtype")):
+            raise PlanMismatch(
+                f"{directory} holds the dequantized weights of {before.get('path')} in {before.get('dtype')}, and "
+                f"{path} in {config.dtype} is another model; restore it or use a new run directory"
+            )
+    else:
+        if weights:
+            log.info(
+                "%s is quantized (%s): its weights are dequantized to %s in %s",
+                path,
+                form,
+                config.dtype,
+                directory,
+            )
+        attempt = directory.with_name(directory.name + ".partial")
+        shutil.rmtree(attempt, ignore_errors=True)
+        attempt.mkdir(parents=True)
+        with quiet_transformers():
+            try:
+                (_write_gguf if form == "gguf" else _write_directory)(config, form, attempt, weights)
+            except UserError:
+                raise
+            except Exception as error:  # whatever transformers raises on a file
+                raise UserError(
+                    f"cannot dequantize {path} ({form}): {describe(error)}; give the original model, or load it in a "
+                    "function and use model.factory"
+                ) from error
+        (attempt / SOURCE).write_text(json.dumps(source), encoding="utf-8")
+        os.replace(attempt, directory)
+    return replace(config, path=str(directory.resolve()))
+
+
+def _form(path: Path) -> str | None:
+    """The form of a directory's quantized weights; None where they are plain, or where there is no model to look at.
+
+    Raises:
+        UserError: If it is none of `DEQUANTIZED`.
+    """
+    try:
+        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    method = _method(values, path) if isinstance(values, dict) else None
+    codes = None if method in DEQUANTIZED else _coded_tensor(path)
+    if method in DEQUANTIZED or (method is None and codes is None):
+        return method
+    how = (
+        f"its config says {method}"
+        if method
+        else f"{codes} holds codes, and config.json does not say of what form"
+    )
+    raise UserError(
+        f"the weights in {path} are quantized already ({how}), and only GGUF, {' and '.join(DEQUANTIZED)} are "
+        "dequantized when loading; give the original model, or load it dequantized in a function and use model.factory"
+    )
+
+
+def _method(values: dict[str, Any], path: Path) -> str | None:
+    for place in (values, *(value for value in values.values() if isinstance(value, dict))):
+        for key in _SETTINGS:
+            if isinstance(place.get(key), dict):
+                return str(place[key].get("quant_method") or "an unnamed method")
+    return next((name for name in _SIDECARS if (path / name).is_file()), None)
+
+
+def _coded_tensor(path: Path) -> str | None:
+    """The first weight that is stored as codes: integers, or fp8 beside scales."""
+    kinds: dict[str, str] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            try:
+                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+            except (ValueError, OverflowError, MemoryError):
+                continue  # damaged: loading says so
+        kinds.update({name: entry["dtype"] for name, entry in header.items() if name != "__metadata__"})
+    scaled = {name.rpartition(".")[0] for name in kinds if "scale" in name.rpartition(".")[2]}
+    for name, kind in kinds.items():
+        parent, _, last = name.rpartition(".")
+        is_weight = "weight" in last or last.endswith(("_blocks", "_proj"))
+        if kind in _CODES and is_weight and "scale" not in last and (kind[0] != "F" or parent in scaled):
+            return name
+    return None
+
+
+def _write_gguf(config: ModelConfig, form: str, directory: Path, weights: bool) -> None:
+    import transformers
+
+    path = Path(str(config.path))
+    options = {"gguf_file": path.name, "local_files_only": True}
+    try:
+        transformers.AutoTokenizer.from_pretrained(path.parent, **options).save_pretrained(directory)
+    except Exception as error:  # a file without one is a model all the same
+        log.warning("%s gives no tokenizer (%s); give token ids as data", path, describe(error))
+    if weights:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            path.parent, dtype=getattr(torch, config.dtype), **options
+        )
+        _save_plain(model, directory, config)
+        return
+    values = transformers.AutoConfig.from_pretrained(path.parent, **options)
+    values.architectures = [transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(values)].__name__]
+    _without_form(values).save_pretrained(directory)
+
+
+def _write_directory(config: ModelConfig, form: str, directory: Path, weights: bool) -> None:
+    import transformers
+
+    path = Path(str(config.path))
+    for file in path.iterdir():
+        names_weights = file.name in ("config.json", *_SIDECARS) or file.name.endswith(".index.json")
+        if file.is_file() and file.suffix in _KEPT and not names_weights:
+            shutil.copy(file, directory)
+    if weights:
+        settings = getattr(transformers, DEQUANTIZED[form])(dequantize=True)
+        model = model_class(describe_model(config)).from_pretrained(
+            path, dtype=getattr(torch, config.dtype), quantization_config=settings, local_files_only=True
+        )
+        _save_plain(model, directory, config)
+        return
+    _without_form(transformers.AutoConfig.from_pretrained(path, local_files_only=True)).save_pretrained(
+        directory
+    )
+
+
+def _save_plain(model: nn.Module, directory: Path, config: ModelConfig) -> None:
+    packed = [name for name, parameter in model.named_parameters() if not parameter.is_floating_point()]
+    packed += [name for name, p in model.named_parameters() if p.element_size() < 2]
+    if packed:
+        raise UserError(
+            f"transformers leaves {packed[0]} of {config.path} packed; give the original model, or load it dequantized "
+            "in a function and use model.factory"
+        )
+    _without_form(model.config)
+    model.hf_quantizer = None  # type: ignore[assignment]
+    vars(model).pop("_weight_conversions", None)  # which would quantize again when saving
+    model.to(getattr(torch, config.dtype)).save_pretrained(directory)  # type: ignore[operator]
+
+
+def _without_form(values: Any) -> Any:
+    """A transformers config without any mark of quantization, inner ones included."""
+    inner: Iterable[Any] = vars(values).values()
+    for each in (
+        values,
+        *(value for value in inner if hasattr(value, "to_dict") and hasattr(value, "model_type")),
+    ):
+        for key in _SETTINGS:
+            if key in vars(each):
+                delattr(each, key)
+    return values
+
+
+def _digest(path: Path) -> str:
+    """A hash of a file, or of a directory's weight files: names, sizes, and the bytes at both ends."""
+    state = hashlib.sha256()
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(f for f in path.iterdir() if f.suffix in (".safetensors", ".bin"))
+    )
+    for file in files:
+        size = file.stat().st_size
+        state.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as stream:
+            state.update(stream.read(_SAMPLED))
+            stream.seek(max(0, size - _SAMPLED))
+            state.update(stream.read(_SAMPLED))
+    return state.hexdigest()
