@@ -113,13 +113,15 @@ def tokens_of(model: Path, text: Path, count: int) -> Samples:
     """The first `count` samples of a text."""
     from transformers import AutoTokenizer
 
-    ids = AutoTokenizer.from_pretrained(model)(text.read_text()[: 16 * count * LENGTH])["input_ids"]
+    ids = AutoTokenizer.from_pretrained(model)(text.read_text(encoding="utf-8")[: 16 * count * LENGTH])[
+        "input_ids"
+    ]
     return Samples({"input_ids": torch.tensor(ids[: count * LENGTH]).reshape(count, LENGTH)})
 
 
 def load() -> float:
     """Load average of the last minute."""
-    return float(Path("/proc/loadavg").read_text().split()[0])
+    return float(Path("/proc/loadavg").read_text(encoding="utf-8").split()[0])
 
 
 def errors(

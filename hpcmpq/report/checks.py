@@ -5,13 +5,11 @@ Differences count as found when their 95 % interval over samples leaves out zero
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
 
 from hpcmpq.report.display import STYLE_OF_COST, cost_title, show, show_interval
 from hpcmpq.report.findings import Z95, Findings
+from hpcmpq.report.paired import State, judge, paired_with_uniform
 from hpcmpq.wording import label
-
-State = Literal["passes", "take care", "fails", "open"]
 
 CLOSED_GAP, TIGHT_GAP = 1e-5, 0.01
 NOISY_SHARE = 0.1
@@ -88,7 +86,7 @@ def _against_uniform(findings: Findings) -> Check:
         return Check(
             "open", title, "The evaluation holds no paired differences; " + _again(findings, "evaluate")
         )
-    state, words = _judge(found, higher_is_better=False)
+    state, words = judge(found, higher_is_better=False)
     return Check(
         state,
         title,
@@ -104,13 +102,13 @@ def _other_metrics(findings: Findings) -> Iterator[Check]:
     if evaluation is None or "paired" not in evaluation:
         return
     worse, count = [], 0
-    for where, metric, found in _paired(evaluation):
+    for where, metric, found in paired_with_uniform(evaluation):
         if where is None and metric in (findings.objective, "loss"):
             continue
         if found["interval"] is None:
             continue
         count += 1
-        state, _ = _judge(found, metric.startswith(HIGHER_IS_BETTER))
+        state, _ = judge(found, metric.startswith(HIGHER_IS_BETTER))
         if state == "fails":
             name = label(metric) if where is None else f"{metric} on {where}"
             worse.append(
@@ -247,27 +245,6 @@ def _enough(section: str, sentence: str, firm: bool) -> Check:
     """Whether the samples that a section of the config asks for make a number firm."""
     advice = "." if firm else f"; a larger {section}.num_samples would make it firmer."
     return Check("passes" if firm else "take care", f"Enough {section}", sentence + advice)
-
-
-def _judge(found: dict[str, Any], higher_is_better: bool) -> tuple[State, str]:
-    """State and words of a paired difference of the quantized model to another."""
-    low, high = found["interval"]
-    if higher_is_better:
-        low, high = -high, -low
-    if high < 0:
-        return "passes", "is better than with"
-    if low > 0:
-        return "fails", "is worse than with"
-    return "take care", "cannot be told apart from that of"
-
-
-def _paired(evaluation: dict[str, Any]) -> Iterator[tuple[str | None, str, dict[str, Any]]]:
-    """(task or None for the data, metric, difference to the uniform model)."""
-    for metric, pairs in evaluation["paired"].items():
-        yield None, metric, pairs["quantized - uniform"]
-    for task, values in evaluation.get("tasks", {}).items():
-        for metric, pairs in values["paired"].items():
-            yield task, metric, pairs["quantized - uniform"]
 
 
 def _again(findings: Findings, command: str) -> str:

@@ -31,8 +31,7 @@ Wave = list[tuple[list[int], Tensor]]
 """States of spawned options: (options, [K, N, ...])."""
 
 PUSHED_ELEMENTS, PUSHED_ROWS = 2**17, 2**8
-"""Elements of hidden states that a CPU pushes through a block at once, so that its cache holds them; but so many rows
-at least, since fewer make matrix products a quarter slower."""
+"""Elements that a CPU pushes at once, to stay in its cache; at least so many rows, or products are a quarter slower."""
 
 
 @dataclass
@@ -43,8 +42,7 @@ class Wavefront:
         chain: The model.
         changes: What the options do to it.
         options_per_pass: Options that one vmap runs.
-        options_per_wave: Options that walk the chain together: all states of a wave are in memory at once, and
-            each wave needs the blocks it passes.
+        options_per_wave: Options that walk together: their states are all in memory, and each wave needs the blocks.
         wave_bytes: A wave may have more options as long as their states are no larger.
         fallback: What runs a batch on which the model's code raises, or None to let it raise.
         vectorised: Whether vmap works on this model; otherwise options run one by one.
