@@ -137,15 +137,23 @@ def _run() -> int:
     except (UserError, Infeasible, Interrupted, Reported) as error:
         print(f"hpcmpq: {error}", file=sys.stderr)
         if as_json:
-            print_error(error, str(error))
+            _print_document(error, str(error))
         return status_of(error)
     except Exception as error:
         told = in_words(error)
         message = getattr(told, "format_message", told.__str__)()
         if as_json:
-            print_error(told, message)
+            _print_document(told, message)
         if not isinstance(told, UserError) and not hasattr(told, "format_message"):
             raise  # a bug of ours: traceback and status 1
         print(f"hpcmpq: {message}", file=sys.stderr)
         return status_of(told)
     return status if isinstance(status, int) else 0
+
+
+def _print_document(error: BaseException, message: str) -> None:
+    """Print the document of an error; where nobody reads it the failure still decides the exit status."""
+    try:
+        print_error(error, message)
+    except BrokenPipeError:
+        _to_nowhere(1)  # what stays in the buffer

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,15 +74,15 @@ def described(function: Callable[..., Any]) -> Callable[..., None]:
 
 
 def print_error(error: BaseException, message: str) -> None:
-    """The document of a command that failed; ranks other than 0 leave it to that one.
+    """Print the document of a command that failed; ranks other than 0 leave it to that one.
 
-    Where nobody reads it the failure still decides the exit status.
+    Raises:
+        BrokenPipeError: If nobody reads it.
     """
     if find_world().rank > 0:
         return
     facts = {"exit_status": status_of(error), "type": type(error).__name__, "message": message}
-    with suppress(BrokenPipeError):
-        typer.echo(json.dumps(error.values if isinstance(error, Reported) else {"error": facts}, indent=2))
+    typer.echo(json.dumps(error.values if isinstance(error, Reported) else {"error": facts}, indent=2))
 
 
 def status_of(error: BaseException) -> int:

@@ -226,6 +226,7 @@ def test_what_is_still_in_a_buffer_is_not_in_the_document():
     assert "kept" in ended.stderr and "buffered" in ended.stderr
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     ("words", "status"),
     [
@@ -235,7 +236,7 @@ def test_what_is_still_in_a_buffer_is_not_in_the_document():
         ("compare RUN /nowhere --json", 2),
     ],
 )
-def test_output_that_nobody_reads_ends_quietly(words: str, status: int, tmp_path: Path):
+def test_output_that_nobody_reads_ends_quietly(words: str, status: int, unbuffered: str, tmp_path: Path):
     run = write_run(tmp_path / "run")
     reader, writer = os.pipe()
     os.close(reader)
@@ -243,7 +244,7 @@ def test_output_that_nobody_reads_ends_quietly(words: str, status: int, tmp_path
         ended = subprocess.run(
             [sys.executable, "-m", "hpcmpq", *words.replace("RUN", str(run.path)).split()],
             cwd=ROOT,
-            env=environment(),
+            env={**environment(), "PYTHONUNBUFFERED": unbuffered},
             stdout=writer,
             stderr=subprocess.PIPE,
             text=True,

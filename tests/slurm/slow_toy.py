@@ -53,6 +53,6 @@ calibration:
 groups: {{include: ["*"]}}
 formats: [int2, int4]
 quantizer: {{group_size: null}}
-sensitivity: METHOD
+sensitivity: secant
 budgets: {{weight_bits: 3.0}}
 """

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hpcmpq.store.json_files import read_json
-from tests.slurm.toy_jobs import ToyRun, jobs_in, output, toy_run
+from tests.slurm.toy_jobs import ROOT, ToyRun, jobs_in, output, toy_run
 
 pytestmark = pytest.mark.slow
 
@@ -20,17 +20,14 @@ NewToy = Callable[..., ToyRun]
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """quadratic.h5 of the toy by one process on this machine, by method."""
-    files = {}
-    for method in ("secant", "hessian"):
-        environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"}
-        toy = toy_run(tmp_path_factory.mktemp(method) / "local", environment, method)
-        toy.hpcmpq("plan", toy.config, "--run-dir", toy.run.path)
-        toy.hpcmpq("calibrate", toy.run.path, "--workers", 1)
-        toy.hpcmpq("reduce", toy.run.path)
-        files[method] = toy.run.quadratic_path.read_bytes()
-    return files
+def local(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """quadratic.h5 of the toy by one process on this machine."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    toy = toy_run(tmp_path_factory.mktemp("local") / "local", environment)
+    toy.hpcmpq("plan", toy.config, "--run-dir", toy.run.path)
+    toy.hpcmpq("calibrate", toy.run.path, "--workers", 1)
+    toy.hpcmpq("reduce", toy.run.path)
+    return toy.run.quadratic_path.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +52,13 @@ def new_toy(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., ToyRun]]
         toy.cancel()
 
 
-def assert_same_as_local(toy: ToyRun, local: dict[str, bytes]) -> None:
+def assert_same_as_local(toy: ToyRun, local: bytes) -> None:
     assert toy.num_missing() == 0
     toy.hpcmpq("reduce", toy.run.path)
-    assert toy.run.quadratic_path.read_bytes() == local["secant"]
+    assert toy.run.quadratic_path.read_bytes() == local
 
 
-def test_a_chain_of_jobs_does_what_one_machine_does(
-    over_time: object, new_toy: NewToy, local: dict[str, bytes]
-):
+def test_a_chain_of_jobs_does_what_one_machine_does(over_time: object, new_toy: NewToy, local: bytes):
     # `over_time` only starts here, so that its minutes pass while other tests run.
     toy = new_toy()
     shown = toy.hpcmpq(
@@ -74,7 +69,7 @@ def test_a_chain_of_jobs_does_what_one_machine_does(
     assert list(jobs) == ["plan", "calibrate", "solve", "finish"]
     assert read_json(toy.run.jobs_path, "")["submissions"][-1]["jobs"] == jobs
     toy.wait_for_job(jobs["solve"], "COMPLETED", "CANCELLED")
-    assert toy.run.quadratic_path.read_bytes() == local["secant"]
+    assert toy.run.quadratic_path.read_bytes() == local
     shown = toy.hpcmpq("status", toy.run.path)
     assert "32 of 32 units" in shown
     assert "units per hour" in shown
@@ -83,17 +78,16 @@ def test_a_chain_of_jobs_does_what_one_machine_does(
 
 @pytest.mark.mpi
 @pytest.mark.skipif(find_spec("mpi4py") is None, reason="mpi4py is not installed")
-@pytest.mark.parametrize("method", ["secant", "hessian"])
-def test_mpi_ranks_under_srun_do_what_one_machine_does(method: str, new_toy: NewToy, local: dict[str, bytes]):
-    toy = new_toy(method=method)
+def test_mpi_ranks_under_srun_do_what_one_machine_does(new_toy: NewToy, local: bytes):
+    toy = new_toy()
     job = toy.submit("mpi", "nodes=2", "ntasks=3")
     toy.wait_for_job(job, "COMPLETED", "FAILED")
     assert toy.field(job, "JobState") == "COMPLETED", toy.log()
     toy.hpcmpq("reduce", toy.run.path)
-    assert toy.run.quadratic_path.read_bytes() == local[method]
+    assert toy.run.quadratic_path.read_bytes() == local
 
 
-def test_a_requeued_job_goes_on(new_toy: NewToy, local: dict[str, bytes]):
+def test_a_requeued_job_goes_on(new_toy: NewToy, local: bytes):
     toy = new_toy(unit_s=0.5)
     job = toy.submit("local")
     toy.wait_for(lambda: toy.num_done() >= 2)
@@ -107,9 +101,7 @@ def test_a_requeued_job_goes_on(new_toy: NewToy, local: dict[str, bytes]):
     assert_same_as_local(toy, local)
 
 
-def test_a_cancelled_run_goes_on_when_it_is_submitted_again(
-    cluster: Cluster, new_toy: NewToy, local: dict[str, bytes]
-):
+def test_a_cancelled_run_goes_on_when_it_is_submitted_again(cluster: Cluster, new_toy: NewToy, local: bytes):
     toy = new_toy(unit_s=0.5)
     job = toy.submit("array", "array=2")
     toy.wait_for(lambda: toy.num_done() >= 2)
@@ -123,9 +115,7 @@ def test_a_cancelled_run_goes_on_when_it_is_submitted_again(
     assert_same_as_local(toy, local)
 
 
-def test_a_job_whose_node_is_lost_goes_on_elsewhere(
-    cluster: Cluster, new_toy: NewToy, local: dict[str, bytes]
-):
+def test_a_job_whose_node_is_lost_goes_on_elsewhere(cluster: Cluster, new_toy: NewToy, local: bytes):
     toy = new_toy(unit_s=1.5)
     job = toy.submit("local")
     toy.wait_for(lambda: toy.num_done() >= 2)
@@ -144,7 +134,7 @@ def test_a_job_whose_node_is_lost_goes_on_elsewhere(
 
 @pytest.mark.timeout(600)
 def test_a_job_that_reaches_its_time_limit_requeues_itself_until_it_is_done(
-    over_time: tuple[ToyRun, str], local: dict[str, bytes]
+    over_time: tuple[ToyRun, str], local: bytes
 ):
     toy, job = over_time
     toy.wait_for_job(job, "COMPLETED", "FAILED", "TIMEOUT")
@@ -160,7 +150,7 @@ def test_a_job_that_reaches_its_time_limit_requeues_itself_until_it_is_done(
 
 @pytest.mark.ray
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
-def test_a_ray_cluster_of_two_nodes_does_what_one_machine_does(new_toy: NewToy, local: dict[str, bytes]):
+def test_a_ray_cluster_of_two_nodes_does_what_one_machine_does(new_toy: NewToy, local: bytes):
     toy = new_toy()
     job = toy.submit("ray", "nodes=2", "time=10")
     toy.wait_for_job(job, "COMPLETED", "FAILED")

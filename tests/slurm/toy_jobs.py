@@ -96,13 +96,11 @@ class ToyRun:
         self.scontrol("update", f"JobId={job}", "StartTime=now+3")
 
 
-def toy_run(
-    path: Path, environment: Mapping[str, str], method: str = "secant", unit_s: float = 0.0
-) -> ToyRun:
+def toy_run(path: Path, environment: Mapping[str, str], unit_s: float = 0.0) -> ToyRun:
     """A toy's run directory, not planned yet, whose units take `unit_s` seconds each in jobs."""
     path.mkdir(parents=True)
     config = path / "config.yaml"
-    config.write_text(CONFIG.replace("METHOD", method))
+    config.write_text(CONFIG)
     seconds = {"HPCMPQ_TOY_SECONDS": str(unit_s / FORWARDS_PER_UNIT)}
     return ToyRun(RunDir(path / "run"), config, {**environment, **seconds})
 
