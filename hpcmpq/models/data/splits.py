@@ -52,7 +52,8 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     The data are permuted; the first ``num_samples`` are for calibration, the next ``held_out`` are held out,
     and evaluation takes up to ``evaluation.num_samples`` of the rest, or of ``evaluation.data``. A sample
     whose content was taken already is dropped, and so is one of which no position counts: it has no loss; and from
-    later sets one that shares much of its text with earlier ones, see `hpcmpq.models.data.overlap`.
+    later sets one that shares much of its text with earlier ones, see `hpcmpq.models.data.overlap`. Of data that
+    hold nothing else, such as text from a template, those are taken after all, with a warning.
 
     Args:
         config: Reads the model's directory for its tokenizer and limits, never its weights.
@@ -73,7 +74,9 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     passed: Counter[str] = Counter()
     for_calibration = _take(pool.samples, order, sizes[0], taken, passed)
     seen = seen_runs(pool.samples[for_calibration])
-    for_held_out = _take(pool.samples, order, sizes[1], taken, passed, seen)
+    spare: list[int] = []
+    for_held_out = _take(pool.samples, order, sizes[1], taken, passed, seen, spare)
+    for_held_out += _after_all(spare, sizes[1] - len(for_held_out), passed)
     if separate:
         place = "evaluation.data"
         eval_pool = _read(
@@ -85,8 +88,10 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     needed = sum(sizes) + (not separate)
     seen_too = seen_runs(pool.samples[for_calibration + for_held_out])
     for_evaluation = _take(
-        eval_pool.samples, eval_order, evaluation.num_samples, taken, eval_passed, seen_too
+        eval_pool.samples, eval_order, evaluation.num_samples, taken, eval_passed, seen_too, spare
     )
+    if not separate and not for_evaluation:
+        for_evaluation = _after_all(spare, evaluation.num_samples, passed)
     if len(for_calibration + for_held_out) + (not separate and bool(for_evaluation)) < needed:
         _fail_too_few(config, description, pool.samples, passed, needed)
     if not for_evaluation:
@@ -158,8 +163,12 @@ def _take(
     taken: set[str],
     passed: Counter[str],
     seen: np.ndarray | None = None,
+    spare: list[int] | None = None,
 ) -> list[int]:
-    """The next indices, up to `wanted`, of samples with new content; counts in `passed` why others are not."""
+    """The next indices, up to `wanted`, of samples with new content; counts in `passed` why others are not.
+
+    Those that share too much with what is `seen` go to `spare`.
+    """
     chosen: list[int] = []
     while len(chosen) < wanted and (index := next(order, None)) is not None:
         content = pool[index].trimmed().content_hash(0)  # whatever the longest sample of its pool
@@ -167,11 +176,21 @@ def _take(
             passed[UNCOUNTED] += 1
         elif content in taken:
             passed[REPEATED] += 1
-        elif seen is not None and shared_tokens(pool, index, seen) >= MOST_SHARED:
+        elif seen is not None and spare is not None and shared_tokens(pool, index, seen) >= MOST_SHARED:
+            taken.add(content)
             passed[OVERLAPPING] += 1
+            spare.append(index)
         else:
             taken.add(content)
             chosen.append(index)
+    return chosen
+
+
+def _after_all(spare: list[int], count: int, passed: Counter[str]) -> list[int]:
+    """Up to `count` of the samples that were spared, which there are no others for."""
+    chosen = spare[:count]
+    del spare[:count]
+    passed[OVERLAPPING] -= len(chosen)
     return chosen
 
 
@@ -190,7 +209,7 @@ def _say_shared(name: str, samples: Samples, seen: np.ndarray) -> None:
 
 
 def _reasons(passed: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in passed.items())
+    return ", ".join(f"{count} {reason}" for reason, count in passed.items() if count)
 
 
 def _permuted(count: int, seed: int) -> Iterator[int]:
@@ -218,7 +237,7 @@ def _fail_too_few(
         have = f"{tokens} tokens in {len(pool)} whole samples of {length}"
         need = f"{needed * length} tokens in {needed} samples are needed"
         keys += " or calibration.sequence_length"
-    unusable = f" ({_reasons(passed)})" if passed else ""
+    unusable = f" ({_reasons(passed)})" if passed.total() else ""
     raise UserError(
         f"calibration.data {calibration.data} has {have}{unusable}; {need} (calibration "
         f"{calibration.num_samples}, held out {calibration.held_out}, the rest for evaluation); "

@@ -93,6 +93,22 @@ def test_a_text_that_repeats_itself_is_dropped_from_later_sets_alone(model_direc
     assert all(share(w, earlier + texts(splits.held_out)) < 0.5 for w in texts(splits.evaluation))
 
 
+def test_text_from_a_template_is_taken_after_all_and_told(model_directory, tmp_path, caplog):
+    template = " was the day on which everybody in the house went out to look at the river and the boats; "
+    lines = [text_of(number, 8) + template for number in range(99)]
+    with caplog.at_level(logging.WARNING):
+        splits = splits_of(model_directory("llama"), tmp_path, "".join(lines), num_samples=16, held_out=8)
+    assert [len(part) for part in (splits.calibration, splits.held_out)] == [16, 8]
+    assert len(splits.evaluation) > 0
+    earlier = texts(splits.calibration)
+    assert all(share(window, earlier) >= 0.5 for window in texts(splits.held_out))
+    assert "8 of 8 held-out samples share 32 or more consecutive tokens with earlier sets" in caplog.text
+    every = [
+        window for part in (splits.calibration, splits.held_out, splits.evaluation) for window in texts(part)
+    ]
+    assert len(set(every)) == len(every)
+
+
 def test_texts_that_share_nothing_are_left_alone(model_directory, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         splits = splits_of(
