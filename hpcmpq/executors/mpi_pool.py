@@ -24,7 +24,8 @@ from hpcmpq.executors.backlog import Backlog
 from hpcmpq.executors.devices import local_rank, take_gpu
 from hpcmpq.executors.local_pool import LocalPool
 from hpcmpq.executors.reply import Reply, attempt, outcome_of, start
-from hpcmpq.executors.world import NAMES
+from hpcmpq.executors.roll_call import signals_heard
+from hpcmpq.executors.world import NAMES, is_lone_shell
 from hpcmpq.plan import UnitOutcome, WorkUnit
 
 _WORLD_SIZES = [size for launcher in ("mpiexec", "srun") for _, size, _ in NAMES[launcher]] + ["SLURM_NTASKS"]
@@ -42,7 +43,13 @@ def open_pool(num_workers: int) -> Iterator["MpiPool | LocalPool | None"]:
         UserError: If mpi4py or an MPI library is missing, or the launcher belongs to another MPI.
     """
     take_gpu(local_rank())  # before MPI starts, because an MPI built with CUDA starts CUDA too
-    MPI, futures = _load_mpi()
+    if is_lone_shell(os.environ):
+        raise UserError(
+            "--executor mpi waits for other tasks, and a shell of `srun --pty` is one; use --executor local, or "
+            "start the command with srun or mpiexec"
+        )
+    with signals_heard("the other ranks of MPI" if local_rank() == 0 else ""):
+        MPI, futures = _load_mpi()
     world = MPI.COMM_WORLD
     _check_world(world.Get_size(), os.environ)
     if world.Get_size() == 1:

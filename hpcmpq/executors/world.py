@@ -52,6 +52,8 @@ ALONE = World()
 def find_world(environment: Mapping[str, str] | None = None) -> World:
     """This process's place according to the environment.
 
+    The shell of `srun --pty` is alone, although its step may have more tasks.
+
     Example:
         >>> find_world({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"})
         World(rank=3, size=4, local_rank=1, launcher='srun')
@@ -64,8 +66,29 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
             values = [environment.get(name, "") for name in triple]
             if all(value.isdigit() for value in values):
                 rank, size, local_rank = map(int, values)
-                return World(rank, size, local_rank, launcher)
+                world = World(rank, size, local_rank, launcher)
+                return ALONE if launcher == "srun" and _is_shell(environment) else world
     return ALONE
+
+
+def is_lone_shell(environment: Mapping[str, str]) -> bool:
+    """Whether this is the shell of `srun --pty`, which is task 0 of a step whose other tasks run no command of ours."""
+    srun = all(environment.get(name, "").isdigit() for name in NAMES["srun"][0])
+    return srun and find_world(environment) == ALONE
+
+
+def _is_shell(environment: Mapping[str, str]) -> bool:
+    """srun says that its task 0 has a terminal, and this process has one; tasks of a step inside have none."""
+    return "SLURM_PTY_PORT" in environment and has_terminal()
+
+
+def has_terminal() -> bool:
+    """Whether a terminal controls this process."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def meeting_point(world: World, environment: Mapping[str, str]) -> tuple[str, int]:

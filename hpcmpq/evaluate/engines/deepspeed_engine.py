@@ -85,7 +85,7 @@ def open_engine(
     Raises:
         UserError: If DeepSpeed is missing, the ranks cannot meet, or the model cannot be built or cut.
     """
-    with stop_requests() as stop, joined_ranks(config, world) as (deepspeed, device):
+    with joined_ranks(config, world) as (deepspeed, device), stop_requests() as stop:
         if config.evaluation.sharding == "tensor":
             yield TensorEngine(run, plan, config, deepspeed, device, world.size, live_bytes(device), stop)
         else:

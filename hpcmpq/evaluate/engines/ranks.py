@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from hpcmpq.config import Config
 from hpcmpq.errors import UserError
+from hpcmpq.executors.roll_call import call_roll, signals_heard
 from hpcmpq.executors.world import World, meeting_point
 from hpcmpq.models.load import pick_device, quiet_transformers
 from hpcmpq.models.memory import return_freed_memory
@@ -31,8 +32,15 @@ def joined_ranks(config: Config, world: World) -> Iterator[tuple[Any, torch.devi
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         return_freed_memory()
+    waits_for = f"{world.size} ranks of {world.launcher}" if world.rank == 0 and world.size > 1 else ""
+    with signals_heard(waits_for):
+        address, port = meeting_point(world, os.environ)
+    # Where torchrun's agent keeps the meeting point, it has started all ranks; and MPI knew them all.
+    if world.launcher != "mpiexec" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        call_roll(world, address, port, os.environ)
     deepspeed = _load_deepspeed()
-    device = _join_world(deepspeed, world, device)
+    with signals_heard(""):
+        device = _join_world(deepspeed, world, device, address, port)
     with quiet_transformers():
         import transformers  # noqa: F401  (before memory is counted)
     yield deepspeed, device
@@ -74,9 +82,8 @@ def _load_deepspeed() -> Any:
     return deepspeed
 
 
-def _join_world(deepspeed: Any, world: World, device: torch.device) -> torch.device:
+def _join_world(deepspeed: Any, world: World, device: torch.device, address: str, port: int) -> torch.device:
     """Meet the other ranks; the device of this one."""
-    address, port = meeting_point(world, os.environ)
     if address in ("127.0.0.1", "localhost") and Path("/sys/class/net/lo").exists():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # Slurm may show each task its own GPU alone, whatever its local rank is.

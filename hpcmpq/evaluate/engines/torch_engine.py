@@ -66,7 +66,7 @@ def open_engine(run: RunDir, plan: Plan, config: Config, world: World) -> Iterat
     if world.size > 1:
         raise UserError(
             f"{world.launcher} started {world.size} ranks and engine torch runs in one process; "
-            "start one, or use --engine deepspeed"
+            "start one, also outside of a step of several tasks (srun --ntasks=1 --overlap), or use --engine deepspeed"
         )
     device = pick_device(config.model.device)
     with quiet_transformers():
