@@ -37,7 +37,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     if rounded:
         write_json(directory / "activations.json", rounded)
         notes.append(
-            f"weights only: the inputs of {len(rounded)} modules are rounded as its activations.json says"
+            f"weights only, the inputs of {len(rounded)} modules are rounded as its activations.json says"
         )
     return Written("fake-quantized checkpoint", tuple(notes))
 
