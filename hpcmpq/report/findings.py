@@ -39,6 +39,7 @@ class Findings:
         evaluation: `evaluation.json`, or None if there is none for this solution.
         frontier: `frontier.json`, or None if there is none for this plan.
         timings: {stage: {"seconds": ...}} of the stages that ran here.
+        interactions_measured: Whether `quadratic.h5` has cross terms, however small.
         missing: {artefact: sentence that says how to get it}.
     """
 
@@ -49,6 +50,7 @@ class Findings:
     evaluation: dict[str, Any] | None
     frontier: dict[str, Any] | None
     timings: dict[str, dict[str, Any]]
+    interactions_measured: bool
     missing: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -189,7 +191,10 @@ def read_findings(run: RunDir) -> Findings:
         missing["frontier"] = (
             f"frontier.json belongs to another plan; run `hpcmpq frontier {run.path}` again."
         )
-    return Findings(run, plan, quadratic, solution, evaluation, frontier, read_timings(run), missing)
+    interactions = bool(measured.quad_PP.any())
+    return Findings(
+        run, plan, quadratic, solution, evaluation, frontier, read_timings(run), interactions, missing
+    )
 
 
 def kind(group: Group) -> str:

@@ -156,3 +156,16 @@ def cross_terms(findings: Findings) -> str:
         f"{show(abs(total) / findings.increase, 'share')} of the predicted increase over the original. A method that "
         "looks at each group alone would miss that."
     )
+
+
+def no_interactions(findings: Findings) -> str:
+    """Why none is shown: none was measured, or none at the chosen formats is beyond noise."""
+    if findings.interactions_measured:
+        return (
+            "No interaction at the chosen formats can be told from the noise of the calibration samples, so none "
+            "acts (solver.shrink). More samples (calibration.num_samples) resolve smaller ones."
+        )
+    return (
+        "There are no interactions in this model of the loss: the sensitivity "
+        f"{findings.quadratic.method} looks at each group alone."
+    )

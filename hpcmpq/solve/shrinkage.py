@@ -24,7 +24,7 @@ from hpcmpq.solve.reliability import reliability
 
 
 def shrunk(model: QuadraticModel, shrink: float | str) -> QuadraticModel:
-    """The model with its cross terms shrunk, those of every batch by the same factors.
+    """The model with its cross terms shrunk, those of every batch and their standard errors by the same factors.
 
     Args:
         model: As measured.
@@ -44,7 +44,12 @@ def shrunk(model: QuadraticModel, shrink: float | str) -> QuadraticModel:
         )
     else:
         factor_PP = james_stein_factors(model.quad_PP, model.stderr_quad_PP, shrink)
-    return replace(model, quad_PP=factor_PP * model.quad_PP, batch_quad_BPP=factor_PP * model.batch_quad_BPP)
+    return replace(
+        model,
+        quad_PP=factor_PP * model.quad_PP,
+        stderr_quad_PP=factor_PP * model.stderr_quad_PP,
+        batch_quad_BPP=factor_PP * model.batch_quad_BPP,
+    )
 
 
 def james_stein_factors(quad_PP: np.ndarray, stderr_PP: np.ndarray, strength: float) -> np.ndarray:

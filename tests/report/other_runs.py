@@ -36,6 +36,7 @@ def write_other_run(
     num_batches: int = 4,
     measured: Mapping[str, float] | None = None,
     num_labels: int = 1,
+    noise: float = 0.6,
 ) -> RunDir:
     """A solved run, evaluated where `measured` says each model's mean increase.
 
@@ -49,9 +50,10 @@ def write_other_run(
         num_batches: Calibration batches.
         measured: {model: increase}, None for a run that was not evaluated.
         num_labels: Labels of a sample: 1 makes it classification.
+        noise: Standard error of every interaction, relative to it.
     """
     run, plan = RunDir(path), _plan(names, formats, objective)
-    model = _model(plan.space, objective, cross_terms, num_batches)
+    model = _model(plan.space, objective, cross_terms, num_batches, noise)
     write_json(run.plan_path, plan_to_json(plan))
     write_quadratic(run.quadratic_path, model, model.linear_P, plan.fingerprint)
     solution = _solution(plan, model, dict(budgets or {}))
@@ -98,7 +100,9 @@ def _plan(names: Mapping[str, int | None], formats: tuple[str, ...], objective: 
     )
 
 
-def _model(space: SearchSpace, objective: str, cross_terms: bool, num_batches: int) -> QuadraticModel:
+def _model(
+    space: SearchSpace, objective: str, cross_terms: bool, num_batches: int, noise: float
+) -> QuadraticModel:
     generator = np.random.default_rng(1)
     bits_P = np.array([FORMATS[option.format].num_bits for option in space.options])
     linear_P = 0.02 * generator.lognormal(0.0, 0.7, len(space.groups))[space.group_P] * 4.0 ** (2.0 - bits_P)
@@ -111,7 +115,7 @@ def _model(space: SearchSpace, objective: str, cross_terms: bool, num_batches: i
         linear_P=linear_P,
         quad_PP=quad_PP,
         stderr_linear_P=0.05 * linear_P,
-        stderr_quad_PP=2.0 * np.abs(quad_PP),
+        stderr_quad_PP=noise * np.abs(quad_PP),
         loss0=1.2 if objective == "ce" else 0.0,
         objective=objective,
         method="secant" if cross_terms else "fisher",

@@ -86,6 +86,12 @@ def test_unknown_size_of_interactions_is_said(tmp_path: Path):
     assert "Calibration samples differ on the sign." in squeezed(read(run).text)
 
 
+def test_interactions_that_are_all_noise_are_said_to_be(tmp_path: Path):
+    run = write_other_run(tmp_path / "run", NAMES, INTEGERS, noise=2.0, budgets={"weight_bits": 5.0})
+    assert "No interaction at the chosen formats can be told from the noise" in squeezed(read(run).text)
+    assert not run.file("report/interactions.png").exists()
+
+
 @pytest.mark.parametrize("objective", ["ce", "mse"])
 def test_other_objectives(tmp_path: Path, objective: str):
     measured = {"original": 0.0, "quantized": 0.02, "uniform": 0.05}

@@ -150,11 +150,12 @@ def reliability_of(model):
     return reliability(model.quad_PP, *errors, group_P, np.array(model.option_format), model.num_samples)
 
 
-def test_batches_are_shrunk_by_the_same_factors():
+def test_batches_and_errors_are_shrunk_by_the_same_factors():
     model = synthetic_model()
     model = replace(model, batch_quad_BPP=np.stack([0.5 * model.quad_PP, 1.5 * model.quad_PP]))
     ours = shrunk(model, "auto")
     np.testing.assert_allclose(ours.batch_quad_BPP.mean(0), ours.quad_PP, rtol=1e-12)
+    np.testing.assert_allclose(ours.stderr_quad_PP, 0.1 * np.abs(ours.quad_PP), rtol=1e-12)
     assert not np.allclose(ours.quad_PP, model.quad_PP)
 
 
