@@ -18,6 +18,8 @@ from hpcmpq.store.run_dir import RunDir
 from tests.calling import Call
 from tests.executors.launch import ROOT, hpcmpq
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["quickstart", "digits"])
 def finished(request, tmp_path_factory) -> tuple[RunDir, str]:

@@ -21,6 +21,8 @@ from tests.executors.launch import ROOT, environment
 from tests.executors.tiny_model import write_config
 from tests.synthetic_run import write_run
 
+pytestmark = pytest.mark.slow
+
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 

@@ -15,6 +15,8 @@ from hpcmpq.store.run_dir import RunDir
 from tests.report.other_runs import write_other_run
 from tests.synthetic_run import write_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:

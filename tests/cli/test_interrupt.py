@@ -13,6 +13,8 @@ from tests.executors.launch import MARKS, command_line, mpich_memory_freed
 from tests.executors.tiny_model import PAUSE_S
 from tests.executors.tiny_run import calibrate, plan_run, result
 
+pytestmark = pytest.mark.slow
+
 NUM_KILLS = 5
 
 

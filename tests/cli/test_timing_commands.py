@@ -8,6 +8,8 @@ import yaml
 
 from tests.calling import ROOT, Call, status_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory) -> Path:

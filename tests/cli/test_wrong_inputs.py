@@ -241,6 +241,7 @@ def test_stages_out_of_order_name_the_one_to_run_first(command, config, tmp_path
         assert f"hpcmpq {needed}" in error
 
 
+@pytest.mark.slow
 def test_damage_and_budgets_after_calibration(command, config, tmp_path):
     run = tmp_path / "run"
     assert command("plan", config(), "--run-dir", run)[0] == 0

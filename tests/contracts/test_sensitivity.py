@@ -19,6 +19,8 @@ from hpcmpq.sensitivity.features import Features
 from hpcmpq.sensitivity.subject import Subject
 from tests.sensitivity.tiny import losses_at, make_subject, outputs_at
 
+pytestmark = pytest.mark.slow
+
 SAMPLED = {"fisher", "trace"}
 """Methods that are right on average over random draws."""
 

@@ -50,6 +50,7 @@ def test_command_line(run_page: RunPage, tmp_path: Path):
     assert "assignment" in json.loads((tmp_path / "solution.json").read_text())
 
 
+@pytest.mark.slow
 def test_exports_load_as_the_page_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

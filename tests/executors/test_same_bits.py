@@ -10,6 +10,8 @@ from hpcmpq.store.run_dir import RunDir
 from tests.executors.launch import MARKS
 from tests.executors.tiny_run import METHODS, calibrate, plan_run, result
 
+pytestmark = pytest.mark.slow
+
 WAYS = [
     pytest.param("local", 2, id="two local processes"),
     pytest.param("mpi", 0, id="three MPI ranks", marks=MARKS["mpi"]),

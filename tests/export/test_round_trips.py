@@ -20,6 +20,8 @@ from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import llama, mixtral, opt, plan_run, qwen2, solve_by_turns, t5_encoder
 from tests.export.readers import READERS
 
+pytestmark = pytest.mark.slow
+
 INTEGERS = [f"int{bits}" for bits in range(2, 9)]
 GGUF = ["int4", "int5", "int8"]
 CASES = {

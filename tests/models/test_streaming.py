@@ -23,6 +23,8 @@ from tests.allocations import peak_bytes
 from tests.export.planned import mixtral
 from tests.models_of_many_kinds import make
 
+pytestmark = pytest.mark.slow
+
 NUM_BLOCKS = 12
 
 

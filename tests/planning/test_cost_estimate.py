@@ -15,6 +15,8 @@ from hpcmpq.store.json_files import read_json
 from hpcmpq.store.run_dir import RunDir
 from tests.allocations import peak_bytes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory) -> str:

@@ -14,6 +14,8 @@ from hpcmpq.store.run_dir import RunDir
 from tests.report.other_runs import transformer, write_other_run
 from tests.report.parsed_page import Page, squeezed
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("matplotlib")
 
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up", "mlp.down")

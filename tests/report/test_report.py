@@ -24,6 +24,8 @@ from hpcmpq.store.run_dir import RunDir
 from tests.report.parsed_page import Page, squeezed
 from tests.synthetic_run import write_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> RunDir:

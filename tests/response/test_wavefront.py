@@ -17,6 +17,8 @@ from hpcmpq.response.whole_model import WholeModel
 from hpcmpq.space import SearchSpace
 from tests.models_of_many_kinds import CHAINS, make
 
+pytestmark = pytest.mark.slow
+
 FORMATS = ("int2", "int4", "int8")
 
 

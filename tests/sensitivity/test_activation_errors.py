@@ -23,6 +23,8 @@ from tests.contracts.test_sensitivity import (
 )
 from tests.sensitivity.tiny import losses_at, make_subject, outputs_at
 
+pytestmark = pytest.mark.slow
+
 MIXED = ("int4", "w4a8", "fp8_e4m3", "bf16")
 PRODUCTS = GroupsConfig(attention_products=True)
 

@@ -15,6 +15,8 @@ from hpcmpq.store.run_dir import RunDir
 from tests.models_of_many_kinds import make
 from tests.sensitivity.tiny import MODELS, losses_at, make_subject
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = sorted(MODELS)
 
 

@@ -24,6 +24,8 @@ from hpcmpq.store.json_files import read_json
 from hpcmpq.store.quadratic_file import read_quadratic, write_quadratic
 from tests.synthetic_run import synthetic_model, synthetic_plan, write_run
 
+pytestmark = pytest.mark.slow
+
 FAST = {"time_limit_s": 3.0}
 
 

@@ -10,6 +10,8 @@ from hpcmpq.problem import Budget, Cost, Problem
 from hpcmpq.solvers.robust import robust_value, solve_robust
 from hpcmpq.solvers.search.robust_descent import descend
 
+pytestmark = pytest.mark.slow
+
 
 def batches(seed: int) -> tuple[Problem, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)

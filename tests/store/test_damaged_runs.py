@@ -17,6 +17,8 @@ from hpcmpq.store.run_dir import RunDir
 from tests.calling import status_of
 from tests.conftest import llama
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("plan", "calibrate", "reduce", "time", "solve")
 
 

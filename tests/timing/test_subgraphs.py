@@ -13,6 +13,8 @@ from hpcmpq.timing.subgraphs import cut_nodes, partition, stages, trace_model
 from hpcmpq.timing.subgraphs.pieces import boundary, build_piece, signature
 from tests.models_of_many_kinds import CHAINS, make
 
+pytestmark = pytest.mark.slow
+
 HAND_DRAWN = {
     # in → a → b → out
     "chain": ({"in": "a", "a": "b", "b": ["out"]}, ["in", "a", "b", "out"]),

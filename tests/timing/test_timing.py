@@ -36,6 +36,8 @@ from hpcmpq.timing.subgraphs import trace_model
 from tests.models_of_many_kinds import make
 from tests.synthetic_run import synthetic_model, write_run
 
+pytestmark = pytest.mark.slow
+
 PER_CHANNEL = Quantizer(group_size=None)
 
 
