@@ -90,7 +90,9 @@ def _by_transformers(
         return _run(model, config, inputs)
     description = dataclasses.replace(describe_model(config.model), path=directory)
     dtype = getattr(torch, config.model.dtype)
-    model = model_class(description).from_pretrained(directory, dtype=dtype, local_files_only=True)
+    model = model_class(description).from_pretrained(
+        directory, dtype=dtype, local_files_only=True, trust_remote_code=False
+    )
     return _run(model, config, inputs)
 
 
@@ -98,7 +100,11 @@ def _gguf(config: Config, import_paths: tuple[str, ...], directory: Path, inputs
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        directory, gguf_file="model.gguf", dtype=getattr(torch, config.model.dtype), local_files_only=True
+        directory,
+        gguf_file="model.gguf",
+        dtype=getattr(torch, config.model.dtype),
+        local_files_only=True,
+        trust_remote_code=False,
     )
     return _run(model, config, inputs)
 

@@ -150,16 +150,18 @@ def _write_gguf(config: ModelConfig, form: str, directory: Path, weights: bool) 
     path = Path(str(config.path))
     options = {"gguf_file": path.name, "local_files_only": True}
     try:
-        transformers.AutoTokenizer.from_pretrained(path.parent, **options).save_pretrained(directory)
+        transformers.AutoTokenizer.from_pretrained(
+            path.parent, trust_remote_code=False, **options
+        ).save_pretrained(directory)
     except Exception as error:  # a file without one is a model all the same
         log.warning("%s gives no tokenizer (%s); give token ids as data", path, describe(error))
     if weights:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            path.parent, dtype=getattr(torch, config.dtype), **options
+            path.parent, dtype=getattr(torch, config.dtype), trust_remote_code=False, **options
         )
         _save_plain(model, directory, config)
         return
-    values = transformers.AutoConfig.from_pretrained(path.parent, **options)
+    values = transformers.AutoConfig.from_pretrained(path.parent, trust_remote_code=False, **options)
     values.architectures = [transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(values)].__name__]
     _without_form(values).save_pretrained(directory)
 
@@ -175,13 +177,17 @@ def _write_directory(config: ModelConfig, form: str, directory: Path, weights: b
     if weights:
         settings = getattr(transformers, DEQUANTIZED[form])(dequantize=True)
         model = model_class(describe_model(config)).from_pretrained(
-            path, dtype=getattr(torch, config.dtype), quantization_config=settings, local_files_only=True
+            path,
+            dtype=getattr(torch, config.dtype),
+            quantization_config=settings,
+            local_files_only=True,
+            trust_remote_code=False,
         )
         _save_plain(model, directory, config)
         return
-    _without_form(transformers.AutoConfig.from_pretrained(path, local_files_only=True)).save_pretrained(
-        directory
-    )
+    _without_form(
+        transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    ).save_pretrained(directory)
 
 
 def _save_plain(model: nn.Module, directory: Path, config: ModelConfig) -> None:

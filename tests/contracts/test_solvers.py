@@ -29,6 +29,9 @@ ALWAYS = {
 }
 """Solvers that must be told to drop cross terms."""
 
+ROUNDED = ("greedy", "linear_lp")
+"""Solvers that round the answer of a relaxation: a bound is theirs, an optimum only by luck."""
+
 
 def solver_of(name: str):
     return ALWAYS.get(name) or make_solver(name)
@@ -56,7 +59,7 @@ def test_separable_problems_are_solved_exactly(name: str, seed: int) -> None:
     instance = random_instance(seed)
     instance = replace(instance, pairs=dict.fromkeys(instance.pairs, 0.0), ties=())
     answer = make_solver(name).solve(instance.problem(), time_limit_s=20, seed=0)
-    assert not faults(instance, answer, least(instance), exact=name != "greedy")
+    assert not faults(instance, answer, least(instance), exact=name not in ROUNDED)
 
 
 @pytest.mark.parametrize("name", (*fuzz.SOLVERS, *fuzz.BOUNDS))
@@ -204,7 +207,7 @@ def test_a_limit_is_kept_exactly_where_a_constant_cancels_the_costs(name: str, s
     assert answer.choice_G is not None and problem.is_feasible(answer.choice_G)
     assert exact[tuple(answer.choice_G)] <= limit + 1e-13 * 2 * constant
     assert answer.bound is not None and answer.bound <= best + 1e-12
-    if name != "greedy":
+    if name not in ROUNDED:
         assert answer.objective == pytest.approx(best, abs=1e-9)
 
 

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -142,8 +143,7 @@ def test_signals_end_a_process_that_waits(place: str, number: signal.Signals, po
         "from hpcmpq.errors import Interrupted, exit_status\n"
         "def stop(number, _): raise Interrupted(signal.Signals(number).name)\n"
         "for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2): signal.signal(n, stop)\n"
-        "print('ready', flush=True)\n"
-        "try:\n    " + WAITING[place].replace("\n", "\n    ") + "\n"
+        "try:\n    print('ready', flush=True)\n    " + WAITING[place].replace("\n", "\n    ") + "\n"
         "except Interrupted as error:\n    print('hpcmpq:', error)\n    sys.exit(exit_status(error))"
     )
     process = subprocess.Popen(
@@ -154,6 +154,7 @@ def test_signals_end_a_process_that_waits(place: str, number: signal.Signals, po
         text=True,
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    time.sleep(1.0)  # for it to wait; a signal before that ends it alike
     process.send_signal(number)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 75, printed

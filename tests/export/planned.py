@@ -72,14 +72,14 @@ def t5_encoder() -> nn.Module:
 
 def plan_run(
     path: Path,
-    model: nn.Module,
+    made: nn.Module,
     dtype: torch.dtype = torch.bfloat16,
     edit: Callable[[Path], None] = lambda directory: None,
     **config,
 ) -> tuple[RunDir, Plan]:
     """Save a model in `dtype`, edit its directory and plan a run; keyword arguments are keys of the config."""
     with quiet_transformers():
-        model.to(dtype).save_pretrained(path / "model")
+        made.to(dtype).save_pretrained(path / "model")
     edit(path / "model")
     (path / "text.txt").write_text(TEXT)
     values = {
