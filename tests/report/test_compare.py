@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from hpcmpq.cli import app
+from hpcmpq.cli import app, console
 from hpcmpq.errors import UserError
 from hpcmpq.plan import plan_to_json
 from hpcmpq.report.compare import compare
@@ -96,12 +97,14 @@ def test_unsolved_run_says_what_to_do(runs: tuple[RunDir, RunDir], tmp_path: Pat
         compare(runs[0], write_run(tmp_path / "c", solved=False))
 
 
-def test_command_prints_tables_or_json(runs: tuple[RunDir, RunDir]):
+def test_command_prints_tables_or_json(runs: tuple[RunDir, RunDir], monkeypatch: pytest.MonkeyPatch):
+    # Of a width of its own, which one that an earlier test made may have taken from its environment.
+    monkeypatch.setattr(console, "_out", Console(highlight=False, width=200))
     arguments = ["compare", *(str(run.path) for run in runs)]
     made = CliRunner().invoke(app, [*arguments, "--json"])
     assert made.exit_code == 0, made.output
     assert json.loads(made.stdout) == compare(*runs)
-    shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments)
+    shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
     assert "weight_bits" in shown.output
     assert "of 28 groups" in shown.output
