@@ -49,7 +49,7 @@ def main() -> None:
     variants = variants_of(load(), inputs)
     space = variants.space
     z0_NTV, outputs = make_engine("auto", variants, inputs).respond(inputs, range(space.num_options))
-    exact = scores(z0_NTV, {p: z for members, z_K in outputs for p, z in zip(members, z_K, strict=True)})
+    exact = scores(z0_NTV, {p: z for members, z_Q in outputs for p, z in zip(members, z_Q, strict=True)})
     rows = []
     for name, remedy in REMEDIES.items():
         linear, diagonal = remedy(inputs)
@@ -134,7 +134,7 @@ def compensated(inputs: dict[str, Tensor], exact_original: bool = False) -> tupl
         "auto", variants, inputs, low_precision=torch.bfloat16, exact_original=exact_original
     )
     z0_NTV, outputs = engine.respond(inputs, range(variants.space.num_options))
-    return scores(z0_NTV, {p: z for members, z_K in outputs for p, z in zip(members, z_K, strict=True)})
+    return scores(z0_NTV, {p: z for members, z_Q in outputs for p, z in zip(members, z_Q, strict=True)})
 
 
 def whole_passes(

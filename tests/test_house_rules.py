@@ -49,6 +49,34 @@ def test_classes_of_ours_do_not_inherit_from_one_another():
     assert not found
 
 
+def test_range_is_the_builtin():
+    """What codes mean are qparams, as the field says."""
+    found = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = node.id if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else None
+            if "range" in (name, getattr(node, "arg", None) if isinstance(node, ast.arg) else None):
+                found.append(f"{name_of(path)}:{node.lineno}")
+    assert not [place for place in found if not place.startswith("hpcmpq/formats.py")], "a field of Quantizer"
+
+
+MEANINGS = {"P": {"options"}, "K": {"inputs"}, "Q": {"options"}, "G": {"groups"}}
+"""Of letters that stand for one axis in every legend."""
+
+
+def test_axis_letters_mean_one_thing():
+    legends = {}
+    for path in SOURCES:
+        for legend in re.findall(
+            r"(?:Axis|Shape) letters: (.*?)\n(?:\n|\"\"\")", path.read_text(), re.DOTALL
+        ):
+            legends[name_of(path)] = re.findall(r"\b([A-Z]) (\w+)", legend)
+    assert len(legends) > 30
+    for name, letters in legends.items():
+        wrong = [pair for pair in letters if pair[1] not in MEANINGS.get(pair[0], {pair[1]})]
+        assert not wrong, f"{name}: {wrong}"
+
+
 def test_no_machine_path_or_registry_host_is_written_down():
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],

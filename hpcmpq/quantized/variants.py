@@ -20,8 +20,8 @@ from hpcmpq.plan import Plan
 from hpcmpq.quantized.activations import Activations, read_maxima
 from hpcmpq.quantized.stored_codes import StoredCodes, is_stored
 from hpcmpq.quantizers import decode, encode, fake_quantize
-from hpcmpq.quantizers.codes import Range
-from hpcmpq.quantizers.ranges import choose_range
+from hpcmpq.quantizers.codes import QParams
+from hpcmpq.quantizers.ranges import choose_qparams
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store.run_dir import RunDir
 
@@ -51,7 +51,7 @@ class Variants:
     quantizer: Quantizer
     maxima: Mapping[str, tuple[float, ...]] | None = None
     codes: StoredCodes | None = None
-    _ranges: dict[tuple[str, str], Range] = field(default_factory=dict)
+    _qparams: dict[tuple[str, str], QParams] = field(default_factory=dict)
     _kept: dict[tuple[str, str], dict[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,15 +79,15 @@ class Variants:
             if is_stored(format_name, self.quantizer):
                 rounded_MK = decode(*self.encoded(member, format_name), weight_format, self.quantizer)
             else:
-                range = self._range(member, format_name, matrix_MK)
-                rounded_MK = fake_quantize(matrix_MK, weight_format, self.quantizer, range)
+                qparams = self._qparams_of(member, format_name, matrix_MK)
+                rounded_MK = fake_quantize(matrix_MK, weight_format, self.quantizer, qparams)
             tensors[member.parameter] = from_matrix(rounded_MK, member, weight)
         if self._keeps:
             self._kept[group.name, format_name] = dict(tensors)
         return tensors
 
     @torch.no_grad()
-    def encoded(self, member: Member, format_name: str) -> tuple[Tensor, Range]:
+    def encoded(self, member: Member, format_name: str) -> tuple[Tensor, QParams]:
         """What a checkpoint stores of a weight: its codes [M, K] and what they mean."""
         weight_format = FORMATS[format_name]
         matrix_MK = as_matrix(self.model.get_parameter(member.parameter), member)
@@ -95,14 +95,14 @@ class Variants:
             if self.codes is None:
                 raise ValueError("quantizer.rounding gptq needs the codes of a planned run")
             return self.codes.read(member, format_name, matrix_MK)
-        range = self._range(member, format_name, matrix_MK)
-        return encode(matrix_MK, range, weight_format, self.quantizer), range
+        qparams = self._qparams_of(member, format_name, matrix_MK)
+        return encode(matrix_MK, qparams, weight_format, self.quantizer), qparams
 
-    def _range(self, member: Member, format_name: str, matrix_MK: Tensor) -> Range:
+    def _qparams_of(self, member: Member, format_name: str, matrix_MK: Tensor) -> QParams:
         key = (member.parameter, format_name)
-        if key not in self._ranges:
-            self._ranges[key] = choose_range(matrix_MK, FORMATS[format_name], self.quantizer)
-        return self._ranges[key]
+        if key not in self._qparams:
+            self._qparams[key] = choose_qparams(matrix_MK, FORMATS[format_name], self.quantizer)
+        return self._qparams[key]
 
     @cached_property
     def _keeps(self) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hpcmpq.formats import Format, Quantizer
-from hpcmpq.quantizers.codes import Range
+from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.integer import code_limits, nearest_codes, split_groups
 from hpcmpq.quantizers.ranges import check_finite
 
@@ -43,16 +43,16 @@ def compensation(hessian_KK: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tens
 
 
 def compensated_codes(
-    weight_MK: Tensor, factor: tuple[Tensor, Tensor], range: Range, format: Format, quantizer: Quantizer
+    weight_MK: Tensor, factor: tuple[Tensor, Tensor], qparams: QParams, format: Format, quantizer: Quantizer
 ) -> Tensor:
     """Codes [M, K] of a weight, rounded column by column: int8 if symmetric, uint8 if not.
 
     Args:
         weight_MK: Finite; computed in float64.
         factor: From `compensation`.
-        range: Scales (and zero points) of the weight, [M, S].
+        qparams: Scales (and zero points) of the weight, [M, S].
         format: An integer format.
-        quantizer: Group size and symmetry that `range` was chosen for.
+        quantizer: Group size and symmetry that `qparams` were chosen for.
     """
     check_finite(weight_MK)
     order_K, upper_KK = factor
@@ -60,14 +60,14 @@ def compensated_codes(
     num_columns = weight_MK.shape[1]
     length = split_groups(weight_MK[:1], quantizer.group_size).shape[-1]
     rest_MK = weight_MK.double()[:, order_K]
-    scale_MS = range.scale.double()
+    scale_MS = qparams.scale.double()
     codes_MK = torch.empty_like(rest_MK)
-    for start in torch.arange(0, num_columns, BLOCK).tolist():
+    for start in range(0, num_columns, BLOCK):
         stop = min(start + BLOCK, num_columns)
         errors_MB = torch.zeros_like(rest_MK[:, start:stop])
-        for k in torch.arange(start, stop).tolist():
+        for k in range(start, stop):
             s = int(order_K[k]) // length
-            zero_point_M = None if range.zero_point is None else range.zero_point[:, s]
+            zero_point_M = None if qparams.zero_point is None else qparams.zero_point[:, s]
             codes_M = nearest_codes(rest_MK[:, k], scale_MS[:, s], zero_point_M, limits)
             codes_MK[:, k] = codes_M
             steps_M = codes_M if zero_point_M is None else codes_M - zero_point_M

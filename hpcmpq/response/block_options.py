@@ -56,7 +56,7 @@ class Changes:
 
     def inside(self, members: list[int], k: int) -> tuple[Tensors, Tensors, Tensors]:
         """Weights to replace, by block k's own names, errors of low-precision products, and the number of each
-        option where activations are rounded; stacked, [K, ...].
+        option where activations are rounded; stacked, [Q, ...].
         """
         names = self._names[self.group(members[0])][k + 1]
         tensors: dict[str, list[Tensor]] = {}

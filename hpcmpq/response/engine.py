@@ -1,7 +1,7 @@
 """Outputs z(p) of a model under every option p alone: one whole forward pass each, or a wavefront through its blocks.
 
 z0_NTV, outputs = engine.respond(inputs, options)
-for members, z_KNTV in outputs: ...
+for members, z_QNTV in outputs: ...
 """
 
 import logging
@@ -41,7 +41,7 @@ class Engine(Protocol):
     def respond(
         self, inputs: Inputs, options: Sequence[int]
     ) -> tuple[Tensor, Iterator[tuple[list[int], Tensor]]]:
-        """The original's outputs z0 [N, T, V], and (options, z [K, N, T, V]) until all `options` are through."""
+        """The original's outputs z0 [N, T, V], and (options, z [Q, N, T, V]) until all `options` are through."""
         ...
 
 

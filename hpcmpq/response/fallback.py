@@ -47,8 +47,8 @@ class Fallback:
     ) -> Iterator[tuple[list[int], Tensor]]:
         missing = dict.fromkeys(options)
         try:
-            for members, z_KNTV in outputs:
-                yield members, z_KNTV
+            for members, z_QNTV in outputs:
+                yield members, z_QNTV
                 for p in members:
                     del missing[p]
             return

@@ -5,7 +5,7 @@ At block k each option of a group in k runs the block with its quantized weight,
 state; every older option runs it with the original weights. One `vmap` runs several options, and whatever lies
 before the changed weight inside the block is computed once for all of them.
 
-Shape letters: K options of one pass, N samples; a state is [N, ...] as the blocks pass it on.
+Shape letters: Q options of one pass, N samples; a state is [N, ...] as the blocks pass it on.
 """
 
 import logging
@@ -28,7 +28,7 @@ from hpcmpq.response.fallback import Fallback, Responses
 log = logging.getLogger(__name__)
 
 Wave = list[tuple[list[int], Tensor]]
-"""States of spawned options: (options, [K, N, ...])."""
+"""States of spawned options: (options, [Q, N, ...])."""
 
 PUSHED_ELEMENTS, PUSHED_ROWS = 2**17, 2**8
 """Elements that a CPU pushes at once, to stay in its cache; at least so many rows, or products are a quarter slower."""
@@ -59,7 +59,7 @@ class Wavefront:
     _batches: dict[tuple[int, int], bool] = field(default_factory=dict)
 
     def respond(self, inputs: Inputs, options: Sequence[int]) -> Responses:
-        """The original's outputs z0 [N, T, V], and (options, z [K, N, T, V]) of all `options`, block by block."""
+        """The original's outputs z0 [N, T, V], and (options, z [Q, N, T, V]) of all `options`, block by block."""
         own = self._respond
         return own(inputs, options) if self.fallback is None else self.fallback.respond(own, inputs, options)
 

@@ -48,8 +48,8 @@ def _from_logits(
     num_features = subject.num_probes or z0_NTV.shape[2]
     phi_NRTr = large_empty((len(batch), len(options), z0_NTV.shape[1], num_features), like=z0_NTV)
     increase_NR = np.empty((len(batch), len(options)))
-    for members, z_KNTV in outputs:
-        for p, z_NTV in zip(members, z_KNTV, strict=True):
+    for members, z_QNTV in outputs:
+        for p, z_NTV in zip(members, z_QNTV, strict=True):
             place = phi_NRTr[:, column[p]]
             if subject.num_probes is None:
                 increase_N, _ = score(z_NTV - z0_NTV, out=place)
@@ -88,11 +88,11 @@ def _from_projections(
         shape = (len(batch), len(options), before_NTD.shape[1], subject.num_probes or 1)
         phi_NRTr = large_empty(shape, like=before_NTD)
         increase_NR = np.empty((len(batch), len(options)))
-        for members, before_KNTD in outputs:
+        for members, before_QNTD in outputs:
             places = [column[p] for p in members]
-            increase_KN, phi_KNTr = score(before_KNTD - before_NTD)
-            phi_NRTr[:, places] = phi_KNTr.transpose(0, 1)
-            increase_NR[:, places] = increase_KN.T.cpu().numpy()
+            increase_QN, phi_QNTr = score(before_QNTD - before_NTD)
+            phi_NRTr[:, places] = phi_QNTr.transpose(0, 1)
+            increase_NR[:, places] = increase_QN.T.cpu().numpy()
     phi_NRF = phi_NRTr.flatten(2)
     if by_logits:
         part = _from_logits(subject, engine, batch, by_logits, first_sample)

@@ -138,8 +138,8 @@ def solve_relaxed(
     x_P = [model.add_variable(lb=0.0, ub=1.0) for _ in range(compact.num_options)]
     for start, stop in zip(compact.offset_H[:-1], compact.offset_H[1:], strict=True):
         model.add_linear_constraint(mathopt.fast_sum(x_P[start:stop]) == 1.0)
-    cost_KP, limit_K = separable_budgets(compact)
-    for cost_P, limit in zip(cost_KP, limit_K, strict=True):
+    cost_CP, limit_C = separable_budgets(compact)
+    for cost_P, limit in zip(cost_CP, limit_C, strict=True):
         model.add_linear_constraint(
             mathopt.fast_sum(float(cost_P[p]) * x_P[p] for p in np.flatnonzero(cost_P)) <= limit
         )

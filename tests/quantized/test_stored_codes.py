@@ -50,9 +50,9 @@ def test_variants_decode_the_stored_codes_and_lower_the_models_loss(tmp_path):
     run, plan = plan_run(tmp_path, llama(), formats=FORMATS, quantizer=GPTQ)
     variants = open_variants(run, plan)
     group = plan.space.groups[0]
-    codes_MK, range = variants.encoded(group.members[0], "int4")
+    codes_MK, qparams = variants.encoded(group.members[0], "int4")
     [weight] = variants.quantized(group, "int4").values()
-    assert torch.equal(weight, decode(codes_MK, range, TABLE["int4"], variants.quantizer))
+    assert torch.equal(weight, decode(codes_MK, qparams, TABLE["int4"], variants.quantizer))
     nearest = Variants(variants.model, plan.space, type(variants.quantizer)(group_size=64))
     outputs = torch.tensor([list(b"ink stand on shelf 3. 4 bottles")])
     z0_NTV = variants.model(outputs).logits

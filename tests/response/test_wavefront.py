@@ -30,7 +30,7 @@ def variants_of(model, inputs, include=("*",), tie=()) -> Variants:
 @torch.no_grad()
 def outputs(engine, inputs, options) -> tuple[torch.Tensor, torch.Tensor]:
     z0_NTV, parts = engine.respond(inputs, options)
-    found = {p: z_NTV for members, z_KNTV in parts for p, z_NTV in zip(members, z_KNTV, strict=True)}
+    found = {p: z_NTV for members, z_QNTV in parts for p, z_NTV in zip(members, z_QNTV, strict=True)}
     assert sorted(found) == sorted(options)
     return z0_NTV, torch.stack([found[p] for p in options])
 

@@ -43,11 +43,11 @@ class Replayed:
             )
             parts = list(outputs)
         self.members = [p for members, _ in parts for p in members]
-        self.before_KNTD = torch.cat([part for _, part in parts])
+        self.before_QNTD = torch.cat([part for _, part in parts])
 
     def respond(self, inputs, options):
         assert list(options) == self.members
-        return self.before_NTD, iter([(self.members, self.before_KNTD)])
+        return self.before_NTD, iter([(self.members, self.before_QNTD)])
 
 
 def features(subject, samples, first=0):
@@ -158,10 +158,10 @@ def test_positions_are_drawn_once_each_among_those_that_count_wherever_the_work_
 def test_no_logits_of_all_options_or_positions_are_held():
     torch.manual_seed(0)
     head = LinearHead(torch.nn.Linear(16, 30_000, bias=False).requires_grad_(False), 1.0)
-    before_NTD, delta_KNTD = torch.randn(4, 128, 16), 0.1 * torch.randn(8, 4, 128, 16)
+    before_NTD, delta_QNTD = torch.randn(4, 128, 16), 0.1 * torch.randn(8, 4, 128, 16)
     settings = {"num_probes": 2, "loss_positions": None, "seed": 0, "first_sample": 0}
     (_, score), made = peak_bytes(lambda: make_projected_score(head, "kl", before_NTD, None, **settings))
-    _, used = peak_bytes(lambda: score(delta_KNTD))
+    _, used = peak_bytes(lambda: score(delta_QNTD))
     z_NTV_bytes = 4 * 4 * 128 * 30_000
     assert made < 1.5 * z_NTV_bytes
     assert used < 0.5 * z_NTV_bytes

@@ -22,8 +22,8 @@ from hpcmpq.models.streaming import skeleton
 from hpcmpq.models.weights import as_matrix, from_matrix
 from hpcmpq.quantized.stored_codes import StoredCodes, is_stored
 from hpcmpq.quantizers import decode, fake_quantize
-from hpcmpq.quantizers.codes import Range
-from hpcmpq.quantizers.ranges import choose_range
+from hpcmpq.quantizers.codes import QParams
+from hpcmpq.quantizers.ranges import choose_qparams
 from hpcmpq.space import Member, SearchSpace
 
 Rows = Callable[[str, int, int], Tensor]
@@ -50,7 +50,7 @@ class Shards:
     rank: int
     codes: StoredCodes | None = None
     _formats: dict[str, str | None] = field(default_factory=dict)
-    _ranges: dict[tuple[str, str], Range] = field(default_factory=dict)
+    _qparams: dict[tuple[str, str], QParams] = field(default_factory=dict)
 
     def fill(self, assignment: Mapping[str, str]) -> None:
         """Round all groups as {group name: format name} says, and restore those that it does not name."""
@@ -93,14 +93,14 @@ class Shards:
             matrix_MK = stored.reshape(-1, member.num_columns)
         if is_stored(format_name, self.quantizer):
             assert self.codes is not None
-            codes_MK, range = self.codes.read(member, format_name, stored)
+            codes_MK, qparams = self.codes.read(member, format_name, stored)
             rows = slice(start, start + len(matrix_MK))
-            zero_point = None if range.zero_point is None else range.zero_point[rows]
-            part = Range(range.scale[rows], zero_point)
+            zero_point = None if qparams.zero_point is None else qparams.zero_point[rows]
+            part = QParams(qparams.scale[rows], zero_point)
             return from_matrix(decode(codes_MK[rows], part, weight_format, self.quantizer), member, stored)
-        if weight_format.scaled and key not in self._ranges:
-            self._ranges[key] = choose_range(matrix_MK, weight_format, self.quantizer)
-        rounded_MK = fake_quantize(matrix_MK, weight_format, self.quantizer, self._ranges.get(key))
+        if weight_format.scaled and key not in self._qparams:
+            self._qparams[key] = choose_qparams(matrix_MK, weight_format, self.quantizer)
+        rounded_MK = fake_quantize(matrix_MK, weight_format, self.quantizer, self._qparams.get(key))
         return from_matrix(rounded_MK, member, stored)
 
 

@@ -1,6 +1,6 @@
 """Multiple-choice knapsacks, with any budgets and joint tables, solved exactly by CP-SAT.
 
-Axis letters: P options, G groups, K budgets, E products.
+Axis letters: P options, G groups, C budgets, E products.
 """
 
 import logging
@@ -123,13 +123,13 @@ def _solve(
     cells = [
         _table_literals(model, literals, program, table) for table in (*compact.tables, *program.value_tables)
     ]
-    for k in range(len(compact.limit_K)):
+    for k in range(len(compact.limit_C)):
         own = [(t, c) for t, c in zip(compact.tables, cells, strict=False) if t.budget == k]
         variables = [*literals, *(v for _, (c, _) in own for v in c)]
         cost = np.concatenate(
-            [np.where(alive_P, compact.cost_KP[k], 0.0), *(values for _, (_, values) in own)]
+            [np.where(alive_P, compact.cost_CP[k], 0.0), *(values for _, (_, values) in own)]
         )
-        steps, limit = integer_costs(cost, float(compact.limit_K[k]), compact.num_groups + len(own), round_up)
+        steps, limit = integer_costs(cost, float(compact.limit_C[k]), compact.num_groups + len(own), round_up)
         used = np.flatnonzero(steps)
         model.add(
             cp_model.LinearExpr.weighted_sum([variables[i] for i in used], steps[used].tolist()) <= limit
