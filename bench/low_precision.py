@@ -26,7 +26,7 @@ from hpcmpq.models.weights import swapped
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
-from hpcmpq.response.low_precision import patch_products
+from hpcmpq.response.low_precision import run_low_precision
 from hpcmpq.sensitivity.scores import make_score
 from hpcmpq.space import SearchSpace
 
@@ -101,7 +101,7 @@ def plain(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 def float32_residual(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     variants = variants_of(load(), inputs)
-    patch_products(variants.model, torch.bfloat16)
+    run_low_precision(variants.model, torch.bfloat16)
     return scores(forward(variants.model, inputs), whole_passes(variants, inputs, lambda p, w, q: q))
 
 
@@ -123,7 +123,7 @@ def scaled_steps(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         steps[option.index] = max(
             1.0, 2.0 ** round(math.log2(size(FORMATS[REFERENCE]) / size(option.format)))
         )
-    patch_products(variants.model, torch.bfloat16)
+    run_low_precision(variants.model, torch.bfloat16)
     outputs = whole_passes(variants, inputs, lambda p, w, q: w + steps[p] * (q - w))
     return scores(forward(variants.model, inputs), outputs, steps)
 

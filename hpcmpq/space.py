@@ -10,6 +10,9 @@ from functools import cached_property
 
 import numpy as np
 
+Assignment = Mapping[str, str]
+"""{group name: format name}."""
+
 
 @dataclass(frozen=True)
 class Member:

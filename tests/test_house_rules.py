@@ -49,6 +49,28 @@ def test_classes_of_ours_do_not_inherit_from_one_another():
     assert not found
 
 
+def nouns(path: Path) -> list[str]:
+    """Names of a file's classes and of its types that are other types' names; constants are all capitals."""
+    tree = ast.parse(path.read_text())
+    found = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        found += [name for name in names if name.lstrip("_")[0].isupper() and not name.isupper()]
+    return [name.lstrip("_") for name in found]
+
+
+def test_a_noun_has_one_meaning():
+    places: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for noun in nouns(path):
+            places.setdefault(noun, []).append(name_of(path))
+    assert len(places) > 200
+    assert not {noun: files for noun, files in places.items() if len(files) > 1}, (
+        "import it if it means the same, else name one for what it is"
+    )
+
+
 def test_range_is_the_builtin():
     """What codes mean are qparams, as the field says."""
     found = []

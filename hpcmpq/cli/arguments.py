@@ -49,7 +49,7 @@ ExecutorName = Annotated[
     ),
 ]
 Workers = Annotated[int, typer.Option("--workers", help="Most workers; 0 takes all that there are.")]
-Part = Annotated[
+UnitShare = Annotated[
     str, typer.Option("--part", metavar="I/N", help="This is number I of N processes that share RUN, from 0.")
 ]
 AtMost = Annotated[int | None, typer.Option("--at-most", metavar="N", min=0, help="Stop after N units.")]

@@ -93,7 +93,7 @@ def calibrate(
     run_dir: arguments.Run,
     executor: arguments.ExecutorName = "local",
     workers: arguments.Workers = 0,
-    part: arguments.Part = "0/1",
+    part: arguments.UnitShare = "0/1",
     at_most: arguments.AtMost = None,
 ) -> dict[str, Any] | None:
     """Measure the missing work units; interrupt at any point, the same command goes on."""

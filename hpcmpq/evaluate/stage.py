@@ -9,7 +9,7 @@ from hpcmpq.config import Config, parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate.engines import find_engine
 from hpcmpq.evaluate.parts import DataPart, Part
-from hpcmpq.evaluate.results import Chunk, Unit, Values, finish, joined, open_results
+from hpcmpq.evaluate.results import Chunk, MeasuredChunk, Values, finish, joined, open_results
 from hpcmpq.evaluate.rounds import chunks_of, measure, measure_whole, whole_chunk
 from hpcmpq.evaluate.statistics import summarise
 from hpcmpq.evaluate.tasks import make_task
@@ -160,11 +160,11 @@ def _say_other_samples(run: RunDir, samples_hash: str, num_samples: int) -> None
 
 
 def by_part(
-    chunks: Mapping[str, Sequence[Chunk]], measured: Mapping[Unit, Values]
+    chunks: Mapping[str, Sequence[Chunk]], measured: Mapping[MeasuredChunk, Values]
 ) -> dict[str, dict[str, Values]]:
     """{part: {model: {metric: value per item}}} from the values of each part's chunks."""
     return {
-        part: {model: joined(measured[Unit(model, chunk)] for chunk in own) for model in MODELS}
+        part: {model: joined(measured[MeasuredChunk(model, chunk)] for chunk in own) for model in MODELS}
         for part, own in chunks.items()
     }
 

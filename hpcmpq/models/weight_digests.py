@@ -6,13 +6,12 @@ and last rows say enough.
 """
 
 import hashlib
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import PlanMismatch
-from hpcmpq.models.stored_weights import Weights
+from hpcmpq.models.stored_weights import ReadRows, Weights
 from hpcmpq.plan import Plan
 
 END = 64
@@ -21,11 +20,8 @@ END = 64
 WHOLE = 2**26
 """Up to so many values in all, every one of them counts."""
 
-Rows = Callable[[str, int, int], Tensor]
-"""(parameter, start, stop) → that range of its first axis."""
 
-
-def weight_marks(model: nn.Module, dtype: str, rows: Rows | None = None) -> dict[str, str]:
+def weight_marks(model: nn.Module, dtype: str, rows: ReadRows | None = None) -> dict[str, str]:
     """{parameter or stored buffer: digest of its shape and of its values, or a few of them}.
 
     Args:
@@ -52,7 +48,7 @@ def weight_marks(model: nn.Module, dtype: str, rows: Rows | None = None) -> dict
     return marks
 
 
-def check_same_weights(model: nn.Module, plan: Plan, rows: Rows | None = None) -> None:
+def check_same_weights(model: nn.Module, plan: Plan, rows: ReadRows | None = None) -> None:
     """Refuse a model that has changed since it was planned for.
 
     Raises:

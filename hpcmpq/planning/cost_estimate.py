@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.config import Config
-from hpcmpq.models.chain.chain import Inputs
 from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.chain.places import Places, first_block, is_outside, places_of_groups
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.linear_head import LinearHead
-from hpcmpq.models.outputs import forward
+from hpcmpq.models.outputs import Inputs, forward
 from hpcmpq.plan import WorkUnit
 from hpcmpq.planning.part_times import time_parts, total_seconds
 from hpcmpq.quantized.variants import KEPT_BYTES

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from hpcmpq.errors import UserError
-from hpcmpq.models.chain.chain import Inputs
 from hpcmpq.models.chain.find_chain import find_chain
+from hpcmpq.models.outputs import Inputs
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.block_options import Changes
 from hpcmpq.response.fallback import Fallback
-from hpcmpq.response.low_precision import patch_products
+from hpcmpq.response.low_precision import run_low_precision
 from hpcmpq.response.wavefront import Wavefront
 from hpcmpq.response.whole_model import WholeModel
 
@@ -35,7 +35,7 @@ LOW_PRECISION_WAVE = 64, 2**28
 """With low-precision products each wave runs the original again: at least so many options, or bytes of states."""
 
 
-class Engine(Protocol):
+class ResponseEngine(Protocol):
     """Something that runs every option."""
 
     def respond(
@@ -56,7 +56,7 @@ def make_engine(
     resident: Callable[[int], AbstractContextManager[None]] | None = None,
     options_per_pass: int | None = None,
     options_per_wave: int | None = None,
-) -> Engine:
+) -> ResponseEngine:
     """The engine for a model: the wavefront where it is a chain, else one whole pass per option, with a notice.
 
     Batches on which the model's code fails in the wavefront are run by whole passes too.
@@ -75,7 +75,7 @@ def make_engine(
         UserError: If a streamed model is not a chain.
     """
     model = variants.model
-    products = None if low_precision is None else patch_products(model, low_precision, exact_original)
+    products = None if low_precision is None else run_low_precision(model, low_precision, exact_original)
     chain = None if kind == "whole" else find_chain(model, inputs, variants.space.groups)
     if resident is not None:
         if chain is None:

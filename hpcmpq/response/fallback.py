@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hpcmpq.errors import raise_if_no_room
-from hpcmpq.models.chain.chain import Inputs
+from hpcmpq.models.outputs import Inputs
 from hpcmpq.response.whole_model import WholeModel
 
 log = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 
-Product = Callable[[Tensor, Tensor], Tensor]
+Multiply = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
-class Products:
+class LowPrecisionLayers:
     """The matrix products of a model's linear and convolution layers, run in a low precision.
 
     Attributes:
@@ -61,7 +61,7 @@ class Products:
         finally:
             self._replaying, self._deltas, self._places, self._last = None, {}, {}, None
 
-    def run(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, product: Product) -> Tensor:
+    def run(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, product: Multiply) -> Tensor:
         """The output of a layer in the mode that is on."""
         if self._replaying is None:
             y = product(x, weight) if self.exact_original else self._low(product, x, weight).to(x.dtype)
@@ -83,7 +83,7 @@ class Products:
             self._last = x, _minus(x, x0).to(self.dtype)
         return self._last[1]
 
-    def _low(self, product: Product, x: Tensor, weight: Tensor) -> Tensor:
+    def _low(self, product: Multiply, x: Tensor, weight: Tensor) -> Tensor:
         return product(x.to(self.dtype), weight.to(self.dtype))
 
 
@@ -104,11 +104,13 @@ def _plus(original: Tensor, displaced: Tensor) -> Tensor:
     return (original + displaced.unflatten(0, (-1, len(original)))).flatten(0, 1)
 
 
-def patch_products(model: nn.Module, dtype: torch.dtype, exact_original: bool = False) -> Products:
+def run_low_precision(
+    model: nn.Module, dtype: torch.dtype, exact_original: bool = False
+) -> LowPrecisionLayers:
     """Run the products of all linear, convolution and transposed linear layers of a float32 model in `dtype`."""
     from transformers.pytorch_utils import Conv1D
 
-    products = Products(
+    products = LowPrecisionLayers(
         frozenset(
             f"{name}.weight" if name else "weight"
             for name, module in model.named_modules()
@@ -127,7 +129,7 @@ def patch_products(model: nn.Module, dtype: torch.dtype, exact_original: bool = 
     return products
 
 
-def _patch(products: Products, name: str, module: nn.Module, product: Product) -> None:
+def _patch(products: LowPrecisionLayers, name: str, module: nn.Module, product: Multiply) -> None:
     key = f"{name}.weight" if name else "weight"
 
     def run(x: Tensor) -> Tensor:
@@ -139,5 +141,5 @@ def _patch(products: Products, name: str, module: nn.Module, product: Product) -
     module.forward = run  # type: ignore[method-assign]
 
 
-def _convolution(module: nn.Module) -> Product:
+def _convolution(module: nn.Module) -> Multiply:
     return lambda x, weight: module._conv_forward(x, weight, None)  # type: ignore[operator]

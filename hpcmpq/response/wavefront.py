@@ -21,8 +21,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hpcmpq.errors import UserError, raise_if_no_room
-from hpcmpq.models.chain.chain import Call, Chain, Inputs, same_values
-from hpcmpq.response.block_options import Changes, Tensors
+from hpcmpq.models.chain.chain import Call, Chain, same_values
+from hpcmpq.models.outputs import Inputs
+from hpcmpq.models.weights import Tensors
+from hpcmpq.response.block_options import Changes
 from hpcmpq.response.fallback import Fallback, Responses
 
 log = logging.getLogger(__name__)

@@ -15,13 +15,12 @@ from torch.func import grad, jvp, vmap
 
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.outputs import forward
+from hpcmpq.models.weights import Tensors
 from hpcmpq.sensitivity.subject import Contribution, Subject
 from hpcmpq.sensitivity.taps import run
 
 DEFAULT_PROBES = 8
 """Random directions per group where the config does not set `sensitivity.probes`."""
-
-Tensors = dict[str, Tensor]
 
 
 def measure(subject: Subject, samples: Samples, groups: range, first_sample: int) -> Iterator[Contribution]:

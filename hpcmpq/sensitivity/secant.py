@@ -15,7 +15,7 @@ import torch
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.linear_head import LinearHead
 from hpcmpq.models.memory import large_empty
-from hpcmpq.response.engine import Engine
+from hpcmpq.response.engine import ResponseEngine
 from hpcmpq.response.whole_model import WholeModel
 from hpcmpq.sensitivity.features import Features
 from hpcmpq.sensitivity.probes import make_probes
@@ -38,7 +38,7 @@ def measure(subject: Subject, samples: Samples, groups: range, first_sample: int
 
 
 def _from_logits(
-    subject: Subject, engine: Engine, batch: Samples, options: list[int], first_sample: int
+    subject: Subject, engine: ResponseEngine, batch: Samples, options: list[int], first_sample: int
 ) -> Features:
     """Features and exact losses, from all logits of every option."""
     column = {p: place for place, p in enumerate(options)}
@@ -63,7 +63,7 @@ def _from_logits(
 
 def _from_projections(
     subject: Subject,
-    engine: Engine,
+    engine: ResponseEngine,
     head: LinearHead,
     batch: Samples,
     options: list[int],

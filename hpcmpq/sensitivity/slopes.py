@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from hpcmpq.models.layer_kinds import apply, is_linear
+from hpcmpq.models.weights import Tensors
 from hpcmpq.sensitivity.directions import errors_at, input_gradient
 from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.sensitivity.uses import Layers, Use, pull
 
 SLOPE_ELEMENTS = 2**24
 """Per-sample weight gradients held at once, in elements."""
-
-Tensors = dict[str, Tensor]
 
 
 def row_slopes(

@@ -24,10 +24,10 @@ from hpcmpq.quantizers import choose_qparams, encode, fake_quantize
 from hpcmpq.quantizers.activations import round_activations
 from hpcmpq.space import Member, Product
 from hpcmpq.timing.packed_products import (
-    CastProduct,
+    CastOperation,
     Int4Weights,
     Int8Convolution,
-    Int8Product,
+    Int8Linear,
     Int8Weights,
     ScaledFloat,
 )
@@ -127,7 +127,7 @@ def _cast(operation: Operation, format: Format, quantizer: Quantizer) -> FormatK
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[format.name]
     if dtype == operation.dtype:
         return None
-    return FormatKernel(Cast(dtype), str(dtype), CastProduct(operation.trace, operation.node, dtype))
+    return FormatKernel(Cast(dtype), str(dtype), CastOperation(operation.trace, operation.node, dtype))
 
 
 def _w8a8(operation: Operation, format: Format, quantizer: Quantizer) -> FormatKernel:
@@ -142,7 +142,7 @@ def _w8a8(operation: Operation, format: Format, quantizer: Quantizer) -> FormatK
         return FormatKernel(ToInt8((-3, -2, -1), static), f"{name} sample", convolution)
     operation.matrix()
     return FormatKernel(
-        ToInt8((-1,), static), name, Int8Product(codes_MK, scale_M, operation.bias(), operation.dtype)
+        ToInt8((-1,), static), name, Int8Linear(codes_MK, scale_M, operation.bias(), operation.dtype)
     )
 
 

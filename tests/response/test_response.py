@@ -13,7 +13,7 @@ from hpcmpq.models.load import load_model
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
-from hpcmpq.response.low_precision import Products
+from hpcmpq.response.low_precision import LowPrecisionLayers
 from hpcmpq.response.whole_model import WholeModel
 from hpcmpq.sensitivity.features import gram, multiply
 from hpcmpq.sensitivity.scores import make_score
@@ -49,7 +49,7 @@ def sums_of(subject, samples, groups=None) -> dict[str, np.ndarray]:
 def low_sums_and_dtypes(subject, samples, monkeypatch) -> tuple[dict[str, np.ndarray], set[torch.dtype]]:
     """Sums with low-precision products, and the dtypes in which options multiplied."""
     dtypes = set()
-    run = Products.run
+    run = LowPrecisionLayers.run
 
     def spied(self, name, x, weight, bias, product):
         def seen(x, weight):
@@ -60,7 +60,7 @@ def low_sums_and_dtypes(subject, samples, monkeypatch) -> tuple[dict[str, np.nda
         return run(self, name, x, weight, bias, seen)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Products, "run", spied)
+        patched.setattr(LowPrecisionLayers, "run", spied)
         patched.setattr(torch.nn.functional, "linear", lambda x, *rest: pytest.fail("another product"))
         return sums_of(subject, samples), dtypes
 

@@ -1,7 +1,7 @@
 """What runs the models: one process, or DeepSpeed with the model sharded over ranks.
 
 To add an engine: a file with a function `open_engine(run, plan, config, world)`, a context manager that yields an
-`Engine`, and its line in `ENGINES`. `tests/evaluate` compares every engine with ``torch``.
+`EvaluationEngine`, and its line in `ENGINES`. `tests/evaluate` compares every engine with ``torch``.
 """
 
 import importlib
@@ -23,7 +23,7 @@ ENGINES = {
 }
 
 
-class Engine(Protocol):
+class EvaluationEngine(Protocol):
     """A model whose weights can be changed, on one or more ranks that all call every method together.
 
     Attributes:
@@ -53,7 +53,7 @@ class Engine(Protocol):
         """What to report about the engine: bytes of the model, the most that each rank held, ..."""
 
 
-Opener = Callable[[RunDir, Plan, Config, World], AbstractContextManager[Engine]]
+Opener = Callable[[RunDir, Plan, Config, World], AbstractContextManager[EvaluationEngine]]
 
 
 def find_engine(name: str) -> Opener:

@@ -29,7 +29,7 @@ from hpcmpq.store.run_dir import RunDir
 
 @dataclass
 class TensorEngine:
-    """See `hpcmpq.evaluate.engines.Engine`: towards its caller one rank, which is spread over all."""
+    """See `hpcmpq.evaluate.engines.EvaluationEngine`: towards its caller one rank, which is spread over all."""
 
     run: RunDir
     plan: Plan

@@ -20,7 +20,7 @@ from hpcmpq.store.run_dir import RunDir
 
 @dataclass(frozen=True)
 class TorchEngine:
-    """See `hpcmpq.evaluate.engines.Engine`."""
+    """See `hpcmpq.evaluate.engines.EvaluationEngine`."""
 
     variants: Variants
     device: torch.device

@@ -5,7 +5,7 @@ rows to round its piece: those at the ends of the piece are rounded by two ranks
 is ever sent, and only weights that are stored transposed are read whole, one at a time.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from hpcmpq.config import ModelConfig
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.layer_kinds import is_transposed
 from hpcmpq.models.load import load_model
-from hpcmpq.models.stored_weights import find_weights
+from hpcmpq.models.stored_weights import ReadRows, find_weights
 from hpcmpq.models.streaming import skeleton
 from hpcmpq.models.weights import as_matrix, from_matrix
 from hpcmpq.quantized.stored_codes import StoredCodes, is_stored
@@ -26,12 +26,9 @@ from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.ranges import choose_qparams
 from hpcmpq.space import Member, SearchSpace
 
-Rows = Callable[[str, int, int], Tensor]
-"""(parameter, start, stop) → that range of the original's first axis."""
-
 
 @dataclass
-class Shards:
+class ZeroPieces:
     """This rank's pieces of all parameters of a model.
 
     Attributes:
@@ -46,7 +43,7 @@ class Shards:
     model: nn.Module
     space: SearchSpace
     quantizer: Quantizer
-    rows: Rows
+    rows: ReadRows
     rank: int
     codes: StoredCodes | None = None
     _formats: dict[str, str | None] = field(default_factory=dict)
@@ -133,7 +130,9 @@ def _width(shape: tuple[int, ...]) -> int:
     return width
 
 
-def build(config: ModelConfig, import_paths: tuple[str, ...], rank: int, size: int) -> tuple[nn.Module, Rows]:
+def build(
+    config: ModelConfig, import_paths: tuple[str, ...], rank: int, size: int
+) -> tuple[nn.Module, ReadRows]:
     """The model before it is partitioned, and where its originals come from.
 
     A directory's model has no values yet. A factory's has them all, since the factory made them, and this rank's
@@ -155,7 +154,7 @@ def build(config: ModelConfig, import_paths: tuple[str, ...], rank: int, size: i
     return model, weights.rows
 
 
-def _kept_rows(model: nn.Module, rank: int, size: int) -> Rows:
+def _kept_rows(model: nn.Module, rank: int, size: int) -> ReadRows:
     kept: dict[str, tuple[int, Tensor]] = {}
     transposed = {id(p) for m in model.modules() if is_transposed(m) for p in m.parameters(recurse=False)}
     for name, parameter in model.named_parameters(remove_duplicate=False):

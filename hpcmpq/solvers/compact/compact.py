@@ -10,7 +10,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Table:
+class JointCost:
     """A joint cost of several groups inside budget `budget`: float64 [J_1, ..., J_m], `inf` forbids."""
 
     budget: int
@@ -42,7 +42,7 @@ class Compact:
     offset_H: np.ndarray
     cost_CP: np.ndarray
     limit_C: np.ndarray
-    tables: tuple[Table, ...]
+    tables: tuple[JointCost, ...]
     constant: float
     scale: float
     origin_GJ: np.ndarray
@@ -145,7 +145,7 @@ def restrict(compact: Compact, keep_P: np.ndarray) -> Compact | None:
             first = offset_H[groups[0]]
             cost_CP[table.budget, first : first + len(values)] += values
         else:
-            tables.append(Table(table.budget, groups, values))
+            tables.append(JointCost(table.budget, groups, values))
     super_G, origin_GJ = _restrict_origin(compact, keep_P, fixed_G, new_group_G)
     constant = compact.constant + compact.scale * compact.objective(fixed_F)
     return Compact(

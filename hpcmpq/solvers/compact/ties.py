@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from hpcmpq.problem import Problem, search_limit
-from hpcmpq.solvers.compact.compact import Compact, Table
+from hpcmpq.solvers.compact.compact import Compact, JointCost
 
 
 def merge_ties(problem: Problem) -> Compact | str:
@@ -129,7 +129,7 @@ def _clean(quad_PP: np.ndarray, offset_H: np.ndarray) -> bool:
 
 def _merged_table(
     budget: int, groups: tuple[int, ...], table: np.ndarray, super_G: np.ndarray, places: list[np.ndarray]
-) -> Table:
+) -> JointCost:
     """A joint table over merged groups: tied axes become one diagonal axis.
 
     Args:
@@ -143,4 +143,4 @@ def _merged_table(
     unique = list(dict.fromkeys(supers))
     grids = np.meshgrid(*[np.arange(len(places[supers.index(s)])) for s in unique], indexing="ij")
     index = tuple(place[grids[unique.index(s)]] for s, place in zip(supers, places, strict=True))
-    return Table(budget, tuple(unique), table[index])
+    return JointCost(budget, tuple(unique), table[index])

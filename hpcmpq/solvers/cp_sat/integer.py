@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from hpcmpq.solvers.compact.compact import Compact, Table
+from hpcmpq.solvers.compact.compact import Compact, JointCost
 from hpcmpq.solvers.cp_sat.integer_costs import common_unit, integer_costs
-from hpcmpq.solvers.cp_sat.integer_program import Products, Program
+from hpcmpq.solvers.cp_sat.integer_program import PairTerms, Program
 from hpcmpq.solvers.search.feasible import feasible_choice, lagrangian_floor
 
 _log = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ def solve_linear(
     time_limit_s: float,
     seed: int,
     hint_G: np.ndarray | None = None,
-    products: Products | None = None,
-    value_tables: tuple[Table, ...] = (),
+    products: PairTerms | None = None,
+    value_tables: tuple[JointCost, ...] = (),
     workers: int = 2,
 ) -> IntegerAnswer:
     """Minimise value·x (+ products, + tables) over the compact problem's feasible choices.
@@ -203,7 +203,7 @@ def _interruptible(solver: Any, model: Any) -> Any:
 
 
 def _table_literals(
-    model: Any, literals: list[Any], program: Program, table: Table
+    model: Any, literals: list[Any], program: Program, table: JointCost
 ) -> tuple[list[Any], np.ndarray]:
     """One Boolean per finite cell of options that may be chosen, tied to them; returns them and their values."""
     starts = program.compact.offset_H[list(table.groups)]
@@ -222,7 +222,7 @@ def _table_literals(
 
 
 def _product_literals(
-    model: Any, literals: list[Any], products: Products, deadline: float
+    model: Any, literals: list[Any], products: PairTerms, deadline: float
 ) -> list[Any] | None:
     """Z = x_p x_q for every product, linearised on the side that its sign pulls against; None when time runs out."""
     variables: list[Any] = []

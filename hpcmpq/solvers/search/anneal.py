@@ -14,7 +14,7 @@ import numpy as np
 
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.compact.lagrangian import best_prices, cheapest
-from hpcmpq.solvers.search.state import State, repair
+from hpcmpq.solvers.search.state import SearchState, repair
 
 COOLING = 40.0
 """First temperature over last."""
@@ -24,7 +24,7 @@ def anneal(
     compact: Compact, start_G: np.ndarray, sweeps: int, rng: np.random.Generator, deadline: float
 ) -> tuple[np.ndarray, float] | None:
     """The best feasible choice seen and its objective, or None."""
-    state = State(compact, start_G)
+    state = SearchState(compact, start_G)
     price_C = np.maximum(best_prices(compact, state.marginal_P, sweeps=1), 1e-9)
     hottest = first_temperature(state, price_C)
     pool = rng.gumbel(size=max(1 << 16, 8 * compact.num_options))
@@ -68,7 +68,7 @@ PRICES = 1e-12, 1e12
 """Least and largest price: where no choice or every choice is feasible they would drift to zero or infinity."""
 
 
-def first_temperature(state: State, price_C: np.ndarray) -> float:
+def first_temperature(state: SearchState, price_C: np.ndarray) -> float:
     """0.3 of the upper quartile over groups of what its second-best option loses, at the current prices.
 
     At 224 and 560 groups a hotter start wastes sweeps and a colder one (0.1) stays in poorer basins.

@@ -16,7 +16,7 @@ import numpy as np
 
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.compact.lagrangian import best_prices, cheapest
-from hpcmpq.solvers.search.state import State, repair
+from hpcmpq.solvers.search.state import SearchState, repair
 from hpcmpq.solvers.search.tabu import polish
 
 
@@ -75,7 +75,7 @@ def feasible_choice(
     starts.append(cheapest(flat, flat.cost_CP.sum(axis=0)))
     best: tuple[np.ndarray, float] | None = None
     for start_G in starts:
-        state = State(flat, start_G)
+        state = SearchState(flat, start_G)
         if repair(state, 4 * flat.num_groups) and flat.feasible(state.choice_G):
             value = float(value_P[state.choice_G].sum())
             if best is None or value < best[1]:

@@ -9,16 +9,16 @@ Axis letters: P options, G groups, C budgets, L first legs of a pair.
 
 import numpy as np
 
-from hpcmpq.solvers.compact.compact import Compact, Table
+from hpcmpq.solvers.compact.compact import Compact, JointCost
 
 
-class State:
+class SearchState:
     """A choice with its marginals; `flip` keeps them up to date."""
 
     def __init__(self, compact: Compact, choice_G: np.ndarray) -> None:
         self.compact = compact
         self.group_P = compact.group_P
-        self.tables_of_group: dict[int, list[Table]] = {}
+        self.tables_of_group: dict[int, list[JointCost]] = {}
         for table in compact.tables:
             for group in table.groups:
                 self.tables_of_group.setdefault(group, []).append(table)
@@ -38,7 +38,7 @@ class State:
                     self._add_slice(table, group, 1.0)
         self.slack_C = compact.limit_C - compact.costs(choice_G)
 
-    def _add_slice(self, table: Table, group: int, sign: float) -> None:
+    def _add_slice(self, table: JointCost, group: int, sign: float) -> None:
         compact = self.compact
         index = tuple(
             slice(None) if g == group else int(self.choice_G[g] - compact.offset_H[g]) for g in table.groups
@@ -80,7 +80,7 @@ FORBIDDEN = 1e6
 """Stands for an infinite cost in marginals; finite costs are at most about 1 after presolve."""
 
 
-def repair(state: State, max_flips: int) -> bool:
+def repair(state: SearchState, max_flips: int) -> bool:
     """Flip towards feasibility, cheapest rise of the objective per violation removed first."""
     for _ in range(max_flips):
         over_C = np.maximum(-state.slack_C, 0.0)

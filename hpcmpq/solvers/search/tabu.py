@@ -10,7 +10,7 @@ import numpy as np
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.compact.lagrangian import best_prices, cheapest
 from hpcmpq.solvers.search.anneal import anneal
-from hpcmpq.solvers.search.state import State, repair
+from hpcmpq.solvers.search.state import SearchState, repair
 
 
 def start_choices(compact: Compact, hint_G: np.ndarray | None, deadline: float) -> list[np.ndarray]:
@@ -61,7 +61,7 @@ def search(
     best: tuple[np.ndarray, float] | None = None
     starts = start_choices(compact, hint_G, deadline)
     for start_G in starts:
-        state = State(compact, start_G)
+        state = SearchState(compact, start_G)
         if repair(state, 4 * compact.num_groups):
             value = compact.objective(state.choice_G)
             if best is None or value < best[1]:
@@ -78,7 +78,7 @@ def search(
         if found is None:
             hits += int(long_enough and best is not None)  # nothing feasible but what is known
             continue
-        state = State(compact, found[0])
+        state = SearchState(compact, found[0])
         found, _ = _walk(state, found, rng, deadline, 60, first_legs)
         tolerance = 1e-9 * abs(found[1])
         if best is None or found[1] < best[1] - tolerance:
@@ -100,11 +100,11 @@ def polish(
     compact: Compact, found: tuple[np.ndarray, float], seed: int, deadline: float
 ) -> tuple[tuple[np.ndarray, float], int]:
     """A short tabu walk from a feasible choice."""
-    return _walk(State(compact, found[0]), found, np.random.default_rng(seed), deadline, 60, 8)
+    return _walk(SearchState(compact, found[0]), found, np.random.default_rng(seed), deadline, 60, 8)
 
 
 def _walk(
-    state: State,
+    state: SearchState,
     best: tuple[np.ndarray, float],
     rng: np.random.Generator,
     deadline: float,
@@ -137,7 +137,7 @@ def _walk(
 
 
 def _best_move(
-    state: State, tabu_P: np.ndarray, price_C: np.ndarray, first_legs: int, aspiration: float
+    state: SearchState, tabu_P: np.ndarray, price_C: np.ndarray, first_legs: int, aspiration: float
 ) -> tuple[int, ...] | None:
     """The best feasible flip or pair of flips that is not tabu, or beats `aspiration`."""
     compact, group_P, choice_G = state.compact, state.group_P, state.choice_G
@@ -180,7 +180,7 @@ def _best_move(
     return move if best < np.inf else None
 
 
-def _pair_feasible(state: State, pair: tuple[int, int]) -> bool:
+def _pair_feasible(state: SearchState, pair: tuple[int, int]) -> bool:
     """Exact check: with joint tables the costs of two flips need not add."""
     choice_G = state.choice_G.copy()
     choice_G[state.group_P[list(pair)]] = pair

@@ -21,7 +21,7 @@ from hpcmpq.solvers.proof.node import advance, all_pairs, exclude, make_node, pa
 from hpcmpq.solvers.proof.projection import Projector, simplex
 from hpcmpq.solvers.proof.relaxation import additive_floor, make_relaxation, minimise, separable_budgets
 from hpcmpq.solvers.proof.spectral import spectral_bound
-from hpcmpq.solvers.search.state import State
+from hpcmpq.solvers.search.state import SearchState
 from hpcmpq.solvers.search.tabu import search
 
 
@@ -258,11 +258,11 @@ def test_no_cross_terms_and_no_time_leave_a_spectral_bound() -> None:
 def test_state_stays_exact_over_many_flips() -> None:
     compact = small(5)
     rng = np.random.default_rng(0)
-    state = State(compact, compact.offset_H[:-1].copy())
+    state = SearchState(compact, compact.offset_H[:-1].copy())
     for _ in range(300):
         state.flip(int(rng.integers(compact.num_options)))
     assert state.objective == pytest.approx(compact.objective(state.choice_G))
-    fresh = State(compact, state.choice_G)
+    fresh = SearchState(compact, state.choice_G)
     np.testing.assert_allclose(state.marginal_P, fresh.marginal_P, atol=1e-10)
     np.testing.assert_allclose(state.slack_C, fresh.slack_C, atol=1e-12)
 
