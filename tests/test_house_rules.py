@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -207,8 +208,9 @@ def test_docstring_examples_hold(module: str):
 def test_variant_tables_name_existing_files(table: str):
     """Listing names imports nothing; that each entry can be found is checked without importing it."""
     module, attribute = table.split(":")
-    entries: dict[str, str] = getattr(importlib.import_module(f"hpcmpq.{module}"), attribute)
-    for name, target in entries.items():
+    entries: dict[str, Any] = getattr(importlib.import_module(f"hpcmpq.{module}"), attribute)
+    for name, entry in entries.items():
+        target: str = getattr(entry, "place", entry)
         file, _, function = target.partition(":")
         path = ROOT / (file.replace(".", "/") + ".py")
         assert path.exists(), f"{table}[{name!r}] names {target}, and {path.name} does not exist"

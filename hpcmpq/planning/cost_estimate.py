@@ -1,8 +1,8 @@
 """What calibration will cost, before it runs: forward passes, arithmetic, memory, bytes of shards and time.
 
 Counts follow from the plan; activations come from one forward pass with its shapes watched, and time from parts of
-a pass that are timed alone. Only methods that run options through an engine (`hpcmpq.sensitivity.FORWARD_ONLY`) are
-predicted.
+a pass that are timed alone. Only methods that run options through an engine (`forward_only` in `hpcmpq.sensitivity`)
+are predicted.
 """
 
 from dataclasses import dataclass

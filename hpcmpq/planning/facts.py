@@ -14,7 +14,7 @@ from hpcmpq.models.data.samples import Splits
 from hpcmpq.plan import content_hash
 from hpcmpq.quantized.activations import rounds_activations
 from hpcmpq.quantized.checkpoint import open_checkpoint
-from hpcmpq.sensitivity import FORWARD_ONLY
+from hpcmpq.sensitivity import find_method
 from hpcmpq.sensitivity.probes import num_probes
 from hpcmpq.sensitivity.sampled_positions import samples_positions
 from hpcmpq.space import SearchSpace
@@ -78,7 +78,7 @@ def _loss_positions(config: Config, num_outputs: int) -> int | str | None:
     """On how many positions losses are computed from all logits; None for all, as in plans older than the choice."""
     given = config.sensitivity.loss_positions
     probes = num_probes(config.sensitivity.probes, num_outputs)
-    if config.sensitivity.method not in FORWARD_ONLY:
+    if not find_method(config.sensitivity.method).forward_only:
         return None
     return (given or "some") if samples_positions(given, num_outputs, probes, config.objective) else None
 

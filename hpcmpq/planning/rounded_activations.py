@@ -12,7 +12,7 @@ from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.activations import measure_maxima, read_maxima, rounds_activations, write_maxima
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.sensitivity import WEIGHTS_ALONE
+from hpcmpq.sensitivity import find_method
 from hpcmpq.space import SearchSpace
 from hpcmpq.store.run_dir import RunDir
 
@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 def check_activations(config: Config, model: nn.Module, space: SearchSpace) -> None:
     """Refuse what a method cannot see and what cannot be rounded."""
-    if config.groups.attention_products and config.sensitivity.method in WEIGHTS_ALONE:
+    weights_alone = find_method(config.sensitivity.method).weights_alone
+    if config.groups.attention_products and weights_alone:
         raise UserError(
             f"sensitivity {config.sensitivity.method} looks at weights alone and cannot tell formats of attention "
             "products apart; leave out groups.attention_products, or use secant or first_order"
@@ -33,7 +34,7 @@ def check_activations(config: Config, model: nn.Module, space: SearchSpace) -> N
                 f"formats has only {', '.join(config.formats)}"
             )
         return
-    if config.sensitivity.method in WEIGHTS_ALONE:
+    if weights_alone:
         log.warning(
             "%s looks at weights alone: rounded activations cost it nothing", config.sensitivity.method
         )

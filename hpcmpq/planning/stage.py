@@ -33,7 +33,7 @@ from hpcmpq.planning.rounded_activations import check_activations, keep_ranges
 from hpcmpq.planning.scaling import Site, Workload, best_samples_per_unit
 from hpcmpq.quantized.activations import rounds_activations
 from hpcmpq.quantized.stored_codes import make_codes
-from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, find_method
+from hpcmpq.sensitivity import find_method, forward_only_names
 from hpcmpq.solve.feasibility import check_solvable
 from hpcmpq.space import Group, SearchSpace
 from hpcmpq.store.json_files import write_artefact
@@ -60,22 +60,21 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         UserError: If the model, the data or a pattern is wrong.
         Infeasible: If no assignment meets the budgets.
     """
-    find_method(config.sensitivity.method)
-    if config.sensitivity.products and config.sensitivity.method not in FORWARD_ONLY:
+    method = find_method(config.sensitivity.method)
+    if config.sensitivity.products and not method.forward_only:
         raise UserError(
-            f"sensitivity.products is for {' and '.join(sorted(FORWARD_ONLY))}; leave it out with "
+            f"sensitivity.products is for {' and '.join(forward_only_names())}; leave it out with "
             f"{config.sensitivity.method}"
         )
     config = dataclasses.replace(config, model=unpacked(config.model, run.original_path))
     target = find_target(config.target) if config.target else None
     if target:
         check_describable(target, Path(str(config.model.path)))
-    attention = "eager" if config.sensitivity.method in EAGER_ATTENTION else None
-    if attention and config.model.path:
+    if method.attention == "eager" and config.model.path:
         log.info("%s differentiates twice: using eager attention", config.sensitivity.method)
     model = None
     if not config.model.stream:
-        model = load_model(config.model, attention=attention, import_paths=import_paths)
+        model = load_model(config.model, attention=method.attention, import_paths=import_paths)
     planned = _planned_before(run)
     if planned is not None and planned.config["calibration"]["special_tokens"] is None:
         config = _with_samples_as_before(config, run)
@@ -145,7 +144,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         samples = splits.calibration.to(pick_device(config.model.device))
         size = config.calibration.samples_per_pass
         make_codes(run, fingerprint, model, space, config.quantizer, samples, size)
-    if config.sensitivity.method in FORWARD_ONLY:
+    if method.forward_only:
         batch = splits.calibration[: config.calibration.samples_per_pass].to(pick_device(config.model.device))
         cost = estimate_cost(model, config, space, plan.units, batch, block_bytes)
         write_artefact(run.file("cost.json"), dataclasses.asdict(cost))
@@ -191,9 +190,9 @@ def _look_streamed(
     config: Config, splits: Splits
 ) -> tuple[nn.Module, tuple[int, int], tuple[tuple[Group, ...], int, str]]:
     """The streamed model, bytes outside its blocks and of the largest; groups, bytes outside them, digest."""
-    if config.sensitivity.method not in FORWARD_ONLY:
+    if not find_method(config.sensitivity.method).forward_only:
         raise UserError(
-            f"{config.sensitivity.method} needs the whole model; use {' or '.join(sorted(FORWARD_ONLY))}, "
+            f"{config.sensitivity.method} needs the whole model; use {' or '.join(forward_only_names())}, "
             "or set model.stream: false"
         )
     streamed = load_streamed(config.model)
