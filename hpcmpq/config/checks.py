@@ -86,10 +86,6 @@ def check_values(config: Config, source: str) -> None:
     if shrink != "auto" and (isinstance(shrink, str) or not shrink >= 0):
         raise UserError(f"{source}: solver.shrink must be auto or a number of at least 0, got {shrink!r}")
     positions = config.sensitivity.loss_positions
-    if positions is not None and config.sensitivity.method != "secant":
-        raise UserError(
-            f"{source}: sensitivity.loss_positions is for secant; leave it out with {config.sensitivity.method}"
-        )
     if isinstance(positions, int) and positions < 1:
         raise UserError(f"{source}: sensitivity.loss_positions must be positive or all, got {positions}")
     if config.calibration.held_out < 0:

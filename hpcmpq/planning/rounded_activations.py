@@ -1,13 +1,13 @@
 """What planning does for formats that round activations too: refusals, and static ranges measured once."""
 
 import logging
+from collections.abc import Iterable
 
 from torch import nn
 
 from hpcmpq.config import Config
 from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.models.data.samples import Samples
-from hpcmpq.models.load import pick_device
 from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.activations import measure_maxima, read_maxima, rounds_activations, write_maxima
@@ -47,16 +47,14 @@ def check_activations(config: Config, model: nn.Module, space: SearchSpace) -> N
             )
 
 
-def keep_ranges(run: RunDir, plan: Plan, config: Config, model: nn.Module, samples: Samples) -> None:
-    """Measure static ranges once; a run that is planned again keeps its own."""
+def keep_ranges(
+    run: RunDir, plan: Plan, config: Config, model: nn.Module, batches: Iterable[Samples]
+) -> None:
+    """Measure static ranges once, on batches where the model is; a run that is planned again keeps its own."""
     try:
         if read_maxima(run, plan.fingerprint) is not None:
             return
     except DamagedFile:
         log.warning("%s is damaged; measuring the ranges anew", run.file("activations.h5"))
     activations = Variants(model, plan.space, config.quantizer).activations
-    device = pick_device(config.model.device)
-    batches = samples.passes(config.calibration.samples_per_pass)
-    write_maxima(
-        run, measure_maxima(activations, (batch.to(device).inputs for batch in batches)), plan.fingerprint
-    )
+    write_maxima(run, measure_maxima(activations, (batch.inputs for batch in batches)), plan.fingerprint)
