@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from hpcmpq.config import Config, from_values, to_values
 from hpcmpq.space import Group, Member, Product, SearchSpace
 
 
@@ -52,7 +53,7 @@ class Plan:
     """Everything that workers and later stages need to know.
 
     Attributes:
-        config: Resolved configuration as plain values (see `hpcmpq.config.to_values`).
+        config: Of the run, with every default filled in.
         space: Groups and their formats.
         units: Work units, in the order in which `reduce` adds them up.
         facts: What changes a number, as flat {name: value}: settings, digests of weights and samples.
@@ -67,7 +68,7 @@ class Plan:
         times: Values of `time.json` beside the plan, from which latencies are priced; None before `hpcmpq time`.
     """
 
-    config: dict[str, Any]
+    config: Config
     space: SearchSpace
     units: tuple[WorkUnit, ...]
     facts: dict[str, Any]
@@ -105,7 +106,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "format_version": 1,
         "fingerprint": plan.fingerprint,
         "environment": plan.environment,
-        "config": plan.config,
+        "config": to_values(plan.config),
         "import_paths": list(plan.import_paths),
         "fixed_bytes": plan.fixed_bytes,
         "num_options": plan.space.num_options,
@@ -124,7 +125,7 @@ def plan_from_json(values: dict[str, Any]) -> Plan:
     # Plans made before the key was there keep their samples as they are.
     calibration = {"special_tokens": None} | config["calibration"]
     return Plan(
-        config=config | {"calibration": calibration},
+        config=from_values(Config, config | {"calibration": calibration}, "plan.json"),
         space=SearchSpace(
             tuple(_group(group) for group in values["groups"]),
             tuple(tuple(names) for names in values["formats"]),

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcmpq.calibrate.reduce import mirror
-from hpcmpq.config import SolverConfig, parse_config, to_values
+from hpcmpq.config import SolverConfig, parse_config
 from hpcmpq.plan import Plan, content_hash, make_units, plan_to_json
 from hpcmpq.problem import Solution, Termination
 from hpcmpq.quadratic import QuadraticModel
@@ -68,7 +68,7 @@ def synthetic_plan() -> Plan:
     )
     fingerprint = content_hash("synthetic")
     return Plan(
-        config=to_values(config),
+        config=config,
         space=SearchSpace(groups, (FORMATS,) * len(groups)),
         units=make_units(fingerprint, len(groups), 64, groups_per_unit=len(groups), samples_per_unit=8),
         facts={"objective": "kl"},

@@ -27,35 +27,36 @@ ROOMS: dict[str, str] = {
     "space": "",
     "wording": "",
     "objective": "errors",
-    "plan": "space",
     "problem": "quadratic",
     "quantizers": "formats",
     "targets": "errors formats space",
-    "executors": "errors plan",
     "solvers": "errors problem",
     "config": "errors formats targets",
+    "plan": "space config",
+    "executors": "errors plan",
     "store": "errors quadratic plan",
     "doctor": "errors wording store",
     "slurm": "errors plan store",
-    "models": "errors formats space objective plan targets config store",
-    "solve": "errors formats quadratic space plan problem targets solvers config store",
-    "timing": "errors formats space plan quantizers config store models",
-    "quantized": "errors formats space objective plan quantizers config store models",
-    "report": "errors formats quadratic space wording plan problem solvers store solve",
+    "models": "errors formats space objective targets config plan store",
+    "solve": "errors formats quadratic space problem targets solvers config plan store",
+    "quantized": "errors formats space objective quantizers plan store models",
+    "timing": "errors formats space quantizers config plan store models",
+    "report": "errors formats quadratic space wording problem solvers plan store solve",
     "response": "errors models quantized",
-    "evaluate": "errors formats space objective plan quantizers executors config store models quantized",
-    "export": "errors formats space wording plan quantizers targets config store models quantized",
+    "evaluate": "errors formats space objective quantizers config plan executors store models quantized",
+    "export": "errors formats space wording quantizers targets config plan store models quantized",
     "refine": "errors formats quadratic space problem solvers config store models solve quantized",
     "sensitivity": "errors formats space objective models quantized response",
     "calibrate": (
-        "errors quadratic objective plan executors config store models quantized response sensitivity"
+        "errors quadratic objective config plan executors store models quantized response "
+        "sensitivity"
     ),
     "planning": (
-        "errors formats space objective plan quantizers targets config store models solve quantized "
+        "errors formats space objective quantizers targets config plan store models solve quantized "
         "response sensitivity"
     ),
     "cli": (
-        "errors space wording plan targets executors solvers config store doctor slurm models solve "
+        "errors space wording targets solvers config plan executors store doctor slurm models solve "
         "timing report evaluate export refine calibrate planning"
     ),
     "__main__": "cli",

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 
 from hpcmpq.calibrate.sums import contents
-from hpcmpq.config import ModelConfig, parse_config
+from hpcmpq.config import ModelConfig
 from hpcmpq.executors import Worker
 from hpcmpq.models.data.kept_samples import kept_samples, planned_splits
 from hpcmpq.models.data.samples import Samples
@@ -43,7 +43,7 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
     torch.set_num_threads(THREADS_PER_WORKER)
     keep_freed_memory()
     plan = read_plan(run)
-    config = parse_config(plan.config, "plan.json")
+    config = plan.config
     method = find_method(config.sensitivity.method)
     measure = method.measure
     is_bfloat16 = config.model.dtype == "bfloat16"
@@ -61,7 +61,7 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
     device = pick_device(source.device)
     samples = kept_samples(run, plan)
     if samples is None:
-        samples = planned_splits(config, plan).calibration
+        samples = planned_splits(plan).calibration
     samples = samples.to(device)
     with torch.no_grad():
         first_NTV = forward(model, samples[:1].inputs)

@@ -8,6 +8,7 @@ import typer
 
 from hpcmpq.cli import arguments, completion, console
 from hpcmpq.cli.app import command
+from hpcmpq.config import SolverConfig, from_values
 from hpcmpq.errors import DamagedFile, Infeasible, UserError
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.plan_file import read_plan
@@ -58,7 +59,7 @@ def frontier(
     from hpcmpq.solve.settings import parse_budgets, settings_of
 
     plan = read_plan(RunDir(run_dir))
-    cost = cost or next(iter(plan.config["budgets"]), "weight_bits")
+    cost = cost or next(iter(plan.config.budgets), "weight_bits")
     found = uniform_range(plan, cost)
     if found is None and (start is None or stop is None):
         raise UserError(
@@ -93,11 +94,11 @@ def coarse_frontier(run_dir: Path) -> None:
         known = (
             read_json(run.frontier_path, f"hpcmpq frontier {run_dir}") if run.frontier_path.exists() else {}
         )
-        if (known.get("fingerprint"), known.get("solver")) == (plan.fingerprint, plan.config["solver"]):
+        if known.get("fingerprint") == plan.fingerprint and _solver(known) == plan.config.solver:
             return
     from hpcmpq.solve.frontier import uniform_range
 
-    cost = next(iter(plan.config["budgets"]), "weight_bits")
+    cost = next(iter(plan.config.budgets), "weight_bits")
     found = uniform_range(plan, cost)
     if found is None:
         console.say(f"frontier skipped: no two uniform formats differ in {cost}")
@@ -106,3 +107,10 @@ def coarse_frontier(run_dir: Path) -> None:
         frontier(run_dir, cost, *found, (found[1] - found[0]) / COARSE_STEPS, time_limit=COARSE_TIME_S)
     except Infeasible as error:
         console.say(f"frontier skipped: {error}")
+
+
+def _solver(frontier: dict[str, Any]) -> SolverConfig | None:
+    """Its settings; None of a version with others, or before they were kept."""
+    with suppress(UserError, KeyError):
+        return from_values(SolverConfig, frontier["solver"], "frontier.json")
+    return None

@@ -37,7 +37,7 @@ def run(
         _calibrate(run_dir, pool)
         reduce(run_dir)
         solve(run_dir)
-        if read_plan(RunDir(run_dir)).config["calibration"]["held_out"]:
+        if read_plan(RunDir(run_dir)).config.calibration.held_out:
             refine(run_dir)
         else:
             console.say("refine skipped: calibration.held_out is 0")
@@ -139,7 +139,7 @@ def solve(
         settings = settings_of(planned, name=solver, time_limit_s=time_limit)
         if maximize is not None or max_loss_mse is not None or max_loss is not None:
             return solve_for_gain(run_dir, maximize, (max_loss_mse, max_loss), given, settings)
-        values = solve_run(RunDir(run_dir), given or planned.config["budgets"], settings)
+        values = solve_run(RunDir(run_dir), given or planned.config.budgets, settings)
         summaries.solved(values)
     return values
 

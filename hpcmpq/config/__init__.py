@@ -7,7 +7,7 @@ resolved values back from `plan.json`, needs neither pydantic nor YAML. To add a
 
 from hpcmpq.config.checks import check_format
 from hpcmpq.config.names import table_name
-from hpcmpq.config.read import is_factory, parse_config, read_config, resolve_paths, to_values
+from hpcmpq.config.read import from_values, is_factory, parse_config, read_config, resolve_paths, to_values
 from hpcmpq.config.sections import (
     CalibrationConfig,
     Config,
@@ -31,6 +31,7 @@ __all__ = [
     "SolverConfig",
     "TaskConfig",
     "check_format",
+    "from_values",
     "is_factory",
     "parse_config",
     "read_config",

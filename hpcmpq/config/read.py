@@ -1,13 +1,16 @@
 """YAML to a validated `Config`, and back to plain values."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin
 
 from hpcmpq.config.checks import check_keys, check_values
 from hpcmpq.config.names import with_table_names
 from hpcmpq.config.sections import Config
 from hpcmpq.errors import UserError
+
+T = TypeVar("T")
 
 
 def read_config(path: Path) -> Config:
@@ -54,6 +57,30 @@ def parse_config(values: dict[str, Any], source: str = "config") -> Config:
         raise UserError(f"{source}: {place}: {first['msg']}, got {_short(first.get('input'))}") from None
     check_values(config, source)
     return config
+
+
+def from_values(kind: type[T], values: Mapping[str, Any], source: str) -> T:
+    """A configuration, or a section of one, from what `to_values` gave: its keys alone are checked, without pydantic.
+
+    Raises:
+        UserError: If a key is unknown, as in a plan of a newer version.
+    """
+    check_keys(values, kind, source, "")
+    made: T = _made(kind, values)
+    return made
+
+
+def _made(declared: Any, value: Any) -> Any:
+    """A plain value as its declared type has it: lists as tuples, mappings as sections."""
+    origin, args = get_origin(declared), get_args(declared)
+    if dataclasses.is_dataclass(declared):
+        types = {f.name: f.type for f in dataclasses.fields(declared)}
+        return declared(**{key: _made(types[key], item) for key, item in value.items()})  # type: ignore[operator]
+    if origin is tuple:
+        return tuple(_made(args[0], item) for item in value)
+    if origin is Mapping:
+        return {key: _made(args[1], item) for key, item in value.items()}
+    return value
 
 
 def to_values(config: Config) -> dict[str, Any]:

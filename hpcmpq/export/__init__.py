@@ -11,7 +11,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.plan import Plan
 from hpcmpq.store.json_files import write_json
@@ -78,7 +77,7 @@ def export(run: RunDir, name: str, verify: bool = True) -> str:
     if not num_bytes:
         return line
     predicted = solution["costs"]["size_bytes"]
-    countable = not plan.config.get("target") and any(target.export == name for target in TARGETS.values())
+    countable = not plan.config.target and any(target.export == name for target in TARGETS.values())
     why = "; with a target in the config it counts the bytes of such a file" if countable else ""
     return (
         f"{line}: {num_bytes:,} bytes of weights, size_bytes says {predicted:,.0f} "
@@ -113,11 +112,10 @@ def _write(
         return written, check_tool_configs(plan, assignment, attempt)
     if (reason := written.unreadable or missing_reader(name)) is not None:
         return written, Verification(None, reason)
-    config = parse_config(plan.config, "plan.json")
-    samples = kept_samples(run, plan) or planned_splits(config, plan).calibration
+    samples = kept_samples(run, plan) or planned_splits(plan).calibration
     inputs = one_sample(samples, written.max_positions)
     expected_NTV = run_outputs(variants, assignment, written, inputs)
     del variants
-    read_NTV = read_outputs(name, config, plan.import_paths, attempt, inputs)
-    dtype = getattr(torch, config.model.dtype)
+    read_NTV = read_outputs(name, plan.config, plan.import_paths, attempt, inputs)
+    dtype = getattr(torch, plan.config.model.dtype)
     return written, compare(name, reader_name(name), read_NTV, expected_NTV, dtype, written)

@@ -42,7 +42,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     Raises:
         UserError: If the model is no Hugging Face directory, or a layer or its format cannot be held.
     """
-    path = plan.config["model"]["path"]
+    path = plan.config.model.path
     if path is None:
         raise UserError("compressed_tensors needs a Hugging Face directory in model.path")
     chosen = {m: assignment[g.name] for g in plan.space.groups for m in g.members}

@@ -120,7 +120,7 @@ def metadata(architecture: str, values: Mapping[str, Any]) -> list[tuple[str, An
 
 
 def _directory(plan: Plan) -> str:
-    path = plan.config["model"]["path"]
+    path = plan.config.model.path
     if path is None:
         raise UserError("gguf needs a Hugging Face directory in model.path")
     return str(path)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.export.compressed_tensors import pack
 from hpcmpq.export.kept_tensors import say_left_out
@@ -56,7 +55,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     _check(plan, variants, assignment)
     chosen = {m.parameter: (m, assignment[g.name]) for g in plan.space.groups for m in g.members}
     stored = {name: (*variants.encoded(*found), *found) for name, found in chosen.items()}
-    path = plan.config["model"]["path"]
+    path = str(plan.config.model.path)
     copy_small_files(path, directory)
     graph = _traced(variants.model, directory / "model.onnx")
     replaced = _replace_products(onnx, graph, stored, variants)
@@ -69,8 +68,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
 
 
 def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> None:
-    config = parse_config(plan.config, "plan.json")
-    if describe_model(config.model).kind != "causal_lm":
+    if describe_model(plan.config.model).kind != "causal_lm":
         raise UserError("the onnx export takes language models of a Hugging Face directory only")
     num_bytes = 4 * sum(parameter.numel() for parameter in variants.model.parameters())
     if num_bytes > MAX_BYTES:

@@ -54,12 +54,12 @@ def check_same_weights(model: nn.Module, plan: Plan, rows: ReadRows | None = Non
     Raises:
         PlanMismatch: Naming the first weight that differs.
     """
-    settings = plan.config["model"]
-    marks = weight_marks(model, settings["dtype"], rows)
+    settings = plan.config.model
+    marks = weight_marks(model, settings.dtype, rows)
     differ = [name for name, mark in marks.items() if plan.weights.get(name, mark) != mark]
     if differ:
         raise PlanMismatch(
-            f"{settings['path'] or settings['factory']} has other weights than the run was planned with "
+            f"{settings.path or settings.factory} has other weights than the run was planned with "
             f"({len(differ)} of {len(marks)} differ, first {differ[0]}); restore the model, or use a new run directory"
         )
 

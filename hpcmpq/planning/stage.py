@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hpcmpq.config import Config, to_values
+from hpcmpq.config import Config
 from hpcmpq.errors import DamagedFile
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.kept_samples import keep_samples
@@ -89,7 +89,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
             samples_per_unit=config.calibration.samples_per_unit or _samples_per_unit(config, splits),
         )
     plan = Plan(
-        config=to_values(config),
+        config=config,
         space=space,
         units=units,
         facts=facts,
@@ -138,7 +138,7 @@ def _planned_before(run: RunDir) -> Plan | None:
 
 def _with_samples_as_before(config: Config, planned: Plan | None, run: RunDir) -> Config:
     """The config; without special tokens for a run that was planned before they were: it keeps its samples."""
-    if planned is None or planned.config["calibration"]["special_tokens"] is not None:
+    if planned is None or planned.config.calibration.special_tokens is not None:
         return config
     if not config.calibration.special_tokens:
         return config

@@ -8,7 +8,6 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import parse_config
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.attention_products import attach_products
 from hpcmpq.models.data.kept_samples import kept_samples
@@ -148,7 +147,7 @@ def open_variants(
     Raises:
         PlanMismatch: If the model has changed since it was planned for.
     """
-    config = parse_config(plan.config, "plan.json")
+    config = plan.config
     if model is None:
         model = load_model(config.model, import_paths=plan.import_paths)
     check_same_settings(model, plan)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcmpq.config import SolverConfig, parse_config
+from hpcmpq.config import SolverConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.kept_samples import planned_splits
 from hpcmpq.models.data.samples import Samples
@@ -52,7 +52,7 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
         UserError: If nothing is solved yet, there are no held-out samples, or the data have changed.
     """
     plan = read_plan(run)
-    config = parse_config(plan.config, "plan.json")
+    config = plan.config
     solution = read_solution(run)
     as_measured = read_quadratic(run.quadratic_path)
     settings = settings_of(plan, **solution["solver"])
@@ -63,7 +63,7 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
 
     problem = problem_of(settings)
     model = load_model(config.model, import_paths=plan.import_paths)
-    splits = planned_splits(config, plan)
+    splits = planned_splits(plan)
     if not len(splits.held_out):
         raise UserError("refine needs held-out samples: set calibration.held_out above 0 and plan again")
     variants = open_variants(run, plan, model)

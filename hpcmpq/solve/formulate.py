@@ -10,7 +10,7 @@ import numpy as np
 
 from hpcmpq.config import SolverConfig
 from hpcmpq.errors import UserError
-from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.formats import FORMATS
 from hpcmpq.plan import Plan
 from hpcmpq.problem import Budget, Cost, Problem
 from hpcmpq.quadratic import QuadraticModel
@@ -23,8 +23,8 @@ from hpcmpq.targets import find_target
 
 def plan_costs(plan: Plan) -> dict[str, Cost]:
     """Every cost that a budget can name, by name."""
-    space, quantizer = plan.space, Quantizer(**plan.config["quantizer"])
-    target = find_target(plan.config["target"]) if plan.config.get("target") else None
+    space, quantizer = plan.space, plan.config.quantizer
+    target = find_target(plan.config.target) if plan.config.target else None
     costs = [
         weight_bits_cost(space),
         average_bits_cost(space, quantizer),

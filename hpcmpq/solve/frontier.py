@@ -6,6 +6,7 @@ larger, and a bound for a larger budget is one for a smaller. Solved points are 
 an interrupted frontier goes on where it was.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -84,7 +85,7 @@ def frontier(
         "cost": cost,
         "unit": priced.unit,
         "other_budgets": dict(other_budgets),
-        "solver": plan.config["solver"],
+        "solver": dataclasses.asdict(plan.config.solver),
         "points": points,
         "uniform": {
             name: {

@@ -135,7 +135,7 @@ def gained_cost(plan: Plan, gain: str) -> tuple[Cost, float]:
     """
     if gain not in GAINS:
         raise UserError(f"unknown gain {gain!r} in --maximize; known: {', '.join(GAINS)}")
-    bits = ORIGINAL_BITS[plan.config["model"]["dtype"]]
+    bits = ORIGINAL_BITS[plan.config.model.dtype]
     groups = plan.space.groups
     cost = known_cost(plan, plan_costs(plan), GAINS[gain], f"{gain} saves the cost")
     if gain == "mac_gain":

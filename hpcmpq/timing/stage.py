@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import Config, parse_config
+from hpcmpq.config import Config
 from hpcmpq.errors import DamagedFile, PlanMismatch
 from hpcmpq.models.attention_products import attach_products
 from hpcmpq.models.data.splits import load_splits
@@ -45,7 +45,7 @@ def measure_times(run: RunDir, on_round: Callable[[int, int], None]) -> dict[str
         PlanMismatch: If the run directory holds times of another machine or plan.
     """
     plan = read_plan(run, with_times=False)
-    config = parse_config(plan.config, "plan.json")
+    config = plan.config
     if config.timing.threads is not None:
         torch.set_num_threads(config.timing.threads)
     model = load_model(config.model, import_paths=plan.import_paths)

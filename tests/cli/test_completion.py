@@ -49,8 +49,8 @@ def test_commands_runs_and_names_are_offered(folder: Path):
     assert {"run", "solve", "frontier"} <= set(offered(""))
     assert offered("solve", "ru") == ["runs/first", "runs/second"]
     assert offered("export", "runs/first", "--format", "") == list(EXPORTERS)
-    [name] = synthetic_plan().config["budgets"]
-    limit = synthetic_plan().config["budgets"][name]
+    [name] = synthetic_plan().config.budgets
+    limit = synthetic_plan().config.budgets[name]
     assert f"{name}={limit}" in offered("solve", "runs/first", "--budget", "")
 
 

@@ -8,7 +8,6 @@ import torch
 
 from hpcmpq.calibrate.reduce import reduce
 from hpcmpq.calibrate.worker import make_worker
-from hpcmpq.config import parse_config
 from hpcmpq.errors import CorruptShard, UserError
 from hpcmpq.export import export
 from hpcmpq.formats import FORMATS as TABLE
@@ -88,7 +87,7 @@ def padded(samples: Samples, token: int) -> Samples:
 def test_padding_changes_no_code(tmp_path):
     """Rows at masked positions are no inputs of a layer, so they play no part in its Σ x xᵀ."""
     run, plan = plan_run(tmp_path, llama(max_position_embeddings=256), formats=["int3"], quantizer=GPTQ)
-    config = parse_config(plan.config)
+    config = plan.config
     model = load_model(config.model)
     samples = load_splits(config).calibration
     codes = {}
@@ -142,7 +141,7 @@ def test_sensitivities_are_those_of_the_served_weights_with_the_same_bits_in_eve
     assert np.array_equal(models[0].linear_P, models[1].linear_P)
     assert np.array_equal(models[0].quad_PP, models[1].quad_PP)
 
-    config = parse_config(plan.config)
+    config = plan.config
     samples = load_splits(config).calibration
     comparison = Comparison(open_variants(run, plan), samples, ("kl",), 4)
     group = plan.space.groups[3].name

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hpcmpq.calibrate.reduce import mirror
-from hpcmpq.config import SolverConfig, parse_config, to_values
+from hpcmpq.config import SolverConfig, parse_config
 from hpcmpq.evaluate.statistics import summarise
 from hpcmpq.formats import FORMATS
 from hpcmpq.plan import Plan, content_hash, make_units, plan_to_json
@@ -89,7 +89,7 @@ def _plan(names: Mapping[str, int | None], formats: tuple[str, ...], objective: 
         fingerprint, len(groups), NUM_SAMPLES, groups_per_unit=len(groups), samples_per_unit=16
     )
     return Plan(
-        config=to_values(config),
+        config=config,
         space=SearchSpace(groups, (formats,) * len(groups)),
         units=units,
         facts={"objective": objective, "model.weights": "f" * 64, "calibration.samples": "e" * 64},
