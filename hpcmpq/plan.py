@@ -24,6 +24,11 @@ class WorkUnit:
     sample_start: int
     sample_stop: int
 
+    @property
+    def size(self) -> int:
+        """Groups times samples: what the time of a unit grows with."""
+        return (self.group_stop - self.group_start) * (self.sample_stop - self.sample_start)
+
     def __str__(self) -> str:
         return (
             f"{self.id} (groups {self.group_start}-{self.group_stop - 1}, "

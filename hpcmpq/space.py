@@ -115,6 +115,11 @@ class SearchSpace:
         """Group index of every option, int64 [P]."""
         return np.repeat(np.arange(len(self.groups)), [len(names) for names in self.formats])
 
+    @cached_property
+    def offset_G(self) -> np.ndarray:
+        """First option of every group, int64 [G]."""
+        return np.searchsorted(self.group_P, np.arange(len(self.groups)))
+
     @property
     def num_options(self) -> int:
         """P."""

@@ -29,24 +29,25 @@ ROOMS: dict[str, str] = {
     "objective": "errors",
     "problem": "quadratic",
     "quantizers": "formats",
-    "targets": "errors formats space",
-    "solvers": "errors problem",
+    "tables": "errors",
+    "solvers": "errors problem tables",
+    "targets": "errors formats space tables",
     "config": "errors formats targets",
     "plan": "space config",
-    "executors": "errors plan",
+    "executors": "errors tables plan",
     "store": "errors quadratic plan",
     "doctor": "errors wording store",
-    "slurm": "errors plan store",
+    "slurm": "errors tables plan store",
     "models": "errors formats space objective targets config plan store",
-    "solve": "errors formats quadratic space problem targets solvers config plan store",
+    "solve": "errors formats quadratic space problem solvers targets config plan store",
     "quantized": "errors formats space objective quantizers plan store models",
     "timing": "errors formats space quantizers config plan store models",
     "report": "errors formats quadratic space wording problem solvers plan store solve",
     "response": "errors models quantized",
-    "evaluate": "errors formats space objective quantizers config plan executors store models quantized",
-    "export": "errors formats space wording quantizers targets config plan store models quantized",
+    "evaluate": "errors formats space objective tables config plan executors store models quantized",
     "refine": "errors formats quadratic space problem solvers config store models solve quantized",
-    "sensitivity": "errors formats space objective models quantized response",
+    "export": "errors formats space wording quantizers tables targets config plan store models quantized",
+    "sensitivity": "errors formats space objective tables models quantized response",
     "calibrate": (
         "errors quadratic objective config plan executors store models quantized response "
         "sensitivity"
@@ -56,8 +57,8 @@ ROOMS: dict[str, str] = {
         "response sensitivity"
     ),
     "cli": (
-        "errors space wording targets solvers config plan executors store doctor slurm models solve "
-        "timing report evaluate export refine calibrate planning"
+        "errors space wording solvers targets config plan executors store doctor slurm models solve "
+        "timing report evaluate refine export calibrate planning"
     ),
     "__main__": "cli",
 }

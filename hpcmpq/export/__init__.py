@@ -7,7 +7,6 @@ reader and compares outputs.
 """
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from hpcmpq.store.json_files import write_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
+from hpcmpq.tables import look_up, named_by
 from hpcmpq.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def export(run: RunDir, name: str, verify: bool = True) -> str:
     """
     from hpcmpq.export.whole_directory import replacing_directory
 
-    if name not in EXPORTERS:
-        raise UserError(f"unknown export format {name!r}; known: {', '.join(EXPORTERS)}")
+    exporter = look_up(EXPORTERS, name, "export format")
     plan = read_plan(run)
     solution = read_solution(run)
     directory = run.checkpoint_path if name == "fake_quantized" else run.path / "exports" / name
@@ -69,7 +68,9 @@ def export(run: RunDir, name: str, verify: bool = True) -> str:
             "fake_quantized"
         )
     with replacing_directory(directory) as attempt:
-        written, verification = _write(run, plan, name, solution["assignment"], attempt, verify)
+        written, verification = _write(
+            run, plan, name, named_by(exporter), solution["assignment"], attempt, verify
+        )
         write_json(attempt / "assignment.json", dict(solution["assignment"]))
         write_json(attempt / VERIFICATION, verification.to_values())
     line = f"{written.text} in {directory}{''.join(f', {note}' for note in written.notes)}, {verification}"
@@ -91,7 +92,13 @@ def weight_bytes(directory: Path) -> int:
 
 
 def _write(
-    run: RunDir, plan: Plan, name: str, assignment: dict[str, str], attempt: Path, verify: bool
+    run: RunDir,
+    plan: Plan,
+    name: str,
+    exporter: Exporter,
+    assignment: dict[str, str],
+    attempt: Path,
+    verify: bool,
 ) -> "tuple[Written, Verification]":
     """Write an export and read it back; the original leaves memory before the reader's model enters it."""
     import torch
@@ -102,8 +109,6 @@ def _write(
     from hpcmpq.models.data.kept_samples import kept_samples, planned_splits
     from hpcmpq.quantized.variants import open_variants
 
-    module, attribute = EXPORTERS[name].split(":")
-    exporter: Exporter = getattr(import_module(module), attribute)
     variants = open_variants(run, plan)
     written = exporter(plan, variants, assignment, attempt)
     if not verify:

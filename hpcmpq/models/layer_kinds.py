@@ -12,14 +12,24 @@ def apply(module: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
         return F.linear(x, weight)
     if isinstance(module, nn.Embedding):
         return F.embedding(x, weight)
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return module._conv_forward(x, weight, None)
+    if is_convolution(module):
+        return module._conv_forward(x, weight, None)  # type: ignore[operator]
     return x @ weight  # transformers' Conv1D
 
 
 def is_layer(module: nn.Module) -> bool:
     """Whether a module is a linear map of its weight and its input, up to its bias."""
-    return isinstance(module, nn.Embedding | nn.Conv1d | nn.Conv2d | nn.Conv3d) or is_linear(module)
+    return isinstance(module, nn.Embedding) or multiplies(module)
+
+
+def multiplies(module: nn.Module) -> bool:
+    """Whether a layer multiplies its input by its weight: every layer but an embedding."""
+    return is_convolution(module) or is_linear(module)
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether a module is a convolution that is no transposed one."""
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -56,6 +66,6 @@ def operand_axes(module: nn.Module) -> tuple[tuple[int, ...], ...]:
         return ()
     if isinstance(module, MatrixProduct):
         return (-1,), (-2,)
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return (tuple(range(1 - module.weight.ndim, 0)),)
+    if is_convolution(module):
+        return (tuple(range(1 - module.weight.ndim, 0)),)  # type: ignore[operator]
     return ((-1,),)

@@ -6,6 +6,7 @@ and last rows say enough.
 """
 
 import hashlib
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor, nn
@@ -64,35 +65,25 @@ def check_same_weights(model: nn.Module, plan: Plan, rows: ReadRows | None = Non
         )
 
 
-def streamed_fingerprint(model: nn.Module, weights: Weights) -> str:
-    """What `hpcmpq.models.load.weights_fingerprint` gives for the loaded model, one tensor in memory at a time."""
-    total, digests = hashlib.sha256(), {}
-    for name, tensor in sorted(model.state_dict().items()):
-        stored = weights.aliases.get(name)
-        if stored not in digests or stored is None:
-            value = tensor if stored is None else weights.read(name)
-            flat = value.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
-            digests[stored] = (
-                hashlib.sha256(flat.numpy().tobytes()).hexdigest(),
-                list(value.shape),
-                value.dtype,
-            )
-        digest, shape, dtype = digests[stored]
-        total.update(f"{name} {shape} {dtype} {digest}\n".encode())
-    return total.hexdigest()
+def weights_fingerprint(model: nn.Module, weights: Weights | None = None) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of the state; shared tensors are read once.
 
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of the state; shared tensors are read once."""
-    digests: dict[tuple, str] = {}
+    Args:
+        model: Loaded, or without the values of what `weights` reads: one tensor of those is in memory at a time.
+        weights: Of a streamed model.
+    """
+    digests: dict[Hashable, str] = {}
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if not isinstance(tensor, Tensor):
             total.update(f"{name} {tensor!r}\n".encode())
             continue
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        stored = None if weights is None else weights.aliases.get(name)
+        key = stored or (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if key not in digests:
-            flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
-            digests[key] = hashlib.sha256(flat.numpy().data).hexdigest()
-        total.update(f"{name} {list(tensor.shape)} {tensor.dtype} {digests[key]}\n".encode())
+            value = tensor if stored is None or weights is None else weights.read(name)
+            flat = value.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
+            digest = hashlib.sha256(flat.numpy().data).hexdigest()
+            digests[key] = f"{list(value.shape)} {value.dtype} {digest}"
+        total.update(f"{name} {digests[key]}\n".encode())
     return total.hexdigest()

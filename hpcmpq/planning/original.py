@@ -21,7 +21,7 @@ from hpcmpq.models.repeatable import check_repeatable
 from hpcmpq.models.stored_dtype import check_stored_dtype
 from hpcmpq.models.stored_weights import Weights, num_unused_bytes
 from hpcmpq.models.streaming import load_streamed, shapes_only
-from hpcmpq.models.weight_digests import streamed_fingerprint, weights_fingerprint
+from hpcmpq.models.weight_digests import weights_fingerprint
 from hpcmpq.sensitivity import find_method, forward_only_names
 from hpcmpq.space import Group
 from hpcmpq.targets import Target
@@ -49,9 +49,7 @@ class Original:
 
     def fingerprint(self) -> str:
         """Digest of all weights."""
-        if self.weights is None:
-            return weights_fingerprint(self.model)
-        return streamed_fingerprint(self.model, self.weights)
+        return weights_fingerprint(self.model, self.weights)
 
     @contextmanager
     def traceable(self, samples: Samples) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:

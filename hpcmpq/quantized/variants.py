@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.formats import Quantizer
 from hpcmpq.models.attention_products import attach_products
 from hpcmpq.models.data.kept_samples import kept_samples
 from hpcmpq.models.load import forward, load_model, pick_device
@@ -17,10 +17,9 @@ from hpcmpq.models.weight_digests import check_same_weights
 from hpcmpq.models.weights import as_matrix, from_matrix, swapped
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.activations import Activations, read_maxima
-from hpcmpq.quantized.stored_codes import StoredCodes, is_stored
-from hpcmpq.quantizers import decode, encode, fake_quantize
+from hpcmpq.quantized.rounded_weights import RoundedWeights
+from hpcmpq.quantized.stored_codes import StoredCodes
 from hpcmpq.quantizers.codes import QParams
-from hpcmpq.quantizers.ranges import choose_qparams
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store.run_dir import RunDir
 
@@ -34,8 +33,7 @@ class Variants:
 
     A model whose products are searched multiplies through modules of its own from here on.
 
-    Only the ranges (one scale per `group_size` weights) are remembered between calls, because searching
-    them costs far more than rounding with them; and the rounded weights where all of them together are small.
+    Rounded weights are kept where all of them together are small; else `RoundedWeights` keeps qparams.
 
     Attributes:
         model: The original.
@@ -50,7 +48,6 @@ class Variants:
     quantizer: Quantizer
     maxima: Mapping[str, tuple[float, ...]] | None = None
     codes: StoredCodes | None = None
-    _qparams: dict[tuple[str, str], QParams] = field(default_factory=dict)
     _kept: dict[tuple[str, str], dict[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -70,16 +67,10 @@ class Variants:
         """{parameter: weight rounded to a format}, same shape and dtype as the original; not to be changed."""
         if (group.name, format_name) in self._kept:
             return dict(self._kept[group.name, format_name])
-        weight_format = FORMATS[format_name]
         tensors = {}
         for member in group.members:
             weight = self.model.get_parameter(member.parameter)
-            matrix_MK = as_matrix(weight, member)
-            if is_stored(format_name, self.quantizer):
-                rounded_MK = decode(*self.encoded(member, format_name), weight_format, self.quantizer)
-            else:
-                qparams = self._qparams_of(member, format_name, matrix_MK)
-                rounded_MK = fake_quantize(matrix_MK, weight_format, self.quantizer, qparams)
+            rounded_MK = self._rounded.decoded(member, format_name, as_matrix(weight, member))
             tensors[member.parameter] = from_matrix(rounded_MK, member, weight)
         if self._keeps:
             self._kept[group.name, format_name] = dict(tensors)
@@ -88,20 +79,12 @@ class Variants:
     @torch.no_grad()
     def encoded(self, member: Member, format_name: str) -> tuple[Tensor, QParams]:
         """What a checkpoint stores of a weight: its codes [M, K] and what they mean."""
-        weight_format = FORMATS[format_name]
         matrix_MK = as_matrix(self.model.get_parameter(member.parameter), member)
-        if is_stored(format_name, self.quantizer):
-            if self.codes is None:
-                raise ValueError("quantizer.rounding gptq needs the codes of a planned run")
-            return self.codes.read(member, format_name, matrix_MK)
-        qparams = self._qparams_of(member, format_name, matrix_MK)
-        return encode(matrix_MK, qparams, weight_format, self.quantizer), qparams
+        return self._rounded.encoded(member, format_name, matrix_MK)
 
-    def _qparams_of(self, member: Member, format_name: str, matrix_MK: Tensor) -> QParams:
-        key = (member.parameter, format_name)
-        if key not in self._qparams:
-            self._qparams[key] = choose_qparams(matrix_MK, FORMATS[format_name], self.quantizer)
-        return self._qparams[key]
+    @cached_property
+    def _rounded(self) -> RoundedWeights:
+        return RoundedWeights(self.quantizer, self.codes)
 
     @cached_property
     def _keeps(self) -> bool:

@@ -157,7 +157,7 @@ def link_choices(
     two up, so that the points bracket the solution.
     """
     random = np.random.default_rng(seed)
-    offset_G = np.searchsorted(space.group_P, np.arange(len(space.groups)))
+    offset_G = space.offset_G
     size_G = np.bincount(space.group_P)
     choices = []
     for mean_shift in np.linspace(-2.0, 2.0, count):

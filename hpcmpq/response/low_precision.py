@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 
+from hpcmpq.models.layer_kinds import apply, is_convolution, multiplies
+
 Multiply = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -108,38 +110,28 @@ def run_low_precision(
     model: nn.Module, dtype: torch.dtype, exact_original: bool = False
 ) -> LowPrecisionLayers:
     """Run the products of all linear, convolution and transposed linear layers of a float32 model in `dtype`."""
-    from transformers.pytorch_utils import Conv1D
-
     products = LowPrecisionLayers(
         frozenset(
             f"{name}.weight" if name else "weight"
             for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Conv1D)
+            if multiplies(module)
         ),
         dtype,
         exact_original,
     )
     for name, module in model.named_modules():
-        if isinstance(module, Conv1D):
-            _patch(products, name, module, torch.matmul)
-        elif isinstance(module, nn.Linear):
-            _patch(products, name, module, nn.functional.linear)
-        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            _patch(products, name, module, _convolution(module))
+        if multiplies(module):
+            _patch(products, name, module)
     return products
 
 
-def _patch(products: LowPrecisionLayers, name: str, module: nn.Module, product: Multiply) -> None:
+def _patch(products: LowPrecisionLayers, name: str, module: nn.Module) -> None:
     key = f"{name}.weight" if name else "weight"
 
     def run(x: Tensor) -> Tensor:
         bias = module.bias
-        if bias is not None and isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if bias is not None and is_convolution(module):
             bias = bias.reshape(-1, *[1] * (module.weight.ndim - 2))  # type: ignore[operator]
-        return products.run(key, x, module.weight, bias, product)  # type: ignore[arg-type]
+        return products.run(key, x, module.weight, bias, lambda x, weight: apply(module, weight, x))  # type: ignore[arg-type]
 
     module.forward = run  # type: ignore[method-assign]
-
-
-def _convolution(module: nn.Module) -> Multiply:
-    return lambda x, weight: module._conv_forward(x, weight, None)  # type: ignore[operator]

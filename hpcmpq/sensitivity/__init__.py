@@ -8,10 +8,9 @@ sums add over any split of samples and groups.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from hpcmpq.errors import UserError
+from hpcmpq.tables import look_up, named_by
 
 if TYPE_CHECKING:  # which loads torch: listing the methods does without
     from hpcmpq.sensitivity.subject import Measure
@@ -36,8 +35,7 @@ class Method:
     @property
     def measure(self) -> Measure:
         """The measuring function, imported now."""
-        module, attribute = self.place.split(":")
-        function: Measure = getattr(import_module(module), attribute)
+        function: Measure = named_by(self.place)
         return function
 
 
@@ -59,9 +57,7 @@ METHODS = {
 
 def find_method(name: str) -> Method:
     """The method called `name` in `METHODS`."""
-    if name not in METHODS:
-        raise UserError(f"unknown sensitivity {name!r}; known: {', '.join(METHODS)}")
-    return METHODS[name]
+    return look_up(METHODS, name, "sensitivity")
 
 
 def forward_only_names() -> list[str]:

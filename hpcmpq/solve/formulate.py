@@ -42,7 +42,7 @@ def cost_values(plan: Plan, choice_G: np.ndarray) -> dict[str, float]:
 
     A latency is missing where the choice has no kernel.
     """
-    offset_G = np.searchsorted(plan.space.group_P, np.arange(len(plan.space.groups)))
+    offset_G = plan.space.offset_G
     values = {name: cost.value(choice_G, offset_G) for name, cost in plan_costs(plan).items()}
     return {name: float(f"{value:.12g}") for name, value in values.items() if np.isfinite(value)}
 

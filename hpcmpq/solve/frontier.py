@@ -109,7 +109,7 @@ def uniform_range(plan: Plan, cost: str) -> tuple[float, float] | None:
         UserError: If the cost is unknown, or its times were never measured.
     """
     priced = known_cost(plan, plan_costs(plan), cost, "cost")
-    offset_G = np.searchsorted(plan.space.group_P, np.arange(len(plan.space.groups)))
+    offset_G = plan.space.offset_G
     values = [priced.value(choice_G, offset_G) for choice_G in uniform_choices(plan.space).values()]
     known = [value for value in values if np.isfinite(value)]
     return (min(known), max(known)) if known and min(known) < max(known) else None

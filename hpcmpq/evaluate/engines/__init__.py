@@ -4,7 +4,6 @@ To add an engine: a file with a function `open_engine(run, plan, config, world)`
 `EvaluationEngine`, and its line in `ENGINES`. `tests/evaluate` compares every engine with ``torch``.
 """
 
-import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -12,10 +11,10 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from hpcmpq.config import Config
-from hpcmpq.errors import UserError
 from hpcmpq.executors.world import World
 from hpcmpq.plan import Plan
 from hpcmpq.store.run_dir import RunDir
+from hpcmpq.tables import look_up, named_by
 
 ENGINES = {
     "torch": "hpcmpq.evaluate.engines.torch_engine:open_engine",
@@ -62,7 +61,4 @@ def find_engine(name: str) -> Opener:
     Raises:
         UserError: If there is no such engine; the message names those there are.
     """
-    if name not in ENGINES:
-        raise UserError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
-    module, _, attribute = ENGINES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+    return named_by(look_up(ENGINES, name, "engine"))  # type: ignore[no-any-return]

@@ -7,6 +7,7 @@ is ever sent, and only weights that are stored transposed are read whole, one at
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.config import ModelConfig
-from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.formats import Quantizer
 from hpcmpq.models.layer_kinds import is_transposed
 from hpcmpq.models.load import load_model
 from hpcmpq.models.stored_weights import ReadRows, find_weights
 from hpcmpq.models.streaming import skeleton
 from hpcmpq.models.weights import as_matrix, from_matrix
-from hpcmpq.quantized.stored_codes import StoredCodes, is_stored
-from hpcmpq.quantizers import decode, fake_quantize
-from hpcmpq.quantizers.codes import QParams
-from hpcmpq.quantizers.ranges import choose_qparams
+from hpcmpq.quantized.rounded_weights import RoundedWeights
+from hpcmpq.quantized.stored_codes import StoredCodes
 from hpcmpq.space import Member, SearchSpace
 
 
@@ -47,7 +46,6 @@ class ZeroPieces:
     rank: int
     codes: StoredCodes | None = None
     _formats: dict[str, str | None] = field(default_factory=dict)
-    _qparams: dict[tuple[str, str], QParams] = field(default_factory=dict)
 
     def fill(self, assignment: Mapping[str, str]) -> None:
         """Round all groups as {group name: format name} says, and restore those that it does not name."""
@@ -83,22 +81,15 @@ class ZeroPieces:
 
     def _rounded(self, member: Member, stored: Tensor, format_name: str, start: int) -> Tensor:
         """Rows of a weight from `start`, rounded as the whole weight would be: no row depends on another."""
-        weight_format, key = FORMATS[format_name], (member.parameter, format_name)
         if member.transposed:
             matrix_MK = as_matrix(stored, member)
         else:
             matrix_MK = stored.reshape(-1, member.num_columns)
-        if is_stored(format_name, self.quantizer):
-            assert self.codes is not None
-            codes_MK, qparams = self.codes.read(member, format_name, stored)
-            rows = slice(start, start + len(matrix_MK))
-            zero_point = None if qparams.zero_point is None else qparams.zero_point[rows]
-            part = QParams(qparams.scale[rows], zero_point)
-            return from_matrix(decode(codes_MK[rows], part, weight_format, self.quantizer), member, stored)
-        if weight_format.scaled and key not in self._qparams:
-            self._qparams[key] = choose_qparams(matrix_MK, weight_format, self.quantizer)
-        rounded_MK = fake_quantize(matrix_MK, weight_format, self.quantizer, self._qparams.get(key))
-        return from_matrix(rounded_MK, member, stored)
+        return from_matrix(self._weights.decoded(member, format_name, matrix_MK, start), member, stored)
+
+    @cached_property
+    def _weights(self) -> RoundedWeights:
+        return RoundedWeights(self.quantizer, self.codes)
 
 
 def piece_of(numel: int, piece_numel: int, rank: int) -> tuple[int, int]:
