@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from bench.results import table, write_section
-from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.examples.topics import training_text
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.groups import find_groups
@@ -28,6 +27,7 @@ from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
 from hpcmpq.response.low_precision import run_low_precision
 from hpcmpq.sensitivity.scores import make_score
+from hpcmpq.settings import GroupsConfig, ModelConfig
 from hpcmpq.space import SearchSpace
 
 FORMATS = tuple(f"int{bits}" for bits in range(2, 9))

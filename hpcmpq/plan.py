@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from hpcmpq.config import Config, from_values, to_values
+from hpcmpq.settings import Config, from_values, to_values
 from hpcmpq.space import Group, Member, Product, SearchSpace
 
 
@@ -130,7 +130,7 @@ def plan_from_json(values: dict[str, Any]) -> Plan:
     # Plans made before the key was there keep their samples as they are.
     calibration = {"special_tokens": None} | config["calibration"]
     return Plan(
-        config=from_values(Config, config | {"calibration": calibration}, "plan.json"),
+        config=from_values(Config, config | {"calibration": calibration}),
         space=SearchSpace(
             tuple(_group(group) for group in values["groups"]),
             tuple(tuple(names) for names in values["formats"]),

@@ -38,3 +38,13 @@ def named_by(place: str) -> Any:
     """
     module, _, attribute = place.partition(":")
     return getattr(import_module(module), attribute)
+
+
+def table_name(text: str) -> str:
+    """The spelling of a name in tables.
+
+    Example:
+        >>> table_name("compressed-tensors"), table_name("compressed_tensors")
+        ('compressed_tensors', 'compressed_tensors')
+    """
+    return text.replace("-", "_")

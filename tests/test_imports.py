@@ -22,43 +22,44 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS: dict[str, str] = {
     "errors": "",
     "examples": "",
-    "formats": "",
     "quadratic": "",
+    "settings": "",
     "space": "",
     "wording": "",
     "objective": "errors",
     "problem": "quadratic",
-    "quantizers": "formats",
     "tables": "errors",
-    "solvers": "errors problem tables",
-    "targets": "errors formats space tables",
-    "config": "errors formats targets",
-    "plan": "space config",
+    "formats": "errors settings",
+    "plan": "settings space",
+    "quantizers": "formats",
     "executors": "errors tables plan",
+    "solvers": "errors problem tables",
     "store": "errors quadratic plan",
+    "targets": "errors space tables formats",
     "doctor": "errors wording store",
     "slurm": "errors tables plan store",
-    "models": "errors formats space objective targets config plan store",
-    "solve": "errors formats quadratic space problem solvers targets config plan store",
-    "quantized": "errors formats space objective quantizers plan store models",
-    "timing": "errors formats space quantizers config plan store models",
-    "report": "errors formats quadratic space wording problem solvers plan store solve",
+    "config": "errors settings tables formats targets",
+    "models": "errors settings space objective formats plan store targets",
+    "solve": "errors quadratic settings space problem tables formats plan solvers store targets",
+    "quantized": "errors space objective formats plan quantizers store models",
+    "timing": "errors settings space formats plan quantizers store models",
+    "report": "errors quadratic space wording problem formats plan solvers store solve",
     "response": "errors models quantized",
-    "evaluate": "errors formats space objective tables config plan executors store models quantized",
-    "refine": "errors formats quadratic space problem solvers config store models solve quantized",
-    "export": "errors formats space wording quantizers tables targets config plan store models quantized",
-    "sensitivity": "errors formats space objective tables models quantized response",
+    "evaluate": "errors settings space objective tables formats plan executors store models quantized",
+    "refine": "errors quadratic settings space problem formats solvers store models solve quantized",
+    "export": "errors settings space wording tables formats plan quantizers store targets models quantized",
+    "sensitivity": "errors space objective tables formats models quantized response",
     "calibrate": (
-        "errors quadratic objective config plan executors store models quantized response "
+        "errors quadratic settings objective plan executors store models quantized response "
         "sensitivity"
     ),
     "planning": (
-        "errors formats space objective quantizers targets config plan store models solve quantized "
-        "response sensitivity"
+        "errors settings space objective formats plan quantizers store targets models solve "
+        "quantized response sensitivity"
     ),
     "cli": (
-        "errors space wording solvers targets config plan executors store doctor slurm models solve "
-        "timing report evaluate refine export calibrate planning"
+        "errors settings space wording tables plan executors solvers store targets doctor slurm "
+        "config models solve timing report evaluate refine export calibrate planning"
     ),
     "__main__": "cli",
 }

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from hpcmpq.config import GroupsConfig, parse_config
+from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.groups import find_groups
+from hpcmpq.settings import GroupsConfig
 from hpcmpq.space import Group, Member, Product
 from hpcmpq.targets import TARGETS, check_model, find_target, narrowed
 

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 import torch
 
 from hpcmpq.calibrate.sums import contents
-from hpcmpq.config import ModelConfig
 from hpcmpq.executors import Worker
 from hpcmpq.models.data.kept_samples import kept_samples, planned_splits
 from hpcmpq.models.data.samples import Samples
@@ -24,6 +23,7 @@ from hpcmpq.sensitivity.differentiable_attention import differentiable_kernels
 from hpcmpq.sensitivity.probes import num_probes
 from hpcmpq.sensitivity.sampled_positions import find_head
 from hpcmpq.sensitivity.subject import Subject
+from hpcmpq.settings import ModelConfig
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import Shard, write_shard

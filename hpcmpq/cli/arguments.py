@@ -7,9 +7,9 @@ import typer
 from typer.models import ArgumentInfo
 
 from hpcmpq.cli import completion
-from hpcmpq.config import table_name
 from hpcmpq.errors import UserError
 from hpcmpq.export import EXPORTERS
+from hpcmpq.tables import table_name
 
 
 def _run_argument(metavar: str, help_text: str) -> ArgumentInfo:

@@ -8,8 +8,8 @@ import typer
 
 from hpcmpq.cli import arguments, completion, console
 from hpcmpq.cli.app import command
-from hpcmpq.config import SolverConfig, from_values
 from hpcmpq.errors import DamagedFile, Infeasible, UserError
+from hpcmpq.settings import SolverConfig, from_values
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
@@ -111,6 +111,6 @@ def coarse_frontier(run_dir: Path) -> None:
 
 def _solver(frontier: dict[str, Any]) -> SolverConfig | None:
     """Its settings; None of a version with others, or before they were kept."""
-    with suppress(UserError, KeyError):
-        return from_values(SolverConfig, frontier["solver"], "frontier.json")
+    with suppress(KeyError, ValueError):
+        return from_values(SolverConfig, frontier["solver"])
     return None

@@ -5,8 +5,8 @@ from typing import Any
 
 from hpcmpq.cli import arguments, console, summaries
 from hpcmpq.cli.app import command
-from hpcmpq.config import SolverConfig
 from hpcmpq.errors import UserError
+from hpcmpq.settings import SolverConfig
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
 

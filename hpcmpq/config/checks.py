@@ -5,10 +5,10 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from hpcmpq.config.names import table_name
-from hpcmpq.config.sections import Config
 from hpcmpq.errors import UserError
-from hpcmpq.formats import FORMATS
+from hpcmpq.formats import FORMATS, check_format
+from hpcmpq.settings import Config
+from hpcmpq.tables import table_name
 from hpcmpq.targets import check_quantizer, find_target
 
 
@@ -102,9 +102,3 @@ def _check_tasks(config: Config, source: str) -> None:
             raise UserError(
                 f"{source}: evaluation.tasks name {name!r} must be unique, not 'data', and of letters, digits, - and _"
             )
-
-
-def check_format(name: str, place: str) -> None:
-    """Raise `UserError` with the known formats if `name` is not one."""
-    if name not in FORMATS:
-        raise UserError(f"unknown format {name!r} in {place}; known: {', '.join(FORMATS)}")

@@ -1,16 +1,13 @@
-"""YAML to a validated `Config`, and back to plain values."""
+"""YAML to a validated `Config`."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any
 
 from hpcmpq.config.checks import check_keys, check_values
 from hpcmpq.config.names import with_table_names
-from hpcmpq.config.sections import Config
 from hpcmpq.errors import UserError
-
-T = TypeVar("T")
+from hpcmpq.settings import Config, is_factory
 
 
 def read_config(path: Path) -> Config:
@@ -59,35 +56,6 @@ def parse_config(values: dict[str, Any], source: str = "config") -> Config:
     return config
 
 
-def from_values(kind: type[T], values: Mapping[str, Any], source: str) -> T:
-    """A configuration, or a section of one, from what `to_values` gave: its keys alone are checked, without pydantic.
-
-    Raises:
-        UserError: If a key is unknown, as in a plan of a newer version.
-    """
-    check_keys(values, kind, source, "")
-    made: T = _made(kind, values)
-    return made
-
-
-def _made(declared: Any, value: Any) -> Any:
-    """A plain value as its declared type has it: lists as tuples, mappings as sections."""
-    origin, args = get_origin(declared), get_args(declared)
-    if dataclasses.is_dataclass(declared):
-        types = {f.name: f.type for f in dataclasses.fields(declared)}
-        return declared(**{key: _made(types[key], item) for key, item in value.items()})  # type: ignore[operator]
-    if origin is tuple:
-        return tuple(_made(args[0], item) for item in value)
-    if origin is Mapping:
-        return {key: _made(args[1], item) for key, item in value.items()}
-    return value
-
-
-def to_values(config: Config) -> dict[str, Any]:
-    """The configuration as plain JSON values, with every default filled in."""
-    return dataclasses.asdict(config)
-
-
 def resolve_paths(config: Config, directory: Path) -> Config:
     """The same configuration with the paths of model and data made absolute, relative to `directory`."""
 
@@ -109,12 +77,6 @@ def resolve_paths(config: Config, directory: Path) -> Config:
             tasks=tuple(replace(task, path=absolute(task.path) or "") for task in config.evaluation.tasks),
         ),
     )
-
-
-def is_factory(text: str) -> bool:
-    """Whether a data source names a function, ``package.module:function``, rather than a file."""
-    module, colon, function = text.partition(":")
-    return bool(colon) and all(part.isidentifier() for part in module.split(".")) and function.isidentifier()
 
 
 def _short(value: Any) -> str:

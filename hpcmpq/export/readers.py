@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcmpq.config import Config
 from hpcmpq.errors import NotReproduced, UserError, in_words
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.factories import describe
 from hpcmpq.models.load import forward, load_model, model_class, pick_device, quiet_transformers
 from hpcmpq.models.outputs import Inputs
 from hpcmpq.models.searchable_layers import plain_experts
+from hpcmpq.settings import Config
 
 Reader = Callable[[Config, tuple[str, ...], Path, Inputs], Tensor]
 """(config, import paths of factories, directory, inputs) → outputs [N, T, V]."""

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import Config
 from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.chain.places import Places, first_block, is_outside, places_of_groups
 from hpcmpq.models.data.samples import Samples
@@ -25,6 +24,7 @@ from hpcmpq.sensitivity.features import COLUMNS_PER_STEP
 from hpcmpq.sensitivity.probes import STRIDE, num_probes
 from hpcmpq.sensitivity.projected_scores import LIKELY_OUTPUTS
 from hpcmpq.sensitivity.sampled_positions import LossPositions, find_head, num_drawn
+from hpcmpq.settings import Config
 from hpcmpq.space import SearchSpace
 
 PEAK_FACTOR = 2.0

@@ -7,7 +7,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hpcmpq.config import CalibrationConfig, Config, ModelConfig, to_values
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.samples import Splits
@@ -17,6 +16,7 @@ from hpcmpq.quantized.checkpoint import open_checkpoint
 from hpcmpq.sensitivity import find_method
 from hpcmpq.sensitivity.probes import num_probes
 from hpcmpq.sensitivity.sampled_positions import samples_positions
+from hpcmpq.settings import CalibrationConfig, Config, ModelConfig, to_values
 from hpcmpq.space import SearchSpace
 
 TARGETS = "calibration.targets"

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import Config
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.deployable import deployable_groups
@@ -23,6 +22,7 @@ from hpcmpq.models.stored_weights import Weights, num_unused_bytes
 from hpcmpq.models.streaming import load_streamed, shapes_only
 from hpcmpq.models.weight_digests import weights_fingerprint
 from hpcmpq.sensitivity import find_method, forward_only_names
+from hpcmpq.settings import Config
 from hpcmpq.space import Group
 from hpcmpq.targets import Target
 

@@ -10,7 +10,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import Config
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.chain.chain import Chain
 from hpcmpq.models.data.samples import Samples
@@ -25,6 +24,7 @@ from hpcmpq.sensitivity.features import gram
 from hpcmpq.sensitivity.probes import make_probes
 from hpcmpq.sensitivity.projected_scores import make_projected_score
 from hpcmpq.sensitivity.scores import make_score
+from hpcmpq.settings import Config
 from hpcmpq.space import SearchSpace
 
 REPEATS = 3

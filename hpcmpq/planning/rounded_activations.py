@@ -5,7 +5,6 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from hpcmpq.config import Config
 from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.weights import holder_of
@@ -13,6 +12,7 @@ from hpcmpq.plan import Plan
 from hpcmpq.quantized.activations import measure_maxima, read_maxima, rounds_activations, write_maxima
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.sensitivity import find_method
+from hpcmpq.settings import Config
 from hpcmpq.space import SearchSpace
 from hpcmpq.store.run_dir import RunDir
 

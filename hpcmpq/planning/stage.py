@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hpcmpq.config import Config
 from hpcmpq.errors import DamagedFile
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.kept_samples import keep_samples
@@ -28,6 +27,7 @@ from hpcmpq.planning.scaling import Site, Workload, best_samples_per_unit
 from hpcmpq.quantized.activations import rounds_activations
 from hpcmpq.quantized.stored_codes import make_codes
 from hpcmpq.sensitivity import find_method
+from hpcmpq.settings import Config
 from hpcmpq.solve.feasibility import check_solvable
 from hpcmpq.space import Group, SearchSpace
 from hpcmpq.store.json_files import write_artefact

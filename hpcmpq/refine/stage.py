@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from hpcmpq.config import SolverConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.kept_samples import planned_splits
 from hpcmpq.models.data.samples import Samples
@@ -22,6 +21,7 @@ from hpcmpq.quantized.variants import open_variants
 from hpcmpq.refine.descent import LOCAL_SOLVE_S, TrueLoss, descend
 from hpcmpq.refine.link import fit_link
 from hpcmpq.refine.portfolio import describe_candidates, interactions, lowest, make_candidates
+from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.formulate import make_problem, uniform_choices
 from hpcmpq.solve.outcome import assignment_values, objective_value
 from hpcmpq.solve.settings import settings_of

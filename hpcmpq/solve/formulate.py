@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from hpcmpq.config import SolverConfig
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
 from hpcmpq.plan import Plan
 from hpcmpq.problem import Budget, Cost, Problem
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.constraints import allowed_options, format_classes, tied_groups
 from hpcmpq.solve.costs import average_bits_cost, bops_cost, macs_cost, size_bytes_cost, weight_bits_cost
 from hpcmpq.solve.costs.latency import LATENCY_NAMES, latency_costs, mac_time_cost

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from hpcmpq.config import SolverConfig
 from hpcmpq.errors import Infeasible
 from hpcmpq.plan import Plan
 from hpcmpq.problem import Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.formulate import known_cost, make_problem, plan_costs, uniform_choices
 from hpcmpq.solve.frontier_points import SolvedPoints, open_points, remove_points
 from hpcmpq.solve.outcome import find_solution, objective_value, value_size

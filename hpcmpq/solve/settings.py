@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from hpcmpq.config import SolverConfig, table_name
 from hpcmpq.errors import UserError
 from hpcmpq.plan import Plan
+from hpcmpq.settings import SolverConfig
+from hpcmpq.tables import table_name
 
 
 def parse_budget(text: str) -> tuple[str, float]:

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 
-from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.errors import UserError
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.data.samples import Samples
@@ -18,6 +17,7 @@ from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.sensitivity.subject import Subject
+from hpcmpq.settings import GroupsConfig, ModelConfig
 from hpcmpq.space import SearchSpace
 from tests.allocations import peak_bytes
 from tests.export.planned import mixtral

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hpcmpq.calibrate.worker import make_worker
-from hpcmpq.config import CalibrationConfig, Config, ModelConfig, parse_config
+from hpcmpq.config import parse_config
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.evaluate.engines.zero_shards import build
 from hpcmpq.models.load import load_model
@@ -21,6 +21,7 @@ from hpcmpq.models.weight_digests import check_same_weights, weight_marks
 from hpcmpq.plan import Plan
 from hpcmpq.planning.stage import prepare
 from hpcmpq.quantized.variants import open_variants
+from hpcmpq.settings import CalibrationConfig, Config, ModelConfig
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 

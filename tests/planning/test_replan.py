@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 
 from hpcmpq.cli import summaries
-from hpcmpq.config import parse_config, to_values
+from hpcmpq.config import parse_config
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.evaluate.stage import make_data
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.plan import Plan, plan_to_json
 from hpcmpq.planning.stage import prepare
+from hpcmpq.settings import to_values
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir

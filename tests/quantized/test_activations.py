@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.groups import find_groups
@@ -18,6 +17,7 @@ from hpcmpq.quantizers.activations import round_activations
 from hpcmpq.response.engine import make_engine
 from hpcmpq.response.wavefront import Wavefront
 from hpcmpq.response.whole_model import WholeModel
+from hpcmpq.settings import GroupsConfig, ModelConfig
 from hpcmpq.space import SearchSpace
 from tests.models_of_many_kinds import make
 

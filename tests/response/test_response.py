@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from hpcmpq.calibrate.sums import contents
-from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.groups import find_groups
@@ -19,6 +18,7 @@ from hpcmpq.sensitivity.features import gram, multiply
 from hpcmpq.sensitivity.scores import make_score
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.sensitivity.subject import Subject
+from hpcmpq.settings import GroupsConfig, ModelConfig
 from hpcmpq.space import SearchSpace
 from tests.models_of_many_kinds import make
 

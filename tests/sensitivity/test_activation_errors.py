@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch.func import grad, jacrev
 
-from hpcmpq.config import GroupsConfig
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.outputs import forward
 from hpcmpq.objective import ce_value
 from hpcmpq.sensitivity.first_order import noise_factor
 from hpcmpq.sensitivity.hessian import measure_by_reversal
+from hpcmpq.settings import GroupsConfig
 from tests.contracts.test_sensitivity import (
     across,
     empirical,

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from hpcmpq.config import GroupsConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.linear_head import LinearHead, find_linear_head
 from hpcmpq.objective import IGNORED
@@ -14,6 +13,7 @@ from hpcmpq.response.whole_model import WholeModel
 from hpcmpq.sensitivity import projected_scores, secant
 from hpcmpq.sensitivity.projected_scores import make_projected_score
 from hpcmpq.sensitivity.sampled_positions import draw_positions, find_head, samples_positions
+from hpcmpq.settings import GroupsConfig
 from tests.allocations import peak_bytes
 from tests.sensitivity.tiny import make_subject
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hpcmpq.config import GroupsConfig
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.data.samples import IGNORED, Samples
 from hpcmpq.models.groups import find_groups
@@ -18,6 +17,7 @@ from hpcmpq.models.outputs import call_arguments, outputs_NTV
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.sensitivity.subject import Subject
+from hpcmpq.settings import GroupsConfig
 from hpcmpq.space import SearchSpace
 
 VOCAB = 11

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from hpcmpq.config import Config
 from hpcmpq.executors.world import World
 from hpcmpq.plan import Plan
+from hpcmpq.settings import Config
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.tables import look_up, named_by
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import Config
 from hpcmpq.evaluate.engines.ranks import gathered, joined_ranks, stop_requests
 from hpcmpq.evaluate.engines.tensor_engine import TensorEngine
 from hpcmpq.evaluate.engines.zero_shards import ZeroPieces, build, partition
@@ -25,6 +24,7 @@ from hpcmpq.models.weight_digests import check_same_weights
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.activations import Activations
 from hpcmpq.quantized.variants import open_variants
+from hpcmpq.settings import Config
 from hpcmpq.store.run_dir import RunDir
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import ModelConfig
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.layer_kinds import is_transposed
 from hpcmpq.models.load import load_model
@@ -23,6 +22,7 @@ from hpcmpq.models.streaming import skeleton
 from hpcmpq.models.weights import as_matrix, from_matrix
 from hpcmpq.quantized.rounded_weights import RoundedWeights
 from hpcmpq.quantized.stored_codes import StoredCodes
+from hpcmpq.settings import ModelConfig
 from hpcmpq.space import Member, SearchSpace
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcmpq.config import Config, TaskConfig
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate.parts import Part, chunk_size
 from hpcmpq.evaluate.tasks.continuations import Encoder, Request, batch, make_encoder, score
@@ -23,6 +22,7 @@ from hpcmpq.models.description import ModelDescription, describe_model
 from hpcmpq.models.outputs import Inputs
 from hpcmpq.objective import ce_value
 from hpcmpq.plan import content_hash
+from hpcmpq.settings import Config, TaskConfig
 
 
 @dataclass(frozen=True)

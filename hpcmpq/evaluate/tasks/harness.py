@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from hpcmpq.config import TaskConfig
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate.engines import EvaluationEngine
 from hpcmpq.evaluate.results import Values
 from hpcmpq.evaluate.tasks.continuations import Encoder, LogLikelihood, Request, batch, score
 from hpcmpq.plan import content_hash
+from hpcmpq.settings import TaskConfig
 
 NAMES = {"acc": "accuracy", "acc_norm": "accuracy_normalized"}
 """Our names of the harness's metrics."""

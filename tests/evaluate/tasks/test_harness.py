@@ -66,7 +66,7 @@ def test_a_task_that_is_not_there(model_directory, tmp_path: Path, folder: Path)
 def test_without_the_library(monkeypatch, tmp_path: Path, folder: Path):
     import sys
 
-    from hpcmpq.config import TaskConfig
+    from hpcmpq.settings import TaskConfig
 
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UserError, match=r"pip install 'hpcmpq\[lm-eval\]'"):

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from hpcmpq.config import ModelConfig, TaskConfig, parse_config, resolve_paths
+from hpcmpq.config import parse_config, resolve_paths
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate import evaluate
 from hpcmpq.evaluate.tasks.continuations import Encoder, batch, make_encoder, score
 from hpcmpq.evaluate.tasks.files import read_questions
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.load import load_model
+from hpcmpq.settings import ModelConfig, TaskConfig
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.evaluate.solved_runs import TEXT, solved_run
