@@ -168,7 +168,7 @@ def export(
     from hpcmpq.export import export as export_run
 
     names = [format] if format else ["fake_quantized"]
-    if not format and (target := read_plan(RunDir(run_dir)).config.get("target")):
+    if not format and (target := read_plan(RunDir(run_dir)).config.target):
         names.append(find_target(target).export)
     with console.stage(run_dir, "export"):
         lines = {name: export_run(RunDir(run_dir), name, not no_verify) for name in names}
