@@ -4,6 +4,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.bytecode import kept_bytecode
+
+os.environ.update(kept_bytecode())
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Before torch is there: on tiny tensors a second thread is only waited for, and two tests run side by side.
