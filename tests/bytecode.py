@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def kept_bytecode() -> dict[str, str]:
-    """Let this process keep bytecode in a folder that ends with it, where there is none; and variables for its children."""
+    """Let this process keep bytecode in a folder that ends with it, where there is none; variables for its children."""
     torch = find_spec("torch")
     if not sys.dont_write_bytecode or torch is None or Path(cache_from_source(str(torch.origin))).exists():
         return {}

@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,7 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
+@cache
 def imported_names(path: Path) -> set[str]:
     """Absolute names that a file imports anywhere in it, functions included; `from a import b` gives a.b."""
     names = set()

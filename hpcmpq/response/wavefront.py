@@ -148,10 +148,8 @@ class Wavefront:
             ready = list(same_group)
             for i in range(0, len(ready), self.options_per_pass):
                 members = ready[i : i + self.options_per_pass]
-                shared = partial(run, hidden)
-                after.append(
-                    (members, self._map("block", shared, None, members, *self.changes.inside(members, k)))
-                )
+                changes = self.changes.inside(members, k)
+                after.append((members, self._map("block", partial(run, hidden), None, members, *changes)))
         return after
 
     def _push(self, k: int, call: Call, members: list[int], states: Tensor) -> Wave:
