@@ -25,6 +25,7 @@ from tests.ray_cluster import ray_cluster  # noqa: F401  (a fixture)
 from tests.side_by_side import (  # noqa: F401  (hooks)
     pytest_collection_modifyitems,
     pytest_configure_node,
+    pytest_runtest_teardown,
     pytest_xdist_auto_num_workers,
     pytest_xdist_make_scheduler,
 )
