@@ -27,6 +27,8 @@ LAUNCHED = {"slurm": ("cluster",), "ray": ("ray",), "mpi": ("mpi", "deepspeed")}
 NOT_QUICK = ("slow", "browser")
 
 _FOLDER = pytest.StashKey[tempfile.TemporaryDirectory]()
+_OPEN = pytest.StashKey[list[pytest.FixtureDef]]()
+"""Launchers that may be there."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -87,11 +89,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """End a launcher with the last test of its group: idle, it would take time from all others."""
+    open_ones = item.config.stash.setdefault(_OPEN, [])
+    for name in ("ray_cluster", "cluster"):
+        open_ones += item._fixtureinfo.name2fixturedefs.get(name, ())
     yield
     if (group := group_of(item)) in LAUNCHED and (nextitem is None or group_of(nextitem) != group):
-        for name in ("ray_cluster", "cluster"):
-            for made in item.session._fixturemanager._arg2fixturedefs.get(name, ()):
-                made.finish(item._request)
+        while open_ones:
+            open_ones.pop().finish(item._request)
 
 
 @contextmanager

@@ -75,6 +75,7 @@ def test_products_of_activations_are_refused():
         narrowed(VLLM, groups, ("int8", "fp8_e4m3"), Quantizer())
 
 
+@pytest.mark.slow
 def test_layers_that_the_engine_fuses_share_a_group(tiny_model, tiny_inputs):
     groups = deployable_groups(tiny_model("llama"), GroupsConfig(), tiny_inputs("llama"), VLLM)
     block = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]

@@ -1,20 +1,31 @@
 """What kind of layer a module is, and how each kind multiplies."""
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpcmpq.models.attention_products import MatrixProduct
 
+Multiply = Callable[[Tensor, Tensor], Tensor]
+"""(x, weight) to W(x)."""
+
 
 def apply(module: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
     """W(x) of a layer without its bias, for any weight of the layer's shape."""
+    return product_of(module)(x, weight)
+
+
+def product_of(module: nn.Module) -> Multiply:
+    """What a layer does without its bias, (x, weight) to W(x)."""
     if isinstance(module, nn.Linear):
-        return F.linear(x, weight)
+        return F.linear
     if isinstance(module, nn.Embedding):
-        return F.embedding(x, weight)
+        return F.embedding
     if is_convolution(module):
-        return module._conv_forward(x, weight, None)  # type: ignore[operator]
-    return x @ weight  # transformers' Conv1D
+        return lambda x, weight: module._conv_forward(x, weight, None)  # type: ignore[operator]
+    return torch.matmul  # transformers' Conv1D
 
 
 def is_layer(module: nn.Module) -> bool:

@@ -5,7 +5,7 @@ two small products in bfloat16 costs 2⁻⁹ of the *displacement*; rounding x0 
 2⁻⁹ of the values, more than an 8-bit format changes them. Everything between the products stays in float32.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 
-from hpcmpq.models.layer_kinds import apply, is_convolution, multiplies
-
-Multiply = Callable[[Tensor, Tensor], Tensor]
+from hpcmpq.models.layer_kinds import Multiply, is_convolution, multiplies, product_of
 
 
 @dataclass
@@ -126,12 +124,12 @@ def run_low_precision(
 
 
 def _patch(products: LowPrecisionLayers, name: str, module: nn.Module) -> None:
-    key = f"{name}.weight" if name else "weight"
+    key, product = f"{name}.weight" if name else "weight", product_of(module)
 
     def run(x: Tensor) -> Tensor:
         bias = module.bias
         if bias is not None and is_convolution(module):
             bias = bias.reshape(-1, *[1] * (module.weight.ndim - 2))  # type: ignore[operator]
-        return products.run(key, x, module.weight, bias, lambda x, weight: apply(module, weight, x))  # type: ignore[arg-type]
+        return products.run(key, x, module.weight, bias, product)  # type: ignore[arg-type]
 
     module.forward = run  # type: ignore[method-assign]

@@ -15,6 +15,8 @@ from hpcmpq.store.json_files import write_json
 from hpcmpq.store.run_dir import RunDir
 from tests.synthetic_run import synthetic_plan
 
+pytestmark = pytest.mark.slow
+
 HPCMPQ = Path(sys.executable).with_name("hpcmpq")
 INSTALLED = pytest.mark.skipif(not HPCMPQ.exists(), reason="the command hpcmpq is not installed")
 

@@ -21,6 +21,8 @@ from hpcmpq.settings import ModelConfig
 from hpcmpq.store.run_dir import RunDir
 from tests.conftest import MODELS
 
+pytestmark = pytest.mark.slow
+
 SIZE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 

@@ -13,6 +13,8 @@ from hpcmpq.executors import EXECUTORS, MAX_ATTEMPTS
 from tests.executors.launch import MARKS, command_line, run
 from tests.executors.toy_units import UNITS, attempts, make_toy_worker, shards
 
+pytestmark = pytest.mark.slow
+
 VICTIM = UNITS[2]
 OTHERS = [unit for unit in UNITS if unit != VICTIM]
 

@@ -25,6 +25,8 @@ from hpcmpq.settings import CalibrationConfig, Config, ModelConfig
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def planned(model_directory, tmp_path) -> tuple[RunDir, Plan, Path]:

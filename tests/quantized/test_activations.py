@@ -21,6 +21,8 @@ from hpcmpq.settings import GroupsConfig, ModelConfig
 from hpcmpq.space import SearchSpace
 from tests.models_of_many_kinds import make
 
+pytestmark = pytest.mark.slow
+
 MIXED = ("int4", "w4a8", "w8a8", "fp8_e4m3", "bf16", "fp32")
 ROUNDING = sorted({FORMATS[name].activation for name in FORMATS} - {None})
 QUANTIZER = Quantizer(group_size=8, range="absmax")

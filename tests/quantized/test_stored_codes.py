@@ -24,6 +24,8 @@ from tests.export.planned import llama, plan_run, solve_by_turns
 from tests.export.readers import READERS
 from tests.export.test_round_trips import fake_quantized_logits, tokens
 
+pytestmark = pytest.mark.slow
+
 GPTQ = {"rounding": "gptq", "group_size": 64}
 FORMATS = ["int2", "int4", "int8", "bf16"]
 

@@ -22,6 +22,8 @@ from hpcmpq.settings import GroupsConfig, ModelConfig
 from hpcmpq.space import SearchSpace
 from tests.models_of_many_kinds import make
 
+pytestmark = pytest.mark.slow
+
 ALL_BITS = tuple(f"int{bits}" for bits in range(2, 9))
 
 

@@ -17,6 +17,8 @@ from hpcmpq.settings import GroupsConfig
 from tests.allocations import peak_bytes
 from tests.sensitivity.tiny import make_subject
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def few_likely_outputs(monkeypatch):

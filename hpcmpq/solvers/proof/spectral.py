@@ -43,7 +43,7 @@ def spectral_bound(compact: Compact, choice_G: np.ndarray, deadline: float, seed
     bound, certifying_s = -np.inf, 0.0
     for power in POWERS:
         begun = time.perf_counter()
-        if begun + 2.0 * certifying_s > deadline:
+        if certifying_s and begun + 2.0 * certifying_s > deadline:
             break
         root_P = _scales(compact, choice_G, power)
         scaled_PP = _scaled(compact.quad_PP, root_P)

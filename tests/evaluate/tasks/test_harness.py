@@ -11,7 +11,10 @@ from hpcmpq.evaluate import evaluate
 from hpcmpq.evaluate.tasks.harness import HarnessTask
 from tests.evaluate.tasks.test_tasks import ARITHMETIC, task_run, write_lines
 
-pytestmark = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed"),
+]
 
 YAML = """
 task: sums_by_harness
