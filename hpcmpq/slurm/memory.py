@@ -9,6 +9,9 @@ from hpcmpq.store.run_dir import RunDir
 
 PROC = Path("/proc")
 
+CLOCK_STEP_S = 2.0
+"""How far the clock that names files may be ahead of the one that counts from the start of the system."""
+
 
 def memory_here(run: RunDir, proc: Path = PROC) -> int | None:
     """Resident bytes of processes of this machine that calibrate a run, and of all that they started; None if none do.
@@ -19,11 +22,15 @@ def memory_here(run: RunDir, proc: Path = PROC) -> int | None:
         run: The run directory, whose files of attempts name their writers.
         proc: Where the system lists its processes.
     """
-    host = socket.gethostname()
-    ends = [path.stem.rpartition("-") for path in run.attempts_path.glob("*.jsonl")]
-    writers = {int(pid) for before, _, pid in ends if pid.isdigit() and before.endswith(f"-{host}")}
-    parents = _parents(proc)
-    alive = descendants(writers & parents.keys(), parents)
+    host, parents, started = socket.gethostname(), *_processes(proc)
+    writers = set()
+    for path in run.attempts_path.glob("*.jsonl"):
+        before, _, pid = path.stem.rpartition("-")
+        at, _, where = before.partition("-")
+        # A process that began after the file has the number of one that is gone.
+        if where == host and int(pid) in parents and started[int(pid)] <= float(at) + CLOCK_STEP_S:
+            writers.add(int(pid))
+    alive = descendants(writers, parents)
     return sum(_resident(proc, pid) for pid in alive) if alive else None
 
 
@@ -40,16 +47,19 @@ def descendants(of: Iterable[int], parents: Mapping[int, int]) -> set[int]:
     return found
 
 
-def _parents(proc: Path) -> dict[int, int]:
-    found = {}
+def _processes(proc: Path) -> tuple[dict[int, int], dict[int, float]]:
+    """{process: its parent} and {process: the Unix time at which it began}."""
+    boot_s = float((proc / "stat").read_text(encoding="utf-8").partition("btime ")[2].split()[0])
+    parents, started = {}, {}
     for path in proc.glob("[0-9]*/stat"):
         try:
             # The name, in brackets, may hold anything.
             fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            found[int(path.parent.name)] = int(fields[1])
+            parents[int(path.parent.name)] = int(fields[1])
+            started[int(path.parent.name)] = boot_s + int(fields[19]) / os.sysconf("SC_CLK_TCK")
         except (OSError, IndexError):
             continue  # it has just ended
-    return found
+    return parents, started
 
 
 def _resident(proc: Path, pid: int) -> int:
