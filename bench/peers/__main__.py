@@ -58,7 +58,7 @@ def main() -> None:
         f"{len(runs[0].plan.space.groups)} groups, tied as engines fuse them; formats "
         f"{', '.join(runs[0].plan.space.formats[0])} in groups of {group_size}; calibrated on "
         f"{calibration.num_samples} samples of {calibration.sequence_length} tokens, selections on "
-        f"{calibration.held_out} held-out samples, the same for all; budgets are payload bits per weight. Judged on "
+        f"{min(args.held_out, calibration.held_out)} held-out samples, the same for all; budgets are payload bits per weight. Judged on "
         f"{args.judged} samples of each text; differences are to the first row, with 95 % intervals paired by "
         f"sample; the lowest is bold. {'Left out: ' + args.without + '.' if args.without else ''}"
     )
@@ -164,7 +164,8 @@ def choose(
     """{method: {budget: assignment}}, kept by method and budget."""
     path = made.kept.file("choices.json")
     known = read_json(path, "python -m bench.peers") if path.exists() else {}
-    held_out = Judge(weights, splits.held_out, made.kept.path / "judged" / "held_out")
+    samples = splits.held_out[: args.held_out]
+    held_out = Judge(weights, samples, made.kept.path / "judged" / f"held_out-{samples.digest()[:8]}")
     space = made.plan.space
 
     def keep(method: str, limit: float, choice_G: np.ndarray) -> None:

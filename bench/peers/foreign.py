@@ -28,15 +28,17 @@ class Package:
 
     Attributes:
         requirement: What pip installs beside this environment's torch and transformers.
+        undeclared: What it imports and does not require.
         program: The file beside this one that runs it.
     """
 
     requirement: str
     program: str
+    undeclared: tuple[str, ...] = ()
 
 
 PACKAGES = {
-    "ModelOpt": Package("nvidia-modelopt==0.47.0", "run_modelopt.py"),
+    "ModelOpt": Package("nvidia-modelopt==0.47.0", "run_modelopt.py", ("requests",)),
     "AutoScheme": Package("auto-round==0.16.1", "run_auto_round.py"),
 }
 
@@ -100,17 +102,17 @@ def _run(name: str, folder: Path) -> None:
 
 def environment(name: str) -> Path:
     """The Python of a package's environment, built by uv where there is one, else by venv and pip."""
-    requirement = PACKAGES[name].requirement
-    folder = CACHE / "peers" / "environments" / requirement
+    package = PACKAGES[name]
+    folder = CACHE / "peers" / "environments" / package.requirement
     python, built = folder / "bin" / "python", folder / "built"
     if not built.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        own = [f"{package}=={importlib.metadata.version(package)}" for package in ("torch", "transformers")]
+        own = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "transformers")]
         if uv := shutil.which("uv"):
             steps = [[uv, "venv", "-q", str(folder)], [uv, "pip", "install", "-q", "-p", str(python)]]
         else:
             steps = [[sys.executable, "-m", "venv", str(folder)], [str(python), "-m", "pip", "install", "-q"]]
-        steps[1] += [*own, "accelerate", requirement]
+        steps[1] += [*own, "accelerate", package.requirement, *package.undeclared]
         for step in steps:
             subprocess.run(step, check=True)
         built.touch()
