@@ -58,9 +58,10 @@ def main() -> None:
         f"{len(runs[0].plan.space.groups)} groups, tied as engines fuse them; formats "
         f"{', '.join(runs[0].plan.space.formats[0])} in groups of {group_size}; calibrated on "
         f"{calibration.num_samples} samples of {calibration.sequence_length} tokens, selections on "
-        f"{min(args.held_out, calibration.held_out)} held-out samples, the same for all; budgets are payload bits per weight. Judged on "
-        f"{args.judged} samples of each text; differences are to the first row, with 95 % intervals paired by "
-        f"sample; the lowest is bold. {'Left out: ' + args.without + '.' if args.without else ''}"
+        f"{min(args.held_out, calibration.held_out)} held-out samples, the same for all; budgets are payload "
+        f"bits per weight. Judged on {args.judged} samples of each text; differences are to the first row, "
+        "with 95 % intervals paired by sample; the lowest is bold."
+        + (f" Left out: {args.without}." if args.without else "")
     )
     text = section(f"Peers side by side: {args.name}", "python -m bench.peers", facts, results, budgets)
     print(text)

@@ -39,7 +39,7 @@ def difference(own: Verdict, other: Verdict) -> str:
 def divergences(by_method: Mapping[str, Mapping[float, Verdict]], budgets: Sequence[float]) -> str:
     """Mean KL of every method and budget; bold where the lowest."""
     rows = []
-    for method, by_budget in by_method.items():
+    for method, by_budget in sorted(by_method.items(), key=lambda item: item[0] != OURS):
         row = [method]
         for limit in budgets:
             if limit not in by_budget:
