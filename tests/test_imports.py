@@ -51,15 +51,20 @@ ROOMS: dict[str, str] = {
     "export": "errors settings space wording tables formats plan quantizers store targets models quantized",
     "sensitivity": "errors space objective tables formats models quantized response",
     "calibrate": (
-        "errors quadratic settings objective plan executors store models quantized response sensitivity"
+        "errors quadratic settings objective plan executors store models quantized response "
+        "sensitivity"
     ),
     "planning": (
         "errors settings space objective formats plan quantizers store targets models solve "
         "quantized response sensitivity"
     ),
+    "api": (
+        "errors quadratic settings space tables plan executors store targets slurm config models "
+        "solve quantized timing report evaluate refine export calibrate planning"
+    ),
     "cli": (
-        "errors settings space wording tables plan executors solvers store targets doctor slurm "
-        "config models solve timing report evaluate refine export calibrate planning"
+        "errors settings wording tables plan executors solvers store doctor slurm config solve "
+        "report export calibrate planning api"
     ),
     "__main__": "cli",
 }
@@ -74,9 +79,9 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "ortools": ("solvers",),
     "pydantic": ("config",),
     "yaml": ("config", "report"),
-    "rich": ("cli",),
+    "rich": ("cli", "api.bars"),
     "typer": ("cli",),
-    "matplotlib": ("report",),
+    "matplotlib": ("report", "api.frontier"),
     "jinja2": ("report",),
     "sklearn": ("examples",),
 }

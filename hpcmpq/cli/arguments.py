@@ -26,11 +26,20 @@ def as_in_tables(value: str | None) -> str | None:
     return None if value is None else table_name(value)
 
 
-Run = Annotated[Path, _run_argument("RUN", "The run directory.")]
+RunPath = Annotated[Path, _run_argument("RUN", "The run directory.")]
 ConfigPath = Annotated[
     Path,
     typer.Argument(
         metavar="CONFIG", help="The YAML config.", show_default=False, autocompletion=completion.configs
+    ),
+]
+ConfigOrModel = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG",
+        help="The YAML config; or a model directory or GGUF file, with --data.",
+        show_default=False,
+        autocompletion=completion.configs_and_models,
     ),
 ]
 RunOption = Annotated[
@@ -53,6 +62,8 @@ UnitShare = Annotated[
     str, typer.Option("--part", metavar="I/N", help="This is number I of N processes that share RUN, from 0.")
 ]
 AtMost = Annotated[int | None, typer.Option("--at-most", metavar="N", min=0, help="Stop after N units.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Again and again, until every stage is done.")]
+Every = Annotated[float, typer.Option("--every", metavar="SECONDS", help="Between two looks of --watch.")]
 PredictWorkers = Annotated[
     int,
     typer.Option(

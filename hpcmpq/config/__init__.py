@@ -4,6 +4,6 @@ An unknown key is an error that names a valid one. The file stops here: what com
 add a key: its field and meaning in `hpcmpq.settings`, what its type cannot refuse in `checks`.
 """
 
-from hpcmpq.config.read import parse_config, read_config, resolve_paths
+from hpcmpq.config.read import parse_config, read_config, resolve_paths, text_of, values_of
 
-__all__ = ["parse_config", "read_config", "resolve_paths"]
+__all__ = ["parse_config", "read_config", "resolve_paths", "text_of", "values_of"]
