@@ -100,7 +100,7 @@ def _refine(findings: Findings) -> str:
         return ""
     points = len(refine.get("link", {}).get("predicted", ()))
     measured = (
-        f"{refine['evaluations']} assignments measured on the calibration samples, "
+        f"{refine['evaluations']} neighbours and answers measured, "
         if "evaluations" in refine
         else ""
     )
