@@ -47,8 +47,7 @@ ROOMS: dict[str, str] = {
     "export": "errors formats space wording plan quantizers targets config store models quantized",
     "sensitivity": "errors formats space objective models quantized response",
     "calibrate": (
-        "errors quadratic objective plan executors config store models quantized response "
-        "sensitivity"
+        "errors quadratic objective plan executors config store models quantized response sensitivity"
     ),
     "planning": (
         "errors formats space objective plan quantizers targets config store models solve quantized "
