@@ -47,7 +47,7 @@ EXPERTS = _alike(
     LongcatFlash={"zero_expert_num": 2, **_FULL, "head_dim": 8},
     Llama4={"moe_layers": [1], "intermediate_size_mlp": FEED_FORWARD, "attention_chunk_size": 16},
     Dbrx={
-        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
         "ffn_config": {"hidden_size": WIDTH, "ffn_hidden_size": FEED_FORWARD, "moe_num_experts": 4, "moe_top_k": 2},
     },
 )  # fmt: skip

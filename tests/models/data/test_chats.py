@@ -77,9 +77,9 @@ def test_windows_are_cut_from_what_the_template_writes(model_directory, start):
 def test_texts_between_conversations_are_set_apart_as_ever(model_directory):
     path = directory(model_directory, "llama")
     records = [{"text": "A text."}, {"messages": CHATS[1]}, {"text": "Another."}, {"messages": CHATS[2]}]
-    splits = splits_of(path, records, num_samples=2, held_out=1, sequence_length=24)
+    splits = splits_of(path, records, num_samples=2, held_out=1, sequence_length=12)
     stream = [*b"A text.", EOS, *by_hand(CHATS[1]), *b"Another.", EOS, *by_hand(CHATS[2])]
-    windows = {(BOS, *stream[k : k + 23]) for k in range(0, len(stream), 23)}
+    windows = {(BOS, *stream[k : k + 11]) for k in range(0, len(stream), 11)}
     assert {tuple(row) for row in letters(splits)} <= windows
 
 
