@@ -54,9 +54,13 @@ ROOMS: dict[str, str] = {
         "errors formats space objective plan quantizers targets config store models solve quantized "
         "response sensitivity"
     ),
+    "api": (
+        "errors quadratic space plan targets executors config store slurm models solve timing "
+        "quantized report evaluate export refine calibrate planning"
+    ),
     "cli": (
-        "errors space wording plan targets executors solvers config store doctor slurm models solve "
-        "timing report evaluate export refine calibrate planning"
+        "errors wording plan executors solvers config store doctor slurm solve report export "
+        "calibrate planning api"
     ),
     "__main__": "cli",
 }
@@ -71,9 +75,9 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "ortools": ("solvers",),
     "pydantic": ("config",),
     "yaml": ("config", "report"),
-    "rich": ("cli",),
+    "rich": ("cli", "api.bars"),
     "typer": ("cli",),
-    "matplotlib": ("report",),
+    "matplotlib": ("report", "api.frontier"),
     "jinja2": ("report",),
     "sklearn": ("examples",),
 }

@@ -14,7 +14,7 @@ from hpcmpq.config import is_factory
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.chats import MESSAGES, Chat, read_chat
 from hpcmpq.models.data.json_lines import read_records
-from hpcmpq.models.data.named_arrays import LABELS, read_named_arrays
+from hpcmpq.models.data.named_arrays import LABELS, TARGETS, read_named_arrays
 from hpcmpq.models.factories import call_factory
 
 
@@ -59,7 +59,7 @@ def read_source(data: str, place: str, max_samples: int, import_paths: Sequence[
         UserError: If it is missing, empty or malformed.
     """
     if is_factory(data):
-        return _from_value(call_factory(data, import_paths), f"{place} {data}", max_samples)
+        return to_source(call_factory(data, import_paths), f"{place} {data}", max_samples)
     path = Path(data)
     if not path.is_file():
         raise UserError(f"there is no file {path}; correct {place}")
@@ -88,9 +88,10 @@ def read_source(data: str, place: str, max_samples: int, import_paths: Sequence[
 
 def _from_named(arrays: Mapping[str, np.ndarray], place: str) -> Batch:
     tensors = {name: _tensor(array, f"{place} array {name!r}") for name, array in arrays.items()}
-    targets = tensors.pop(LABELS, None)
+    shifted = TARGETS in tensors
+    targets = tensors.pop(TARGETS if shifted else LABELS, None)
     inputs: dict[str | None, Tensor] = dict(tensors.items())
-    return Batch(inputs, targets, shifted=False, named=True)
+    return Batch(inputs, targets, shifted, named=True)
 
 
 def _from_jsonl(text: str, place: str) -> Documents:
@@ -121,8 +122,12 @@ def _from_jsonl(text: str, place: str) -> Documents:
     return Documents(tuple(texts), tuple(labels) or None)
 
 
-def _from_value(value: Any, place: str, max_samples: int) -> Source:
-    """A factory's result as a source."""
+def to_source(value: Any, place: str, max_samples: int) -> Source:
+    """A factory's result, or what a caller has in memory, as a source: see `read_source`.
+
+    Raises:
+        UserError: If it is empty or malformed.
+    """
     if isinstance(value, str):
         if not value.strip():
             raise UserError(f"{place} returned an empty text")

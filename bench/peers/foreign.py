@@ -1,0 +1,119 @@
+"""Other packages' own searches, each run in a virtual environment of its own that the bench builds."""
+
+import importlib.metadata
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.peers.calibration import Calibrated, add_seconds
+from bench.workload import CACHE
+from hpcmpq.formats import FORMATS
+from hpcmpq.models.data.samples import Samples
+from hpcmpq.plan import content_hash
+from hpcmpq.store.json_files import read_json, write_json
+
+Assignments = dict[float, dict[str, str]]
+"""{bits per weight: {group name: format name}}."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package that searches by itself.
+
+    Attributes:
+        requirement: What pip installs beside this environment's torch and transformers.
+        undeclared: What it imports and does not require.
+        program: The file beside this one that runs it.
+    """
+
+    requirement: str
+    program: str
+    undeclared: tuple[str, ...] = ()
+
+
+PACKAGES = {
+    "ModelOpt": Package("nvidia-modelopt==0.47.0", "run_modelopt.py", ("requests",)),
+    "AutoScheme": Package("auto-round==0.16.1", "run_auto_round.py"),
+}
+
+
+def foreign_assignments(
+    name: str, calibrated: Calibrated, samples: Samples, budgets: list[float]
+) -> Assignments:
+    """What a package of PACKAGES chooses at every budget; kept, as all choices of the same job are.
+
+    Args:
+        name: Key of PACKAGES.
+        calibrated: Groups, formats and the model's directory.
+        samples: Calibration samples of token ids.
+        budgets: Payload bits per weight.
+
+    Raises:
+        subprocess.CalledProcessError: If the package cannot be installed or fails; its log is in the message's place.
+    """
+    space, config = calibrated.plan.space, calibrated.config
+    ids = samples.inputs["input_ids"].numpy()
+    job = {
+        "model": config.model.path,
+        "groups": {g.name: [m.parameter.removesuffix(".weight") for m in g.members] for g in space.groups},
+        "formats": {name: FORMATS[name].num_bits for name in space.formats[0]},
+        "group_size": config.quantizer.group_size,
+        "budgets": budgets,
+    }
+    key = content_hash([name, PACKAGES[name].requirement, job, samples.digest()])[:12]
+    folder = CACHE / "peers" / "foreign" / f"{name}-{key}"
+    answer = folder / "answer.json"
+    if not answer.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "samples.npy", ids)
+        write_json(folder / "job.json", {**job, "samples": str(folder / "samples.npy")})
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        _run(name, folder)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        add_seconds(calibrated.kept, name, used_s)
+    format_of = {bits: name for name, bits in job["formats"].items()}
+    return {
+        float(limit): {group: format_of[bits] for group, bits in bits_of.items()}
+        for limit, bits_of in read_json(answer, "python -m bench.peers").items()
+    }
+
+
+def _run(name: str, folder: Path) -> None:
+    """Write folder/answer.json; what the package says goes to folder/log."""
+    python = environment(name)
+    settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "AR_AUTO_SCHEME_CACHE": str(folder / "scores")}
+    program = Path(__file__).with_name(PACKAGES[name].program)
+    unfinished = folder / "unfinished.json"
+    with (folder / "log").open("w", encoding="utf-8") as log:
+        print(f"{name} searches; its log is {folder / 'log'}", flush=True)
+        command = [str(python), str(program), str(folder / "job.json"), str(unfinished)]
+        subprocess.run(
+            command, check=True, env={**os.environ, **settings}, stdout=log, stderr=log, cwd=folder
+        )
+    unfinished.rename(folder / "answer.json")
+
+
+def environment(name: str) -> Path:
+    """The Python of a package's environment, built by uv where there is one, else by venv and pip."""
+    package = PACKAGES[name]
+    folder = CACHE / "peers" / "environments" / package.requirement
+    python, built = folder / "bin" / "python", folder / "built"
+    if not built.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        own = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "transformers")]
+        if uv := shutil.which("uv"):
+            steps = [[uv, "venv", "-q", str(folder)], [uv, "pip", "install", "-q", "-p", str(python)]]
+        else:
+            steps = [[sys.executable, "-m", "venv", str(folder)], [str(python), "-m", "pip", "install", "-q"]]
+        steps[1] += [*own, "accelerate", package.requirement, *package.undeclared]
+        for step in steps:
+            subprocess.run(step, check=True)
+        built.touch()
+    return python
