@@ -47,20 +47,22 @@ ROOMS: dict[str, str] = {
     "report": "errors quadratic space wording problem formats plan solvers store solve",
     "response": "errors models quantized",
     "evaluate": "errors settings space objective tables formats plan executors store models quantized",
-    "refine": "errors quadratic settings space problem formats solvers store models solve quantized",
     "export": "errors settings space wording tables formats plan quantizers store targets models quantized",
     "sensitivity": "errors space objective tables formats models quantized response",
     "calibrate": (
-        "errors quadratic settings objective plan executors store models quantized response "
-        "sensitivity"
+        "errors quadratic settings objective plan executors store models quantized response sensitivity"
     ),
     "planning": (
         "errors settings space objective formats plan quantizers store targets models solve "
         "quantized response sensitivity"
     ),
+    "refine": (
+        "errors quadratic settings space objective problem formats solvers store models solve "
+        "quantized response sensitivity"
+    ),
     "api": (
         "errors quadratic settings space tables plan executors store targets slurm config models "
-        "solve quantized timing report evaluate refine export calibrate planning"
+        "solve quantized timing report evaluate export calibrate planning refine"
     ),
     "cli": (
         "errors settings wording tables plan executors solvers store doctor slurm config solve "

@@ -35,6 +35,8 @@ AUTO_CLASSES: dict[Kind, str] = {
     "sequence_classifier": "AutoModelForSequenceClassification",
     "token_classifier": "AutoModelForTokenClassification",
     "image_classifier": "AutoModelForImageClassification",
+    "audio_classifier": "AutoModelForAudioClassification",
+    "ctc": "AutoModelForCTC",
     "encoder": "AutoModel",
 }
 """The transformers class that loads each kind of model."""

@@ -27,6 +27,8 @@ _KINDS = {
     "sequence_classifier": "A sequence classifier",
     "token_classifier": "A token classifier",
     "image_classifier": "An image classifier",
+    "audio_classifier": "A classifier of sound",
+    "ctc": "A recogniser of speech",
     "encoder": "An encoder",
     "factory": "A module",
 }

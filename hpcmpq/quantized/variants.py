@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -41,6 +41,7 @@ class Variants:
         quantizer: How weights and activations are rounded.
         maxima: {module: largest inputs} for static ranges of activations, see `hpcmpq.quantized.activations`.
         codes: Where codes that were made when planning are, see `hpcmpq.quantized.stored_codes`.
+        sources: {parameter: weight to round from} where the model has other weights for now.
     """
 
     model: nn.Module
@@ -48,6 +49,8 @@ class Variants:
     quantizer: Quantizer
     maxima: Mapping[str, tuple[float, ...]] | None = None
     codes: StoredCodes | None = None
+    sources: Mapping[str, Tensor] | None = None
+    _qparams: dict[tuple[str, str], QParams] = field(default_factory=dict)
     _kept: dict[tuple[str, str], dict[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,7 +63,11 @@ class Variants:
 
     def originals(self, group: Group) -> dict[str, Tensor]:
         """{parameter: original weight} of a group."""
-        return {member.parameter: self.model.get_parameter(member.parameter) for member in group.members}
+        return {member.parameter: self._weight(member) for member in group.members}
+
+    def _weight(self, member: Member) -> Tensor:
+        sources = self.sources or {}
+        return sources.get(member.parameter, self.model.get_parameter(member.parameter))
 
     @torch.no_grad()
     def quantized(self, group: Group, format_name: str) -> dict[str, Tensor]:
@@ -69,7 +76,7 @@ class Variants:
             return dict(self._kept[group.name, format_name])
         tensors = {}
         for member in group.members:
-            weight = self.model.get_parameter(member.parameter)
+            weight = self._weight(member)
             rounded_MK = self._rounded.decoded(member, format_name, as_matrix(weight, member))
             tensors[member.parameter] = from_matrix(rounded_MK, member, weight)
         if self._keeps:
@@ -79,12 +86,11 @@ class Variants:
     @torch.no_grad()
     def encoded(self, member: Member, format_name: str) -> tuple[Tensor, QParams]:
         """What a checkpoint stores of a weight: its codes [M, K] and what they mean."""
-        matrix_MK = as_matrix(self.model.get_parameter(member.parameter), member)
-        return self._rounded.encoded(member, format_name, matrix_MK)
+        return self._rounded.encoded(member, format_name, as_matrix(self._weight(member), member))
 
     @cached_property
     def _rounded(self) -> RoundedWeights:
-        return RoundedWeights(self.quantizer, self.codes)
+        return RoundedWeights(self.quantizer, self.codes, self._qparams)
 
     @cached_property
     def _keeps(self) -> bool:
@@ -108,12 +114,25 @@ class Variants:
     @contextmanager
     def assigned(self, assignment: Mapping[str, str]) -> Iterator[None]:
         """The model with {group name: format name} applied to weights and activations; the original returns after."""
+        with swapped(self.model, self.weights(assignment)), self.activations.rounded(assignment):
+            yield
+
+    def weights(self, assignment: Mapping[str, str]) -> dict[str, Tensor]:
+        """{parameter: rounded weight} of {group name: format name}."""
         tensors: dict[str, Tensor] = {}
         for group in self.space.groups:
             if group.name in assignment:
                 tensors.update(self.quantized(group, assignment[group.name]))
-        with swapped(self.model, tensors), self.activations.rounded(assignment):
-            yield
+        return tensors
+
+    def from_copies(self) -> "Variants":
+        """The same options, rounded from copies of the weights, so that the model may have others meanwhile."""
+        copies = {
+            name: tensor.detach().clone()
+            for group in self.space.groups
+            for name, tensor in self.originals(group).items()
+        }
+        return replace(self, sources=copies)
 
 
 def open_variants(

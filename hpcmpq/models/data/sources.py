@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hpcmpq.errors import UserError
+from hpcmpq.models.data.chats import MESSAGES, Chat, read_chat
 from hpcmpq.models.data.json_lines import read_records
 from hpcmpq.models.data.named_arrays import LABELS, TARGETS, read_named_arrays
 from hpcmpq.models.factories import call_factory
@@ -19,9 +20,9 @@ from hpcmpq.settings import is_factory
 
 @dataclass(frozen=True)
 class Documents:
-    """Texts, with a class each where the data has them, by number or by name."""
+    """Texts or conversations, with a class each where the data has them, by number or by name."""
 
-    texts: tuple[str, ...]
+    texts: tuple[str | Chat, ...]
     labels: tuple[int | str, ...] | None = None
 
 
@@ -94,15 +95,18 @@ def _from_named(arrays: Mapping[str, np.ndarray], place: str) -> Batch:
 
 
 def _from_jsonl(text: str, place: str) -> Documents:
-    texts: list[str] = []
+    texts: list[str | Chat] = []
     labels: list[int | str] = []
     for where, record in read_records(text, place):
-        if not isinstance(record.get("text"), str):
+        if isinstance(record.get("text"), str):
+            texts.append(record["text"])
+        elif MESSAGES in record:
+            texts.append(read_chat(record, where))
+        else:
             raise UserError(
-                f"{where} has no string field 'text' (it has {', '.join(record)}); rename or add it, or save "
-                "token ids as .npz arrays"
+                f"{where} has no string field 'text' or list '{MESSAGES}' (it has {', '.join(record)}); rename or add "
+                "one, or save token ids as .npz arrays"
             )
-        texts.append(record["text"])
         label = record.get("label")
         if label is not None:
             if not isinstance(label, int | str):
