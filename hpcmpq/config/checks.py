@@ -60,6 +60,7 @@ def check_values(config: Config, source: str) -> None:
         "calibration.num_samples": config.calibration.num_samples,
         "calibration.sequence_length": config.calibration.sequence_length,
         "calibration.samples_per_pass": config.calibration.samples_per_pass,
+        "calibration.rounding_samples": config.calibration.rounding_samples,
         "calibration.samples_per_unit": config.calibration.samples_per_unit,
         "sensitivity.probes": config.sensitivity.probes,
         "sensitivity.groups_per_unit": config.sensitivity.groups_per_unit,

@@ -23,6 +23,9 @@ TARGETS = "calibration.targets"
 """Newer than the first plans, whose targets are unknown."""
 
 
+ROUNDING = "calibration.rounding"
+"""The samples that codes are fitted on, where these are not the calibration samples, as in older plans."""
+
 SPECIAL_TOKENS = "calibration.special_tokens"
 """What is around every sample, where that is not what versions before this setting did."""
 
@@ -71,6 +74,7 @@ def find_facts(
         "groups.found": content_hash([[m.parameter for m in g.members] for g in space.groups]),
         "numerics_version": NUMERICS_VERSION,
         **({} if targets is None else {TARGETS: targets}),
+        **({} if splits.rounding is None else {ROUNDING: content_hash(splits.rounding.content_hashes())}),
     }
 
 
@@ -134,6 +138,7 @@ _HASHED = {
     "model.weights": "weights of the model",
     "calibration.samples": "calibration samples",
     "calibration.targets": "labels of the calibration samples",
+    "calibration.rounding": "samples to fit rounding on",
     "groups.found": "groups of weights",
 }
 """Facts that are digests, in words."""

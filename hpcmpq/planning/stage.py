@@ -20,7 +20,14 @@ from hpcmpq.models.stored_dtype import check_scales
 from hpcmpq.models.weight_digests import weight_marks
 from hpcmpq.plan import Plan, content_hash, make_units, plan_to_json
 from hpcmpq.planning.cost_estimate import estimate_cost
-from hpcmpq.planning.facts import TARGETS, check_same_facts, default_facts, find_environment, find_facts
+from hpcmpq.planning.facts import (
+    ROUNDING,
+    TARGETS,
+    check_same_facts,
+    default_facts,
+    find_environment,
+    find_facts,
+)
 from hpcmpq.planning.original import Original, check_method, find_groups, load_original
 from hpcmpq.planning.rounded_activations import check_activations, keep_ranges
 from hpcmpq.planning.scaling import Site, Workload, best_samples_per_unit
@@ -73,7 +80,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         check_scales(original.model, space, torch.float16)
     facts = find_facts(config, original.fingerprint(), splits, space, outputs_NTV.shape[-1])
     if planned is not None:
-        unknown = {TARGETS: facts[TARGETS]} if TARGETS in facts else {}
+        unknown = {name: facts[name] for name in (TARGETS, ROUNDING) if name in facts}
         check_same_facts(planned.facts, facts, str(run.path), default_facts() | unknown)
         check_same_settings(original.model, planned)
         check_same_outputs(planned, first.inputs, outputs_NTV)
@@ -104,11 +111,14 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     check_solvable(plan)
     if not config.budgets:
         log.warning("budgets is empty, so nothing keeps the solution from the largest formats; name a budget")
-    _keep(run, plan, config, original, splits.calibration)
+    fitted = splits.rounding if ROUNDING in facts else None
+    _keep(run, plan, config, original, splits.calibration, splits.calibration if fitted is None else fitted)
     return plan
 
 
-def _keep(run: RunDir, plan: Plan, config: Config, original: Original, calibration: Samples) -> None:
+def _keep(
+    run: RunDir, plan: Plan, config: Config, original: Original, calibration: Samples, rounding: Samples
+) -> None:
     """Write the plan, what has to be measured once before it can be used, and what calibration will cost."""
     size = config.calibration.samples_per_pass
     batches = (batch.to(original.device) for batch in calibration.passes(size))
@@ -117,7 +127,7 @@ def _keep(run: RunDir, plan: Plan, config: Config, original: Original, calibrati
     keep_samples(run, calibration)
     write_artefact(run.plan_path, plan_to_json(plan))
     if config.quantizer.rounding == "gptq" or config.quantizer.checkpoints:
-        samples = calibration.to(original.device)
+        samples = rounding.to(original.device)
         make_codes(run, plan.fingerprint, original.model, plan.space, config.quantizer, samples, size)
     if find_method(config.sensitivity.method).forward_only:
         batch = calibration[:size].to(original.device)

@@ -43,6 +43,8 @@ class CalibrationConfig:
         special_tokens: Begin and end every sample of text, of evaluation too, as the model's tokenizer begins and
             ends a text (BOS; CLS and SEP). None is for plans made before this key was there: windows of a language
             model have none, samples of other models have them.
+        rounding_samples: Further samples of the data that ``quantizer.rounding`` ``gptq`` is fitted on, or None for
+            four times `num_samples`, as far as the data go. Losses on samples that codes were fitted on are too low.
     """
 
     data: str
@@ -53,6 +55,7 @@ class CalibrationConfig:
     samples_per_unit: int | None = None
     samples_per_pass: int = 4
     special_tokens: bool | None = True
+    rounding_samples: int | None = None
 
 
 @dataclass(frozen=True)

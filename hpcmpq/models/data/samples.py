@@ -120,6 +120,7 @@ class Splits:
         num_uncounted: Samples left out because no position of theirs counts.
         num_overlapping: Samples dropped because earlier sets hold half or more of their tokens, in long runs.
         special_tokens: What begins and ends every calibration sample, as ``<bos> ...``, or empty.
+        rounding: Error-compensated rounding is fitted on these; None without it, and where the data hold no more.
     """
 
     calibration: Samples
@@ -129,3 +130,4 @@ class Splits:
     num_uncounted: int = 0
     num_overlapping: int = 0
     special_tokens: str = ""
+    rounding: Samples | None = None

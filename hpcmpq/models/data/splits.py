@@ -31,6 +31,9 @@ UNCOUNTED = "without a position that counts"
 OVERLAPPING = "with half or more of their tokens in earlier sets"
 """Why samples are passed over."""
 
+ROUNDING_SHARE = 4
+"""Samples that rounding is fitted on by default, for every calibration sample: Σxxᵀ of few tokens is fitted to them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _Pool:
@@ -47,10 +50,11 @@ class _Pool:
 
 
 def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
-    """The three disjoint sets of samples, chosen by ``calibration.seed``.
+    """The disjoint sets of samples, chosen by ``calibration.seed``.
 
     The data are permuted; the first ``num_samples`` are for calibration, the next ``held_out`` are held out,
-    and evaluation takes up to ``evaluation.num_samples`` of the rest, or of ``evaluation.data``. A sample
+    and evaluation takes up to ``evaluation.num_samples`` of the rest, or of ``evaluation.data``. Error-compensated
+    rounding takes ``rounding_samples`` of what is left then. A sample
     whose content was taken already is dropped, and so is one of which no position counts: it has no loss; and from
     later sets one that shares much of its text with earlier ones, see `hpcmpq.models.data.overlap`. Of data that
     hold nothing else, such as text from a template, those are taken after all, with a warning.
@@ -67,7 +71,8 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     _check_length(config, description)
     separate = evaluation.data is not None and evaluation.data != calibration.data
     sizes = calibration.num_samples, calibration.held_out
-    wanted = sum(sizes) + (0 if separate else evaluation.num_samples)
+    num_rounding = num_rounding_samples(config)
+    wanted = sum(sizes) + (0 if separate else evaluation.num_samples) + num_rounding
     pool = _read(calibration.data, "calibration.data", config, description, wanted, import_paths)
     order = _permuted(len(pool.samples), calibration.seed)
     taken: set[str] = set()
@@ -101,6 +106,8 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
         )
     if separate:
         passed.update(eval_passed)
+    seen_last = np.union1d(seen_too, seen_runs(eval_pool.samples[for_evaluation]))
+    for_rounding = _take_for_rounding(pool.samples, order, num_rounding, taken, seen_last)
     if passed[REPEATED]:
         _log.warning("dropped %d samples whose content is in an earlier set", passed[REPEATED])
     if passed[OVERLAPPING]:
@@ -123,6 +130,7 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
         num_uncounted=passed[UNCOUNTED],
         num_overlapping=passed[OVERLAPPING],
         special_tokens=pool.frame.words,
+        rounding=pool.part(for_rounding) if for_rounding else None,
     )
     if config.objective == "ce" and not all(
         part.labelled for part in (splits.calibration, splits.evaluation)
@@ -132,6 +140,33 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
             "classifier, an .npz file with an array `labels`, let a factory give (inputs, targets), or use kl"
         )
     return splits
+
+
+def num_rounding_samples(config: Config) -> int:
+    """Samples that error-compensated rounding wants; none without it."""
+    if config.quantizer.rounding != "gptq":
+        return 0
+    return config.calibration.rounding_samples or ROUNDING_SHARE * config.calibration.num_samples
+
+
+def _take_for_rounding(
+    pool: Samples, order: Iterator[int], wanted: int, taken: set[str], seen: np.ndarray
+) -> list[int]:
+    """Up to `wanted` samples that share little with those that losses are measured on."""
+    chosen = _take(pool, order, wanted, taken, Counter[str](), seen, [])
+    if wanted and not chosen:
+        _log.warning(
+            "the data hold no further samples for quantizer.rounding gptq, which is fitted on the calibration samples: "
+            "losses measured on them will be too low, most so of few bits; give more data or lower "
+            "calibration.num_samples"
+        )
+    elif len(chosen) < wanted:
+        _log.info(
+            "quantizer.rounding gptq is fitted on %d samples instead of %d: there are no more",
+            len(chosen),
+            wanted,
+        )
+    return chosen
 
 
 def _read(
