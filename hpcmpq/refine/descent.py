@@ -2,9 +2,10 @@
 
 Around the current assignment every neighbour, one format up or down in one group, is measured on calibration samples,
 alone and together (`hpcmpq.refine.expansion`). The local quadratic is solved within the budgets and several trust
-regions, of at most r moved groups. Held-out samples, which proposed nothing, decide: the best of the answers becomes
-the current assignment if its loss is lower by more than chance explains for the best of so many. The descent ends when
-no answer is, or when the evaluations are spent.
+regions, of at most r moved groups. Held-out samples, which proposed nothing, decide: they look at the answers in order
+of their measured loss on the calibration samples, and the first whose loss is lower by more than chance explains
+becomes the current assignment. Look j of a round may be lucky with chance `LUCK` / 2ʲ. The descent ends when no answer
+is taken, or when the evaluations are spent.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solvers import Solver
 
 LUCK = 0.16
-"""Chance that a round keeps an answer although none lowers the loss: one standard error, for one look."""
+"""Chance that a round takes an answer although none lowers the loss."""
 
 LOCAL_SOLVE_S = 2.0
 """Solver seconds of one local problem."""
@@ -37,13 +38,15 @@ class Measurements:
     Attributes:
         expand: (choice [G], options [R], on_pass) to the expansion around the choice; on_pass is called with the
             passes done and all of them.
-        losses: Choices to their held-out losses, float64 [N] each.
+        on_calibration: Choices to their losses on the calibration samples, float64 [N] each.
+        on_held_out: The same on the held-out samples.
         max_evaluations: Neighbours and answers that may be measured.
         on_evaluation: Called with the number measured so far and the maximum.
     """
 
     expand: Callable[[np.ndarray, np.ndarray, Callable[[int, int], None]], Expansion]
-    losses: Callable[[list[np.ndarray]], list[np.ndarray]]
+    on_calibration: Callable[[list[np.ndarray]], list[np.ndarray]]
+    on_held_out: Callable[[list[np.ndarray]], list[np.ndarray]]
     max_evaluations: int
     on_evaluation: Callable[[int, int], None]
 
@@ -56,8 +59,8 @@ class Descent:
         choice_G: One option index per group, int64 [G].
         loss_N: Its held-out losses, float64 [N].
         evaluations: Neighbours and answers measured.
-        history: Per answer {`round`, `moved`, `predicted`, `measured`, `measured_stderr`, `accepted`}: changes of the
-            mean loss, predicted from calibration samples and measured on held-out ones.
+        history: Per look at an answer {`round`, `moved`, `predicted`, `measured`, `measured_stderr`, `accepted`}:
+            changes of the mean loss, predicted from calibration samples and measured on held-out ones.
     """
 
     choice_G: np.ndarray
@@ -110,13 +113,15 @@ def descend(
                 answers.setdefault(found.choice_G.tobytes(), (found.choice_G, found.objective))
         if not answers:
             break
-        losses = measurements.losses([choice_G for choice_G, _ in answers.values()])
         spent += len(answers)
-        measurements.on_evaluation(spent, measurements.max_evaluations)
-        best = int(np.argmin([loss_N.mean() for loss_N in losses]))
-        accepted = is_better(losses[best], current_N, looks=len(answers))
-        for place, ((choice_G, predicted), loss_N) in enumerate(zip(answers.values(), losses, strict=True)):
+        fitted = measurements.on_calibration([choice_G for choice_G, _ in answers.values()])
+        order = np.argsort([loss_N.mean() for loss_N in fitted], kind="stable")
+        proposed = [list(answers.values())[place] for place in order]
+        accepted = False
+        for look, (choice_G, predicted) in enumerate(proposed, 1):
+            (loss_N,) = measurements.on_held_out([choice_G])
             fall, stderr = _fall(loss_N, current_N)
+            accepted = is_better(loss_N, current_N, look)
             history.append(
                 {
                     "round": rounds,
@@ -124,13 +129,16 @@ def descend(
                     "predicted": float(predicted),
                     "measured": -fall,
                     "measured_stderr": stderr,
-                    "accepted": accepted and place == best,
+                    "accepted": accepted,
                 }
             )
+            if accepted:
+                current_G, current_N = choice_G, loss_N
+                break
+        measurements.on_evaluation(spent, measurements.max_evaluations)
         rounds += 1
         if not accepted:
             break
-        current_G, current_N = list(answers.values())[best][0], losses[best]
     return Descent(current_G, current_N, spent, history)
 
 
@@ -147,10 +155,10 @@ def trust_radii(num_groups: int) -> list[int]:
     return radii
 
 
-def is_better(new_N: np.ndarray, old_N: np.ndarray, looks: int) -> bool:
-    """Whether the mean loss of the best of `looks` fell by more than chance explains, by paired differences."""
+def is_better(new_N: np.ndarray, old_N: np.ndarray, look: int) -> bool:
+    """Whether the mean loss fell by more than chance explains at look 1, 2, ..., by paired differences."""
     fall, stderr = _fall(new_N, old_N)
-    return fall > 0 and fall >= NormalDist().inv_cdf(1.0 - LUCK / looks) * stderr
+    return fall > 0 and fall >= NormalDist().inv_cdf(1.0 - LUCK / 2**look) * stderr
 
 
 def _fall(new_N: np.ndarray, old_N: np.ndarray) -> tuple[float, float]:

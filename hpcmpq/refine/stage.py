@@ -78,7 +78,7 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
 
     calibration = splits.calibration.to(device)
     subject = make_subject(config, variants, calibration)
-    on_held_out = losses_on(splits.held_out)
+    on_calibration, on_held_out = losses_on(calibration), losses_on(splits.held_out)
     assignment_of = plan.space.assignment
     uniforms = uniform_choices(plan.space)
     start_G = plan.space.choice(solution["assignment"])
@@ -94,6 +94,7 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
             lambda choice_G, options_R, on_pass: expand(
                 subject, config.sensitivity, calibration, assignment_of(choice_G), options_R.tolist(), on_pass
             ),
+            lambda choices: on_calibration([assignment_of(choice_G) for choice_G in choices]),
             lambda choices: on_held_out([assignment_of(choice_G) for choice_G in choices]),
             config.refine.max_evaluations or EVALUATIONS_PER_GROUP * len(plan.space.groups),
             on_evaluation,
