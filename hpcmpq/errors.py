@@ -1,6 +1,6 @@
 """Failures that a user can act on. Each message is one sentence that says what to do next."""
 
-from errno import EDQUOT, EFBIG, ENOMEM, ENOSPC, EROFS
+from errno import EACCES, EDQUOT, EFBIG, ENOMEM, ENOSPC, EPERM, EROFS
 
 EXIT_BAD_INPUT, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 2, 3, 75
 
@@ -61,13 +61,15 @@ class Interrupted(BaseException):
 
 
 def in_words(error: Exception) -> Exception:
-    """A `UserError` in place of an error that means that memory or disk was not enough; any other error as it is.
+    """A `UserError` in place of an error that means that memory, disk or permission lacked; any other error as it is.
 
     Example:
         >>> print(in_words(MemoryError()))
         there is not enough memory; take a machine or device with more, or lower calibration.samples_per_pass
         >>> in_words(ValueError("3"))
         ValueError('3')
+        >>> print(in_words(PermissionError(13, "Permission denied", "/home/a/.cache")))
+        [Errno 13] Permission denied: '/home/a/.cache'; make room or permission there and run the same command again
     """
     said = str(error).strip().split("\n")[0]
     number = error.errno if isinstance(error, OSError) else None
@@ -77,13 +79,13 @@ def in_words(error: Exception) -> Exception:
             f"there is not enough memory{reason}; take a machine or device with more, or lower "
             "calibration.samples_per_pass"
         )
-    if number in (ENOSPC, EDQUOT, EFBIG, EROFS):
+    if number in (ENOSPC, EDQUOT, EFBIG, EROFS, EACCES, EPERM):
         return UserError(f"{said}; make room or permission there and run the same command again")
     return error
 
 
 def raise_if_no_room(error: Exception) -> None:
-    """Raise an error that means that memory or disk was not enough; what else fails may run otherwise.
+    """Raise an error that means that memory, disk or permission lacked; what else fails may run otherwise.
 
     Example:
         >>> raise_if_no_room(KeyError("layer"))

@@ -45,7 +45,6 @@ ROOMS: dict[str, str] = {
     "response": "errors models quantized",
     "evaluate": "errors formats space objective plan quantizers executors config store models quantized",
     "export": "errors formats space wording plan quantizers targets config store models quantized",
-    "refine": "errors formats quadratic space problem solvers config store models solve quantized",
     "sensitivity": "errors formats space objective models quantized response",
     "calibrate": (
         "errors quadratic objective plan executors config store models quantized response sensitivity"
@@ -54,9 +53,17 @@ ROOMS: dict[str, str] = {
         "errors formats space objective plan quantizers targets config store models solve quantized "
         "response sensitivity"
     ),
+    "refine": (
+        "errors formats quadratic space objective problem solvers config store models solve "
+        "quantized response sensitivity"
+    ),
+    "api": (
+        "errors quadratic space plan targets executors config store slurm models solve timing "
+        "quantized report evaluate export calibrate planning refine"
+    ),
     "cli": (
-        "errors space wording plan targets executors solvers config store doctor slurm models solve "
-        "timing report evaluate export refine calibrate planning"
+        "errors wording plan executors solvers config store doctor slurm solve report export "
+        "calibrate planning api"
     ),
     "__main__": "cli",
 }
@@ -71,9 +78,9 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "ortools": ("solvers",),
     "pydantic": ("config",),
     "yaml": ("config", "report"),
-    "rich": ("cli",),
+    "rich": ("cli", "api.bars"),
     "typer": ("cli",),
-    "matplotlib": ("report",),
+    "matplotlib": ("report", "api.frontier"),
     "jinja2": ("report",),
     "sklearn": ("examples",),
 }

@@ -33,6 +33,15 @@ ConfigPath = Annotated[
         metavar="CONFIG", help="The YAML config.", show_default=False, autocompletion=completion.configs
     ),
 ]
+ConfigOrModel = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG",
+        help="The YAML config; or a model directory or GGUF file, with --data.",
+        show_default=False,
+        autocompletion=completion.configs_and_models,
+    ),
+]
 RunOption = Annotated[
     Path,
     typer.Option(
@@ -53,6 +62,8 @@ Part = Annotated[
     str, typer.Option("--part", metavar="I/N", help="This is number I of N processes that share RUN, from 0.")
 ]
 AtMost = Annotated[int | None, typer.Option("--at-most", metavar="N", min=0, help="Stop after N units.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Again and again, until every stage is done.")]
+Every = Annotated[float, typer.Option("--every", metavar="SECONDS", help="Between two looks of --watch.")]
 PredictWorkers = Annotated[
     int,
     typer.Option(

@@ -39,6 +39,11 @@ def configs(incomplete: str) -> list[str]:
     return _paths(incomplete, lambda path: path.suffix in (".yaml", ".yml") and path.is_file())
 
 
+def configs_and_models(incomplete: str) -> list[str]:
+    """Both of these."""
+    return sorted({*configs(incomplete), *model_directories(incomplete)})
+
+
 def costs(incomplete: str) -> list[str]:
     """Names of costs."""
     return _starting(COSTS, incomplete)

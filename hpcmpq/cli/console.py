@@ -1,20 +1,16 @@
 """How the command line prints: lines, tables, and progress with time left."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.table import Table
 from rich.text import Text
 
+from hpcmpq.api.bars import bar
 from hpcmpq.plan import UnitOutcome
-from hpcmpq.store.run_dir import RunDir, remove_leftovers
-from hpcmpq.store.timings import keep_timing
 
 _out = Console(highlight=False)
 
@@ -34,36 +30,30 @@ def say_as_is(text: str) -> None:
     _out.out(text, highlight=False)
 
 
-@contextmanager
-def stage(run_dir: Path, name: str) -> Iterator[None]:
-    """Announce a stage, remove what killed ones left, and keep its wall time in RUN/timings.json."""
+def title(name: str) -> None:
+    """Announce a stage."""
     say(name, "bold")
-    run = RunDir(run_dir)
-    remove_leftovers(run)
-    start = time.monotonic()
-    yield
-    keep_timing(run, name, time.monotonic() - start, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
 
 
 @contextmanager
 def progress(title: str, unit: str) -> Iterator[Callable[[UnitOutcome, int, int], None]]:
     """A bar with time left; yields the function that takes (outcome, done, total)."""
     outcomes = 0
-    with _bar(title, f"{unit}s") as bar:
-        task = bar.add_task(title, total=None)
+    with bar(title, f"{unit}s", _out) as shown:
+        task = shown.add_task(title, total=None)
 
         def update(outcome: UnitOutcome, done: int, total: int) -> None:
             nonlocal outcomes
             outcomes += 1
-            bar.update(task, completed=done, total=total)
+            shown.update(task, completed=done, total=total)
             if outcome.error:
                 again = "" if outcome.final else "; trying again"
-                bar.console.print(
+                shown.console.print(
                     f"{unit} {outcome.unit}: {outcome.error}{again}", soft_wrap=True, markup=False
                 )
 
         yield update
-        bar.update(task, visible=outcomes > 0)
+        shown.update(task, visible=outcomes > 0)
     if not outcomes:
         say(f"every {unit} is done already")
 
@@ -71,25 +61,36 @@ def progress(title: str, unit: str) -> Iterator[Callable[[UnitOutcome, int, int]
 @contextmanager
 def counter(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with time left; yields the function that takes (done, total)."""
-    with _bar(title, unit) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with bar(title, unit, _out) as shown:
+        task = shown.add_task(title, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
-def _bar(title: str, unit: str) -> Progress:
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    times = (TimeElapsedColumn(), TextColumn("elapsed,"), TimeLeft(), TextColumn("left"))
-    return Progress(*columns, *times, console=_out)
+def show(*parts: Table | Text) -> None:
+    """Print tables and lines, one under the other; long lines are not broken."""
+    for part in parts:
+        _out.print(part, soft_wrap=isinstance(part, Text))
 
 
-def show(table: Table) -> None:
-    """Print a table."""
-    _out.print(table)
+def live(screens: Iterable[Sequence[Table | Text]]) -> None:
+    """Draw one screen over the other at a terminal, one under the other elsewhere."""
+    if not _out.is_terminal:
+        for parts in screens:
+            show(*parts)
+        return
+    with Live(console=_out, auto_refresh=False, vertical_overflow="visible") as drawn:
+        for parts in screens:
+            drawn.update(Group(*parts), refresh=True)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    """A table of plain texts."""
+    made = Table(*map(escape, header), title=title)
+    for row in rows:
+        made.add_row(*map(escape, row))
+    return made
 
 
 def rows(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """A table of plain texts."""
-    table = Table(*map(escape, header), title=title)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    show(table)
+    """Print such a table."""
+    show(table(header, rows, title))

@@ -14,7 +14,7 @@ def init(
     data: arguments.DataFile = None,
 ) -> dict[str, Any]:
     """Look at a Hugging Face directory or GGUF file and write a commented config to start from."""
-    from hpcmpq.cli.starter import write_starter
+    from hpcmpq.planning.starter import write_starter
 
     groups = write_starter(model_directory, output, data)
     console.say(

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +41,19 @@ class Reported(Exception):
         self.values = values
 
 
+@dataclass(frozen=True)
+class Watched:
+    """Documents that a command has one after the other: with --json a line for each, otherwise drawn.
+
+    Attributes:
+        documents: Plain values, at their own pace.
+        draw: Shows them to people instead.
+    """
+
+    documents: Iterator[Any]
+    draw: Callable[[], None]
+
+
 def described(function: Callable[..., Any]) -> Callable[..., None]:
     """A command that prints what `function` prints, or what it returns as JSON, or nothing.
 
@@ -53,11 +67,17 @@ def described(function: Callable[..., Any]) -> Callable[..., None]:
             console.set_quiet(True)
             logging.getLogger().setLevel(logging.ERROR)
         if not as_json:
-            function(**arguments)
+            values = function(**arguments)
+            if isinstance(values, Watched):
+                values.draw()
             return
         with _standard_output_for_us():
             values = function(**arguments)
-        if values is not None:
+        if isinstance(values, Watched):
+            for each in values.documents:
+                typer.echo(json.dumps(each, allow_nan=False, default=_plain))
+                sys.stdout.flush()
+        elif values is not None:
             typer.echo(json.dumps(values, indent=2, allow_nan=False, default=_plain))
 
     signature = inspect.signature(function, eval_str=True)

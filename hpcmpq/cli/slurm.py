@@ -1,12 +1,17 @@
 """What people type on a login node: submit and status."""
 
 import dataclasses
+import itertools
+import time
+from collections.abc import Iterator
 from typing import Any
 
 from hpcmpq.cli import arguments, console, summaries
 from hpcmpq.cli.app import command
+from hpcmpq.cli.json_output import Watched
 from hpcmpq.cli.stages import plan
-from hpcmpq.slurm.status import read_status
+from hpcmpq.errors import UserError
+from hpcmpq.slurm.status import Status, read_status
 from hpcmpq.slurm.submit import make_files, submit_files
 from hpcmpq.store.run_dir import RunDir
 
@@ -41,8 +46,32 @@ def submit(
 
 
 @command("hpcmpq status runs/quickstart")
-def status(run_dir: arguments.Run) -> dict[str, Any]:
-    """Show stages, work units, throughput, time left, failures and Slurm jobs of a run directory."""
-    state = read_status(RunDir(run_dir))
-    summaries.status(state)
-    return dataclasses.asdict(state)
+def status(
+    run_dir: arguments.Run, watch: arguments.Watch = False, every: arguments.Every = 2.0
+) -> dict[str, Any] | Watched:
+    """Show stages, work units, throughput, time left, failures and Slurm jobs of a run directory.
+
+    With --watch again and again until every stage is done; with --json too, a line each time.
+    """
+    if not watch:
+        state = read_status(RunDir(run_dir))
+        console.show(*summaries.status(state))
+        return dataclasses.asdict(state)
+    states = _states(RunDir(run_dir), every)
+    first = next(states)  # what is wrong is said before anything is drawn
+    return Watched(
+        (dataclasses.asdict(state) for state in itertools.chain([first], states)),
+        lambda: console.live(map(summaries.status, itertools.chain([first], states))),
+    )
+
+
+def _states(run: RunDir, every: float) -> Iterator[Status]:
+    if not every > 0:
+        raise UserError(f"--every must be a number of seconds above 0, got {every:g}")
+    verified: set[str] = set()
+    while True:
+        state = read_status(run, verified)
+        yield state
+        if state.stages and all(stage.done for stage in state.stages):
+            return
+        time.sleep(every)

@@ -1,15 +1,16 @@
-"""One command per stage; `run` chains them."""
+"""One command per stage; `run` chains them. What a stage does by default stands in `hpcmpq.api.stages`."""
 
 import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
 
+from hpcmpq.api import limits, stages
 from hpcmpq.cli import arguments, console, run_summary, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.cli.arguments import parse_part
-from hpcmpq.cli.frontier import coarse_frontier
-from hpcmpq.cli.time import solve_for_gain
+from hpcmpq.cli.first_config import config_of
+from hpcmpq.errors import UserError
 from hpcmpq.executors import Executor, open_executor
 from hpcmpq.executors.world import ALONE, World, find_world
 from hpcmpq.planning.scaling import Site, measured_workload, predict
@@ -19,21 +20,26 @@ from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import pending
 from hpcmpq.store.solution_file import read_solution
-from hpcmpq.targets import find_target
 
 
 @command("hpcmpq run configs/quickstart.yaml --run-dir runs/quickstart --workers 2")
 def run(
-    config: arguments.ConfigPath,
+    config: arguments.ConfigOrModel,
     run_dir: arguments.RunOption,
     executor: arguments.ExecutorName = "local",
     workers: arguments.Workers = 0,
+    data: arguments.DataFile = None,
+    budget: arguments.Budgets = None,
 ) -> dict[str, Any] | None:
-    """Every stage from plan to report. The same command resumes."""
+    """Every stage from plan to report. The same command resumes.
+
+    Of a model directory or a GGUF file with --data, the config that `hpcmpq init` would write is kept in
+    RUN/config.yaml and printed.
+    """
     with open_executor(executor, workers) as pool:
         if pool is None:
             return None  # this process served the units of another
-        plan(config, run_dir)
+        plan(config_of(config, run_dir, data, budget or []), run_dir)
         _calibrate(run_dir, pool)
         reduce(run_dir)
         solve(run_dir)
@@ -56,13 +62,10 @@ def plan(
 ) -> dict[str, Any]:
     """Look at the model and the data; write RUN/plan.json. With --workers, say how long N workers take."""
     from hpcmpq.config import read_config
-    from hpcmpq.evaluate.tasks.files import check_task_files
-    from hpcmpq.planning.stage import prepare
 
-    with console.stage(run_dir, "plan"):
-        settings = read_config(config)
-        check_task_files(settings.evaluation.tasks)
-        made = prepare(settings, RunDir(run_dir), (str(Path.cwd()), str(config.resolve().parent)))
+    console.title("plan")
+    import_paths = (str(Path.cwd()), str(config.resolve().parent))
+    made = stages.plan(read_config(config), RunDir(run_dir), import_paths)
     summaries.planned(made)
     values: dict[str, Any] = {
         "plan": RunDir(run_dir).plan_path,
@@ -101,20 +104,16 @@ def calibrate(
     with open_executor(executor, workers) as pool:
         if pool is None:
             return None
-        _calibrate(run_dir, pool, (index, num_parts), at_most)
-    made = read_plan(RunDir(run_dir))
-    missing, _ = pending(made, RunDir(run_dir))
-    return {"num_units": len(made.units), "num_done": len(made.units) - len(missing)}
+        num_done, num_units = _calibrate(run_dir, pool, (index, num_parts), at_most)
+    return {"num_units": num_units, "num_done": num_done}
 
 
 @command("hpcmpq reduce runs/quickstart")
 def reduce(run_dir: arguments.Run) -> dict[str, Any]:
     """Add up the shards into RUN/quadratic.h5."""
-    from hpcmpq.calibrate.reduce import reduce as reduce_run
-
-    with console.stage(run_dir, "reduce"):
-        found = reduce_run(RunDir(run_dir))
-        summaries.reduced(found)
+    console.title("reduce")
+    found = stages.reduce(RunDir(run_dir))
+    summaries.reduced(found)
     facts = {name: getattr(found.model, name) for name in ("objective", "loss0", "num_samples")}
     return {"quadratic": RunDir(run_dir).quadratic_path, **facts, "asymmetry": float(found.asymmetry)}
 
@@ -130,27 +129,30 @@ def solve(
     max_loss: arguments.MaxLoss = None,
 ) -> dict[str, Any]:
     """Choose a format per group within the budgets; write RUN/solution.json with a proven bound."""
-    from hpcmpq.solve.settings import parse_budgets, settings_of
-    from hpcmpq.solve.stage import solve as solve_run
+    from hpcmpq.solve.largest_gain import GAINS
+    from hpcmpq.solve.settings import parse_budgets
 
-    with console.stage(run_dir, "solve"):
-        planned = read_plan(RunDir(run_dir))
-        given = parse_budgets(budget or ())
-        settings = settings_of(planned, name=solver, time_limit_s=time_limit)
-        if maximize is not None or max_loss_mse is not None or max_loss is not None:
-            return solve_for_gain(run_dir, maximize, (max_loss_mse, max_loss), given, settings)
-        values = solve_run(RunDir(run_dir), given or planned.config["budgets"], settings)
+    console.title("solve")
+    run, given = RunDir(run_dir), parse_budgets(budget or ())
+    if maximize is None and max_loss_mse is None and max_loss is None:
+        values = stages.solve(run, given, solver, time_limit)
         summaries.solved(values)
+        return values
+    if maximize is None:
+        raise UserError(
+            f"--max-loss-mse and --max-loss need --maximize with what to gain: {', '.join(GAINS)}"
+        )
+    values = stages.maximize(run, maximize, (max_loss_mse, max_loss), given, solver, time_limit)
+    summaries.gained(values)
     return values
 
 
 @command("hpcmpq refine runs/quickstart")
 def refine(run_dir: arguments.Run) -> dict[str, Any]:
     """Improve the solution by measured losses and fit the link from predicted to measured loss."""
-    from hpcmpq.refine.stage import refine as refine_run
-
-    with console.stage(run_dir, "refine"), console.counter("refine", "evaluations") as on_evaluation:
-        values = refine_run(RunDir(run_dir), on_evaluation)
+    console.title("refine")
+    with console.counter("refine", "evaluations") as on_evaluation:
+        values = stages.refine(RunDir(run_dir), on_evaluation)
     summaries.refined(values)
     return values
 
@@ -165,27 +167,31 @@ def export(
     reader; if the outputs are not those of the run's model, nothing of it is kept.
     """
     from hpcmpq.export import VERIFICATION
-    from hpcmpq.export import export as export_run
 
-    names = [format] if format else ["fake_quantized"]
-    if not format and (target := read_plan(RunDir(run_dir)).config.get("target")):
-        names.append(find_target(target).export)
-    with console.stage(run_dir, "export"):
-        lines = {name: export_run(RunDir(run_dir), name, not no_verify) for name in names}
-        for line in lines.values():
-            console.say(line)
-    places = {name: RunDir(run_dir).path / "exports" / name for name in names}
-    places |= {"fake_quantized": RunDir(run_dir).checkpoint_path} if "fake_quantized" in names else {}
+    console.title("export")
+    written = stages.export(RunDir(run_dir), format, not no_verify)
+    for _, line in written.values():
+        console.say(line)
     return {
         "exports": {
             name: {
-                "directory": places[name],
+                "directory": directory,
                 "summary": line,
-                "verification": read_json(places[name] / VERIFICATION, "hpcmpq export"),
+                "verification": read_json(directory / VERIFICATION, "hpcmpq export"),
             }
-            for name, line in lines.items()
+            for name, (directory, line) in written.items()
         }
     }
+
+
+@command("hpcmpq time runs/quickstart")
+def time(run_dir: arguments.Run) -> dict[str, Any]:
+    """Measure sub-graphs in their formats on this machine, for the budget latency_s; write RUN/time.json."""
+    console.title("time")
+    with console.counter("time", "rounds") as on_round:
+        values = stages.measure_time(RunDir(run_dir), on_round)
+    summaries.timed(values)
+    return values
 
 
 @command("srun --ntasks=4 hpcmpq evaluate runs/quickstart --engine deepspeed")
@@ -201,31 +207,36 @@ def evaluate(run_dir: arguments.Run, engine: arguments.EngineName = None) -> dic
 @command("hpcmpq report runs/quickstart")
 def report(run_dir: arguments.Run) -> dict[str, Any]:
     """Write RUN/report.html, one self-contained page, and its figures and tables to RUN/report/."""
-    from hpcmpq.report import write_report
-
-    with console.stage(run_dir, "report"):
-        path = write_report(RunDir(run_dir))
-        console.say(f"report in {path}")
+    console.title("report")
+    path = stages.report(RunDir(run_dir))
+    console.say(f"report in {path}")
     return {"report": path}
+
+
+def coarse_frontier(run_dir: Path) -> None:
+    """The curve that a whole run draws."""
+    console.title("frontier")
+    with console.counter("frontier", "points") as on_point:
+        why_none = limits.coarse_frontier(RunDir(run_dir), on_point)
+    if why_none is not None:
+        console.say(f"frontier skipped: {why_none}")
 
 
 def _calibrate(
     run_dir: Path, pool: Executor, part: tuple[int, int] = (0, 1), at_most: int | None = None
-) -> None:
-    from hpcmpq.calibrate.stage import calibrate as calibrate_run
-
-    with console.stage(run_dir, "calibrate"), console.progress("calibrate", "unit") as on_outcome:
-        calibrate_run(RunDir(run_dir), pool, on_outcome, part, at_most)
+) -> tuple[int, int]:
+    console.title("calibrate")
+    with console.progress("calibrate", "unit") as on_outcome:
+        return stages.calibrate(RunDir(run_dir), pool, on_outcome, part, at_most)
 
 
 def _evaluate(run_dir: Path, engine: str | None, world: World) -> dict[str, Any] | None:
-    from hpcmpq.evaluate import evaluate as evaluate_run
-
     if world.rank > 0:
         logging.getLogger().setLevel(logging.ERROR)  # rank 0 says it
-        evaluate_run(RunDir(run_dir), engine, world)
+        stages.evaluate(RunDir(run_dir), engine, world)
         return None
-    with console.stage(run_dir, "evaluate"), console.counter("evaluate", "chunks") as on_progress:
-        values = evaluate_run(RunDir(run_dir), engine, world, on_progress)
+    console.title("evaluate")
+    with console.counter("evaluate", "chunks") as on_progress:
+        values = stages.evaluate(RunDir(run_dir), engine, world, on_progress)
     summaries.evaluated(values)
     return values

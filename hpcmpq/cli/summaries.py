@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpcmpq.calibrate.reduce import Reduction
-from hpcmpq.cli.console import rows, say, show
+from hpcmpq.cli.console import rows, say, show, table
 from hpcmpq.plan import Plan
 from hpcmpq.planning.scaling import Prediction
 from hpcmpq.slurm.status import Status
@@ -172,8 +172,9 @@ def task_table(values: dict[str, Any]) -> Table:
     return table
 
 
-def status(state: Status) -> None:
-    """Stages, units, failures and jobs."""
+def status(state: Status) -> list[Table | Text]:
+    """Stages, units, failures and jobs, to be shown once or drawn again and again."""
+    parts: list[Table | Text] = []
     lines = []
     for stage in state.stages:
         words = "done" if stage.done else "not yet"
@@ -181,18 +182,22 @@ def status(state: Status) -> None:
             words = f"{state.num_done} of {state.num_units} units"
         lines.append((stage.name, words, "" if stage.seconds is None else f"{stage.seconds:.1f}"))
     if lines:
-        rows(("stage", "state", "seconds"), lines)
-    if state.units_per_s is not None:
+        parts.append(table(("stage", "state", "seconds"), lines))
+    if state.units_per_s is not None and state.busy_workers is not None:
         left = (
             "" if state.seconds_left is None else f", about {_duration(state.seconds_left)} left at that rate"
         )
-        say(f"{3600 * state.units_per_s:,.0f} units per hour{left}")
-    for unit, error in state.failed.items():
-        say(f"failed: unit {unit}: {error}")
-    for sentence in state.damaged:
-        say(f"damaged: {sentence}")
+        memory = "" if state.memory_bytes is None else f", {show_bytes(state.memory_bytes)} of memory here"
+        parts.append(
+            Text(
+                f"{3600 * state.units_per_s:,.0f} units per hour by {state.busy_workers:.1f} workers{left}{memory}"
+            )
+        )
+    parts += [Text(f"failed: unit {unit}: {error}") for unit, error in state.failed.items()]
+    parts += [Text(f"damaged: {sentence}") for sentence in state.damaged]
     if state.jobs:
-        rows(("job", "Slurm id", "state"), state.jobs)
+        parts.append(table(("job", "Slurm id", "state"), state.jobs))
+    return parts
 
 
 def examined(checks: Iterable[tuple[str, str, str, str]]) -> None:

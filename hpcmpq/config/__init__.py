@@ -7,7 +7,15 @@ resolved values back from `plan.json`, needs neither pydantic nor YAML. To add a
 
 from hpcmpq.config.checks import check_format
 from hpcmpq.config.names import table_name
-from hpcmpq.config.read import is_factory, parse_config, read_config, resolve_paths, to_values
+from hpcmpq.config.read import (
+    is_factory,
+    parse_config,
+    read_config,
+    resolve_paths,
+    text_of,
+    to_values,
+    values_of,
+)
 from hpcmpq.config.sections import (
     CalibrationConfig,
     Config,
@@ -36,5 +44,7 @@ __all__ = [
     "read_config",
     "resolve_paths",
     "table_name",
+    "text_of",
     "to_values",
+    "values_of",
 ]

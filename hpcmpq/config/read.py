@@ -16,21 +16,46 @@ def read_config(path: Path) -> Config:
     Raises:
         UserError: If the file cannot be read, or a key or value is wrong.
     """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from None
+    except OSError as error:
+        raise UserError(f"cannot read the config {path}: {error.strerror}; check the path") from None
+    values = values_of(text, str(path))
+    return resolve_paths(parse_config(values, str(path)), Path(path).resolve().parent)
+
+
+def values_of(text: str, source: str) -> dict[str, Any]:
+    """Plain values of YAML text.
+
+    Raises:
+        UserError: If it is no YAML mapping.
+    """
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from None
+        values = yaml.safe_load(text)
     except RecursionError:
-        raise UserError(f"{path} is not valid YAML: it is nested too deep; check its brackets") from None
-    except OSError as error:
-        raise UserError(f"cannot read the config {path}: {error.strerror}; check the path") from None
+        raise UserError(f"{source} is not valid YAML: it is nested too deep; check its brackets") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} must be a YAML mapping with the keys model, calibration, ...")
-    return resolve_paths(parse_config(values, str(path)), Path(path).resolve().parent)
+        raise UserError(f"{source} must be a YAML mapping with the keys model, calibration, ...")
+    return values
+
+
+def text_of(values: dict[str, Any]) -> str:
+    """YAML text of plain values.
+
+    Example:
+        >>> print(text_of({"formats": ["int2", "int4"], "budgets": {"weight_bits": 3.0}}), end="")
+        formats: [int2, int4]
+        budgets: {weight_bits: 3.0}
+    """
+    import yaml
+
+    return str(yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True))
 
 
 def parse_config(values: dict[str, Any], source: str = "config") -> Config:

@@ -22,7 +22,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.executors import MAX_ATTEMPTS, Worker
 from hpcmpq.executors.backlog import Backlog
 from hpcmpq.executors.devices import take_gpu, visible_gpus
-from hpcmpq.executors.reply import Reply, attempt, outcome_of, start
+from hpcmpq.executors.reply import Reply, attempt, check_started, outcome_of, start
 from hpcmpq.plan import UnitOutcome, WorkUnit
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class LocalPool:
                         if backlog:
                             _add_process(busy, recipe, worker.place, backlog.take())
                     elif reply.start:
-                        _check_started(reply)
+                        check_started(reply)
                         worker.started, num_deaths_at_start = True, 0
                     else:
                         outcome = outcome_of(reply, worker.unit, backlog)
@@ -101,14 +101,6 @@ def _check_starts(num_deaths: int, death: str) -> None:
             f"{num_deaths} worker processes in a row died while loading the model, the last {death}; "
             "use fewer --workers or a machine with more memory"
         )
-
-
-def _check_started(reply: Reply) -> None:
-    if reply.error is None:
-        return
-    if reply.traceback:
-        log.error("%s", reply.traceback.rstrip())
-    raise UserError(reply.error if reply.fatal else f"a worker process cannot start: {reply.error}")
 
 
 def _add_process(busy: dict[Connection, _Process], recipe: bytes, place: int, unit: WorkUnit) -> None:

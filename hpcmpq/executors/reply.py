@@ -1,5 +1,6 @@
 """What a worker process does with a unit, and the reply it sends back: plain text, never an exception."""
 
+import logging
 import time
 import traceback
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from hpcmpq.errors import UserError, in_words
 from hpcmpq.executors import Worker
 from hpcmpq.executors.backlog import Backlog
 from hpcmpq.plan import UnitOutcome, WorkUnit
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,15 @@ def start(make_worker: Callable[[], Worker]) -> tuple[Worker | None, Reply]:
         if isinstance(error, UserError):
             return None, Reply(error=str(error), fatal=True, start=True)
         return None, Reply(error=one_line(error), start=True, traceback=traceback.format_exc())
+
+
+def check_started(reply: Reply) -> None:
+    """Raise `UserError` if the worker that a reply is of could not be made."""
+    if reply.error is None:
+        return
+    if reply.traceback:
+        log.error("%s", reply.traceback.rstrip())
+    raise UserError(reply.error if reply.fatal else f"a worker process cannot start: {reply.error}")
 
 
 def attempt(worker: Worker, unit: WorkUnit) -> Reply:

@@ -95,11 +95,15 @@ def _write(
     run: RunDir, plan: Plan, name: str, assignment: dict[str, str], attempt: Path, verify: bool
 ) -> "tuple[Written, Verification]":
     """Write an export and read it back; the original leaves memory before the reader's model enters it."""
-    import torch
-
-    from hpcmpq.export.readers import missing_reader, read_outputs, reader_name
+    from hpcmpq.export.readers import missing_reader, read_back, reader_name
     from hpcmpq.export.tool_config_check import check_tool_configs
-    from hpcmpq.export.verification import Verification, compare, one_sample, run_outputs
+    from hpcmpq.export.verification import (
+        Verification,
+        compare,
+        expected_behaviour,
+        one_sample,
+        searched_layers,
+    )
     from hpcmpq.models.data.kept_samples import kept_samples, planned_splits
     from hpcmpq.quantized.variants import open_variants
 
@@ -116,8 +120,8 @@ def _write(
     config = parse_config(plan.config, "plan.json")
     samples = kept_samples(run, plan) or planned_splits(config, plan).calibration
     inputs = one_sample(samples, written.max_positions)
-    expected_NTV = run_outputs(variants, assignment, written, inputs)
+    layers = searched_layers(variants)
+    expected = expected_behaviour(variants, assignment, written, inputs)
     del variants
-    read_NTV = read_outputs(name, config, plan.import_paths, attempt, inputs)
-    dtype = getattr(torch, config.model.dtype)
-    return written, compare(name, reader_name(name), read_NTV, expected_NTV, dtype, written)
+    read = read_back(name, config, plan.import_paths, attempt, inputs, layers)
+    return written, compare(name, reader_name(name), read, expected, written)

@@ -83,7 +83,8 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         write_json(directory / INDEX, {**values, "weight_map": weight_map})
     kept = keep_unused(variants.model, Path(path), directory)
     config = quantization_config(variants.model, chosen, variants.quantizer, _matrices(directory))
-    write_json(directory / "config.json", {**original, "quantization_config": config})
+    # transformers writes and reads infinite limits, as of the time steps of Mamba 2.
+    write_json(directory / "config.json", {**original, "quantization_config": config}, allow_nan=True)
     packed = [m.parameter.removesuffix(".weight") for m, name in chosen.items() if FORMATS[name].scaled]
     reason = reason_not_loadable(variants.model, packed, known)
     return Written(

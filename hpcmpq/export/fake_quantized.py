@@ -39,7 +39,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         notes.append(
             f"weights only, the inputs of {len(rounded)} modules are rounded as its activations.json says"
         )
-    return Written("fake-quantized checkpoint", tuple(notes))
+    return Written("fake-quantized checkpoint", tuple(notes), holds_codes=False)
 
 
 def rounded_inputs(variants: Variants, assignment: Mapping[str, str]) -> dict[str, dict[str, object]]:

@@ -1,26 +1,28 @@
-"""What reads each export back: its users' own library, on one sample, in the dtype and on the device of the run."""
+"""What reads each export back: its users' own library, on one sample, in full precision, on the device of the run."""
 
 import contextlib
 import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpcmpq.config import Config
 from hpcmpq.errors import NotReproduced, UserError, in_words
+from hpcmpq.export.verification import Behaviour, full_precision
+from hpcmpq.export.weight_probes import probed
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.factories import describe
 from hpcmpq.models.load import forward, load_model, model_class, pick_device, quiet_transformers
 from hpcmpq.models.searchable_layers import plain_experts
 
 Inputs = dict[str, Tensor]
-Reader = Callable[[Config, tuple[str, ...], Path, Inputs], Tensor]
-"""(config, import paths of factories, directory, inputs) → outputs [N, T, V]."""
+Reader = Callable[[Config, tuple[str, ...], Path], nn.Module]
+"""(config, import paths of factories, directory) → model."""
 
 PACKAGES = {
     "fake_quantized": ("transformers",),
@@ -47,20 +49,41 @@ def reader_name(name: str) -> str:
     return f"{package} {version(package)}"
 
 
-def read_outputs(
-    name: str, config: Config, import_paths: tuple[str, ...], directory: Path, inputs: Inputs
-) -> Tensor:
-    """Outputs [N, T, V] of an export as its reader gives them, on the CPU.
+def read_back(
+    name: str,
+    config: Config,
+    import_paths: tuple[str, ...],
+    directory: Path,
+    inputs: Inputs,
+    layers: Sequence[str],
+) -> Behaviour:
+    """What an export does as its reader runs it, and what its weights make of probes where that is a model of torch.
+
+    Args:
+        name: Of the export.
+        config: Of the run.
+        import_paths: Where factories are.
+        directory: What was exported.
+        inputs: Of a sample.
+        layers: Names of linear layers that were searched.
 
     Raises:
         NotReproduced: If the reader cannot load or run it.
         UserError: If there is not enough memory for it.
     """
-    reader: Reader = _READERS[name]
     try:
         # Progress bars of three libraries; what fails is raised.
         with torch.no_grad(), quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
-            return reader(config, import_paths, directory, inputs).cpu()
+            if name == "onnx":
+                return Behaviour(_run_onnx(directory, inputs), {})
+            device = pick_device(config.model.device)
+            model = _READERS[name](config, import_paths, directory).eval().to(device)
+            if (
+                config.model.dtype == "float64"
+            ):  # as `load_model` does: grouped products have no kernel for it
+                plain_experts(model)
+            outputs_NTV = forward(model, {key: value.to(device) for key, value in inputs.items()})
+            return Behaviour(outputs_NTV.cpu(), probed(model, layers))
     except Exception as error:  # another library's, on files that may be wrong in any way
         if isinstance(in_words(error), UserError):
             raise UserError(
@@ -72,44 +95,32 @@ def read_outputs(
         ) from error
 
 
-def _run(model: Any, config: Config, inputs: Inputs) -> Tensor:
-    device = pick_device(config.model.device)
-    if config.model.dtype == "float64":  # as `load_model` does: grouped products have no kernel for it
-        plain_experts(model)
-    return forward(model.eval().to(device), {name: value.to(device) for name, value in inputs.items()})
-
-
-def _by_transformers(
-    config: Config, import_paths: tuple[str, ...], directory: Path, inputs: Inputs
-) -> Tensor:
+def _by_transformers(config: Config, import_paths: tuple[str, ...], directory: Path) -> Any:
     if config.model.path is None:
         from safetensors.torch import load_model as load_weights
 
         model = load_model(config.model, import_paths=import_paths)
         load_weights(model, directory / "model.safetensors")
-        return _run(model, config, inputs)
+        return model.to(_dtype(config))
     description = dataclasses.replace(describe_model(config.model), path=directory)
-    dtype = getattr(torch, config.model.dtype)
-    model = model_class(description).from_pretrained(
-        directory, dtype=dtype, local_files_only=True, trust_remote_code=False
+    return model_class(description).from_pretrained(
+        directory, dtype=_dtype(config), local_files_only=True, trust_remote_code=False
     )
-    return _run(model, config, inputs)
 
 
-def _gguf(config: Config, import_paths: tuple[str, ...], directory: Path, inputs: Inputs) -> Tensor:
+def _gguf(config: Config, import_paths: tuple[str, ...], directory: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         directory,
         gguf_file="model.gguf",
-        dtype=getattr(torch, config.model.dtype),
+        dtype=_dtype(config),
         local_files_only=True,
         trust_remote_code=False,
     )
-    return _run(model, config, inputs)
 
 
-def _onnx(config: Config, import_paths: tuple[str, ...], directory: Path, inputs: Inputs) -> Tensor:
+def _run_onnx(directory: Path, inputs: Inputs) -> Tensor:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
@@ -117,9 +128,12 @@ def _onnx(config: Config, import_paths: tuple[str, ...], directory: Path, inputs
     return torch.from_numpy(logits_NTV)
 
 
+def _dtype(config: Config) -> torch.dtype:
+    return full_precision(getattr(torch, config.model.dtype))
+
+
 _READERS: dict[str, Reader] = {
     "fake_quantized": _by_transformers,
     "compressed_tensors": _by_transformers,
     "gguf": _gguf,
-    "onnx": _onnx,
 }

@@ -1,27 +1,48 @@
-"""Every export is read back by what its users read it with, and its outputs are compared with the run's own model's.
+"""Every export is read back by what its users read it with, and compared with the run's own model.
 
-The run's model under the assignment and the reader's model run on one calibration sample, in the run's dtype. Their
-difference is the root mean square over all outputs, as a share of the spread (standard deviation) of the run's.
+The run's model under the assignment and the reader's model run on one calibration sample, both in float32 (float64
+where the run does), whatever the run measured in: the file is the same, and differences say what is wrong with it,
+not how bfloat16 rounds. Their difference is the root mean square over all outputs, as a share of the spread (standard
+deviation) of the run's. Where the reader's model is one of torch, its weights are compared too, row by row.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpcmpq.errors import NotReproduced
+from hpcmpq.export.weight_probes import Rows, largest_difference, probed
 from hpcmpq.export.written import Written
+from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.load import forward
-from hpcmpq.models.weights import swapped
+from hpcmpq.models.weights import from_matrix, holder_of
 from hpcmpq.quantized.variants import Variants
+from hpcmpq.quantizers import decode
 
-TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
-"""Differences that rounding explains, by the narrowest of the run's dtype and a dtype that the file narrows to."""
+TOLERANCE = {None: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
+"""Differences of outputs that rounding explains, by a dtype that the file narrows to."""
 
-OF_ROUNDED_INPUTS = {torch.float64: 0.02, torch.float32: 0.02, torch.float16: 0.1, torch.bfloat16: 0.2}
+OF_ROUNDED_INPUTS = {None: 0.02, torch.float16: 0.1, torch.bfloat16: 0.2}
 """The same where the reader rounds inputs to 8 bits, which makes a step of up to 1/16 of a difference in a last bit."""
+
+OF_ROWS = {None: 1e-4, torch.float16: 2e-3, torch.bfloat16: 0.016}
+"""Differences of what a row of a weight makes of probes: of an exact one, or four times half a last bit."""
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What a model does.
+
+    Attributes:
+        outputs_NTV: On a sample.
+        rows: What its weights make of probes; empty where they cannot be asked.
+    """
+
+    outputs_NTV: Tensor
+    rows: Rows
 
 
 @dataclass(frozen=True)
@@ -54,8 +75,11 @@ class Verification:
 
 
 def one_sample(samples: Samples, max_positions: int | None) -> dict[str, Tensor]:
-    """The inputs of the first sample, without padding and no longer than `max_positions` tokens."""
-    inputs = samples[:1].inputs
+    """The inputs of the first sample, in full precision, without padding and no longer than `max_positions` tokens."""
+    inputs = {
+        name: tensor.to(full_precision(tensor.dtype)) if tensor.is_floating_point() else tensor
+        for name, tensor in samples[:1].inputs.items()
+    }
     mask = inputs.get("attention_mask")
     if "input_ids" not in inputs:
         return inputs
@@ -65,45 +89,82 @@ def one_sample(samples: Samples, max_positions: int | None) -> dict[str, Tensor]
     return {k: v[:, :length] if v.ndim > 1 and v.shape[1] == num_tokens else v for k, v in inputs.items()}
 
 
+def full_precision(dtype: torch.dtype) -> torch.dtype:
+    """What an export is compared in, of a run in `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 @torch.no_grad()
-def run_outputs(
+def expected_behaviour(
     variants: Variants, assignment: dict[str, str], written: Written, inputs: dict[str, Tensor]
-) -> Tensor:
-    """Outputs [1, T, V] of the run's model with all weights of the assignment, and inputs as the reader rounds them."""
+) -> Behaviour:
+    """The run's model with all weights of the assignment, and inputs as the reader rounds them.
+
+    The model of `variants` is changed for good: it is not the original any more.
+    """
+    model = variants.model
+    _assign(variants, assignment, written.holds_codes)
+    model.to(full_precision(next(model.parameters()).dtype))
+    rounded = {group: name for group, name in assignment.items() if name in written.rounding}
+    device = next(model.parameters()).device
+    with variants.activations.rounded(rounded):
+        outputs_NTV = forward(model, {name: value.to(device) for name, value in inputs.items()}).cpu()
+        return Behaviour(outputs_NTV, probed(model, searched_layers(variants)))
+
+
+def searched_layers(variants: Variants) -> list[str]:
+    """Names of the linear layers that are searched."""
+    members = [member for group in variants.space.groups for member in group.members]
+    return [
+        member.parameter.removesuffix(".weight")
+        for member in members
+        if type(holder_of(variants.model, member)) is nn.Linear and member.is_layer_weight
+    ]
+
+
+def _assign(variants: Variants, assignment: dict[str, str], codes: bool) -> None:
+    """Replace searched weights by rounded ones: by codes times scales in full precision, or as the run has them."""
+    model = variants.model
     tensors: dict[str, Tensor] = {}
     for group in variants.space.groups:
-        tensors |= variants.quantized(group, assignment[group.name])
-    rounded = {group: name for group, name in assignment.items() if name in written.rounding}
-    device = next(variants.model.parameters()).device
-    with swapped(variants.model, tensors), variants.activations.rounded(rounded):
-        return forward(variants.model, {name: value.to(device) for name, value in inputs.items()}).cpu()
+        name = assignment[group.name]
+        tensors |= variants.quantized(group, name)
+        for member in group.members if codes and FORMATS[name].scaled else ():
+            weight = model.get_parameter(member.parameter)
+            like = torch.empty_like(weight, dtype=full_precision(weight.dtype))
+            matrix_MK = decode(*variants.encoded(member, name), FORMATS[name], variants.quantizer)
+            tensors[member.parameter] = from_matrix(matrix_MK, member, like)
+    for parameter, tensor in tensors.items():
+        model.get_parameter(parameter).data = tensor
 
 
-def compare(
-    name: str, reader: str, read_NTV: Tensor, expected_NTV: Tensor, dtype: torch.dtype, written: Written
-) -> Verification:
-    """That the reader's outputs are the run's.
+def compare(name: str, reader: str, read: Behaviour, expected: Behaviour, written: Written) -> Verification:
+    """That the reader's model is the run's.
 
     Args:
         name: Of the export.
         reader: With its version.
-        read_NTV: Its outputs.
-        expected_NTV: Of the run's own model.
-        dtype: Of the run.
+        read: What its model does.
+        expected: What the run's does.
         written: What the exporter said.
 
     Raises:
         NotReproduced: If they differ by more than rounding explains.
     """
+    place, of_rows, count = largest_difference(read.rows, expected.rows)
+    if not of_rows <= OF_ROWS[written.narrowed]:
+        raise NotReproduced(
+            f"{reader} reads {place} of the {name} export back with a row that differs from the run's model by "
+            f"{of_rows:.2g} of its size, where rounding explains {OF_ROWS[written.narrowed]:g}; {_ADVICE}"
+        )
+    read_NTV, expected_NTV = read.outputs_NTV, expected.outputs_NTV
     if read_NTV.shape != expected_NTV.shape:
         shapes = f"{list(read_NTV.shape)}, the run's model gives {list(expected_NTV.shape)}"
         raise NotReproduced(f"{reader} gives outputs {shapes}, from the {name} export; {_ADVICE}")
-    expected, read = expected_NTV.double(), read_NTV.double()
-    error = read - expected
-    scale = float(expected.std()) or float(expected.abs().max()) or 1.0
+    error = read_NTV.double() - expected_NTV.double()
+    scale = float(expected_NTV.double().std()) or float(expected_NTV.abs().max()) or 1.0
     share = float(error.square().mean().sqrt()) / scale
-    dtypes = [each for each in (dtype, written.narrowed) if each is not None]
-    tolerance = max((OF_ROUNDED_INPUTS if written.rounding else TOLERANCE)[each] for each in dtypes)
+    tolerance = (OF_ROUNDED_INPUTS if written.rounding else TOLERANCE)[written.narrowed]
     if not share <= tolerance:  # NaN, too
         raise NotReproduced(
             f"{reader} reads the {name} export back with outputs that differ from the run's model by "
@@ -113,8 +174,10 @@ def compare(
         "difference": share,
         "tolerance": tolerance,
         "largest_difference": float(error.abs().max()),
-        "spread": float(expected.std()),
-        "num_positions": expected.shape[1],
+        "spread": float(expected_NTV.double().std()),
+        "num_positions": expected_NTV.shape[1],
+        "num_weights": count,
+        "largest_row_difference": of_rows,
     }
     return Verification(reader, figures=tuple(figures.items()))
 

@@ -16,6 +16,7 @@ class Written:
         rounding: Formats in use whose inputs the reader rounds too; it runs all others with weights alone.
         narrowed: The dtype that holds some tensor inexactly, if one does.
         max_positions: Tokens up to which the file's model is the original's; None where any number.
+        holds_codes: Whether weights are codes and scales; otherwise they are rounded ones in the dtype of the run.
     """
 
     text: str
@@ -24,6 +25,7 @@ class Written:
     rounding: tuple[str, ...] = ()
     narrowed: torch.dtype | None = None
     max_positions: int | None = None
+    holds_codes: bool = True
 
 
 def holds(tensor: torch.Tensor, dtype: torch.dtype) -> bool:

@@ -14,6 +14,8 @@ Kind = Literal[
     "sequence_classifier",
     "token_classifier",
     "image_classifier",
+    "audio_classifier",
+    "ctc",
     "encoder",
     "factory",
 ]
@@ -26,11 +28,16 @@ _ARCHITECTURES: tuple[tuple[str, Kind], ...] = (
     ("ForTokenClassification", "token_classifier"),
     ("ForImageClassification", "image_classifier"),
     ("ForImageClassificationWithTeacher", "image_classifier"),
+    ("ForAudioClassification", "audio_classifier"),
+    ("ForCTC", "ctc"),
     ("Model", "encoder"),
 )
 """Ends of architecture names and what they mean; the first that fits counts."""
 
 _GENERATOR = "ForConditionalGeneration"
+
+_SOUND = ("input_values", "input_features")
+"""Names of waveforms and of spectra of sound among the arguments of transformers' models."""
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
@@ -98,6 +105,11 @@ class ModelDescription:
         """Whether the main input is token ids."""
         return self.main_input == "input_ids"
 
+    @property
+    def hears(self) -> bool:
+        """Whether the main input is sound, of which there are fewer outputs than samples of the wave."""
+        return self.main_input in _SOUND
+
 
 def describe_model(config: ModelConfig) -> ModelDescription:
     """The description of a configured model.
@@ -125,19 +137,32 @@ def describe_model(config: ModelConfig) -> ModelDescription:
             f"architecture {names[0]} in {path}/config.json is none of {known}; load it with model.factory"
         )
     text = values.get("text_config") or values
-    takes_tokens = kind != "image_classifier" and "vocab_size" in text
+    main_input = _main_input(kind, str(names[0]), text)
+    takes_tokens = main_input == "input_ids"
+    if kind == "sequence_classifier" and main_input in _SOUND:
+        kind = "audio_classifier"
     return ModelDescription(
         kind=kind,
         path=path,
         vocab_size=text.get("vocab_size") if takes_tokens else None,
         max_positions=_max_positions(text) if takes_tokens else None,
-        main_input="input_ids" if takes_tokens else "pixel_values",
+        main_input=main_input,
         has_tokenizer=any((path / name).is_file() for name in _TOKENIZER_FILES),
         dtype=_first(values, "dtype", "torch_dtype"),
         classes=_classes(values) if kind.endswith("classifier") else (),
         architecture=str(names[0]),
         pad_token_id=_pad_token(text) if takes_tokens else None,
     )
+
+
+def _main_input(kind: Kind, architecture: str, text: dict[str, Any]) -> str:
+    """As the class says that saved the weights; of one that transformers does not have, by what it does."""
+    import transformers
+
+    found = getattr(getattr(transformers, architecture, None), "main_input_name", None)
+    if kind != "causal_lm" and isinstance(found, str):
+        return found
+    return "input_ids" if kind != "image_classifier" and "vocab_size" in text else "pixel_values"
 
 
 def _reads_text_alone(values: dict[str, Any], architecture: str) -> bool:

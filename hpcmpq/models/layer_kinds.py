@@ -30,6 +30,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 _TRANSPOSED_EXPERTS = ("Llama4TextExperts",)
+_EXPERTS = (*_TRANSPOSED_EXPERTS, "LongcatFlashExperts", "Step3p7Experts")
 """Fused experts that transformers does not mark."""
 
 
@@ -47,7 +48,7 @@ def are_experts(module: nn.Module) -> bool:
     transformers marks its own from version 5 on; before, experts were linear layers.
     """
     marked = hasattr(module, "is_transposed") and hasattr(module, "has_gate")
-    return marked or type(module).__name__ in _TRANSPOSED_EXPERTS
+    return marked or type(module).__name__ in _EXPERTS
 
 
 def operand_axes(module: nn.Module) -> tuple[tuple[int, ...], ...]:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ AUTO_CLASSES: dict[Kind, str] = {
     "sequence_classifier": "AutoModelForSequenceClassification",
     "token_classifier": "AutoModelForTokenClassification",
     "image_classifier": "AutoModelForImageClassification",
+    "audio_classifier": "AutoModelForAudioClassification",
+    "ctc": "AutoModelForCTC",
     "encoder": "AutoModel",
 }
 """The transformers class that loads each kind of model."""
@@ -108,7 +111,10 @@ def own_code(path: Path | None, error: Exception) -> str | None:
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No network, progress bars, advice or warnings from transformers, and what it imports, inside."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if (
+        "huggingface_hub" not in sys.modules
+    ):  # else it has looked, and the caller may want the network elsewhere
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     from transformers.utils import logging as transformers_logging

@@ -69,7 +69,8 @@ def settings_of(model: nn.Module) -> dict[str, Any]:
             else:
                 found[prefix + key] = value
 
-    add(json.loads(json.dumps(to_dict(), default=str)), "")
+    # Limits may be infinite, which the plan's JSON has no number for.
+    add(json.loads(json.dumps(to_dict(), default=str), parse_constant=str), "")
     return found
 
 

@@ -185,9 +185,9 @@ def measured_workload(
 
 
 def startup_seconds(processes: Iterable[CalibrateProcess]) -> float:
-    """Median time from the start of a calibrate process to its first unit."""
+    """Median time from the start of a calibrate process to its first unit; 0 where its clock was set back meanwhile."""
     waits = [
-        min(attempt.finished - attempt.seconds for attempt in process.attempts) - process.started
+        max(0.0, min(attempt.finished - attempt.seconds for attempt in process.attempts) - process.started)
         for process in processes
         if process.attempts
     ]

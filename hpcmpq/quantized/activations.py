@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.layer_kinds import operand_axes
-from hpcmpq.quantized.input_rounding import Rounded, record_maxima, round_operands, rounding
+from hpcmpq.quantized.input_rounding import Rounded, record_maxima, round_operands, rounding, start_rounding
 from hpcmpq.space import SearchSpace
 from hpcmpq.store.h5_files import read_h5, write_h5
 from hpcmpq.store.run_dir import RunDir
@@ -68,12 +68,19 @@ class Activations:
     @contextmanager
     def rounded(self, assignment: Mapping[str, str]) -> Iterator[None]:
         """The model with the activations of {group name: format name} rounded."""
+        with rounding(self._places_rounded(assignment)):
+            yield
+
+    def round_from_now_on(self, assignment: Mapping[str, str]) -> None:
+        """Let the model round the activations of {group name: format name} whenever it runs."""
+        start_rounding(self._places_rounded(assignment))
+
+    def _places_rounded(self, assignment: Mapping[str, str]) -> dict[nn.Module, Rounded]:
         places: dict[nn.Module, Rounded] = {}
         for index, group in enumerate(self.space.groups):
             if group.name in assignment:
                 places.update(self._rounded(index, (assignment[group.name],), None))
-        with rounding(places):
-            yield
+        return places
 
     @contextmanager
     def rounded_by_index(

@@ -9,9 +9,11 @@ Where one pass runs several options under `vmap`, `Rounded.index` says for each 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
@@ -50,16 +52,21 @@ def round_operands(
 @contextmanager
 def rounding(places: Mapping[nn.Module, Rounded]) -> Iterator[None]:
     """Inside, the inputs of these modules are rounded before they run."""
-    handles = []
+    handles = start_rounding(places)
     try:
-        for module, rounded in places.items():
-            if operand_axes(module):
-                hook = lambda m, args, rounded=rounded: _round(m, args, rounded)  # noqa: E731
-                handles.append(module.register_forward_pre_hook(hook))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def start_rounding(places: Mapping[nn.Module, Rounded]) -> list[RemovableHandle]:
+    """Round the inputs of these modules before they run, until the handles are removed."""
+    return [
+        module.register_forward_pre_hook(partial(_round, rounded=rounded))
+        for module, rounded in places.items()
+        if operand_axes(module)
+    ]
 
 
 def _round(module: nn.Module, args: tuple[Tensor, ...], rounded: Rounded) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hpcmpq.plan import Plan
+from hpcmpq.slurm.memory import memory_here
 from hpcmpq.store.attempts import Attempt, CalibrateProcess, failures, read_processes
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.plan_file import read_plan
@@ -43,6 +44,8 @@ class Status:
         num_units: Work units of the plan.
         num_done: Units with a valid shard.
         units_per_s: Throughput of the last units, or None before the first.
+        busy_workers: How many workers measured them at once, on average, or None before the first.
+        memory_bytes: Resident memory of calibrate processes on this machine, or None where none runs.
         seconds_left: Until the last unit at that throughput, or None.
         failed: {unit as text: error} of missing units whose last attempt failed.
         damaged: A sentence for each shard that has to be measured again.
@@ -53,31 +56,41 @@ class Status:
     num_units: int
     num_done: int
     units_per_s: float | None
+    busy_workers: float | None
+    memory_bytes: int | None
     seconds_left: float | None
     failed: dict[str, str]
     damaged: tuple[str, ...]
     jobs: tuple[tuple[str, str, str], ...]
 
 
-def read_status(run: RunDir) -> Status:
+def read_status(run: RunDir, verified: set[str] | None = None) -> Status:
     """The status of a run directory. Reads every shard, for damage.
+
+    Args:
+        run: The run directory.
+        verified: For whoever asks again and again: the units whose shards need not be read again, see
+            `hpcmpq.store.shards.pending`.
 
     Raises:
         UserError: If it has no plan and no submitted jobs.
     """
     jobs = job_states(run)
     if jobs and not run.plan_path.exists():
-        return Status((), 0, 0, None, None, {}, (), jobs)
+        return Status((), 0, 0, None, None, None, None, {}, (), jobs)
     plan = read_plan(run)
-    missing, damaged = pending(plan, run)
+    missing, damaged = pending(plan, run, verified)
     processes = read_processes(run)
     errors = failures(processes)
-    rate = throughput(plan, processes)
+    recent = latest_attempts(plan, processes)
+    rate, busy = throughput(recent), busy_workers(recent)
     return Status(
         stages=_stages(run, calibrated=not missing),
         num_units=len(plan.units),
         num_done=len(plan.units) - len(missing),
         units_per_s=rate,
+        busy_workers=busy,
+        memory_bytes=memory_here(run),
         seconds_left=len(missing) / rate if rate and missing else None,
         failed={str(unit): errors[unit.id] for unit in missing if unit.id in errors},
         damaged=tuple(damaged),
@@ -85,8 +98,8 @@ def read_status(run: RunDir) -> Status:
     )
 
 
-def throughput(plan: Plan, processes: Iterable[CalibrateProcess]) -> float | None:
-    """Units per second of the last `RECENT_UNITS`, over the time in which at least one was measured."""
+def latest_attempts(plan: Plan, processes: Iterable[CalibrateProcess]) -> list[Attempt]:
+    """Those of the `RECENT_UNITS` units that were finished last, in order of time."""
     known = {unit.id for unit in plan.units}
     latest: dict[str, Attempt] = {}
     for process in processes:
@@ -95,11 +108,26 @@ def throughput(plan: Plan, processes: Iterable[CalibrateProcess]) -> float | Non
             # The longest: a process that finds a unit done by another reports almost no time for it.
             if attempt.error is None and (before is None or before.seconds < attempt.seconds):
                 latest[attempt.unit_id] = attempt
-    recent = sorted((a for name, a in latest.items() if name in known), key=lambda a: a.finished)[
-        -RECENT_UNITS:
-    ]
-    busy = covered((attempt.finished - attempt.seconds, attempt.finished) for attempt in recent)
+    found = sorted((a for name, a in latest.items() if name in known), key=lambda a: a.finished)
+    return found[-RECENT_UNITS:]
+
+
+def throughput(recent: Iterable[Attempt]) -> float | None:
+    """Units per second, over the time in which at least one was measured."""
+    recent = list(recent)
+    busy = _busy_s(recent)
     return len(recent) / busy if busy > 0 else None
+
+
+def busy_workers(recent: Iterable[Attempt]) -> float | None:
+    """Units that were measured at once on average, over the same time."""
+    recent = list(recent)
+    busy = _busy_s(recent)
+    return sum(attempt.seconds for attempt in recent) / busy if busy > 0 else None
+
+
+def _busy_s(recent: Iterable[Attempt]) -> float:
+    return covered((attempt.finished - attempt.seconds, attempt.finished) for attempt in recent)
 
 
 def covered(intervals: Iterable[tuple[float, float]]) -> float:

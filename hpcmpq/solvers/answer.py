@@ -99,14 +99,17 @@ def find_feasible(
 
 
 def explain(problem: Problem, time_limit_s: float) -> str:
-    """Why budgets that can each be met alone cannot be met together: the first one that the others block."""
+    """What each budget could be: alone, if there is one that cannot be met so, and else while the others are kept."""
     share = time_limit_s / max(1, 2 * len(problem.budgets))
     for others in (False, True):
+        found = []
         for budget in problem.budgets:
             keep = tuple(b for b in problem.budgets if b is not budget) if others else ()
             reachable = smallest_cost(problem, budget.cost, keep, share)
             if reachable is not None and reachable > search_limit(budget):
-                return infeasible_sentence(budget, reachable, others)
+                found.append(infeasible_sentence(budget, reachable, others))
+        if found:
+            return " and ".join(found)
     names = ", ".join(b.cost.name for b in problem.budgets)
     if len(problem.budgets) < 2:
         reason = f"every assignment that the rules allow has an infinite {names}"

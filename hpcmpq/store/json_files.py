@@ -14,9 +14,9 @@ from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.store.whole_files import replacing
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Write plain JSON atomically; NaN and infinity are refused."""
-    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+def write_json(path: Path, values: Any, *, allow_nan: bool = False) -> None:
+    """Write plain JSON atomically; NaN and infinity are refused, but where whoever reads the file takes them."""
+    text = json.dumps(values, indent=2, allow_nan=allow_nan) + "\n"
     with replacing(path) as attempt:
         attempt.write_text(text, encoding="utf-8")
 

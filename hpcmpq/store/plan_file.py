@@ -31,6 +31,11 @@ def read_plan(run: RunDir, with_times: bool = True) -> Plan:
     if (run.original_path / "config.json").is_file():  # wherever the run directory has gone
         model = {**plan.config["model"], "path": str(run.original_path.resolve())}
         plan = replace(plan, config={**plan.config, "model": model})
+    for use in ("calibration", "evaluation"):
+        for path in run.data_path.glob(f"{use}.*"):
+            plan = replace(
+                plan, config={**plan.config, use: {**plan.config[use], "data": str(path.resolve())}}
+            )
     if with_times and run.time_path.exists():
         times = read_json(run.time_path, f"hpcmpq time {run.path}")
         if times.get("fingerprint") == plan.fingerprint:

@@ -23,8 +23,18 @@ class RunDir:
 
     @property
     def original_path(self) -> Path:
-        """Directory of the original in plain numbers, where the model that the config names is quantized."""
+        """Directory of the original, where the model that was given is quantized, or was in memory."""
         return self.path / "original"
+
+    @property
+    def data_path(self) -> Path:
+        """Directory of the samples that were in memory: `calibration` and `evaluation`, with a suffix."""
+        return self.path / "data"
+
+    @property
+    def config_path(self) -> Path:
+        """The config that was written for a model and data; what a plan was made from stands in the plan."""
+        return self.path / "config.yaml"
 
     @property
     def shards_path(self) -> Path:

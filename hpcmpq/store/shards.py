@@ -67,16 +67,26 @@ def read_shard_of(plan: Plan, run: RunDir, unit: WorkUnit) -> Shard:
     return shard
 
 
-def pending(plan: Plan, run: RunDir) -> tuple[list[WorkUnit], list[str]]:
-    """Units without a valid shard, and a sentence for every damaged shard that will be recomputed."""
+def pending(plan: Plan, run: RunDir, verified: set[str] | None = None) -> tuple[list[WorkUnit], list[str]]:
+    """Units without a valid shard, and a sentence for every damaged shard that will be recomputed.
+
+    Args:
+        plan: Of the run.
+        run: Its directory.
+        verified: Ids of units whose shards were read before and are not read again; those that are valid are added.
+    """
     missing, damaged = [], []
+    verified = set() if verified is None else verified
     for unit in plan.units:
         path = run.shard_path(unit.id)
         if not path.exists():
             missing.append(unit)
             continue
+        if unit.id in verified:
+            continue
         try:
             read_shard_of(plan, run, unit)
+            verified.add(unit.id)
         except CorruptShard as error:
             damaged.append(str(error))
             missing.append(unit)

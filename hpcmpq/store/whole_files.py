@@ -7,7 +7,6 @@ whether the writer still lives, without a lock.
 
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -101,17 +100,28 @@ def remove_abandoned(directory: Path) -> int:
     """Remove temporary files and directories whose writers are dead or silent; return how many.
 
     Writers of this machine and process namespace are looked up; for those of other machines, which may share
-    a run directory, only the age of the file tells.
+    a run directory, only the age of the file tells, by the clock of the file system: this machine's may be hours wrong.
     """
     num_removed = 0
-    for path in directory.glob(".*.partial"):
+    for path in list(directory.glob(".*.partial")):
         machine, _, pid = path.name.split(".")[-3].rpartition("-")
         with suppress(OSError):  # its writer has just renamed or removed it
-            silent_s = time.time() - max(each.stat().st_mtime for each in (path, *path.rglob("*")))
+            written = max(each.stat().st_mtime for each in (path, *path.rglob("*")))
+            silent_s = _file_system_time(directory) - written
             if silent_s > ABANDONED_S or (machine == _machine() and not _lives(int(pid))):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
                 num_removed += 1
     return num_removed
+
+
+def _file_system_time(directory: Path) -> float:
+    """Unix time by the clock that dates the files of a directory: that of its server, where it has one."""
+    probe = _beside(directory / "clock")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:

@@ -99,6 +99,7 @@ KEYS = {
 BAD = {
     name: text.replace("RUN", "/nowhere").replace("CONFIG", "/nowhere.yaml") for name, text in GOOD.items()
 }
+BAD["demo"] = "demo --run-dir /dev/null/demo"
 BAD["run"] = "run /nowhere.yaml --run-dir /nowhere"
 BAD["init"] = "init /nowhere --output /nowhere.yaml"
 BAD["doctor"] = "doctor --directory /nowhere --fast"
@@ -131,7 +132,7 @@ def test_run_prints_one_document(finished: tuple[Path, RunDir, str]):
     assert values["evaluation"] == read_json(run.evaluation_path, "")
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "run"])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("run", "demo")])
 def test_commands_print_one_document_or_nothing(
     name: str,
     finished: tuple[Path, RunDir, str],

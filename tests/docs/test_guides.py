@@ -35,6 +35,19 @@ def test_models_of_ones_own(run_page: RunPage, place: Path):
     assert len(groups) == 12 and not any("layers.0" in name for name in groups)
 
 
+@pytest.mark.slow
+def test_from_python(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    page = (ROOT / "docs" / "python.md").read_text()
+    names: dict[str, object] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    assert (place / "out" / "assignment.json").exists() and (place / "runs/python/report.html").exists()
+    assert names["axes"].get_xlabel() == "weight bits (bits per weight)"  # type: ignore[attr-defined]
+    assert type(names["quantized"]) is type(names["model"])
+
+
 def test_budgets(run_page: RunPage, tmp_path: Path):
     write_run(tmp_path / "runs" / "quickstart")
     printed = run_page("budgets.md", tmp_path)

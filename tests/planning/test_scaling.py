@@ -121,6 +121,14 @@ def test_a_workload_is_read_from_what_was_measured():
     assert work.spread == pytest.approx(np.std(np.log([10.0, 12.0]), ddof=1))
 
 
+def test_a_clock_that_was_set_back_makes_no_start_take_less_than_nothing():
+    unit, *others = synthetic_plan().units
+    attempt = Attempt(unit.id, 10.0, finished=1000.0, error=None, final=True)
+    set_back = CalibrateProcess("a", "", 4600.0, (attempt,))
+    work = measured_workload(synthetic_plan(), [set_back], others)
+    assert work.startup_s == 0.0
+
+
 def test_without_a_measured_unit_it_says_how_to_measure_one():
     plan = synthetic_plan()
     with pytest.raises(UserError, match="calibrate RUN --at-most 2"):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hpcmpq.cli import console
+from hpcmpq.api.stages import stage
 from hpcmpq.store import timings
 from hpcmpq.store.json_files import read_json, write_artefact, write_json
 from hpcmpq.store.run_dir import RunDir
@@ -29,7 +29,7 @@ def test_a_stage_that_ends_while_another_writes_loses_nothing(
         write_artefact(path, values)
 
     monkeypatch.setattr(timings, "write_artefact", write_late)
-    with console.stage(tmp_path, "export"):
+    with stage(run, "export"):
         pass
     assert stages(run) == set(read_timings(run)) == {"export", "evaluate", "report"}
     assert read_json(run.file("timings.json"), "")["report"] == {"seconds": 2.0, "finished": "now"}
@@ -39,7 +39,7 @@ def test_many_stages_at_once(tmp_path: Path):
     names = [f"stage{number}" for number in range(12)]
 
     def run_stage(name: str) -> None:
-        with console.stage(tmp_path, name):
+        with stage(RunDir(tmp_path), name):
             pass
 
     with ThreadPoolExecutor(6) as pool:

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,20 @@ def test_of_another_machine_only_old_files_are_removed(tmp_path):
     old_s = theirs.stat().st_mtime - ABANDONED_S - 1
     os.utime(theirs, (old_s, old_s))
     assert remove_abandoned(tmp_path) == 1
+
+
+@pytest.mark.parametrize("ahead_s", [2 * ABANDONED_S, -2 * ABANDONED_S])
+def test_a_clock_that_is_hours_wrong_abandons_nobodys_file(tmp_path, monkeypatch, ahead_s: float):
+    theirs = tmp_path / ".file.feedbeef-1-7.0123abcd.partial"
+    theirs.write_text("half")  # dated by the file system, whose clock is right
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + ahead_s)
+    assert remove_abandoned(tmp_path) == 0
+    assert list(tmp_path.iterdir()) == [theirs]
+    old_s = theirs.stat().st_mtime - ABANDONED_S - 1
+    os.utime(theirs, (old_s, old_s))
+    assert remove_abandoned(tmp_path) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_directory_that_cannot_be_written_is_named(tmp_path):

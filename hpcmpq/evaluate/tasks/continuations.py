@@ -49,12 +49,16 @@ class Encoder:
     def request(self, context: str, continuation: str) -> Request:
         """Tokens of both, cut as they are when they stand together; too long a context loses its beginning.
 
-        Blanks at the context's end go to the continuation, since tokenizers attach them to what follows.
+        Blanks at the context's end go to the continuation, since tokenizers attach them to what follows. Where both
+        join so that no token would be left to score, the continuation begins where the tokens first differ.
         """
         stripped = context.rstrip(" ")
         continuation, context = context[len(stripped) :] + continuation, stripped
         before, whole = self.encode(context), self.encode(context + continuation)
-        return self.tokens(before, whole[len(before) :])
+        if len(whole) > len(before):
+            return self.tokens(before, whole[len(before) :])
+        same = next((k for k, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(whole))
+        return self.tokens(whole[:same], whole[same:])
 
     def tokens(self, context: Sequence[int], continuation: Sequence[int]) -> Request:
         """A request from tokens; without context after the start token."""

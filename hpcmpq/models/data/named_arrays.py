@@ -1,4 +1,4 @@
-"""Data in an `.npz` file: the model's inputs under the names of its arguments, and `labels`."""
+"""Data in an `.npz` file: the model's inputs under the names of its arguments, and `labels` or `targets`."""
 
 import inspect
 import re
@@ -15,6 +15,10 @@ from hpcmpq.errors import UserError
 from hpcmpq.models.description import ModelDescription
 
 LABELS = "labels"
+"""Classes; of a causal language model its own tokens, whose next ones are to be predicted."""
+
+TARGETS = "targets"
+"""The same, but of a causal language model the next tokens themselves."""
 
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, BadZipFile, struct.error, zlib.error)
 
@@ -33,7 +37,7 @@ def read_named_arrays(path: Path, place: str) -> dict[str, np.ndarray]:
         raise UserError(
             f"{place} is not a readable .npz file of numbers: {reason}; save it with numpy.savez"
         ) from None
-    if not set(arrays) - {LABELS}:
+    if not set(arrays) - {LABELS, TARGETS}:
         raise UserError(
             f"{place} holds no inputs; save them with numpy.savez(file, NAME=array, labels=classes)"
         )
@@ -47,8 +51,11 @@ def read_named_arrays(path: Path, place: str) -> dict[str, np.ndarray]:
             raise UserError(f"{place} array {name!r} holds {array.dtype} values; give numbers")
         if array.ndim == 0:
             raise UserError(f"{place} array {name!r} is a single number; its first axis must be the samples")
-    if LABELS in arrays and arrays[LABELS].dtype.kind not in "biu":
-        raise UserError(f"{place} array 'labels' holds {arrays[LABELS].dtype} values; give integer classes")
+    for name in {LABELS, TARGETS} & set(arrays):
+        if arrays[name].dtype.kind not in "biu":
+            raise UserError(f"{place} array {name!r} holds {arrays[name].dtype} values; give integer classes")
+    if {LABELS, TARGETS} <= set(arrays):
+        raise UserError(f"{place} holds both labels and targets; give one of them")
     if len({len(array) for array in arrays.values()}) > 1:
         lengths = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
         raise UserError(f"{place} holds arrays of different lengths: {lengths}; give all of them each sample")

@@ -12,16 +12,17 @@ from torch import Tensor
 
 from hpcmpq.config import is_factory
 from hpcmpq.errors import UserError
+from hpcmpq.models.data.chats import MESSAGES, Chat, read_chat
 from hpcmpq.models.data.json_lines import read_records
-from hpcmpq.models.data.named_arrays import LABELS, read_named_arrays
+from hpcmpq.models.data.named_arrays import LABELS, TARGETS, read_named_arrays
 from hpcmpq.models.factories import call_factory
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Texts, with a class each where the data has them, by number or by name."""
+    """Texts or conversations, with a class each where the data has them, by number or by name."""
 
-    texts: tuple[str, ...]
+    texts: tuple[str | Chat, ...]
     labels: tuple[int | str, ...] | None = None
 
 
@@ -58,7 +59,7 @@ def read_source(data: str, place: str, max_samples: int, import_paths: Sequence[
         UserError: If it is missing, empty or malformed.
     """
     if is_factory(data):
-        return _from_value(call_factory(data, import_paths), f"{place} {data}", max_samples)
+        return to_source(call_factory(data, import_paths), f"{place} {data}", max_samples)
     path = Path(data)
     if not path.is_file():
         raise UserError(f"there is no file {path}; correct {place}")
@@ -87,21 +88,25 @@ def read_source(data: str, place: str, max_samples: int, import_paths: Sequence[
 
 def _from_named(arrays: Mapping[str, np.ndarray], place: str) -> Batch:
     tensors = {name: _tensor(array, f"{place} array {name!r}") for name, array in arrays.items()}
-    targets = tensors.pop(LABELS, None)
+    shifted = TARGETS in tensors
+    targets = tensors.pop(TARGETS if shifted else LABELS, None)
     inputs: dict[str | None, Tensor] = dict(tensors.items())
-    return Batch(inputs, targets, shifted=False, named=True)
+    return Batch(inputs, targets, shifted, named=True)
 
 
 def _from_jsonl(text: str, place: str) -> Documents:
-    texts: list[str] = []
+    texts: list[str | Chat] = []
     labels: list[int | str] = []
     for where, record in read_records(text, place):
-        if not isinstance(record.get("text"), str):
+        if isinstance(record.get("text"), str):
+            texts.append(record["text"])
+        elif MESSAGES in record:
+            texts.append(read_chat(record, where))
+        else:
             raise UserError(
-                f"{where} has no string field 'text' (it has {', '.join(record)}); rename or add it, or save "
-                "token ids as .npz arrays"
+                f"{where} has no string field 'text' or list '{MESSAGES}' (it has {', '.join(record)}); rename or add "
+                "one, or save token ids as .npz arrays"
             )
-        texts.append(record["text"])
         label = record.get("label")
         if label is not None:
             if not isinstance(label, int | str):
@@ -117,8 +122,12 @@ def _from_jsonl(text: str, place: str) -> Documents:
     return Documents(tuple(texts), tuple(labels) or None)
 
 
-def _from_value(value: Any, place: str, max_samples: int) -> Source:
-    """A factory's result as a source."""
+def to_source(value: Any, place: str, max_samples: int) -> Source:
+    """A factory's result, or what a caller has in memory, as a source: see `read_source`.
+
+    Raises:
+        UserError: If it is empty or malformed.
+    """
     if isinstance(value, str):
         if not value.strip():
             raise UserError(f"{place} returned an empty text")

@@ -75,10 +75,10 @@ def load_tokenizer(description: ModelDescription, place: str) -> Any:
     """
     if not description.has_tokenizer:
         if description.vocab_size != BYTE_VOCAB:
+            size = "" if description.vocab_size is None else f" of {description.vocab_size}"
             raise UserError(
-                f"{description.path} has no tokenizer for {place} and its vocabulary of "
-                f"{description.vocab_size} is not {BYTE_VOCAB} bytes; "
-                "save the tokenizer there or give a .npy array of token ids"
+                f"{description.path} has no tokenizer for {place} and its vocabulary{size} is not {BYTE_VOCAB} "
+                "bytes; save the tokenizer there or give a .npy array of token ids"
             )
         return None
     from hpcmpq.models.load import own_code, quiet_transformers

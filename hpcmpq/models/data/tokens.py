@@ -1,11 +1,10 @@
 """Sources as samples: tokenized, cut into windows, labelled, and checked against the model."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from hpcmpq.errors import UserError
+from hpcmpq.models.data.chats import Chat, written_out
 from hpcmpq.models.data.named_arrays import check_names
 from hpcmpq.models.data.samples import IGNORED, Samples
 from hpcmpq.models.data.sources import Batch, Documents, Source
@@ -13,7 +12,7 @@ from hpcmpq.models.data.tokenization import Frame, Tokenization, plain_tokens
 from hpcmpq.models.data.windows import cut
 from hpcmpq.models.description import ModelDescription
 
-_PER_POSITION = ("masked_lm", "token_classifier", "encoder")
+_PER_POSITION = ("masked_lm", "token_classifier", "ctc", "encoder")
 """Kinds with an output per position, of which padding must not count."""
 
 
@@ -59,16 +58,16 @@ def _from_documents(
             f"{place} is text, which this model does not read; give .npy or .npz arrays or a factory of batches"
         )
     if description.kind == "causal_lm":
-        tokens_L = _stream(source, tokenization.tokenizer)
+        tokens_L = _stream(source, tokenization)
         return cut(tokens_L, sequence_length, tokenization.frame, place, "text")
     texts = source.texts
-    if len(texts) == 1 and source.labels is None:
+    if len(texts) == 1 and isinstance(texts[0], str) and source.labels is None:
         texts = tuple(line for line in texts[0].split("\n") if line.strip())
     padded = _padded(texts, tokenization, sequence_length, description.pad_token_id)
     if source.labels is not None and description.kind == "sequence_classifier":
         targets_N = torch.tensor([_class_number(label, description, place) for label in source.labels])
         padded = Samples(padded.inputs, targets_N, labelled=True)
-    return _labelled(padded, description, shifted=True)
+    return _labelled(padded, description, shifted=True, place=place)
 
 
 def _class_number(label: int | str, description: ModelDescription, place: str) -> int:
@@ -83,38 +82,52 @@ def _class_number(label: int | str, description: ModelDescription, place: str) -
     return description.classes.index(label)
 
 
-def _stream(source: Documents, tokenizer: Any) -> Tensor:
-    """All documents in a row, with the end-of-text token (a line break for bytes) between them."""
+def _stream(source: Documents, tokenization: Tokenization) -> Tensor:
+    """All documents in a row, with the end-of-text token (a line break for bytes) between them.
+
+    Without what a chat template writes at the start of a conversation if every window begins with it; nor does anything
+    follow a conversation that holds the end-of-text token itself.
+    """
+    tokenizer, start = tokenization.tokenizer, list(tokenization.frame.start)
+    texts = written_out(source.texts, tokenizer)
     if tokenizer is None:
-        return torch.frombuffer(bytearray("\n".join(source.texts).encode()), dtype=torch.uint8).to(
-            torch.int64
-        )
-    between = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        return torch.frombuffer(bytearray("\n".join(texts).encode()), dtype=torch.uint8).to(torch.int64)
+    eos = tokenizer.eos_token_id
     ids: list[int] = []
-    for number, text in enumerate(source.texts):
-        ids += (between if number else []) + plain_tokens(tokenizer, text)
+    between: list[int] = []
+    for text, given in zip(texts, source.texts, strict=True):
+        own = plain_tokens(tokenizer, text)
+        is_chat = isinstance(given, Chat)
+        ids += between + (own[len(start) :] if is_chat and own[: len(start)] == start else own)
+        between = [] if eos is None or (is_chat and eos in own) else [eos]
     return torch.tensor(ids, dtype=torch.int64)
 
 
 def _padded(
-    texts: tuple[str, ...], tokenization: Tokenization, sequence_length: int, pad_token_id: int | None
+    texts: tuple[str | Chat, ...], tokenization: Tokenization, sequence_length: int, pad_token_id: int | None
 ) -> Samples:
     """One sample per text, truncated to the sequence length and padded to the longest.
 
     With the model's own padding token, if it has one: decoders classify at the last token that is another.
     """
     tokenizer = tokenization.tokenizer
+    texts_N = written_out(texts, tokenizer)
     pads: tuple[int | None, ...] = (pad_token_id,)
     if tokenizer is None:
-        rows = [list(text.encode())[:sequence_length] for text in texts]
+        rows = [list(text.encode())[:sequence_length] for text in texts_N]
     else:
-        rows = tokenizer(
-            list(texts),
-            add_special_tokens=len(tokenization.frame) > 0,
-            truncation=True,
-            max_length=sequence_length,
-            verbose=False,
-        )["input_ids"]
+        framed = len(tokenization.frame) > 0
+        rows = [
+            tokenizer(
+                text,
+                add_special_tokens=framed
+                and not isinstance(given, Chat),  # whose template writes them itself
+                truncation=True,
+                max_length=sequence_length,
+                verbose=False,
+            )["input_ids"]
+            for text, given in zip(texts_N, texts, strict=True)
+        ]
         pads = (pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
     pad = next((token for token in pads if token is not None), 0)
     longest = max(len(row) for row in rows)
@@ -137,7 +150,7 @@ def _from_array(
         raise UserError(
             f"{place} has shape {list(array.shape)}; token ids must be [tokens] or [samples, tokens]"
         )
-    return _labelled(Samples({"input_ids": array}), description, shifted=True)
+    return _labelled(Samples({"input_ids": array}), description, shifted=True, place=place)
 
 
 def _from_batches(batches: list[Batch], place: str, description: ModelDescription) -> Samples:
@@ -166,10 +179,12 @@ def _from_batches(batches: list[Batch], place: str, description: ModelDescriptio
             f"{place} gives {len(targets_N)} targets of {targets_N.dtype} for {count} samples; "
             "give integer classes, the first axis being the samples"
         )
-    return _labelled(Samples(inputs, targets_N, targets_N is not None), description, batches[0].shifted)
+    return _labelled(
+        Samples(inputs, targets_N, targets_N is not None), description, batches[0].shifted, place
+    )
 
 
-def _labelled(samples: Samples, description: ModelDescription, shifted: bool) -> Samples:
+def _labelled(samples: Samples, description: ModelDescription, shifted: bool, place: str) -> Samples:
     """Targets of a causal language model shifted to the next token, and padding marked."""
     ids_NT, mask_NT = samples.inputs.get("input_ids"), samples.inputs.get("attention_mask")
     if description.kind == "causal_lm" and ids_NT is not None:
@@ -183,6 +198,11 @@ def _labelled(samples: Samples, description: ModelDescription, shifted: bool) ->
             targets_NT = targets_NT.masked_fill(mask_NT == 0, IGNORED)
         return Samples(samples.inputs, targets_NT, labelled=True)
     if mask_NT is not None and description.kind in _PER_POSITION and not bool(mask_NT.all()):
+        if description.hears:
+            raise UserError(
+                f"{place} pads sound, and which outputs of the model are padding is not known; cut the samples to one "
+                "length, and leave attention_mask out"
+            )
         targets_NT = torch.zeros_like(mask_NT) if samples.targets is None else samples.targets
         return Samples(samples.inputs, targets_NT.masked_fill(mask_NT == 0, IGNORED), samples.labelled)
     return samples

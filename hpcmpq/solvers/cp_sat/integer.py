@@ -66,6 +66,8 @@ def solve_linear(
         value_tables: Joint tables added to the objective; `budget` is ignored.
         workers: CP-SAT threads.
     """
+    from ortools.sat.python import cp_model  # noqa: F401  (loading it takes seconds, which are not the program's)
+
     deadline = time.perf_counter() + time_limit_s
     everything_P = np.ones(compact.num_options, bool)
     program = Program(compact, np.asarray(value_P, float), products, value_tables, everything_P)

@@ -142,6 +142,25 @@ def test_contexts_begin_as_the_tokenizer_begins_a_text(model_directory):
     assert make_encoder(description, "task", None).request("abc", "d") == plain.request("abc", "d")
 
 
+def test_a_continuation_that_joins_the_context_has_a_token_to_score():
+    # "ab" is one token: of "a" + "b" nothing came after the context's one, and log p of nothing is 0, the best of all.
+    words = {"ab": 9, "a": 1, "b": 2, "c": 3}
+
+    def encode(text: str) -> list[int]:
+        tokens = []
+        while text:
+            piece = next(word for word in words if text.startswith(word))
+            tokens.append(words[piece])
+            text = text.removeprefix(piece)
+        return tokens
+
+    encoder = Encoder(encode, start=0, max_length=None)
+    assert encoder.request("ca", "b") == ((3,), (9,))
+    assert encoder.request("a", "b") == ((0,), (9,))
+    assert encoder.request("c", "b") == ((3,), (2,))
+    assert encoder.request("a", "bb") == ((1,), (2,))  # as harnesses cut it
+
+
 def test_padding_and_cutting_change_no_score():
     encoder = Encoder(lambda text: list(text.encode()), 10, max_length=6)
     request = encoder.request("abcdefgh ", "xy")

@@ -455,7 +455,7 @@ def test_damaged_tokenizer(model_directory, text_file):
 def test_jsonl_errors_name_the_line(model_directory, tmp_path):
     path, data = model_directory("llama"), tmp_path / "docs.jsonl"
     data.write_text('{"text": "a"}\n{"body": "b", "id": 1}\n')
-    fails(r"docs.jsonl line 2 has no string field 'text' \(it has body, id\)", path, data)
+    fails(r"docs.jsonl line 2 has no string field 'text' or list 'messages' \(it has body, id\)", path, data)
     data.write_text('{"text": "a"}\n\n["b"]\n')
     fails("docs.jsonl line 3 is list; each line must be an object", path, data)
     data.write_text('{"text": "a"}\n{"text": \n')

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hpcmpq.models.data.tokenization import BYTE_VOCAB
@@ -16,6 +16,9 @@ SHARES = {"num_samples": (128, 0.5), "held_out": (32, 0.2), "evaluation": (64, 0
 GROUP_SIZES = (64, 32, 16)
 """Weights that share a scale: the first that divides every searched layer's inputs, or a scale per channel."""
 
+FIRST_BUDGETS = {"weight_bits": 4.0}
+"""The budgets of a config that was asked for without."""
+
 _LISTED = 40
 
 _KINDS = {
@@ -24,7 +27,10 @@ _KINDS = {
     "sequence_classifier": "A sequence classifier",
     "token_classifier": "A token classifier",
     "image_classifier": "An image classifier",
+    "audio_classifier": "A classifier of sound",
+    "ctc": "A recogniser of speech",
     "encoder": "An encoder",
+    "factory": "A module",
 }
 
 
@@ -43,17 +49,22 @@ def starter_text(
     groups: Sequence[Group],
     ties: Sequence[Sequence[str]],
     counts: Counts,
-    model_path: str,
+    model: Mapping[str, str],
     data: str | None,
     model_type: str | None = None,
+    budgets: Mapping[str, float] = FIRST_BUDGETS,
 ) -> str:
-    """The YAML text."""
+    """The YAML text; `model` is its path or its factory."""
     numel = sum(group.numel for group in groups)
     columns = {member.num_columns for group in groups for member in group.members}
     group_size = next((size for size in GROUP_SIZES if not any(K % size for K in columns)), None)
     objective = "mse" if description.kind == "encoder" else "kl"
     placeholder = "corpus.txt" if description.takes_tokens else "inputs.npy"
     outputs = "" if description.vocab_size is None else f", vocabulary of {description.vocab_size:,}"
+    model_lines = [f"  factory: {json.dumps(model[key])}" for key in model if key == "factory"]
+    model_lines += [
+        f"  path: {json.dumps(model[key])}   # relative to this file" for key in model if key == "path"
+    ]
     tie_lines = [f"    - [{', '.join(rule)}]" for rule in ties]
     lines = [
         f"# {_KINDS[description.kind]} whose weights are stored as {description.dtype or 'float32'}{outputs}.",
@@ -61,9 +72,9 @@ def starter_text(
         *(f"#   {line}" for line in _summary(groups)),
         "# Embeddings and the output head stay as they are unless groups.include names them.",
         "model:",
-        f"  path: {json.dumps(model_path)}   # relative to this file",
+        *model_lines,
         "  dtype: float32                # precision to measure in; bfloat16 halves the memory",
-        "  # stream: true                # the device never holds the whole model",
+        *(["  # stream: true                # the device never holds the whole model"] if "path" in model else []),
         "calibration:",
         *([] if data else [f"  # CHANGE THIS: {_kinds_of_data(description)}, or package.module:function."]),
         *([_bytes_note(description)] if description.takes_tokens and not description.has_tokenizer else []),
@@ -89,9 +100,10 @@ def starter_text(
         "  method: secant                # docs/methods.md compares them",
         f"  # Random projections of the {_width(description)}outputs; null: none up to 1,024 outputs, 4 above.",
         "  # probes: null",
-        "budgets: {weight_bits: 4.0}     # also average_bits, size_bytes, bops, macs, latency_s",
+        f"budgets: {{{', '.join(f'{name}: {limit!r}' for name, limit in budgets.items())}}}     "
+        "# also average_bits, size_bytes, bops, macs, latency_s",
         f"evaluation: {{num_samples: {counts.evaluation}}}",
-        *_targets(groups, model_type),
+        *(_targets(groups, model_type) if "path" in model else []),
     ]  # fmt: skip
     return "\n".join(line.rstrip() for line in lines) + "\n"
 

@@ -11,12 +11,12 @@ import torch
 import transformers
 from torch import nn
 
-from hpcmpq.cli.starter import write_starter
 from hpcmpq.config import ModelConfig, read_config
 from hpcmpq.errors import UserError
 from hpcmpq.models.description import _PADDING_TOKENS, describe_model
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.planning.stage import prepare
+from hpcmpq.planning.starter import write_starter
 from hpcmpq.store.run_dir import RunDir
 from tests.conftest import MODELS
 

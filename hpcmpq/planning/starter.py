@@ -3,12 +3,13 @@
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.cli.starter_text import SHARES, Counts, starter_text
 from hpcmpq.config import CalibrationConfig, GroupsConfig, ModelConfig, is_factory
 from hpcmpq.errors import UserError, raise_if_no_room
 from hpcmpq.models.data.samples import Samples
@@ -22,6 +23,7 @@ from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
 from hpcmpq.models.outputs import tried_forward
 from hpcmpq.models.streaming import shapes_only
+from hpcmpq.planning.starter_text import FIRST_BUDGETS, SHARES, Counts, starter_text
 from hpcmpq.space import Group
 from hpcmpq.store.whole_files import replacing
 from hpcmpq.targets import TARGETS
@@ -32,56 +34,93 @@ SEQUENCE_LENGTH, SHORTEST = 512, 16
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Starter:
+    """A first config.
+
+    Attributes:
+        text: Commented YAML, whose paths are relative to where it is to lie.
+        groups: That it searches.
+    """
+
+    text: str
+    groups: tuple[Group, ...]
+
+
 def write_starter(model_directory: Path, output: Path, data: str | None = None) -> tuple[Group, ...]:
     """Write a commented config for a Hugging Face directory; return the groups that it will search.
-
-    Weights are read only where the model cannot be traced by shapes alone.
 
     Args:
         model_directory: With `config.json`, or a GGUF file.
         output: The YAML file, which must not exist.
-        data: Calibration data as in ``calibration.data`` but for factories; None writes a placeholder.
+        data: Calibration data as in ``calibration.data``; None writes a placeholder.
 
     Raises:
-        UserError: If `output` exists, the model cannot be looked at, or the data do not fit it or are too few.
+        UserError: If `output` exists, or as `make_starter`.
     """
     if output.exists():
         raise UserError(f"{output} exists and is not overwritten; name another file with --output")
+    made = make_starter(ModelConfig(path=str(model_directory)), output, data)
+    with replacing(output) as attempt:
+        attempt.write_text(made.text, encoding="utf-8", errors="surrogateescape")
+    return made.groups
+
+
+def make_starter(
+    model: ModelConfig,
+    output: Path,
+    data: str | None = None,
+    *,
+    place: str = "--data",
+    sequence_length: int | None = None,
+    budgets: Mapping[str, float] = FIRST_BUDGETS,
+) -> Starter:
+    """A config for a model, from its shapes and its data.
+
+    Weights are read only where the model cannot be traced by shapes alone.
+
+    Args:
+        model: A directory, a GGUF file or a factory.
+        output: Where the text is to lie.
+        data: Calibration data as in ``calibration.data``; None gives a placeholder, but not for a factory.
+        place: What calls the data so, for messages.
+        sequence_length: Tokens of a sample, by default as many as the model and the data allow up to 512.
+        budgets: {cost: upper limit}.
+
+    Raises:
+        UserError: If the model cannot be looked at, or the data do not fit it or are too few.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        config = unpacked(ModelConfig(path=str(model_directory)), Path(scratch) / "model", weights=False)
-        looked_at = Path(str(config.path))
+        config = unpacked(model, Path(scratch) / "model", weights=False)
         description = describe_model(config)
-        length = min(SEQUENCE_LENGTH, description.max_positions or SEQUENCE_LENGTH)
+        length = sequence_length or min(SEQUENCE_LENGTH, description.max_positions or SEQUENCE_LENGTH)
         counts = Counts(length)
         if data is None:
-            inputs = _example_inputs(description, looked_at)
+            inputs = _example_inputs(description, Path(str(config.path)))
         else:
-            counts, samples = _count(data, description, length)
+            counts, samples = _count(data, f"{place} {data}", description, length)
             inputs = samples.of_all_lengths(CalibrationConfig.samples_per_pass).inputs
         groups, ties = look(config, inputs)
-        text = starter_text(
-            description,
-            groups,
-            ties,
-            counts,
-            _beside(model_directory, output),
-            _data(data, output),
-            read_model_json(looked_at).get("model_type"),
-        )
-    with replacing(output) as attempt:
-        attempt.write_text(text, encoding="utf-8", errors="surrogateescape")
-    return groups
+        type_name = read_model_json(Path(config.path)).get("model_type") if config.path else None
+        source = {"factory": str(model.factory)}
+        if model.path is not None:
+            source = {"path": _beside(Path(model.path), output)}
+        named = None if data is None else data if is_factory(data) else _beside(Path(data), output)
+        text = starter_text(description, groups, ties, counts, source, named, type_name, budgets)
+    return Starter(text, groups)
 
 
 def look(
     config: ModelConfig, inputs: dict[str, Tensor]
 ) -> tuple[tuple[Group, ...], tuple[tuple[str, ...], ...]]:
-    """Groups of the model in a directory, and tie rules for layers that engines run as one matrix.
+    """Groups of a model, and tie rules for layers that engines run as one matrix.
 
     Args:
-        config: Names the directory.
+        config: Names the model.
         inputs: Of a batch, which the model must take as calibration will give it one.
     """
+    if config.path is None:  # no engine loads it, so none fuses its layers
+        return find_groups(load_model(config, import_paths=(os.getcwd(),)), GroupsConfig(), inputs), ()
     try:
         with shapes_only(config, inputs) as (model, shapes):
             return _grouped(model.eval().requires_grad_(False), shapes)
@@ -117,12 +156,10 @@ def _example_inputs(description: ModelDescription, directory: Path) -> dict[str,
     return {description.main_input: torch.zeros(2, channels, height, width)}
 
 
-def _count(data: str, description: ModelDescription, length: int) -> tuple[Counts, Samples]:
+def _count(data: str, place: str, description: ModelDescription, length: int) -> tuple[Counts, Samples]:
     """How to share out the data: windows are made shorter, and then fewer, until they suffice, and that is said."""
-    if is_factory(data):
-        raise UserError(f"--data {data} must be a file; write a factory into the config yourself")
     wanted = sum(count for count, _ in SHARES.values())
-    source, place = read_source(data, "--data", wanted), f"--data {data}"
+    source = read_source(data, place.removesuffix(f" {data}"), wanted, (os.getcwd(),))
     tokenization = find_tokenization(source, place, description, special_tokens=True)
     longest = length
     while True:
@@ -145,15 +182,9 @@ def _count(data: str, description: ModelDescription, length: int) -> tuple[Count
     shared = {name: min(count, int(there * share)) for name, (count, share) in SHARES.items()}
     if not all(shared.values()):
         tokens = f" of {length} tokens" if description.kind == "causal_lm" else ""
-        raise UserError(
-            f"--data {data} has {there} different samples{tokens}; give at least 5, better {wanted}"
-        )
+        raise UserError(f"{place} has {there} different samples{tokens}; give at least 5, better {wanted}")
     log.info("%d samples are shared out, %d would be better", there, wanted)
     return Counts(length, **shared), samples
-
-
-def _data(data: str | None, output: Path) -> str | None:
-    return None if data is None else _beside(Path(data), output)
 
 
 def _beside(path: Path, output: Path) -> str:

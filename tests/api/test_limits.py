@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpcmpq.cli.frontier import COARSE_STEPS, coarse_frontier, frontier
+from hpcmpq.api.limits import COARSE_STEPS, coarse_frontier, frontier
 from hpcmpq.errors import UserError
 from hpcmpq.solve.formulate import cost_values, uniform_choices
 from hpcmpq.solve.frontier import uniform_range
@@ -31,7 +31,7 @@ def test_range_is_that_of_the_uniform_formats(run: RunDir, cost: str):
 
 
 def test_run_draws_a_coarse_frontier_over_the_config_s_budget(run: RunDir):
-    coarse_frontier(run.path)
+    coarse_frontier(run)
     values = json.loads(run.frontier_path.read_text())
     assert values["cost"] == "weight_bits"
     assert [point["limit"] for point in values["points"]] == pytest.approx(
@@ -40,9 +40,9 @@ def test_run_draws_a_coarse_frontier_over_the_config_s_budget(run: RunDir):
 
 
 def test_a_frontier_that_is_there_is_kept(run: RunDir):
-    frontier(run.path, "weight_bits", 3.0, 4.0, 1.0, time_limit=0.5)
+    frontier(run, "weight_bits", 3.0, 4.0, 1.0, time_limit_s=0.5)
     before = run.frontier_path.read_bytes()
-    coarse_frontier(run.path)
+    coarse_frontier(run)
     assert run.frontier_path.read_bytes() == before
 
 
@@ -50,27 +50,26 @@ def test_a_frontier_under_several_budgets_is_kept_too(run: RunDir):
     plan = json.loads(run.plan_path.read_text())
     plan["config"]["budgets"]["average_bits"] = 7.0
     run.plan_path.write_text(json.dumps(plan))
-    coarse_frontier(run.path)
+    coarse_frontier(run)
     before = run.frontier_path.stat().st_ino
-    coarse_frontier(run.path)
+    coarse_frontier(run)
     assert run.frontier_path.stat().st_ino == before
 
 
 def test_a_frontier_of_other_solver_settings_is_solved_again(run: RunDir):
-    frontier(run.path, "weight_bits", 3.0, 4.0, 1.0, time_limit=0.5)
+    frontier(run, "weight_bits", 3.0, 4.0, 1.0, time_limit_s=0.5)
     plan = json.loads(run.plan_path.read_text())
     plan["config"]["solver"]["drop_cross_terms"] = True
     run.plan_path.write_text(json.dumps(plan))
-    coarse_frontier(run.path)
+    coarse_frontier(run)
     values = json.loads(run.frontier_path.read_text())
     assert values["solver"]["drop_cross_terms"] is True
     assert len(values["points"]) > 2
 
 
-def test_without_two_uniform_sizes_it_is_skipped_and_a_range_is_asked_for(tmp_path: Path, capsys):
+def test_without_two_uniform_sizes_it_is_skipped_and_a_range_is_asked_for(tmp_path: Path):
     run = write_other_run(tmp_path / "run", {"first": None, "second": None}, ("int4",))
-    coarse_frontier(run.path)
+    assert coarse_frontier(run) == "no two uniform formats differ in weight_bits"
     assert not run.frontier_path.exists()
-    assert "frontier skipped: no two uniform formats differ in weight_bits" in capsys.readouterr().out
     with pytest.raises(UserError, match="give --from and --to"):
-        frontier(run.path)
+        frontier(run)

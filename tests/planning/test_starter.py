@@ -10,9 +10,9 @@ import transformers
 from typer.testing import CliRunner
 
 from hpcmpq.cli import app
-from hpcmpq.cli.starter import write_starter
 from hpcmpq.config import read_config
 from hpcmpq.errors import UserError
+from hpcmpq.planning.starter import write_starter
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import mixtral
@@ -132,7 +132,7 @@ def test_no_model_there(tmp_path: Path):
 
 def test_experts_are_looked_at_by_their_shapes_alone(text: Path, tmp_path: Path, monkeypatch):
     mixtral().save_pretrained(tmp_path / "mixtral")
-    monkeypatch.setattr("hpcmpq.cli.starter.load_model", lambda config: pytest.fail("reads the weights"))
+    monkeypatch.setattr("hpcmpq.planning.starter.load_model", lambda config: pytest.fail("reads the weights"))
     groups = write_starter(tmp_path / "mixtral", tmp_path / "config.yaml", str(text))
     assert "model.layers.0.mlp.experts.gate_up_proj" in [group.name for group in groups]
 
