@@ -25,12 +25,13 @@ from bench.peers.judge import Judge
 from bench.peers.table import Results, section
 from bench.peers.weights import Weights, kept_weights
 from bench.results import ROOT, write_section
-from hpcmpq.config import Config, EvaluationConfig, GroupsConfig, ModelConfig, SensitivityConfig, read_config
+from hpcmpq.config import read_config
 from hpcmpq.models.data.samples import Samples, Splits
 from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.load import load_model
 from hpcmpq.models.memory import keep_freed_memory
 from hpcmpq.quantized.variants import open_variants
+from hpcmpq.settings import Config, EvaluationConfig, GroupsConfig, ModelConfig, SensitivityConfig
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.whole_files import replacing
