@@ -8,13 +8,13 @@ import torch
 import transformers
 from torch import nn
 
-from hpcmpq.cli.starter import write_starter
 from hpcmpq.config import read_config
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.load import load_model, quiet_transformers
 from hpcmpq.models.outputs import forward
+from hpcmpq.planning.starter import write_starter
 
 WAVE = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32,
