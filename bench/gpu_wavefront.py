@@ -25,6 +25,7 @@ from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
 from hpcmpq.sensitivity.features import gram
 from hpcmpq.sensitivity.probes import num_probes
+from hpcmpq.sensitivity.sampled_positions import find_head
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.space import SearchSpace
@@ -58,22 +59,33 @@ def main() -> None:
     print(f"{size / 1e9:.3f} B parameters on {device}, matrix rate {rate / 1e12:.2f} TFLOP/s")
     tie = FUSED if args.fused else ()
     groups = find_groups(model, GroupsConfig(tie=tie), samples[:1].inputs)
+    probes = num_probes(None, args.vocabulary)
+    head = find_head(None, args.vocabulary, probes, "kl", model, samples)
     for count in args.options:
         space = SearchSpace(groups, (FORMATS[count],) * len(groups))
         variants = Variants(model, space, Quantizer(group_size=128, range="absmax"))
         engine = make_engine(
             "auto", variants, samples.inputs, low_precision=low, options_per_pass=args.options_per_pass
         )
-        probes = num_probes(None, args.vocabulary)
-        subject = Subject(model, space, variants, OBJECTIVES["kl"], probes, args.per_pass, 0, engine)
+        subject = Subject(
+            model=model,
+            space=space,
+            variants=variants,
+            objective=OBJECTIVES["kl"],
+            num_probes=probes,
+            samples_per_pass=args.per_pass,
+            seed=0,
+            engine=engine,
+            head=head,
+        )
         step = max(1, len(groups) // args.timed_groups) if args.timed_groups else 1
         timed = range(0, len(groups), step)
         measure_groups(subject, samples, timed[:1], device)  # ranges, kernels
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         seconds = measure_groups(subject, samples, timed, device)
-        all_macs = macs_run(model, space, range(len(groups)), args.blocks)
-        macs = macs_run(model, space, timed, args.blocks)
+        all_macs = macs_run(model, space, range(len(groups)), args.blocks, through_head=head is None)
+        macs = macs_run(model, space, timed, args.blocks, through_head=head is None)
         total = seconds * all_macs / macs * args.tokens / (args.per_pass * args.length)
         flops = 2 * macs * args.per_pass * args.length
         peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
@@ -111,7 +123,9 @@ def measure_groups(subject: Subject, samples: Samples, groups: range, device: to
     )
 
 
-def macs_run(model: torch.nn.Module, space: SearchSpace, groups: range, num_blocks: int) -> float:
+def macs_run(
+    model: torch.nn.Module, space: SearchSpace, groups: range, num_blocks: int, *, through_head: bool
+) -> float:
     """Multiply-accumulates of one token in linear layers that the options of some groups run."""
     linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
     total = sum(m.weight.numel() for m in linears)
@@ -121,7 +135,9 @@ def macs_run(model: torch.nn.Module, space: SearchSpace, groups: range, num_bloc
     for g in groups:
         later = num_blocks - 1 - (space.groups[g].block or 0)
         inner = {m.parameter.rpartition(".weight")[0].rpartition(".")[2] for m in space.groups[g].members}
-        macs += len(space.formats[g]) * (later * block + block * own_share(model, inner) + head)
+        macs += len(space.formats[g]) * (
+            later * block + block * own_share(model, inner) + head * through_head
+        )
     return macs
 
 

@@ -1,7 +1,7 @@
 """How Sphinx builds these pages: `sphinx-build -W -b html docs docs/_build/html`.
 
 Every page reads well on the forge too: plain Markdown, relative links, formulas between dollars. Where a link
-leaves `docs/`, it becomes a download here; the measured results become a page of their own.
+leaves `docs/` or leads to a notebook, it becomes a download here; the measured results become a page of their own.
 """
 
 import re
@@ -37,7 +37,7 @@ html_copy_source = False
 def links_out_of_docs(_app: Sphinx, _page: str, source: list[str]) -> None:
     """Point links to the repository's other files at what the built pages have of them."""
     text = re.sub(r"\]\(\.\./bench/RESULTS\.md(#[^)]*)?\)", r"](results.md\1)", source[0])
-    source[0] = re.sub(r"\]\(\.\./", "](path:../", text)
+    source[0] = re.sub(r"\]\((?=\.\./|\w+\.ipynb)", "](path:", text)
 
 
 def setup(app: Sphinx) -> None:

@@ -45,7 +45,6 @@ ROOMS: dict[str, str] = {
     "response": "errors models quantized",
     "evaluate": "errors formats space objective plan quantizers executors config store models quantized",
     "export": "errors formats space wording plan quantizers targets config store models quantized",
-    "refine": "errors formats quadratic space problem solvers config store models solve quantized",
     "sensitivity": "errors formats space objective models quantized response",
     "calibrate": (
         "errors quadratic objective plan executors config store models quantized response sensitivity"
@@ -54,9 +53,13 @@ ROOMS: dict[str, str] = {
         "errors formats space objective plan quantizers targets config store models solve quantized "
         "response sensitivity"
     ),
+    "refine": (
+        "errors formats quadratic space objective problem solvers config store models solve "
+        "quantized response sensitivity"
+    ),
     "api": (
         "errors quadratic space plan targets executors config store slurm models solve timing "
-        "quantized report evaluate export refine calibrate planning"
+        "quantized report evaluate export calibrate planning refine"
     ),
     "cli": (
         "errors wording plan executors solvers config store doctor slurm solve report export "

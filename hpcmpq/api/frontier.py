@@ -105,6 +105,7 @@ class Frontier:
             axes.annotate(name, at, xytext=(4, 4), textcoords="offset points", fontsize="small", color="0.35")
         if min([*losses, *(loss for _, loss in within.values())]) > 0:
             axes.set_yscale("log")
+        axes.margins(x=0.08)
         axes.set(xlabel=_axis(self.cost, self.unit), ylabel="predicted loss")
         axes.legend()
         return axes

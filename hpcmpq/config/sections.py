@@ -111,7 +111,7 @@ class RefineConfig:
     """How the solution is refined by measured losses.
 
     Attributes:
-        max_evaluations: Assignments that may be measured, or None for four per group.
+        max_evaluations: Neighbours of assignments, and answers, that may be measured, or None for four per group.
         link_points: Assignments measured for the link from predicted to measured loss, at least 3.
     """
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -44,6 +44,7 @@ class Variants:
         quantizer: How weights and activations are rounded.
         maxima: {module: largest inputs} for static ranges of activations, see `hpcmpq.quantized.activations`.
         codes: Where codes that were made when planning are, see `hpcmpq.quantized.stored_codes`.
+        sources: {parameter: weight to round from} where the model has other weights for now.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Variants:
     quantizer: Quantizer
     maxima: Mapping[str, tuple[float, ...]] | None = None
     codes: StoredCodes | None = None
+    sources: Mapping[str, Tensor] | None = None
     _ranges: dict[tuple[str, str], Range] = field(default_factory=dict)
     _kept: dict[tuple[str, str], dict[str, Tensor]] = field(default_factory=dict)
 
@@ -64,7 +66,11 @@ class Variants:
 
     def originals(self, group: Group) -> dict[str, Tensor]:
         """{parameter: original weight} of a group."""
-        return {member.parameter: self.model.get_parameter(member.parameter) for member in group.members}
+        return {member.parameter: self._weight(member) for member in group.members}
+
+    def _weight(self, member: Member) -> Tensor:
+        sources = self.sources or {}
+        return sources.get(member.parameter, self.model.get_parameter(member.parameter))
 
     @torch.no_grad()
     def quantized(self, group: Group, format_name: str) -> dict[str, Tensor]:
@@ -74,7 +80,7 @@ class Variants:
         weight_format = FORMATS[format_name]
         tensors = {}
         for member in group.members:
-            weight = self.model.get_parameter(member.parameter)
+            weight = self._weight(member)
             matrix_MK = as_matrix(weight, member)
             if is_stored(format_name, self.quantizer):
                 rounded_MK = decode(*self.encoded(member, format_name), weight_format, self.quantizer)
@@ -90,7 +96,7 @@ class Variants:
     def encoded(self, member: Member, format_name: str) -> tuple[Tensor, Range]:
         """What a checkpoint stores of a weight: its codes [M, K] and what they mean."""
         weight_format = FORMATS[format_name]
-        matrix_MK = as_matrix(self.model.get_parameter(member.parameter), member)
+        matrix_MK = as_matrix(self._weight(member), member)
         if is_stored(format_name, self.quantizer):
             if self.codes is None:
                 raise ValueError("quantizer.rounding gptq needs the codes of a planned run")
@@ -126,12 +132,25 @@ class Variants:
     @contextmanager
     def assigned(self, assignment: Mapping[str, str]) -> Iterator[None]:
         """The model with {group name: format name} applied to weights and activations; the original returns after."""
+        with swapped(self.model, self.weights(assignment)), self.activations.rounded(assignment):
+            yield
+
+    def weights(self, assignment: Mapping[str, str]) -> dict[str, Tensor]:
+        """{parameter: rounded weight} of {group name: format name}."""
         tensors: dict[str, Tensor] = {}
         for group in self.space.groups:
             if group.name in assignment:
                 tensors.update(self.quantized(group, assignment[group.name]))
-        with swapped(self.model, tensors), self.activations.rounded(assignment):
-            yield
+        return tensors
+
+    def from_copies(self) -> "Variants":
+        """The same options, rounded from copies of the weights, so that the model may have others meanwhile."""
+        copies = {
+            name: tensor.detach().clone()
+            for group in self.space.groups
+            for name, tensor in self.originals(group).items()
+        }
+        return replace(self, sources=copies)
 
 
 def open_variants(

@@ -16,7 +16,7 @@ from hpcmpq.quantizers.codes import Range
 from hpcmpq.quantizers.integer import code_limits, nearest_codes, split_groups
 from hpcmpq.quantizers.ranges import check_finite
 
-BLOCK = 128
+BLOCK = 32
 """Columns after which the rest of the matrix is brought up to date, in one product."""
 
 
@@ -59,22 +59,23 @@ def compensated_codes(
     limits = code_limits(format, quantizer)
     num_columns = weight_MK.shape[1]
     length = split_groups(weight_MK[:1], quantizer.group_size).shape[-1]
-    rest_MK = weight_MK.double()[:, order_K]
-    scale_MS = range.scale.double()
-    codes_MK = torch.empty_like(rest_MK)
+    # Columns as rows in memory: every step works on one of them and the few that follow.
+    rest_KM = weight_MK.double().T[order_K].contiguous()
+    scale_SM = range.scale.double().T.contiguous()
+    zero_point_SM = None if range.zero_point is None else range.zero_point.T.contiguous()
+    codes_KM = torch.empty_like(rest_KM)
+    places = order_K.tolist()
     for start in torch.arange(0, num_columns, BLOCK).tolist():
         stop = min(start + BLOCK, num_columns)
-        errors_MB = torch.zeros_like(rest_MK[:, start:stop])
+        errors_BM = torch.zeros_like(rest_KM[start:stop])
         for k in torch.arange(start, stop).tolist():
-            s = int(order_K[k]) // length
-            zero_point_M = None if range.zero_point is None else range.zero_point[:, s]
-            codes_M = nearest_codes(rest_MK[:, k], scale_MS[:, s], zero_point_M, limits)
-            codes_MK[:, k] = codes_M
+            s = places[k] // length
+            zero_point_M = None if zero_point_SM is None else zero_point_SM[s]
+            codes_M = nearest_codes(rest_KM[k], scale_SM[s], zero_point_M, limits)
+            codes_KM[places[k]] = codes_M
             steps_M = codes_M if zero_point_M is None else codes_M - zero_point_M
-            error_M = (rest_MK[:, k] - steps_M * scale_MS[:, s]) / upper_KK[k, k]
-            rest_MK[:, k + 1 : stop] -= error_M[:, None] * upper_KK[k, k + 1 : stop]
-            errors_MB[:, k - start] = error_M
-        rest_MK[:, stop:] -= errors_MB @ upper_KK[start:stop, stop:]
-    result_MK = torch.empty_like(codes_MK)
-    result_MK[:, order_K] = codes_MK
-    return result_MK.to(torch.int8 if quantizer.symmetric else torch.uint8)
+            error_M = (rest_KM[k] - steps_M * scale_SM[s]) / upper_KK[k, k]
+            rest_KM[k + 1 : stop].addr_(upper_KK[k, k + 1 : stop], error_M, alpha=-1.0)
+            errors_BM[k - start] = error_M
+        rest_KM[stop:].addmm_(upper_KK[start:stop, stop:].T, errors_BM, alpha=-1.0)
+    return codes_KM.T.contiguous().to(torch.int8 if quantizer.symmetric else torch.uint8)

@@ -1,162 +1,223 @@
-"""True-loss descent: local re-solves around an assignment, kept only where the measured loss really falls.
+"""Descent of the true loss: re-solve around an assignment, keep what held-out samples confirm.
 
-Around the current assignment x every neighbour, one format up or down in one group, is measured: its
-*neighbour secant* d_p = L(x with p) − L(x). The local model of a move to several neighbours adds the
-interactions that calibration measured,
-
-    ΔL ≈ Σ_p d_p + ½ Σ_pq (H_pq − H_pb − H_aq + H_ab),      a, b the current options of p's and q's groups,
-
-and is solved within the budgets and a trust region of at most r moved groups, which shrinks when a move
-fails.
+Around the current assignment every neighbour, one format up or down in one group, is measured on calibration samples,
+alone and together (`hpcmpq.refine.expansion`). The local quadratic is solved within the budgets and several trust
+regions, of at most r moved groups. Held-out samples, which proposed nothing, decide: the best of the answers becomes
+the current assignment if its loss is lower by more than chance explains for the best of so many. The descent ends when
+no answer is, or when the evaluations are spent.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from hpcmpq.problem import Budget, Cost, Problem
+from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.refine.expansion import Expansion
+from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solvers import Solver
 
-MIN_T = 1.0
-"""A fall of the mean loss counts as real above this many standard errors of the paired difference."""
+LUCK = 0.16
+"""Chance that a round keeps an answer although none lowers the loss: one standard error, for one look."""
 
 LOCAL_SOLVE_S = 2.0
 """Solver seconds of one local problem."""
 
+RADIUS_FACTOR = 3
+"""Trust regions allow all groups to move, a third of them, a ninth, ..., one."""
 
-@dataclass
-class TrueLoss:
-    """Measured losses of assignments on fixed samples; each is measured once.
+
+@dataclass(frozen=True)
+class Measurements:
+    """What the descent may measure.
 
     Attributes:
-        measure: From one option index per group to per-sample losses, float64 [N].
-        max_evaluations: Assignments that may be measured.
+        expand: (choice [G], options [R], on_pass) to the expansion around the choice; on_pass is called with the
+            passes done and all of them.
+        losses: Choices to their held-out losses, float64 [N] each.
+        max_evaluations: Neighbours and answers that may be measured.
         on_evaluation: Called with the number measured so far and the maximum.
     """
 
-    measure: Callable[[np.ndarray], np.ndarray]
+    expand: Callable[[np.ndarray, np.ndarray, Callable[[int, int], None]], Expansion]
+    losses: Callable[[list[np.ndarray]], list[np.ndarray]]
     max_evaluations: int
     on_evaluation: Callable[[int, int], None]
-    known: dict[bytes, np.ndarray] = field(default_factory=dict)
 
-    @property
-    def left(self) -> int:
-        """Evaluations that may still be spent."""
-        return self.max_evaluations - len(self.known)
 
-    def __call__(self, choice_G: np.ndarray) -> np.ndarray:
-        """Per-sample losses of a choice, float64 [N]."""
-        key = choice_G.tobytes()
-        if key not in self.known:
-            self.known[key] = self.measure(choice_G)
-            self.on_evaluation(len(self.known), self.max_evaluations)
-        return self.known[key]
+@dataclass(frozen=True)
+class Descent:
+    """What a descent found.
+
+    Attributes:
+        choice_G: One option index per group, int64 [G].
+        loss_N: Its held-out losses, float64 [N].
+        evaluations: Neighbours and answers measured.
+        history: Per answer {`round`, `moved`, `predicted`, `measured`, `measured_stderr`, `accepted`}: changes of the
+            mean loss, predicted from calibration samples and measured on held-out ones.
+    """
+
+    choice_G: np.ndarray
+    loss_N: np.ndarray
+    evaluations: int
+    history: list[dict[str, Any]]
 
 
 def descend(
     problem: Problem,
+    model: QuadraticModel,
     start_G: np.ndarray,
-    others: list[np.ndarray],
-    true_loss: TrueLoss,
+    start_N: np.ndarray,
+    measurements: Measurements,
     solver: Solver,
+    shrink: float | str,
     seed: int,
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """The best assignment found by measured loss, and what was tried.
+) -> Descent:
+    """The best assignment found by measured loss.
 
     Args:
-        problem: Budgets, constraints and calibrated interactions.
+        problem: Budgets and constraints.
+        model: The global quadratic: names of options, and which neighbours to measure first.
         start_G: A feasible choice, int64 [G].
-        others: Further feasible choices that are measured first, such as uniform ones.
-        true_loss: Measures; the descent ends when its evaluations are spent.
+        start_N: Its held-out losses, float64 [N].
+        measurements: What may be measured.
         solver: Solves the local problems.
+        shrink: Of the local cross terms, see `hpcmpq.solve.shrinkage`.
         seed: Of the solver.
-
-    Returns:
-        The choice, and per try {`moved`, `predicted`, `measured`, `accepted`}, changes of the mean loss.
     """
-    current_G, history = start_G, list[dict[str, Any]]()
-    for other_G in others:
-        if true_loss.left > 0 and is_better(true_loss(other_G), true_loss(current_G)):
-            current_G = other_G
-    while true_loss.left > 0:
-        candidate_P, secant_P = neighbour_secants(problem, current_G, true_loss)
-        radius = max(1, problem.num_groups // 2)
-        while radius >= 1 and true_loss.left > 0:
-            local = local_problem(problem, current_G, candidate_P, secant_P, radius)
+    current_G, current_N, history, spent, rounds = start_G, start_N, list[dict[str, Any]](), 0, 0
+    radii = trust_radii(problem.num_groups)
+    while spent + len(radii) < measurements.max_evaluations:
+        left = measurements.max_evaluations - spent - len(radii)
+        options_R = neighbours(problem, current_G)[:left]
+        if not len(options_R):
+            break
+
+        def on_pass(done: int, passes: int, before: int = spent, size: int = len(options_R)) -> None:
+            measurements.on_evaluation(before + size * done // passes, measurements.max_evaluations)
+
+        expansion = measurements.expand(current_G, np.sort(options_R), on_pass)
+        spent += len(options_R)
+        linear_P, quad_PP = local_quadratic(model, expansion, shrink)
+        answers: dict[bytes, tuple[np.ndarray, float]] = {}
+        for radius in radii:
+            local = local_problem(problem, current_G, expansion.options_R, linear_P, quad_PP, radius)
             found = solver.solve(local, time_limit_s=LOCAL_SOLVE_S, seed=seed, hint_G=current_G)
-            if found.choice_G is None or found.objective is None or found.objective >= 0:
-                return current_G, history
-            before_N, after_N = true_loss(current_G), true_loss(found.choice_G)
-            moved = int((found.choice_G != current_G).sum())
-            accepted = is_better(after_N, before_N)
+            if found.choice_G is not None and found.objective is not None and found.objective < 0:
+                answers.setdefault(found.choice_G.tobytes(), (found.choice_G, found.objective))
+        if not answers:
+            break
+        losses = measurements.losses([choice_G for choice_G, _ in answers.values()])
+        spent += len(answers)
+        measurements.on_evaluation(spent, measurements.max_evaluations)
+        best = int(np.argmin([loss_N.mean() for loss_N in losses]))
+        accepted = is_better(losses[best], current_N, looks=len(answers))
+        for place, ((choice_G, predicted), loss_N) in enumerate(zip(answers.values(), losses, strict=True)):
+            fall, stderr = _fall(loss_N, current_N)
             history.append(
                 {
-                    "moved": moved,
-                    "predicted": float(found.objective),
-                    "measured": float(after_N.mean() - before_N.mean()),
-                    "accepted": accepted,
+                    "round": rounds,
+                    "moved": int((choice_G != current_G).sum()),
+                    "predicted": float(predicted),
+                    "measured": -fall,
+                    "measured_stderr": stderr,
+                    "accepted": accepted and place == best,
                 }
             )
-            if accepted:
-                current_G = found.choice_G
-                break
-            radius = min(radius, moved) // 2
-        else:
-            return current_G, history
-    return current_G, history
+        rounds += 1
+        if not accepted:
+            break
+        current_G, current_N = list(answers.values())[best][0], losses[best]
+    return Descent(current_G, current_N, spent, history)
 
 
-def is_better(new_N: np.ndarray, old_N: np.ndarray) -> bool:
-    """Whether the mean loss fell by more than `MIN_T` standard errors of the paired differences."""
-    fall_N = old_N - new_N
-    stderr = fall_N.std(ddof=1) / np.sqrt(len(fall_N)) if len(fall_N) > 1 else 0.0
-    return bool(fall_N.mean() > 0 and fall_N.mean() >= MIN_T * stderr)
+def trust_radii(num_groups: int) -> list[int]:
+    """Most groups that the answers of a round move, from all of them down to one.
 
-
-def neighbour_secants(
-    problem: Problem, current_G: np.ndarray, true_loss: TrueLoss
-) -> tuple[np.ndarray, np.ndarray]:
-    """Measured change of the loss for every neighbour of a choice, as far as evaluations last.
-
-    Returns:
-        candidate_P, bool [P]: the current options and the measured neighbours; secant_P, float64 [P]: d.
+    Example:
+        >>> trust_radii(28)
+        [28, 9, 3, 1]
     """
+    radii = [num_groups]
+    while radii[-1] > 1:
+        radii.append(max(1, radii[-1] // RADIUS_FACTOR))
+    return radii
+
+
+def is_better(new_N: np.ndarray, old_N: np.ndarray, looks: int) -> bool:
+    """Whether the mean loss of the best of `looks` fell by more than chance explains, by paired differences."""
+    fall, stderr = _fall(new_N, old_N)
+    return fall > 0 and fall >= NormalDist().inv_cdf(1.0 - LUCK / looks) * stderr
+
+
+def _fall(new_N: np.ndarray, old_N: np.ndarray) -> tuple[float, float]:
+    fall_N = old_N - new_N
+    stderr = fall_N.std(ddof=1) / len(fall_N) ** 0.5 if len(fall_N) > 1 else 0.0
+    return float(fall_N.mean()), float(stderr)
+
+
+def neighbours(problem: Problem, current_G: np.ndarray) -> np.ndarray:
+    """Allowed options one format up or down, int64 [R], those of groups with the largest losses first."""
     num_options = len(problem.linear_P)
     allowed_P = np.ones(num_options, bool) if problem.allowed_P is None else problem.allowed_P
-    candidate_P, secant_P = np.zeros(num_options, dtype=bool), np.zeros(num_options)
-    candidate_P[current_G] = True
-    base = true_loss(current_G).mean()
-    group_size_G = np.bincount(problem.group_P)
+    size_G = np.bincount(problem.group_P)
+    found: list[int] = []
     for group in np.argsort(-np.abs(problem.linear_P[current_G]), kind="stable"):
         first = problem.offset_G[group]
-        for option in (current_G[group] - 1, current_G[group] + 1):
-            inside = first <= option < first + group_size_G[group]
-            if inside and allowed_P[option] and true_loss.left > 1:
-                moved_G = current_G.copy()
-                moved_G[group] = option
-                candidate_P[option] = True
-                secant_P[option] = true_loss(moved_G).mean() - base
-    return candidate_P, secant_P
+        beside = (current_G[group] - 1, current_G[group] + 1)
+        found += [p for p in beside if first <= p < first + size_G[group] and allowed_P[p]]
+    return np.array(found, dtype=np.int64)
+
+
+def local_quadratic(
+    model: QuadraticModel, expansion: Expansion, shrink: float | str
+) -> tuple[np.ndarray, np.ndarray]:
+    """c [P] and H [P, P] of an expansion, zero for options that were not measured; cross terms are shrunk."""
+    options = expansion.options_R
+    names = [model.option_group[p] for p in options]
+    same_RR = np.array(names)[:, None] == np.array(names)
+    quadratic = QuadraticModel(
+        option_group=tuple(names),
+        option_format=tuple(model.option_format[p] for p in options),
+        linear_P=0.5 * np.diag(expansion.quad_RR),  # the options' own size, to which cross terms are compared
+        quad_PP=np.where(same_RR, 0.0, expansion.quad_RR),
+        stderr_linear_P=np.zeros(len(options)),
+        stderr_quad_PP=np.where(same_RR, 0.0, expansion.stderr_quad_RR),
+        loss0=0.0,
+        objective=model.objective,
+        method=model.method,
+        num_samples=expansion.num_samples,
+        batch_linear_BP=np.zeros((0, len(options))),
+        batch_quad_BPP=np.zeros((0, len(options), len(options))),
+    )
+    linear_P, quad_PP = np.zeros_like(model.linear_P), np.zeros_like(model.quad_PP)
+    linear_P[options] = expansion.linear_R
+    quad_PP[np.ix_(options, options)] = shrunk(quadratic, shrink).quad_PP
+    return linear_P, quad_PP
 
 
 def local_problem(
-    problem: Problem, current_G: np.ndarray, candidate_P: np.ndarray, secant_P: np.ndarray, radius: int
+    problem: Problem,
+    current_G: np.ndarray,
+    options_R: np.ndarray,
+    linear_P: np.ndarray,
+    quad_PP: np.ndarray,
+    radius: int,
 ) -> Problem:
     """The problem of moving at most `radius` groups to measured neighbours; its objective is ΔL."""
-    current_P = current_G[problem.group_P]
-    quad = problem.quad_PP
-    mixed_PP = quad - quad[:, current_P] - quad[current_P, :] + quad[np.ix_(current_P, current_P)]
-    mixed_PP[problem.group_P[:, None] == problem.group_P[None, :]] = 0.0
-    moved_P = np.ones(len(current_P))
+    allowed_P, moved_P = np.zeros(len(linear_P), dtype=bool), np.ones(len(linear_P))
+    allowed_P[options_R] = True
+    allowed_P[current_G] = True
     moved_P[current_G] = 0.0
     moves = Budget(Cost("moves", "groups", moved_P), float(radius))
     return replace(
         problem,
-        linear_P=secant_P,
-        quad_PP=mixed_PP,
-        allowed_P=candidate_P,
+        linear_P=linear_P,
+        quad_PP=quad_PP,
+        allowed_P=allowed_P,
         budgets=(*problem.budgets, moves),
         constant=0.0,
     )

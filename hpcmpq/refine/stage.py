@@ -1,7 +1,7 @@
 """The refine stage: true-loss descent from the solution, and the link from predicted to measured loss.
 
 A portfolio of assignments is measured on held-out samples first, and its best is the start. Moves are proposed by
-losses on calibration samples, and kept only where the loss on held-out samples falls as well.
+expansions on calibration samples, and kept only where the loss on held-out samples falls.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,8 @@ from hpcmpq.problem import Problem
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.variants import open_variants
-from hpcmpq.refine.descent import LOCAL_SOLVE_S, TrueLoss, descend
+from hpcmpq.refine.descent import LOCAL_SOLVE_S, Measurements, descend
+from hpcmpq.refine.expansion import expand, make_subject
 from hpcmpq.refine.link import fit_link
 from hpcmpq.refine.portfolio import describe_candidates, interactions, lowest, make_candidates
 from hpcmpq.solve.formulate import make_problem, uniform_choices
@@ -38,7 +39,7 @@ NEIGHBOUR_BUDGETS = (0.85, 0.9, 0.95, 1.05, 1.1, 1.15)
 """Factors on all budgets whose solutions are points of the link."""
 
 EVALUATIONS_PER_GROUP = 4
-"""Default budget: the neighbours of two assignments."""
+"""Default budget: about two rounds, of two neighbours a group each."""
 
 
 def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, Any]:
@@ -75,28 +76,38 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
         )
         return lambda assignments: [m.values[config.objective] for m in comparison.measure(assignments)]
 
-    on_calibration, on_held_out = losses_on(splits.calibration), losses_on(splits.held_out)
-    true_loss = TrueLoss(
-        lambda choice_G: on_calibration([plan.space.assignment(choice_G)])[0],
-        config.refine.max_evaluations or EVALUATIONS_PER_GROUP * len(plan.space.groups),
-        on_evaluation,
-    )
+    calibration = splits.calibration.to(device)
+    subject = make_subject(config, variants, calibration)
+    on_held_out = losses_on(splits.held_out)
     assignment_of = plan.space.assignment
     uniforms = uniform_choices(plan.space)
     start_G = plan.space.choice(solution["assignment"])
     candidates = make_candidates(start_G, settings, problem_of, uniforms)
     loss0_N, *candidate_losses = on_held_out([{}, *(assignment_of(c.choice_G) for c in candidates)])
     chosen = lowest(candidate_losses)
-    best_G, best_N = candidates[chosen].choice_G, candidate_losses[chosen]
-    found_G, history = descend(problem, best_G, [], true_loss, make_solver(settings.name), settings.seed)
+    descent = descend(
+        problem,
+        quadratic,
+        candidates[chosen].choice_G,
+        candidate_losses[chosen],
+        Measurements(
+            lambda choice_G, options_R, on_pass: expand(
+                subject, config.sensitivity, calibration, assignment_of(choice_G), options_R.tolist(), on_pass
+            ),
+            lambda choices: on_held_out([assignment_of(choice_G) for choice_G in choices]),
+            config.refine.max_evaluations or EVALUATIONS_PER_GROUP * len(plan.space.groups),
+            on_evaluation,
+        ),
+        make_solver(settings.name),
+        0.0 if settings.drop_cross_terms else settings.shrink,
+        settings.seed,
+    )
+    choice_G, measured_N = descent.choice_G, descent.loss_N
     points = [
-        *link_choices(plan.space, quadratic, found_G, config.refine.link_points, settings.seed),
-        *solved_choices(problem, settings, found_G),
+        *link_choices(plan.space, quadratic, choice_G, config.refine.link_points, settings.seed),
+        *solved_choices(problem, settings, choice_G),
     ]
-    found_N, *point_losses = on_held_out([assignment_of(c) for c in (found_G, *points)])
-    # Moves are proposed on calibration samples; held-out samples, which they never saw, decide.
-    kept = lowest([best_N, found_N]) == 1
-    choice_G, measured_N = (found_G, found_N) if kept else (best_G, best_N)
+    point_losses = on_held_out([assignment_of(c) for c in points])
     predicted_n = np.array([quadratic.predicted_loss(c) - quadratic.loss0 for c in points])
     measured_n = np.array([loss_N.mean() - loss0_N.mean() for loss_N in point_losses])
     objective = objective_value(problem, quadratic, settings, choice_G)
@@ -113,10 +124,10 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
         portfolio=describe_candidates(candidates, candidate_losses, chosen, quadratic, assignment_of),
         interactions=interactions(candidates, candidate_losses, quadratic),
         refine={
-            "evaluations": len(true_loss.known),
+            "evaluations": descent.evaluations,
             "solved_assignment": solution["assignment"],
-            "history": history,
-            "kept": kept,
+            "history": descent.history,
+            "kept": any(move["accepted"] for move in descent.history),
             "link": {
                 "intercept": link.intercept,
                 "slope": link.slope,

@@ -99,11 +99,7 @@ def _refine(findings: Findings) -> str:
     if refine is None:
         return ""
     points = len(refine.get("link", {}).get("predicted", ()))
-    measured = (
-        f"{refine['evaluations']} assignments measured on the calibration samples, "
-        if "evaluations" in refine
-        else ""
-    )
+    measured = f"{refine['evaluations']} neighbours and answers measured, " if "evaluations" in refine else ""
     return f"{measured}{points} on held-out samples"
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hpcmpq.models.linear_head import LinearHead
-from hpcmpq.objective import position_weights
+from hpcmpq.objective import kl_positions, position_weights
 from hpcmpq.sensitivity.probes import make_signs
 from hpcmpq.sensitivity.sampled_positions import LossPositions, draw_positions
 from hpcmpq.sensitivity.scores import exponential_remainder
@@ -42,10 +42,11 @@ class _Positions:
     """What is known of the positions before any option.
 
     Attributes:
-        vector_NTBD: Wᵀ times: π; ε √π, centred, for each of r; the likely outputs, centred; the target, centred.
+        vector_NTBD: Wᵀ times: π; ε √π, centred, for each of r; the likely outputs, centred; the target, or the
+            original's probabilities, centred.
         pi_NTM: Probabilities of the likely outputs, float64.
         signed_NTrM: ε √π of the likely outputs, float64.
-        loss_NT: −log π[target], float64, where the objective has targets.
+        loss_NT: −log π[target], or KL from the original, float64.
     """
 
     vector_NTBD: Tensor
@@ -65,18 +66,20 @@ def make_projected_score(
     loss_positions: LossPositions,
     seed: int,
     first_sample: int,
+    original_NTD: Tensor | None = None,
 ) -> tuple[Tensor, ProjectedScore]:
-    """The original's loss [N] float64 and the score of options.
+    """The loss [N] float64 of the model that options change, and the score of options.
 
     Args:
         head: Of the model.
         objective: ``kl`` or ``ce``.
-        before_NTD: The original's outputs without the head.
+        before_NTD: The model's outputs without the head.
         targets: Of the samples; ``ce`` needs one per position.
         num_probes: Projections r; their signs are those of `hpcmpq.sensitivity.probes`.
         loss_positions: Positions of a sample whose loss is exact, or None for a share.
         seed: Of signs and positions.
         first_sample: Place of the first sample in the calibration set.
+        original_NTD: What ``kl`` compares with, without the head, where the model is not the original itself.
 
     Raises:
         ValueError: If the objective is ``ce`` and there is not one target per position.
@@ -88,7 +91,8 @@ def make_projected_score(
             raise ValueError("objective ce needs one target per position; use kl or mse")
         target_NT = targets.reshape(num_samples, num_tokens).clamp(min=0)
     weight_NT = position_weights(before_NTD, targets)
-    known = _look(head, before_NTD, target_NT, num_probes, seed, first_sample)
+    soft_NTD = original_NTD if objective == "kl" else None
+    known = _look(head, before_NTD, target_NT, soft_NTD, num_probes, seed, first_sample)
     n_I, t_I, factor_I = draw_positions(weight_NT, loss_positions, seed=seed, first_sample=first_sample)
     pi_IV = _probabilities(head.logits(before_NTD[n_I, t_I]))
     scale_NT1 = (weight_NT / num_probes).sqrt().unsqueeze(-1)
@@ -104,7 +108,7 @@ def make_projected_score(
         exact_KI = _divergence(head, delta_KNTD[:, n_I, t_I], product_KNTB[:, n_I, t_I, 0], pi_IV)
         increase_KN = (estimate_KNT * weight_NT).sum(-1)
         increase_KN.index_add_(1, n_I, (exact_KI - estimate_KNT[:, n_I, t_I]) * factor_I)
-        if target_NT is not None:
+        if target_NT is not None or soft_NTD is not None:
             increase_KN -= (product_KNTB[..., -1].double() * weight_NT).sum(-1)
         return increase_KN, projected_KNTr * scale_NT1.to(projected_KNTr.dtype)
 
@@ -115,6 +119,7 @@ def _look(
     head: LinearHead,
     before_NTD: Tensor,
     target_NT: Tensor | None,
+    soft_NTD: Tensor | None,
     num_probes: int,
     seed: int,
     first_sample: int,
@@ -142,6 +147,10 @@ def _look(
                 target_R1 = target_NT[n, rows].unsqueeze(-1)
                 vectors.append(weight_VD[target_R1] - mean_R1D)
                 loss_R = -torch.log_softmax(z_RV.double(), -1).gather(-1, target_R1).squeeze(-1)
+            if soft_NTD is not None:
+                original_RV = head.logits(soft_NTD[n, rows])
+                vectors.append((_probabilities(original_RV) @ weight_VD).unsqueeze(1) - mean_R1D)
+                loss_R = kl_positions(z_RV[None], original_RV[None])[0]
             parts.append((torch.cat(vectors, 1), likely_RM.double(), signed_RrM.double(), loss_R))
     shape = before_NTD.shape[:2]
     return _Positions(*(torch.cat(tensors).unflatten(0, shape) for tensors in zip(*parts, strict=True)))

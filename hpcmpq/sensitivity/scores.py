@@ -6,6 +6,9 @@ Both follow from the displacement u = z − z0. With π = softmax z0 and v = u �
 
 and φ = √w · √π ⊙ v. Every term of the first sum is positive, so float32 keeps its relative precision as long as
 g does; `exponential_remainder` does.
+
+Where the displacement starts at a quantized model, whose outputs are z0, and the loss is KL from the original with
+probabilities ρ, the increase is that of a soft target: KL increase − Σ ρ v. Λ is the same: it depends on z0 alone.
 """
 
 from functools import cache
@@ -37,13 +40,21 @@ _SMALL = 0.9
 _COEFFICIENTS = [1 / 362880, 1 / 40320, 1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2]
 
 
-def make_score(objective: Objective, z0_NTV: Tensor, targets: Tensor | None) -> Score:
-    """The score of an objective at an original's outputs.
+def make_score(
+    objective: Objective, z0_NTV: Tensor, targets: Tensor | None, original_NTV: Tensor | None = None
+) -> Score:
+    """The score of an objective at a model's outputs.
+
+    Args:
+        objective: The loss.
+        z0_NTV: Outputs of the model that options change.
+        targets: Of the samples.
+        original_NTV: Outputs that ``kl`` and ``mse`` compare with, where the model is not the original itself.
 
     Raises:
         ValueError: If the objective is ``ce`` and there is not one target per position.
     """
-    return _SCORES[objective.name](z0_NTV, targets)
+    return _SCORES[objective.name](z0_NTV, targets, original_NTV)
 
 
 def exponential_remainder(v: Tensor) -> Tensor:
@@ -82,19 +93,22 @@ def _coefficients(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...
     return tuple(torch.tensor(c, dtype=dtype, device=device) for c in _COEFFICIENTS)
 
 
-def _score_kl(z0_NTV: Tensor, targets: Tensor | None) -> Score:
+def _score_kl(z0_NTV: Tensor, targets: Tensor | None, original_NTV: Tensor | None) -> Score:
     pi_NTV = torch.softmax(z0_NTV, -1)
     weight_NT = position_weights(z0_NTV, targets)
     factor_NTV = (pi_NTV * weight_NT.unsqueeze(-1).to(pi_NTV.dtype)).sqrt()
+    pull_NTV = None if original_NTV is None else torch.softmax(original_NTV, -1) - pi_NTV
 
     def score(u_NTV: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         v_NTV, increase_NT = _divergence(u_NTV, pi_NTV)
+        if pull_NTV is not None:  # Σ π v = 0
+            increase_NT = increase_NT - torch.linalg.vecdot(pull_NTV, v_NTV).double()
         return (increase_NT * weight_NT).sum(-1), torch.mul(v_NTV, factor_NTV, out=out)
 
     return score
 
 
-def _score_ce(z0_NTV: Tensor, targets: Tensor | None) -> Score:
+def _score_ce(z0_NTV: Tensor, targets: Tensor | None, original_NTV: Tensor | None) -> Score:
     if targets is None or targets.numel() != z0_NTV.shape[0] * z0_NTV.shape[1]:
         raise ValueError("objective ce needs one target per position; use kl or mse")
     pi_NTV = torch.softmax(z0_NTV, -1)
@@ -110,12 +124,15 @@ def _score_ce(z0_NTV: Tensor, targets: Tensor | None) -> Score:
     return score
 
 
-def _score_mse(z0_NTV: Tensor, targets: Tensor | None) -> Score:
+def _score_mse(z0_NTV: Tensor, targets: Tensor | None, original_NTV: Tensor | None) -> Score:
+    drift_NTV = None if original_NTV is None else z0_NTV - original_NTV
     weight_NT = position_weights(z0_NTV, targets)
     factor_NT1 = (2.0 * weight_NT.unsqueeze(-1) / z0_NTV.shape[-1]).sqrt().to(z0_NTV.dtype)
 
     def score(u_NTV: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         distance_NT = u_NTV.square().mean(-1, dtype=torch.float64)
+        if drift_NTV is not None:
+            distance_NT += 2.0 * (u_NTV * drift_NTV).mean(-1, dtype=torch.float64)
         return (distance_NT * weight_NT).sum(-1), torch.mul(u_NTV, factor_NT1, out=out)
 
     return score

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.linear_head import LinearHead
@@ -31,19 +32,46 @@ def measure(subject: Subject, samples: Samples, groups: range, first_sample: int
     engine = subject.engine or WholeModel(subject.model, subject.variants)
     for start in range(0, len(samples), subject.samples_per_pass):
         batch = samples[start : start + subject.samples_per_pass]
-        if subject.head is None:
-            yield _from_logits(subject, engine, batch, options, first_sample + start)
-        else:
-            yield _from_projections(subject, engine, subject.head, batch, options, first_sample + start)
+        yield measure_pass(subject, engine, batch, options, first_sample + start)
+
+
+@torch.no_grad()
+def measure_pass(
+    subject: Subject,
+    engine: Engine,
+    batch: Samples,
+    options: list[int],
+    first_sample: int,
+    original: Tensor | None = None,
+) -> Features:
+    """Features of options on the samples of one pass.
+
+    Args:
+        subject: What is measured.
+        engine: Runs the options.
+        batch: The samples.
+        options: Indices of the options, R columns.
+        first_sample: Their place in the calibration set.
+        original: Outputs of the original, or, where the subject has a head, what it is given, if the subject's model
+            is not the original itself but a quantized one, around which options are expanded.
+    """
+    if subject.head is None:
+        return _from_logits(subject, engine, batch, options, first_sample, original)
+    return _from_projections(subject, engine, subject.head, batch, options, first_sample, original)
 
 
 def _from_logits(
-    subject: Subject, engine: Engine, batch: Samples, options: list[int], first_sample: int
+    subject: Subject,
+    engine: Engine,
+    batch: Samples,
+    options: list[int],
+    first_sample: int,
+    original_NTV: Tensor | None = None,
 ) -> Features:
     """Features and exact losses, from all logits of every option."""
     column = {p: place for place, p in enumerate(options)}
     z0_NTV, outputs = engine.respond(batch.inputs, options)
-    score = make_score(subject.objective, z0_NTV, batch.targets)
+    score = make_score(subject.objective, z0_NTV, batch.targets, original_NTV)
     project = make_probes(subject.num_probes, z0_NTV, seed=subject.seed, first_sample=first_sample)
     num_features = subject.num_probes or z0_NTV.shape[2]
     phi_NRTr = large_empty((len(batch), len(options), z0_NTV.shape[1], num_features), like=z0_NTV)
@@ -57,7 +85,7 @@ def _from_logits(
                 increase_N, phi_NTV = score(z_NTV - z0_NTV)
                 place.copy_(project(phi_NTV))
             increase_NR[:, column[p]] = increase_N.cpu().numpy()
-    loss_N = subject.objective.value(z0_NTV, z0_NTV, batch.targets)
+    loss_N = subject.objective.value(z0_NTV, z0_NTV if original_NTV is None else original_NTV, batch.targets)
     return Features(loss_N.double().cpu().numpy(), increase_NR, phi_NRTr.flatten(2))
 
 
@@ -68,6 +96,7 @@ def _from_projections(
     batch: Samples,
     options: list[int],
     first_sample: int,
+    original_NTD: Tensor | None = None,
 ) -> Features:
     """Features and estimated losses from before the head; those of options that change the head, from logits."""
     by_logits = [p for p in options if _changes_head(subject, head, p)]
@@ -84,6 +113,7 @@ def _from_projections(
             loss_positions=subject.loss_positions,
             seed=subject.seed,
             first_sample=first_sample,
+            original_NTD=original_NTD,
         )
         shape = (len(batch), len(options), before_NTD.shape[1], subject.num_probes or 1)
         phi_NRTr = large_empty(shape, like=before_NTD)
@@ -95,7 +125,8 @@ def _from_projections(
             increase_NR[:, places] = increase_KN.T.cpu().numpy()
     phi_NRF = phi_NRTr.flatten(2)
     if by_logits:
-        part = _from_logits(subject, engine, batch, by_logits, first_sample)
+        original_NTV = None if original_NTD is None else head.logits(original_NTD)
+        part = _from_logits(subject, engine, batch, by_logits, first_sample, original_NTV)
         places = [column[p] for p in by_logits]
         phi_NRF[:, places] = part.phi_NRF
         increase_NR[:, places] = part.increase_NR

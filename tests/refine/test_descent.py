@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from hpcmpq.problem import Budget, Cost, Problem
-from hpcmpq.refine.descent import TrueLoss, descend, is_better, local_problem, neighbour_secants
+from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.refine.descent import (
+    Measurements,
+    descend,
+    is_better,
+    local_problem,
+    local_quadratic,
+    neighbours,
+    trust_radii,
+)
+from hpcmpq.refine.expansion import Expansion
 from hpcmpq.solvers import make_solver
 
 NUM_GROUPS, NUM_FORMATS = 6, 4
@@ -23,28 +33,76 @@ def make_problem(limit: float = 9.0) -> Problem:
     return Problem(linear_P, quad_PP, group_P, (Budget(cost, limit),))
 
 
-def exact_loss(problem: Problem, spread: float = 0.0) -> TrueLoss:
-    noise_N = np.random.default_rng(1).normal(size=32) * spread
-    return TrueLoss(lambda choice_G: problem.objective(choice_G) + noise_N, 200, lambda done, total: None)
+def make_model(problem: Problem) -> QuadraticModel:
+    """Names of the options; the values play no part."""
+    num_options = len(problem.linear_P)
+    zeros = np.zeros((num_options, num_options))
+    return QuadraticModel(
+        tuple(f"group{group}" for group in problem.group_P), tuple("abcd"[p % 4] for p in range(num_options)),
+        problem.linear_P, problem.quad_PP, np.zeros(num_options), zeros, 0.0, "kl", "secant", 8,
+        np.zeros((0, num_options)), np.zeros((0, num_options, num_options)),
+    )  # fmt: skip
 
 
-def test_secants_are_measured_differences_of_neighbours():
+def exact_expansion(problem: Problem, current_G: np.ndarray, options_R: np.ndarray) -> Expansion:
+    """By differences of the objective: of one move, and of two moves together."""
+
+    def moved(*options: int) -> float:
+        choice_G = current_G.copy()
+        choice_G[problem.group_P[list(options)]] = options
+        return problem.objective(choice_G) - problem.objective(current_G)
+
+    linear_R = np.array([moved(p) for p in options_R])
+    quad_RR = np.array(
+        [
+            [
+                0.0 if problem.group_P[p] == problem.group_P[q] else moved(p, q) - moved(p) - moved(q)
+                for q in options_R
+            ]
+            for p in options_R
+        ]
+    )
+    size = len(options_R)
+    np.fill_diagonal(quad_RR, 1.0)
+    return Expansion(options_R, linear_R, np.zeros(size), quad_RR, np.zeros((size, size)), 8)
+
+
+def measurements(problem: Problem, most: int = 200, noise=None, seen=None) -> Measurements:
+    def expand(current_G, options_R, on_pass):
+        on_pass(1, 1)
+        if seen is not None:
+            seen.extend((current_G.tobytes(), int(p)) for p in options_R)
+        return exact_expansion(problem, current_G, options_R)
+
+    def losses(choices):
+        if seen is not None:
+            seen.extend(choice_G.tobytes() for choice_G in choices)
+        return [problem.objective(c) + (np.zeros(32) if noise is None else noise(c)) for c in choices]
+
+    return Measurements(expand, losses, most, lambda done, total: None)
+
+
+def run(problem: Problem, start_G: np.ndarray, measured: Measurements):
+    (start_N,) = measured.losses([start_G])
+    solver = make_solver("quadratic")
+    return descend(problem, make_model(problem), start_G, start_N, measured, solver, 0.0, seed=0)
+
+
+def test_neighbours_are_one_format_away_and_allowed():
     problem = make_problem()
-    current_G = problem.offset_G + 1
-    candidate_P, secant_P = neighbour_secants(problem, current_G, exact_loss(problem))
-    assert candidate_P.reshape(NUM_GROUPS, -1).tolist() == [[True, True, True, False]] * NUM_GROUPS
-    for option in np.flatnonzero(candidate_P):
-        moved_G = current_G.copy()
-        moved_G[problem.group_P[option]] = option
-        expected = problem.objective(moved_G) - problem.objective(current_G)
-        assert secant_P[option] == pytest.approx(expected, abs=1e-12)
+    found = neighbours(problem, problem.offset_G + np.array([0, 1, 2, 3, 0, 1]))
+    expected = {(0, 1), (1, 0), (1, 2), (2, 1), (2, 3), (3, 2), (4, 1), (5, 0), (5, 2)}
+    assert {(int(p) // NUM_FORMATS, int(p) % NUM_FORMATS) for p in found} == expected
+    assert len(found) == len(expected)
 
 
 def test_the_local_problem_predicts_a_quadratic_exactly():
     problem = make_problem()
     current_G = problem.offset_G + 1
-    candidate_P, secant_P = neighbour_secants(problem, current_G, exact_loss(problem))
-    local = local_problem(problem, current_G, candidate_P, secant_P, radius=3)
+    options_R = np.sort(neighbours(problem, current_G))
+    expansion = exact_expansion(problem, current_G, options_R)
+    linear_P, quad_PP = local_quadratic(make_model(problem), expansion, 0.0)
+    local = local_problem(problem, current_G, options_R, linear_P, quad_PP, radius=3)
     random = np.random.default_rng(2)
     for _ in range(50):
         moved_G = current_G + random.integers(-1, 2, NUM_GROUPS)
@@ -54,44 +112,68 @@ def test_the_local_problem_predicts_a_quadratic_exactly():
         assert local.budgets[-1].cost.value(moved_G, problem.offset_G) == num_moved
 
 
+def test_noisy_local_cross_terms_are_shrunk():
+    problem = make_problem()
+    options_R = np.sort(neighbours(problem, problem.offset_G + 1))
+    exact = exact_expansion(problem, problem.offset_G + 1, options_R)
+    noise = np.full_like(exact.quad_RR, 3.0)
+    noisy = Expansion(options_R, exact.linear_R, exact.stderr_linear_R, exact.quad_RR, noise, 8)
+    _, as_measured = local_quadratic(make_model(problem), exact, "auto")
+    _, quad_PP = local_quadratic(make_model(problem), noisy, "auto")
+    assert np.abs(quad_PP).max() < 0.2 * np.abs(as_measured).max()
+
+
 def test_descent_reaches_the_optimum_of_a_quadratic_within_the_budget():
     problem = make_problem()
     best = make_solver("exhaustive").solve(problem, time_limit_s=20, seed=0)
     start_G = problem.offset_G + 1
-    found_G, history = descend(problem, start_G, [], exact_loss(problem), make_solver("quadratic"), seed=0)
-    assert problem.is_feasible(found_G)
-    assert problem.objective(found_G) < problem.objective(start_G)
-    assert problem.objective(found_G) == pytest.approx(best.objective, rel=0.1)
-    assert history[0]["accepted"]
-    assert history[0]["measured"] == pytest.approx(history[0]["predicted"], rel=1e-6)
+    found = run(problem, start_G, measurements(problem))
+    assert problem.is_feasible(found.choice_G)
+    assert problem.objective(found.choice_G) == pytest.approx(best.objective, rel=1e-9)
+    assert found.loss_N.mean() == pytest.approx(problem.objective(found.choice_G), rel=1e-9)
+    accepted = [move for move in found.history if move["accepted"]]
+    assert accepted and accepted[0]["measured"] == pytest.approx(accepted[0]["predicted"], rel=1e-6)
 
 
 def test_evaluations_are_bounded_and_never_repeated():
     problem, seen = make_problem(), []
-
-    def measure(choice_G):
-        seen.append(choice_G.tobytes())
-        return np.full(4, problem.objective(choice_G))
-
-    true_loss = TrueLoss(measure, 9, lambda done, total: None)
-    descend(problem, problem.offset_G + 1, [], true_loss, make_solver("quadratic"), seed=0)
-    assert len(seen) == len(set(seen)) <= 9
+    found = run(problem, problem.offset_G + 1, measurements(problem, most=11, seen=seen))
+    measured = seen[1:]  # the first is the start
+    assert len(measured) == len(set(measured)) == found.evaluations <= 11
 
 
-def test_a_better_other_start_is_taken():
+def test_no_evaluations_leave_the_start():
     problem = make_problem()
-    best = make_solver("exhaustive").solve(problem, time_limit_s=20, seed=0)
-    worst_G = problem.offset_G.copy()
-    true_loss = TrueLoss(exact_loss(problem).measure, 2, lambda done, total: None)
-    found_G, _ = descend(problem, worst_G, [best.choice_G], true_loss, make_solver("quadratic"), seed=0)
-    assert found_G.tolist() == best.choice_G.tolist()
+    found = run(problem, problem.offset_G + 1, measurements(problem, most=1))
+    assert found.choice_G.tolist() == (problem.offset_G + 1).tolist()
+    assert found.evaluations == 0 and found.history == []
 
 
-def test_noise_is_no_improvement():
+def test_answers_that_held_out_samples_do_not_confirm_are_not_taken():
+    problem = make_problem()
+    start_G = problem.offset_G + 1
+
+    def noise(choice_G):
+        return np.zeros(32) if (choice_G == start_G).all() else np.random.default_rng(0).normal(1.0, 50.0, 32)
+
+    found = run(problem, start_G, measurements(problem, noise=noise))
+    assert found.choice_G.tolist() == start_G.tolist()
+    assert found.history and not any(move["accepted"] for move in found.history)
+
+
+def test_noise_is_no_improvement_and_less_so_the_best_of_several():
     random = np.random.default_rng(0)
     old_N = random.normal(1.0, 1.0, 64)
-    assert is_better(old_N - 0.1, old_N)
-    assert not is_better(old_N + 0.1, old_N)
+    assert is_better(old_N - 0.1, old_N, looks=1)
+    assert not is_better(old_N + 0.1, old_N, looks=1)
     noise_N = random.normal(0.0, 1.0, 64)
-    noise_N -= noise_N.mean() + 0.5 * noise_N.std(ddof=1) / 8  # half a standard error better
-    assert not is_better(old_N + noise_N, old_N)
+    noise_N -= noise_N.mean()
+    stderr = noise_N.std(ddof=1) / 8
+    assert not is_better(old_N + noise_N - 0.5 * stderr, old_N, looks=1)
+    assert is_better(old_N + noise_N - 1.2 * stderr, old_N, looks=1)
+    assert not is_better(old_N + noise_N - 1.2 * stderr, old_N, looks=4)
+
+
+def test_trust_regions_end_at_one_move():
+    assert trust_radii(1) == [1]
+    assert trust_radii(120) == [120, 40, 13, 4, 1]
