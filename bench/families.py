@@ -33,12 +33,13 @@ from bench.family_recipes import FAMILIES
 from bench.results import ROOT, table, write_section
 from hpcmpq.calibrate.reduce import reduce
 from hpcmpq.calibrate.worker import make_worker
-from hpcmpq.config import Config, parse_config, read_config
+from hpcmpq.config import parse_config, read_config
 from hpcmpq.errors import Infeasible, UserError
 from hpcmpq.export import EXPORTERS, VERIFICATION, export
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.planning.stage import prepare
 from hpcmpq.planning.starter import write_starter
+from hpcmpq.settings import Config
 from hpcmpq.solve.settings import settings_of
 from hpcmpq.solve.stage import solve
 from hpcmpq.store.json_files import read_json, write_json

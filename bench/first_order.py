@@ -39,10 +39,10 @@ def random_choices(space: SearchSpace, even_odds: bool, seed: int = 0) -> list[n
     slices = [space.slice_of(group) for group in range(len(space.groups))]
     choices = []
     for _ in range(NUM_ASSIGNMENTS):
-        share_K = (
+        share_J = (
             np.full(len(FORMATS), 1 / len(FORMATS)) if even_odds else random.dirichlet(np.ones(len(FORMATS)))
         )
-        choices.append(np.array([random.choice(np.arange(s.start, s.stop), p=share_K) for s in slices]))
+        choices.append(np.array([random.choice(np.arange(s.start, s.stop), p=share_J) for s in slices]))
     return choices
 
 

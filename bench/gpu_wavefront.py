@@ -16,7 +16,6 @@ from collections.abc import Callable
 
 import torch
 
-from hpcmpq.config import GroupsConfig
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.groups import find_groups
@@ -28,6 +27,7 @@ from hpcmpq.sensitivity.probes import num_probes
 from hpcmpq.sensitivity.sampled_positions import find_head
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.sensitivity.subject import Subject
+from hpcmpq.settings import GroupsConfig
 from hpcmpq.space import SearchSpace
 
 FORMATS = {3: ("int2", "int4", "int8"), 7: tuple(f"int{bits}" for bits in range(2, 9))}

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from bench.results import table, write_section
-from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.examples.topics import training_text
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.groups import find_groups
@@ -26,8 +25,9 @@ from hpcmpq.models.weights import swapped
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
-from hpcmpq.response.low_precision import patch_products
+from hpcmpq.response.low_precision import run_low_precision
 from hpcmpq.sensitivity.scores import make_score
+from hpcmpq.settings import GroupsConfig, ModelConfig
 from hpcmpq.space import SearchSpace
 
 FORMATS = tuple(f"int{bits}" for bits in range(2, 9))
@@ -49,7 +49,7 @@ def main() -> None:
     variants = variants_of(load(), inputs)
     space = variants.space
     z0_NTV, outputs = make_engine("auto", variants, inputs).respond(inputs, range(space.num_options))
-    exact = scores(z0_NTV, {p: z for members, z_K in outputs for p, z in zip(members, z_K, strict=True)})
+    exact = scores(z0_NTV, {p: z for members, z_Q in outputs for p, z in zip(members, z_Q, strict=True)})
     rows = []
     for name, remedy in REMEDIES.items():
         linear, diagonal = remedy(inputs)
@@ -101,7 +101,7 @@ def plain(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 def float32_residual(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     variants = variants_of(load(), inputs)
-    patch_products(variants.model, torch.bfloat16)
+    run_low_precision(variants.model, torch.bfloat16)
     return scores(forward(variants.model, inputs), whole_passes(variants, inputs, lambda p, w, q: q))
 
 
@@ -123,7 +123,7 @@ def scaled_steps(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         steps[option.index] = max(
             1.0, 2.0 ** round(math.log2(size(FORMATS[REFERENCE]) / size(option.format)))
         )
-    patch_products(variants.model, torch.bfloat16)
+    run_low_precision(variants.model, torch.bfloat16)
     outputs = whole_passes(variants, inputs, lambda p, w, q: w + steps[p] * (q - w))
     return scores(forward(variants.model, inputs), outputs, steps)
 
@@ -134,7 +134,7 @@ def compensated(inputs: dict[str, Tensor], exact_original: bool = False) -> tupl
         "auto", variants, inputs, low_precision=torch.bfloat16, exact_original=exact_original
     )
     z0_NTV, outputs = engine.respond(inputs, range(variants.space.num_options))
-    return scores(z0_NTV, {p: z for members, z_K in outputs for p, z in zip(members, z_K, strict=True)})
+    return scores(z0_NTV, {p: z for members, z_Q in outputs for p, z in zip(members, z_Q, strict=True)})
 
 
 def whole_passes(

@@ -10,7 +10,6 @@ import torch
 
 from bench.results import table, write_section
 from hpcmpq.calibrate.sums import add_up, products
-from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.examples.topics import training_text
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.data.samples import Samples
@@ -21,6 +20,7 @@ from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.sensitivity.subject import Subject
+from hpcmpq.settings import GroupsConfig, ModelConfig
 from hpcmpq.space import SearchSpace
 
 FORMATS = tuple(f"int{bits}" for bits in range(2, 9))

@@ -18,12 +18,12 @@ import torch
 from bench.residual_cnn import residual_cnn
 from bench.results import ROOT, table, write_section
 from bench.workload import Judge, calibrated
-from hpcmpq.config import GroupsConfig, SolverConfig
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
 from hpcmpq.problem import Cost, Problem
 from hpcmpq.quantized.losses import Comparison
+from hpcmpq.settings import GroupsConfig, SolverConfig
 from hpcmpq.solve.costs import size_bytes_cost
 from hpcmpq.solve.costs.latency import latency_costs, mac_time_cost
 from hpcmpq.solve.largest_gain import LossLimit, largest_gain

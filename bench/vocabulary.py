@@ -18,7 +18,6 @@ import torch
 from bench.results import table, write_section
 from bench.wavefront import timed
 from hpcmpq.calibrate.sums import add_up, products
-from hpcmpq.config import CalibrationConfig, Config, GroupsConfig, ModelConfig
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.chain.places import places_of_groups
 from hpcmpq.models.data.samples import Samples
@@ -34,6 +33,7 @@ from hpcmpq.response.engine import make_engine
 from hpcmpq.response.wavefront import Wavefront
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.sensitivity.subject import Subject
+from hpcmpq.settings import CalibrationConfig, Config, GroupsConfig, ModelConfig
 from hpcmpq.space import SearchSpace
 
 FORMATS = ("int2", "int3", "int4", "int8")

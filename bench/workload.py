@@ -17,7 +17,7 @@ import torch
 from bench.results import ROOT
 from hpcmpq.calibrate.reduce import reduce
 from hpcmpq.calibrate.stage import calibrate
-from hpcmpq.config import Config, read_config
+from hpcmpq.config import read_config
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.executors import Worker
 from hpcmpq.models.data.samples import Samples, Splits
@@ -29,6 +29,7 @@ from hpcmpq.planning.stage import prepare
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.variants import Variants
+from hpcmpq.settings import Config
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.quadratic_file import read_quadratic

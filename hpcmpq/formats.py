@@ -1,8 +1,10 @@
 """Number formats: how the weights of a parameter group may be stored, and what its inputs are rounded to."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+from hpcmpq.errors import UserError
+from hpcmpq.settings import Quantizer
 
 SCALE_BITS = 16
 """Bits of one stored scale (bfloat16, see `hpcmpq.quantizers.ranges`)."""
@@ -54,35 +56,6 @@ FORMATS: dict[str, Format] = {
 """``int`` formats round weights alone; all others round a layer's weights and inputs, as kernels of that name do."""
 
 
-@dataclass(frozen=True)
-class Quantizer:
-    """How a weight matrix [M outputs, K inputs] and a layer's inputs are rounded; the same for every group of a run.
-
-    Attributes:
-        group_size: Consecutive inputs that share a scale, or None for one scale per output channel.
-            Float formats always use one scale per output channel.
-        symmetric: Codes centred on zero without a zero point; otherwise one integer zero point per scale.
-        range: ``absmax`` keeps the largest weight, ``mse`` searches the clipping of least squared error.
-        activations: ``dynamic`` scales every token's inputs by their own largest; ``static`` scales all inputs of
-            a layer by the largest that the calibration samples gave it.
-        rounding: ``nearest``, or ``gptq``: integer codes that make up for one another's errors on the calibration
-            samples, see `hpcmpq.quantizers.gptq`. They are made once, when the run is planned.
-        damping: Of ``gptq``: share of the mean of Σ x xᵀ's diagonal that is added to it.
-        act_order: Of ``gptq``: round inputs of large Σ x² first.
-        checkpoints: {integer format: directory of a checkpoint that another tool quantized}, whose codes are
-            taken as they are.
-    """
-
-    group_size: int | None = 64
-    symmetric: bool = True
-    range: Literal["absmax", "mse"] = "mse"
-    activations: Literal["dynamic", "static"] = "dynamic"
-    rounding: Literal["nearest", "gptq"] = "nearest"
-    damping: float = 0.01
-    act_order: bool = False
-    checkpoints: Mapping[str, str] = field(default_factory=dict)
-
-
 def stored_bits(weight_format: Format, quantizer: Quantizer, num_rows: int, num_columns: int) -> int:
     """Bits that a [num_rows, num_columns] weight takes in a format: payload, scales and zero points.
 
@@ -97,3 +70,9 @@ def stored_bits(weight_format: Format, quantizer: Quantizer, num_rows: int, num_
     num_scales = num_rows * (1 if group_size is None else -(-num_columns // group_size))
     with_zero_point = weight_format.type == "int" and not quantizer.symmetric
     return payload + num_scales * (SCALE_BITS + (weight_format.num_bits if with_zero_point else 0))
+
+
+def check_format(name: str, place: str) -> None:
+    """Raise `UserError` with the known formats if `name` is not one."""
+    if name not in FORMATS:
+        raise UserError(f"unknown format {name!r} in {place}; known: {', '.join(FORMATS)}")

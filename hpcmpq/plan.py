@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from hpcmpq.settings import Config, from_values, to_values
 from hpcmpq.space import Group, Member, Product, SearchSpace
 
 
@@ -22,6 +23,11 @@ class WorkUnit:
     group_stop: int
     sample_start: int
     sample_stop: int
+
+    @property
+    def size(self) -> int:
+        """Groups times samples: what the time of a unit grows with."""
+        return (self.group_stop - self.group_start) * (self.sample_stop - self.sample_start)
 
     def __str__(self) -> str:
         return (
@@ -52,7 +58,7 @@ class Plan:
     """Everything that workers and later stages need to know.
 
     Attributes:
-        config: Resolved configuration as plain values (see `hpcmpq.config.to_values`).
+        config: Of the run, with every default filled in.
         space: Groups and their formats.
         units: Work units, in the order in which `reduce` adds them up.
         facts: What changes a number, as flat {name: value}: settings, digests of weights and samples.
@@ -67,7 +73,7 @@ class Plan:
         times: Values of `time.json` beside the plan, from which latencies are priced; None before `hpcmpq time`.
     """
 
-    config: dict[str, Any]
+    config: Config
     space: SearchSpace
     units: tuple[WorkUnit, ...]
     facts: dict[str, Any]
@@ -105,7 +111,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "format_version": 1,
         "fingerprint": plan.fingerprint,
         "environment": plan.environment,
-        "config": plan.config,
+        "config": to_values(plan.config),
         "import_paths": list(plan.import_paths),
         "fixed_bytes": plan.fixed_bytes,
         "num_options": plan.space.num_options,
@@ -124,7 +130,7 @@ def plan_from_json(values: dict[str, Any]) -> Plan:
     # Plans made before the key was there keep their samples as they are.
     calibration = {"special_tokens": None} | config["calibration"]
     return Plan(
-        config=config | {"calibration": calibration},
+        config=from_values(Config, config | {"calibration": calibration}),
         space=SearchSpace(
             tuple(_group(group) for group in values["groups"]),
             tuple(tuple(names) for names in values["formats"]),

@@ -18,7 +18,7 @@ class CostTerm:
 
     Attributes:
         groups: Indices of the groups, length m.
-        table: Cost of every combination of their options in option order, float64 [K_1, ..., K_m].
+        table: Cost of every combination of their options in option order, float64 [J_1, ..., J_m].
             ``inf`` forbids a combination.
     """
 

@@ -10,6 +10,9 @@ from functools import cached_property
 
 import numpy as np
 
+Assignment = Mapping[str, str]
+"""{group name: format name}."""
+
 
 @dataclass(frozen=True)
 class Member:
@@ -111,6 +114,11 @@ class SearchSpace:
     def group_P(self) -> np.ndarray:
         """Group index of every option, int64 [P]."""
         return np.repeat(np.arange(len(self.groups)), [len(names) for names in self.formats])
+
+    @cached_property
+    def offset_G(self) -> np.ndarray:
+        """First option of every group, int64 [G]."""
+        return np.searchsorted(self.group_P, np.arange(len(self.groups)))
 
     @property
     def num_options(self) -> int:

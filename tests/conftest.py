@@ -4,6 +4,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.bytecode import kept_bytecode
+
+os.environ.update(kept_bytecode())
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Before torch is there: on tiny tensors a second thread is only waited for, and two tests run side by side.
@@ -22,6 +25,7 @@ from tests.ray_cluster import ray_cluster  # noqa: F401  (a fixture)
 from tests.side_by_side import (  # noqa: F401  (hooks)
     pytest_collection_modifyitems,
     pytest_configure_node,
+    pytest_runtest_teardown,
     pytest_xdist_auto_num_workers,
     pytest_xdist_make_scheduler,
 )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.side_by_side import the_only
+
 ROOT = Path(__file__).resolve().parents[1]
 
 QUICK_NODE_LOSS = {  # a dead node refuses at once; a live one on a busy machine may take seconds to reply
@@ -27,7 +29,7 @@ ENVIRONMENT = {
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator:
+def ray_cluster(pytestconfig: pytest.Config) -> Iterator:
     """A `ray.cluster_utils.Cluster` of two nodes; RAY_ADDRESS and what its clients need is in os.environ."""
     if find_spec("ray") is None:
         pytest.skip("ray is not installed")
@@ -36,6 +38,7 @@ def ray_cluster() -> Iterator:
     # A short name: a socket's has at most 107 bytes. And all of Ray's files below it, with RAY_TMPDIR rather than the
     # nodes' `temp_dir`, past which the cluster's address goes to /tmp/ray: nobody makes that, or it is another Ray's.
     with (
+        the_only(pytestconfig, "ray"),
         tempfile.TemporaryDirectory(prefix="hq", dir="/tmp", ignore_cleanup_errors=True) as temporary,
         pytest.MonkeyPatch.context() as patch,
     ):

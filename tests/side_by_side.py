@@ -1,20 +1,24 @@
 """Which tests run side by side: pytest's hooks, for `tests/conftest.py`.
 
-Two workers of pytest-xdist share all tests. Tests that need the same thing stay in one worker, in order: there is one
-Ray, one Slurm and one MPI launcher at a time, and what tests of a file share is made once.
+Three workers of pytest-xdist share all tests, for two cores: what launchers start is mostly waited for. Tests that need
+the same thing stay in one worker, in order: there is one Ray, one Slurm and one MPI launcher at a time, each ends with
+its last test, and what tests of a file share is made once.
 
 Workers tell the scheduler of their groups in a file: `--dist loadgroup` of pytest-xdist 3.8 writes them into names of
 tests, where pytest 9.2 no longer looks, and so keeps nothing together.
 """
 
+import fcntl
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-NUM_WORKERS = 2
+NUM_WORKERS = 3
 """Of about 1 GiB each."""
 
 LAUNCHED = {"slurm": ("cluster",), "ray": ("ray",), "mpi": ("mpi", "deepspeed")}
@@ -23,6 +27,8 @@ LAUNCHED = {"slurm": ("cluster",), "ray": ("ray",), "mpi": ("mpi", "deepspeed")}
 NOT_QUICK = ("slow", "browser")
 
 _FOLDER = pytest.StashKey[tempfile.TemporaryDirectory]()
+_OPEN = pytest.StashKey[list[pytest.FixtureDef]]()
+"""Launchers that may be there."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -64,12 +70,43 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     slow = {group for item, group in groups.items() if item.get_closest_marker("slow")}
     turns = {group: turn for turn, group in enumerate(LAUNCHED)}
-    items.sort(key=lambda item: turns.get(groups[item], len(turns) + (groups[item] not in slow)))
+
+    def turn(item: pytest.Item) -> tuple[int, bool]:
+        """Of its group, and in it last what needs a launcher of another group, which has ended by then."""
+        others = LAUNCHED.keys() - {groups[item]}
+        return turns.get(groups[item], len(turns) + (groups[item] not in slow)), any(
+            map(item.get_closest_marker, others)
+        )
+
+    items.sort(key=turn)
     # All workers write the same, each its own file first.
     path = Path(config.workerinput["groups"])
     own = path.with_name(config.workerinput["workerid"])
     own.write_text(json.dumps({item.nodeid: group for item, group in groups.items()}))
     own.replace(path)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """End a launcher with the last test of its group: idle, it would take time from all others."""
+    open_ones = item.config.stash.setdefault(_OPEN, [])
+    for name in ("ray_cluster", "cluster"):
+        open_ones += item._fixtureinfo.name2fixturedefs.get(name, ())
+    yield
+    if (group := group_of(item)) in LAUNCHED and (nextitem is None or group_of(nextitem) != group):
+        while open_ones:
+            open_ones.pop().finish(item._request)
+
+
+@contextmanager
+def the_only(config: pytest.Config, launcher: str) -> Iterator[None]:
+    """Inside, no other worker that asks for it has this launcher."""
+    if not hasattr(config, "workerinput"):
+        yield
+        return
+    with Path(config.workerinput["groups"]).with_name(launcher).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def group_of(item: pytest.Item) -> str:

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from hpcmpq.calibrate.reduce import mirror
-from hpcmpq.config import SolverConfig, parse_config, to_values
+from hpcmpq.config import parse_config
 from hpcmpq.plan import Plan, content_hash, make_units, plan_to_json
 from hpcmpq.problem import Solution, Termination
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.formulate import make_problem, uniform_choices
 from hpcmpq.solve.outcome import describe
 from hpcmpq.solve.shrinkage import shrunk
@@ -68,7 +69,7 @@ def synthetic_plan() -> Plan:
     )
     fingerprint = content_hash("synthetic")
     return Plan(
-        config=to_values(config),
+        config=config,
         space=SearchSpace(groups, (FORMATS,) * len(groups)),
         units=make_units(fingerprint, len(groups), 64, groups_per_unit=len(groups), samples_per_unit=8),
         facts={"objective": "kl"},

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hpcmpq.config import parse_config, read_config
+from hpcmpq.config import read_config
 from hpcmpq.models.load import load_model
 from hpcmpq.planning.stage import prepare
 from hpcmpq.quantized.variants import Variants
@@ -44,12 +44,12 @@ def test_the_solution_is_within_budget_bounded_and_no_worse_than_uniform(finishe
     run, _ = finished
     plan, solution = read_plan(run), json.loads(run.solution_path.read_text())
     evaluation = json.loads(run.evaluation_path.read_text())
-    for name, limit in plan.config["budgets"].items():
+    for name, limit in plan.config.budgets.items():
         assert solution["costs"][name] <= limit
     assert solution["bound"] <= solution["objective"]
     low, high = solution["expected_interval"]
     assert low <= solution["expected_loss"] <= high
-    objective = plan.config["objective"]
+    objective = plan.config.objective
     measured = evaluation[objective]
     assert measured["quantized"] <= measured["uniform"] * 1.1
     assert solution["evaluated_loss"] == measured["quantized"]
@@ -64,14 +64,14 @@ def test_the_quadratic_is_as_specified(finished):
     assert (model.quad_PP == model.quad_PP.T).all()
     group_P = plan.space.group_P
     assert not model.quad_PP[group_P[:, None] == group_P[None, :]].any()
-    assert model.num_samples == plan.config["calibration"]["num_samples"]
+    assert model.num_samples == plan.config.calibration.num_samples
     assert (model.stderr_linear_P > 0).all()
 
 
 def test_the_checkpoint_holds_exactly_the_quantizers_values(finished):
     run, _ = finished
     plan, solution = read_plan(run), json.loads(run.solution_path.read_text())
-    config = parse_config(plan.config)
+    config = plan.config
     if config.model.path is None:
         from safetensors.torch import load_file
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -47,6 +48,62 @@ def test_classes_of_ours_do_not_inherit_from_one_another():
             for name, bases in classes.findall(path.read_text()):
                 found += [f"{name_of(path)}: {name}" for base in bases.split(",") if base.strip() in defined]
     assert not found
+
+
+def nouns(path: Path) -> list[str]:
+    """Names of a file's classes and of its types that are other types' names; constants are all capitals."""
+    tree = ast.parse(path.read_text())
+    found = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        found += [name for name in names if name.lstrip("_")[0].isupper() and not name.isupper()]
+    return [name.lstrip("_") for name in found]
+
+
+SHOWN = {"Solution"}
+"""What Python users see of a thing has its name."""
+
+
+def test_a_noun_has_one_meaning():
+    places: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for noun in nouns(path):
+            places.setdefault(noun, []).append(name_of(path))
+    assert len(places) > 200
+    assert not {noun: files for noun, files in places.items() if len(files) > 1 and noun not in SHOWN}, (
+        "import it if it means the same, else name one for what it is"
+    )
+
+
+def test_range_is_the_builtin():
+    """What codes mean are qparams, as the field says."""
+    found = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = node.id if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else None
+            if "range" in (name, getattr(node, "arg", None) if isinstance(node, ast.arg) else None):
+                found.append(f"{name_of(path)}:{node.lineno}")
+    assert not [place for place in found if not place.startswith("hpcmpq/settings/quantizer.py")], (
+        "a field of Quantizer"
+    )
+
+
+MEANINGS = {"P": {"options"}, "K": {"inputs"}, "Q": {"options"}, "G": {"groups"}}
+"""Of letters that stand for one axis in every legend."""
+
+
+def test_axis_letters_mean_one_thing():
+    legends = {}
+    for path in SOURCES:
+        for legend in re.findall(
+            r"(?:Axis|Shape) letters: (.*?)\n(?:\n|\"\"\")", path.read_text(), re.DOTALL
+        ):
+            legends[name_of(path)] = re.findall(r"\b([A-Z]) (\w+)", legend)
+    assert len(legends) > 30
+    for name, letters in legends.items():
+        wrong = [pair for pair in letters if pair[1] not in MEANINGS.get(pair[0], {pair[1]})]
+        assert not wrong, f"{name}: {wrong}"
 
 
 def test_no_machine_path_or_registry_host_is_written_down():
@@ -157,8 +214,9 @@ def test_docstring_examples_hold(module: str):
 def test_variant_tables_name_existing_files(table: str):
     """Listing names imports nothing; that each entry can be found is checked without importing it."""
     module, attribute = table.split(":")
-    entries: dict[str, str] = getattr(importlib.import_module(f"hpcmpq.{module}"), attribute)
-    for name, target in entries.items():
+    entries: dict[str, Any] = getattr(importlib.import_module(f"hpcmpq.{module}"), attribute)
+    for name, entry in entries.items():
+        target: str = getattr(entry, "place", entry)
         file, _, function = target.partition(":")
         path = ROOT / (file.replace(".", "/") + ".py")
         assert path.exists(), f"{table}[{name!r}] names {target}, and {path.name} does not exist"

@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,48 +23,50 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS: dict[str, str] = {
     "errors": "",
     "examples": "",
-    "formats": "",
     "quadratic": "",
+    "settings": "",
     "space": "",
     "wording": "",
     "objective": "errors",
-    "plan": "space",
     "problem": "quadratic",
+    "tables": "errors",
+    "formats": "errors settings",
+    "plan": "settings space",
     "quantizers": "formats",
-    "targets": "errors formats space",
-    "executors": "errors plan",
-    "solvers": "errors problem",
-    "config": "errors formats targets",
+    "executors": "errors tables plan",
+    "solvers": "errors problem tables",
     "store": "errors quadratic plan",
+    "targets": "errors space tables formats",
     "doctor": "errors wording store",
-    "slurm": "errors plan store",
-    "models": "errors formats space objective plan targets config store",
-    "solve": "errors formats quadratic space plan problem targets solvers config store",
-    "timing": "errors formats space plan quantizers config store models",
-    "quantized": "errors formats space objective plan quantizers config store models",
-    "report": "errors formats quadratic space wording plan problem solvers store solve",
+    "slurm": "errors tables plan store",
+    "config": "errors settings tables formats targets",
+    "models": "errors settings space objective formats plan store targets",
+    "solve": "errors quadratic settings space problem tables formats plan solvers store targets",
+    "quantized": "errors space objective formats plan quantizers store models",
+    "timing": "errors settings space formats plan quantizers store models",
+    "report": "errors quadratic space wording problem formats plan solvers store solve",
     "response": "errors models quantized",
-    "evaluate": "errors formats space objective plan quantizers executors config store models quantized",
-    "export": "errors formats space wording plan quantizers targets config store models quantized",
-    "sensitivity": "errors formats space objective models quantized response",
+    "evaluate": "errors settings space objective tables formats plan executors store models quantized",
+    "export": "errors settings space wording tables formats plan quantizers store targets models quantized",
+    "sensitivity": "errors space objective tables formats models quantized response",
     "calibrate": (
-        "errors quadratic objective plan executors config store models quantized response sensitivity"
+        "errors quadratic settings objective plan executors store models quantized response sensitivity"
     ),
     "planning": (
-        "errors formats space objective plan quantizers targets config store models solve quantized "
-        "response sensitivity"
+        "errors settings space objective formats plan quantizers store targets models solve "
+        "quantized response sensitivity"
     ),
     "refine": (
-        "errors formats quadratic space objective problem solvers config store models solve "
+        "errors quadratic settings space objective problem formats solvers store models solve "
         "quantized response sensitivity"
     ),
     "api": (
-        "errors quadratic space plan targets executors config store slurm models solve timing "
-        "quantized report evaluate export calibrate planning refine"
+        "errors quadratic settings space tables plan executors store targets slurm config models "
+        "solve quantized timing report evaluate export calibrate planning refine"
     ),
     "cli": (
-        "errors wording plan executors solvers config store doctor slurm solve report export "
-        "calibrate planning api"
+        "errors settings wording tables plan executors solvers store doctor slurm config solve "
+        "report export calibrate planning api"
     ),
     "__main__": "cli",
 }
@@ -98,6 +101,7 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
+@cache
 def imported_names(path: Path) -> set[str]:
     """Absolute names that a file imports anywhere in it, functions included; `from a import b` gives a.b."""
     names = set()

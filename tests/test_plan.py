@@ -1,9 +1,12 @@
 """Work units cover everything once; plans of different configurations do not mix."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpcmpq.config import parse_config
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.plan import Plan, make_units, plan_from_json, plan_to_json
 from hpcmpq.planning.facts import check_same_facts, flatten
@@ -33,9 +36,12 @@ def test_unit_ids_depend_on_the_fingerprint():
 def test_plan_round_trips_through_json():
     space = SearchSpace((Group("g", (Member("g.weight", 2, 3, True, 6),), 1),), (("int2", "int4"),))
     units = make_units("f", 1, 4, groups_per_unit=1, samples_per_unit=2)
-    config = {"objective": "kl", "calibration": {"special_tokens": True}}
+    given = {"evaluation": {"tasks": [{"name": "a", "path": "b", "type": "classification", "labels": ["c"]}]}}
+    solver = {"forbidden": {"*": ["int2"]}, "tie": [["a", "b"]], "shrink": 2}
+    calibration = {"data": "d", "special_tokens": None}
+    config = parse_config({"model": {"path": "m"}, "calibration": calibration, "solver": solver, **given})
     plan = Plan(config, space, units, {"a": 1}, "f", ("/x",), 12, {"torch": "2"})
-    assert plan_from_json(plan_to_json(plan)) == plan
+    assert plan_from_json(json.loads(json.dumps(plan_to_json(plan)))) == plan
 
 
 def test_mismatch_names_the_first_field_and_both_values():

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from hpcmpq.config import GroupsConfig, parse_config
+from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.groups import find_groups
+from hpcmpq.settings import GroupsConfig
 from hpcmpq.space import Group, Member, Product
 from hpcmpq.targets import TARGETS, check_model, find_target, narrowed
 
@@ -74,6 +75,7 @@ def test_products_of_activations_are_refused():
         narrowed(VLLM, groups, ("int8", "fp8_e4m3"), Quantizer())
 
 
+@pytest.mark.slow
 def test_layers_that_the_engine_fuses_share_a_group(tiny_model, tiny_inputs):
     groups = deployable_groups(tiny_model("llama"), GroupsConfig(), tiny_inputs("llama"), VLLM)
     block = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]

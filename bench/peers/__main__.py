@@ -25,12 +25,13 @@ from bench.peers.judge import Judge
 from bench.peers.table import Results, section
 from bench.peers.weights import Weights, kept_weights
 from bench.results import ROOT, write_section
-from hpcmpq.config import Config, EvaluationConfig, GroupsConfig, ModelConfig, SensitivityConfig, read_config
+from hpcmpq.config import read_config
 from hpcmpq.models.data.samples import Samples, Splits
 from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.load import load_model
 from hpcmpq.models.memory import keep_freed_memory
 from hpcmpq.quantized.variants import open_variants
+from hpcmpq.settings import Config, EvaluationConfig, GroupsConfig, ModelConfig, SensitivityConfig
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.whole_files import replacing
@@ -44,7 +45,7 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(1)
     keep_freed_memory()
-    budgets = [float(limit) for limit in args.budgets.split(",")]
+    budgets = sorted(float(limit) for limit in args.budgets.split(","))
     if args.run:
         runs = [opened(RunDir(path)) for path in args.run]
     else:
@@ -57,11 +58,12 @@ def main() -> None:
     facts = (
         f"{len(runs[0].plan.space.groups)} groups, tied as engines fuse them; formats "
         f"{', '.join(runs[0].plan.space.formats[0])} in groups of {group_size}; calibrated on "
-        f"{calibration.num_samples} samples of {calibration.sequence_length} tokens, selections on "
+        f"{calibration.num_samples} samples of {calibration.sequence_length} tokens of "
+        f"{calibration.data.rpartition('/')[2]}, selections on "
         f"{min(args.held_out, calibration.held_out)} held-out samples, the same for all; budgets are payload "
         f"bits per weight. Judged on {args.judged} samples of each text; differences are to the first row, "
         "with 95 % intervals paired by sample; the lowest is bold."
-        + (f" Left out: {args.without}." if args.without else "")
+        + (f" Not run: {args.without}." if args.without else "")
     )
     text = section(f"Peers side by side: {args.name}", "python -m bench.peers", facts, results, budgets)
     print(text)

@@ -9,11 +9,11 @@ from bench.results import ROOT
 from bench.workload import CACHE
 from hpcmpq.calibrate.reduce import reduce
 from hpcmpq.calibrate.stage import calibrate
-from hpcmpq.config import Config, parse_config, to_values
 from hpcmpq.executors import Worker
 from hpcmpq.plan import Plan, UnitOutcome, WorkUnit, content_hash
 from hpcmpq.planning.stage import prepare
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.settings import Config, to_values
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
@@ -72,7 +72,7 @@ def opened(run: RunDir, kept: RunDir | None = None) -> Calibrated:
         reduce(run)
     folder = RunDir(CACHE / "peers" / f"{run.path.name}-{plan.fingerprint[:8]}")
     quadratic = read_quadratic(run.quadratic_path)
-    return Calibrated(parse_config(plan.config, "plan.json"), run, plan, quadratic, kept or folder)
+    return Calibrated(plan.config, run, plan, quadratic, kept or folder)
 
 
 @contextmanager

@@ -7,9 +7,9 @@ import numpy as np
 
 from bench.peers.calibration import Calibrated
 from bench.peers.judge import Judge
-from hpcmpq.config import SolverConfig
 from hpcmpq.problem import Problem
 from hpcmpq.refine.portfolio import make_candidates
+from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.formulate import constrained, make_problem, uniform_choices, uniform_hint
 from hpcmpq.solve.outcome import solve_problem
 from hpcmpq.solve.settings import settings_of

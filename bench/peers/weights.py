@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.weights import as_matrix, from_matrix, swapped
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.quantizers import Range, decode
+from hpcmpq.quantizers import QParams, decode
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.whole_files import replacing
@@ -36,7 +36,7 @@ class Weights:
     def rounded(self, member: Member, format_name: str) -> Tensor:
         """A weight as inference in a format sees it, [M, K]."""
         key = f"{member.parameter}|{format_name}|"
-        range = Range(self.tensors[f"{key}scale"], self.tensors.get(f"{key}zero_point"))
+        range = QParams(self.tensors[f"{key}scale"], self.tensors.get(f"{key}zero_point"))
         return decode(self.tensors[f"{key}codes"], range, FORMATS[format_name], self.quantizer)
 
     def errors(self, group: Group, member: Member) -> Tensor:

@@ -1,14 +1,14 @@
 """Progress with time left: of the command line, and of calls from Python in a terminal or a notebook."""
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
 
-Counted = Callable[[int, int], None]
+from hpcmpq.api.stages import Counted
 
 
 def bar(title: str, unit: str, console: Console, *, stays: bool = True) -> Progress:

@@ -8,12 +8,13 @@ from typing import Any
 
 from hpcmpq.api.given import data_setting, model_settings
 from hpcmpq.api.stages import plan
-from hpcmpq.config import ModelConfig, parse_config, resolve_paths, text_of, values_of
+from hpcmpq.config import parse_config, resolve_paths, text_of, values_of
 from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.models.dequantized import unpacked
 from hpcmpq.models.description import ModelDescription, describe_model
 from hpcmpq.planning.starter import make_starter
 from hpcmpq.planning.starter_text import FIRST_BUDGETS, SHARES
+from hpcmpq.settings import ModelConfig
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.whole_files import make_directory, replacing
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import nn
 
-from hpcmpq.config import is_factory
 from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.models.data.source_files import suffix_of, write_source
 from hpcmpq.models.data.sources import Documents, Source, to_source
@@ -24,6 +23,7 @@ from hpcmpq.models.in_memory import give
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.models.original_marks import settings_of
 from hpcmpq.models.weight_digests import weights_fingerprint
+from hpcmpq.settings import is_factory
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.whole_files import replacing, replacing_directory
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from hpcmpq.api.stages import Counted, stage, unseen
 from hpcmpq.errors import DamagedFile, Infeasible, UserError
+from hpcmpq.settings import SolverConfig, from_values
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
@@ -58,7 +59,7 @@ def frontier(
     from hpcmpq.solve.settings import settings_of
 
     plan, others = read_plan(run), dict(budgets or {})
-    cost = cost or next(iter(plan.config["budgets"]), "weight_bits")
+    cost = cost or next(iter(plan.config.budgets), "weight_bits")
     found = uniform_range(plan, cost)
     if found is None and (start is None or stop is None):
         raise UserError(
@@ -95,9 +96,9 @@ def coarse_frontier(run: RunDir, on_point: Counted = unseen) -> str | None:
         known = (
             read_json(run.frontier_path, f"hpcmpq frontier {run.path}") if run.frontier_path.exists() else {}
         )
-        if (known.get("fingerprint"), known.get("solver")) == (plan.fingerprint, plan.config["solver"]):
+        if known.get("fingerprint") == plan.fingerprint and _solver(known) == plan.config.solver:
             return None
-    cost = next(iter(plan.config["budgets"]), "weight_bits")
+    cost = next(iter(plan.config.budgets), "weight_bits")
     found = uniform_range(plan, cost)
     if found is None:
         return f"no two uniform formats differ in {cost}"
@@ -106,4 +107,11 @@ def coarse_frontier(run: RunDir, on_point: Counted = unseen) -> str | None:
         frontier(run, cost, *found, step, time_limit_s=COARSE_TIME_S, on_point=on_point)
     except Infeasible as error:
         return str(error)
+    return None
+
+
+def _solver(frontier: dict[str, Any]) -> SolverConfig | None:
+    """Its settings; None of a version with others, or before they were kept."""
+    with suppress(KeyError, ValueError):
+        return from_values(SolverConfig, frontier["solver"])
     return None

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from hpcmpq.api import stages
 from hpcmpq.api.bars import passing
 from hpcmpq.api.solution import Solution
-from hpcmpq.config import table_name
 from hpcmpq.errors import UserError
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
+from hpcmpq.tables import table_name
 
 if TYPE_CHECKING:
     from torch import nn

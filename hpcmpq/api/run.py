@@ -1,5 +1,6 @@
 """`Run`: a run directory and its stages, for people who work in Python."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from hpcmpq.api.bars import passing
 from hpcmpq.api.frontier import Frontier, frontier_of
 from hpcmpq.api.quadratic import Quadratic, group_frame, quadratic_of
 from hpcmpq.api.solution import Solution, solution_of
+from hpcmpq.settings import to_values
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
@@ -225,7 +227,8 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved settings that the run was planned with."""
-        return read_plan(self._run).config
+        values: dict[str, Any] = json.loads(json.dumps(to_values(read_plan(self._run).config)))
+        return values
 
     def __repr__(self) -> str:
         space = read_plan(self._run).space

@@ -19,9 +19,9 @@ from hpcmpq.targets import find_target
 
 if TYPE_CHECKING:
     from hpcmpq.calibrate.reduce import Reduction
-    from hpcmpq.config import Config
     from hpcmpq.executors import Executor
     from hpcmpq.plan import Plan, UnitOutcome
+    from hpcmpq.settings import Config
 
 Counted = Callable[[int, int], None]
 """Called with how much is done and how much there is in all."""
@@ -88,7 +88,7 @@ def solve(
     with stage(run, "solve"):
         planned = read_plan(run)
         settings = settings_of(planned, name=solver, time_limit_s=time_limit_s)
-        return solve_run(run, budgets or planned.config["budgets"], settings)
+        return solve_run(run, budgets or planned.config.budgets, settings)
 
 
 def maximize(
@@ -144,7 +144,7 @@ def export(run: RunDir, name: str | None = None, verify: bool = True) -> dict[st
     from hpcmpq.export import export as export_run
 
     names = [name] if name else ["fake_quantized"]
-    if not name and (target := read_plan(run).config.get("target")):
+    if not name and (target := read_plan(run).config.target):
         names.append(find_target(target).export)
     with stage(run, "export"):
         lines = {each: export_run(run, each, verify) for each in names}

@@ -105,8 +105,8 @@ def add_shards(plan: Plan, shards: Iterator[tuple[WorkUnit, Shard]]) -> Reductio
         stderr_linear_P=standard_error(linear, linear_square, num_samples, num_parts),
         stderr_quad_PP=mirror(standard_error(quad, quad_square, num_samples, num_parts), group_P),
         loss0=sum(part[0] for part in losses.values()) / num_samples,
-        objective=str(plan.config["objective"]),
-        method=str(plan.config["sensitivity"]["method"]),
+        objective=plan.config.objective,
+        method=plan.config.sensitivity.method,
         num_samples=num_samples,
         batch_linear_BP=batch_linear / batch_weight[:, None],
         batch_quad_BPP=np.stack([mirror(part, group_P) for part in batch_quad]) / batch_weight[:, None, None]

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 import torch
 
 from hpcmpq.calibrate.sums import contents
-from hpcmpq.config import ModelConfig, parse_config
 from hpcmpq.executors import Worker
 from hpcmpq.models.data.kept_samples import kept_samples, planned_splits
 from hpcmpq.models.data.samples import Samples
@@ -19,11 +18,12 @@ from hpcmpq.objective import OBJECTIVES
 from hpcmpq.plan import WorkUnit
 from hpcmpq.quantized.variants import open_variants
 from hpcmpq.response.engine import make_engine
-from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, find_method
+from hpcmpq.sensitivity import find_method
 from hpcmpq.sensitivity.differentiable_attention import differentiable_kernels
 from hpcmpq.sensitivity.probes import num_probes
 from hpcmpq.sensitivity.sampled_positions import find_head
 from hpcmpq.sensitivity.subject import Subject
+from hpcmpq.settings import ModelConfig
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import Shard, write_shard
@@ -43,11 +43,11 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
     torch.set_num_threads(THREADS_PER_WORKER)
     keep_freed_memory()
     plan = read_plan(run)
-    config = parse_config(plan.config, "plan.json")
-    method = config.sensitivity.method
-    measure = find_method(method)
+    config = plan.config
+    method = find_method(config.sensitivity.method)
+    measure = method.measure
     is_bfloat16 = config.model.dtype == "bfloat16"
-    low_precision = torch.bfloat16 if config.low_precision and method in FORWARD_ONLY else None
+    low_precision = torch.bfloat16 if config.low_precision and method.forward_only else None
     source = staged(config.model)
     if is_bfloat16 and low_precision is not None:
         source = dataclasses.replace(source, dtype="float32")
@@ -55,15 +55,13 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
     model = (
         streamed.model
         if streamed is not None
-        else load_model(
-            source, attention="eager" if method in EAGER_ATTENTION else None, import_paths=plan.import_paths
-        )
+        else load_model(source, attention=method.attention, import_paths=plan.import_paths)
     )
     variants = open_variants(run, plan, model, check_outputs=False)
     device = pick_device(source.device)
     samples = kept_samples(run, plan)
     if samples is None:
-        samples = planned_splits(config, plan).calibration
+        samples = planned_splits(plan).calibration
     samples = samples.to(device)
     with torch.no_grad():
         first_NTV = forward(model, samples[:1].inputs)
@@ -71,7 +69,7 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
     num_outputs = first_NTV.shape[-1]
     probes = num_probes(config.sensitivity.probes, num_outputs)
     head = None
-    if method in FORWARD_ONLY:  # before products are patched
+    if method.forward_only:  # before products are patched
         positions = config.sensitivity.loss_positions
         head = find_head(positions, num_outputs, probes, config.objective, model, samples)
     subject = Subject(
@@ -92,7 +90,7 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
             options_per_pass=config.sensitivity.options_per_pass,
             options_per_wave=config.sensitivity.options_per_wave,
         )
-        if method in FORWARD_ONLY
+        if method.forward_only
         else None,
         head=head,
         loss_positions=config.sensitivity.loss_positions,
@@ -104,7 +102,7 @@ def make_worker(run: RunDir, redo: frozenset[str] = frozenset()) -> Worker:
         part: Samples = samples[unit.sample_start : unit.sample_stop]
         groups = range(unit.group_start, unit.group_stop)
         all_groups = len(groups) == len(plan.space.groups)
-        with differentiable_kernels() if method in EAGER_ATTENTION else nullcontext():
+        with differentiable_kernels() if method.attention == "eager" else nullcontext():
             parts = measure(subject, part, groups, unit.sample_start)
             kind, arrays, num_samples, num_batches = contents(parts, all_groups)
         write_shard(run, Shard(kind, unit.id, plan.fingerprint, num_samples, num_batches, arrays))

@@ -7,9 +7,9 @@ import typer
 from typer.models import ArgumentInfo
 
 from hpcmpq.cli import completion
-from hpcmpq.config import table_name
 from hpcmpq.errors import UserError
 from hpcmpq.export import EXPORTERS
+from hpcmpq.tables import table_name
 
 
 def _run_argument(metavar: str, help_text: str) -> ArgumentInfo:
@@ -26,7 +26,7 @@ def as_in_tables(value: str | None) -> str | None:
     return None if value is None else table_name(value)
 
 
-Run = Annotated[Path, _run_argument("RUN", "The run directory.")]
+RunPath = Annotated[Path, _run_argument("RUN", "The run directory.")]
 ConfigPath = Annotated[
     Path,
     typer.Argument(
@@ -58,7 +58,7 @@ ExecutorName = Annotated[
     ),
 ]
 Workers = Annotated[int, typer.Option("--workers", help="Most workers; 0 takes all that there are.")]
-Part = Annotated[
+UnitShare = Annotated[
     str, typer.Option("--part", metavar="I/N", help="This is number I of N processes that share RUN, from 0.")
 ]
 AtMost = Annotated[int | None, typer.Option("--at-most", metavar="N", min=0, help="Stop after N units.")]

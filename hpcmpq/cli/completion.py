@@ -10,9 +10,9 @@ from typing import get_args, get_type_hints
 
 import typer
 
-from hpcmpq.config import EvaluationConfig
 from hpcmpq.executors import EXECUTORS
 from hpcmpq.export import EXPORTERS
+from hpcmpq.settings import EvaluationConfig
 from hpcmpq.slurm.settings import CALIBRATE_SCRIPTS, JOBS, KEYS
 from hpcmpq.solve.costs.latency import LATENCY_NAMES
 from hpcmpq.solve.largest_gain import GAINS

@@ -13,7 +13,7 @@ from hpcmpq.store.run_dir import RunDir
 
 @command("hpcmpq frontier runs/quickstart --cost weight_bits --from 2 --to 8 --step 0.05")
 def frontier(
-    run_dir: arguments.Run,
+    run_dir: arguments.RunPath,
     cost: Annotated[
         str | None,
         typer.Option(

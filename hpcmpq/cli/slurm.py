@@ -47,7 +47,7 @@ def submit(
 
 @command("hpcmpq status runs/quickstart")
 def status(
-    run_dir: arguments.Run, watch: arguments.Watch = False, every: arguments.Every = 2.0
+    run_dir: arguments.RunPath, watch: arguments.Watch = False, every: arguments.Every = 2.0
 ) -> dict[str, Any] | Watched:
     """Show stages, work units, throughput, time left, failures and Slurm jobs of a run directory.
 

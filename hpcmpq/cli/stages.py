@@ -43,7 +43,7 @@ def run(
         _calibrate(run_dir, pool)
         reduce(run_dir)
         solve(run_dir)
-        if read_plan(RunDir(run_dir)).config["calibration"]["held_out"]:
+        if read_plan(RunDir(run_dir)).config.calibration.held_out:
             refine(run_dir)
         else:
             console.say("refine skipped: calibration.held_out is 0")
@@ -93,10 +93,10 @@ def plan(
 
 @command("hpcmpq calibrate runs/quickstart --workers 2")
 def calibrate(
-    run_dir: arguments.Run,
+    run_dir: arguments.RunPath,
     executor: arguments.ExecutorName = "local",
     workers: arguments.Workers = 0,
-    part: arguments.Part = "0/1",
+    part: arguments.UnitShare = "0/1",
     at_most: arguments.AtMost = None,
 ) -> dict[str, Any] | None:
     """Measure the missing work units; interrupt at any point, the same command goes on."""
@@ -109,7 +109,7 @@ def calibrate(
 
 
 @command("hpcmpq reduce runs/quickstart")
-def reduce(run_dir: arguments.Run) -> dict[str, Any]:
+def reduce(run_dir: arguments.RunPath) -> dict[str, Any]:
     """Add up the shards into RUN/quadratic.h5."""
     console.title("reduce")
     found = stages.reduce(RunDir(run_dir))
@@ -120,7 +120,7 @@ def reduce(run_dir: arguments.Run) -> dict[str, Any]:
 
 @command("hpcmpq solve runs/quickstart --budget weight_bits=2.5 --budget size_bytes=500000")
 def solve(
-    run_dir: arguments.Run,
+    run_dir: arguments.RunPath,
     budget: arguments.Budgets = None,
     solver: arguments.SolverName = None,
     time_limit: arguments.TimeLimit = None,
@@ -148,7 +148,7 @@ def solve(
 
 
 @command("hpcmpq refine runs/quickstart")
-def refine(run_dir: arguments.Run) -> dict[str, Any]:
+def refine(run_dir: arguments.RunPath) -> dict[str, Any]:
     """Improve the solution by measured losses and fit the link from predicted to measured loss."""
     console.title("refine")
     with console.counter("refine", "evaluations") as on_evaluation:
@@ -159,7 +159,7 @@ def refine(run_dir: arguments.Run) -> dict[str, Any]:
 
 @command("hpcmpq export runs/quickstart --format compressed_tensors; see docs/export.md for engines")
 def export(
-    run_dir: arguments.Run, format: arguments.ExportFormat = None, no_verify: arguments.NoVerify = False
+    run_dir: arguments.RunPath, format: arguments.ExportFormat = None, no_verify: arguments.NoVerify = False
 ) -> dict[str, Any]:
     """Write the quantized model: to RUN/checkpoint with its own layout, or to RUN/exports/FORMAT for an engine.
 
@@ -185,7 +185,7 @@ def export(
 
 
 @command("hpcmpq time runs/quickstart")
-def time(run_dir: arguments.Run) -> dict[str, Any]:
+def time(run_dir: arguments.RunPath) -> dict[str, Any]:
     """Measure sub-graphs in their formats on this machine, for the budget latency_s; write RUN/time.json."""
     console.title("time")
     with console.counter("time", "rounds") as on_round:
@@ -195,7 +195,7 @@ def time(run_dir: arguments.Run) -> dict[str, Any]:
 
 
 @command("srun --ntasks=4 hpcmpq evaluate runs/quickstart --engine deepspeed")
-def evaluate(run_dir: arguments.Run, engine: arguments.EngineName = None) -> dict[str, Any] | None:
+def evaluate(run_dir: arguments.RunPath, engine: arguments.EngineName = None) -> dict[str, Any] | None:
     """Measure original, quantized and uniform models on held-out samples; write RUN/evaluation.json.
 
     Under the deepspeed launcher, mpiexec or srun all ranks share the work; interrupt at any point, the same
@@ -205,7 +205,7 @@ def evaluate(run_dir: arguments.Run, engine: arguments.EngineName = None) -> dic
 
 
 @command("hpcmpq report runs/quickstart")
-def report(run_dir: arguments.Run) -> dict[str, Any]:
+def report(run_dir: arguments.RunPath) -> dict[str, Any]:
     """Write RUN/report.html, one self-contained page, and its figures and tables to RUN/report/."""
     console.title("report")
     path = stages.report(RunDir(run_dir))

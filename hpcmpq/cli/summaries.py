@@ -20,12 +20,12 @@ def planned(plan: Plan) -> None:
     numel = sum(group.numel for group in space.groups)
     say(
         f"{len(space.groups)} groups with {numel:,} weights, {space.num_options} options, "
-        f"{plan.config['sensitivity']['method']} sensitivities of {plan.config['objective']} "
+        f"{plan.config.sensitivity.method} sensitivities of {plan.config.objective} "
         f"in {len(plan.units)} work units"
     )
     if around := plan.facts.get("calibration.special_tokens"):
         say(f"samples begin and end as the tokenizer has it: {around}")
-    elif not plan.config["calibration"]["special_tokens"]:
+    elif not plan.config.calibration.special_tokens:
         say("samples without the tokenizer's special tokens (calibration.special_tokens)")
 
 

@@ -5,10 +5,10 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from hpcmpq.config.names import table_name
-from hpcmpq.config.sections import Config
 from hpcmpq.errors import UserError
-from hpcmpq.formats import FORMATS
+from hpcmpq.formats import FORMATS, check_format
+from hpcmpq.settings import Config
+from hpcmpq.tables import table_name
 from hpcmpq.targets import check_quantizer, find_target
 
 
@@ -86,10 +86,6 @@ def check_values(config: Config, source: str) -> None:
     if shrink != "auto" and (isinstance(shrink, str) or not shrink >= 0):
         raise UserError(f"{source}: solver.shrink must be auto or a number of at least 0, got {shrink!r}")
     positions = config.sensitivity.loss_positions
-    if positions is not None and config.sensitivity.method != "secant":
-        raise UserError(
-            f"{source}: sensitivity.loss_positions is for secant; leave it out with {config.sensitivity.method}"
-        )
     if isinstance(positions, int) and positions < 1:
         raise UserError(f"{source}: sensitivity.loss_positions must be positive or all, got {positions}")
     if config.calibration.held_out < 0:
@@ -106,9 +102,3 @@ def _check_tasks(config: Config, source: str) -> None:
             raise UserError(
                 f"{source}: evaluation.tasks name {name!r} must be unique, not 'data', and of letters, digits, - and _"
             )
-
-
-def check_format(name: str, place: str) -> None:
-    """Raise `UserError` with the known formats if `name` is not one."""
-    if name not in FORMATS:
-        raise UserError(f"unknown format {name!r} in {place}; known: {', '.join(FORMATS)}")

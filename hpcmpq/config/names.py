@@ -8,21 +8,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
+from hpcmpq.tables import table_name
+
 NAMES = {"formats", "target", "sensitivity.method", "solver.name", "solver.fixed", "solver.forbidden"}
 """Keys whose values are names in tables; other choices are `Literal` types."""
 
 KEYED_BY_NAMES = {"budgets", "quantizer.checkpoints"}
 """Mappings whose keys are names."""
-
-
-def table_name(text: str) -> str:
-    """The spelling of a name in tables.
-
-    Example:
-        >>> table_name("compressed-tensors"), table_name("compressed_tensors")
-        ('compressed_tensors', 'compressed_tensors')
-    """
-    return text.replace("-", "_")
 
 
 def with_table_names(values: Mapping[str, Any], kind: type, place: str = "") -> dict[str, Any]:

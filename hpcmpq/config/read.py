@@ -1,4 +1,4 @@
-"""YAML to a validated `Config`, and back to plain values."""
+"""YAML to a validated `Config`."""
 
 import dataclasses
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 from hpcmpq.config.checks import check_keys, check_values
 from hpcmpq.config.names import with_table_names
-from hpcmpq.config.sections import Config
 from hpcmpq.errors import UserError
+from hpcmpq.settings import Config, is_factory
 
 
 def read_config(path: Path) -> Config:
@@ -81,11 +81,6 @@ def parse_config(values: dict[str, Any], source: str = "config") -> Config:
     return config
 
 
-def to_values(config: Config) -> dict[str, Any]:
-    """The configuration as plain JSON values, with every default filled in."""
-    return dataclasses.asdict(config)
-
-
 def resolve_paths(config: Config, directory: Path) -> Config:
     """The same configuration with the paths of model and data made absolute, relative to `directory`."""
 
@@ -107,12 +102,6 @@ def resolve_paths(config: Config, directory: Path) -> Config:
             tasks=tuple(replace(task, path=absolute(task.path) or "") for task in config.evaluation.tasks),
         ),
     )
-
-
-def is_factory(text: str) -> bool:
-    """Whether a data source names a function, ``package.module:function``, rather than a file."""
-    module, colon, function = text.partition(":")
-    return bool(colon) and all(part.isidentifier() for part in module.split(".")) and function.isidentifier()
 
 
 def _short(value: Any) -> str:

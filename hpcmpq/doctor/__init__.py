@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hpcmpq.doctor import libraries, site
-from hpcmpq.doctor.check import Check
+from hpcmpq.doctor.check import Diagnosis
 from hpcmpq.errors import UserError
 
 
-def examine(directory: Path) -> list[Check]:
+def examine(directory: Path) -> list[Diagnosis]:
     """All checks, several at a time; `directory` is where run directories are to lie.
 
     Raises:
@@ -22,7 +22,7 @@ def examine(directory: Path) -> list[Check]:
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file; name the directory in which run directories are to lie")
-    parts: tuple[Callable[[], list[Check]], ...] = (
+    parts: tuple[Callable[[], list[Diagnosis]], ...] = (
         lambda: [libraries.check_python(sys.version_info[:2])],
         lambda: [
             libraries.check_package(name)

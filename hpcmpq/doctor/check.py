@@ -8,11 +8,11 @@ from typing import Literal
 TIMEOUT_S = 60.0
 """Of one process that looks: a cold file system may take most of this for torch."""
 
-State = Literal["ok", "missing", "wrong"]
+Health = Literal["ok", "missing", "wrong"]
 
 
 @dataclass(frozen=True)
-class Check:
+class Diagnosis:
     """What was found out about one part.
 
     Attributes:
@@ -24,7 +24,7 @@ class Check:
     """
 
     name: str
-    state: State
+    state: Health
     found: str
     fix: str = ""
     needed: bool = False

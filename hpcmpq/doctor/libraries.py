@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from hpcmpq.doctor.check import TIMEOUT_S, Check, ask
+from hpcmpq.doctor.check import TIMEOUT_S, Diagnosis, ask
 
 MIN_PYTHON = (3, 10)
 REQUIRED = {
@@ -35,43 +35,43 @@ print(MPI.Get_library_version().split(chr(10))[0].strip(chr(0)))
 """
 
 
-def check_python(running: tuple[int, ...]) -> Check:
+def check_python(running: tuple[int, ...]) -> Diagnosis:
     """The interpreter's version."""
     found = f"{platform.python_version()} at {sys.executable}"
     if running < MIN_PYTHON:
         least = ".".join(map(str, MIN_PYTHON))
-        return Check(
+        return Diagnosis(
             "Python", "wrong", found, f"make a virtual environment with Python {least} or newer", True
         )
-    return Check("Python", "ok", found, needed=True)
+    return Diagnosis("Python", "ok", found, needed=True)
 
 
-def check_package(name: str) -> Check:
+def check_package(name: str) -> Diagnosis:
     """A package that every run needs, by its installed version."""
     least = REQUIRED[name]
     try:
         found = version(name)
     except PackageNotFoundError:
-        return Check(name, "missing", "not installed", "pip install hpcmpq brings it", True)
+        return Diagnosis(name, "missing", "not installed", "pip install hpcmpq brings it", True)
     if _numbers(found) < _numbers(least):
-        return Check(name, "wrong", f"{found} is too old", f"pip install '{name}>={least}'", True)
-    return Check(name, "ok", found, needed=True)
+        return Diagnosis(name, "wrong", f"{found} is too old", f"pip install '{name}>={least}'", True)
+    return Diagnosis(name, "ok", found, needed=True)
 
 
-def check_torch() -> list[Check]:
+def check_torch() -> list[Diagnosis]:
     """Torch, and whether it can use the GPUs that the driver shows."""
     check = check_import("torch", _TORCH)
     if check.state != "ok":
         return [check]
     if " with " in check.found:
-        return [check, Check("CUDA", "ok", check.found)]
+        return [check, Diagnosis("CUDA", "ok", check.found)]
     if shutil.which("nvidia-smi") and (shown := ask(["nvidia-smi", "-L"])) is not None and "GPU" in shown:
         fix = "install the build of torch for your CUDA, or a driver new enough for this one"
-        return [check, Check("CUDA", "wrong", f"nvidia-smi shows a GPU, torch says: {check.found}", fix)]
-    return [check, Check("CUDA", "missing", "no NVIDIA GPU here", "nothing, unless this machine has one")]
+        return [check, Diagnosis("CUDA", "wrong", f"nvidia-smi shows a GPU, torch says: {check.found}", fix)]
+    return [check, Diagnosis("CUDA", "missing", "no NVIDIA GPU here", "nothing, unless this machine has one")]
 
 
-def check_mpi() -> list[Check]:
+def check_mpi() -> list[Diagnosis]:
     """mpi4py with its library, and an mpiexec that belongs to it."""
     package = check_extra("mpi4py", "mpi", "--executor mpi")
     launcher = shutil.which("mpiexec") or shutil.which("mpiexec", path=str(Path(sys.executable).parent))
@@ -79,18 +79,18 @@ def check_mpi() -> list[Check]:
         library, error = _import(_MPI4PY)
         if library is None:
             fix = "load the site's MPI module, or on one machine pip install 'hpcmpq[mpi-wheel]'"
-            package = Check("mpi4py", "wrong", f"{package.found} finds no MPI library: {error}", fix)
+            package = Diagnosis("mpi4py", "wrong", f"{package.found} finds no MPI library: {error}", fix)
         else:
-            package = Check("mpi4py", "ok", f"{package.found}, {library}")
+            package = Diagnosis("mpi4py", "ok", f"{package.found}, {library}")
     if launcher is None:
         fix = "load the site's MPI module, pip install 'hpcmpq[mpi-wheel]', or use srun"
-        return [package, Check("mpiexec", "missing", "no such command", fix)]
+        return [package, Diagnosis("mpiexec", "missing", "no such command", fix)]
     theirs = mpi_family(ask([launcher, "--version"]) or "")
     ours = mpi_family(package.found)
     if package.state == "ok" and theirs and ours and theirs != ours:
         fix = f"put the mpiexec of {ours} first in PATH, or build mpi4py with {theirs}"
-        return [package, Check("mpiexec", "wrong", f"{launcher} is {theirs}, mpi4py loads {ours}", fix)]
-    return [package, Check("mpiexec", "ok", f"{launcher}{f' of {theirs}' if theirs else ''}")]
+        return [package, Diagnosis("mpiexec", "wrong", f"{launcher} is {theirs}, mpi4py loads {ours}", fix)]
+    return [package, Diagnosis("mpiexec", "ok", f"{launcher}{f' of {theirs}' if theirs else ''}")]
 
 
 def mpi_family(text: str) -> str:
@@ -104,40 +104,42 @@ def mpi_family(text: str) -> str:
     return next((name for sign, name in signs.items() if re.search(sign, text)), "")
 
 
-def check_extra(name: str, extra: str, purpose: str) -> Check:
+def check_extra(name: str, extra: str, purpose: str) -> Diagnosis:
     """An optional package, by its installed version."""
     try:
-        return Check(name, "ok", version(name))
+        return Diagnosis(name, "ok", version(name))
     except PackageNotFoundError:
-        return Check(name, "missing", "not installed", f"pip install 'hpcmpq[{extra}]' for {purpose}")
+        return Diagnosis(name, "missing", "not installed", f"pip install 'hpcmpq[{extra}]' for {purpose}")
 
 
-def check_deepspeed() -> list[Check]:
+def check_deepspeed() -> list[Diagnosis]:
     """DeepSpeed, and the compiler that it builds its operators with."""
     check = check_extra("deepspeed", "deepspeed", "evaluate --engine deepspeed")
     if check.state != "ok":
         return [check]
     if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         fix = "install a C++ compiler or load its module"
-        return [Check("deepspeed", "wrong", f"{check.found}, no C++ compiler to build its operators", fix)]
+        return [
+            Diagnosis("deepspeed", "wrong", f"{check.found}, no C++ compiler to build its operators", fix)
+        ]
     return [check]
 
 
-def check_import(name: str, code: str) -> Check:
+def check_import(name: str, code: str) -> Diagnosis:
     """A needed package, by version and by what a process that imports it prints."""
     check = check_package(name)
     if check.state != "ok":
         return check
     printed, error = _import(code)
     if printed is None:
-        return Check(
+        return Diagnosis(
             name,
             "wrong",
             f"{check.found} cannot be imported: {error}",
             f"reinstall it: pip install {name}",
             True,
         )
-    return Check(name, "ok", f"{check.found}, {printed}", needed=True)
+    return Diagnosis(name, "ok", f"{check.found}, {printed}", needed=True)
 
 
 def _import(code: str) -> tuple[str | None, str]:

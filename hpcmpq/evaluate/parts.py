@@ -14,13 +14,12 @@ from torch import Tensor
 
 from hpcmpq.evaluate.tails import EDGES_B, agreements, divergence_counts
 from hpcmpq.models.data.samples import Samples
+from hpcmpq.models.outputs import Inputs
 from hpcmpq.plan import content_hash
 from hpcmpq.quantized.losses import compare, join
 
 MOST_CHUNKS = 128
 """Chunks of a part: enough to share out, few enough for a parallel file system."""
-
-Inputs = dict[str, Tensor]
 
 
 class Part(Protocol):

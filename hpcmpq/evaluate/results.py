@@ -28,7 +28,7 @@ class Chunk(NamedTuple):
     stop: int
 
 
-class Unit(NamedTuple):
+class MeasuredChunk(NamedTuple):
     """A chunk measured with one model: what one file holds."""
 
     model: str
@@ -41,15 +41,15 @@ class Results:
 
     directory: Path
 
-    def write(self, unit: Unit, values: Mapping[str, np.ndarray]) -> None:
+    def write(self, unit: MeasuredChunk, values: Mapping[str, np.ndarray]) -> None:
         """Store a finished unit."""
         write_npz(self._path(unit), values)
 
-    def read(self, unit: Unit) -> Values | None:
+    def read(self, unit: MeasuredChunk) -> Values | None:
         """The values of a unit, or None if it is not done; a damaged file is removed."""
         return read_finished(self._path(unit), "measuring it anew")
 
-    def _path(self, unit: Unit) -> Path:
+    def _path(self, unit: MeasuredChunk) -> Path:
         chunk = unit.chunk
         return self.directory / f"{chunk.part}.{unit.model}.{chunk.start}-{chunk.stop}.npz"
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from hpcmpq.errors import Interrupted
-from hpcmpq.evaluate.engines import Engine
-from hpcmpq.evaluate.parts import Inputs, Part
-from hpcmpq.evaluate.results import Chunk, Results, Unit, Values
-
-Assignment = Mapping[str, str]
+from hpcmpq.evaluate.engines import EvaluationEngine
+from hpcmpq.evaluate.parts import Part
+from hpcmpq.evaluate.results import Chunk, MeasuredChunk, Results, Values
+from hpcmpq.models.outputs import Inputs
+from hpcmpq.space import Assignment
 
 
 class WholePart(Protocol):
@@ -30,7 +30,7 @@ class WholePart(Protocol):
     def content(self) -> str:
         """A hash of all that its values depend on, model aside."""
 
-    def measure(self, engine: Engine) -> Values:
+    def measure(self, engine: EvaluationEngine) -> Values:
         """{metric: [items]} with the weights that the engine has."""
 
 
@@ -46,12 +46,12 @@ def chunks_of(part: Part) -> list[Chunk]:
 
 @torch.no_grad()
 def measure(
-    engine: Engine,
+    engine: EvaluationEngine,
     parts: Sequence[Part],
     models: Mapping[str, Assignment],
     results: Results,
     on_progress: Callable[[int, int], None],
-) -> dict[Unit, Values]:
+) -> dict[MeasuredChunk, Values]:
     """Measure what is missing of every part with every model.
 
     Args:
@@ -68,14 +68,14 @@ def measure(
         Interrupted: On all ranks, once any of them was told to stop.
     """
     by_name = {part.name: part for part in parts}
-    units = [Unit(model, chunk) for part in parts for chunk in chunks_of(part) for model in models]
+    units = [MeasuredChunk(model, chunk) for part in parts for chunk in chunks_of(part) for model in models]
     # Rank 0 looks, for all to agree: others may see a shared file system late.
     found = {unit: results.read(unit) for unit in units} if engine.rank == 0 else {}
     stored = engine.gather({unit: each for unit, each in found.items() if each is not None})
-    values: dict[Unit, Values] = stored[0]
+    values: dict[MeasuredChunk, Values] = stored[0]
     missing = {unit: None for unit in units if unit not in values}
     rounds = _rounds(engine, by_name, list(missing))
-    mine: dict[Unit, Values] = {}
+    mine: dict[MeasuredChunk, Values] = {}
     done = len(values)
     on_progress(done, len(units))
     for chunks in rounds:
@@ -83,7 +83,7 @@ def measure(
         for model, assignment in models.items():
             is_original = not assignment
             todo = [
-                Unit(model, chunk) in missing or (is_original and by_name[chunk.part].needs_original)
+                MeasuredChunk(model, chunk) in missing or (is_original and by_name[chunk.part].needs_original)
                 for chunk in chunks
             ]
             if not any(todo):
@@ -104,14 +104,14 @@ def measure(
                         if is_original and part.needs_original:
                             kept[chunk] = list(outputs)
                             outputs = iter(kept[chunk])
-                        unit = Unit(model, chunk)
+                        unit = MeasuredChunk(model, chunk)
                         result = part.values(chunk.start, chunk.stop, outputs, kept.get(chunk, ()))
                         for _ in outputs:  # where ranks with more batches go on
                             pass
                         if unit in missing:
                             results.write(unit, result)
                             mine[unit] = result
-                    done += sum(Unit(model, chunks[place]) in missing for place in turn)
+                    done += sum(MeasuredChunk(model, chunks[place]) in missing for place in turn)
                     on_progress(done, len(units))
     for gathered in engine.gather(mine):
         values.update(gathered)
@@ -120,23 +120,23 @@ def measure(
 
 @torch.no_grad()
 def measure_whole(
-    engine: Engine, parts: Sequence[WholePart], models: Mapping[str, Assignment], results: Results
-) -> dict[Unit, Values]:
+    engine: EvaluationEngine, parts: Sequence[WholePart], models: Mapping[str, Assignment], results: Results
+) -> dict[MeasuredChunk, Values]:
     """Measure what is missing of parts that share out their own work; see `measure`.
 
     Raises:
         Interrupted: On all ranks, before the next model.
     """
-    units = [Unit(model, whole_chunk(part)) for part in parts for model in models]
+    units = [MeasuredChunk(model, whole_chunk(part)) for part in parts for model in models]
     found = {unit: results.read(unit) for unit in units} if engine.rank == 0 else {}
     values = engine.gather({unit: each for unit, each in found.items() if each is not None})[0]
     for model, assignment in models.items():
-        missing = [part for part in parts if Unit(model, whole_chunk(part)) not in values]
+        missing = [part for part in parts if MeasuredChunk(model, whole_chunk(part)) not in values]
         if missing:
             with engine.assigned(assignment):
                 for part in missing:
                     _check_stop(engine.share((engine.stop_signal(),)))
-                    unit = Unit(model, whole_chunk(part))
+                    unit = MeasuredChunk(model, whole_chunk(part))
                     values[unit] = part.measure(engine)
                     if engine.rank == 0:
                         results.write(unit, values[unit])
@@ -154,7 +154,7 @@ def _check_stop(shared: Sequence[tuple[int, ...]]) -> None:
         raise Interrupted(Signals(signal).name)
 
 
-def _outputs(engine: Engine, part: Part, chunk: Chunk | None) -> Iterator[Tensor]:
+def _outputs(engine: EvaluationEngine, part: Part, chunk: Chunk | None) -> Iterator[Tensor]:
     """Outputs of a chunk's batches; as many forward passes as the rank with most batches needs.
 
     Raises:
@@ -173,7 +173,9 @@ def _outputs(engine: Engine, part: Part, chunk: Chunk | None) -> Iterator[Tensor
             engine.forward(filler)
 
 
-def _rounds(engine: Engine, parts: Mapping[str, Part], missing: Sequence[Unit]) -> Iterator[list[Chunk]]:
+def _rounds(
+    engine: EvaluationEngine, parts: Mapping[str, Part], missing: Sequence[MeasuredChunk]
+) -> Iterator[list[Chunk]]:
     """Chunks that are run together, so that the originals' outputs fit: all of those that keep none."""
     todo = list(dict.fromkeys(unit.chunk for unit in missing))
     free = [chunk for chunk in todo if not parts[chunk.part].needs_original]

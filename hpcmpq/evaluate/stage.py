@@ -5,11 +5,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hpcmpq.config import Config, parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate.engines import find_engine
 from hpcmpq.evaluate.parts import DataPart, Part
-from hpcmpq.evaluate.results import Chunk, Unit, Values, finish, joined, open_results
+from hpcmpq.evaluate.results import Chunk, MeasuredChunk, Values, finish, joined, open_results
 from hpcmpq.evaluate.rounds import chunks_of, measure, measure_whole, whole_chunk
 from hpcmpq.evaluate.statistics import summarise
 from hpcmpq.evaluate.tasks import make_task
@@ -58,7 +57,7 @@ def evaluate(
         Interrupted: By a signal; finished chunks are stored.
     """
     plan = read_plan(run)
-    config = parse_config(plan.config, "plan.json")
+    config = plan.config
     solution = read_solution(run)
     uniform_format = baseline_format(solution)
     assignments: tuple[dict[str, str], ...] = (
@@ -67,7 +66,7 @@ def evaluate(
         dict.fromkeys(solution["assignment"], uniform_format),
     )
     models = dict(zip(MODELS, assignments, strict=True))
-    data = make_data(plan, config)
+    data = make_data(plan)
     samples_hash = data.samples.digest()
     if world.rank == 0:
         _say_other_samples(run, samples_hash, data.num_items)
@@ -127,19 +126,19 @@ def with_evaluated_loss(solution: dict[str, Any], values: dict[str, Any]) -> dic
     return {**solution, **{name + end: value for name in names for end, value in evaluated.items()}}
 
 
-def make_data(plan: Plan, config: Config) -> DataPart:
+def make_data(plan: Plan) -> DataPart:
     """The config's evaluation samples.
 
     Raises:
         UserError: If none is left, or the data have changed since planning.
     """
-    samples = planned_splits(config, plan).evaluation
+    samples = planned_splits(plan).evaluation
     if not len(samples):
         raise UserError(
             "no evaluation sample is left: lower calibration.num_samples or held_out, or set evaluation.data"
         )
-    metrics = metric_names(config.objective, samples.labelled)
-    return DataPart(samples, metrics, config.calibration.samples_per_pass)
+    metrics = metric_names(plan.config.objective, samples.labelled)
+    return DataPart(samples, metrics, plan.config.calibration.samples_per_pass)
 
 
 def _say_other_samples(run: RunDir, samples_hash: str, num_samples: int) -> None:
@@ -160,11 +159,11 @@ def _say_other_samples(run: RunDir, samples_hash: str, num_samples: int) -> None
 
 
 def by_part(
-    chunks: Mapping[str, Sequence[Chunk]], measured: Mapping[Unit, Values]
+    chunks: Mapping[str, Sequence[Chunk]], measured: Mapping[MeasuredChunk, Values]
 ) -> dict[str, dict[str, Values]]:
     """{part: {model: {metric: value per item}}} from the values of each part's chunks."""
     return {
-        part: {model: joined(measured[Unit(model, chunk)] for chunk in own) for model in MODELS}
+        part: {model: joined(measured[MeasuredChunk(model, chunk)] for chunk in own) for model in MODELS}
         for part, own in chunks.items()
     }
 

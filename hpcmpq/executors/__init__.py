@@ -7,11 +7,11 @@ as one local process bit for bit, a raising unit does not end the run, a killed 
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
-from importlib import import_module
 from typing import Protocol
 
 from hpcmpq.errors import UserError
 from hpcmpq.plan import UnitOutcome, WorkUnit
+from hpcmpq.tables import look_up, named_by
 
 EXECUTORS = {
     "local": "hpcmpq.executors.local_pool:open_pool",
@@ -61,9 +61,7 @@ def open_executor(name: str, num_workers: int = 0) -> AbstractContextManager[Exe
     Raises:
         UserError: If the name is unknown, the number is negative, or what the executor needs is missing.
     """
-    if name not in EXECUTORS:
-        raise UserError(f"unknown executor {name!r}; known: {', '.join(EXECUTORS)}")
+    place = look_up(EXECUTORS, name, "executor")
     if num_workers < 0:
         raise UserError(f"--workers must be 0 (all there are) or more, got {num_workers}")
-    module, attribute = EXECUTORS[name].split(":")
-    return getattr(import_module(module), attribute)(num_workers)
+    return named_by(place)(num_workers)

@@ -18,7 +18,7 @@ class Backlog:
     """
 
     def __init__(self, units: Sequence[WorkUnit]) -> None:
-        self._waiting = deque(sorted(units, key=size, reverse=True))
+        self._waiting = deque(sorted(units, key=lambda unit: unit.size, reverse=True))
         self._attempts: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -41,8 +41,3 @@ class Backlog:
         elif traceback:
             log.error("%s", traceback.rstrip())
         return UnitOutcome(unit, 0.0, error, final)
-
-
-def size(unit: WorkUnit) -> int:
-    """Groups times samples: what the time of a unit grows with."""
-    return (unit.group_stop - unit.group_start) * (unit.sample_stop - unit.sample_start)

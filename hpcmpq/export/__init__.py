@@ -7,17 +7,16 @@ reader and compares outputs.
 """
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.plan import Plan
 from hpcmpq.store.json_files import write_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
+from hpcmpq.tables import look_up, named_by
 from hpcmpq.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -59,8 +58,7 @@ def export(run: RunDir, name: str, verify: bool = True) -> str:
     """
     from hpcmpq.export.whole_directory import replacing_directory
 
-    if name not in EXPORTERS:
-        raise UserError(f"unknown export format {name!r}; known: {', '.join(EXPORTERS)}")
+    exporter = look_up(EXPORTERS, name, "export format")
     plan = read_plan(run)
     solution = read_solution(run)
     directory = run.checkpoint_path if name == "fake_quantized" else run.path / "exports" / name
@@ -70,7 +68,9 @@ def export(run: RunDir, name: str, verify: bool = True) -> str:
             "fake_quantized"
         )
     with replacing_directory(directory) as attempt:
-        written, verification = _write(run, plan, name, solution["assignment"], attempt, verify)
+        written, verification = _write(
+            run, plan, name, named_by(exporter), solution["assignment"], attempt, verify
+        )
         write_json(attempt / "assignment.json", dict(solution["assignment"]))
         write_json(attempt / VERIFICATION, verification.to_values())
     line = f"{written.text} in {directory}{''.join(f', {note}' for note in written.notes)}, {verification}"
@@ -78,7 +78,7 @@ def export(run: RunDir, name: str, verify: bool = True) -> str:
     if not num_bytes:
         return line
     predicted = solution["costs"]["size_bytes"]
-    countable = not plan.config.get("target") and any(target.export == name for target in TARGETS.values())
+    countable = not plan.config.target and any(target.export == name for target in TARGETS.values())
     why = "; with a target in the config it counts the bytes of such a file" if countable else ""
     return (
         f"{line}: {num_bytes:,} bytes of weights, size_bytes says {predicted:,.0f} "
@@ -92,7 +92,13 @@ def weight_bytes(directory: Path) -> int:
 
 
 def _write(
-    run: RunDir, plan: Plan, name: str, assignment: dict[str, str], attempt: Path, verify: bool
+    run: RunDir,
+    plan: Plan,
+    name: str,
+    exporter: Exporter,
+    assignment: dict[str, str],
+    attempt: Path,
+    verify: bool,
 ) -> "tuple[Written, Verification]":
     """Write an export and read it back; the original leaves memory before the reader's model enters it."""
     from hpcmpq.export.readers import missing_reader, read_back, reader_name
@@ -107,8 +113,6 @@ def _write(
     from hpcmpq.models.data.kept_samples import kept_samples, planned_splits
     from hpcmpq.quantized.variants import open_variants
 
-    module, attribute = EXPORTERS[name].split(":")
-    exporter: Exporter = getattr(import_module(module), attribute)
     variants = open_variants(run, plan)
     written = exporter(plan, variants, assignment, attempt)
     if not verify:
@@ -117,11 +121,10 @@ def _write(
         return written, check_tool_configs(plan, assignment, attempt)
     if (reason := written.unreadable or missing_reader(name)) is not None:
         return written, Verification(None, reason)
-    config = parse_config(plan.config, "plan.json")
-    samples = kept_samples(run, plan) or planned_splits(config, plan).calibration
+    samples = kept_samples(run, plan) or planned_splits(plan).calibration
     inputs = one_sample(samples, written.max_positions)
     layers = searched_layers(variants)
     expected = expected_behaviour(variants, assignment, written, inputs)
     del variants
-    read = read_back(name, config, plan.import_paths, attempt, inputs, layers)
+    read = read_back(name, plan.config, plan.import_paths, attempt, inputs, layers)
     return written, compare(name, reader_name(name), read, expected, written)

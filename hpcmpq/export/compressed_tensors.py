@@ -42,7 +42,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     Raises:
         UserError: If the model is no Hugging Face directory, or a layer or its format cannot be held.
     """
-    path = plan.config["model"]["path"]
+    path = plan.config.model.path
     if path is None:
         raise UserError("compressed_tensors needs a Hugging Face directory in model.path")
     chosen = {m: assignment[g.name] for g in plan.space.groups for m in g.members}
@@ -194,11 +194,11 @@ def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> Non
 def _stored(name: str, variants: Variants, member: Member, format_name: str) -> dict[str, Tensor]:
     """The tensors that stand for a weight."""
     weight_format = FORMATS[format_name]
-    codes_MK, range = variants.encoded(member, format_name)
+    codes_MK, qparams = variants.encoded(member, format_name)
     if not weight_format.scaled:
         shape = variants.model.get_parameter(member.parameter).shape
         return {name: codes_MK.reshape(shape).contiguous()}
-    scale_MS = narrow_exactly(range.scale)
+    scale_MS = narrow_exactly(qparams.scale)
     if weight_format.type == "float":
         return {name: codes_MK.contiguous(), f"{name}_scale": scale_MS}
     lowest, _ = code_limits(weight_format, variants.quantizer)

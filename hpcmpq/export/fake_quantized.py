@@ -23,7 +23,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     activations: `activations.json`, if there is any, says what the inputs of which layers and products are to be
     rounded to while it runs.
     """
-    path = plan.config["model"]["path"]
+    path = plan.config.model.path
     notes = []
     with torch.no_grad(), variants.assigned(assignment):
         if path is not None:

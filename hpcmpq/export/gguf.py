@@ -120,7 +120,7 @@ def metadata(architecture: str, values: Mapping[str, Any]) -> list[tuple[str, An
 
 
 def _directory(plan: Plan) -> str:
-    path = plan.config["model"]["path"]
+    path = plan.config.model.path
     if path is None:
         raise UserError("gguf needs a Hugging Face directory in model.path")
     return str(path)
@@ -156,15 +156,15 @@ def _add_quantized(
     order_M: Tensor | None,
 ) -> int:
     """Add a weight as blocks; how many of its scales float16 does not hold."""
-    codes_MK, range = variants.encoded(member, format_name)
+    codes_MK, qparams = variants.encoded(member, format_name)
     rows = slice(None) if order_M is None else order_M
     kind = getattr(gguf.GGMLQuantizationType, GGUF_TYPES[format_name])
     if not FORMATS[format_name].scaled:
         writer.add_tensor(place, _bytes_of(codes_MK[rows]), raw_dtype=kind)
         return 0
-    blocks = to_blocks(codes_MK[rows], range.scale[rows], FORMATS[format_name].num_bits)
+    blocks = to_blocks(codes_MK[rows], qparams.scale[rows], FORMATS[format_name].num_bits)
     writer.add_tensor(place, blocks, raw_dtype=kind)
-    return num_rounded(range.scale)
+    return num_rounded(qparams.scale)
 
 
 def _stored_dtype(tensor: Tensor, values: Mapping[str, Any]) -> torch.dtype:

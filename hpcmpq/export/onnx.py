@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.export.compressed_tensors import pack
 from hpcmpq.export.kept_tensors import say_left_out
@@ -28,7 +27,7 @@ from hpcmpq.models.outputs import Logits
 from hpcmpq.models.searchable_layers import plain_experts
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.quantizers.codes import Range
+from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.space import Member
 from hpcmpq.wording import show_bytes
@@ -56,7 +55,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     _check(plan, variants, assignment)
     chosen = {m.parameter: (m, assignment[g.name]) for g in plan.space.groups for m in g.members}
     stored = {name: (*variants.encoded(*found), *found) for name, found in chosen.items()}
-    path = plan.config["model"]["path"]
+    path = str(plan.config.model.path)
     copy_small_files(path, directory)
     graph = _traced(variants.model, directory / "model.onnx")
     replaced = _replace_products(onnx, graph, stored, variants)
@@ -69,8 +68,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
 
 
 def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> None:
-    config = parse_config(plan.config, "plan.json")
-    if describe_model(config.model).kind != "causal_lm":
+    if describe_model(plan.config.model).kind != "causal_lm":
         raise UserError("the onnx export takes language models of a Hugging Face directory only")
     num_bytes = 4 * sum(parameter.numel() for parameter in variants.model.parameters())
     if num_bytes > MAX_BYTES:
@@ -133,7 +131,7 @@ def _traced(model: nn.Module, path: Path) -> Any:
 
 
 def _replace_products(
-    onnx: Any, graph: Any, stored: Mapping[str, tuple[Tensor, Range, Member, str]], variants: Variants
+    onnx: Any, graph: Any, stored: Mapping[str, tuple[Tensor, QParams, Member, str]], variants: Variants
 ) -> set[str]:
     """Put MatMulNBits where a searched weight is multiplied; the names of those weights."""
     nodes = list(graph.graph.node)
@@ -151,13 +149,13 @@ def _replace_products(
             name, bias = names[node.input[1]], node.input[2] if len(node.input) > 2 else None
         else:
             continue
-        codes_MK, range, member, format_name = stored[name]
+        codes_MK, qparams, member, format_name = stored[name]
         num_bits = FORMATS[format_name].num_bits
         lowest, _ = code_limits(FORMATS[format_name], variants.quantizer)
         words_MW = pack(codes_MK.cpu(), num_bits, lowest).numpy()
-        num_scales = range.scale.shape[1]
+        num_scales = qparams.scale.shape[1]
         blocks_MSB = words_MW.astype("<i4").view(np.uint8).reshape(member.num_rows, num_scales, -1)
-        scale_M = range.scale.float().cpu().reshape(-1).numpy()
+        scale_M = qparams.scale.float().cpu().reshape(-1).numpy()
         if name not in replaced:
             graph.graph.initializer.append(onnx.numpy_helper.from_array(blocks_MSB, f"{name}.codes"))
             graph.graph.initializer.append(onnx.numpy_helper.from_array(scale_M, f"{name}.scales"))

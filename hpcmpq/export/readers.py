@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import Config
 from hpcmpq.errors import NotReproduced, UserError, in_words
 from hpcmpq.export.verification import Behaviour, full_precision
 from hpcmpq.export.weight_probes import probed
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.factories import describe
 from hpcmpq.models.load import forward, load_model, model_class, pick_device, quiet_transformers
+from hpcmpq.models.outputs import Inputs
 from hpcmpq.models.searchable_layers import plain_experts
+from hpcmpq.settings import Config
 
-Inputs = dict[str, Tensor]
 Reader = Callable[[Config, tuple[str, ...], Path], nn.Module]
 """(config, import paths of factories, directory) → model."""
 

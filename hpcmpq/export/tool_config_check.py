@@ -74,7 +74,7 @@ def _llama_quantize(text: str, plan: Plan, layers: tuple[str, ...]) -> dict[str,
     """llama-quantize searches its own tensors' names for the patterns."""
     import gguf
 
-    values = read_model_json(Path(plan.config["model"]["path"]))
+    values = read_model_json(Path(str(plan.config.model.path)))
     kind = {"mistral": "llama"}.get(values["model_type"], values["model_type"])
     architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
     names = gguf.get_tensor_name_map(architecture, values["num_hidden_layers"])

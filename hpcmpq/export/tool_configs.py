@@ -114,7 +114,7 @@ def _llama_quantize(plan: Plan, chosen: Chosen) -> str:
     except ImportError:
         raise UserError("needs the package gguf; pip install 'hpcmpq[export]'") from None
     _refuse("llama-quantize", chosen, lambda name: name in LLAMA_TYPES)
-    path = plan.config["model"]["path"]
+    path = plan.config.model.path
     values = read_model_json(Path(path)) if path else {}
     architectures = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
     kind = {"mistral": "llama"}.get(values.get("model_type", ""), values.get("model_type"))

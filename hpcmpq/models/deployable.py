@@ -8,10 +8,10 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from hpcmpq.config import GroupsConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.weights import holder_of
+from hpcmpq.settings import GroupsConfig
 from hpcmpq.space import Group
 from hpcmpq.targets import Target
 

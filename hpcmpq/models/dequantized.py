@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpcmpq.config import ModelConfig
 from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.factories import describe
 from hpcmpq.models.load import model_class, quiet_transformers
+from hpcmpq.settings import ModelConfig
 
 DEQUANTIZED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
 """`quant_method` in `config.json`: the settings of transformers that dequantize it when loading."""

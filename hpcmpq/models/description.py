@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hpcmpq.config import ModelConfig
 from hpcmpq.errors import UserError
+from hpcmpq.settings import ModelConfig
 
 Kind = Literal[
     "causal_lm",

@@ -21,12 +21,12 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from hpcmpq.config import GroupsConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.attention_products import with_products
 from hpcmpq.models.blocks import block_numbers
 from hpcmpq.models.searchable_layers import Layer, trace_layers
 from hpcmpq.models.weights import as_matrix, from_matrix, holder_of, num_fixed_bytes, swapped
+from hpcmpq.settings import GroupsConfig
 from hpcmpq.space import Group, Member
 
 __all__ = ["as_matrix", "find_groups", "from_matrix", "holder_of", "num_fixed_bytes", "swapped"]

@@ -1,25 +1,46 @@
 """What kind of layer a module is, and how each kind multiplies."""
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpcmpq.models.attention_products import MatrixProduct
 
+Multiply = Callable[[Tensor, Tensor], Tensor]
+"""(x, weight) to W(x)."""
+
 
 def apply(module: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
     """W(x) of a layer without its bias, for any weight of the layer's shape."""
+    return product_of(module)(x, weight)
+
+
+def product_of(module: nn.Module) -> Multiply:
+    """What a layer does without its bias, (x, weight) to W(x)."""
     if isinstance(module, nn.Linear):
-        return F.linear(x, weight)
+        return F.linear
     if isinstance(module, nn.Embedding):
-        return F.embedding(x, weight)
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return module._conv_forward(x, weight, None)
-    return x @ weight  # transformers' Conv1D
+        return F.embedding
+    if is_convolution(module):
+        return lambda x, weight: module._conv_forward(x, weight, None)  # type: ignore[operator]
+    return torch.matmul  # transformers' Conv1D
 
 
 def is_layer(module: nn.Module) -> bool:
     """Whether a module is a linear map of its weight and its input, up to its bias."""
-    return isinstance(module, nn.Embedding | nn.Conv1d | nn.Conv2d | nn.Conv3d) or is_linear(module)
+    return isinstance(module, nn.Embedding) or multiplies(module)
+
+
+def multiplies(module: nn.Module) -> bool:
+    """Whether a layer multiplies its input by its weight: every layer but an embedding."""
+    return is_convolution(module) or is_linear(module)
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether a module is a convolution that is no transposed one."""
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -57,6 +78,6 @@ def operand_axes(module: nn.Module) -> tuple[tuple[int, ...], ...]:
         return ()
     if isinstance(module, MatrixProduct):
         return (-1,), (-2,)
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return (tuple(range(1 - module.weight.ndim, 0)),)
+    if is_convolution(module):
+        return (tuple(range(1 - module.weight.ndim, 0)),)  # type: ignore[operator]
     return ((-1,),)

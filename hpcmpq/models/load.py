@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpcmpq.config import ModelConfig
 from hpcmpq.errors import UserError, in_words
 from hpcmpq.models.description import Kind, ModelDescription, describe_model
 from hpcmpq.models.factories import call_factory, describe, resolve_factory
 from hpcmpq.models.outputs import forward
 from hpcmpq.models.searchable_layers import plain_experts
 from hpcmpq.models.weight_digests import weights_fingerprint
+from hpcmpq.settings import ModelConfig
 
 __all__ = [
     "forward",

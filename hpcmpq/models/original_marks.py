@@ -106,7 +106,7 @@ def check_same_outputs(plan: Plan, inputs: Mapping[str, Tensor], outputs_NTV: Te
         return
     planned, spread = torch.tensor(plan.original["outputs"]), plan.original["spread"]
     now = _some(_counted(inputs, outputs_NTV))
-    dtype = plan.config["model"]["dtype"]
+    dtype = plan.config.model.dtype
     limit, share = SAME_ARITHMETIC[dtype], FLIPPED
     if dtype in ("float32", "float64"):
         if outputs_NTV.device.type == plan.original["device"] == "cpu":
@@ -147,4 +147,4 @@ def _some(z_TV: Tensor) -> Tensor:
 
 
 def _source(plan: Plan) -> str:
-    return str(plan.config["model"]["path"] or plan.config["model"]["factory"])
+    return str(plan.config.model.path or plan.config.model.factory)

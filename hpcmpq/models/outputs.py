@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from hpcmpq.errors import UserError, in_words
 from hpcmpq.models.factories import describe
 
+Inputs = dict[str, Tensor]
+"""{argument name: tensor [N, ...]}."""
+
 
 def forward(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """The model's outputs z, [N, T, V].

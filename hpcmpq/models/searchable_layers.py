@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from hpcmpq.models.layer_kinds import are_experts, is_transposed
+from hpcmpq.models.layer_kinds import are_experts, is_layer, is_transposed
 from hpcmpq.models.outputs import tried_forward
 from hpcmpq.models.routers import TracedChoices, choosing_weights
 
@@ -131,9 +131,6 @@ def plain_experts(model: nn.Module) -> None:
 
 def _weights(model: nn.Module) -> dict[nn.Parameter, dict[str, _Place]]:
     """{weight: {name: place} of all that hold it} over all weights that can be quantized."""
-    from transformers.pytorch_utils import Conv1D
-
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, Conv1D)
     places_of: dict[nn.Parameter, dict[str, _Place]] = {}
 
     def add(weight: nn.Parameter | None, name: str, place: _Place) -> None:
@@ -141,7 +138,7 @@ def _weights(model: nn.Module) -> dict[nn.Parameter, dict[str, _Place]]:
             places_of.setdefault(weight, {})[name] = place
 
     for name, module in model.named_modules():
-        if isinstance(module, kinds):
+        if is_layer(module):
             add(module._parameters.get("weight"), name, _Place(module, transposed=is_transposed(module)))
         prefix = f"{name}." if name else ""
         if isinstance(module, nn.MultiheadAttention):

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from hpcmpq.errors import UserError
 from hpcmpq.models.description import read_model_json
 
+ReadRows = Callable[[str, int, int], Tensor]
+"""(parameter, start, stop) → that range of its first axis."""
+
 _STORED = {"model.safetensors": "model.safetensors.index.json"}
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import ModelConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.blocks import largest_list
 from hpcmpq.models.description import describe_model
@@ -21,6 +20,7 @@ from hpcmpq.models.factories import describe
 from hpcmpq.models.load import model_class, own_code, pick_device, quiet_transformers
 from hpcmpq.models.searchable_layers import plain_experts
 from hpcmpq.models.stored_weights import Weights, find_weights
+from hpcmpq.settings import ModelConfig
 
 
 @dataclass

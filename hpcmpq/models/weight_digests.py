@@ -6,13 +6,13 @@ and last rows say enough.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import PlanMismatch
-from hpcmpq.models.stored_weights import Weights
+from hpcmpq.models.stored_weights import ReadRows, Weights
 from hpcmpq.plan import Plan
 
 END = 64
@@ -21,11 +21,8 @@ END = 64
 WHOLE = 2**26
 """Up to so many values in all, every one of them counts."""
 
-Rows = Callable[[str, int, int], Tensor]
-"""(parameter, start, stop) → that range of its first axis."""
 
-
-def weight_marks(model: nn.Module, dtype: str, rows: Rows | None = None) -> dict[str, str]:
+def weight_marks(model: nn.Module, dtype: str, rows: ReadRows | None = None) -> dict[str, str]:
     """{parameter or stored buffer: digest of its shape and of its values, or a few of them}.
 
     Args:
@@ -52,51 +49,41 @@ def weight_marks(model: nn.Module, dtype: str, rows: Rows | None = None) -> dict
     return marks
 
 
-def check_same_weights(model: nn.Module, plan: Plan, rows: Rows | None = None) -> None:
+def check_same_weights(model: nn.Module, plan: Plan, rows: ReadRows | None = None) -> None:
     """Refuse a model that has changed since it was planned for.
 
     Raises:
         PlanMismatch: Naming the first weight that differs.
     """
-    settings = plan.config["model"]
-    marks = weight_marks(model, settings["dtype"], rows)
+    settings = plan.config.model
+    marks = weight_marks(model, settings.dtype, rows)
     differ = [name for name, mark in marks.items() if plan.weights.get(name, mark) != mark]
     if differ:
         raise PlanMismatch(
-            f"{settings['path'] or settings['factory']} has other weights than the run was planned with "
+            f"{settings.path or settings.factory} has other weights than the run was planned with "
             f"({len(differ)} of {len(marks)} differ, first {differ[0]}); restore the model, or use a new run directory"
         )
 
 
-def streamed_fingerprint(model: nn.Module, weights: Weights) -> str:
-    """What `hpcmpq.models.load.weights_fingerprint` gives for the loaded model, one tensor in memory at a time."""
-    total, digests = hashlib.sha256(), {}
-    for name, tensor in sorted(model.state_dict().items()):
-        stored = weights.aliases.get(name)
-        if stored not in digests or stored is None:
-            value = tensor if stored is None else weights.read(name)
-            flat = value.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
-            digests[stored] = (
-                hashlib.sha256(flat.numpy().tobytes()).hexdigest(),
-                list(value.shape),
-                value.dtype,
-            )
-        digest, shape, dtype = digests[stored]
-        total.update(f"{name} {shape} {dtype} {digest}\n".encode())
-    return total.hexdigest()
+def weights_fingerprint(model: nn.Module, weights: Weights | None = None) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of the state; shared tensors are read once.
 
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of the state; shared tensors are read once."""
-    digests: dict[tuple, str] = {}
+    Args:
+        model: Loaded, or without the values of what `weights` reads: one tensor of those is in memory at a time.
+        weights: Of a streamed model.
+    """
+    digests: dict[Hashable, str] = {}
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if not isinstance(tensor, Tensor):
             total.update(f"{name} {tensor!r}\n".encode())
             continue
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        stored = None if weights is None else weights.aliases.get(name)
+        key = stored or (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if key not in digests:
-            flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
-            digests[key] = hashlib.sha256(flat.numpy().data).hexdigest()
-        total.update(f"{name} {list(tensor.shape)} {tensor.dtype} {digests[key]}\n".encode())
+            value = tensor if stored is None or weights is None else weights.read(name)
+            flat = value.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
+            digest = hashlib.sha256(flat.numpy().data).hexdigest()
+            digests[key] = f"{list(value.shape)} {value.dtype} {digest}"
+        total.update(f"{name} {digests[key]}\n".encode())
     return total.hexdigest()

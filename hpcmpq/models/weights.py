@@ -9,6 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from hpcmpq.space import Group, Member
 
+Tensors = dict[str, Tensor]
+"""{parameter: tensor}."""
+
 
 def as_matrix(tensor: Tensor, member: Member) -> Tensor:
     """A stored weight as [M outputs, K inputs], experts one after another; a view where the layout allows."""

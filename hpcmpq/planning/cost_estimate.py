@@ -1,8 +1,8 @@
 """What calibration will cost, before it runs: forward passes, arithmetic, memory, bytes of shards and time.
 
 Counts follow from the plan; activations come from one forward pass with its shapes watched, and time from parts of
-a pass that are timed alone. Only methods that run options through an engine (`hpcmpq.sensitivity.FORWARD_ONLY`) are
-predicted.
+a pass that are timed alone. Only methods that run options through an engine (`forward_only` in `hpcmpq.sensitivity`)
+are predicted.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import Config
-from hpcmpq.models.chain.chain import Inputs
 from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.chain.places import Places, first_block, is_outside, places_of_groups
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.linear_head import LinearHead
-from hpcmpq.models.outputs import forward
+from hpcmpq.models.outputs import Inputs, forward
 from hpcmpq.plan import WorkUnit
 from hpcmpq.planning.part_times import time_parts, total_seconds
 from hpcmpq.quantized.variants import KEPT_BYTES
@@ -26,6 +24,7 @@ from hpcmpq.sensitivity.features import COLUMNS_PER_STEP
 from hpcmpq.sensitivity.probes import STRIDE, num_probes
 from hpcmpq.sensitivity.projected_scores import LIKELY_OUTPUTS
 from hpcmpq.sensitivity.sampled_positions import LossPositions, find_head, num_drawn
+from hpcmpq.settings import Config
 from hpcmpq.space import SearchSpace
 
 PEAK_FACTOR = 2.0

@@ -7,16 +7,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hpcmpq.config import CalibrationConfig, Config, ModelConfig, to_values
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.samples import Splits
 from hpcmpq.plan import content_hash
 from hpcmpq.quantized.activations import rounds_activations
 from hpcmpq.quantized.checkpoint import open_checkpoint
-from hpcmpq.sensitivity import FORWARD_ONLY
+from hpcmpq.sensitivity import find_method
 from hpcmpq.sensitivity.probes import num_probes
 from hpcmpq.sensitivity.sampled_positions import samples_positions
+from hpcmpq.settings import CalibrationConfig, Config, ModelConfig, to_values
 from hpcmpq.space import SearchSpace
 
 TARGETS = "calibration.targets"
@@ -78,7 +78,7 @@ def _loss_positions(config: Config, num_outputs: int) -> int | str | None:
     """On how many positions losses are computed from all logits; None for all, as in plans older than the choice."""
     given = config.sensitivity.loss_positions
     probes = num_probes(config.sensitivity.probes, num_outputs)
-    if config.sensitivity.method not in FORWARD_ONLY:
+    if not find_method(config.sensitivity.method).forward_only:
         return None
     return (given or "some") if samples_positions(given, num_outputs, probes, config.objective) else None
 

@@ -10,7 +10,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import Config
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.chain.chain import Chain
 from hpcmpq.models.data.samples import Samples
@@ -20,11 +19,12 @@ from hpcmpq.models.weights import as_matrix
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.stored_codes import is_stored
 from hpcmpq.quantizers import fake_quantize
-from hpcmpq.quantizers.ranges import choose_range
+from hpcmpq.quantizers.ranges import choose_qparams
 from hpcmpq.sensitivity.features import gram
 from hpcmpq.sensitivity.probes import make_probes
 from hpcmpq.sensitivity.projected_scores import make_projected_score
 from hpcmpq.sensitivity.scores import make_score
+from hpcmpq.settings import Config
 from hpcmpq.space import SearchSpace
 
 REPEATS = 3
@@ -152,8 +152,8 @@ def _scoring(
         first_sample=0,
     )
     prepare_s = _now() - start
-    delta_KNTD = displacement.expand(TOGETHER, *displacement.shape).contiguous()
-    return prepare_s, _timed(lambda: projected(delta_KNTD))[0] / TOGETHER, given.shape[1] * probes
+    delta_QNTD = displacement.expand(TOGETHER, *displacement.shape).contiguous()
+    return prepare_s, _timed(lambda: projected(delta_QNTD))[0] / TOGETHER, given.shape[1] * probes
 
 
 def _rounding(model: nn.Module, config: Config, space: SearchSpace) -> tuple[float, float]:
@@ -164,7 +164,7 @@ def _rounding(model: nn.Module, config: Config, space: SearchSpace) -> tuple[flo
         return 0.0, 0.0
     middle, format = member[len(member) // 2], FORMATS[names[len(names) // 2]]
     matrix_MK = as_matrix(model.get_parameter(middle.parameter), middle)
-    ranges_s, found = _timed(lambda: choose_range(matrix_MK, format, config.quantizer), 1)
+    ranges_s, found = _timed(lambda: choose_qparams(matrix_MK, format, config.quantizer), 1)
     rounding_s, _ = _timed(lambda: fake_quantize(matrix_MK, format, config.quantizer, found))
     pairs = zip(space.groups, space.formats, strict=True)
     numel = sum(group.numel * sum(name in names for name in formats) for group, formats in pairs)

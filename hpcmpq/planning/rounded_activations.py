@@ -1,18 +1,18 @@
 """What planning does for formats that round activations too: refusals, and static ranges measured once."""
 
 import logging
+from collections.abc import Iterable
 
 from torch import nn
 
-from hpcmpq.config import Config
 from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.models.data.samples import Samples
-from hpcmpq.models.load import pick_device
 from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.activations import measure_maxima, read_maxima, rounds_activations, write_maxima
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.sensitivity import WEIGHTS_ALONE
+from hpcmpq.sensitivity import find_method
+from hpcmpq.settings import Config
 from hpcmpq.space import SearchSpace
 from hpcmpq.store.run_dir import RunDir
 
@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 def check_activations(config: Config, model: nn.Module, space: SearchSpace) -> None:
     """Refuse what a method cannot see and what cannot be rounded."""
-    if config.groups.attention_products and config.sensitivity.method in WEIGHTS_ALONE:
+    weights_alone = find_method(config.sensitivity.method).weights_alone
+    if config.groups.attention_products and weights_alone:
         raise UserError(
             f"sensitivity {config.sensitivity.method} looks at weights alone and cannot tell formats of attention "
             "products apart; leave out groups.attention_products, or use secant or first_order"
@@ -33,7 +34,7 @@ def check_activations(config: Config, model: nn.Module, space: SearchSpace) -> N
                 f"formats has only {', '.join(config.formats)}"
             )
         return
-    if config.sensitivity.method in WEIGHTS_ALONE:
+    if weights_alone:
         log.warning(
             "%s looks at weights alone: rounded activations cost it nothing", config.sensitivity.method
         )
@@ -46,16 +47,14 @@ def check_activations(config: Config, model: nn.Module, space: SearchSpace) -> N
             )
 
 
-def keep_ranges(run: RunDir, plan: Plan, config: Config, model: nn.Module, samples: Samples) -> None:
-    """Measure static ranges once; a run that is planned again keeps its own."""
+def keep_ranges(
+    run: RunDir, plan: Plan, config: Config, model: nn.Module, batches: Iterable[Samples]
+) -> None:
+    """Measure static ranges once, on batches where the model is; a run that is planned again keeps its own."""
     try:
         if read_maxima(run, plan.fingerprint) is not None:
             return
     except DamagedFile:
         log.warning("%s is damaged; measuring the ranges anew", run.file("activations.h5"))
     activations = Variants(model, plan.space, config.quantizer).activations
-    device = pick_device(config.model.device)
-    batches = samples.passes(config.calibration.samples_per_pass)
-    write_maxima(
-        run, measure_maxima(activations, (batch.to(device).inputs for batch in batches)), plan.fingerprint
-    )
+    write_maxima(run, measure_maxima(activations, (batch.inputs for batch in batches)), plan.fingerprint)

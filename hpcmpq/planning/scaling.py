@@ -168,7 +168,7 @@ def measured_workload(
     """
     processes = list(processes)
     measured = unit_seconds(processes)
-    sizes = {unit.id: size(unit) for unit in plan.units}
+    sizes = {unit.id: unit.size for unit in plan.units}
     rates = {name: seconds / sizes[name] for name, seconds in measured.items() if name in sizes}
     if not rates:
         raise UserError(
@@ -192,11 +192,6 @@ def startup_seconds(processes: Iterable[CalibrateProcess]) -> float:
         if process.attempts
     ]
     return float(np.median(waits)) if waits else 0.0
-
-
-def size(unit: WorkUnit) -> int:
-    """Groups times samples: what the time of a unit grows with."""
-    return (unit.group_stop - unit.group_start) * (unit.sample_stop - unit.sample_start)
 
 
 def best_samples_per_unit(

@@ -6,40 +6,34 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
-from hpcmpq.config import Config, to_values
-from hpcmpq.errors import DamagedFile, UserError
+from hpcmpq.errors import DamagedFile
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.kept_samples import keep_samples
+from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.data.splits import Splits, load_splits
-from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.dequantized import unpacked
-from hpcmpq.models.description import describe_model
 from hpcmpq.models.gguf_config import check_describable
-from hpcmpq.models.groups import num_fixed_bytes
-from hpcmpq.models.load import load_model, pick_device
 from hpcmpq.models.original_marks import check_same_outputs, check_same_settings, original_marks
-from hpcmpq.models.outputs import forward, tried_forward
-from hpcmpq.models.repeatable import check_repeatable
-from hpcmpq.models.stored_dtype import check_scales, check_stored_dtype
-from hpcmpq.models.stored_weights import num_unused_bytes
-from hpcmpq.models.streaming import load_streamed, shapes_only
-from hpcmpq.models.weight_digests import streamed_fingerprint, weight_marks, weights_fingerprint
+from hpcmpq.models.outputs import forward
+from hpcmpq.models.stored_dtype import check_scales
+from hpcmpq.models.weight_digests import weight_marks
 from hpcmpq.plan import Plan, content_hash, make_units, plan_to_json
 from hpcmpq.planning.cost_estimate import estimate_cost
 from hpcmpq.planning.facts import TARGETS, check_same_facts, default_facts, find_environment, find_facts
+from hpcmpq.planning.original import Original, check_method, find_groups, load_original
 from hpcmpq.planning.rounded_activations import check_activations, keep_ranges
 from hpcmpq.planning.scaling import Site, Workload, best_samples_per_unit
 from hpcmpq.quantized.activations import rounds_activations
 from hpcmpq.quantized.stored_codes import make_codes
-from hpcmpq.sensitivity import EAGER_ATTENTION, FORWARD_ONLY, find_method
+from hpcmpq.sensitivity import find_method
+from hpcmpq.settings import Config
 from hpcmpq.solve.feasibility import check_solvable
 from hpcmpq.space import Group, SearchSpace
 from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.targets import find_target, narrowed
+from hpcmpq.targets import Target, find_target, narrowed
 
 log = logging.getLogger(__name__)
 
@@ -60,56 +54,29 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         UserError: If the model, the data or a pattern is wrong.
         Infeasible: If no assignment meets the budgets.
     """
-    find_method(config.sensitivity.method)
-    if config.sensitivity.products and config.sensitivity.method not in FORWARD_ONLY:
-        raise UserError(
-            f"sensitivity.products is for {' and '.join(sorted(FORWARD_ONLY))}; leave it out with "
-            f"{config.sensitivity.method}"
-        )
+    check_method(config)
     config = dataclasses.replace(config, model=unpacked(config.model, run.original_path))
     target = find_target(config.target) if config.target else None
     if target:
         check_describable(target, Path(str(config.model.path)))
-    attention = "eager" if config.sensitivity.method in EAGER_ATTENTION else None
-    if attention and config.model.path:
-        log.info("%s differentiates twice: using eager attention", config.sensitivity.method)
-    model = None
-    if not config.model.stream:
-        model = load_model(config.model, attention=attention, import_paths=import_paths)
+    original = load_original(config, import_paths)
     planned = _planned_before(run)
-    if planned is not None and planned.config["calibration"]["special_tokens"] is None:
-        config = _with_samples_as_before(config, run)
+    config = _with_samples_as_before(config, planned, run)
     splits = load_splits(config, import_paths)
-    block_bytes = None
-    if model is None:
-        model, block_bytes, (groups, fixed_bytes, weights) = _look_streamed(config, splits)
-    else:
-        check_stored_dtype(model, str(config.model.path), _stored_dtype(config))
-        groups = deployable_groups(model, config.groups, splits.calibration[:1].inputs, target)
-        check_repeatable(model, splits.calibration.of_all_lengths(config.calibration.samples_per_pass).inputs)
-        fixed_bytes = num_fixed_bytes(
-            model, groups, _stored_dtype(config), target.fixed_bytes if target else None
-        )
-        weights = weights_fingerprint(model)
-    if config.model.path and (target is None or target.keeps_unused):
-        count = target.fixed_bytes if target else None
-        fixed_bytes += num_unused_bytes(model, Path(config.model.path), count)
-    names = tuple(sorted(config.formats, key=lambda name: (FORMATS[name].num_bits, name)))
-    formats = (names,) * len(groups) if target is None else narrowed(target, groups, names, config.quantizer)
-    _say_narrowed(config, names, formats)
-    space = SearchSpace(groups, formats)
-    first = splits.calibration[:1].to(pick_device(config.model.device))
+    groups, fixed_bytes = find_groups(original, splits.calibration, target)
+    space = _search_space(config, groups, target)
+    first = splits.calibration[:1].to(original.device)
     with torch.no_grad():
-        outputs_NTV = forward(model, first.inputs)
-    check_activations(config, model, space)
+        outputs_NTV = forward(original.model, first.inputs)
+    check_activations(config, original.model, space)
     if target and target.export == "gguf":
-        check_scales(model, space, torch.float16)
-    facts = find_facts(config, weights, splits, space, outputs_NTV.shape[-1])
+        check_scales(original.model, space, torch.float16)
+    facts = find_facts(config, original.fingerprint(), splits, space, outputs_NTV.shape[-1])
     if planned is not None:
         unknown = {TARGETS: facts[TARGETS]} if TARGETS in facts else {}
         check_same_facts(planned.facts, facts, str(run.path), default_facts() | unknown)
-        check_same_settings(model, planned)
-        check_same_outputs(planned, splits.calibration[:1].inputs, outputs_NTV)
+        check_same_settings(original.model, planned)
+        check_same_outputs(planned, first.inputs, outputs_NTV)
         # Word for word, since what is measured already is named after them.
         facts, fingerprint, units = planned.facts, planned.fingerprint, planned.units
     else:
@@ -122,7 +89,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
             samples_per_unit=config.calibration.samples_per_unit or _samples_per_unit(config, splits),
         )
     plan = Plan(
-        config=to_values(config),
+        config=config,
         space=space,
         units=units,
         facts=facts,
@@ -130,26 +97,32 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         import_paths=import_paths,
         fixed_bytes=fixed_bytes,
         environment=find_environment(),
-        weights=weight_marks(model, config.model.dtype),
+        weights=weight_marks(original.model, config.model.dtype),
         original=(planned.original if planned is not None else {})
-        or original_marks(model, splits.calibration[:1].inputs, outputs_NTV),
+        or original_marks(original.model, first.inputs, outputs_NTV),
     )
     check_solvable(plan)
     if not config.budgets:
         log.warning("budgets is empty, so nothing keeps the solution from the largest formats; name a budget")
-    if config.quantizer.activations == "static" and rounds_activations(space):
-        keep_ranges(run, plan, config, model, splits.calibration)
-    keep_samples(run, splits.calibration)
+    _keep(run, plan, config, original, splits.calibration)
+    return plan
+
+
+def _keep(run: RunDir, plan: Plan, config: Config, original: Original, calibration: Samples) -> None:
+    """Write the plan, what has to be measured once before it can be used, and what calibration will cost."""
+    size = config.calibration.samples_per_pass
+    batches = (batch.to(original.device) for batch in calibration.passes(size))
+    if config.quantizer.activations == "static" and rounds_activations(plan.space):
+        keep_ranges(run, plan, config, original.model, batches)
+    keep_samples(run, calibration)
     write_artefact(run.plan_path, plan_to_json(plan))
     if config.quantizer.rounding == "gptq" or config.quantizer.checkpoints:
-        samples = splits.calibration.to(pick_device(config.model.device))
-        size = config.calibration.samples_per_pass
-        make_codes(run, fingerprint, model, space, config.quantizer, samples, size)
-    if config.sensitivity.method in FORWARD_ONLY:
-        batch = splits.calibration[: config.calibration.samples_per_pass].to(pick_device(config.model.device))
-        cost = estimate_cost(model, config, space, plan.units, batch, block_bytes)
+        samples = calibration.to(original.device)
+        make_codes(run, plan.fingerprint, original.model, plan.space, config.quantizer, samples, size)
+    if find_method(config.sensitivity.method).forward_only:
+        batch = calibration[:size].to(original.device)
+        cost = estimate_cost(original.model, config, plan.space, plan.units, batch, original.block_bytes)
         write_artefact(run.file("cost.json"), dataclasses.asdict(cost))
-    return plan
 
 
 def _planned_before(run: RunDir) -> Plan | None:
@@ -163,8 +136,10 @@ def _planned_before(run: RunDir) -> Plan | None:
         return None
 
 
-def _with_samples_as_before(config: Config, run: RunDir) -> Config:
-    """The config of a run that was planned before there was `calibration.special_tokens`; it keeps its samples."""
+def _with_samples_as_before(config: Config, planned: Plan | None, run: RunDir) -> Config:
+    """The config; without special tokens for a run that was planned before they were: it keeps its samples."""
+    if planned is None or planned.config.calibration.special_tokens is not None:
+        return config
     if not config.calibration.special_tokens:
         return config
     log.warning(
@@ -187,43 +162,14 @@ def _samples_per_unit(config: Config, splits: Splits) -> int:
     )
 
 
-def _look_streamed(
-    config: Config, splits: Splits
-) -> tuple[nn.Module, tuple[int, int], tuple[tuple[Group, ...], int, str]]:
-    """The streamed model, bytes outside its blocks and of the largest; groups, bytes outside them, digest."""
-    if config.sensitivity.method not in FORWARD_ONLY:
-        raise UserError(
-            f"{config.sensitivity.method} needs the whole model; use {' or '.join(sorted(FORWARD_ONLY))}, "
-            "or set model.stream: false"
-        )
-    streamed = load_streamed(config.model)
-    check_stored_dtype(streamed.model, str(config.model.path), _stored_dtype(config), streamed.weights)
-    weights = streamed_fingerprint(streamed.model, streamed.weights)
-    batch = splits.calibration.of_all_lengths(config.calibration.samples_per_pass)
-    with shapes_only(config.model, batch.inputs) as (model, inputs), torch.no_grad():
-        tried_forward(model, inputs)
-        target = find_target(config.target) if config.target else None
-        groups = deployable_groups(model, config.groups, inputs, target)
-        num_bytes = num_fixed_bytes(
-            model, groups, _stored_dtype(config), target.fixed_bytes if target else None
-        )
-        found = groups, num_bytes, weights
-    itemsize = getattr(torch, config.model.dtype).itemsize
-    sizes = [itemsize * sum(p.numel() for p in block.parameters()) for block in streamed.blocks]
-    outside = itemsize * sum(p.numel() for p in streamed.model.parameters()) - sum(sizes)
-    return streamed.model, (outside, max(sizes)), found
-
-
-def _say_narrowed(config: Config, names: tuple[str, ...], formats: tuple[tuple[str, ...], ...]) -> None:
+def _search_space(config: Config, groups: tuple[Group, ...], target: Target | None) -> SearchSpace:
+    """The groups with the formats, from few bits to many, that the target can hold of each."""
+    names = tuple(sorted(config.formats, key=lambda name: (FORMATS[name].num_bits, name)))
+    formats = (names,) * len(groups) if target is None else narrowed(target, groups, names, config.quantizer)
     lost = [name for name in names if not any(name in kept for kept in formats)]
     if lost:
         log.info("target %s cannot hold %s: left out", config.target, ", ".join(lost))
     partly = sum(len(kept) < len(names) - len(lost) for kept in formats)
     if partly:
         log.info("%d groups are no whole number of quantization groups wide and get fewer formats", partly)
-
-
-def _stored_dtype(config: Config) -> torch.dtype | None:
-    """What a Hugging Face directory says its weights are stored in; None for a factory's model."""
-    dtype = getattr(torch, describe_model(config.model).dtype or "", None)
-    return dtype if isinstance(dtype, torch.dtype) else None
+    return SearchSpace(groups, formats)

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import CalibrationConfig, GroupsConfig, ModelConfig, is_factory
 from hpcmpq.errors import UserError, raise_if_no_room
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.data.sources import read_source
@@ -24,6 +23,7 @@ from hpcmpq.models.load import load_model
 from hpcmpq.models.outputs import tried_forward
 from hpcmpq.models.streaming import shapes_only
 from hpcmpq.planning.starter_text import FIRST_BUDGETS, SHARES, Counts, starter_text
+from hpcmpq.settings import CalibrationConfig, GroupsConfig, ModelConfig, is_factory
 from hpcmpq.space import Group
 from hpcmpq.store.whole_files import replacing
 from hpcmpq.targets import TARGETS

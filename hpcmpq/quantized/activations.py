@@ -4,7 +4,7 @@
         forward(model, inputs)
     activations.errors(group, module, (x,))                  # derivative methods: errors frozen at the inputs x
 
-Axis letters: K options of one group.
+Axis letters: Q options of one group.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -92,7 +92,7 @@ class Activations:
 
     @torch.no_grad()
     def errors(self, group: int, module: nn.Module, operands: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
-        """Q_f(x) − x of each operand for every option of a group, [K, *x.shape]; None if none rounds activations."""
+        """Q_f(x) − x of each operand for every option of a group, [Q, *x.shape]; None if none rounds activations."""
         if not self.rounds(group) or module not in self.places[group]:
             return None
         columns = []

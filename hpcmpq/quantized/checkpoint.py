@@ -16,7 +16,7 @@ from torch import Tensor
 from hpcmpq.errors import UserError
 from hpcmpq.formats import Format, Quantizer
 from hpcmpq.models.description import read_model_json
-from hpcmpq.quantizers.codes import Range
+from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.space import Member
 
@@ -35,7 +35,7 @@ class QuantizedCheckpoint:
     files: Mapping[str, Path]
     settings: Mapping[str, Any]
 
-    def codes(self, member: Member, format: Format, quantizer: Quantizer) -> tuple[Tensor, Range]:
+    def codes(self, member: Member, format: Format, quantizer: Quantizer) -> tuple[Tensor, QParams]:
         """Codes [M, K] and range of a weight.
 
         Raises:
@@ -59,9 +59,9 @@ class QuantizedCheckpoint:
         if quantizer.symmetric:
             if not (zero_MS == centre).all():
                 self._refuse(name, "has zero points; set quantizer.symmetric: false")
-            return (fields_MK - centre).to(torch.int8), Range(scale_MS)
+            return (fields_MK - centre).to(torch.int8), QParams(scale_MS)
         assert code_limits(format, quantizer)[0] == 0
-        return fields_MK.to(torch.uint8), Range(scale_MS, zero_MS.to(torch.int32))
+        return fields_MK.to(torch.uint8), QParams(scale_MS, zero_MS.to(torch.int32))
 
     def digest(self) -> str:
         """SHA-256 of the files' bytes."""

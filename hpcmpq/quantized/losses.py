@@ -1,6 +1,6 @@
 """Measured losses of whole assignments on given samples: for evaluate, refine and the benches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,8 +11,7 @@ from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.load import forward
 from hpcmpq.objective import OBJECTIVES, counted_positions
 from hpcmpq.quantized.variants import Variants
-
-Assignment = Mapping[str, str]
+from hpcmpq.space import Assignment
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from hpcmpq.models.load import forward
 from hpcmpq.models.weights import as_matrix, holder_of
 from hpcmpq.quantized.checkpoint import open_checkpoint
 from hpcmpq.quantized.padding import padding_masks, without_padding
-from hpcmpq.quantizers.codes import Range
+from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.gptq import compensated_codes, compensation
-from hpcmpq.quantizers.ranges import choose_range
+from hpcmpq.quantizers.ranges import choose_qparams
 from hpcmpq.space import Member, SearchSpace
 from hpcmpq.store.h5_files import read_h5, write_h5
 from hpcmpq.store.run_dir import RunDir
@@ -49,7 +49,7 @@ class StoredCodes:
     run: RunDir
     fingerprint: str
 
-    def read(self, member: Member, format_name: str, like: Tensor) -> tuple[Tensor, Range]:
+    def read(self, member: Member, format_name: str, like: Tensor) -> tuple[Tensor, QParams]:
         """Codes [M, K] and range of a weight in an integer format, on the device of `like`.
 
         Raises:
@@ -65,11 +65,11 @@ class StoredCodes:
             raise UserError(f"{path} belongs to another plan; run `{made_by}` again")
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         zero_point = arrays.get(f"{format_name}/zero_point")
-        range = Range(
+        qparams = QParams(
             torch.from_numpy(arrays[f"{format_name}/scale"]).to(like.device, dtype),
             None if zero_point is None else torch.from_numpy(zero_point).to(like.device),
         )
-        return torch.from_numpy(arrays[f"{format_name}/codes"]).to(like.device), range
+        return torch.from_numpy(arrays[f"{format_name}/codes"]).to(like.device), qparams
 
 
 def is_stored(format_name: str, quantizer: Quantizer) -> bool:
@@ -136,16 +136,16 @@ def _codes(
     factor = compensation(hessian_KK, quantizer)
     arrays: dict[str, np.ndarray] = {}
     for name in names:
-        range = choose_range(weight_MK, FORMATS[name], quantizer)
-        codes_MK = compensated_codes(weight_MK, factor, range, FORMATS[name], quantizer)
-        arrays |= _arrays(name, codes_MK, range)
+        qparams = choose_qparams(weight_MK, FORMATS[name], quantizer)
+        codes_MK = compensated_codes(weight_MK, factor, qparams, FORMATS[name], quantizer)
+        arrays |= _arrays(name, codes_MK, qparams)
     return arrays
 
 
-def _arrays(name: str, codes_MK: Tensor, range: Range) -> dict[str, np.ndarray]:
-    arrays = {f"{name}/codes": codes_MK.cpu().numpy(), f"{name}/scale": range.scale.cpu().numpy()}
-    if range.zero_point is not None:
-        arrays[f"{name}/zero_point"] = range.zero_point.cpu().numpy()
+def _arrays(name: str, codes_MK: Tensor, qparams: QParams) -> dict[str, np.ndarray]:
+    arrays = {f"{name}/codes": codes_MK.cpu().numpy(), f"{name}/scale": qparams.scale.cpu().numpy()}
+    if qparams.zero_point is not None:
+        arrays[f"{name}/zero_point"] = qparams.zero_point.cpu().numpy()
     return arrays
 
 

@@ -8,8 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import parse_config
-from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.formats import Quantizer
 from hpcmpq.models.attention_products import attach_products
 from hpcmpq.models.data.kept_samples import kept_samples
 from hpcmpq.models.load import forward, load_model, pick_device
@@ -18,10 +17,9 @@ from hpcmpq.models.weight_digests import check_same_weights
 from hpcmpq.models.weights import as_matrix, from_matrix, swapped
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.activations import Activations, read_maxima
-from hpcmpq.quantized.stored_codes import StoredCodes, is_stored
-from hpcmpq.quantizers import decode, encode, fake_quantize
-from hpcmpq.quantizers.codes import Range
-from hpcmpq.quantizers.ranges import choose_range
+from hpcmpq.quantized.rounded_weights import RoundedWeights
+from hpcmpq.quantized.stored_codes import StoredCodes
+from hpcmpq.quantizers.codes import QParams
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store.run_dir import RunDir
 
@@ -35,8 +33,7 @@ class Variants:
 
     A model whose products are searched multiplies through modules of its own from here on.
 
-    Only the ranges (one scale per `group_size` weights) are remembered between calls, because searching
-    them costs far more than rounding with them; and the rounded weights where all of them together are small.
+    Rounded weights are kept where all of them together are small; else `RoundedWeights` keeps qparams.
 
     Attributes:
         model: The original.
@@ -53,7 +50,7 @@ class Variants:
     maxima: Mapping[str, tuple[float, ...]] | None = None
     codes: StoredCodes | None = None
     sources: Mapping[str, Tensor] | None = None
-    _ranges: dict[tuple[str, str], Range] = field(default_factory=dict)
+    _qparams: dict[tuple[str, str], QParams] = field(default_factory=dict)
     _kept: dict[tuple[str, str], dict[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -77,38 +74,23 @@ class Variants:
         """{parameter: weight rounded to a format}, same shape and dtype as the original; not to be changed."""
         if (group.name, format_name) in self._kept:
             return dict(self._kept[group.name, format_name])
-        weight_format = FORMATS[format_name]
         tensors = {}
         for member in group.members:
             weight = self._weight(member)
-            matrix_MK = as_matrix(weight, member)
-            if is_stored(format_name, self.quantizer):
-                rounded_MK = decode(*self.encoded(member, format_name), weight_format, self.quantizer)
-            else:
-                range = self._range(member, format_name, matrix_MK)
-                rounded_MK = fake_quantize(matrix_MK, weight_format, self.quantizer, range)
+            rounded_MK = self._rounded.decoded(member, format_name, as_matrix(weight, member))
             tensors[member.parameter] = from_matrix(rounded_MK, member, weight)
         if self._keeps:
             self._kept[group.name, format_name] = dict(tensors)
         return tensors
 
     @torch.no_grad()
-    def encoded(self, member: Member, format_name: str) -> tuple[Tensor, Range]:
+    def encoded(self, member: Member, format_name: str) -> tuple[Tensor, QParams]:
         """What a checkpoint stores of a weight: its codes [M, K] and what they mean."""
-        weight_format = FORMATS[format_name]
-        matrix_MK = as_matrix(self._weight(member), member)
-        if is_stored(format_name, self.quantizer):
-            if self.codes is None:
-                raise ValueError("quantizer.rounding gptq needs the codes of a planned run")
-            return self.codes.read(member, format_name, matrix_MK)
-        range = self._range(member, format_name, matrix_MK)
-        return encode(matrix_MK, range, weight_format, self.quantizer), range
+        return self._rounded.encoded(member, format_name, as_matrix(self._weight(member), member))
 
-    def _range(self, member: Member, format_name: str, matrix_MK: Tensor) -> Range:
-        key = (member.parameter, format_name)
-        if key not in self._ranges:
-            self._ranges[key] = choose_range(matrix_MK, FORMATS[format_name], self.quantizer)
-        return self._ranges[key]
+    @cached_property
+    def _rounded(self) -> RoundedWeights:
+        return RoundedWeights(self.quantizer, self.codes, self._qparams)
 
     @cached_property
     def _keeps(self) -> bool:
@@ -167,7 +149,7 @@ def open_variants(
     Raises:
         PlanMismatch: If the model has changed since it was planned for.
     """
-    config = parse_config(plan.config, "plan.json")
+    config = plan.config
     if model is None:
         model = load_model(config.model, import_paths=plan.import_paths)
     check_same_settings(model, plan)

@@ -1,9 +1,9 @@
 """Weight quantizers: pure functions from a weight matrix [M outputs, K inputs] to what a format keeps of it.
 
-    range = choose_range(weight_MK, FORMATS["int4"], Quantizer(group_size=64))   # scales, zero points
-    codes = encode(weight_MK, range, FORMATS["int4"], Quantizer(group_size=64))  # what is stored
-    decode(codes, range, ...)                                                    # what inference sees
-    fake_quantize(weight_MK, ...)                                                # all three
+    qparams = choose_qparams(weight_MK, FORMATS["int4"], Quantizer(group_size=64))  # scales, zero points
+    codes = encode(weight_MK, qparams, FORMATS["int4"], Quantizer(group_size=64))   # what is stored
+    decode(codes, qparams, ...)                                                     # what inference sees
+    fake_quantize(weight_MK, ...)                                                   # all three
 
 To add a format: one line in `hpcmpq.formats.FORMATS`, and for a new kind of number a file beside
 `integer.py` with `encode` and `decode`. `tests/quantizers` runs every property over the table.
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from hpcmpq.formats import Format, Quantizer
 from hpcmpq.quantizers import floating, integer
-from hpcmpq.quantizers.codes import Range
-from hpcmpq.quantizers.ranges import check_finite, choose_range
+from hpcmpq.quantizers.codes import QParams
+from hpcmpq.quantizers.ranges import check_finite, choose_qparams
 
-__all__ = ["Range", "choose_range", "decode", "encode", "fake_quantize"]
+__all__ = ["QParams", "choose_qparams", "decode", "encode", "fake_quantize"]
 
 STEP_ELEMENTS = 2**24
 """Weights quantized at once; bounds the memory beyond input and output."""
 
 
 def fake_quantize(
-    weight_MK: Tensor, format: Format, quantizer: Quantizer, range: Range | None = None
+    weight_MK: Tensor, format: Format, quantizer: Quantizer, qparams: QParams | None = None
 ) -> Tensor:
     """decode(encode(w)): the weights that inference in `format` sees, in the dtype and shape given.
 
@@ -34,7 +34,7 @@ def fake_quantize(
         weight_MK: Any float dtype; computed in float32, or float64 for float64.
         format: The number format.
         quantizer: Group size, symmetry and kind of range.
-        range: From `choose_range`; chosen here if None.
+        qparams: From `choose_qparams`; chosen here if None.
 
     Raises:
         ValueError: If weights are NaN or infinite; the message counts them.
@@ -48,25 +48,27 @@ def fake_quantize(
     result_MK = torch.empty_like(weight_MK)
     largest = torch.finfo(weight_MK.dtype).max
     rows_per_step = max(1, STEP_ELEMENTS // max(1, weight_MK.shape[1]))
-    for start in torch.arange(0, weight_MK.shape[0], rows_per_step).tolist():
+    for start in range(0, weight_MK.shape[0], rows_per_step):
         rows = slice(start, start + rows_per_step)
         weight_RK = weight_MK[rows]
-        if range is None:
-            part = choose_range(weight_RK, format, quantizer)
+        if qparams is None:
+            part = choose_qparams(weight_RK, format, quantizer)
         else:
-            part = Range(range.scale[rows], None if range.zero_point is None else range.zero_point[rows])
+            part = QParams(
+                qparams.scale[rows], None if qparams.zero_point is None else qparams.zero_point[rows]
+            )
         codes_RK = encode(weight_RK, part, format, quantizer)
         result_MK[rows] = decode(codes_RK, part, format, quantizer).clamp_(-largest, largest)
     return result_MK
 
 
-def encode(weight_MK: Tensor, range: Range, format: Format, quantizer: Quantizer) -> Tensor:
+def encode(weight_MK: Tensor, qparams: QParams, format: Format, quantizer: Quantizer) -> Tensor:
     """Codes [M, K]: int8 or uint8 for integer formats, the format's own dtype for float formats."""
     kind = integer if format.type == "int" else floating
-    return kind.encode(weight_MK.to(range.scale.dtype), range, format, quantizer)
+    return kind.encode(weight_MK.to(qparams.scale.dtype), qparams, format, quantizer)
 
 
-def decode(codes_MK: Tensor, range: Range, format: Format, quantizer: Quantizer) -> Tensor:
-    """The weights [M, K] that codes stand for, in the dtype of `range.scale`."""
+def decode(codes_MK: Tensor, qparams: QParams, format: Format, quantizer: Quantizer) -> Tensor:
+    """The weights [M, K] that codes stand for, in the dtype of `qparams.scale`."""
     kind = integer if format.type == "int" else floating
-    return kind.decode(codes_MK, range, format, quantizer)
+    return kind.decode(codes_MK, qparams, format, quantizer)

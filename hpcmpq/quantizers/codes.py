@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Range:
+class QParams:
     """What codes mean: weight = scale · (code − zero_point).
 
     Attributes:

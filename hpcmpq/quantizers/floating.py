@@ -1,14 +1,10 @@
 """Floating-point formats: fp8 with one scale per output channel, plain bfloat16 and float32. Casts saturate."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from hpcmpq.formats import Format, Quantizer
-
-if TYPE_CHECKING:
-    from hpcmpq.quantizers.codes import Range
+from hpcmpq.quantizers.codes import QParams
 
 DTYPES: dict[str, torch.dtype] = {
     "fp8_e4m3": torch.float8_e4m3fn,
@@ -36,18 +32,18 @@ def nearest_values(weight: Tensor, scale: Tensor, format: Format) -> Tensor:
     return torch.div(weight, scale).clamp_(-limit, limit).to(DTYPES[format.name])
 
 
-def encode(weight_MK: Tensor, range: "Range", format: Format, quantizer: Quantizer) -> Tensor:
+def encode(weight_MK: Tensor, qparams: QParams, format: Format, quantizer: Quantizer) -> Tensor:
     """The weight over its scale, [M, K] in the format's own dtype.
 
     Args:
-        weight_MK: Finite, in the dtype of `range.scale`.
-        range: One scale per output channel, [M, 1] (ones for an unscaled format).
+        weight_MK: Finite, in the dtype of `qparams.scale`.
+        qparams: One scale per output channel, [M, 1] (ones for an unscaled format).
         format: A float format.
         quantizer: Unused: float formats take no group size and no zero point.
     """
-    return nearest_values(weight_MK, range.scale, format)
+    return nearest_values(weight_MK, qparams.scale, format)
 
 
-def decode(codes_MK: Tensor, range: "Range", format: Format, quantizer: Quantizer) -> Tensor:
-    """Weights scale · code [M, K], in the dtype of `range.scale`."""
-    return codes_MK.to(range.scale.dtype) * range.scale
+def decode(codes_MK: Tensor, qparams: QParams, format: Format, quantizer: Quantizer) -> Tensor:
+    """Weights scale · code [M, K], in the dtype of `qparams.scale`."""
+    return codes_MK.to(qparams.scale.dtype) * qparams.scale

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hpcmpq.formats import Format, Quantizer
-from hpcmpq.quantizers.codes import Range
+from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.integer import code_limits, nearest_codes, split_groups
 from hpcmpq.quantizers.ranges import check_finite
 
@@ -43,16 +43,16 @@ def compensation(hessian_KK: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tens
 
 
 def compensated_codes(
-    weight_MK: Tensor, factor: tuple[Tensor, Tensor], range: Range, format: Format, quantizer: Quantizer
+    weight_MK: Tensor, factor: tuple[Tensor, Tensor], qparams: QParams, format: Format, quantizer: Quantizer
 ) -> Tensor:
     """Codes [M, K] of a weight, rounded column by column: int8 if symmetric, uint8 if not.
 
     Args:
         weight_MK: Finite; computed in float64.
         factor: From `compensation`.
-        range: Scales (and zero points) of the weight, [M, S].
+        qparams: Scales (and zero points) of the weight, [M, S].
         format: An integer format.
-        quantizer: Group size and symmetry that `range` was chosen for.
+        quantizer: Group size and symmetry that `qparams` were chosen for.
     """
     check_finite(weight_MK)
     order_K, upper_KK = factor
@@ -61,14 +61,14 @@ def compensated_codes(
     length = split_groups(weight_MK[:1], quantizer.group_size).shape[-1]
     # Columns as rows in memory: every step works on one of them and the few that follow.
     rest_KM = weight_MK.double().T[order_K].contiguous()
-    scale_SM = range.scale.double().T.contiguous()
-    zero_point_SM = None if range.zero_point is None else range.zero_point.T.contiguous()
+    scale_SM = qparams.scale.double().T.contiguous()
+    zero_point_SM = None if qparams.zero_point is None else qparams.zero_point.T.contiguous()
     codes_KM = torch.empty_like(rest_KM)
     places = order_K.tolist()
-    for start in torch.arange(0, num_columns, BLOCK).tolist():
+    for start in range(0, num_columns, BLOCK):
         stop = min(start + BLOCK, num_columns)
         errors_BM = torch.zeros_like(rest_KM[start:stop])
-        for k in torch.arange(start, stop).tolist():
+        for k in range(start, stop):
             s = places[k] // length
             zero_point_M = None if zero_point_SM is None else zero_point_SM[s]
             codes_M = nearest_codes(rest_KM[k], scale_SM[s], zero_point_M, limits)

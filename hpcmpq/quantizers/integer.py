@@ -3,15 +3,11 @@
 Shape letters: M output channels, K inputs, S scales of a channel, L inputs that share a scale.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from hpcmpq.formats import Format, Quantizer
-
-if TYPE_CHECKING:
-    from hpcmpq.quantizers.codes import Range
+from hpcmpq.quantizers.codes import QParams
 
 
 def code_limits(format: Format, quantizer: Quantizer) -> tuple[int, int]:
@@ -55,27 +51,27 @@ def nearest_codes(
     return codes.clamp_(*limits)
 
 
-def encode(weight_MK: Tensor, range: "Range", format: Format, quantizer: Quantizer) -> Tensor:
+def encode(weight_MK: Tensor, qparams: QParams, format: Format, quantizer: Quantizer) -> Tensor:
     """Integer codes [M, K] of a weight: int8 if symmetric, uint8 if not.
 
     Args:
-        weight_MK: Finite, in the dtype of `range.scale`.
-        range: Scales (and zero points), [M, S].
+        weight_MK: Finite, in the dtype of `qparams.scale`.
+        qparams: Scales (and zero points), [M, S].
         format: An integer format.
         quantizer: Group size and symmetry that `range` was chosen for.
     """
     weight_MSL = split_groups(weight_MK, quantizer.group_size)
-    zero_point = None if range.zero_point is None else range.zero_point.unsqueeze(-1)
+    zero_point = None if qparams.zero_point is None else qparams.zero_point.unsqueeze(-1)
     codes_MSL = nearest_codes(
-        weight_MSL, range.scale.unsqueeze(-1), zero_point, code_limits(format, quantizer)
+        weight_MSL, qparams.scale.unsqueeze(-1), zero_point, code_limits(format, quantizer)
     )
     codes_MK = codes_MSL.flatten(1)[:, : weight_MK.shape[1]]
     return codes_MK.to(torch.int8 if quantizer.symmetric else torch.uint8)
 
 
-def decode(codes_MK: Tensor, range: "Range", format: Format, quantizer: Quantizer) -> Tensor:
-    """Weights scale · (code − zero_point) [M, K], in the dtype of `range.scale`."""
-    codes_MSL = split_groups(codes_MK.to(range.scale.dtype), quantizer.group_size)
-    if range.zero_point is not None:
-        codes_MSL = codes_MSL - range.zero_point.unsqueeze(-1)
-    return (codes_MSL * range.scale.unsqueeze(-1)).flatten(1)[:, : codes_MK.shape[1]]
+def decode(codes_MK: Tensor, qparams: QParams, format: Format, quantizer: Quantizer) -> Tensor:
+    """Weights scale · (code − zero_point) [M, K], in the dtype of `qparams.scale`."""
+    codes_MSL = split_groups(codes_MK.to(qparams.scale.dtype), quantizer.group_size)
+    if qparams.zero_point is not None:
+        codes_MSL = codes_MSL - qparams.zero_point.unsqueeze(-1)
+    return (codes_MSL * qparams.scale.unsqueeze(-1)).flatten(1)[:, : codes_MK.shape[1]]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hpcmpq.formats import Format, Quantizer
-from hpcmpq.quantizers.codes import Range
+from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.floating import largest_value, nearest_values
 from hpcmpq.quantizers.integer import code_limits, nearest_codes, split_groups
 
@@ -18,7 +18,7 @@ SEARCH_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}
 """Elements of one step of the search: a CPU's cache, a GPU's memory."""
 
 
-def choose_range(weight_MK: Tensor, format: Format, quantizer: Quantizer) -> Range:
+def choose_qparams(weight_MK: Tensor, format: Format, quantizer: Quantizer) -> QParams:
     """Scales for each output channel and group of inputs; the last group may be shorter.
 
     ``absmax`` puts the largest weight at the end of the codes: scale = 2·max|w| / (2^b − 1) symmetric,
@@ -36,14 +36,14 @@ def choose_range(weight_MK: Tensor, format: Format, quantizer: Quantizer) -> Ran
 
     Example:
         >>> from hpcmpq.formats import FORMATS
-        >>> choose_range(torch.tensor([[-3.0, 1.0]]), FORMATS["int2"], Quantizer(range="absmax")).scale
+        >>> choose_qparams(torch.tensor([[-3.0, 1.0]]), FORMATS["int2"], Quantizer(range="absmax")).scale
         tensor([[2.]])
     """
     check_finite(weight_MK)
     num_rows, num_columns = weight_MK.shape
     dtype = torch.float64 if weight_MK.dtype == torch.float64 else torch.float32
     if not format.scaled:
-        return Range(torch.ones(num_rows, 1, dtype=dtype, device=weight_MK.device))
+        return QParams(torch.ones(num_rows, 1, dtype=dtype, device=weight_MK.device))
     group_size = quantizer.group_size if format.type == "int" else None
     factors = _factors(format, quantizer)
     limit = SEARCH_ELEMENTS.get(weight_MK.device.type, SEARCH_ELEMENTS["cuda"])
@@ -54,7 +54,7 @@ def choose_range(weight_MK: Tensor, format: Format, quantizer: Quantizer) -> Ran
         candidates = _candidates(rows_RSL, factors, format, quantizer)
         parts.append(_least_error(rows_RSL, candidates, format, quantizer))
     zero_points = [part.zero_point for part in parts if part.zero_point is not None]
-    return Range(torch.cat([part.scale for part in parts]), torch.cat(zero_points) if zero_points else None)
+    return QParams(torch.cat([part.scale for part in parts]), torch.cat(zero_points) if zero_points else None)
 
 
 def check_finite(weight: Tensor) -> None:
@@ -79,19 +79,19 @@ def _factors(format: Format, quantizer: Quantizer) -> list[float]:
     return [1.0, *torch.linspace(lowest, highest, NUM_FACTORS, dtype=torch.float64).tolist()]
 
 
-def _candidates(rows_RSL: Tensor, factors: list[float], format: Format, quantizer: Quantizer) -> Range:
-    """One range per factor: scale and zero point [F, R, S]."""
+def _candidates(rows_RSL: Tensor, factors: list[float], format: Format, quantizer: Quantizer) -> QParams:
+    """Qparams of every factor: scale and zero point [F, R, S]."""
     factor_F11 = torch.tensor(factors, dtype=rows_RSL.dtype, device=rows_RSL.device).reshape(-1, 1, 1)
     if format.type == "float":
-        return Range(_storable(factor_F11 * (rows_RSL.abs().amax(-1) / largest_value(format))))
+        return QParams(_storable(factor_F11 * (rows_RSL.abs().amax(-1) / largest_value(format))))
     if quantizer.symmetric:
-        return Range(_storable(factor_F11 * (rows_RSL.abs().amax(-1) / (2**format.num_bits - 1) * 2)))
+        return QParams(_storable(factor_F11 * (rows_RSL.abs().amax(-1) / (2**format.num_bits - 1) * 2)))
     num_steps = 2**format.num_bits - 1
     low_RS = rows_RSL.amin(-1).clamp_(max=0.0) / num_steps
     high_RS = rows_RSL.amax(-1).clamp_(min=0.0) / num_steps
     scale_FRS = _storable(factor_F11 * (high_RS - low_RS))
     zero_point_FRS = (-factor_F11 * low_RS / scale_FRS * num_steps).round_().clamp_(0, num_steps)
-    return Range(scale_FRS, zero_point_FRS.to(torch.int32))
+    return QParams(scale_FRS, zero_point_FRS.to(torch.int32))
 
 
 def _storable(scale: Tensor) -> Tensor:
@@ -101,11 +101,11 @@ def _storable(scale: Tensor) -> Tensor:
     return torch.where(scale > 0, rounded, torch.ones_like(rounded))
 
 
-def _least_error(rows_RSL: Tensor, candidates: Range, format: Format, quantizer: Quantizer) -> Range:
+def _least_error(rows_RSL: Tensor, candidates: QParams, format: Format, quantizer: Quantizer) -> QParams:
     """The candidate of least squared error for every scale, [R, S]."""
     scale_FRS, zero_point_FRS = candidates.scale, candidates.zero_point
     if len(scale_FRS) == 1:
-        return Range(scale_FRS[0], None if zero_point_FRS is None else zero_point_FRS[0])
+        return QParams(scale_FRS[0], None if zero_point_FRS is None else zero_point_FRS[0])
     scale_FRS1 = scale_FRS.unsqueeze(-1)
     if format.type == "float":
         steps_FRSL = nearest_values(rows_RSL, scale_FRS1, format).to(rows_RSL.dtype)
@@ -119,4 +119,4 @@ def _least_error(rows_RSL: Tensor, candidates: Range, format: Format, quantizer:
     error_FRSL = steps_FRSL.mul_(relative_FRS1).sub_(rows_RSL / scale_FRS1[0])
     best_1RS = error_FRSL.square_().sum(-1).argmin(0, keepdim=True)
     zero_point = None if zero_point_FRS is None else zero_point_FRS.gather(0, best_1RS)[0]
-    return Range(scale_FRS.gather(0, best_1RS)[0], zero_point)
+    return QParams(scale_FRS.gather(0, best_1RS)[0], zero_point)

@@ -20,20 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcmpq.config import Config, SensitivityConfig
-from hpcmpq.models.chain.chain import Inputs
 from hpcmpq.models.data.samples import Samples
-from hpcmpq.models.outputs import forward
+from hpcmpq.models.outputs import Inputs, forward
 from hpcmpq.models.weights import swapped
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.activations import rounds_activations
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.response.engine import Engine, make_engine
+from hpcmpq.response.engine import ResponseEngine, make_engine
 from hpcmpq.sensitivity.features import check_finite, gram
 from hpcmpq.sensitivity.probes import num_probes
 from hpcmpq.sensitivity.sampled_positions import find_head
 from hpcmpq.sensitivity.secant import measure_pass
 from hpcmpq.sensitivity.subject import Subject
+from hpcmpq.settings import Config, SensitivityConfig
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class ChangedAssignments:
     def respond(
         self, inputs: Inputs, options: Sequence[int]
     ) -> tuple[Tensor, Iterator[tuple[list[int], Tensor]]]:
-        """See `hpcmpq.response.engine.Engine`."""
+        """See `hpcmpq.response.engine.ResponseEngine`."""
 
         def outputs() -> Iterator[tuple[list[int], Tensor]]:
             space = self.variants.space
@@ -139,7 +138,7 @@ def expand(
     local = variants if in_turn else variants.from_copies()
     base = {} if in_turn else variants.weights(assignment)
     subject = replace(subject, variants=local)
-    engine: Engine
+    engine: ResponseEngine
     with swapped(model, base):
         if in_turn:
             engine = ChangedAssignments(variants, assignment)

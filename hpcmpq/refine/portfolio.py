@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from hpcmpq.config import SolverConfig
 from hpcmpq.formats import FORMATS
 from hpcmpq.problem import Problem
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.settings import SolverConfig
 from hpcmpq.solvers import make_solver
 
 SOLVE_S = 5.0

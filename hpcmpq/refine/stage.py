@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from hpcmpq.config import SolverConfig, parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.kept_samples import planned_splits
 from hpcmpq.models.data.samples import Samples
@@ -23,6 +22,7 @@ from hpcmpq.refine.descent import LOCAL_SOLVE_S, Measurements, descend
 from hpcmpq.refine.expansion import expand, make_subject
 from hpcmpq.refine.link import fit_link
 from hpcmpq.refine.portfolio import describe_candidates, interactions, lowest, make_candidates
+from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.formulate import make_problem, uniform_choices
 from hpcmpq.solve.outcome import assignment_values, objective_value
 from hpcmpq.solve.settings import settings_of
@@ -53,7 +53,7 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
         UserError: If nothing is solved yet, there are no held-out samples, or the data have changed.
     """
     plan = read_plan(run)
-    config = parse_config(plan.config, "plan.json")
+    config = plan.config
     solution = read_solution(run)
     as_measured = read_quadratic(run.quadratic_path)
     settings = settings_of(plan, **solution["solver"])
@@ -64,7 +64,7 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
 
     problem = problem_of(settings)
     model = load_model(config.model, import_paths=plan.import_paths)
-    splits = planned_splits(config, plan)
+    splits = planned_splits(plan)
     if not len(splits.held_out):
         raise UserError("refine needs held-out samples: set calibration.held_out above 0 and plan again")
     variants = open_variants(run, plan, model)
@@ -168,7 +168,7 @@ def link_choices(
     two up, so that the points bracket the solution.
     """
     random = np.random.default_rng(seed)
-    offset_G = np.searchsorted(space.group_P, np.arange(len(space.groups)))
+    offset_G = space.offset_G
     size_G = np.bincount(space.group_P)
     choices = []
     for mean_shift in np.linspace(-2.0, 2.0, count):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hpcmpq.report.display import STYLE_OF_COST, cost_title, show, show_interval
 from hpcmpq.report.findings import Z95, Findings
-from hpcmpq.report.paired import State, judge, paired_with_uniform
+from hpcmpq.report.paired import Verdict, judge, paired_with_uniform
 from hpcmpq.wording import label
 
 CLOSED_GAP, TIGHT_GAP = 1e-5, 0.01
@@ -32,7 +32,7 @@ class Check:
         sentence: The answer with its numbers; commands in backticks.
     """
 
-    state: State
+    state: Verdict
     title: str
     sentence: str
 
@@ -55,7 +55,7 @@ def _budgets(findings: Findings) -> Check:
     if not budgets:
         return Check("open", "Budgets", "No budget was set, so nothing limits the size of this assignment.")
     parts: list[str] = []
-    state: State = "passes"
+    state: Verdict = "passes"
     for name, limit in budgets.items():
         style = STYLE_OF_COST.get(name, "number")
         reached = costs.get(name)
@@ -202,7 +202,7 @@ def _optimality(findings: Findings) -> Check:
             title,
             "The solver proved that no assignment within the budgets has a lower predicted loss.",
         )
-    state: State = "passes" if gap <= TIGHT_GAP else "take care"
+    state: Verdict = "passes" if gap <= TIGHT_GAP else "take care"
     return Check(
         state,
         title,

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any, Literal
 
-State = Literal["passes", "take care", "fails", "open"]
+Verdict = Literal["passes", "take care", "fails", "open"]
 
 
-def judge(found: dict[str, Any], higher_is_better: bool) -> tuple[State, str]:
+def judge(found: dict[str, Any], higher_is_better: bool) -> tuple[Verdict, str]:
     """State and words of a paired difference of the quantized model to another."""
     low, high = found["interval"]
     if higher_is_better:

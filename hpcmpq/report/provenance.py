@@ -1,5 +1,6 @@
 """Where the numbers come from and how to get them again: model, data, settings, files, environment, commands."""
 
+import dataclasses
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,19 +21,18 @@ Facts = list[tuple[str, str]]
 
 def model_name(findings: Findings) -> str:
     """The last part of the model's path, or its factory."""
-    model = findings.plan.config["model"]
-    return str(model.get("factory") or Path(model["path"]).name)
+    model = findings.plan.config.model
+    return str(model.factory or Path(str(model.path)).name)
 
 
 def measured_facts(findings: Findings) -> Facts:
     """(term, value) on what was measured and how."""
     plan, quadratic, evaluation = findings.plan, findings.quadratic, findings.evaluation
-    calibration, quantizer, model = (plan.config[name] for name in ("calibration", "quantizer", "model"))
-    length = calibration.get("sequence_length")
+    calibration, quantizer, model = plan.config.calibration, plan.config.quantizer, plan.config.model
     numel = sum(group.numel for group in plan.space.groups)
-    group_size = quantizer["group_size"]
+    group_size = quantizer.group_size
     facts = [
-        ("Model", f"{model.get('factory') or model['path']}, {model['dtype']}"),
+        ("Model", f"{model.factory or model.path}, {model.dtype}"),
         (
             "Searched",
             f"{numel:,} weights in {len(plan.space.groups)} groups, {plan.space.num_options} options; "
@@ -40,19 +40,18 @@ def measured_facts(findings: Findings) -> Facts:
         ),
         (
             "Rounding",
-            f"{quantizer['rounding']}, {'symmetric' if quantizer['symmetric'] else 'asymmetric'}, range by "
-            f"{quantizer['range']}, one scale per {f'{group_size} weights' if group_size else 'output channel'}",
+            f"{quantizer.rounding}, {'symmetric' if quantizer.symmetric else 'asymmetric'}, range by "
+            f"{quantizer.range}, one scale per {f'{group_size} weights' if group_size else 'output channel'}",
         ),
         ("Sensitivity", f"{quadratic.method} of {findings.objective_label}"),
         (
             "Calibration data",
-            f"{calibration['data']}: {quadratic.num_samples} samples"
-            + (f" of {length} tokens" if length else "")
-            + (f", {calibration['held_out']} held out for refinement" if calibration.get("held_out") else ""),
+            f"{calibration.data}: {quadratic.num_samples} samples of {calibration.sequence_length} tokens"
+            + (f", {calibration.held_out} held out for refinement" if calibration.held_out else ""),
         ),
     ]
     if evaluation is not None:
-        data = plan.config.get("evaluation", {}).get("data") or "held-out part of the calibration data"
+        data = plan.config.evaluation.data or "held-out part of the calibration data"
         facts.append(("Evaluation data", f"{data}: {evaluation['num_samples']} samples never calibrated on"))
     for term, name in (("Weights", "model.weights"), ("Samples", "calibration.samples")):
         if name in plan.facts:
@@ -133,7 +132,7 @@ def config_text(findings: Findings) -> str:
     """The resolved config with the budgets and solver settings of the solution, as YAML."""
     gained = findings.solution.get("maximized", {}).get("cost")
     config: dict[str, Any] = {
-        **findings.plan.config,
+        **dataclasses.asdict(findings.plan.config),
         "budgets": {name: limit for name, limit in findings.solution["budgets"].items() if name != gained},
         "solver": findings.solution["solver"],
     }

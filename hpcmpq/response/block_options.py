@@ -9,11 +9,9 @@ from torch import Tensor
 
 from hpcmpq.models.chain.chain import Chain
 from hpcmpq.models.chain.places import first_block, is_outside, places_of_groups
-from hpcmpq.models.weights import swapped
+from hpcmpq.models.weights import Tensors, swapped
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.response.low_precision import Products
-
-Tensors = dict[str, Tensor]
+from hpcmpq.response.low_precision import LowPrecisionLayers
 
 
 @dataclass
@@ -28,7 +26,7 @@ class Changes:
 
     chain: Chain
     variants: Variants
-    products: Products | None = None
+    products: LowPrecisionLayers | None = None
     _names: list[list[dict[str, str]]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,7 +54,7 @@ class Changes:
 
     def inside(self, members: list[int], k: int) -> tuple[Tensors, Tensors, Tensors]:
         """Weights to replace, by block k's own names, errors of low-precision products, and the number of each
-        option where activations are rounded; stacked, [K, ...].
+        option where activations are rounded; stacked, [Q, ...].
         """
         names = self._names[self.group(members[0])][k + 1]
         tensors: dict[str, list[Tensor]] = {}

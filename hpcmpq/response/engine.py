@@ -1,7 +1,7 @@
 """Outputs z(p) of a model under every option p alone: one whole forward pass each, or a wavefront through its blocks.
 
 z0_NTV, outputs = engine.respond(inputs, options)
-for members, z_KNTV in outputs: ...
+for members, z_QNTV in outputs: ...
 """
 
 import logging
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from hpcmpq.errors import UserError
-from hpcmpq.models.chain.chain import Inputs
 from hpcmpq.models.chain.find_chain import find_chain
+from hpcmpq.models.outputs import Inputs
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.block_options import Changes
 from hpcmpq.response.fallback import Fallback
-from hpcmpq.response.low_precision import patch_products
+from hpcmpq.response.low_precision import run_low_precision
 from hpcmpq.response.wavefront import Wavefront
 from hpcmpq.response.whole_model import WholeModel
 
@@ -35,13 +35,13 @@ LOW_PRECISION_WAVE = 64, 2**28
 """With low-precision products each wave runs the original again: at least so many options, or bytes of states."""
 
 
-class Engine(Protocol):
+class ResponseEngine(Protocol):
     """Something that runs every option."""
 
     def respond(
         self, inputs: Inputs, options: Sequence[int]
     ) -> tuple[Tensor, Iterator[tuple[list[int], Tensor]]]:
-        """The original's outputs z0 [N, T, V], and (options, z [K, N, T, V]) until all `options` are through."""
+        """The original's outputs z0 [N, T, V], and (options, z [Q, N, T, V]) until all `options` are through."""
         ...
 
 
@@ -56,7 +56,7 @@ def make_engine(
     resident: Callable[[int], AbstractContextManager[None]] | None = None,
     options_per_pass: int | None = None,
     options_per_wave: int | None = None,
-) -> Engine:
+) -> ResponseEngine:
     """The engine for a model: the wavefront where it is a chain, else one whole pass per option, with a notice.
 
     Batches on which the model's code fails in the wavefront are run by whole passes too.
@@ -75,7 +75,7 @@ def make_engine(
         UserError: If a streamed model is not a chain.
     """
     model = variants.model
-    products = None if low_precision is None else patch_products(model, low_precision, exact_original)
+    products = None if low_precision is None else run_low_precision(model, low_precision, exact_original)
     chain = None if kind == "whole" else find_chain(model, inputs, variants.space.groups)
     if resident is not None:
         if chain is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hpcmpq.errors import raise_if_no_room
-from hpcmpq.models.chain.chain import Inputs
+from hpcmpq.models.outputs import Inputs
 from hpcmpq.response.whole_model import WholeModel
 
 log = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ class Fallback:
     ) -> Iterator[tuple[list[int], Tensor]]:
         missing = dict.fromkeys(options)
         try:
-            for members, z_KNTV in outputs:
-                yield members, z_KNTV
+            for members, z_QNTV in outputs:
+                yield members, z_QNTV
                 for p in members:
                     del missing[p]
             return

@@ -5,7 +5,7 @@ two small products in bfloat16 costs 2⁻⁹ of the *displacement*; rounding x0 
 2⁻⁹ of the values, more than an 8-bit format changes them. Everything between the products stays in float32.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 
-Product = Callable[[Tensor, Tensor], Tensor]
+from hpcmpq.models.layer_kinds import Multiply, is_convolution, multiplies, product_of
 
 
 @dataclass
-class Products:
+class LowPrecisionLayers:
     """The matrix products of a model's linear and convolution layers, run in a low precision.
 
     Attributes:
@@ -61,7 +61,7 @@ class Products:
         finally:
             self._replaying, self._deltas, self._places, self._last = None, {}, {}, None
 
-    def run(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, product: Product) -> Tensor:
+    def run(self, name: str, x: Tensor, weight: Tensor, bias: Tensor | None, product: Multiply) -> Tensor:
         """The output of a layer in the mode that is on."""
         if self._replaying is None:
             y = product(x, weight) if self.exact_original else self._low(product, x, weight).to(x.dtype)
@@ -83,7 +83,7 @@ class Products:
             self._last = x, _minus(x, x0).to(self.dtype)
         return self._last[1]
 
-    def _low(self, product: Product, x: Tensor, weight: Tensor) -> Tensor:
+    def _low(self, product: Multiply, x: Tensor, weight: Tensor) -> Tensor:
         return product(x.to(self.dtype), weight.to(self.dtype))
 
 
@@ -104,40 +104,32 @@ def _plus(original: Tensor, displaced: Tensor) -> Tensor:
     return (original + displaced.unflatten(0, (-1, len(original)))).flatten(0, 1)
 
 
-def patch_products(model: nn.Module, dtype: torch.dtype, exact_original: bool = False) -> Products:
+def run_low_precision(
+    model: nn.Module, dtype: torch.dtype, exact_original: bool = False
+) -> LowPrecisionLayers:
     """Run the products of all linear, convolution and transposed linear layers of a float32 model in `dtype`."""
-    from transformers.pytorch_utils import Conv1D
-
-    products = Products(
+    products = LowPrecisionLayers(
         frozenset(
             f"{name}.weight" if name else "weight"
             for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Conv1D)
+            if multiplies(module)
         ),
         dtype,
         exact_original,
     )
     for name, module in model.named_modules():
-        if isinstance(module, Conv1D):
-            _patch(products, name, module, torch.matmul)
-        elif isinstance(module, nn.Linear):
-            _patch(products, name, module, nn.functional.linear)
-        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            _patch(products, name, module, _convolution(module))
+        if multiplies(module):
+            _patch(products, name, module)
     return products
 
 
-def _patch(products: Products, name: str, module: nn.Module, product: Product) -> None:
-    key = f"{name}.weight" if name else "weight"
+def _patch(products: LowPrecisionLayers, name: str, module: nn.Module) -> None:
+    key, product = f"{name}.weight" if name else "weight", product_of(module)
 
     def run(x: Tensor) -> Tensor:
         bias = module.bias
-        if bias is not None and isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if bias is not None and is_convolution(module):
             bias = bias.reshape(-1, *[1] * (module.weight.ndim - 2))  # type: ignore[operator]
         return products.run(key, x, module.weight, bias, product)  # type: ignore[arg-type]
 
     module.forward = run  # type: ignore[method-assign]
-
-
-def _convolution(module: nn.Module) -> Product:
-    return lambda x, weight: module._conv_forward(x, weight, None)  # type: ignore[operator]

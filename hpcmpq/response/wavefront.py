@@ -5,7 +5,7 @@ At block k each option of a group in k runs the block with its quantized weight,
 state; every older option runs it with the original weights. One `vmap` runs several options, and whatever lies
 before the changed weight inside the block is computed once for all of them.
 
-Shape letters: K options of one pass, N samples; a state is [N, ...] as the blocks pass it on.
+Shape letters: Q options of one pass, N samples; a state is [N, ...] as the blocks pass it on.
 """
 
 import logging
@@ -21,14 +21,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hpcmpq.errors import UserError, raise_if_no_room
-from hpcmpq.models.chain.chain import Call, Chain, Inputs, same_values
-from hpcmpq.response.block_options import Changes, Tensors
+from hpcmpq.models.chain.chain import Call, Chain, same_values
+from hpcmpq.models.outputs import Inputs
+from hpcmpq.models.weights import Tensors
+from hpcmpq.response.block_options import Changes
 from hpcmpq.response.fallback import Fallback, Responses
 
 log = logging.getLogger(__name__)
 
 Wave = list[tuple[list[int], Tensor]]
-"""States of spawned options: (options, [K, N, ...])."""
+"""States of spawned options: (options, [Q, N, ...])."""
 
 PUSHED_ELEMENTS, PUSHED_ROWS = 2**17, 2**8
 """Elements that a CPU pushes at once, to stay in its cache; at least so many rows, or products are a quarter slower."""
@@ -59,7 +61,7 @@ class Wavefront:
     _batches: dict[tuple[int, int], bool] = field(default_factory=dict)
 
     def respond(self, inputs: Inputs, options: Sequence[int]) -> Responses:
-        """The original's outputs z0 [N, T, V], and (options, z [K, N, T, V]) of all `options`, block by block."""
+        """The original's outputs z0 [N, T, V], and (options, z [Q, N, T, V]) of all `options`, block by block."""
         own = self._respond
         return own(inputs, options) if self.fallback is None else self.fallback.respond(own, inputs, options)
 
@@ -146,10 +148,8 @@ class Wavefront:
             ready = list(same_group)
             for i in range(0, len(ready), self.options_per_pass):
                 members = ready[i : i + self.options_per_pass]
-                shared = partial(run, hidden)
-                after.append(
-                    (members, self._map("block", shared, None, members, *self.changes.inside(members, k)))
-                )
+                changes = self.changes.inside(members, k)
+                after.append((members, self._map("block", partial(run, hidden), None, members, *changes)))
         return after
 
     def _push(self, k: int, call: Call, members: list[int], states: Tensor) -> Wave:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from hpcmpq.models.chain.chain import Inputs
 from hpcmpq.models.load import forward
+from hpcmpq.models.outputs import Inputs
 from hpcmpq.models.weights import swapped
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.response.low_precision import Products
+from hpcmpq.response.low_precision import LowPrecisionLayers
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class WholeModel:
 
     model: nn.Module
     variants: Variants
-    products: Products | None = None
+    products: LowPrecisionLayers | None = None
 
     def respond(
         self, inputs: Inputs, options: Sequence[int]
@@ -44,7 +44,7 @@ class WholeModel:
             yield [p], z_NTV[None]
 
     def _compensated(
-        self, inputs: Inputs, options: Sequence[int], products: Products
+        self, inputs: Inputs, options: Sequence[int], products: LowPrecisionLayers
     ) -> Iterator[tuple[list[int], Tensor]]:
         for p in options:
             tensors = self._quantized(p)

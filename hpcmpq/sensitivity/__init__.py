@@ -7,43 +7,59 @@ sums add over any split of samples and groups.
 
 from __future__ import annotations
 
-from importlib import import_module
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hpcmpq.errors import UserError
+from hpcmpq.tables import look_up, named_by
 
 if TYPE_CHECKING:  # which loads torch: listing the methods does without
     from hpcmpq.sensitivity.subject import Measure
 
+
+@dataclass(frozen=True)
+class Method:
+    """A method and what it needs.
+
+    Attributes:
+        place: ``module:function``, the function of type `Measure`.
+        forward_only: It runs options through an engine: in any precision, streamed, as a wavefront.
+        attention: ``eager`` where it differentiates twice or forward, which fused attention kernels do not support.
+        weights_alone: It does not see what a format does to activations.
+    """
+
+    place: str
+    forward_only: bool = False
+    attention: str | None = None
+    weights_alone: bool = False
+
+    @property
+    def measure(self) -> Measure:
+        """The measuring function, imported now."""
+        function: Measure = named_by(self.place)
+        return function
+
+
 METHODS = {
-    "secant": "hpcmpq.sensitivity.secant:measure",
-    "hessian": "hpcmpq.sensitivity.hessian:measure",
-    "gauss_newton": "hpcmpq.sensitivity.gauss_newton:measure",
-    "fisher": "hpcmpq.sensitivity.fisher:measure",
-    "empirical_fisher": "hpcmpq.sensitivity.empirical_fisher:measure",
-    "mpqco": "hpcmpq.sensitivity.empirical_fisher:measure_diagonal",
-    "first_order": "hpcmpq.sensitivity.first_order:measure",
-    "first_order_noise": "hpcmpq.sensitivity.first_order:measure_noise",
-    "pairwise": "hpcmpq.sensitivity.pairwise:measure",
-    "trace": "hpcmpq.sensitivity.hessian_trace:measure",
-    "relative_error": "hpcmpq.sensitivity.data_free:measure_relative_error",
-    "uniform": "hpcmpq.sensitivity.data_free:measure_uniform",
+    "secant": Method("hpcmpq.sensitivity.secant:measure", forward_only=True),
+    "hessian": Method("hpcmpq.sensitivity.hessian:measure", attention="eager"),
+    "gauss_newton": Method("hpcmpq.sensitivity.gauss_newton:measure", attention="eager"),
+    "fisher": Method("hpcmpq.sensitivity.fisher:measure"),
+    "empirical_fisher": Method("hpcmpq.sensitivity.empirical_fisher:measure"),
+    "mpqco": Method("hpcmpq.sensitivity.empirical_fisher:measure_diagonal"),
+    "first_order": Method("hpcmpq.sensitivity.first_order:measure"),
+    "first_order_noise": Method("hpcmpq.sensitivity.first_order:measure_noise"),
+    "pairwise": Method("hpcmpq.sensitivity.pairwise:measure"),
+    "trace": Method("hpcmpq.sensitivity.hessian_trace:measure", attention="eager", weights_alone=True),
+    "relative_error": Method("hpcmpq.sensitivity.data_free:measure_relative_error", weights_alone=True),
+    "uniform": Method("hpcmpq.sensitivity.data_free:measure_uniform", weights_alone=True),
 }
 
-FORWARD_ONLY = {"secant"}
-"""Methods that run options through an engine: in any precision, streamed, as a wavefront."""
 
-EAGER_ATTENTION = {"hessian", "gauss_newton", "trace"}
-"""Methods that differentiate twice or forward, which fused attention kernels do not support."""
-
-
-WEIGHTS_ALONE = {"trace", "relative_error", "uniform"}
-"""Methods that do not see what a format does to activations."""
+def find_method(name: str) -> Method:
+    """The method called `name` in `METHODS`."""
+    return look_up(METHODS, name, "sensitivity")
 
 
-def find_method(name: str) -> Measure:
-    """The measuring function of the method called `name` in `METHODS`."""
-    if name not in METHODS:
-        raise UserError(f"unknown sensitivity {name!r}; known: {', '.join(METHODS)}")
-    module, attribute = METHODS[name].split(":")
-    return getattr(import_module(module), attribute)
+def forward_only_names() -> list[str]:
+    """Names of the methods that run options through an engine."""
+    return [name for name, method in METHODS.items() if method.forward_only]

@@ -8,7 +8,7 @@ With t the coordinate of an option, δ its weight error and e = Q(x) − x the e
 Re-rounding x while t moves would make the loss jump, so that no derivative exists. The two factors of a product are
 handled as one tensor, side by side.
 
-Axis letters: K options of one group.
+Axis letters: Q options of one group.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.sensitivity.uses import Use
 
 Errors = dict[str, Tensor]
-"""`weight`: δ of every option of a use's group, [K, *shape]; `input`: e, [K, *x.shape]. Either may be absent."""
+"""`weight`: δ of every option of a use's group, [Q, *shape]; `input`: e, [Q, *x.shape]. Either may be absent."""
 
 
 def errors_at(subject: Subject, use: Use, x: Tensor, delta: Mapping[str, Tensor]) -> Errors:
@@ -33,9 +33,9 @@ def errors_at(subject: Subject, use: Use, x: Tensor, delta: Mapping[str, Tensor]
         errors["weight"] = delta[use.parameter]
     if operand_axes(use.module):
         operands = factors(use, x)
-        error_K = subject.variants.activations.errors(use.group, use.module, operands)
-        if error_K is not None:
-            errors["input"] = torch.func.vmap(side_by_side)(error_K) if use.shapes else error_K[0]
+        error_Q = subject.variants.activations.errors(use.group, use.module, operands)
+        if error_Q is not None:
+            errors["input"] = torch.func.vmap(side_by_side)(error_Q) if use.shapes else error_Q[0]
     return errors
 
 

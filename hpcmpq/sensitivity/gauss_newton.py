@@ -42,15 +42,15 @@ def measure(subject: Subject, samples: Samples, groups: range, first_sample: int
         )
         objective, targets = subject.objective, batch.targets
         gradient_NTV = objective.gradient(z0_NTV, z0_NTV, targets)
-        phi_NKF, increase_NK = [], []
+        phi_NQF, increase_NQ = [], []
         for together in layers.sharing_input(groups, inputs):
             for u_NTV in displacements(subject, layers, batch, inputs, together, z0_NTV.numel()):
                 phi_NTV = objective.scaled_displacement(u_NTV, z0_NTV, targets)
                 increase_NTV = gradient_NTV * u_NTV + 0.5 * phi_NTV.square()
-                increase_NK.append(increase_NTV.double().sum((1, 2)).cpu().numpy())
-                phi_NKF.append(project(phi_NTV).flatten(1))
+                increase_NQ.append(increase_NTV.double().sum((1, 2)).cpu().numpy())
+                phi_NQF.append(project(phi_NTV).flatten(1))
         loss_N = objective.value(z0_NTV, z0_NTV, targets).double().cpu().numpy()
-        yield Features(loss_N, np.stack(increase_NK, 1), torch.stack(phi_NKF, 1))
+        yield Features(loss_N, np.stack(increase_NQ, 1), torch.stack(phi_NQF, 1))
 
 
 def displacements(
@@ -66,9 +66,9 @@ def displacements(
         for index in layers.uses_of(group):
             use, x = layers.uses[index], inputs[index]
             errors = errors_at(subject, use, x, delta)
-            y_K = vmap(lambda error, use=use, x=x: moved(use, x, error))(errors)  # type: ignore[misc]
-            taps[index] = y_K.new_zeros(num_rows, *y_K.shape[1:])
-            taps[index][own.start - first : own.stop - first] = y_K
+            y_Q = vmap(lambda error, use=use, x=x: moved(use, x, error))(errors)  # type: ignore[misc]
+            taps[index] = y_Q.new_zeros(num_rows, *y_Q.shape[1:])
+            taps[index][own.start - first : own.stop - first] = y_Q
         weights.update({name: delta[name] for name in layers.direct_of(group)})
     at = (
         {index: torch.zeros_like(tap[0]) for index, tap in taps.items()},

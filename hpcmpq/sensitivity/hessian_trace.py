@@ -15,13 +15,12 @@ from torch.func import grad, jvp, vmap
 
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.outputs import forward
+from hpcmpq.models.weights import Tensors
 from hpcmpq.sensitivity.subject import Contribution, Subject
 from hpcmpq.sensitivity.taps import run
 
 DEFAULT_PROBES = 8
 """Random directions per group where the config does not set `sensitivity.probes`."""
-
-Tensors = dict[str, Tensor]
 
 
 def measure(subject: Subject, samples: Samples, groups: range, first_sample: int) -> Iterator[Contribution]:
@@ -33,8 +32,8 @@ def measure(subject: Subject, samples: Samples, groups: range, first_sample: int
         linear = []
         for group in groups:
             trace = float(curvatures(subject, batch, z0_NTV, directions(subject, group)).mean())
-            energy_K = error_energy(subject, group)
-            linear.append(0.5 * trace / subject.space.groups[group].numel * energy_K)
+            energy_Q = error_energy(subject, group)
+            linear.append(0.5 * trace / subject.space.groups[group].numel * energy_Q)
         linear_R = np.concatenate(linear)
         yield Contribution(len(batch), loss, linear_R, np.zeros((len(linear_R), subject.space.num_options)))
 
@@ -65,8 +64,8 @@ def curvatures(subject: Subject, batch: Samples, z0_NTV: Tensor, direction_r: Te
 
 
 def error_energy(subject: Subject, group: int) -> np.ndarray:
-    """‖δ_p‖² of every option of a group, float64 [K]."""
+    """‖δ_p‖² of every option of a group, float64 [Q]."""
     squares = [
-        error_K.double().square().flatten(1).sum(1) for error_K in subject.variants.errors(group).values()
+        error_Q.double().square().flatten(1).sum(1) for error_Q in subject.variants.errors(group).values()
     ]
     return torch.stack(squares).sum(0).cpu().numpy()

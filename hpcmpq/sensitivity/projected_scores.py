@@ -5,7 +5,7 @@ product a · Δ, a = Wᵀ Λ^½ ε, where a is computed once for all options. Th
 `hpcmpq.sensitivity.scores` is estimated from the most likely outputs exactly and from the others' ½ v², which the same
 projections give; the mean difference to the exact loss on some positions corrects it.
 
-Shape letters: K options, N samples, T positions, D inputs and V outputs of the head, r projections, M likely
+Shape letters: Q options, N samples, T positions, D inputs and V outputs of the head, r projections, M likely
 outputs, I positions whose loss is exact.
 """
 
@@ -34,7 +34,7 @@ STEP_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 """Logits computed at once: a CPU's cache, a GPU's memory."""
 
 ProjectedScore = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Δ [K, N, T, D] to (loss increase [K, N] float64, projections of φ [K, N, T, r])."""
+"""Δ [Q, N, T, D] to (loss increase [Q, N] float64, projections of φ [Q, N, T, r])."""
 
 
 @dataclass(frozen=True)
@@ -98,19 +98,19 @@ def make_projected_score(
     scale_NT1 = (weight_NT / num_probes).sqrt().unsqueeze(-1)
     rest = slice(1 + num_probes, 1 + num_probes + known.pi_NTM.shape[-1])
 
-    def score(delta_KNTD: Tensor) -> tuple[Tensor, Tensor]:
-        product_KNTB = _products(delta_KNTD, known.vector_NTBD)
-        projected_KNTr = product_KNTB[..., 1 : 1 + num_probes]
-        likely_KNTM = product_KNTB[..., rest].double()
-        total_KNT = torch.linalg.vecdot(known.pi_NTM, exponential_remainder(likely_KNTM))
-        others_KNTr = projected_KNTr.double() - _products(likely_KNTM, known.signed_NTrM)
-        estimate_KNT = torch.log1p(total_KNT + 0.5 * others_KNTr.square().mean(-1))
-        exact_KI = _divergence(head, delta_KNTD[:, n_I, t_I], product_KNTB[:, n_I, t_I, 0], pi_IV)
-        increase_KN = (estimate_KNT * weight_NT).sum(-1)
-        increase_KN.index_add_(1, n_I, (exact_KI - estimate_KNT[:, n_I, t_I]) * factor_I)
+    def score(delta_QNTD: Tensor) -> tuple[Tensor, Tensor]:
+        product_QNTB = _products(delta_QNTD, known.vector_NTBD)
+        projected_QNTr = product_QNTB[..., 1 : 1 + num_probes]
+        likely_QNTM = product_QNTB[..., rest].double()
+        total_QNT = torch.linalg.vecdot(known.pi_NTM, exponential_remainder(likely_QNTM))
+        others_QNTr = projected_QNTr.double() - _products(likely_QNTM, known.signed_NTrM)
+        estimate_QNT = torch.log1p(total_QNT + 0.5 * others_QNTr.square().mean(-1))
+        exact_QI = _divergence(head, delta_QNTD[:, n_I, t_I], product_QNTB[:, n_I, t_I, 0], pi_IV)
+        increase_QN = (estimate_QNT * weight_NT).sum(-1)
+        increase_QN.index_add_(1, n_I, (exact_QI - estimate_QNT[:, n_I, t_I]) * factor_I)
         if target_NT is not None or soft_NTD is not None:
-            increase_KN -= (product_KNTB[..., -1].double() * weight_NT).sum(-1)
-        return increase_KN, projected_KNTr * scale_NT1.to(projected_KNTr.dtype)
+            increase_QN -= (product_QNTB[..., -1].double() * weight_NT).sum(-1)
+        return increase_QN, projected_QNTr * scale_NT1.to(projected_QNTr.dtype)
 
     return (known.loss_NT * weight_NT).sum(-1), score
 
@@ -162,24 +162,24 @@ def _probabilities(z: Tensor) -> Tensor:
     return pi.masked_fill_(pi < NEGLIGIBLE, 0.0)
 
 
-def _products(x_KNTD: Tensor, y_NTBD: Tensor) -> Tensor:
-    """Σ_d x y of every position, [K, N, T, B]."""
+def _products(x_QNTD: Tensor, y_NTBD: Tensor) -> Tensor:
+    """Σ_d x y of every position, [Q, N, T, B]."""
     shape = y_NTBD.shape[:2]
-    x_LKD = x_KNTD.flatten(1, 2).transpose(0, 1)
-    return torch.bmm(x_LKD, y_NTBD.flatten(0, 1).mT).transpose(0, 1).unflatten(1, shape)
+    x_LQD = x_QNTD.flatten(1, 2).transpose(0, 1)
+    return torch.bmm(x_LQD, y_NTBD.flatten(0, 1).mT).transpose(0, 1).unflatten(1, shape)
 
 
-def _divergence(head: LinearHead, delta_KID: Tensor, mean_KI: Tensor, pi_IV: Tensor) -> Tensor:
-    """log(1 + Σ π g(v)), v = W Δ − mean, in one pass over the vocabulary: [K, I] float64."""
-    weight_VD = head.weight.to(delta_KID.dtype)
-    total_KI = torch.zeros(mean_KI.shape, dtype=torch.float64, device=mean_KI.device)
-    step = max(1, _step(delta_KID) // max(1, mean_KI.numel()))
+def _divergence(head: LinearHead, delta_QID: Tensor, mean_QI: Tensor, pi_IV: Tensor) -> Tensor:
+    """log(1 + Σ π g(v)), v = W Δ − mean, in one pass over the vocabulary: [Q, I] float64."""
+    weight_VD = head.weight.to(delta_QID.dtype)
+    total_QI = torch.zeros(mean_QI.shape, dtype=torch.float64, device=mean_QI.device)
+    step = max(1, _step(delta_QID) // max(1, mean_QI.numel()))
     for start in range(0, len(weight_VD), step):
         outputs = slice(start, start + step)
-        v_KIV = (delta_KID @ weight_VD[outputs].T).sub_(mean_KI.unsqueeze(-1))
-        g_KIV = exponential_remainder(v_KIV)
-        total_KI += torch.linalg.vecdot(pi_IV[:, outputs].to(g_KIV.dtype), g_KIV).double()
-    return torch.log1p(total_KI)
+        v_QIV = (delta_QID @ weight_VD[outputs].T).sub_(mean_QI.unsqueeze(-1))
+        g_QIV = exponential_remainder(v_QIV)
+        total_QI += torch.linalg.vecdot(pi_IV[:, outputs].to(g_QIV.dtype), g_QIV).double()
+    return torch.log1p(total_QI)
 
 
 def _step(like: Tensor) -> int:

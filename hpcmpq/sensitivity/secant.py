@@ -16,7 +16,7 @@ from torch import Tensor
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.linear_head import LinearHead
 from hpcmpq.models.memory import large_empty
-from hpcmpq.response.engine import Engine
+from hpcmpq.response.engine import ResponseEngine
 from hpcmpq.response.whole_model import WholeModel
 from hpcmpq.sensitivity.features import Features
 from hpcmpq.sensitivity.probes import make_probes
@@ -38,7 +38,7 @@ def measure(subject: Subject, samples: Samples, groups: range, first_sample: int
 @torch.no_grad()
 def measure_pass(
     subject: Subject,
-    engine: Engine,
+    engine: ResponseEngine,
     batch: Samples,
     options: list[int],
     first_sample: int,
@@ -62,7 +62,7 @@ def measure_pass(
 
 def _from_logits(
     subject: Subject,
-    engine: Engine,
+    engine: ResponseEngine,
     batch: Samples,
     options: list[int],
     first_sample: int,
@@ -76,8 +76,8 @@ def _from_logits(
     num_features = subject.num_probes or z0_NTV.shape[2]
     phi_NRTr = large_empty((len(batch), len(options), z0_NTV.shape[1], num_features), like=z0_NTV)
     increase_NR = np.empty((len(batch), len(options)))
-    for members, z_KNTV in outputs:
-        for p, z_NTV in zip(members, z_KNTV, strict=True):
+    for members, z_QNTV in outputs:
+        for p, z_NTV in zip(members, z_QNTV, strict=True):
             place = phi_NRTr[:, column[p]]
             if subject.num_probes is None:
                 increase_N, _ = score(z_NTV - z0_NTV, out=place)
@@ -91,7 +91,7 @@ def _from_logits(
 
 def _from_projections(
     subject: Subject,
-    engine: Engine,
+    engine: ResponseEngine,
     head: LinearHead,
     batch: Samples,
     options: list[int],
@@ -118,11 +118,11 @@ def _from_projections(
         shape = (len(batch), len(options), before_NTD.shape[1], subject.num_probes or 1)
         phi_NRTr = large_empty(shape, like=before_NTD)
         increase_NR = np.empty((len(batch), len(options)))
-        for members, before_KNTD in outputs:
+        for members, before_QNTD in outputs:
             places = [column[p] for p in members]
-            increase_KN, phi_KNTr = score(before_KNTD - before_NTD)
-            phi_NRTr[:, places] = phi_KNTr.transpose(0, 1)
-            increase_NR[:, places] = increase_KN.T.cpu().numpy()
+            increase_QN, phi_QNTr = score(before_QNTD - before_NTD)
+            phi_NRTr[:, places] = phi_QNTr.transpose(0, 1)
+            increase_NR[:, places] = increase_QN.T.cpu().numpy()
     phi_NRF = phi_NRTr.flatten(2)
     if by_logits:
         original_NTV = None if original_NTD is None else head.logits(original_NTD)

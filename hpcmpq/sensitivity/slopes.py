@@ -2,7 +2,7 @@
 
 Along option p a weight moves by δ_p and a layer's input by its frozen error e_p: ⟨∂L_n/∂w, δ_p⟩ + ⟨∂L_n/∂x, e_p⟩.
 
-Axis letters: N samples, R rows, K options of one group, T positions, M outputs.
+Axis letters: N samples, R rows, Q options of one group, T positions, M outputs.
 """
 
 from collections.abc import Iterator
@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from hpcmpq.models.layer_kinds import apply, is_linear
+from hpcmpq.models.weights import Tensors
 from hpcmpq.sensitivity.directions import errors_at, input_gradient
 from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.sensitivity.uses import Layers, Use, pull
 
 SLOPE_ELEMENTS = 2**24
 """Per-sample weight gradients held at once, in elements."""
-
-Tensors = dict[str, Tensor]
 
 
 def row_slopes(
@@ -32,33 +31,33 @@ def row_slopes(
     columns = []
     for group in groups:
         delta = subject.variants.errors(group)
-        slope_NK = z_NTV.new_zeros(len(z_NTV), len(subject.space.formats[group]))
+        slope_NQ = z_NTV.new_zeros(len(z_NTV), len(subject.space.formats[group]))
         for index in layers.uses_of(group):
             use, x, grad_y = layers.uses[index], inputs[index], grads[index]
             errors = errors_at(subject, use, x, delta)
             if "weight" in errors:
-                slope_NK = slope_NK + use_slopes(use, errors["weight"], x, grad_y, len(z_NTV))
+                slope_NQ = slope_NQ + use_slopes(use, errors["weight"], x, grad_y, len(z_NTV))
             if "input" in errors:
                 grad_x = input_gradient(use, x, grad_y)
-                slope_NK = slope_NK + inner(errors["input"], grad_x[None], len(z_NTV))[:, :, 0]
+                slope_NQ = slope_NQ + inner(errors["input"], grad_x[None], len(z_NTV))[:, :, 0]
         for name in layers.direct_of(group):  # a pass holds one sample here
-            slope_NK = slope_NK + inner(delta[name], direct_grads[name][None], 1)[:, :, 0]
-        columns.append(slope_NK)
+            slope_NQ = slope_NQ + inner(delta[name], direct_grads[name][None], 1)[:, :, 0]
+        columns.append(slope_NQ)
     return torch.cat(columns, 1).detach()
 
 
-def use_slopes(use: Use, delta_K: Tensor, x: Tensor, grad_y: Tensor, num_samples: int) -> Tensor:
-    """⟨∂L_n/∂W, δ_k⟩ through one use, [N, K], in the cheaper of two forms.
+def use_slopes(use: Use, delta_Q: Tensor, x: Tensor, grad_y: Tensor, num_samples: int) -> Tensor:
+    """⟨∂L_n/∂W, δ_k⟩ through one use, [N, Q], in the cheaper of two forms.
 
     With T positions per sample, a linear layer's gradient of one sample costs T products per weight and its
-    contraction K more, where δ_k(x) costs T·K.
+    contraction Q more, where δ_k(x) costs T·Q.
     """
     if not is_linear(use.module) or x.numel() <= 2 * num_samples * x.shape[-1]:
-        y_K = vmap(lambda delta: apply(use.module, delta, x))(delta_K)
-        return inner(y_K, grad_y[None], num_samples)[:, :, 0]
-    flat_KW = delta_K.flatten(1)
+        y_Q = vmap(lambda delta: apply(use.module, delta, x))(delta_Q)
+        return inner(y_Q, grad_y[None], num_samples)[:, :, 0]
+    flat_QW = delta_Q.flatten(1)
     return torch.cat(
-        [grad_NW.flatten(1) @ flat_KW.T for grad_NW in weight_gradients(use, x, grad_y, num_samples)]
+        [grad_NW.flatten(1) @ flat_QW.T for grad_NW in weight_gradients(use, x, grad_y, num_samples)]
     )
 
 
@@ -78,8 +77,8 @@ def weight_gradients(use: Use, x: Tensor, grad_y: Tensor, num_samples: int) -> I
             yield vmap(lambda x, grad: pull(use, x, grad))(x_n, grad_n)
 
 
-def inner(left_K: Tensor, right_L: Tensor, num_samples: int) -> Tensor:
-    """Σ over everything but the sample of left_k · right_l, [N, K, L]."""
-    left_NKD = left_K.reshape(left_K.shape[0], num_samples, -1).transpose(0, 1)
+def inner(left_Q: Tensor, right_L: Tensor, num_samples: int) -> Tensor:
+    """Σ over everything but the sample of left_k · right_l, [N, Q, L]."""
+    left_NQD = left_Q.reshape(left_Q.shape[0], num_samples, -1).transpose(0, 1)
     right_NLD = right_L.reshape(right_L.shape[0], num_samples, -1).transpose(0, 1)
-    return torch.bmm(left_NKD, right_NLD.transpose(1, 2))
+    return torch.bmm(left_NQD, right_NLD.transpose(1, 2))

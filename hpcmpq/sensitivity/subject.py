@@ -10,7 +10,7 @@ from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.linear_head import LinearHead
 from hpcmpq.objective import Objective
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.response.engine import Engine
+from hpcmpq.response.engine import ResponseEngine
 from hpcmpq.sensitivity.features import Features
 from hpcmpq.sensitivity.sampled_positions import LossPositions
 from hpcmpq.space import SearchSpace
@@ -40,7 +40,7 @@ class Subject:
     num_probes: int | None
     samples_per_pass: int
     seed: int
-    engine: Engine | None = None
+    engine: ResponseEngine | None = None
     head: LinearHead | None = None
     loss_positions: LossPositions = None
 

@@ -19,10 +19,9 @@ from hpcmpq.models.attention_products import MatrixProduct
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.layer_kinds import is_layer
 from hpcmpq.models.outputs import forward
+from hpcmpq.models.weights import Tensors
 from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.sensitivity.uses import Layers, Use, pull
-
-Tensors = dict[str, Tensor]
 
 AGREEMENT = 1e-3
 """Relative difference of both forms of a weight's gradient up to which it is seen through its layers."""
@@ -128,7 +127,7 @@ def run_with_taps(
 def run(subject: Subject, batch: Samples, weights: Mapping[str, Tensor]) -> Tensor:
     """z with some weights replaced, differentiable in them; tied weights follow."""
     replaced = {f"model.{name}": tensor for name, tensor in weights.items()}
-    return functional_call(_Outputs(subject.model), replaced, (batch.inputs,))
+    return functional_call(_NamedInputs(subject.model), replaced, (batch.inputs,))
 
 
 @contextmanager
@@ -163,7 +162,7 @@ def tapped(
             handle.remove()
 
 
-class _Outputs(nn.Module):
+class _NamedInputs(nn.Module):
     """A model whose forward pass takes named inputs and returns z, for `functional_call`."""
 
     def __init__(self, model: nn.Module) -> None:

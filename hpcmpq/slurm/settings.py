@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcmpq.errors import UserError
+from hpcmpq.tables import look_up
 
 CALIBRATE_SCRIPTS = {
     "mpi": "calibrate_mpi.sbatch",
@@ -69,8 +70,7 @@ def parse_settings(texts: Sequence[str], executor: str) -> Settings:
     Raises:
         UserError: If a key or job is unknown, listing all there are, or a value is missing.
     """
-    if executor not in CALIBRATE_SCRIPTS:
-        raise UserError(f"unknown executor {executor!r}; known: {', '.join(CALIBRATE_SCRIPTS)}")
+    look_up(CALIBRATE_SCRIPTS, executor, "executor")
     general: dict[str, str] = {}
     special: dict[tuple[str, str], str] = {}
     env = None

@@ -28,7 +28,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         plan = read_plan(RunDir(args.run))
-        budgets = parse_budgets(args.budget) or plan.config["budgets"]
+        budgets = parse_budgets(args.budget) or plan.config.budgets
         values = solve(
             RunDir(args.run), budgets, settings_of(plan, name=args.solver, time_limit_s=args.time_limit)
         )

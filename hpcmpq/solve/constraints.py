@@ -4,9 +4,9 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from hpcmpq.config import SolverConfig, check_format
 from hpcmpq.errors import UserError
-from hpcmpq.formats import FORMATS
+from hpcmpq.formats import FORMATS, check_format
+from hpcmpq.settings import SolverConfig
 from hpcmpq.space import SearchSpace
 
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from hpcmpq.config import SolverConfig
 from hpcmpq.errors import Infeasible
 from hpcmpq.plan import Plan
 from hpcmpq.solve.costs.latency import LATENCY_NAMES
@@ -25,9 +24,9 @@ def check_solvable(plan: Plan) -> None:
         UserError: If the solver, a budget or a format is unknown, or a pattern matches no group.
         Infeasible: If no assignment meets the budgets.
     """
-    settings = SolverConfig(**plan.config["solver"])
+    settings = plan.config.solver
     make_solver(settings.name)
-    budgets = {name: limit for name, limit in plan.config["budgets"].items() if name not in LATENCY_NAMES}
+    budgets = {name: limit for name, limit in plan.config.budgets.items() if name not in LATENCY_NAMES}
     num_options = plan.space.num_options
     zero_PP = np.broadcast_to(0.0, (num_options, num_options))
     problem = constrained(plan, np.zeros(num_options), zero_PP, budgets, settings)

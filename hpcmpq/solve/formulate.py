@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from hpcmpq.config import SolverConfig
 from hpcmpq.errors import UserError
-from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.formats import FORMATS
 from hpcmpq.plan import Plan
 from hpcmpq.problem import Budget, Cost, Problem
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.constraints import allowed_options, format_classes, tied_groups
 from hpcmpq.solve.costs import average_bits_cost, bops_cost, macs_cost, size_bytes_cost, weight_bits_cost
 from hpcmpq.solve.costs.latency import LATENCY_NAMES, latency_costs, mac_time_cost
@@ -23,8 +23,8 @@ from hpcmpq.targets import find_target
 
 def plan_costs(plan: Plan) -> dict[str, Cost]:
     """Every cost that a budget can name, by name."""
-    space, quantizer = plan.space, Quantizer(**plan.config["quantizer"])
-    target = find_target(plan.config["target"]) if plan.config.get("target") else None
+    space, quantizer = plan.space, plan.config.quantizer
+    target = find_target(plan.config.target) if plan.config.target else None
     costs = [
         weight_bits_cost(space),
         average_bits_cost(space, quantizer),
@@ -42,7 +42,7 @@ def cost_values(plan: Plan, choice_G: np.ndarray) -> dict[str, float]:
 
     A latency is missing where the choice has no kernel.
     """
-    offset_G = np.searchsorted(plan.space.group_P, np.arange(len(plan.space.groups)))
+    offset_G = plan.space.offset_G
     values = {name: cost.value(choice_G, offset_G) for name, cost in plan_costs(plan).items()}
     return {name: float(f"{value:.12g}") for name, value in values.items() if np.isfinite(value)}
 

@@ -6,16 +6,17 @@ larger, and a bound for a larger budget is one for a smaller. Solved points are 
 an interrupted frontier goes on where it was.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from hpcmpq.config import SolverConfig
 from hpcmpq.errors import Infeasible
 from hpcmpq.plan import Plan
 from hpcmpq.problem import Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.formulate import known_cost, make_problem, plan_costs, uniform_choices
 from hpcmpq.solve.frontier_points import SolvedPoints, open_points, remove_points
 from hpcmpq.solve.outcome import find_solution, objective_value, value_size
@@ -84,7 +85,7 @@ def frontier(
         "cost": cost,
         "unit": priced.unit,
         "other_budgets": dict(other_budgets),
-        "solver": plan.config["solver"],
+        "solver": dataclasses.asdict(plan.config.solver),
         "points": points,
         "uniform": {
             name: {
@@ -108,7 +109,7 @@ def uniform_range(plan: Plan, cost: str) -> tuple[float, float] | None:
         UserError: If the cost is unknown, or its times were never measured.
     """
     priced = known_cost(plan, plan_costs(plan), cost, "cost")
-    offset_G = np.searchsorted(plan.space.group_P, np.arange(len(plan.space.groups)))
+    offset_G = plan.space.offset_G
     values = [priced.value(choice_G, offset_G) for choice_G in uniform_choices(plan.space).values()]
     known = [value for value in values if np.isfinite(value)]
     return (min(known), max(known)) if known and min(known) < max(known) else None

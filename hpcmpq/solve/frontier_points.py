@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcmpq.config import SolverConfig
 from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.settings import SolverConfig
 from hpcmpq.store.npz_files import read_finished, write_npz
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.whole_files import make_directory, remove_abandoned

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from hpcmpq.config import SolverConfig
 from hpcmpq.errors import Infeasible, UserError
 from hpcmpq.plan import Plan
 from hpcmpq.problem import Budget, Cost, Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.costs.latency import original_latency_s
 from hpcmpq.solve.formulate import known_cost, make_problem, plan_costs
 from hpcmpq.solve.outcome import describe
@@ -135,7 +135,7 @@ def gained_cost(plan: Plan, gain: str) -> tuple[Cost, float]:
     """
     if gain not in GAINS:
         raise UserError(f"unknown gain {gain!r} in --maximize; known: {', '.join(GAINS)}")
-    bits = ORIGINAL_BITS[plan.config["model"]["dtype"]]
+    bits = ORIGINAL_BITS[plan.config.model.dtype]
     groups = plan.space.groups
     cost = known_cost(plan, plan_costs(plan), GAINS[gain], f"{gain} saves the cost")
     if gain == "mac_gain":

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from hpcmpq.config import SolverConfig
 from hpcmpq.errors import Infeasible, UserError
 from hpcmpq.plan import Plan
 from hpcmpq.problem import Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.formulate import cost_values, uniform_choices
 from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.robust import robust_size, robust_value, solve_robust

@@ -29,7 +29,7 @@ Source: Efron and Morris (1973), Stein's estimation rule and its competitors: sh
 risk of Bayes and empirical Bayes estimators, II: the limited translation. Smyth (2004), Linear models and empirical
 Bayes methods: moderated variances.
 
-Axis letters: P options, R rows of one step, C its columns, F pairs of formats, D distances, K kinds, n
+Axis letters: P options, R rows of one step, C its columns, F pairs of formats, D distances, B kinds, n
 counted pairs.
 """
 
@@ -94,15 +94,15 @@ def reliability(
         raise ValueError("standard errors must be ≥ 0 and not NaN")
     scale_P = np.sqrt(np.maximum(2.0 * np.maximum(np.abs(linear_P), stderr_linear_P), TINY))
     count_FD, noise_FD, signal_FD, square_FD = _moments(quad_PP, stderr_PP, scale_P, group_P, format_P)
-    variance_K = _pooled(count_FD, signal_FD, square_FD).ravel()
-    noise_K = (noise_FD / np.maximum(count_FD, 1.0)).ravel()
+    variance_B = _pooled(count_FD, signal_FD, square_FD).ravel()
+    noise_B = (noise_FD / np.maximum(count_FD, 1.0)).ravel()
     degrees = max(num_samples - 1, 0)
     factor_PP = np.ones(shape)
     for rows, columns, kind_RC, noisy_RC in _steps(stderr_PP, group_P, format_P):
         unit_RC = scale_P[rows, None] * scale_P[columns]
-        noise_RC = PRIOR_DEGREES * noise_K[kind_RC] + degrees * (stderr_PP[rows, columns] / unit_RC) ** 2
+        noise_RC = PRIOR_DEGREES * noise_B[kind_RC] + degrees * (stderr_PP[rows, columns] / unit_RC) ** 2
         noise_RC /= PRIOR_DEGREES + degrees
-        variance_RC = variance_K[kind_RC]
+        variance_RC = variance_B[kind_RC]
         size_RC = np.abs(quad_PP[rows, columns]) / unit_RC
         far_RC = 1.0 - LARGEST_MOVE * np.sqrt(noise_RC) / np.maximum(size_RC, TINY)
         usual_RC = np.divide(variance_RC, variance_RC + noise_RC, out=np.ones_like(noise_RC), where=noisy_RC)
@@ -134,8 +134,8 @@ def _moments(
         noise_n = np.minimum((stderr_PP[rows, columns][noisy_RC] / unit_n) ** 2, 1.0)
         kind_n = kind_RC[noisy_RC]
         signal_n = square_n - noise_n
-        for total_K, weight_n in zip(totals, (None, noise_n, signal_n, signal_n**2), strict=True):
-            total_K += np.bincount(kind_n, weight_n, minlength=len(total_K))
+        for total_B, weight_n in zip(totals, (None, noise_n, signal_n, signal_n**2), strict=True):
+            total_B += np.bincount(kind_n, weight_n, minlength=len(total_B))
     return totals.reshape(4, num_formats**2, num_distances)
 
 

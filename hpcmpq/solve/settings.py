@@ -1,13 +1,15 @@
 """Budgets and solver settings as they are typed."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from hpcmpq.config import SolverConfig, table_name
 from hpcmpq.errors import UserError
 from hpcmpq.plan import Plan
+from hpcmpq.settings import SolverConfig
+from hpcmpq.tables import table_name
 
 
 def parse_budget(text: str) -> tuple[str, float]:
@@ -40,10 +42,10 @@ def settings_of(plan: Plan, **changes: Any) -> SolverConfig:
     Raises:
         UserError: If the time limit is not above 0.
     """
-    values = {**plan.config["solver"], **{k: v for k, v in changes.items() if v is not None}}
-    if not values["time_limit_s"] > 0:
-        raise UserError(f"--time-limit must be a number of seconds above 0, got {values['time_limit_s']:g}")
-    return SolverConfig(**values)
+    settings = replace(plan.config.solver, **{k: v for k, v in changes.items() if v is not None})
+    if not settings.time_limit_s > 0:
+        raise UserError(f"--time-limit must be a number of seconds above 0, got {settings.time_limit_s:g}")
+    return settings
 
 
 def all_limits(given: Iterable[tuple[str, float]]) -> dict[str, float]:

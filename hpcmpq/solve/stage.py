@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hpcmpq.config import SolverConfig
+from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.formulate import make_problem, uniform_hint
 from hpcmpq.solve.outcome import describe, solve_problem
 from hpcmpq.solve.shrinkage import shrunk

@@ -9,13 +9,12 @@ small problems; ties, forbidden options and `inf` are respected; infeasible prob
 smallest reachable value of the budget.
 """
 
-from importlib import import_module
 from typing import Protocol
 
 import numpy as np
 
-from hpcmpq.errors import UserError
 from hpcmpq.problem import Problem, Solution
+from hpcmpq.tables import look_up, named_by
 
 SOLVERS = {
     "quadratic": "hpcmpq.solvers.quadratic:QuadraticSolver",
@@ -39,7 +38,4 @@ class Solver(Protocol):
 
 def make_solver(name: str) -> Solver:
     """The solver called `name` in `SOLVERS`."""
-    if name not in SOLVERS:
-        raise UserError(f"unknown solver {name!r}; known: {', '.join(SOLVERS)}")
-    module, attribute = SOLVERS[name].split(":")
-    return getattr(import_module(module), attribute)()
+    return named_by(look_up(SOLVERS, name, "solver"))()

@@ -84,9 +84,9 @@ def enumerate_halves(problem: Problem) -> np.ndarray | None:
         return linear_P[choice_MG].sum(axis=1) + 0.5 * quad_M
 
     own_M, own_N = own(first_MG), own(second_NG)
-    limit_K = np.array([search_limit(b) - b.cost.constant for b in problem.budgets])
-    cost_MK = np.array([b.cost.linear_P[first_MG].sum(axis=1) for b in problem.budgets]).T
-    cost_NK = np.array([b.cost.linear_P[second_NG].sum(axis=1) for b in problem.budgets]).T
+    limit_C = np.array([search_limit(b) - b.cost.constant for b in problem.budgets])
+    cost_MC = np.array([b.cost.linear_P[first_MG].sum(axis=1) for b in problem.budgets]).T
+    cost_NC = np.array([b.cost.linear_P[second_NG].sum(axis=1) for b in problem.budgets]).T
     onehot_PN = np.zeros((len(linear_P), len(second_NG)))
     onehot_PN[second_NG.T, np.arange(len(second_NG))] = 1.0
     best, choice_G = np.inf, None
@@ -94,8 +94,8 @@ def enumerate_halves(problem: Problem) -> np.ndarray | None:
         rows = slice(start, start + 256)
         value_RN = quad_PP[first_MG[rows]].sum(axis=1) @ onehot_PN
         value_RN += own_M[rows, None] + own_N
-        for k, limit in enumerate(limit_K):
-            value_RN[cost_MK[rows, k][:, None] + cost_NK[:, k] > limit] = np.inf
+        for k, limit in enumerate(limit_C):
+            value_RN[cost_MC[rows, k][:, None] + cost_NC[:, k] > limit] = np.inf
         row, column = divmod(int(np.argmin(value_RN)), len(second_NG)) if value_RN.size else (0, 0)
         if value_RN.size and value_RN[row, column] < best:
             best, choice_G = value_RN[row, column], np.append(first_MG[start + row], second_NG[column])

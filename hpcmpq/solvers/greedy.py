@@ -3,7 +3,7 @@
 Source: Chen, Wang, Cheng, "Towards mixed-precision quantization of neural networks via constrained
 optimization" (ICCV 2021, arXiv 2110.06554), section 3.3; the frontier is Sinha and Zoltners' (1979).
 
-Axis letters: P options, G groups, K budgets.
+Axis letters: P options, G groups, C budgets.
 """
 
 import time
@@ -61,7 +61,7 @@ class GreedySolver:
 
 def climb(compact: Compact) -> np.ndarray | None:
     """The greedy choice, int64 [G], or None where the cheapest options already break a budget."""
-    weight_P = (compact.cost_KP / np.maximum(compact.limit_K, 1e-12)[:, None]).sum(axis=0)
+    weight_P = (compact.cost_CP / np.maximum(compact.limit_C, 1e-12)[:, None]).sum(axis=0)
     choice_G = np.empty(compact.num_groups, dtype=np.int64)
     upgrades: list[tuple[float, int, int]] = []
     for group in range(compact.num_groups):

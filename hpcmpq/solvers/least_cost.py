@@ -50,7 +50,7 @@ def least_cost(
         return infeasible(compact)
     answer = solve_linear(
         compact,
-        compact.cost_KP[0],
+        compact.cost_CP[0],
         time_limit_s=time_limit_s,
         seed=seed,
         hint_G=hint_G if hint_G is None else compact.compress(hint_G),

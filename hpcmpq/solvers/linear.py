@@ -24,7 +24,7 @@ from hpcmpq.solvers.diagonal import refuse_cross_terms
 from hpcmpq.solvers.proof.gilmore_lawler import full_bound
 from hpcmpq.solvers.proof.relaxation import separable_budgets
 from hpcmpq.solvers.search.feasible import feasible_choice
-from hpcmpq.solvers.search.state import State, repair
+from hpcmpq.solvers.search.state import SearchState, repair
 
 THRESHOLD = 1e-6
 """Products below this fraction of the largest cost are left out of the program; the bound counts their least sum."""
@@ -138,8 +138,8 @@ def solve_relaxed(
     x_P = [model.add_variable(lb=0.0, ub=1.0) for _ in range(compact.num_options)]
     for start, stop in zip(compact.offset_H[:-1], compact.offset_H[1:], strict=True):
         model.add_linear_constraint(mathopt.fast_sum(x_P[start:stop]) == 1.0)
-    cost_KP, limit_K = separable_budgets(compact)
-    for cost_P, limit in zip(cost_KP, limit_K, strict=True):
+    cost_CP, limit_C = separable_budgets(compact)
+    for cost_P, limit in zip(cost_CP, limit_C, strict=True):
         model.add_linear_constraint(
             mathopt.fast_sum(float(cost_P[p]) * x_P[p] for p in np.flatnonzero(cost_P)) <= limit
         )
@@ -163,7 +163,7 @@ def solve_relaxed(
     if not solved:
         return None, full_bound(compact), False
     value_P = np.array([result.variable_values(x) for x in x_P])
-    state = State(compact, cheapest(compact, -value_P))
+    state = SearchState(compact, cheapest(compact, -value_P))
     feasible = repair(state, 4 * compact.num_groups)
     # GLOP's optimum is exact to its tolerance of 1e-9 of the objective's size.
     size = float(np.abs(compact.linear_P).max() * compact.num_groups)

@@ -40,7 +40,7 @@ def smallest_cost(
     )
     if isinstance(compact, str):
         return None
-    value_P = compact.cost_KP[0]
+    value_P = compact.cost_CP[0]
     tables = tuple(t for t in compact.tables if t.budget == 0)
     if not keep and not compact.tables:
         return cost.constant + float(np.minimum.reduceat(value_P, compact.offset_H[:-1]).sum())

@@ -29,13 +29,12 @@ def read_plan(run: RunDir, with_times: bool = True) -> Plan:
             f"{run.plan_path} is damaged ({reason}); run `{made_by}` again to write it anew"
         ) from None
     if (run.original_path / "config.json").is_file():  # wherever the run directory has gone
-        model = {**plan.config["model"], "path": str(run.original_path.resolve())}
-        plan = replace(plan, config={**plan.config, "model": model})
+        model = replace(plan.config.model, path=str(run.original_path.resolve()))
+        plan = replace(plan, config=replace(plan.config, model=model))
     for use in ("calibration", "evaluation"):
         for path in run.data_path.glob(f"{use}.*"):
-            plan = replace(
-                plan, config={**plan.config, use: {**plan.config[use], "data": str(path.resolve())}}
-            )
+            section = replace(getattr(plan.config, use), data=str(path.resolve()))
+            plan = replace(plan, config=replace(plan.config, **{use: section}))
     if with_times and run.time_path.exists():
         times = read_json(run.time_path, f"hpcmpq time {run.path}")
         if times.get("fingerprint") == plan.fingerprint:

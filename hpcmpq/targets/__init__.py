@@ -12,6 +12,7 @@ from typing import Any
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, SCALE_BITS, Format, Quantizer
 from hpcmpq.space import Group, Member
+from hpcmpq.tables import look_up
 from hpcmpq.targets.vllm import GENERAL, fused_layers
 
 GGUF_TYPES = {"int4": "Q4_0", "int5": "Q5_0", "int8": "Q8_0", "bf16": "BF16"}
@@ -162,9 +163,7 @@ def find_target(name: str) -> Target:
     Raises:
         UserError: If there is none.
     """
-    if name not in TARGETS:
-        raise UserError(f"unknown target {name!r}; known: {', '.join(TARGETS)}")
-    return TARGETS[name]
+    return look_up(TARGETS, name, "target")
 
 
 def check_quantizer(target: Target, quantizer: Quantizer) -> None:

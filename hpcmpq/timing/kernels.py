@@ -20,14 +20,14 @@ from torch import Tensor, fx, nn
 from hpcmpq.formats import FORMATS, Format, Quantizer
 from hpcmpq.models.factories import describe
 from hpcmpq.models.weights import as_matrix, from_matrix
-from hpcmpq.quantizers import choose_range, encode, fake_quantize
+from hpcmpq.quantizers import choose_qparams, encode, fake_quantize
 from hpcmpq.quantizers.activations import round_activations
 from hpcmpq.space import Member, Product
 from hpcmpq.timing.packed_products import (
-    CastProduct,
+    CastOperation,
     Int4Weights,
     Int8Convolution,
-    Int8Product,
+    Int8Linear,
     Int8Weights,
     ScaledFloat,
 )
@@ -127,7 +127,7 @@ def _cast(operation: Operation, format: Format, quantizer: Quantizer) -> FormatK
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[format.name]
     if dtype == operation.dtype:
         return None
-    return FormatKernel(Cast(dtype), str(dtype), CastProduct(operation.trace, operation.node, dtype))
+    return FormatKernel(Cast(dtype), str(dtype), CastOperation(operation.trace, operation.node, dtype))
 
 
 def _w8a8(operation: Operation, format: Format, quantizer: Quantizer) -> FormatKernel:
@@ -142,7 +142,7 @@ def _w8a8(operation: Operation, format: Format, quantizer: Quantizer) -> FormatK
         return FormatKernel(ToInt8((-3, -2, -1), static), f"{name} sample", convolution)
     operation.matrix()
     return FormatKernel(
-        ToInt8((-1,), static), name, Int8Product(codes_MK, scale_M, operation.bias(), operation.dtype)
+        ToInt8((-1,), static), name, Int8Linear(codes_MK, scale_M, operation.bias(), operation.dtype)
     )
 
 
@@ -150,9 +150,9 @@ def _fp8(operation: Operation, format: Format, quantizer: Quantizer) -> FormatKe
     if quantizer.activations == "static":
         raise NoKernel("fp8 with static ranges has none here; use quantizer.activations dynamic")
     matrix_MK = operation.matrix()
-    range = choose_range(matrix_MK, format, quantizer)
-    codes_MK = encode(matrix_MK, range, format, quantizer)
-    product = ScaledFloat(codes_MK, range.scale, operation.bias(), operation.dtype)
+    qparams = choose_qparams(matrix_MK, format, quantizer)
+    codes_MK = encode(matrix_MK, qparams, format, quantizer)
+    product = ScaledFloat(codes_MK, qparams.scale, operation.bias(), operation.dtype)
     return FormatKernel(ToFloat8(codes_MK.dtype), format.name, product)
 
 
@@ -171,9 +171,9 @@ def _int4_weights(operation: Operation, format: Format, quantizer: Quantizer) ->
     sizes = [size for size in (256, 128, 64, 32) if wanted % size == 0 and num_inputs % wanted == 0]
     if not sizes:
         raise NoKernel(f"packed int4 has none for {wanted} weights a scale of {num_inputs} inputs")
-    range = choose_range(matrix_MK, format, quantizer)
-    codes_MK = encode(matrix_MK, range, format, quantizer)
-    scale_MS = range.scale.repeat_interleave(wanted // sizes[0], 1)
+    qparams = choose_qparams(matrix_MK, format, quantizer)
+    codes_MK = encode(matrix_MK, qparams, format, quantizer)
+    scale_MS = qparams.scale.repeat_interleave(wanted // sizes[0], 1)
     product = Int4Weights(codes_MK, scale_MS, sizes[0], operation.bias(), operation.dtype)
     return FormatKernel(Cast(torch.bfloat16), str(torch.bfloat16), product)
 
@@ -184,8 +184,8 @@ def _per_channel(matrix_MK: Tensor, format: Format, quantizer: Quantizer) -> tup
         raise NoKernel(
             f"{format.name} has one for a symmetric scale per channel alone: quantizer.group_size null"
         )
-    range = choose_range(matrix_MK, format, quantizer)
-    return encode(matrix_MK, range, format, quantizer), range.scale[:, 0]
+    qparams = choose_qparams(matrix_MK, format, quantizer)
+    return encode(matrix_MK, qparams, format, quantizer), qparams.scale[:, 0]
 
 
 KERNELS: dict[str, Callable[[Operation, Format, Quantizer], FormatKernel | None]] = {

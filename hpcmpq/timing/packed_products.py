@@ -16,7 +16,7 @@ MIN_ROWS = 32
 """CUDA's int8 product takes no fewer than 17 rows; fewer are padded."""
 
 
-class CastProduct(nn.Module):
+class CastOperation(nn.Module):
     """An operation of a trace with its weights in another dtype; the result is cast back."""
 
     def __init__(self, trace: Trace, node: fx.Node, dtype: torch.dtype) -> None:
@@ -38,7 +38,7 @@ class CastProduct(nn.Module):
         return self.node.target(*arguments).to(self.result_dtype)  # type: ignore[operator]
 
 
-class Int8Product(nn.Module):
+class Int8Linear(nn.Module):
     """int8 codes times int8 weights with int32 sums: scale_T · scale_M · (codes @ W) + bias."""
 
     def __init__(self, codes_MK: Tensor, scale_M: Tensor, bias_M: Tensor | None, dtype: torch.dtype) -> None:

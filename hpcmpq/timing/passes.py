@@ -16,7 +16,7 @@ from hpcmpq.formats import Quantizer
 from hpcmpq.space import SearchSpace
 from hpcmpq.timing.combinations import Combinations, choose_combinations
 from hpcmpq.timing.kernels import FormatKernel, NoKernel, Operation, find_kernel
-from hpcmpq.timing.subgraphs import Part, Trace, partition, trace_model
+from hpcmpq.timing.subgraphs import SubGraph, Trace, partition, trace_model
 from hpcmpq.timing.subgraphs.pieces import Piece, activations, build_piece, signature
 
 MAX_PASSES = 4
@@ -43,7 +43,7 @@ class TimedModel:
     """
 
     trace: Trace
-    parts: tuple[Part, ...]
+    parts: tuple[SubGraph, ...]
     space: SearchSpace
     inputs: dict[str, Tensor]
     kernels: dict[tuple[fx.Node, str], FormatKernel | None]
@@ -95,7 +95,7 @@ class TimedModel:
             found[key] = ([place], choose_combinations(options, reads, shapes, num_formats, limit))
         return found
 
-    def _reads(self, part: Part, group: int) -> tuple[fx.Node, ...]:
+    def _reads(self, part: SubGraph, group: int) -> tuple[fx.Node, ...]:
         nodes = [node for node in part.nodes if node in self.trace.uses and self.trace.uses[node][0] == group]
         return tuple(dict.fromkeys(source for node in nodes for source in activations(node)))
 

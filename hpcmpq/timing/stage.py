@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import Config, parse_config
 from hpcmpq.errors import DamagedFile, PlanMismatch
 from hpcmpq.models.attention_products import attach_products
 from hpcmpq.models.data.splits import load_splits
@@ -23,6 +22,7 @@ from hpcmpq.models.load import load_model
 from hpcmpq.models.original_marks import check_same_settings
 from hpcmpq.models.weight_digests import check_same_weights
 from hpcmpq.plan import Plan, content_hash
+from hpcmpq.settings import Config
 from hpcmpq.store.json_files import read_json, write_artefact
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
@@ -45,7 +45,7 @@ def measure_times(run: RunDir, on_round: Callable[[int, int], None]) -> dict[str
         PlanMismatch: If the run directory holds times of another machine or plan.
     """
     plan = read_plan(run, with_times=False)
-    config = parse_config(plan.config, "plan.json")
+    config = plan.config
     if config.timing.threads is not None:
         torch.set_num_threads(config.timing.threads)
     model = load_model(config.model, import_paths=plan.import_paths)

@@ -12,11 +12,11 @@ import bench.peers.costs
 from bench.peers.costs import peer_costs
 from bench.peers.judge import Judge
 from bench.peers.weights import Weights, kept_weights
-from hpcmpq.config import GroupsConfig
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.data.samples import IGNORED, Samples
 from hpcmpq.models.groups import find_groups
 from hpcmpq.quantized.variants import Variants
+from hpcmpq.settings import GroupsConfig
 from hpcmpq.space import SearchSpace
 from hpcmpq.store.run_dir import RunDir
 

@@ -23,6 +23,8 @@ from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import read_shard
 from tests.export.planned import mixtral, plan_run
 
+pytestmark = pytest.mark.slow
+
 
 def config_of(**changes):
     values = {

@@ -5,9 +5,9 @@ import pytest
 
 from hpcmpq.calibrate.reduce import reduce
 from hpcmpq.calibrate.worker import make_worker
-from hpcmpq.config import CalibrationConfig, Config, ModelConfig, SensitivityConfig
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.planning.stage import prepare
+from hpcmpq.settings import CalibrationConfig, Config, ModelConfig, SensitivityConfig
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
 

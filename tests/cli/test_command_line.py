@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from hpcmpq.cli import app
-from hpcmpq.doctor import Check
+from hpcmpq.doctor import Diagnosis
 from hpcmpq.errors import Interrupted
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.run_dir import RunDir
@@ -142,7 +142,7 @@ def test_commands_print_one_document_or_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ):
     config, run, _ = finished
-    monkeypatch.setattr("hpcmpq.cli.doctor.examine", lambda _: [Check("Python", "ok", "3.11")])
+    monkeypatch.setattr("hpcmpq.cli.doctor.examine", lambda _: [Diagnosis("Python", "ok", "3.11")])
 
     def words(new: str) -> list[str]:
         places = {"CONFIG": config, "RUN": run.path, "FOLDER": tmp_path, "NEW": tmp_path / new}

@@ -15,6 +15,8 @@ from hpcmpq.store.json_files import write_json
 from hpcmpq.store.run_dir import RunDir
 from tests.synthetic_run import synthetic_plan
 
+pytestmark = pytest.mark.slow
+
 HPCMPQ = Path(sys.executable).with_name("hpcmpq")
 INSTALLED = pytest.mark.skipif(not HPCMPQ.exists(), reason="the command hpcmpq is not installed")
 
@@ -49,8 +51,8 @@ def test_commands_runs_and_names_are_offered(folder: Path):
     assert {"run", "solve", "frontier"} <= set(offered(""))
     assert offered("solve", "ru") == ["runs/first", "runs/second"]
     assert offered("export", "runs/first", "--format", "") == list(EXPORTERS)
-    [name] = synthetic_plan().config["budgets"]
-    limit = synthetic_plan().config["budgets"][name]
+    [name] = synthetic_plan().config.budgets
+    limit = synthetic_plan().config.budgets[name]
     assert f"{name}={limit}" in offered("solve", "runs/first", "--budget", "")
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from hpcmpq.config import is_factory, parse_config, read_config, to_values
+from hpcmpq.config import parse_config, read_config
 from hpcmpq.errors import UserError
+from hpcmpq.settings import is_factory, to_values
 
 SMALL = {"model": {"path": "m"}, "calibration": {"data": "d.txt"}}
 

@@ -7,13 +7,14 @@ import pytest
 import typer
 
 from hpcmpq.cli import app
-from hpcmpq.config import Config, parse_config
+from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate.engines import ENGINES
 from hpcmpq.executors import EXECUTORS
 from hpcmpq.export import EXPORTERS
 from hpcmpq.formats import FORMATS
 from hpcmpq.sensitivity import METHODS
+from hpcmpq.settings import Config
 from hpcmpq.solve.settings import parse_budgets
 from hpcmpq.solvers import SOLVERS
 from hpcmpq.targets import TARGETS

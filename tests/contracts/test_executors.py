@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from hpcmpq.executors import EXECUTORS, MAX_ATTEMPTS
-from hpcmpq.executors.backlog import size
 from tests.executors.launch import MARKS, command_line, run
 from tests.executors.toy_units import UNITS, attempts, make_toy_worker, shards
+
+pytestmark = pytest.mark.slow
 
 VICTIM = UNITS[2]
 OTHERS = [unit for unit in UNITS if unit != VICTIM]
@@ -57,8 +58,8 @@ def test_same_shards_bit_for_bit_each_unit_once_largest_first(executor, tmp_path
     assert sorted(ending.outcomes) == sorted((unit.id, None, True) for unit in UNITS)
     order = attempts(tmp_path)
     assert sorted(order) == sorted(unit.id for unit in UNITS)
-    largest = max(map(size, UNITS))
-    assert {unit.id for unit in UNITS if size(unit) == largest} >= set(order[:2])
+    largest = max(unit.size for unit in UNITS)
+    assert {unit.id for unit in UNITS if unit.size == largest} >= set(order[:2])
     assert not list((tmp_path / "shards").glob(".*"))
 
 

@@ -36,7 +36,9 @@ def measured(
 ) -> Pair:
     """c and H summed over the samples; only columns of the same or a later group count."""
     every = range(len(subject.space.groups))
-    _, arrays, num_samples, _ = contents(find_method(name)(subject, samples, groups or every, first), True)
+    _, arrays, num_samples, _ = contents(
+        find_method(name).measure(subject, samples, groups or every, first), True
+    )
     assert num_samples == len(samples)
     group_P = subject.space.group_P
     rows = np.isin(group_P, groups or every)
@@ -286,7 +288,7 @@ def test_groups_may_be_split(name: str, family: str):
 @pytest.mark.parametrize("name", sorted(PSD))
 def test_columns_of_separate_groups_multiply_to_the_whole(name: str):
     subject, samples = make_subject("mlp", "kl", num_samples=2)
-    measure = find_method(name)
+    measure = find_method(name).measure
     whole = next(iter(measure(subject, samples, range(3), 0)))
     parts = [next(iter(measure(subject, samples, range(g, g + 1), 0))) for g in range(3)]
     assert isinstance(whole, Features)
@@ -296,7 +298,9 @@ def test_columns_of_separate_groups_multiply_to_the_whole(name: str):
 @pytest.mark.parametrize("name", sorted(PSD))
 def test_quadratic_is_positive_semidefinite(name: str):
     subject, samples = make_subject("llama", "kl")
-    _, arrays, _, _ = contents(find_method(name)(subject, samples, range(len(subject.space.groups)), 0), True)
+    _, arrays, _, _ = contents(
+        find_method(name).measure(subject, samples, range(len(subject.space.groups)), 0), True
+    )
     eigenvalues = np.linalg.eigvalsh(arrays["quad"])
     assert eigenvalues.min() >= -1e-12 * eigenvalues.max()
 
@@ -311,7 +315,9 @@ def test_additive_methods_have_no_interactions(name: str):
 @pytest.mark.parametrize("objective", ["kl", "ce"])
 def test_reports_the_loss_of_the_original(name: str, objective: str):
     subject, samples = make_subject("llama", objective, num_probes=1)
-    _, arrays, _, _ = contents(find_method(name)(subject, samples, range(len(subject.space.groups)), 0), True)
+    _, arrays, _, _ = contents(
+        find_method(name).measure(subject, samples, range(len(subject.space.groups)), 0), True
+    )
     z0 = outputs_at(subject, samples)(torch.zeros(subject.space.num_options, dtype=torch.float64))
     expected = float(OBJECTIVES[objective].value(z0, z0, samples.targets).sum())
     assert float(arrays["loss"]) == pytest.approx(expected, rel=1e-9, abs=1e-12)
@@ -331,7 +337,7 @@ def test_float32_agrees_with_float64(name: str):
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "trace"])
 def test_standard_errors_come_from_single_samples(name: str):
     subject, samples = make_subject("mlp", "ce", num_samples=4)
-    _, arrays, _, num_batches = contents(find_method(name)(subject, samples, range(3), 0), True)
+    _, arrays, _, num_batches = contents(find_method(name).measure(subject, samples, range(3), 0), True)
     singles = [measured(name, subject, samples[n], first=n) for n in range(4)]
     assert num_batches == 4
     squares_P = sum(linear_P**2 for linear_P, _ in singles)
@@ -342,7 +348,7 @@ def test_standard_errors_come_from_single_samples(name: str):
 def test_methods_of_the_task_loss_ask_for_labels(name: str):
     subject, samples = make_subject("mlp", "kl")
     with pytest.raises(UserError, match="no labels"):
-        list(find_method(name)(subject, Samples(samples.inputs), range(3), 0))
+        list(find_method(name).measure(subject, Samples(samples.inputs), range(3), 0))
 
 
 @pytest.mark.parametrize("family", ["cnn", "llama"])

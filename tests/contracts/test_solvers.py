@@ -37,6 +37,7 @@ def solver_of(name: str):
     return ALWAYS.get(name) or make_solver(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(250))
 def test_quadratic_equals_enumeration(seed: int) -> None:
     instance = random_instance(seed)

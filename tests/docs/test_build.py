@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
+@pytest.mark.slow
 def test_every_page_builds_without_a_warning(tmp_path: Path):
     """Among Sphinx's warnings: unknown pages and headings behind links, and pages that no index lists."""
     pytest.importorskip("myst_parser", reason="needs the extra docs")

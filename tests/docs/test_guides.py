@@ -14,6 +14,8 @@ from tests.export.planned import llama, plan_run, solve_by_turns
 from tests.export.test_round_trips import GGUF
 from tests.synthetic_run import write_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
@@ -23,7 +25,6 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
 def test_models_of_ones_own(run_page: RunPage, place: Path):
     printed = run_page("models.md", place)
     assert any("(set(), [])" in text for text in printed.values())
@@ -63,7 +64,6 @@ def test_command_line(run_page: RunPage, tmp_path: Path):
     assert "assignment" in json.loads((tmp_path / "solution.json").read_text())
 
 
-@pytest.mark.slow
 def test_exports_load_as_the_page_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

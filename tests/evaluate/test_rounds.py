@@ -14,7 +14,7 @@ import torch
 from hpcmpq.errors import Interrupted
 from hpcmpq.evaluate import rounds
 from hpcmpq.evaluate.parts import DataPart
-from hpcmpq.evaluate.results import Results, Unit
+from hpcmpq.evaluate.results import MeasuredChunk, Results
 from hpcmpq.models.data.samples import Samples
 
 MODELS = {"original": {}, "quantized": {"a": "int2"}, "uniform": {"a": "int3"}}
@@ -103,7 +103,7 @@ def run_ranks(
     return ended
 
 
-def same(values: dict[Unit, Any], others: dict[Unit, Any]) -> bool:
+def same(values: dict[MeasuredChunk, Any], others: dict[MeasuredChunk, Any]) -> bool:
     return values.keys() == others.keys() and all(
         np.array_equal(values[unit][name], others[unit][name]) for unit in values for name in values[unit]
     )

@@ -86,8 +86,8 @@ def test_an_evaluation_of_an_earlier_version_is_judged_by_its_number_of_samples(
 
 
 def parameters(run: RunDir):
-    from hpcmpq.config import ModelConfig
     from hpcmpq.models.load import load_model
+    from hpcmpq.settings import ModelConfig
 
     path = json.loads(run.plan_path.read_text())["config"]["model"]["path"]
     return list(load_model(ModelConfig(path=path, device="cpu")).parameters())

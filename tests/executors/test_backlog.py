@@ -1,7 +1,7 @@
 """The order in which units are handed out."""
 
 from hpcmpq.executors import MAX_ATTEMPTS
-from hpcmpq.executors.backlog import Backlog, size
+from hpcmpq.executors.backlog import Backlog
 from tests.executors.toy_units import UNITS
 
 
@@ -11,8 +11,8 @@ def taken(backlog: Backlog) -> list[str]:
 
 def test_largest_first_and_equal_ones_in_the_order_given():
     order = taken(Backlog(UNITS))
-    assert order == [unit.id for unit in sorted(UNITS, key=lambda unit: -size(unit))]
-    assert [size(unit) for unit in UNITS] == [8, 4] * 3
+    assert order == [unit.id for unit in sorted(UNITS, key=lambda unit: -unit.size)]
+    assert [unit.size for unit in UNITS] == [8, 4] * 3
 
 
 def test_failed_unit_goes_to_the_end_until_its_last_attempt():
@@ -30,7 +30,7 @@ def test_failed_unit_goes_to_the_end_until_its_last_attempt():
 
 
 def _refilled(backlog: Backlog) -> Backlog:
-    for unit in reversed(sorted(UNITS, key=size, reverse=True)[1:]):
+    for unit in reversed(sorted(UNITS, key=lambda unit: unit.size, reverse=True)[1:]):
         backlog.put_back(unit)
     return backlog
 

@@ -83,7 +83,7 @@ def test_reader_gives_the_fake_quantized_models_outputs(tmp_path, case):
     print(f"{case}: largest difference {float((read - expected).abs().max()):.3g}")
     assert expected.std() > 0.1
     torch.testing.assert_close(read, expected, rtol=0, atol=2e-6)
-    if plan.config["target"] is not None:
+    if plan.config.target is not None:
         predicted = json.loads(run.solution_path.read_text())["costs"]["size_bytes"]
         print(line)
         assert weight_bytes(directory) == pytest.approx(predicted, rel=0.01)

@@ -20,6 +20,8 @@ from hpcmpq.models.data.samples import Samples
 from tests.export.planned import llama, plan_run, solve_by_turns
 from tests.export.tampering import TAMPERED
 
+pytestmark = pytest.mark.slow
+
 CONFIG = {"formats": ["int4", "int8"], "quantizer": {"group_size": 32}}
 
 

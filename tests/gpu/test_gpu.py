@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from hpcmpq.config import SensitivityConfig
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.linear_head import find_linear_head
 from hpcmpq.quantizers import encode
 from hpcmpq.quantizers.gptq import compensated_codes, compensation
-from hpcmpq.quantizers.ranges import choose_range
+from hpcmpq.quantizers.ranges import choose_qparams
 from hpcmpq.refine.expansion import expand
 from hpcmpq.response.engine import make_engine
 from hpcmpq.sensitivity.features import gram
 from hpcmpq.sensitivity.secant import measure
+from hpcmpq.settings import SensitivityConfig
 from tests.sensitivity.tiny import make_subject
 
 pytestmark = pytest.mark.gpu
@@ -93,7 +93,7 @@ def test_codes_are_those_of_the_cpu(device, name):
     results = []
     for place in (torch.device("cpu"), device):
         own_MK, own_NK = weight_MK.to(place), inputs_NK.to(place)
-        chosen = choose_range(own_MK, FORMATS[name], quantizer)
+        chosen = choose_qparams(own_MK, FORMATS[name], quantizer)
         factor = compensation(own_NK.T @ own_NK, quantizer)
         codes = compensated_codes(own_MK, factor, chosen, FORMATS[name], quantizer)
         results.append(

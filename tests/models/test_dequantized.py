@@ -11,13 +11,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hpcmpq.config import ModelConfig, parse_config, read_config
+from hpcmpq.config import parse_config, read_config
 from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.export import export
 from hpcmpq.models.dequantized import unpacked
 from hpcmpq.planning.stage import prepare
 from hpcmpq.planning.starter import write_starter
 from hpcmpq.quantized.variants import open_variants
+from hpcmpq.settings import ModelConfig
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import TEXT, llama, plan_run, solve_by_turns

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from hpcmpq.config import GroupsConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.groups import find_groups, num_fixed_bytes
 from hpcmpq.models.weights import as_matrix, from_matrix
+from hpcmpq.settings import GroupsConfig
 from hpcmpq.space import Member
 from tests.models_of_many_kinds import make
 

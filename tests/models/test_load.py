@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import forward, load_model, pick_device, resolve_factory
 from hpcmpq.models.repeatable import check_repeatable
 from hpcmpq.models.weight_digests import weights_fingerprint
+from hpcmpq.settings import GroupsConfig, ModelConfig
 from tests.models_of_many_kinds import make
 
 DIRECTORIES = ["llama", "gpt2", "bert", "bert_masked", "bert_classifier", "vit"]

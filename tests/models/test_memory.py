@@ -11,6 +11,8 @@ import torch
 
 from hpcmpq.models.memory import large_empty
 
+pytestmark = pytest.mark.slow
+
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 COUNT = """

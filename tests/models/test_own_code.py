@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from hpcmpq.config import ModelConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.tokenization import load_tokenizer
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.load import load_model
 from hpcmpq.models.streaming import load_streamed
+from hpcmpq.settings import ModelConfig
 
 MINE = {
     "model_type": "mine",

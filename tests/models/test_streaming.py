@@ -5,19 +5,19 @@ import dataclasses
 import pytest
 import torch
 
-from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.errors import UserError
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.groups import find_groups, num_fixed_bytes
 from hpcmpq.models.load import forward, load_model
 from hpcmpq.models.streaming import load_streamed, shapes_only
-from hpcmpq.models.weight_digests import streamed_fingerprint, weights_fingerprint
+from hpcmpq.models.weight_digests import weights_fingerprint
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.sensitivity.subject import Subject
+from hpcmpq.settings import GroupsConfig, ModelConfig
 from hpcmpq.space import SearchSpace
 from tests.allocations import peak_bytes
 from tests.export.planned import mixtral
@@ -43,7 +43,7 @@ def test_streamed_model_is_the_same_model(saved):
     model, streamed = load_model(config), load_streamed(config)
     assert torch.equal(forward(streamed.model, inputs), forward(model, inputs))
     assert all(p.is_meta for block in streamed.blocks for p in block.parameters())
-    assert streamed_fingerprint(streamed.model, streamed.weights) == weights_fingerprint(model)
+    assert weights_fingerprint(streamed.model, streamed.weights) == weights_fingerprint(model)
     groups = find_groups(model, GroupsConfig(), inputs)
     with shapes_only(config, inputs) as (shapes, shape_inputs):
         assert find_groups(shapes, GroupsConfig(), shape_inputs) == groups

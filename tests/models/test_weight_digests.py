@@ -21,8 +21,11 @@ from hpcmpq.models.weight_digests import check_same_weights, weight_marks
 from hpcmpq.plan import Plan
 from hpcmpq.planning.stage import prepare
 from hpcmpq.quantized.variants import open_variants
+from hpcmpq.settings import CalibrationConfig, Config, ModelConfig
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -49,9 +52,9 @@ def train(path: Path) -> None:
 def test_every_way_of_loading_gives_the_same_marks(planned, monkeypatch, whole):
     run, plan, _ = planned
     monkeypatch.setattr("hpcmpq.models.weight_digests.WHOLE", whole)
-    plan = prepare(parse_config(plan.config), RunDir(run.path.with_name("another")), ())
+    plan = prepare(plan.config, RunDir(run.path.with_name("another")), ())
     run = RunDir(run.path.with_name("another"))
-    config = parse_config(plan.config).model
+    config = plan.config.model
     assert read_plan(run).weights == plan.weights
     assert len(plan.weights) == 21
     exact = load_model(dataclasses.replace(config, dtype="float32"))  # as low-precision methods load it
@@ -71,7 +74,7 @@ def test_changed_weights_are_refused(planned):
             PlanMismatch, match=r"other weights than the run was planned with \(\d+ of 21 differ"
         ):
             load()
-    empty, rows = build(parse_config(plan.config).model, (), 0, 1)
+    empty, rows = build(plan.config.model, (), 0, 1)
     with pytest.raises(PlanMismatch, match="restore the model"):
         check_same_weights(empty, plan, rows)
 
@@ -89,11 +92,15 @@ def test_scalars_and_plans_without_marks():
     model = nn.Linear(3, 2)
     model.scale = nn.Parameter(torch.ones(()))
     assert weight_marks(model, "float32").keys() == {"weight", "bias", "scale"}
-    plan = Plan(config={"model": {"dtype": "float32"}}, **dict.fromkeys(PLAIN))  # type: ignore[arg-type]
+    plan = Plan(config=config_of("float32"), **dict.fromkeys(PLAIN))  # type: ignore[arg-type]
     check_same_weights(model, plan)
 
 
 PLAIN = ("space", "units", "facts", "fingerprint", "import_paths", "fixed_bytes", "environment")
+
+
+def config_of(dtype) -> Config:
+    return Config(ModelConfig("m", dtype=dtype), CalibrationConfig(""))
 
 
 def edit_json(path: Path, **values) -> None:
@@ -106,7 +113,7 @@ def stages(run: RunDir, plan: Plan) -> list[Callable[[], object]]:
     return [
         lambda: make_worker(run),
         lambda: open_variants(run, plan),
-        lambda: prepare(parse_config(plan.config), run, ()),
+        lambda: prepare(plan.config, run, ()),
     ]
 
 
@@ -141,7 +148,9 @@ def test_other_code_with_the_same_weights_is_refused_by_its_outputs(planned, mon
     if stream:
         run = RunDir(run.path.with_name("streamed"))
         plan = prepare(
-            parse_config({**plan.config, "model": {**plan.config["model"], "stream": True}}), run, ()
+            dataclasses.replace(plan.config, model=dataclasses.replace(plan.config.model, stream=True)),
+            run,
+            (),
         )
     before = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: before(self, x) + 3 * x)
@@ -168,7 +177,7 @@ def test_rounding_is_no_change(planned, monkeypatch):
 def test_outputs_are_compared_within_the_rounding_of_the_dtype(dtype, change, same):
     z_NTV = torch.randn(1, 40, 50, generator=torch.Generator().manual_seed(0))
     marks = original_marks(nn.Identity(), {}, z_NTV)
-    values = {**dict.fromkeys(PLAIN), "environment": {}, "config": {"model": {"dtype": dtype, "path": "m"}}}
+    values = {**dict.fromkeys(PLAIN), "environment": {}, "config": config_of(dtype)}
     plan = Plan(**values, original=json.loads(json.dumps(marks)))  # type: ignore[arg-type]
     other_NTV = z_NTV + change * torch.where(torch.arange(50) % 2 == 0, 1.0, -1.0)
     with nullcontext() if same else pytest.raises(PlanMismatch):
@@ -183,7 +192,7 @@ def test_one_token_whose_experts_flip_is_rounding_in_bfloat16_alone():
         values = {
             **dict.fromkeys(PLAIN),
             "environment": {},
-            "config": {"model": {"dtype": dtype, "path": "m"}},
+            "config": config_of(dtype),
         }
         plan = Plan(**values, original=original_marks(nn.Identity(), {}, z_NTV))  # type: ignore[arg-type]
         with nullcontext() if same else pytest.raises(PlanMismatch):
@@ -197,7 +206,7 @@ def test_running_statistics_are_marked_and_what_is_computed_is_not():
     assert marks.keys() == {
         *("0.weight", "0.bias", "1.weight", "1.bias"), *("1.running_mean", "1.running_var", "1.num_batches_tracked"),
     }  # fmt: skip
-    plan = Plan(config={"model": {"dtype": "float32", "path": "m"}}, weights=marks, **dict.fromkeys(PLAIN))  # type: ignore[arg-type]
+    plan = Plan(config=config_of("float32"), weights=marks, **dict.fromkeys(PLAIN))  # type: ignore[arg-type]
     model[1].running_var *= 2
     with pytest.raises(PlanMismatch, match=r"1 of 7 differ, first 1.running_var"):
         check_same_weights(model, plan)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from hpcmpq.config import ModelConfig, parse_config
+from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.data.sources import Documents
@@ -18,6 +18,7 @@ from hpcmpq.models.description import describe_model
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.plan import Plan
 from hpcmpq.planning.stage import prepare
+from hpcmpq.settings import ModelConfig
 from hpcmpq.store.run_dir import RunDir
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from hpcmpq.calibrate.worker import make_worker
-from hpcmpq.config import CalibrationConfig, Config, ModelConfig, SensitivityConfig
 from hpcmpq.planning.cost_estimate import PEAK_FACTOR
 from hpcmpq.planning.part_times import PartTimes, total_seconds
 from hpcmpq.planning.stage import prepare
+from hpcmpq.settings import CalibrationConfig, Config, ModelConfig, SensitivityConfig
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.run_dir import RunDir
 from tests.allocations import peak_bytes

@@ -11,6 +11,7 @@ from hpcmpq.evaluate.stage import make_data
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.plan import Plan, plan_to_json
 from hpcmpq.planning.stage import prepare
+from hpcmpq.settings import to_values
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
@@ -21,14 +22,14 @@ TIES = [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]]
 
 
 def replanned(run: RunDir, plan: Plan, **changes) -> Plan:
-    return prepare(parse_config({**plan.config, **changes}), run, ())
+    return prepare(parse_config({**to_values(plan.config), **changes}), run, ())
 
 
 def test_settings_that_do_not_change_a_number_may_change(tmp_path):
     run, plan = plan_run(tmp_path, llama(), groups={"tie": TIES})
     again = replanned(run, plan, budgets={"weight_bits": 2.5})
     assert (again.units, again.fingerprint) == (plan.units, plan.fingerprint)
-    assert again.config["budgets"] == {"weight_bits": 2.5}
+    assert again.config.budgets == {"weight_bits": 2.5}
 
 
 def test_plans_that_lack_newer_settings_keep_what_they_measured(tmp_path):
@@ -73,7 +74,7 @@ def test_special_tokens_are_part_of_the_plan(tmp_path, capsys):
     summaries.planned(plan)
     assert "samples begin and end as the tokenizer has it: <s> ..." in capsys.readouterr().out
     assert replanned(run, plan).fingerprint == plan.fingerprint
-    without = {**plan.config["calibration"], "special_tokens": False}
+    without = {**dataclasses.asdict(plan.config.calibration), "special_tokens": False}
     with pytest.raises(PlanMismatch, match=r"special_tokens='<s> \.\.\.', the config says False"):
         replanned(run, plan, calibration=without)
 
@@ -89,9 +90,9 @@ def test_plans_of_before_special_tokens_keep_their_windows(tmp_path, caplog):
     del values["config"]["calibration"]["special_tokens"]
     write_json(run.plan_path, values)
     older = read_plan(run)
-    assert older.config["calibration"]["special_tokens"] is None
-    make_data(older, parse_config(older.config))  # the same samples as when it was planned
-    with_default = {**plan.config["calibration"], "special_tokens": True}
+    assert older.config.calibration.special_tokens is None
+    make_data(older)  # the same samples as when it was planned
+    with_default = {**dataclasses.asdict(plan.config.calibration), "special_tokens": True}
     again = replanned(run, plan, calibration=with_default)
     assert (again.units, again.fingerprint) == (plan.units, plan.fingerprint)
     assert "was planned before there was calibration.special_tokens" in caplog.text

@@ -17,6 +17,8 @@ from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import mixtral
 
+pytestmark = pytest.mark.slow
+
 Save = Callable[[str], Path]
 
 

@@ -11,14 +11,17 @@ import torch
 import transformers
 from torch import nn
 
-from hpcmpq.config import ModelConfig, read_config
+from hpcmpq.config import read_config
 from hpcmpq.errors import UserError
 from hpcmpq.models.description import _PADDING_TOKENS, describe_model
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.planning.stage import prepare
 from hpcmpq.planning.starter import write_starter
+from hpcmpq.settings import ModelConfig
 from hpcmpq.store.run_dir import RunDir
 from tests.conftest import MODELS
+
+pytestmark = pytest.mark.slow
 
 SIZE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.groups import find_groups
@@ -18,8 +17,11 @@ from hpcmpq.quantizers.activations import round_activations
 from hpcmpq.response.engine import make_engine
 from hpcmpq.response.wavefront import Wavefront
 from hpcmpq.response.whole_model import WholeModel
+from hpcmpq.settings import GroupsConfig, ModelConfig
 from hpcmpq.space import SearchSpace
 from tests.models_of_many_kinds import make
+
+pytestmark = pytest.mark.slow
 
 MIXED = ("int4", "w4a8", "w8a8", "fp8_e4m3", "bf16", "fp32")
 ROUNDING = sorted({FORMATS[name].activation for name in FORMATS} - {None})
@@ -36,7 +38,7 @@ def variants_of(
 @torch.no_grad()
 def outputs(engine, inputs, options) -> tuple[torch.Tensor, torch.Tensor]:
     z0_NTV, parts = engine.respond(inputs, options)
-    found = {p: z_NTV for members, z_KNTV in parts for p, z_NTV in zip(members, z_KNTV, strict=True)}
+    found = {p: z_NTV for members, z_QNTV in parts for p, z_NTV in zip(members, z_QNTV, strict=True)}
     return z0_NTV, torch.stack([found[p] for p in options])
 
 

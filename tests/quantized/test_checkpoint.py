@@ -17,6 +17,8 @@ from tests.export.planned import llama, plan_run, solve_by_turns
 from tests.export.readers import READERS
 from tests.export.test_round_trips import fake_quantized_logits, tokens
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory) -> Path:

@@ -8,7 +8,6 @@ import torch
 
 from hpcmpq.calibrate.reduce import reduce
 from hpcmpq.calibrate.worker import make_worker
-from hpcmpq.config import parse_config
 from hpcmpq.errors import CorruptShard, UserError
 from hpcmpq.export import export
 from hpcmpq.formats import FORMATS as TABLE
@@ -24,6 +23,8 @@ from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import llama, plan_run, solve_by_turns
 from tests.export.readers import READERS
 from tests.export.test_round_trips import fake_quantized_logits, tokens
+
+pytestmark = pytest.mark.slow
 
 GPTQ = {"rounding": "gptq", "group_size": 64}
 FORMATS = ["int2", "int4", "int8", "bf16"]
@@ -50,9 +51,9 @@ def test_variants_decode_the_stored_codes_and_lower_the_models_loss(tmp_path):
     run, plan = plan_run(tmp_path, llama(), formats=FORMATS, quantizer=GPTQ)
     variants = open_variants(run, plan)
     group = plan.space.groups[0]
-    codes_MK, range = variants.encoded(group.members[0], "int4")
+    codes_MK, qparams = variants.encoded(group.members[0], "int4")
     [weight] = variants.quantized(group, "int4").values()
-    assert torch.equal(weight, decode(codes_MK, range, TABLE["int4"], variants.quantizer))
+    assert torch.equal(weight, decode(codes_MK, qparams, TABLE["int4"], variants.quantizer))
     nearest = Variants(variants.model, plan.space, type(variants.quantizer)(group_size=64))
     outputs = torch.tensor([list(b"ink stand on shelf 3. 4 bottles")])
     z0_NTV = variants.model(outputs).logits
@@ -88,7 +89,7 @@ def padded(samples: Samples, token: int) -> Samples:
 def test_padding_changes_no_code(tmp_path):
     """Rows at masked positions are no inputs of a layer, so they play no part in its Σ x xᵀ."""
     run, plan = plan_run(tmp_path, llama(max_position_embeddings=256), formats=["int3"], quantizer=GPTQ)
-    config = parse_config(plan.config)
+    config = plan.config
     model = load_model(config.model)
     samples = load_splits(config).calibration
     codes = {}
@@ -142,7 +143,7 @@ def test_sensitivities_are_those_of_the_served_weights_with_the_same_bits_in_eve
     assert np.array_equal(models[0].linear_P, models[1].linear_P)
     assert np.array_equal(models[0].quad_PP, models[1].quad_PP)
 
-    config = parse_config(plan.config)
+    config = plan.config
     samples = load_splits(config).calibration
     comparison = Comparison(open_variants(run, plan), samples, ("kl",), 4)
     group = plan.space.groups[3].name

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from hpcmpq.formats import FORMATS, Quantizer
-from hpcmpq.quantizers import choose_range, decode, encode
-from hpcmpq.quantizers.codes import Range
+from hpcmpq.quantizers import choose_qparams, decode, encode
+from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.gptq import compensated_codes, compensation
 
 
@@ -20,7 +20,7 @@ def make(num_rows: int, num_columns: int) -> tuple[Tensor, Tensor]:
     return weight_MK, x_NK.T @ x_NK
 
 
-def by_definition(weight_MK: Tensor, hessian_KK: Tensor, range: Range, format, quantizer) -> Tensor:
+def by_definition(weight_MK: Tensor, hessian_KK: Tensor, qparams: QParams, format, quantizer) -> Tensor:
     """Optimal brain quantization, a column at a time, each with an inverse of its own."""
     hessian_KK = hessian_KK + quantizer.damping * hessian_KK.diagonal().mean() * torch.eye(
         len(hessian_KK), dtype=torch.float64
@@ -30,12 +30,12 @@ def by_definition(weight_MK: Tensor, hessian_KK: Tensor, range: Range, format, q
     if quantizer.act_order:
         order.sort(key=lambda k: -float(hessian_KK[k, k]))
     for place, k in enumerate(order):
-        codes_MK = encode(weight_MK, range, format, quantizer)
-        error_M = weight_MK[:, k] - decode(codes_MK, range, format, quantizer)[:, k]
+        codes_MK = encode(weight_MK, qparams, format, quantizer)
+        error_M = weight_MK[:, k] - decode(codes_MK, qparams, format, quantizer)[:, k]
         left = torch.stack(order[place:])
         inverse_FF = torch.linalg.inv(hessian_KK[left][:, left])
         weight_MK[:, left] -= error_M[:, None] * inverse_FF[0] / inverse_FF[0, 0]
-    return encode(weight_MK, range, format, quantizer)
+    return encode(weight_MK, qparams, format, quantizer)
 
 
 @pytest.mark.parametrize("name", ["int2", "int4", "int8"])
@@ -46,9 +46,9 @@ def test_codes_are_those_of_the_definition(name, symmetric, act_order, num_colum
     quantizer = Quantizer(group_size=group_size, symmetric=symmetric, rounding="gptq", act_order=act_order)
     weight_MK, hessian_KK = make(6, num_columns)
     format = FORMATS[name]
-    range = choose_range(weight_MK, format, quantizer)
-    codes_MK = compensated_codes(weight_MK, compensation(hessian_KK, quantizer), range, format, quantizer)
-    expected_MK = by_definition(weight_MK, hessian_KK, range, format, quantizer)
+    qparams = choose_qparams(weight_MK, format, quantizer)
+    codes_MK = compensated_codes(weight_MK, compensation(hessian_KK, quantizer), qparams, format, quantizer)
+    expected_MK = by_definition(weight_MK, hessian_KK, qparams, format, quantizer)
     assert codes_MK.dtype == expected_MK.dtype
     assert torch.equal(codes_MK, expected_MK)
 
@@ -59,15 +59,15 @@ def test_error_of_the_outputs_falls(name, act_order):
     quantizer = Quantizer(group_size=32, rounding="gptq", act_order=act_order)
     weight_MK, hessian_KK = make(32, 64)
     format = FORMATS[name]
-    range = choose_range(weight_MK, format, quantizer)
+    qparams = choose_qparams(weight_MK, format, quantizer)
 
     def output_error(codes_MK: Tensor) -> float:
-        error_MK = decode(codes_MK, range, format, quantizer) - weight_MK
+        error_MK = decode(codes_MK, qparams, format, quantizer) - weight_MK
         return float((error_MK @ hessian_KK * error_MK).sum())
 
-    nearest = output_error(encode(weight_MK, range, format, quantizer))
+    nearest = output_error(encode(weight_MK, qparams, format, quantizer))
     compensated = output_error(
-        compensated_codes(weight_MK, compensation(hessian_KK, quantizer), range, format, quantizer)
+        compensated_codes(weight_MK, compensation(hessian_KK, quantizer), qparams, format, quantizer)
     )
     assert compensated < 0.85 * nearest
 
@@ -75,7 +75,7 @@ def test_error_of_the_outputs_falls(name, act_order):
 def test_inputs_that_are_never_active_are_rounded_to_nearest():
     quantizer = Quantizer(group_size=8, rounding="gptq")
     weight_MK, _ = make(4, 16)
-    range = choose_range(weight_MK, FORMATS["int4"], quantizer)
+    qparams = choose_qparams(weight_MK, FORMATS["int4"], quantizer)
     factor = compensation(torch.zeros(16, 16, dtype=torch.float64), quantizer)
-    codes_MK = compensated_codes(weight_MK, factor, range, FORMATS["int4"], quantizer)
-    assert torch.equal(codes_MK, encode(weight_MK, range, FORMATS["int4"], quantizer))
+    codes_MK = compensated_codes(weight_MK, factor, qparams, FORMATS["int4"], quantizer)
+    assert torch.equal(codes_MK, encode(weight_MK, qparams, FORMATS["int4"], quantizer))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hpcmpq import quantizers
 from hpcmpq.formats import FORMATS, Quantizer, stored_bits
-from hpcmpq.quantizers import choose_range, decode, encode, fake_quantize
+from hpcmpq.quantizers import choose_qparams, decode, encode, fake_quantize
 from hpcmpq.quantizers import ranges as ranges_module
 from hpcmpq.quantizers.integer import code_limits
 
@@ -46,15 +46,15 @@ def matrices(draw: st.DrawFn, dtypes: tuple = tuple(DTYPES)) -> torch.Tensor:
 @settings(max_examples=150, deadline=None)
 @given(matrices(), formats, configs)
 def test_result_is_decode_of_encode_and_a_fixed_point(weight, format, quantizer):
-    range = choose_range(weight, format, quantizer)
+    qparams = choose_qparams(weight, format, quantizer)
     quantized = fake_quantize(weight, format, quantizer)
     assert quantized.dtype == weight.dtype
     assert quantized.shape == weight.shape
     assert torch.isfinite(quantized).all()
-    decoded = decode(encode(weight, range, format, quantizer), range, format, quantizer)
+    decoded = decode(encode(weight, qparams, format, quantizer), qparams, format, quantizer)
     assert torch.equal(decoded.to(weight.dtype), quantized)
-    assert torch.equal(fake_quantize(weight, format, quantizer, range), quantized)
-    assert torch.equal(fake_quantize(quantized, format, quantizer, range), quantized)
+    assert torch.equal(fake_quantize(weight, format, quantizer, qparams), quantized)
+    assert torch.equal(fake_quantize(quantized, format, quantizer, qparams), quantized)
 
 
 @settings(max_examples=100, deadline=None)
@@ -95,11 +95,11 @@ def test_searched_range_is_never_worse_than_absmax(weight, format, quantizer):
 @settings(max_examples=100, deadline=None)
 @given(matrices((torch.float64,)), integer_formats, configs)
 def test_error_is_at_most_half_a_step_inside_the_range(weight, format, quantizer):
-    range = choose_range(weight, format, quantizer)
+    qparams = choose_qparams(weight, format, quantizer)
     size = min(quantizer.group_size or weight.shape[1], weight.shape[1])
     columns = torch.arange(weight.shape[1]) // size
-    scale = range.scale[:, columns]
-    zero_point = 0 if range.zero_point is None else range.zero_point[:, columns]
+    scale = qparams.scale[:, columns]
+    zero_point = 0 if qparams.zero_point is None else qparams.zero_point[:, columns]
     low, high = code_limits(format, quantizer)
     inside = (weight >= (low - zero_point) * scale) & (weight <= (high - zero_point) * scale)
     error = (fake_quantize(weight, format, quantizer) - weight).abs()
@@ -109,14 +109,14 @@ def test_error_is_at_most_half_a_step_inside_the_range(weight, format, quantizer
 @settings(max_examples=100, deadline=None)
 @given(matrices(), formats, configs)
 def test_scales_are_positive_bfloat16_numbers_and_zero_points_are_codes(weight, format, quantizer):
-    range = choose_range(weight, format, quantizer)
-    assert (range.scale > 0).all()
-    assert torch.equal(range.scale.to(torch.bfloat16).to(range.scale.dtype), range.scale)
-    assert range.scale.dtype == (torch.float64 if weight.dtype == torch.float64 else torch.float32)
-    assert (range.zero_point is None) == (quantizer.symmetric or format.type == "float")
-    if range.zero_point is not None:
-        assert range.zero_point.dtype == torch.int32
-        assert 0 <= int(range.zero_point.min()) <= int(range.zero_point.max()) < 2**format.num_bits
+    qparams = choose_qparams(weight, format, quantizer)
+    assert (qparams.scale > 0).all()
+    assert torch.equal(qparams.scale.to(torch.bfloat16).to(qparams.scale.dtype), qparams.scale)
+    assert qparams.scale.dtype == (torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    assert (qparams.zero_point is None) == (quantizer.symmetric or format.type == "float")
+    if qparams.zero_point is not None:
+        assert qparams.zero_point.dtype == torch.int32
+        assert 0 <= int(qparams.zero_point.min()) <= int(qparams.zero_point.max()) < 2**format.num_bits
 
 
 @settings(max_examples=50, deadline=None)
@@ -132,13 +132,13 @@ def test_zero_weights_stay_zero(weight, format, quantizer):
 def test_stored_bits_count_what_codes_and_range_take(name: str, symmetric: bool, group_size: int | None):
     format, quantizer = FORMATS[name], Quantizer(group_size, symmetric)
     weight = torch.randn(6, 100, generator=torch.Generator().manual_seed(0))
-    range = choose_range(weight, format, quantizer)
-    codes = encode(weight, range, format, quantizer)
+    qparams = choose_qparams(weight, format, quantizer)
+    codes = encode(weight, qparams, format, quantizer)
     bits = codes.numel() * format.num_bits
     if format.scaled:
-        bits += range.scale.numel() * 16
-    if range.zero_point is not None:
-        bits += range.zero_point.numel() * format.num_bits
+        bits += qparams.scale.numel() * 16
+    if qparams.zero_point is not None:
+        bits += qparams.zero_point.numel() * format.num_bits
     assert stored_bits(format, quantizer, 6, 100) == bits
     if format.type == "int":
         low, high = code_limits(format, quantizer)
@@ -147,7 +147,7 @@ def test_stored_bits_count_what_codes_and_range_take(name: str, symmetric: bool,
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("function", [fake_quantize, choose_range])
+@pytest.mark.parametrize("function", [fake_quantize, choose_qparams])
 def test_weights_that_are_not_finite_are_counted(function, value: float):
     weight = torch.ones(3, 4)
     weight[1, :2] = value

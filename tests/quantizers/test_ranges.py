@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hpcmpq.formats import FORMATS, Quantizer
-from hpcmpq.quantizers import choose_range, encode, fake_quantize
+from hpcmpq.quantizers import choose_qparams, encode, fake_quantize
 
 ABSMAX = Quantizer(group_size=4, range="absmax")
 
@@ -12,10 +12,10 @@ ABSMAX = Quantizer(group_size=4, range="absmax")
 def test_symmetric_absmax_scale_is_two_absmax_over_the_number_of_steps():
     # int4: 15 steps between the outermost rounding boundaries ±7.5: scale = 2 · 7.5 / 15 = 1.
     weight = torch.tensor([[7.5, -3.0, 0.4, 1.0, -15.0, 0.0]])
-    range = choose_range(weight, FORMATS["int4"], ABSMAX)
-    assert range.scale.tolist() == [[1.0, 2.0]]
-    assert encode(weight, range, FORMATS["int4"], ABSMAX).tolist() == [[7, -3, 0, 1, -8, 0]]
-    assert encode(weight, range, FORMATS["int4"], ABSMAX).dtype == torch.int8
+    qparams = choose_qparams(weight, FORMATS["int4"], ABSMAX)
+    assert qparams.scale.tolist() == [[1.0, 2.0]]
+    assert encode(weight, qparams, FORMATS["int4"], ABSMAX).tolist() == [[7, -3, 0, 1, -8, 0]]
+    assert encode(weight, qparams, FORMATS["int4"], ABSMAX).dtype == torch.int8
     assert fake_quantize(weight, FORMATS["int4"], ABSMAX).tolist() == [[7.0, -3.0, 0.0, 1.0, -16.0, 0.0]]
 
 
@@ -23,11 +23,11 @@ def test_asymmetric_range_includes_zero():
     # [1, 3] widens to [0, 3]: scale 1, zero point 0. [-1, 2]: scale 1, zero point 1. [-3, -1] to [-3, 0].
     quantizer = Quantizer(group_size=2, symmetric=False, range="absmax")
     weight = torch.tensor([[1.0, 3.0, -1.0, 2.0, -3.0, -1.0]])
-    range = choose_range(weight, FORMATS["int2"], quantizer)
-    assert range.scale.tolist() == [[1.0, 1.0, 1.0]]
-    assert range.zero_point is not None
-    assert range.zero_point.tolist() == [[0, 1, 3]]
-    codes = encode(weight, range, FORMATS["int2"], quantizer)
+    qparams = choose_qparams(weight, FORMATS["int2"], quantizer)
+    assert qparams.scale.tolist() == [[1.0, 1.0, 1.0]]
+    assert qparams.zero_point is not None
+    assert qparams.zero_point.tolist() == [[0, 1, 3]]
+    codes = encode(weight, qparams, FORMATS["int2"], quantizer)
     assert codes.tolist() == [[1, 3, 0, 3, 0, 2]]
     assert codes.dtype == torch.uint8
     assert torch.equal(fake_quantize(weight, FORMATS["int2"], quantizer), weight)
@@ -62,7 +62,7 @@ def test_fp8_has_one_scale_per_channel_and_keeps_relative_precision(name: str, r
         torch.randn(5, 300, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 6, 5)[:, None]
     )
     quantizer = Quantizer(group_size=64, range=range)
-    chosen = choose_range(weight, FORMATS[name], quantizer)
+    chosen = choose_qparams(weight, FORMATS[name], quantizer)
     assert chosen.scale.shape == (5, 1)
     # Half a unit in the last place: 2^-4 of e4m3's three mantissa bits, 2^-3 of e5m2's two.
     relative = (fake_quantize(weight, FORMATS[name], quantizer) - weight).abs() / weight.abs()

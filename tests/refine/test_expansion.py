@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div, mse_loss
 
-from hpcmpq.config import SensitivityConfig
 from hpcmpq.models.linear_head import find_linear_head
 from hpcmpq.objective import IGNORED
 from hpcmpq.refine.expansion import expand
+from hpcmpq.settings import SensitivityConfig
 from tests.sensitivity.tiny import make_subject
 
 SETTINGS = SensitivityConfig()

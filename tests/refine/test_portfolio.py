@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hpcmpq.config import SolverConfig
 from hpcmpq.problem import Budget, Cost, Problem
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.refine.portfolio import (
@@ -22,6 +21,7 @@ from hpcmpq.refine.portfolio import (
     paired,
     widest_uniforms,
 )
+from hpcmpq.settings import SolverConfig
 from hpcmpq.solvers import make_solver
 
 NUM_GROUPS, BITS = 12, (2, 3, 4)

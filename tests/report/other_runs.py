@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from hpcmpq.calibrate.reduce import mirror
-from hpcmpq.config import SolverConfig, parse_config, to_values
+from hpcmpq.config import parse_config
 from hpcmpq.evaluate.statistics import summarise
 from hpcmpq.formats import FORMATS
 from hpcmpq.plan import Plan, content_hash, make_units, plan_to_json
 from hpcmpq.problem import Solution, Termination
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.outcome import describe
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solve.stage import make_problem
@@ -89,7 +90,7 @@ def _plan(names: Mapping[str, int | None], formats: tuple[str, ...], objective: 
         fingerprint, len(groups), NUM_SAMPLES, groups_per_unit=len(groups), samples_per_unit=16
     )
     return Plan(
-        config=to_values(config),
+        config=config,
         space=SearchSpace(groups, (formats,) * len(groups)),
         units=units,
         facts={"objective": objective, "model.weights": "f" * 64, "calibration.samples": "e" * 64},

@@ -13,6 +13,8 @@ from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.synthetic_run import write_run
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("matplotlib")
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.models.chain.chain import Inputs
 from hpcmpq.models.chain.find_chain import find_chain
+from hpcmpq.models.outputs import Inputs
 from hpcmpq.response.engine import make_engine
 from hpcmpq.response.fallback import Fallback, Responses
 from hpcmpq.response.wavefront import Wavefront

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from hpcmpq.calibrate.sums import contents
-from hpcmpq.config import GroupsConfig, ModelConfig
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.groups import find_groups
@@ -13,14 +12,17 @@ from hpcmpq.models.load import load_model
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
-from hpcmpq.response.low_precision import Products
+from hpcmpq.response.low_precision import LowPrecisionLayers
 from hpcmpq.response.whole_model import WholeModel
 from hpcmpq.sensitivity.features import gram, multiply
 from hpcmpq.sensitivity.scores import make_score
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.sensitivity.subject import Subject
+from hpcmpq.settings import GroupsConfig, ModelConfig
 from hpcmpq.space import SearchSpace
 from tests.models_of_many_kinds import make
+
+pytestmark = pytest.mark.slow
 
 ALL_BITS = tuple(f"int{bits}" for bits in range(2, 9))
 
@@ -49,7 +51,7 @@ def sums_of(subject, samples, groups=None) -> dict[str, np.ndarray]:
 def low_sums_and_dtypes(subject, samples, monkeypatch) -> tuple[dict[str, np.ndarray], set[torch.dtype]]:
     """Sums with low-precision products, and the dtypes in which options multiplied."""
     dtypes = set()
-    run = Products.run
+    run = LowPrecisionLayers.run
 
     def spied(self, name, x, weight, bias, product):
         def seen(x, weight):
@@ -60,7 +62,7 @@ def low_sums_and_dtypes(subject, samples, monkeypatch) -> tuple[dict[str, np.nda
         return run(self, name, x, weight, bias, seen)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Products, "run", spied)
+        patched.setattr(LowPrecisionLayers, "run", spied)
         patched.setattr(torch.nn.functional, "linear", lambda x, *rest: pytest.fail("another product"))
         return sums_of(subject, samples), dtypes
 
@@ -117,7 +119,7 @@ def test_secant_is_its_definition(objective):
     found = sums_of(subject, Samples(inputs, targets, True))
     loss = subject.objective
     z0_NTV, outputs = WholeModel(model, subject.variants).respond(inputs, range(subject.space.num_options))
-    z_PNTV = torch.cat([z_KNTV for _, z_KNTV in outputs])
+    z_PNTV = torch.cat([z_QNTV for _, z_QNTV in outputs])
     increase_PN = torch.stack(
         [loss.value(z, z0_NTV, targets) - loss.value(z0_NTV, z0_NTV, targets) for z in z_PNTV]
     )
@@ -138,20 +140,20 @@ def test_scores_equal_the_objective(objective, size):
     torch.manual_seed(1)
     z0_NTV, targets = 3 * torch.randn(2, 5, 30), torch.randint(0, 30, (2, 5))
     targets[0, :2] = -100
-    u_KNTV = size * torch.randn(3, 2, 5, 30)
+    u_QNTV = size * torch.randn(3, 2, 5, 30)
     loss = OBJECTIVES[objective]
     score = make_score(loss, z0_NTV, targets)
     z0 = z0_NTV.double()
-    phi_NKTV = torch.empty(2, 3, 5, 30)
-    for k, u_NTV in enumerate(u_KNTV.double()):
-        increase_N, _ = score(u_KNTV[k].clone(), out=phi_NKTV[:, k])
+    phi_NQTV = torch.empty(2, 3, 5, 30)
+    for k, u_NTV in enumerate(u_QNTV.double()):
+        increase_N, _ = score(u_QNTV[k].clone(), out=phi_NQTV[:, k])
         exact_N = loss.value(z0 + u_NTV, z0, targets) - loss.value(z0, z0, targets)
         torch.testing.assert_close(increase_N, exact_N, rtol=2e-5, atol=1e-9 * size)
         torch.testing.assert_close(
-            phi_NKTV[:, k].double(), loss.scaled_displacement(u_NTV, z0, targets), rtol=1e-4, atol=1e-6 * size
+            phi_NQTV[:, k].double(), loss.scaled_displacement(u_NTV, z0, targets), rtol=1e-4, atol=1e-6 * size
         )
-        again = score(u_KNTV[k].clone())
-        assert torch.equal(again[0], increase_N) and torch.equal(again[1], phi_NKTV[:, k])
+        again = score(u_QNTV[k].clone())
+        assert torch.equal(again[0], increase_N) and torch.equal(again[1], phi_NQTV[:, k])
 
 
 def test_columns_of_two_units_multiply_to_the_sums_of_one():

@@ -5,7 +5,6 @@ import logging
 import pytest
 import torch
 
-from hpcmpq.config import GroupsConfig
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.chain.chain import same_values
 from hpcmpq.models.chain.find_chain import find_chain
@@ -14,6 +13,7 @@ from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
 from hpcmpq.response.wavefront import Wavefront
 from hpcmpq.response.whole_model import WholeModel
+from hpcmpq.settings import GroupsConfig
 from hpcmpq.space import SearchSpace
 from tests.models_of_many_kinds import CHAINS, make
 
@@ -30,7 +30,7 @@ def variants_of(model, inputs, include=("*",), tie=()) -> Variants:
 @torch.no_grad()
 def outputs(engine, inputs, options) -> tuple[torch.Tensor, torch.Tensor]:
     z0_NTV, parts = engine.respond(inputs, options)
-    found = {p: z_NTV for members, z_KNTV in parts for p, z_NTV in zip(members, z_KNTV, strict=True)}
+    found = {p: z_NTV for members, z_QNTV in parts for p, z_NTV in zip(members, z_QNTV, strict=True)}
     assert sorted(found) == sorted(options)
     return z0_NTV, torch.stack([found[p] for p in options])
 

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch.func import grad, jacrev
 
-from hpcmpq.config import GroupsConfig
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.outputs import forward
 from hpcmpq.objective import ce_value
 from hpcmpq.sensitivity.first_order import noise_factor
 from hpcmpq.sensitivity.hessian import measure_by_reversal
+from hpcmpq.settings import GroupsConfig
 from tests.contracts.test_sensitivity import (
     across,
     empirical,
@@ -174,11 +174,14 @@ def test_a_shard_carries_the_squared_task_loss():
     from hpcmpq.sensitivity import find_method
 
     subject, samples = subject_of("mlp", "kl")
-    arrays = contents(find_method("first_order")(subject, samples, range(3), 0), True)[1]
+    arrays = contents(find_method("first_order").measure(subject, samples, range(3), 0), True)[1]
     z = forward(subject.model, samples.inputs)
     expected = float(ce_value(z, z, samples.targets).square().sum())
     assert float(arrays["task_loss_square"]) == pytest.approx(expected, rel=1e-12)
-    assert "task_loss_square" not in contents(find_method("mpqco")(subject, samples, range(3), 0), True)[1]
+    assert (
+        "task_loss_square"
+        not in contents(find_method("mpqco").measure(subject, samples, range(3), 0), True)[1]
+    )
 
 
 @pytest.mark.parametrize("name", ["secant", "pairwise"])

@@ -8,9 +8,10 @@ from torch.func import grad, hessian
 from hpcmpq.calibrate.reduce import reduce
 from hpcmpq.calibrate.sums import contents
 from hpcmpq.calibrate.worker import make_worker
-from hpcmpq.config import GroupsConfig, parse_config
+from hpcmpq.config import parse_config
 from hpcmpq.planning.stage import prepare
 from hpcmpq.sensitivity import hessian as method
+from hpcmpq.settings import GroupsConfig
 from hpcmpq.store.run_dir import RunDir
 from tests.models_of_many_kinds import make
 from tests.sensitivity.tiny import MODELS, losses_at, make_subject

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from hpcmpq.config import GroupsConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.linear_head import LinearHead, find_linear_head
 from hpcmpq.objective import IGNORED
@@ -14,8 +13,11 @@ from hpcmpq.response.whole_model import WholeModel
 from hpcmpq.sensitivity import projected_scores, secant
 from hpcmpq.sensitivity.projected_scores import make_projected_score
 from hpcmpq.sensitivity.sampled_positions import draw_positions, find_head, samples_positions
+from hpcmpq.settings import GroupsConfig
 from tests.allocations import peak_bytes
 from tests.sensitivity.tiny import make_subject
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +45,11 @@ class Replayed:
             )
             parts = list(outputs)
         self.members = [p for members, _ in parts for p in members]
-        self.before_KNTD = torch.cat([part for _, part in parts])
+        self.before_QNTD = torch.cat([part for _, part in parts])
 
     def respond(self, inputs, options):
         assert list(options) == self.members
-        return self.before_NTD, iter([(self.members, self.before_KNTD)])
+        return self.before_NTD, iter([(self.members, self.before_QNTD)])
 
 
 def features(subject, samples, first=0):
@@ -158,10 +160,10 @@ def test_positions_are_drawn_once_each_among_those_that_count_wherever_the_work_
 def test_no_logits_of_all_options_or_positions_are_held():
     torch.manual_seed(0)
     head = LinearHead(torch.nn.Linear(16, 30_000, bias=False).requires_grad_(False), 1.0)
-    before_NTD, delta_KNTD = torch.randn(4, 128, 16), 0.1 * torch.randn(8, 4, 128, 16)
+    before_NTD, delta_QNTD = torch.randn(4, 128, 16), 0.1 * torch.randn(8, 4, 128, 16)
     settings = {"num_probes": 2, "loss_positions": None, "seed": 0, "first_sample": 0}
     (_, score), made = peak_bytes(lambda: make_projected_score(head, "kl", before_NTD, None, **settings))
-    _, used = peak_bytes(lambda: score(delta_KNTD))
+    _, used = peak_bytes(lambda: score(delta_QNTD))
     z_NTV_bytes = 4 * 4 * 128 * 30_000
     assert made < 1.5 * z_NTV_bytes
     assert used < 0.5 * z_NTV_bytes

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hpcmpq.config import GroupsConfig
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.data.samples import IGNORED, Samples
 from hpcmpq.models.groups import find_groups
@@ -18,6 +17,7 @@ from hpcmpq.models.outputs import call_arguments, outputs_NTV
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.sensitivity.subject import Subject
+from hpcmpq.settings import GroupsConfig
 from hpcmpq.space import SearchSpace
 
 VOCAB = 11
@@ -171,8 +171,8 @@ def outputs_at(subject: Subject, samples: Samples) -> Callable[[Tensor], Tensor]
     def outputs(t_P: Tensor) -> Tensor:
         weights = {}
         for group, delta in enumerate(errors):
-            for name, error_K in delta.items():
-                step = torch.tensordot(t_P[space.slice_of(group)], error_K, dims=1)
+            for name, error_Q in delta.items():
+                step = torch.tensordot(t_P[space.slice_of(group)], error_Q, dims=1)
                 weights[name] = model.get_parameter(name) + step
         with moved_inputs(subject, frozen, t_P):
             return outputs_NTV(functional_call(model, weights, args, kwargs))
@@ -181,7 +181,7 @@ def outputs_at(subject: Subject, samples: Samples) -> Callable[[Tensor], Tensor]
 
 
 Frozen = dict[tuple[nn.Module, int], tuple[int, tuple[Tensor, ...]]]
-"""{(module, which of its calls): (group, errors of every input [K, ...])}."""
+"""{(module, which of its calls): (group, errors of every input [Q, ...])}."""
 
 
 def frozen_errors(subject: Subject, run: Callable[[], object]) -> Frozen:
@@ -209,7 +209,7 @@ def moved_inputs(subject: Subject, frozen: Frozen, t_P: Tensor) -> Iterator[None
             return None
         own = t_P[subject.space.slice_of(group)]
         errors = frozen[module, turn][1]
-        return tuple(x + torch.tensordot(own, e_K, dims=1) for x, e_K in zip(args, errors, strict=True))
+        return tuple(x + torch.tensordot(own, e_Q, dims=1) for x, e_Q in zip(args, errors, strict=True))
 
     with hooked(subject, move):
         yield

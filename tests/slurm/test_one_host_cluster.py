@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hpcmpq.store.json_files import read_json
+from tests.side_by_side import the_only
 from tests.slurm.toy_jobs import ROOT, ToyRun, jobs_in, output, toy_run
 
 pytestmark = pytest.mark.slow
@@ -149,11 +150,15 @@ def test_a_job_that_reaches_its_time_limit_requeues_itself_until_it_is_done(
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(600)  # another worker may have Ray for a while
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
-def test_a_ray_cluster_of_two_nodes_does_what_one_machine_does(new_toy: NewToy, local: bytes):
+def test_a_ray_cluster_of_two_nodes_does_what_one_machine_does(
+    new_toy: NewToy, local: bytes, pytestconfig: pytest.Config
+):
     toy = new_toy()
-    job = toy.submit("ray", "nodes=2", "time=10")
-    toy.wait_for_job(job, "COMPLETED", "FAILED")
+    with the_only(pytestconfig, "ray"):
+        job = toy.submit("ray", "nodes=2", "time=10")
+        toy.wait_for_job(job, "COMPLETED", "FAILED")
     assert toy.field(job, "JobState") == "COMPLETED", toy.log()
     assert_same_as_local(toy, local)
     assert not list(Path("/tmp").glob(f"hq-{job}-*"))

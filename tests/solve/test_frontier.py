@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpcmpq.config import SolverConfig
 from hpcmpq.errors import Infeasible, Interrupted
 from hpcmpq.problem import Problem, Solution
+from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.frontier import frontier
 from hpcmpq.solve.outcome import find_solution
 from hpcmpq.store.json_files import read_json

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from hpcmpq.config import SolverConfig
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.reliability import reliability
 from hpcmpq.solve.shrinkage import shrunk
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hpcmpq.config import SolverConfig
 from hpcmpq.errors import Infeasible, UserError
 from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.quadratic import quadratic_increase
+from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.constraints import allowed_options
 from hpcmpq.solve.formulate import constrained, plan_costs, uniform_choices
 from hpcmpq.solve.frontier import frontier, sweep

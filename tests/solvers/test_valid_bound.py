@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from bench.instances import Shape, make_instance
-from hpcmpq.config import SolverConfig
 from hpcmpq.errors import InvalidBound
 from hpcmpq.problem import Budget, Cost, CostTerm, Problem, Solution, Termination
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.frontier import sweep
 from hpcmpq.solve.frontier_points import SolvedPoints
 from hpcmpq.solvers import make_solver

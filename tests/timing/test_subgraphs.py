@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcmpq.config import GroupsConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.outputs import forward
+from hpcmpq.settings import GroupsConfig
 from hpcmpq.timing.subgraphs import cut_nodes, partition, stages, trace_model
 from hpcmpq.timing.subgraphs.pieces import boundary, build_piece, signature
 from tests.models_of_many_kinds import CHAINS, make

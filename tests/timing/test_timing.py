@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpcmpq.config import GroupsConfig, SolverConfig, parse_config
+from hpcmpq.config import parse_config
 from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.groups import find_groups
@@ -18,6 +18,7 @@ from hpcmpq.models.outputs import forward
 from hpcmpq.planning.stage import prepare
 from hpcmpq.problem import Budget, Cost, CostTerm, Problem, Termination
 from hpcmpq.quantized.input_rounding import round_operands
+from hpcmpq.settings import GroupsConfig, SolverConfig
 from hpcmpq.solve.costs.latency import latency_costs, mac_time_cost, original_latency_s
 from hpcmpq.solve.formulate import plan_costs
 from hpcmpq.solve.largest_gain import LossLimit, largest_gain, loss_limit, maximize

@@ -1,21 +1,20 @@
 """What runs the models: one process, or DeepSpeed with the model sharded over ranks.
 
 To add an engine: a file with a function `open_engine(run, plan, config, world)`, a context manager that yields an
-`Engine`, and its line in `ENGINES`. `tests/evaluate` compares every engine with ``torch``.
+`EvaluationEngine`, and its line in `ENGINES`. `tests/evaluate` compares every engine with ``torch``.
 """
 
-import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from hpcmpq.config import Config
-from hpcmpq.errors import UserError
 from hpcmpq.executors.world import World
 from hpcmpq.plan import Plan
+from hpcmpq.settings import Config
 from hpcmpq.store.run_dir import RunDir
+from hpcmpq.tables import look_up, named_by
 
 ENGINES = {
     "torch": "hpcmpq.evaluate.engines.torch_engine:open_engine",
@@ -23,7 +22,7 @@ ENGINES = {
 }
 
 
-class Engine(Protocol):
+class EvaluationEngine(Protocol):
     """A model whose weights can be changed, on one or more ranks that all call every method together.
 
     Attributes:
@@ -53,7 +52,7 @@ class Engine(Protocol):
         """What to report about the engine: bytes of the model, the most that each rank held, ..."""
 
 
-Opener = Callable[[RunDir, Plan, Config, World], AbstractContextManager[Engine]]
+Opener = Callable[[RunDir, Plan, Config, World], AbstractContextManager[EvaluationEngine]]
 
 
 def find_engine(name: str) -> Opener:
@@ -62,7 +61,4 @@ def find_engine(name: str) -> Opener:
     Raises:
         UserError: If there is no such engine; the message names those there are.
     """
-    if name not in ENGINES:
-        raise UserError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
-    module, _, attribute = ENGINES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+    return named_by(look_up(ENGINES, name, "engine"))  # type: ignore[no-any-return]

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import Config
 from hpcmpq.evaluate.engines.ranks import gathered, joined_ranks, stop_requests
 from hpcmpq.evaluate.engines.tensor_engine import TensorEngine
-from hpcmpq.evaluate.engines.zero_shards import Shards, build, partition
+from hpcmpq.evaluate.engines.zero_shards import ZeroPieces, build, partition
 from hpcmpq.executors.world import World
 from hpcmpq.models.data.kept_samples import kept_samples
 from hpcmpq.models.load import forward
@@ -25,14 +24,15 @@ from hpcmpq.models.weight_digests import check_same_weights
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.activations import Activations
 from hpcmpq.quantized.variants import open_variants
+from hpcmpq.settings import Config
 from hpcmpq.store.run_dir import RunDir
 
 
 @dataclass
 class DeepSpeedEngine:
-    """See `hpcmpq.evaluate.engines.Engine`."""
+    """See `hpcmpq.evaluate.engines.EvaluationEngine`."""
 
-    shards: Shards
+    shards: ZeroPieces
     activations: Activations
     rank: int
     size: int
@@ -112,7 +112,7 @@ def _sharded(
     for module in model.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
-    shards = Shards(model, plan.space, config.quantizer, rows, world.rank, variants.codes)
+    shards = ZeroPieces(model, plan.space, config.quantizer, rows, world.rank, variants.codes)
     shards.fill_originals()
     deepspeed.initialize(model=model, config=settings)
     engine = DeepSpeedEngine(shards, variants.activations, world.rank, world.size, device, start_bytes, stop)

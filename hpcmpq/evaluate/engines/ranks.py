@@ -11,12 +11,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hpcmpq.config import Config
 from hpcmpq.errors import UserError
 from hpcmpq.executors.roll_call import call_roll, signals_heard
 from hpcmpq.executors.world import World, meeting_point
 from hpcmpq.models.load import pick_device, quiet_transformers
 from hpcmpq.models.memory import return_freed_memory
+from hpcmpq.settings import Config
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import Config, ModelConfig
 from hpcmpq.errors import UserError, raise_if_no_room
 from hpcmpq.evaluate.engines.ranks import gathered
 from hpcmpq.formats import FORMATS
@@ -24,12 +23,13 @@ from hpcmpq.models.load import forward, load_model
 from hpcmpq.models.memory import peak_bytes
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import open_variants
+from hpcmpq.settings import Config, ModelConfig
 from hpcmpq.store.run_dir import RunDir
 
 
 @dataclass
 class TensorEngine:
-    """See `hpcmpq.evaluate.engines.Engine`: towards its caller one rank, which is spread over all."""
+    """See `hpcmpq.evaluate.engines.EvaluationEngine`: towards its caller one rank, which is spread over all."""
 
     run: RunDir
     plan: Plan

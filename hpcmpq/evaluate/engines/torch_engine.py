@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcmpq.config import Config
 from hpcmpq.errors import UserError
 from hpcmpq.executors.world import World
 from hpcmpq.models.load import forward, load_model, pick_device, quiet_transformers
 from hpcmpq.models.memory import live_bytes, peak_bytes
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants, open_variants
+from hpcmpq.settings import Config
 from hpcmpq.store.run_dir import RunDir
 
 
 @dataclass(frozen=True)
 class TorchEngine:
-    """See `hpcmpq.evaluate.engines.Engine`."""
+    """See `hpcmpq.evaluate.engines.EvaluationEngine`."""
 
     variants: Variants
     device: torch.device

@@ -5,33 +5,29 @@ rows to round its piece: those at the ends of the piece are rounded by two ranks
 is ever sent, and only weights that are stored transposed are read whole, one at a time.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.config import ModelConfig
-from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.formats import Quantizer
 from hpcmpq.models.layer_kinds import is_transposed
 from hpcmpq.models.load import load_model
-from hpcmpq.models.stored_weights import find_weights
+from hpcmpq.models.stored_weights import ReadRows, find_weights
 from hpcmpq.models.streaming import skeleton
 from hpcmpq.models.weights import as_matrix, from_matrix
-from hpcmpq.quantized.stored_codes import StoredCodes, is_stored
-from hpcmpq.quantizers import decode, fake_quantize
-from hpcmpq.quantizers.codes import Range
-from hpcmpq.quantizers.ranges import choose_range
+from hpcmpq.quantized.rounded_weights import RoundedWeights
+from hpcmpq.quantized.stored_codes import StoredCodes
+from hpcmpq.settings import ModelConfig
 from hpcmpq.space import Member, SearchSpace
-
-Rows = Callable[[str, int, int], Tensor]
-"""(parameter, start, stop) → that range of the original's first axis."""
 
 
 @dataclass
-class Shards:
+class ZeroPieces:
     """This rank's pieces of all parameters of a model.
 
     Attributes:
@@ -46,11 +42,10 @@ class Shards:
     model: nn.Module
     space: SearchSpace
     quantizer: Quantizer
-    rows: Rows
+    rows: ReadRows
     rank: int
     codes: StoredCodes | None = None
     _formats: dict[str, str | None] = field(default_factory=dict)
-    _ranges: dict[tuple[str, str], Range] = field(default_factory=dict)
 
     def fill(self, assignment: Mapping[str, str]) -> None:
         """Round all groups as {group name: format name} says, and restore those that it does not name."""
@@ -86,22 +81,15 @@ class Shards:
 
     def _rounded(self, member: Member, stored: Tensor, format_name: str, start: int) -> Tensor:
         """Rows of a weight from `start`, rounded as the whole weight would be: no row depends on another."""
-        weight_format, key = FORMATS[format_name], (member.parameter, format_name)
         if member.transposed:
             matrix_MK = as_matrix(stored, member)
         else:
             matrix_MK = stored.reshape(-1, member.num_columns)
-        if is_stored(format_name, self.quantizer):
-            assert self.codes is not None
-            codes_MK, range = self.codes.read(member, format_name, stored)
-            rows = slice(start, start + len(matrix_MK))
-            zero_point = None if range.zero_point is None else range.zero_point[rows]
-            part = Range(range.scale[rows], zero_point)
-            return from_matrix(decode(codes_MK[rows], part, weight_format, self.quantizer), member, stored)
-        if weight_format.scaled and key not in self._ranges:
-            self._ranges[key] = choose_range(matrix_MK, weight_format, self.quantizer)
-        rounded_MK = fake_quantize(matrix_MK, weight_format, self.quantizer, self._ranges.get(key))
-        return from_matrix(rounded_MK, member, stored)
+        return from_matrix(self._weights.decoded(member, format_name, matrix_MK, start), member, stored)
+
+    @cached_property
+    def _weights(self) -> RoundedWeights:
+        return RoundedWeights(self.quantizer, self.codes)
 
 
 def piece_of(numel: int, piece_numel: int, rank: int) -> tuple[int, int]:
@@ -133,7 +121,9 @@ def _width(shape: tuple[int, ...]) -> int:
     return width
 
 
-def build(config: ModelConfig, import_paths: tuple[str, ...], rank: int, size: int) -> tuple[nn.Module, Rows]:
+def build(
+    config: ModelConfig, import_paths: tuple[str, ...], rank: int, size: int
+) -> tuple[nn.Module, ReadRows]:
     """The model before it is partitioned, and where its originals come from.
 
     A directory's model has no values yet. A factory's has them all, since the factory made them, and this rank's
@@ -155,7 +145,7 @@ def build(config: ModelConfig, import_paths: tuple[str, ...], rank: int, size: i
     return model, weights.rows
 
 
-def _kept_rows(model: nn.Module, rank: int, size: int) -> Rows:
+def _kept_rows(model: nn.Module, rank: int, size: int) -> ReadRows:
     kept: dict[str, tuple[int, Tensor]] = {}
     transposed = {id(p) for m in model.modules() if is_transposed(m) for p in m.parameters(recurse=False)}
     for name, parameter in model.named_parameters(remove_duplicate=False):

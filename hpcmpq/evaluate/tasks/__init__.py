@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcmpq.config import Config, TaskConfig
 from hpcmpq.errors import UserError
-from hpcmpq.evaluate.parts import Inputs, Part, chunk_size
+from hpcmpq.evaluate.parts import Part, chunk_size
 from hpcmpq.evaluate.tasks.continuations import Encoder, Request, batch, make_encoder, score
 from hpcmpq.evaluate.tasks.files import Question, read_questions
 from hpcmpq.evaluate.tasks.harness import HarnessTask
@@ -20,8 +19,10 @@ from hpcmpq.models.data.sources import Documents
 from hpcmpq.models.data.tokenization import find_tokenization
 from hpcmpq.models.data.tokens import to_samples
 from hpcmpq.models.description import ModelDescription, describe_model
+from hpcmpq.models.outputs import Inputs
 from hpcmpq.objective import ce_value
 from hpcmpq.plan import content_hash
+from hpcmpq.settings import Config, TaskConfig
 
 
 @dataclass(frozen=True)

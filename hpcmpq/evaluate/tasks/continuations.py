@@ -23,7 +23,7 @@ class Request(NamedTuple):
     continuation: tuple[int, ...]
 
 
-class Score(NamedTuple):
+class LogLikelihood(NamedTuple):
     """Σ log p of the continuation's tokens, and whether each is the most likely."""
 
     log_likelihood: float
@@ -110,7 +110,7 @@ def batch(requests: Sequence[Request]) -> dict[str, Tensor]:
     return {"input_ids": torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])}
 
 
-def score(requests: Sequence[Request], z_RTV: Tensor) -> list[Score]:
+def score(requests: Sequence[Request], z_RTV: Tensor) -> list[LogLikelihood]:
     """The score of each request of a batch from the outputs, in float64."""
     scores = []
     for request, z_TV in zip(requests, z_RTV, strict=True):
@@ -118,5 +118,5 @@ def score(requests: Sequence[Request], z_RTV: Tensor) -> list[Score]:
         target_T = torch.tensor(request.continuation, device=z_TV.device)
         log_pi_TV = torch.log_softmax(z_TV[first : first + len(target_T)].double(), -1)
         chosen_T = log_pi_TV.gather(-1, target_T.unsqueeze(-1)).squeeze(-1)
-        scores.append(Score(float(chosen_T.sum()), bool((log_pi_TV.argmax(-1) == target_T).all())))
+        scores.append(LogLikelihood(float(chosen_T.sum()), bool((log_pi_TV.argmax(-1) == target_T).all())))
     return scores

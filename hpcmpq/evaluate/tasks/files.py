@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcmpq.config import TaskConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.json_lines import read_records
+from hpcmpq.settings import TaskConfig
 
 PROMPTS = {"multiple_choice": "{question}", "next_word": "{text}", "classification": "{text}"}
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from hpcmpq.config import TaskConfig
 from hpcmpq.errors import UserError
-from hpcmpq.evaluate.engines import Engine
+from hpcmpq.evaluate.engines import EvaluationEngine
 from hpcmpq.evaluate.results import Values
-from hpcmpq.evaluate.tasks.continuations import Encoder, Request, Score, batch, score
+from hpcmpq.evaluate.tasks.continuations import Encoder, LogLikelihood, Request, batch, score
 from hpcmpq.plan import content_hash
+from hpcmpq.settings import TaskConfig
 
 NAMES = {"acc": "accuracy", "acc_norm": "accuracy_normalized"}
 """Our names of the harness's metrics."""
@@ -52,7 +52,7 @@ class HarnessTask:
         files = sorted(path for path in Path(self.task.path).rglob("*") if path.is_file())
         return content_hash([self.task.name, [[str(path), path.read_bytes().hex()] for path in files]])
 
-    def measure(self, engine: Engine) -> Values:
+    def measure(self, engine: EvaluationEngine) -> Values:
         """Each metric of each document, with the weights that the engine has; all ranks call this together.
 
         Raises:
@@ -99,23 +99,25 @@ class HarnessTask:
         )
 
 
-def score_all(engine: Engine, requests: Sequence[Request], requests_per_pass: int) -> list[Score]:
+def score_all(
+    engine: EvaluationEngine, requests: Sequence[Request], requests_per_pass: int
+) -> list[LogLikelihood]:
     """The score of every request, on all ranks; batches of like lengths are shared out."""
     order = sorted(range(len(requests)), key=lambda place: -sum(map(len, requests[place])))
     passes = [order[first : first + requests_per_pass] for first in range(0, len(order), requests_per_pass)]
-    own: dict[int, Score] = {}
+    own: dict[int, LogLikelihood] = {}
     for first in range(0, len(passes), engine.size):
         turn = passes[first : first + engine.size]
         places = turn[min(engine.rank, len(turn) - 1)]  # a rank without one runs along
         chosen = [requests[place] for place in places]
         own.update(zip(places, score(chosen, engine.forward(batch(chosen))), strict=True))
-    scores: dict[int, Score] = {}
+    scores: dict[int, LogLikelihood] = {}
     for each in engine.gather(own):
         scores.update(each)
     return [scores[place] for place in range(len(requests))]
 
 
-def _model(engine: Engine, encoder: Encoder, requests_per_pass: int) -> Any:
+def _model(engine: EvaluationEngine, encoder: Encoder, requests_per_pass: int) -> Any:
     """The engine as a language model of the harness."""
     from lm_eval.api.model import LM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window

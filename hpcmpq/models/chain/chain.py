@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-log = logging.getLogger(__name__)
+from hpcmpq.models.outputs import Inputs
 
-Inputs = dict[str, Tensor]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import nn
 
 from hpcmpq.errors import raise_if_no_room
 from hpcmpq.models.blocks import block_lists
-from hpcmpq.models.chain.chain import Chain, Inputs, same_values
-from hpcmpq.models.outputs import forward
+from hpcmpq.models.chain.chain import Chain, same_values
+from hpcmpq.models.outputs import Inputs, forward
 from hpcmpq.models.weights import swapped
 from hpcmpq.space import Group
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from hpcmpq.models.chain.chain import Call, Chain, Inputs
-from hpcmpq.models.outputs import outputs_NTV
+from hpcmpq.models.chain.chain import Call, Chain
+from hpcmpq.models.outputs import Inputs, outputs_NTV
 
 
 def find_graph_chain(model: nn.Module, inputs: Inputs) -> tuple[Chain | None, str]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hpcmpq.models.chain.chain import Call, Chain, Inputs, first_output, same_values
-from hpcmpq.models.outputs import forward
+from hpcmpq.models.chain.chain import Call, Chain, first_output, same_values
+from hpcmpq.models.outputs import Inputs, forward
 
 
 def list_chain(model: nn.Module, container: nn.Module, inputs: Inputs) -> tuple[Chain | None, str]:

@@ -9,7 +9,6 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from hpcmpq.config import Config
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.samples import Samples, Splits
 from hpcmpq.models.data.splits import load_splits
@@ -63,18 +62,18 @@ def kept_samples(run: RunDir, plan: Plan) -> Samples | None:
     return samples
 
 
-def planned_splits(config: Config, plan: Plan) -> Splits:
+def planned_splits(plan: Plan) -> Splits:
     """Calibration, held-out and evaluation samples from the data, which must still be those of the plan.
 
     Raises:
         UserError: If the data have changed: the samples to evaluate on might be some that were calibrated on.
     """
-    splits = load_splits(config, plan.import_paths)
+    splits = load_splits(plan.config, plan.import_paths)
     if not _are_planned(splits.calibration, plan):
         left_out = splits.num_uncounted
         why = f" ({left_out} of which no position counts are left out now)" if left_out else ""
         raise UserError(
-            f"{config.calibration.data} gives other calibration samples than the run was planned with{why}; "
+            f"{plan.config.calibration.data} gives other calibration samples than the run was planned with{why}; "
             "restore it, or use a new run directory"
         )
     return splits

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcmpq.config import is_factory
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.chats import MESSAGES, Chat, read_chat
 from hpcmpq.models.data.json_lines import read_records
 from hpcmpq.models.data.named_arrays import LABELS, TARGETS, read_named_arrays
 from hpcmpq.models.factories import call_factory
+from hpcmpq.settings import is_factory
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from hpcmpq.config import Config
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.overlap import MOST_SHARED, RUN_LENGTH, seen_runs, shared_tokens
 from hpcmpq.models.data.samples import IGNORED, Samples, Splits
@@ -21,6 +20,7 @@ from hpcmpq.models.data.sources import Documents, read_source
 from hpcmpq.models.data.tokenization import Frame, find_tokenization
 from hpcmpq.models.data.tokens import to_samples
 from hpcmpq.models.description import ModelDescription, describe_model
+from hpcmpq.settings import Config
 
 __all__ = ["IGNORED", "Samples", "Splits", "load_splits"]
 

@@ -51,7 +51,7 @@ def find_tokenization(
         source: Texts, or a stream of token ids to be cut, get a frame.
         place: The setting and its value, for messages.
         description: Of the model.
-        special_tokens: See `hpcmpq.config.CalibrationConfig`.
+        special_tokens: See `hpcmpq.settings.CalibrationConfig`.
 
     Raises:
         UserError: As `load_tokenizer` and `find_frame`.

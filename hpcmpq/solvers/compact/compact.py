@@ -1,6 +1,6 @@
 """The solvers' working form of a `Problem`: normalised, without ties, forbidden options or fixed groups.
 
-Axis letters: P options, G groups, K budgets.
+Axis letters: P options, G groups, C budgets.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Table:
-    """A joint cost of several groups inside budget `budget`: float64 [K_1, ..., K_m], `inf` forbids."""
+class JointCost:
+    """A joint cost of several groups inside budget `budget`: float64 [J_1, ..., J_m], `inf` forbids."""
 
     budget: int
     groups: tuple[int, ...]
@@ -20,32 +20,32 @@ class Table:
 
 @dataclass(frozen=True)
 class Compact:
-    """min constant + c·x + ½ xᵀHx over one-hot x, cost_KP @ x + tables ≤ limit_K.
+    """min constant + c·x + ½ xᵀHx over one-hot x, cost_CP @ x + tables ≤ limit_C.
 
     Attributes:
         linear_P: c, float64 [P].
         quad_PP: H, symmetric float64 [P, P], zero inside groups.
         offset_H: First option of each group and P at the end, int64 [G + 1].
-        cost_KP: Costs of single options, finite float64 [K, P], each budget divided by its range.
-        limit_K: Limits in the same units, with the feasibility tolerance of `Problem` included.
+        cost_CP: Costs of single options, finite float64 [C, P], each budget divided by its range.
+        limit_C: Limits in the same units, with the feasibility tolerance of `Problem` included.
         tables: Joint costs.
         constant: Objective of what presolve fixed, in the original unit.
         scale: Original objective = constant + scale × compact objective.
-        origin_GK: For every group of the original problem, its option for each position of its compact
-            group, int64 [G0, Kmax], −1 where there is none.
+        origin_GJ: For every group of the original problem, its option for each position of its compact
+            group, int64 [G0, J], −1 where there is none.
         super_G: Compact group of every original group, int64 [G0]; −1 for a fixed one, whose option is in
-            column 0 of `origin_GK`.
+            column 0 of `origin_GJ`.
     """
 
     linear_P: np.ndarray
     quad_PP: np.ndarray
     offset_H: np.ndarray
-    cost_KP: np.ndarray
-    limit_K: np.ndarray
-    tables: tuple[Table, ...]
+    cost_CP: np.ndarray
+    limit_C: np.ndarray
+    tables: tuple[JointCost, ...]
     constant: float
     scale: float
-    origin_GK: np.ndarray
+    origin_GJ: np.ndarray
     super_G: np.ndarray
 
     @property
@@ -78,30 +78,30 @@ class Compact:
         return self.constant + self.scale * compact_objective
 
     def costs(self, choice_G: np.ndarray) -> np.ndarray:
-        """Normalised cost of every budget, float64 [K]."""
-        cost_K = self.cost_KP[:, choice_G].sum(axis=1)
+        """Normalised cost of every budget, float64 [C]."""
+        cost_C = self.cost_CP[:, choice_G].sum(axis=1)
         for table in self.tables:
             groups = np.array(table.groups)
-            cost_K[table.budget] += table.table[tuple(choice_G[groups] - self.offset_H[groups])]
-        return cost_K
+            cost_C[table.budget] += table.table[tuple(choice_G[groups] - self.offset_H[groups])]
+        return cost_C
 
     def feasible(self, choice_G: np.ndarray) -> bool:
         """Whether a choice keeps every budget."""
-        return bool((self.costs(choice_G) <= self.limit_K).all())
+        return bool((self.costs(choice_G) <= self.limit_C).all())
 
     def expand(self, choice_G: np.ndarray) -> np.ndarray:
         """Option of every original group, int64 [G0], for a compact choice."""
         position_S = np.append(choice_G - self.offset_H[:-1], 0)  # the last entry serves fixed groups (−1)
-        return self.origin_GK[np.arange(len(self.super_G)), position_S[self.super_G]]
+        return self.origin_GJ[np.arange(len(self.super_G)), position_S[self.super_G]]
 
     def compress(self, original_G: np.ndarray) -> np.ndarray | None:
         """The compact choice of an original one, or None when it uses an option that presolve removed."""
-        match_GK = self.origin_GK == np.asarray(original_G)[:, None]
+        match_GJ = self.origin_GJ == np.asarray(original_G)[:, None]
         free_G = self.super_G >= 0
-        if not match_GK[free_G].any(axis=1).all():
+        if not match_GJ[free_G].any(axis=1).all():
             return None
         position_G = np.zeros(self.num_groups, dtype=np.int64)
-        found_G = match_GK.argmax(axis=1)
+        found_G = match_GJ.argmax(axis=1)
         position_G[self.super_G[free_G]] = found_G[free_G]
         if (position_G[self.super_G[free_G]] != found_G[free_G]).any():
             return None
@@ -129,8 +129,8 @@ def restrict(compact: Compact, keep_P: np.ndarray) -> Compact | None:
     linear_P = compact.linear_P[free_P]
     if len(fixed_F):
         linear_P = linear_P + compact.quad_PP[np.ix_(fixed_F, free_P)].sum(axis=0)
-    cost_KP = compact.cost_KP[:, free_P]
-    limit_K = compact.limit_K - compact.cost_KP[:, fixed_F].sum(axis=1)
+    cost_CP = compact.cost_CP[:, free_P]
+    limit_C = compact.limit_C - compact.cost_CP[:, fixed_F].sum(axis=1)
     new_group_G = np.cumsum(~fixed_G) - 1
     offset_H = np.append(0, np.cumsum(count_G[~fixed_G])).astype(np.int64)
     tables = []
@@ -140,24 +140,24 @@ def restrict(compact: Compact, keep_P: np.ndarray) -> Compact | None:
         groups = tuple(int(new_group_G[g]) for g in table.groups if not fixed_G[g])
         values = values.reshape([len(axis) for axis in axes if len(axis) > 1])
         if len(groups) == 0:
-            limit_K[table.budget] -= values.item()
+            limit_C[table.budget] -= values.item()
         elif len(groups) == 1:
             first = offset_H[groups[0]]
-            cost_KP[table.budget, first : first + len(values)] += values
+            cost_CP[table.budget, first : first + len(values)] += values
         else:
-            tables.append(Table(table.budget, groups, values))
-    super_G, origin_GK = _restrict_origin(compact, keep_P, fixed_G, new_group_G)
+            tables.append(JointCost(table.budget, groups, values))
+    super_G, origin_GJ = _restrict_origin(compact, keep_P, fixed_G, new_group_G)
     constant = compact.constant + compact.scale * compact.objective(fixed_F)
     return Compact(
         linear_P,
         quad_PP,
         offset_H,
-        cost_KP,
-        limit_K,
+        cost_CP,
+        limit_C,
         tuple(tables),
         constant,
         compact.scale,
-        origin_GK,
+        origin_GJ,
         super_G,
     )
 
@@ -166,15 +166,15 @@ def _restrict_origin(
     compact: Compact, keep_P: np.ndarray, fixed_G: np.ndarray, new_group_G: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     super_G = np.full(len(compact.super_G), -1, dtype=np.int64)
-    origin_GK = np.full_like(compact.origin_GK, -1)
+    origin_GJ = np.full_like(compact.origin_GJ, -1)
     kept = [
         np.flatnonzero(keep_P[start:stop])
         for start, stop in zip(compact.offset_H[:-1], compact.offset_H[1:], strict=True)
     ]
     for original, group in enumerate(compact.super_G):
         if group < 0:
-            origin_GK[original, 0] = compact.origin_GK[original, 0]
+            origin_GJ[original, 0] = compact.origin_GJ[original, 0]
             continue
-        origin_GK[original, : len(kept[group])] = compact.origin_GK[original, kept[group]]
+        origin_GJ[original, : len(kept[group])] = compact.origin_GJ[original, kept[group]]
         super_G[original] = -1 if fixed_G[group] else new_group_G[group]
-    return super_G, origin_GK
+    return super_G, origin_GJ

@@ -1,6 +1,6 @@
 """Multipliers of the budgets for a linear objective: the multiple-choice knapsack's Lagrangian dual.
 
-Axis letters: P options, G groups, K budgets.
+Axis letters: P options, G groups, C budgets.
 """
 
 import numpy as np
@@ -8,30 +8,30 @@ import numpy as np
 from hpcmpq.solvers.compact.compact import Compact
 
 
-def dual_value(compact: Compact, value_P: np.ndarray, price_K: np.ndarray) -> float:
+def dual_value(compact: Compact, value_P: np.ndarray, price_C: np.ndarray) -> float:
     """Σ_g min_p (value_p + price·cost_p) − price·limit: a lower bound on value·x for any price ≥ 0.
 
     Joint tables count with zero, their least value after presolve.
     """
-    priced_P = value_P + price_K @ compact.cost_KP
-    return float(np.minimum.reduceat(priced_P, compact.offset_H[:-1]).sum() - price_K @ compact.limit_K)
+    priced_P = value_P + price_C @ compact.cost_CP
+    return float(np.minimum.reduceat(priced_P, compact.offset_H[:-1]).sum() - price_C @ compact.limit_C)
 
 
 def best_prices(compact: Compact, value_P: np.ndarray, sweeps: int = 3) -> np.ndarray:
-    """Prices that (nearly) maximise `dual_value`, float64 [K]: exact for one budget, cyclic for more."""
-    num_budgets = len(compact.limit_K)
-    price_K = np.zeros(num_budgets)
+    """Prices that (nearly) maximise `dual_value`, float64 [C]: exact for one budget, cyclic for more."""
+    num_budgets = len(compact.limit_C)
+    price_C = np.zeros(num_budgets)
     for _ in range(sweeps if num_budgets > 1 else 1):
         for k in range(num_budgets):
-            price_K[k] = _best_price(compact, value_P, price_K, k)
-    return price_K
+            price_C[k] = _best_price(compact, value_P, price_C, k)
+    return price_C
 
 
-def _best_price(compact: Compact, value_P: np.ndarray, price_K: np.ndarray, k: int) -> float:
-    others_K = price_K.copy()
-    others_K[k] = 0.0
-    base_P = value_P + others_K @ compact.cost_KP
-    cost_P, limit = compact.cost_KP[k], compact.limit_K[k]
+def _best_price(compact: Compact, value_P: np.ndarray, price_C: np.ndarray, k: int) -> float:
+    others_C = price_C.copy()
+    others_C[k] = 0.0
+    base_P = value_P + others_C @ compact.cost_CP
+    cost_P, limit = compact.cost_CP[k], compact.limit_C[k]
 
     def excess(price: float) -> float:
         return float(cost_P[cheapest(compact, base_P + price * cost_P)].sum() - limit)

@@ -1,6 +1,6 @@
 """From a `Problem` to its `Compact` form: check, merge ties, drop what cannot be chosen, normalise.
 
-Axis letters: P options, G groups, K budgets.
+Axis letters: P options, G groups, C budgets.
 """
 
 import math
@@ -89,38 +89,38 @@ def _shrink(compact: Compact, names: list[str]) -> Compact | str:
         if smaller is None:
             return ""  # budgets or infinite joint costs exclude one another; `answer.explain` finds which
         compact = smaller
-        least_KP, least_K = cheapest_completion(compact)
-        over_K = least_K - compact.limit_K
-        if (over_K > 0).any():
-            k = int(np.argmax(over_K > 0))
-            if least_K[k] == math.inf:
+        least_CP, least_C = cheapest_completion(compact)
+        over_C = least_C - compact.limit_C
+        if (over_C > 0).any():
+            k = int(np.argmax(over_C > 0))
+            if least_C[k] == math.inf:
                 return f"every assignment has an infinite {names[k]}"
             return ""  # alone, or because of what the others leave
-        keep_P = np.asarray((least_KP <= compact.limit_K[:, None]).all(axis=0))
+        keep_P = np.asarray((least_CP <= compact.limit_C[:, None]).all(axis=0))
         if keep_P.all() and not (np.diff(compact.offset_H) == 1).any():
             break
     return _normalise(_drop_slack_budgets(compact))
 
 
 def cheapest_completion(compact: Compact) -> tuple[np.ndarray, np.ndarray]:
-    """A lower bound on each budget's cost given an option, float64 [K, P], and over all, float64 [K].
+    """A lower bound on each budget's cost given an option, float64 [C, P], and over all, float64 [C].
 
     Exact without joint tables; a table counts with the least entry of the option's slice, and only once.
     """
     starts = compact.offset_H[:-1]
     if compact.num_groups == 0:
-        return compact.cost_KP, np.zeros(len(compact.limit_K))
-    own_KP = compact.cost_KP.copy()
-    floor_K = np.zeros(len(compact.limit_K))
+        return compact.cost_CP, np.zeros(len(compact.limit_C))
+    own_CP = compact.cost_CP.copy()
+    floor_C = np.zeros(len(compact.limit_C))
     floors = []
     for table in compact.tables:
         floor = float(table.table.min())
         floors.append(floor)
-        floor_K[table.budget] += floor
-    least_KG = np.minimum.reduceat(own_KP, starts, axis=1)
-    least_K = least_KG.sum(axis=1) + floor_K
+        floor_C[table.budget] += floor
+    least_CG = np.minimum.reduceat(own_CP, starts, axis=1)
+    least_C = least_CG.sum(axis=1) + floor_C
     with np.errstate(invalid="ignore"):  # where a group has infinite costs alone, so has every assignment
-        least_KP = least_K[:, None] + own_KP - least_KG[:, compact.group_P]
+        least_CP = least_C[:, None] + own_CP - least_CG[:, compact.group_P]
     for table, floor in zip(compact.tables, floors, strict=True):
         if floor == math.inf:
             continue
@@ -128,23 +128,23 @@ def cheapest_completion(compact: Compact) -> tuple[np.ndarray, np.ndarray]:
             others = tuple(a for a in range(table.table.ndim) if a != axis)
             slice_ = table.table.min(axis=others) - floor
             start = compact.offset_H[group]
-            least_KP[table.budget, start : start + len(slice_)] += slice_
-    return least_KP, least_K
+            least_CP[table.budget, start : start + len(slice_)] += slice_
+    return least_CP, least_C
 
 
 def _drop_slack_budgets(compact: Compact) -> Compact:
     """Without the budgets that every assignment keeps."""
-    most_K = (
-        np.maximum.reduceat(compact.cost_KP, compact.offset_H[:-1], axis=1).sum(axis=1)
+    most_C = (
+        np.maximum.reduceat(compact.cost_CP, compact.offset_H[:-1], axis=1).sum(axis=1)
         if compact.num_groups
-        else np.zeros(len(compact.limit_K))
+        else np.zeros(len(compact.limit_C))
     )
     for table in compact.tables:
-        most_K[table.budget] += table.table.max()
-    used_K = most_K > compact.limit_K
-    index_K = np.cumsum(used_K) - 1
-    tables = tuple(replace(t, budget=int(index_K[t.budget])) for t in compact.tables if used_K[t.budget])
-    return replace(compact, cost_KP=compact.cost_KP[used_K], limit_K=compact.limit_K[used_K], tables=tables)
+        most_C[table.budget] += table.table.max()
+    used_C = most_C > compact.limit_C
+    index_C = np.cumsum(used_C) - 1
+    tables = tuple(replace(t, budget=int(index_C[t.budget])) for t in compact.tables if used_C[t.budget])
+    return replace(compact, cost_CP=compact.cost_CP[used_C], limit_C=compact.limit_C[used_C], tables=tables)
 
 
 def _normalise(compact: Compact) -> Compact:
@@ -152,19 +152,19 @@ def _normalise(compact: Compact) -> Compact:
     if compact.num_groups == 0:
         return compact
     starts = compact.offset_H[:-1]
-    shift_KG = np.minimum.reduceat(compact.cost_KP, starts, axis=1)
-    cost_KP = compact.cost_KP - shift_KG[:, compact.group_P]
-    limit_K = compact.limit_K - shift_KG.sum(axis=1)
+    shift_CG = np.minimum.reduceat(compact.cost_CP, starts, axis=1)
+    cost_CP = compact.cost_CP - shift_CG[:, compact.group_P]
+    limit_C = compact.limit_C - shift_CG.sum(axis=1)
     tables = list(compact.tables)
     for i, table in enumerate(tables):
         floor = table.table.min()
         tables[i] = replace(table, table=table.table - floor)
-        limit_K[table.budget] -= floor
-    range_K = np.maximum(np.maximum.reduceat(cost_KP, starts, axis=1).sum(axis=1), 1e-300)
+        limit_C[table.budget] -= floor
+    range_C = np.maximum(np.maximum.reduceat(cost_CP, starts, axis=1).sum(axis=1), 1e-300)
     for table in tables:
         finite = table.table[np.isfinite(table.table)]
-        range_K[table.budget] = max(range_K[table.budget], float(finite.max()))
-    tables = [replace(t, table=t.table / range_K[t.budget]) for t in tables]
+        range_C[table.budget] = max(range_C[table.budget], float(finite.max()))
+    tables = [replace(t, table=t.table / range_C[t.budget]) for t in tables]
     spread = float(
         (np.maximum.reduceat(compact.linear_P, starts) - np.minimum.reduceat(compact.linear_P, starts)).max()
     )
@@ -178,5 +178,5 @@ def _normalise(compact: Compact) -> Compact:
             scale=compact.scale * scale,
         )
     return replace(
-        compact, cost_KP=cost_KP / range_K[:, None], limit_K=limit_K / range_K, tables=tuple(tables)
+        compact, cost_CP=cost_CP / range_C[:, None], limit_C=limit_C / range_C, tables=tuple(tables)
     )

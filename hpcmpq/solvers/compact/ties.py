@@ -1,6 +1,7 @@
 """A `Problem` as a `Compact` one: one group per set of tied groups, options that can never be chosen left out.
 
-Axis letters: P options, G groups, S groups after merging, H as many and one more, K budgets, or positions in a group.
+Axis letters: P options, G groups, S groups after merging, H as many and one more, C budgets, J positions in a group, W
+classes of ties.
 """
 
 import math
@@ -8,7 +9,7 @@ import math
 import numpy as np
 
 from hpcmpq.problem import Problem, search_limit
-from hpcmpq.solvers.compact.compact import Compact, Table
+from hpcmpq.solvers.compact.compact import Compact, JointCost
 
 
 def merge_ties(problem: Problem) -> Compact | str:
@@ -23,57 +24,57 @@ def merge_ties(problem: Problem) -> Compact | str:
     budgets = [b for b in problem.budgets if b.limit != math.inf]
     for budget in budgets:
         allowed_P = allowed_P & np.isfinite(budget.cost.linear_P)
-    option_GK = _tied_options(problem, roots[super_G], allowed_P)
-    count_SK = np.zeros((len(roots), option_GK.shape[1]), dtype=np.int64)
-    np.add.at(count_SK, super_G, option_GK >= 0)
-    allowed_SK = count_SK == np.bincount(super_G)[:, None]
-    if not allowed_SK.any(axis=1).all():
-        return _nothing_left(problem, np.flatnonzero(super_G == int(np.argmin(allowed_SK.any(axis=1)))))
-    new_SK = np.cumsum(allowed_SK.ravel()).reshape(allowed_SK.shape) - 1
-    group_M, position_M = np.nonzero(allowed_SK[super_G])
-    order, new_of_order = option_GK[group_M, position_M], new_SK[super_G[group_M], position_M]
+    option_GJ = _tied_options(problem, roots[super_G], allowed_P)
+    count_SJ = np.zeros((len(roots), option_GJ.shape[1]), dtype=np.int64)
+    np.add.at(count_SJ, super_G, option_GJ >= 0)
+    allowed_SJ = count_SJ == np.bincount(super_G)[:, None]
+    if not allowed_SJ.any(axis=1).all():
+        return _nothing_left(problem, np.flatnonzero(super_G == int(np.argmin(allowed_SJ.any(axis=1)))))
+    new_SJ = np.cumsum(allowed_SJ.ravel()).reshape(allowed_SJ.shape) - 1
+    group_M, position_M = np.nonzero(allowed_SJ[super_G])
+    order, new_of_order = option_GJ[group_M, position_M], new_SJ[super_G[group_M], position_M]
     perm = np.argsort(new_of_order, kind="stable")
     order = order[perm]
     starts = np.flatnonzero(np.append(True, np.diff(new_of_order[perm]) > 0))
-    count_S = allowed_SK.sum(axis=1)
+    count_S = allowed_SJ.sum(axis=1)
     offset_H = np.append(0, np.cumsum(count_S)).astype(np.int64)
     linear_P, quad_PP = _merged_objective(problem, order, starts, offset_H)
-    cost_KP = np.array([np.add.reduceat(b.cost.linear_P[order], starts) for b in budgets]).reshape(
+    cost_CP = np.array([np.add.reduceat(b.cost.linear_P[order], starts) for b in budgets]).reshape(
         len(budgets), len(starts)
     )
-    limit_K = np.array([search_limit(b) - b.cost.constant for b in budgets])
-    origin_GK = np.full_like(option_GK, -1)
-    origin_GK[group_M, new_SK[super_G[group_M], position_M] - offset_H[super_G[group_M]]] = option_GK[
+    limit_C = np.array([search_limit(b) - b.cost.constant for b in budgets])
+    origin_GJ = np.full_like(option_GJ, -1)
+    origin_GJ[group_M, new_SJ[super_G[group_M], position_M] - offset_H[super_G[group_M]]] = option_GJ[
         group_M, position_M
     ]
-    place_GK = origin_GK - problem.offset_G[:, None]
+    place_GJ = origin_GJ - problem.offset_G[:, None]
     tables = tuple(
         _merged_table(
-            k, term.groups, term.table, super_G, [place_GK[g, : count_S[super_G[g]]] for g in term.groups]
+            k, term.groups, term.table, super_G, [place_GJ[g, : count_S[super_G[g]]] for g in term.groups]
         )
         for k, b in enumerate(budgets)
         for term in b.cost.terms
     )
     return Compact(
-        linear_P, quad_PP, offset_H, cost_KP, limit_K, tables, problem.constant, 1.0, origin_GK, super_G
+        linear_P, quad_PP, offset_H, cost_CP, limit_C, tables, problem.constant, 1.0, origin_GJ, super_G
     )
 
 
 def _tied_options(problem: Problem, root_G: np.ndarray, allowed_P: np.ndarray) -> np.ndarray:
-    """Every group's allowed option of the class of each option of its root, int64 [G, K]; −1 where there is none."""
+    """Every group's allowed option of the class of each option of its root, int64 [G, J]; −1 where there is none."""
     offset_G, size_G = problem.offset_G, np.bincount(problem.group_P)
     position_P = np.arange(len(problem.group_P)) - offset_G[problem.group_P]
     if problem.tie_class_P is None:
         class_P = position_P
     else:
         class_P = np.unique(problem.tie_class_P, return_inverse=True)[1]
-    option_GC = np.full((problem.num_groups, int(class_P.max()) + 1), -1, dtype=np.int64)
-    option_GC[problem.group_P[allowed_P], class_P[allowed_P]] = np.flatnonzero(allowed_P)
-    class_GK = np.full((problem.num_groups, int(size_G.max())), -1, dtype=np.int64)
-    class_GK[problem.group_P, position_P] = class_P
-    wanted_GK = class_GK[root_G]
-    found_GK: np.ndarray = np.take_along_axis(option_GC, np.maximum(wanted_GK, 0), axis=1)
-    return np.where(wanted_GK >= 0, found_GK, -1)
+    option_GW = np.full((problem.num_groups, int(class_P.max()) + 1), -1, dtype=np.int64)
+    option_GW[problem.group_P[allowed_P], class_P[allowed_P]] = np.flatnonzero(allowed_P)
+    class_GJ = np.full((problem.num_groups, int(size_G.max())), -1, dtype=np.int64)
+    class_GJ[problem.group_P, position_P] = class_P
+    wanted_GJ = class_GJ[root_G]
+    found_GJ: np.ndarray = np.take_along_axis(option_GW, np.maximum(wanted_GJ, 0), axis=1)
+    return np.where(wanted_GJ >= 0, found_GJ, -1)
 
 
 def _nothing_left(problem: Problem, members: np.ndarray) -> str:
@@ -128,7 +129,7 @@ def _clean(quad_PP: np.ndarray, offset_H: np.ndarray) -> bool:
 
 def _merged_table(
     budget: int, groups: tuple[int, ...], table: np.ndarray, super_G: np.ndarray, places: list[np.ndarray]
-) -> Table:
+) -> JointCost:
     """A joint table over merged groups: tied axes become one diagonal axis.
 
     Args:
@@ -142,4 +143,4 @@ def _merged_table(
     unique = list(dict.fromkeys(supers))
     grids = np.meshgrid(*[np.arange(len(places[supers.index(s)])) for s in unique], indexing="ij")
     index = tuple(place[grids[unique.index(s)]] for s, place in zip(supers, places, strict=True))
-    return Table(budget, tuple(unique), table[index])
+    return JointCost(budget, tuple(unique), table[index])

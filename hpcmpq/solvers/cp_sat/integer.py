@@ -1,6 +1,6 @@
 """Multiple-choice knapsacks, with any budgets and joint tables, solved exactly by CP-SAT.
 
-Axis letters: P options, G groups, K budgets, E products.
+Axis letters: P options, G groups, C budgets, E products.
 """
 
 import logging
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from hpcmpq.solvers.compact.compact import Compact, Table
+from hpcmpq.solvers.compact.compact import Compact, JointCost
 from hpcmpq.solvers.cp_sat.integer_costs import common_unit, integer_costs
-from hpcmpq.solvers.cp_sat.integer_program import Products, Program
+from hpcmpq.solvers.cp_sat.integer_program import PairTerms, Program
 from hpcmpq.solvers.search.feasible import feasible_choice, lagrangian_floor
 
 _log = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ def solve_linear(
     time_limit_s: float,
     seed: int,
     hint_G: np.ndarray | None = None,
-    products: Products | None = None,
-    value_tables: tuple[Table, ...] = (),
+    products: PairTerms | None = None,
+    value_tables: tuple[JointCost, ...] = (),
     workers: int = 2,
 ) -> IntegerAnswer:
     """Minimise value·x (+ products, + tables) over the compact problem's feasible choices.
@@ -125,13 +125,13 @@ def _solve(
     cells = [
         _table_literals(model, literals, program, table) for table in (*compact.tables, *program.value_tables)
     ]
-    for k in range(len(compact.limit_K)):
+    for k in range(len(compact.limit_C)):
         own = [(t, c) for t, c in zip(compact.tables, cells, strict=False) if t.budget == k]
         variables = [*literals, *(v for _, (c, _) in own for v in c)]
         cost = np.concatenate(
-            [np.where(alive_P, compact.cost_KP[k], 0.0), *(values for _, (_, values) in own)]
+            [np.where(alive_P, compact.cost_CP[k], 0.0), *(values for _, (_, values) in own)]
         )
-        steps, limit = integer_costs(cost, float(compact.limit_K[k]), compact.num_groups + len(own), round_up)
+        steps, limit = integer_costs(cost, float(compact.limit_C[k]), compact.num_groups + len(own), round_up)
         used = np.flatnonzero(steps)
         model.add(
             cp_model.LinearExpr.weighted_sum([variables[i] for i in used], steps[used].tolist()) <= limit
@@ -205,7 +205,7 @@ def _interruptible(solver: Any, model: Any) -> Any:
 
 
 def _table_literals(
-    model: Any, literals: list[Any], program: Program, table: Table
+    model: Any, literals: list[Any], program: Program, table: JointCost
 ) -> tuple[list[Any], np.ndarray]:
     """One Boolean per finite cell of options that may be chosen, tied to them; returns them and their values."""
     starts = program.compact.offset_H[list(table.groups)]
@@ -224,7 +224,7 @@ def _table_literals(
 
 
 def _product_literals(
-    model: Any, literals: list[Any], products: Products, deadline: float
+    model: Any, literals: list[Any], products: PairTerms, deadline: float
 ) -> list[Any] | None:
     """Z = x_p x_q for every product, linearised on the side that its sign pulls against; None when time runs out."""
     variables: list[Any] = []

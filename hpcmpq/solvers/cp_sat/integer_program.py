@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcmpq.solvers.compact.compact import Compact, Table
+from hpcmpq.solvers.compact.compact import Compact, JointCost
 
 VALUE_STEPS = 2.0**42
 """Integer steps in the objective's range."""
 
-Products = tuple[np.ndarray, np.ndarray, np.ndarray]
+PairTerms = tuple[np.ndarray, np.ndarray, np.ndarray]
 """(p, q, value) of products x_p x_q, arrays [E]."""
 
 
@@ -30,8 +30,8 @@ class Program:
 
     compact: Compact
     value_P: np.ndarray
-    products: Products | None
-    value_tables: tuple[Table, ...]
+    products: PairTerms | None
+    value_tables: tuple[JointCost, ...]
     alive_P: np.ndarray
 
     def value(self, choice_G: np.ndarray) -> float:

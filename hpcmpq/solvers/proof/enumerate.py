@@ -4,7 +4,7 @@ A certificate gives f(x) ≥ value + Σ_i own[x_i] + Σ_{i<j} pair[x_i, x_j] wit
 group after group, a partial choice is dropped when value + its excesses + the least excess of every open
 group exceeds the cutoff, or when it cannot be completed within a budget.
 
-Axis letters: B partial choices, P options, G groups, K budgets.
+Axis letters: B partial choices, P options, G groups, C budgets.
 """
 
 import time
@@ -41,9 +41,9 @@ def exhaust(
     allowed_P = np.isfinite(own_P)
     count_G = np.add.reduceat(allowed_P.astype(int), starts)
     order = _order(compact, own_P, pair_PP, count_G)
-    cost_KP = np.where(allowed_P, compact.cost_KP, np.inf)
-    least_KG = np.minimum.reduceat(cost_KP, starts, axis=1)
-    rest_DK = np.array([least_KG[:, order[depth:]].sum(axis=1) for depth in range(len(order) + 1)])
+    cost_CP = np.where(allowed_P, compact.cost_CP, np.inf)
+    least_CG = np.minimum.reduceat(cost_CP, starts, axis=1)
+    rest_DC = np.array([least_CG[:, order[depth:]].sum(axis=1) for depth in range(len(order) + 1)])
     best_G: np.ndarray | None = None
     stack = [
         (
@@ -51,12 +51,12 @@ def exhaust(
             np.zeros((1, compact.num_groups), np.int64),
             np.zeros(1),
             own_P[None, :].copy(),
-            np.zeros((1, len(compact.limit_K))),
+            np.zeros((1, len(compact.limit_C))),
         )
     ]
     nodes = 0
     while stack:
-        depth, choice_BG, spent_B, excess_BP, cost_BK = stack.pop()
+        depth, choice_BG, spent_B, excess_BP, cost_BC = stack.pop()
         if depth == len(order):
             for choice_G in choice_BG:
                 objective = compact.objective(choice_G)
@@ -70,16 +70,16 @@ def exhaust(
         nodes += len(parent_E)
         if nodes > max_nodes or time.perf_counter() > deadline:
             return False, best_G, cutoff
-        cost_EK = cost_BK[parent_E] + compact.cost_KP[:, option_E].T
+        cost_EC = cost_BC[parent_E] + compact.cost_CP[:, option_E].T
         spent_E = spent_B[parent_E] + excess_BP[parent_E, option_E]
         fits_E = (
-            cost_EK + rest_DK[depth + 1] <= compact.limit_K + 1e-12 * (1.0 + np.abs(compact.limit_K))
+            cost_EC + rest_DC[depth + 1] <= compact.limit_C + 1e-12 * (1.0 + np.abs(compact.limit_C))
         ).all(axis=1)
         fits_E &= value + spent_E < cutoff
-        parent_E, option_E, cost_EK, spent_E = (
+        parent_E, option_E, cost_EC, spent_E = (
             parent_E[fits_E],
             option_E[fits_E],
-            cost_EK[fits_E],
+            cost_EC[fits_E],
             spent_E[fits_E],
         )
         if len(parent_E) == 0:
@@ -97,7 +97,7 @@ def exhaust(
         for first in range(0, len(keep), BATCH):
             part = slice(first, first + BATCH)
             stack.append(
-                (depth + 1, child_EG[part], spent_E[keep][part], excess_EP[keep[part]], cost_EK[keep][part])
+                (depth + 1, child_EG[part], spent_E[keep][part], excess_EP[keep[part]], cost_EC[keep][part])
             )
     return True, best_G, cutoff
 

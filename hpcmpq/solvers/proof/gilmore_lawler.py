@@ -1,6 +1,6 @@
 """A cheap valid bound on the full quadratic model.
 
-Axis letters: P options, G groups, K budgets.
+Axis letters: P options, G groups, C budgets.
 """
 
 import numpy as np

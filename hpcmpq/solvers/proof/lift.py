@@ -5,7 +5,7 @@ scale d > 0 of the options is free (it preconditions). The vectors v with Σ_{p 
 of dimension n = 1 + Σ (k_g − 1) with orthonormal basis L, so Y = L R Lᵀ with R positive semidefinite. Options
 are padded to the same number k per group.
 
-Axis letters: N lifted coordinates 1 + G·k + K, n subspace, G groups, k padded options, K budgets.
+Axis letters: N lifted coordinates 1 + G·k + C, n subspace, G groups, k padded options, C budgets.
 """
 
 from dataclasses import dataclass, replace
@@ -22,14 +22,14 @@ class Lift:
     Attributes:
         num_groups: G.
         width: k, the largest number of options.
-        num_budgets: K.
+        num_budgets: C.
         column_P: Padded position g·k + i of every option of the compact problem, int64 [P].
         scale_X: d, [G·k]; 1 where padded.
         basis_Gkm: Orthonormal basis of Σ z_p / d_p = 0 for every group, [G, k, k − 1], zero where padded.
         columns: Which of the G·(k − 1) basis columns exist, int64 [n − 1].
         centre_X: First basis vector without its slack part, orthogonal to the others, [1 + G·k].
-        slack_Kn: The slacks of the basis vectors, [K, n].
-        shrink_nK: F of T = I − F Fᵀ = (I + SᵀS)^(−1/2), which makes [V; S] T orthonormal, [n, K].
+        slack_Cn: The slacks of the basis vectors, [C, n].
+        shrink_nC: F of T = I − F Fᵀ = (I + SᵀS)^(−1/2), which makes [V; S] T orthonormal, [n, C].
         trace: The largest |v|² of a feasible x.
     """
 
@@ -41,8 +41,8 @@ class Lift:
     basis_Gkm: np.ndarray
     columns: np.ndarray
     centre_X: np.ndarray
-    slack_Kn: np.ndarray
-    shrink_nK: np.ndarray
+    slack_Cn: np.ndarray
+    shrink_nC: np.ndarray
     trace: float
 
     @property
@@ -70,9 +70,9 @@ class Lift:
             product = np.matmul(grouped, self.basis_Gkm.astype(a_RN.dtype))
             out_Rn[:, 1:] = product.transpose(1, 0, 2).reshape(rows, -1)[:, self.columns]
         if self.num_budgets:
-            out_Rn += a_RN[:, 1 + self.padded :] @ self.slack_Kn.astype(a_RN.dtype)
-            shrink_nK = self.shrink_nK.astype(a_RN.dtype)
-            out_Rn -= (out_Rn @ shrink_nK) @ shrink_nK.T
+            out_Rn += a_RN[:, 1 + self.padded :] @ self.slack_Cn.astype(a_RN.dtype)
+            shrink_nC = self.shrink_nC.astype(a_RN.dtype)
+            out_Rn -= (out_Rn @ shrink_nC) @ shrink_nC.T
         return out_Rn
 
     def down(self, a_NN: np.ndarray) -> np.ndarray:
@@ -84,8 +84,8 @@ class Lift:
         """L u, [N, r]."""
         rank = u_nr.shape[1]
         if self.num_budgets:
-            shrink_nK = self.shrink_nK.astype(u_nr.dtype)
-            u_nr = u_nr - shrink_nK @ (shrink_nK.T @ u_nr)
+            shrink_nC = self.shrink_nC.astype(u_nr.dtype)
+            u_nr = u_nr - shrink_nC @ (shrink_nC.T @ u_nr)
         out_Nr = np.empty((self.size, rank), dtype=u_nr.dtype)
         full = np.zeros((self.num_groups * (self.width - 1), rank), dtype=u_nr.dtype)
         full[self.columns] = u_nr[1:]
@@ -95,14 +95,14 @@ class Lift:
         centre_X = self.centre_X.astype(u_nr.dtype)
         out_Nr[0] = centre_X[0] * u_nr[0]
         out_Nr[1 : 1 + self.padded] = grouped.reshape(self.padded, rank) + centre_X[1:, None] * u_nr[0]
-        out_Nr[1 + self.padded :] = self.slack_Kn.astype(u_nr.dtype) @ u_nr
+        out_Nr[1 + self.padded :] = self.slack_Cn.astype(u_nr.dtype) @ u_nr
         return out_Nr
 
 
-def make_lift(compact: Compact, cost_KP: np.ndarray, limit_K: np.ndarray, scale_P: np.ndarray) -> Lift:
-    """The lifted layout of a problem with budgets cost_KP @ x ≤ limit_K (both ≥ 0) and option scales d."""
+def make_lift(compact: Compact, cost_CP: np.ndarray, limit_C: np.ndarray, scale_P: np.ndarray) -> Lift:
+    """The lifted layout of a problem with budgets cost_CP @ x ≤ limit_C (both ≥ 0) and option scales d."""
     size_G = np.diff(compact.offset_H)
-    num_groups, width, num_budgets = len(size_G), int(size_G.max()), len(limit_K)
+    num_groups, width, num_budgets = len(size_G), int(size_G.max()), len(limit_C)
     position_P = np.arange(compact.num_options) - compact.offset_H[:-1][compact.group_P]
     column_P = compact.group_P * width + position_P
     scale_X = np.ones(num_groups * width)
@@ -127,17 +127,17 @@ def make_lift(compact: Compact, cost_KP: np.ndarray, limit_K: np.ndarray, scale_
     )  # fmt: skip
     if num_budgets == 0:
         return bare
-    rows_KX = np.zeros((num_budgets, 1 + num_groups * width))
-    rows_KX[:, 0] = limit_K
-    rows_KX[:, 1 + column_P] = -cost_KP / scale_P
-    slack_Kn = bare._times_basis(rows_KX)
-    eigenvalue, vector = np.linalg.eigh(slack_Kn @ slack_Kn.T)
+    rows_CX = np.zeros((num_budgets, 1 + num_groups * width))
+    rows_CX[:, 0] = limit_C
+    rows_CX[:, 1 + column_P] = -cost_CP / scale_P
+    slack_Cn = bare._times_basis(rows_CX)
+    eigenvalue, vector = np.linalg.eigh(slack_Cn @ slack_Cn.T)
     eigenvalue = np.maximum(eigenvalue, 1e-12)  # the factor tends to √½ at zero
     factor = np.sqrt((1.0 - 1.0 / np.sqrt(1.0 + eigenvalue)) / eigenvalue)
     return replace(
         bare,
         num_budgets=num_budgets,
-        slack_Kn=slack_Kn,
-        shrink_nK=slack_Kn.T @ (vector * factor),
-        trace=trace + float((limit_K**2).sum()),
+        slack_Cn=slack_Cn,
+        shrink_nC=slack_Cn.T @ (vector * factor),
+        trace=trace + float((limit_C**2).sum()),
     )

@@ -139,7 +139,7 @@ def exclude(node: Node, cutoff: float) -> int:
             break
         options_P = options_P & alive_P
         allowed_PP &= options_P[:, None] & options_P[None, :]
-    if node.compact.num_options and len(node.compact.limit_K):
+    if node.compact.num_options and len(node.compact.limit_C):
         costly = _too_costly(node.compact, options_P)
         options_P = options_P & ~costly
         allowed_PP &= options_P[:, None] & options_P[None, :]
@@ -154,12 +154,12 @@ def exclude(node: Node, cutoff: float) -> int:
 
 def _too_costly(compact: Compact, options_P: np.ndarray) -> np.ndarray:
     starts = compact.offset_H[:-1]
-    cost_KP = np.where(options_P, compact.cost_KP, np.inf)
-    least_KG = np.minimum.reduceat(cost_KP, starts, axis=1)
-    if not np.isfinite(least_KG).all():
+    cost_CP = np.where(options_P, compact.cost_CP, np.inf)
+    least_CG = np.minimum.reduceat(cost_CP, starts, axis=1)
+    if not np.isfinite(least_CG).all():
         return np.zeros(len(options_P), bool)
-    total_KP = cost_KP - least_KG[:, compact.group_P] + least_KG.sum(axis=1)[:, None]
-    return (total_KP > compact.limit_K[:, None] + 1e-12 * (1.0 + np.abs(compact.limit_K))[:, None]).any(
+    total_CP = cost_CP - least_CG[:, compact.group_P] + least_CG.sum(axis=1)[:, None]
+    return (total_CP > compact.limit_C[:, None] + 1e-12 * (1.0 + np.abs(compact.limit_C))[:, None]).any(
         axis=0
     ) & options_P
 
@@ -175,10 +175,10 @@ def shrink(node: Node, keep_P: np.ndarray) -> Node | Compact | None:
         return compact
     free_G = np.add.reduceat(keep_P.astype(int), node.compact.offset_H[:-1]) > 1
     free_P = keep_P & free_G[node.compact.group_P]
-    least_KP, least_K = cheapest_completion(compact)
-    if (least_K > compact.limit_K).any():
+    least_CP, least_C = cheapest_completion(compact)
+    if (least_C > compact.limit_C).any():
         return None
-    costly_P = (least_KP > compact.limit_K[:, None]).any(axis=0)
+    costly_P = (least_CP > compact.limit_C[:, None]).any(axis=0)
     if costly_P.any():
         keep_P = keep_P.copy()
         keep_P[np.flatnonzero(free_P)[costly_P]] = False
@@ -191,7 +191,7 @@ def shrink(node: Node, keep_P: np.ndarray) -> Node | Compact | None:
         return child
     # v_old = B v_new: fixed options are d times the constant, slacks change their unit, the others are themselves.
     slack_n: np.ndarray = np.ones(new.size, dtype=child.projector.dtype)
-    slack_n[1 + new.padded :] = child.relaxation.unit_K / node.relaxation.unit_K
+    slack_n[1 + new.padded :] = child.relaxation.unit_C / node.relaxation.unit_C
     from_old = np.concatenate([[0], 1 + old.column_P[free_P], np.arange(1 + old.padded, old.size)])
     to_new = np.concatenate([[0], 1 + new.column_P, np.arange(1 + new.padded, new.size)])
     z_NN: np.ndarray = np.zeros((new.size, new.size), dtype=child.projector.dtype)

@@ -1,6 +1,6 @@
 """The nearest point of the relaxation's polyhedral set, block by block: products of simplices and boxes.
 
-Axis letters: N lifted coordinates, X padded options G·k, G groups, k padded options, K budgets, B group pairs
+Axis letters: N lifted coordinates, X padded options G·k, G groups, k padded options, C budgets, B group pairs
 i < j, E entries of a block k·k.
 """
 
@@ -32,7 +32,7 @@ class Projector:
         scale_kG = scale_X.reshape(self.lift.num_groups, self.lift.width).T
         self.own_weight_kG: np.ndarray = (scale_kG**4 + 2.0 * scale_kG**2).astype(dtype)
         self.scale_X: np.ndarray = scale_X.astype(dtype)
-        self.slack_limit_KX = (relaxation.slack_limit_KX * scale_X).astype(dtype)
+        self.slack_limit_CX = (relaxation.slack_limit_CX * scale_X).astype(dtype)
         self.set_allowed(relaxation.allowed_XX)
 
     def set_allowed(self, allowed_XX: np.ndarray) -> None:
@@ -70,11 +70,11 @@ class Projector:
         out_NN[0, 0] = 1.0
         if lift.num_budgets:
             relaxation, slack = self.relaxation, slice(1 + padded, None)
-            out_NN[slack, 0] = out_NN[0, slack] = np.clip(w_NN[slack, 0], 0.0, relaxation.slack_limit_K)
-            out_NN[slack, inner] = np.clip(w_NN[slack, inner], 0.0, self.slack_limit_KX)
+            out_NN[slack, 0] = out_NN[0, slack] = np.clip(w_NN[slack, 0], 0.0, relaxation.slack_limit_C)
+            out_NN[slack, inner] = np.clip(w_NN[slack, inner], 0.0, self.slack_limit_CX)
             out_NN[inner, slack] = out_NN[slack, inner].T
-            roof_KK = np.outer(relaxation.slack_limit_K, relaxation.slack_limit_K)
-            out_NN[slack, slack] = np.clip(w_NN[slack, slack], 0.0, roof_KK)
+            roof_CC = np.outer(relaxation.slack_limit_C, relaxation.slack_limit_C)
+            out_NN[slack, slack] = np.clip(w_NN[slack, slack], 0.0, roof_CC)
         return out_NN
 
 

@@ -5,7 +5,7 @@ distribution of their options (sums to 1, zero on excluded pairs), its own-group
 group's distribution, equal to the first row; slack entries are at most the largest slack. Linear functions
 over this set are minimised here, and points projected onto it in `projection`, block by block.
 
-Axis letters: N lifted coordinates, P options, X padded options G·k, G groups, K budgets.
+Axis letters: N lifted coordinates, P options, X padded options G·k, G groups, C budgets.
 """
 
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ class Relaxation:
         lift: Layout.
         objective_NN: C, with ½ H between groups and c on the diagonal.
         allowed_XX: Pairs that may be chosen together, on the diagonal existing options, bool [X, X].
-        slack_limit_KX: Largest (scaled) slack beside every option, [K, X].
-        slack_limit_K: Largest slack.
-        unit_K: The limits that the slacks are measured in, in the compact problem's units.
+        slack_limit_CX: Largest (scaled) slack beside every option, [C, X].
+        slack_limit_C: Largest slack.
+        unit_C: The limits that the slacks are measured in, in the compact problem's units.
     """
 
     lift: Lift
     objective_NN: np.ndarray
     allowed_XX: np.ndarray
-    slack_limit_KX: np.ndarray
-    slack_limit_K: np.ndarray
-    unit_K: np.ndarray
+    slack_limit_CX: np.ndarray
+    slack_limit_C: np.ndarray
+    unit_C: np.ndarray
 
 
 def make_relaxation(compact: Compact, scale_P: np.ndarray | None = None) -> Relaxation:
@@ -43,12 +43,12 @@ def make_relaxation(compact: Compact, scale_P: np.ndarray | None = None) -> Rela
     A joint table of two groups forbids its infinite pairs; of every table the budget gets the least cost by
     option, split evenly, which is a valid underestimate.
     """
-    cost_KP, limit_K = separable_budgets(compact)
-    used_K = limit_K > 1e-12
-    cost_KP, limit_K = cost_KP[used_K], limit_K[used_K]
-    unit_K = limit_K
-    cost_KP, limit_K = cost_KP / unit_K[:, None], np.ones(len(unit_K))
-    lift = make_lift(compact, cost_KP, limit_K, np.ones(compact.num_options) if scale_P is None else scale_P)
+    cost_CP, limit_C = separable_budgets(compact)
+    used_C = limit_C > 1e-12
+    cost_CP, limit_C = cost_CP[used_C], limit_C[used_C]
+    unit_C = limit_C
+    cost_CP, limit_C = cost_CP / unit_C[:, None], np.ones(len(unit_C))
+    lift = make_lift(compact, cost_CP, limit_C, np.ones(compact.num_options) if scale_P is None else scale_P)
     width, padded = lift.width, lift.padded
     objective_NN = np.zeros((lift.size, lift.size))
     rows = 1 + lift.column_P
@@ -73,36 +73,36 @@ def make_relaxation(compact: Compact, scale_P: np.ndarray | None = None) -> Rela
             )
             allowed_XX[block] &= np.isfinite(table.table)
             allowed_XX[block[1], block[0]] &= np.isfinite(table.table).T
-    slack_limit_KX = np.zeros((len(limit_K), padded))
-    least_KG = np.minimum.reduceat(cost_KP, compact.offset_H[:-1], axis=1)
-    slack_limit_K = limit_K - least_KG.sum(axis=1)
-    slack_limit_KX[:, lift.column_P] = slack_limit_K[:, None] - (cost_KP - least_KG[:, compact.group_P])
+    slack_limit_CX = np.zeros((len(limit_C), padded))
+    least_CG = np.minimum.reduceat(cost_CP, compact.offset_H[:-1], axis=1)
+    slack_limit_C = limit_C - least_CG.sum(axis=1)
+    slack_limit_CX[:, lift.column_P] = slack_limit_C[:, None] - (cost_CP - least_CG[:, compact.group_P])
     return Relaxation(
         lift,
         objective_NN,
         allowed_XX,
-        np.maximum(slack_limit_KX, 0.0),
-        np.maximum(slack_limit_K, 0.0),
-        unit_K,
+        np.maximum(slack_limit_CX, 0.0),
+        np.maximum(slack_limit_C, 0.0),
+        unit_C,
     )
 
 
 def separable_budgets(compact: Compact) -> tuple[np.ndarray, np.ndarray]:
-    """Costs and limits, float64 [K, P] and [K], that every feasible choice keeps although tables are gone.
+    """Costs and limits, float64 [C, P] and [C], that every feasible choice keeps although tables are gone.
 
     A table T is replaced by Σ_i u_i(k_i) + r ≤ T: u is its least-squares additive fit (infinite entries
     left out by an iteration that fills them with the fit), r the least residual.
     """
-    cost_KP, limit_K = compact.cost_KP.copy(), compact.limit_K.copy()
+    cost_CP, limit_C = compact.cost_CP.copy(), compact.limit_C.copy()
     for table in compact.tables:
         parts, least = additive_floor(table.table)
         for group, part in zip(table.groups, parts, strict=True):
             start = compact.offset_H[group]
-            cost_KP[table.budget, start : start + len(part)] += part
-        limit_K[table.budget] -= least
+            cost_CP[table.budget, start : start + len(part)] += part
+        limit_C[table.budget] -= least
     starts = compact.offset_H[:-1]
-    shift_KG = np.minimum.reduceat(cost_KP, starts, axis=1)
-    return cost_KP - shift_KG[:, compact.group_P], limit_K - shift_KG.sum(axis=1)
+    shift_CG = np.minimum.reduceat(cost_CP, starts, axis=1)
+    return cost_CP - shift_CG[:, compact.group_P], limit_C - shift_CG.sum(axis=1)
 
 
 def additive_floor(table: np.ndarray) -> tuple[list[np.ndarray], float]:
@@ -156,10 +156,10 @@ def minimise(relaxation: Relaxation, m_NN: np.ndarray, allowed_XX: np.ndarray) -
     own_X = np.diagonal(m_NN)[inner] + 2.0 * m_NN[0, inner]
     value = float(m_NN[0, 0])
     if lift.num_budgets:
-        own_X = own_X + 2.0 * np.minimum(m_NN[slack, inner] * relaxation.slack_limit_KX, 0.0).sum(axis=0)
-        value += 2.0 * float(np.minimum(m_NN[slack, 0] * relaxation.slack_limit_K, 0.0).sum())
-        roof_KK = np.outer(relaxation.slack_limit_K, relaxation.slack_limit_K)
-        value += float(np.minimum(m_NN[slack, slack] * roof_KK, 0.0).sum())
+        own_X = own_X + 2.0 * np.minimum(m_NN[slack, inner] * relaxation.slack_limit_CX, 0.0).sum(axis=0)
+        value += 2.0 * float(np.minimum(m_NN[slack, 0] * relaxation.slack_limit_C, 0.0).sum())
+        roof_CC = np.outer(relaxation.slack_limit_C, relaxation.slack_limit_C)
+        value += float(np.minimum(m_NN[slack, slack] * roof_CC, 0.0).sum())
     own_X = np.where(np.diagonal(allowed_XX), own_X, np.inf)
     own_G = own_X.reshape(num_groups, width).min(axis=1)
     pair_XX = np.where(allowed_XX, m_NN[inner, inner], np.inf)

@@ -17,7 +17,7 @@ and certified by a Cholesky factorisation (`definite`) of S^(−½) H S^(−½) 
 accelerated projected gradient. The first power is certified before anything else is tried, so that a slow machine
 still gets a bound. Where no shift near the eigenvalue is proven, the largest sum of a row's absolute values proves one.
 
-Axis letters: P options, G groups, K budgets.
+Axis letters: P options, G groups, C budgets.
 """
 
 import time
@@ -43,7 +43,7 @@ def spectral_bound(compact: Compact, choice_G: np.ndarray, deadline: float, seed
     bound, certifying_s = -np.inf, 0.0
     for power in POWERS:
         begun = time.perf_counter()
-        if begun + 2.0 * certifying_s > deadline:
+        if certifying_s and begun + 2.0 * certifying_s > deadline:
             break
         root_P = _scales(compact, choice_G, power)
         scaled_PP = _scaled(compact.quad_PP, root_P)
@@ -212,7 +212,7 @@ def _minimise_convex(
     y_P = np.zeros(compact.num_options)
     y_P[choice_G] = 1.0
     x_P, momentum, best_P, best = y_P.copy(), 1.0, y_P.copy(), -np.inf
-    price_K = np.zeros(len(compact.limit_K))
+    price_C = np.zeros(len(compact.limit_C))
     for step in range(GRADIENT_STEPS):
         if time.perf_counter() > deadline:
             break
@@ -220,12 +220,12 @@ def _minimise_convex(
         product_P += alpha * root_P**2 * y_P
         gradient_P = linear_P + product_P
         if step % 10 == 0:
-            price_K = best_prices(compact, gradient_P, sweeps=1)
-            value = dual_value(compact, gradient_P, price_K) - 0.5 * float(y_P @ product_P)
+            price_C = best_prices(compact, gradient_P, sweeps=1)
+            value = dual_value(compact, gradient_P, price_C) - 0.5 * float(y_P @ product_P)
             if value > best:
                 best, best_P = value, y_P.copy()
         target = np.full((width, compact.num_groups), -np.inf)
-        priced_P = gradient_P + price_K @ compact.cost_KP
+        priced_P = gradient_P + price_C @ compact.cost_CP
         target[position_P, compact.group_P] = lipschitz * root_P**2 * y_P - priced_P
         new_P = simplex(target, weight)[position_P, compact.group_P]
         if float(priced_P @ (new_P - x_P)) > 0:

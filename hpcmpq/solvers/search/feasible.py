@@ -7,7 +7,7 @@ With prices π ≥ 0 of the budgets, every feasible x has
 so an option with D + r_p above the value of a known choice is in no better one. What is left of a knapsack is small,
 and its values have a small range: integers resolve them although other options lose a billion times as much.
 
-Axis letters: P options, G groups, K budgets.
+Axis letters: P options, G groups, C budgets.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ import numpy as np
 
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.compact.lagrangian import best_prices, cheapest
-from hpcmpq.solvers.search.state import State, repair
+from hpcmpq.solvers.search.state import SearchState, repair
 from hpcmpq.solvers.search.tabu import polish
 
 
@@ -40,16 +40,16 @@ class Floor:
 
 def lagrangian_floor(compact: Compact, value_P: np.ndarray) -> Floor:
     """The floor at (nearly) the best prices; joint tables count with their least entry."""
-    limit_K = compact.limit_K.copy()
+    limit_C = compact.limit_C.copy()
     for table in compact.tables:
-        limit_K[table.budget] -= table.table.min()
-    open_ = replace(compact, limit_K=limit_K, tables=())
-    price_K = best_prices(open_, value_P)
-    priced_P = value_P + price_K @ compact.cost_KP
+        limit_C[table.budget] -= table.table.min()
+    open_ = replace(compact, limit_C=limit_C, tables=())
+    price_C = best_prices(open_, value_P)
+    priced_P = value_P + price_C @ compact.cost_CP
     least_G = cheapest(compact, priced_P)
-    value = float(priced_P[least_G].sum() - price_K @ limit_K)
-    size = float(np.abs(value_P[least_G]).sum() + (price_K @ np.abs(compact.cost_KP[:, least_G])).sum())
-    size += float(price_K @ np.abs(limit_K))
+    value = float(priced_P[least_G].sum() - price_C @ limit_C)
+    size = float(np.abs(value_P[least_G]).sum() + (price_C @ np.abs(compact.cost_CP[:, least_G])).sum())
+    size += float(price_C @ np.abs(limit_C))
     return Floor(value - 1e-13 * size, priced_P - np.repeat(priced_P[least_G], compact.size_G))
 
 
@@ -70,12 +70,12 @@ def feasible_choice(
         compact, linear_P=value_P, quad_PP=np.broadcast_to(0.0, (num_options, num_options)), constant=0.0
     )
     starts = [] if hint_G is None else [hint_G]
-    price_K = best_prices(flat, value_P)
-    starts.append(cheapest(flat, value_P + price_K @ flat.cost_KP))
-    starts.append(cheapest(flat, flat.cost_KP.sum(axis=0)))
+    price_C = best_prices(flat, value_P)
+    starts.append(cheapest(flat, value_P + price_C @ flat.cost_CP))
+    starts.append(cheapest(flat, flat.cost_CP.sum(axis=0)))
     best: tuple[np.ndarray, float] | None = None
     for start_G in starts:
-        state = State(flat, start_G)
+        state = SearchState(flat, start_G)
         if repair(state, 4 * flat.num_groups) and flat.feasible(state.choice_G):
             value = float(value_P[state.choice_G].sum())
             if best is None or value < best[1]:

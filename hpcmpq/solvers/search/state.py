@@ -4,21 +4,21 @@ State per option p, given everybody else's choice: the objective's marginal c_p 
 marginal cost. A flip i: p0 → p changes the objective by m_p − m_p0; flipping q in another group as well adds
 d_q + H[p,q] − H[p0,q] − H[p,q0] + H[p0,q0]. Both are exact because H is zero inside groups.
 
-Axis letters: P options, G groups, K budgets, L first legs of a pair.
+Axis letters: P options, G groups, C budgets, L first legs of a pair.
 """
 
 import numpy as np
 
-from hpcmpq.solvers.compact.compact import Compact, Table
+from hpcmpq.solvers.compact.compact import Compact, JointCost
 
 
-class State:
+class SearchState:
     """A choice with its marginals; `flip` keeps them up to date."""
 
     def __init__(self, compact: Compact, choice_G: np.ndarray) -> None:
         self.compact = compact
         self.group_P = compact.group_P
-        self.tables_of_group: dict[int, list[Table]] = {}
+        self.tables_of_group: dict[int, list[JointCost]] = {}
         for table in compact.tables:
             for group in table.groups:
                 self.tables_of_group.setdefault(group, []).append(table)
@@ -30,22 +30,22 @@ class State:
         self.choice_G = choice_G.copy()
         self.marginal_P = compact.linear_P + compact.quad_PP[choice_G].sum(axis=0)
         self.objective = compact.objective(choice_G)
-        self.cost_KP = compact.cost_KP
+        self.cost_CP = compact.cost_CP
         if compact.tables:
-            self.cost_KP = compact.cost_KP.copy()
+            self.cost_CP = compact.cost_CP.copy()
             for table in compact.tables:
                 for group in table.groups:
                     self._add_slice(table, group, 1.0)
-        self.slack_K = compact.limit_K - compact.costs(choice_G)
+        self.slack_C = compact.limit_C - compact.costs(choice_G)
 
-    def _add_slice(self, table: Table, group: int, sign: float) -> None:
+    def _add_slice(self, table: JointCost, group: int, sign: float) -> None:
         compact = self.compact
         index = tuple(
             slice(None) if g == group else int(self.choice_G[g] - compact.offset_H[g]) for g in table.groups
         )
         start, stop = compact.offset_H[group], compact.offset_H[group + 1]
         values = np.where(np.isfinite(table.table[index]), table.table[index], FORBIDDEN)
-        self.cost_KP[table.budget, start:stop] += sign * values
+        self.cost_CP[table.budget, start:stop] += sign * values
 
     def flip(self, option: int) -> None:
         """Choose `option` in its group."""
@@ -65,35 +65,35 @@ class State:
         self.marginal_P += compact.quad_PP[option]
         self.marginal_P -= compact.quad_PP[old]
         if compact.tables:
-            self.slack_K = compact.limit_K - compact.costs(self.choice_G)
+            self.slack_C = compact.limit_C - compact.costs(self.choice_G)
         else:
-            self.slack_K = self.slack_K + compact.cost_KP[:, old] - compact.cost_KP[:, option]
+            self.slack_C = self.slack_C + compact.cost_CP[:, old] - compact.cost_CP[:, option]
 
     def deltas(self) -> tuple[np.ndarray, np.ndarray]:
-        """Change of the objective [P] and of every budget's cost [K, P] when an option is chosen alone."""
+        """Change of the objective [P] and of every budget's cost [C, P] when an option is chosen alone."""
         size_G = self.compact.size_G
         delta_P = self.marginal_P - np.repeat(self.marginal_P[self.choice_G], size_G)
-        return delta_P, self.cost_KP - np.repeat(self.cost_KP[:, self.choice_G], size_G, axis=1)
+        return delta_P, self.cost_CP - np.repeat(self.cost_CP[:, self.choice_G], size_G, axis=1)
 
 
 FORBIDDEN = 1e6
 """Stands for an infinite cost in marginals; finite costs are at most about 1 after presolve."""
 
 
-def repair(state: State, max_flips: int) -> bool:
+def repair(state: SearchState, max_flips: int) -> bool:
     """Flip towards feasibility, cheapest rise of the objective per violation removed first."""
     for _ in range(max_flips):
-        over_K = np.maximum(-state.slack_K, 0.0)
-        over_K[~np.isfinite(over_K)] = FORBIDDEN
-        if not over_K.any():
+        over_C = np.maximum(-state.slack_C, 0.0)
+        over_C[~np.isfinite(over_C)] = FORBIDDEN
+        if not over_C.any():
             return True
-        delta_P, cost_KP = state.deltas()
-        slack_K = np.where(np.isfinite(state.slack_K), state.slack_K, -FORBIDDEN)
-        after_P = np.maximum(cost_KP - slack_K[:, None], 0.0).sum(axis=0)
-        gain_P = over_K.sum() - after_P
+        delta_P, cost_CP = state.deltas()
+        slack_C = np.where(np.isfinite(state.slack_C), state.slack_C, -FORBIDDEN)
+        after_P = np.maximum(cost_CP - slack_C[:, None], 0.0).sum(axis=0)
+        gain_P = over_C.sum() - after_P
         useful = np.flatnonzero(gain_P > 1e-15)
         if len(useful) == 0:
             return False
         rise_P = np.maximum(delta_P[useful] - delta_P[useful].min(), 1e-12)
-        state.flip(int(useful[np.argmin(rise_P / np.minimum(gain_P[useful], over_K.sum()))]))
-    return bool((state.slack_K >= 0).all())
+        state.flip(int(useful[np.argmin(rise_P / np.minimum(gain_P[useful], over_C.sum()))]))
+    return bool((state.slack_C >= 0).all())

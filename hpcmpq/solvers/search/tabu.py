@@ -1,6 +1,6 @@
 """The search: starts, rounds of annealing, and tabu walks over flips and budget-keeping pair swaps.
 
-Axis letters: P options, G groups, K budgets, L first legs of a pair.
+Axis letters: P options, G groups, C budgets, L first legs of a pair.
 """
 
 import time
@@ -10,7 +10,7 @@ import numpy as np
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.compact.lagrangian import best_prices, cheapest
 from hpcmpq.solvers.search.anneal import anneal
-from hpcmpq.solvers.search.state import State, repair
+from hpcmpq.solvers.search.state import SearchState, repair
 
 
 def start_choices(compact: Compact, hint_G: np.ndarray | None, deadline: float) -> list[np.ndarray]:
@@ -21,8 +21,8 @@ def start_choices(compact: Compact, hint_G: np.ndarray | None, deadline: float) 
     starts = [] if hint_G is None else [hint_G]
     value_P = compact.linear_P
     for _ in range(4):
-        price_K = best_prices(compact, value_P)
-        choice_G = cheapest(compact, value_P + price_K @ compact.cost_KP)
+        price_C = best_prices(compact, value_P)
+        choice_G = cheapest(compact, value_P + price_C @ compact.cost_CP)
         starts.append(choice_G)
         if time.perf_counter() > deadline:
             break
@@ -31,7 +31,7 @@ def start_choices(compact: Compact, hint_G: np.ndarray | None, deadline: float) 
             + 0.5 * compact.quad_PP[choice_G].sum(axis=0)
             + 0.5 * (value_P - compact.linear_P)
         )
-    starts.append(cheapest(compact, compact.cost_KP.sum(axis=0)))
+    starts.append(cheapest(compact, compact.cost_CP.sum(axis=0)))
     return starts
 
 
@@ -61,7 +61,7 @@ def search(
     best: tuple[np.ndarray, float] | None = None
     starts = start_choices(compact, hint_G, deadline)
     for start_G in starts:
-        state = State(compact, start_G)
+        state = SearchState(compact, start_G)
         if repair(state, 4 * compact.num_groups):
             value = compact.objective(state.choice_G)
             if best is None or value < best[1]:
@@ -78,7 +78,7 @@ def search(
         if found is None:
             hits += int(long_enough and best is not None)  # nothing feasible but what is known
             continue
-        state = State(compact, found[0])
+        state = SearchState(compact, found[0])
         found, _ = _walk(state, found, rng, deadline, 60, first_legs)
         tolerance = 1e-9 * abs(found[1])
         if best is None or found[1] < best[1] - tolerance:
@@ -100,11 +100,11 @@ def polish(
     compact: Compact, found: tuple[np.ndarray, float], seed: int, deadline: float
 ) -> tuple[tuple[np.ndarray, float], int]:
     """A short tabu walk from a feasible choice."""
-    return _walk(State(compact, found[0]), found, np.random.default_rng(seed), deadline, 60, 8)
+    return _walk(SearchState(compact, found[0]), found, np.random.default_rng(seed), deadline, 60, 8)
 
 
 def _walk(
-    state: State,
+    state: SearchState,
     best: tuple[np.ndarray, float],
     rng: np.random.Generator,
     deadline: float,
@@ -115,12 +115,12 @@ def _walk(
     compact = state.compact
     tabu_P = np.zeros(compact.num_options, dtype=np.int64)
     local, since, step = (state.choice_G.copy(), state.objective), 0, 0
-    price_K = best_prices(compact, state.marginal_P, sweeps=1)
+    price_C = best_prices(compact, state.marginal_P, sweeps=1)
     while since < patience:
         step, since = step + 1, since + 1
         if step % 8 == 0 and time.perf_counter() > deadline:
             break
-        move = _best_move(state, tabu_P > step, price_K, first_legs, local[1])
+        move = _best_move(state, tabu_P > step, price_C, first_legs, local[1])
         if move is None:
             break
         for option in move:
@@ -130,21 +130,21 @@ def _walk(
         if state.objective < local[1] - 1e-12 * max(1e-12, abs(local[1])):
             local, since = (state.choice_G.copy(), state.objective), 0
         if step % 256 == 0:
-            price_K = best_prices(compact, state.marginal_P, sweeps=1)
+            price_C = best_prices(compact, state.marginal_P, sweeps=1)
     if local[1] < best[1]:
         return (local[0], compact.objective(local[0])), step
     return best, step
 
 
 def _best_move(
-    state: State, tabu_P: np.ndarray, price_K: np.ndarray, first_legs: int, aspiration: float
+    state: SearchState, tabu_P: np.ndarray, price_C: np.ndarray, first_legs: int, aspiration: float
 ) -> tuple[int, ...] | None:
     """The best feasible flip or pair of flips that is not tabu, or beats `aspiration`."""
     compact, group_P, choice_G = state.compact, state.group_P, state.choice_G
-    delta_P, cost_KP = state.deltas()
+    delta_P, cost_CP = state.deltas()
     blocked_P = tabu_P.copy()
     blocked_P[choice_G] = True
-    fits_P = (cost_KP <= state.slack_K[:, None]).all(axis=0)
+    fits_P = (cost_CP <= state.slack_C[:, None]).all(axis=0)
     single_P = np.where(fits_P & ~blocked_P, delta_P, np.inf)
     best_single = int(np.argmin(single_P))
     best, move = float(single_P[best_single]), (best_single,)
@@ -156,7 +156,7 @@ def _best_move(
         and free_single_P[lucky] < best
     ):
         best, move = float(free_single_P[lucky]), (lucky,)
-    priced_P = np.where(blocked_P, np.inf, delta_P + price_K @ cost_KP)
+    priced_P = np.where(blocked_P, np.inf, delta_P + price_C @ cost_CP)
     count = min(first_legs, int((~blocked_P).sum()))
     if count == 0 or compact.num_groups < 2:
         return move if best < np.inf else None
@@ -170,8 +170,8 @@ def _best_move(
     cross_LP[:, blocked_P] = np.inf
     for leg, group in enumerate(group_P[legs_L].tolist()):
         cross_LP[leg, compact.offset_H[group] : compact.offset_H[group + 1]] = np.inf
-    for k in range(len(state.slack_K)):
-        cross_LP[cost_KP[k] > (state.slack_K[k] - cost_KP[k, legs_L])[:, None]] = np.inf
+    for k in range(len(state.slack_C)):
+        cross_LP[cost_CP[k] > (state.slack_C[k] - cost_CP[k, legs_L])[:, None]] = np.inf
     leg, partner = divmod(int(np.argmin(cross_LP)), compact.num_options)
     if cross_LP[leg, partner] < best:
         pair = (int(legs_L[leg]), partner)
@@ -180,7 +180,7 @@ def _best_move(
     return move if best < np.inf else None
 
 
-def _pair_feasible(state: State, pair: tuple[int, int]) -> bool:
+def _pair_feasible(state: SearchState, pair: tuple[int, int]) -> bool:
     """Exact check: with joint tables the costs of two flips need not add."""
     choice_G = state.choice_G.copy()
     choice_G[state.group_P[list(pair)]] = pair

@@ -8,6 +8,6 @@ pieces.py     a part as a module, with other kernels for its groups
 
 from hpcmpq.timing.subgraphs.cuts import cut_nodes, stages
 from hpcmpq.timing.subgraphs.graph import Trace, trace_model
-from hpcmpq.timing.subgraphs.partition import Part, partition
+from hpcmpq.timing.subgraphs.partition import SubGraph, partition
 
-__all__ = ["Part", "Trace", "cut_nodes", "partition", "stages", "trace_model"]
+__all__ = ["SubGraph", "Trace", "cut_nodes", "partition", "stages", "trace_model"]

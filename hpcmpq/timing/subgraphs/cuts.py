@@ -8,10 +8,10 @@ from collections.abc import Hashable, Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import TypeVar
 
-Node = TypeVar("Node", bound=Hashable)
+Vertex = TypeVar("Vertex", bound=Hashable)
 
 
-def cut_nodes(successors: Mapping[Node, Iterable[Node]], source: Node, sink: Node) -> list[Node]:
+def cut_nodes(successors: Mapping[Vertex, Iterable[Vertex]], source: Vertex, sink: Vertex) -> list[Vertex]:
     """The nodes whose removal leaves no path from source to sink, in the order in which paths meet them.
 
     In a topological order of the nodes that lie on such a path, a node is a cut exactly when no edge jumps over
@@ -40,7 +40,9 @@ def cut_nodes(successors: Mapping[Node, Iterable[Node]], source: Node, sink: Nod
     return cuts
 
 
-def stages(successors: Mapping[Node, Iterable[Node]], source: Node, sink: Node) -> list[tuple[Node, ...]]:
+def stages(
+    successors: Mapping[Vertex, Iterable[Vertex]], source: Vertex, sink: Vertex
+) -> list[tuple[Vertex, ...]]:
     """The nodes on paths from source to sink, cut behind every cut node: each part ends with one.
 
     The first part is the source alone.
@@ -50,8 +52,8 @@ def stages(successors: Mapping[Node, Iterable[Node]], source: Node, sink: Node) 
         [('in',), ('a', 'add'), ('out',)]
     """
     cuts = set(cut_nodes(successors, source, sink))
-    parts: list[tuple[Node, ...]] = []
-    current: list[Node] = []
+    parts: list[tuple[Vertex, ...]] = []
+    current: list[Vertex] = []
     for node in _on_paths(successors, source, sink):
         current.append(node)
         if node in cuts:
@@ -60,9 +62,9 @@ def stages(successors: Mapping[Node, Iterable[Node]], source: Node, sink: Node) 
     return parts
 
 
-def reachable(successors: Mapping[Node, Iterable[Node]], starts: Iterable[Node]) -> set[Node]:
+def reachable(successors: Mapping[Vertex, Iterable[Vertex]], starts: Iterable[Vertex]) -> set[Vertex]:
     """The starts and every node that a path leads to from one of them."""
-    found: set[Node] = set()
+    found: set[Vertex] = set()
     stack = list(starts)
     while stack:
         node = stack.pop()
@@ -72,9 +74,9 @@ def reachable(successors: Mapping[Node, Iterable[Node]], starts: Iterable[Node])
     return found
 
 
-def reversed_edges(successors: Mapping[Node, Iterable[Node]]) -> dict[Node, list[Node]]:
+def reversed_edges(successors: Mapping[Vertex, Iterable[Vertex]]) -> dict[Vertex, list[Vertex]]:
     """{node: where its edges come from}, with every node of the graph as a key."""
-    predecessors: dict[Node, list[Node]] = {}
+    predecessors: dict[Vertex, list[Vertex]] = {}
     for node, targets in successors.items():
         predecessors.setdefault(node, [])
         for target in targets:
@@ -82,11 +84,11 @@ def reversed_edges(successors: Mapping[Node, Iterable[Node]]) -> dict[Node, list
     return predecessors
 
 
-def _on_paths(successors: Mapping[Node, Iterable[Node]], source: Node, sink: Node) -> list[Node]:
+def _on_paths(successors: Mapping[Vertex, Iterable[Vertex]], source: Vertex, sink: Vertex) -> list[Vertex]:
     """The nodes on a path from source to sink, in topological order."""
     predecessors = reversed_edges(successors)
-    inside: set[Node] = reachable(successors, [source])
-    behind: set[Node] = reachable(predecessors, [sink])
+    inside: set[Vertex] = reachable(successors, [source])
+    behind: set[Vertex] = reachable(predecessors, [sink])
     inside &= behind
     if source not in inside or sink not in inside:
         raise ValueError(f"no path leads from {source} to {sink}")

@@ -53,7 +53,7 @@ def trace_model(model: nn.Module, groups: tuple[Group, ...], inputs: dict[str, T
     Raises:
         UserError: If the model cannot be traced, or a group's weight is used nowhere in the graph.
     """
-    whole = _Outputs(model, tuple(inputs)).eval()
+    whole = _PositionalInputs(model, tuple(inputs)).eval()
     try:
         with quiet_transformers():
             exported = torch.export.export(whole, tuple(inputs.values()), strict=False).module()
@@ -101,7 +101,7 @@ def _kind(node: fx.Node) -> tuple[torch.dtype, torch.device] | None:
     return (value.dtype, value.device) if isinstance(value, Tensor) else None
 
 
-class _Outputs(nn.Module):
+class _PositionalInputs(nn.Module):
     """The model with its inputs as positional arguments and its outputs z as the only result."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:

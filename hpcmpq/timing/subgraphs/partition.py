@@ -17,7 +17,7 @@ _SOURCE = "source"
 
 
 @dataclass(frozen=True)
-class Part:
+class SubGraph:
     """Consecutive operations.
 
     Attributes:
@@ -35,7 +35,7 @@ class Part:
         return self.nodes[-1]
 
 
-def partition(trace: Trace) -> tuple[Part, ...]:
+def partition(trace: Trace) -> tuple[SubGraph, ...]:
     """All operations of a trace as consecutive parts, those of the first with everything that they share.
 
     Every part but the first hands on one value; every part with groups is a sequential sub-graph.
@@ -59,8 +59,8 @@ def partition(trace: Trace) -> tuple[Part, ...]:
     return tuple(_part(trace, nodes) for nodes in [shared, *_joined(trace, parts)])
 
 
-def _part(trace: Trace, nodes: list[fx.Node]) -> Part:
-    return Part(tuple(nodes), tuple(sorted({trace.uses[n][0] for n in nodes if n in trace.uses})))
+def _part(trace: Trace, nodes: list[fx.Node]) -> SubGraph:
+    return SubGraph(tuple(nodes), tuple(sorted({trace.uses[n][0] for n in nodes if n in trace.uses})))
 
 
 def _joined(trace: Trace, stages: list[list[fx.Node]]) -> list[list[fx.Node]]:

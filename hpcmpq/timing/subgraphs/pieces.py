@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import fx, nn
 
 from hpcmpq.timing.subgraphs.graph import Trace
-from hpcmpq.timing.subgraphs.partition import Part
+from hpcmpq.timing.subgraphs.partition import SubGraph
 
 
 class Kernel(Protocol):
@@ -105,7 +105,7 @@ def boundary(trace: Trace, nodes: Collection[fx.Node]) -> tuple[tuple[fx.Node, .
     return tuple(reads), tuple(makes)
 
 
-def signature(trace: Trace, part: Part) -> str:
+def signature(trace: Trace, part: SubGraph) -> str:
     """A digest that parts share which do the same operations on the same shapes, with other weights.
 
     The part's groups are numbered in model order, so that formats of one part's groups mean those of another's.

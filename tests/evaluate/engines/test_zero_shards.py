@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hpcmpq.evaluate.engines.zero_shards import Shards
+from hpcmpq.evaluate.engines.zero_shards import ZeroPieces
 from hpcmpq.formats import Quantizer
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Group, Member, SearchSpace
@@ -52,7 +52,7 @@ def test_pieces_of_all_ranks_make_the_rounded_tensors(size: int, group_size: int
         reads.append((name, stop - start))
         return whole.reshape(1) if whole.ndim == 0 else whole[start:stop]
 
-    made = [Shards(pieces(model, size), space, quantizer, rows, rank) for rank in range(size)]  # type: ignore[arg-type]
+    made = [ZeroPieces(pieces(model, size), space, quantizer, rows, rank) for rank in range(size)]  # type: ignore[arg-type]
     variants = Variants(model, space, quantizer)
     assignments = [{}, {"linear": "int2", "conv": "int3", "transposed": "int2"}, {"linear": "int3"}, {}]
     for shards in made:

@@ -11,7 +11,10 @@ from hpcmpq.evaluate import evaluate
 from hpcmpq.evaluate.tasks.harness import HarnessTask
 from tests.evaluate.tasks.test_tasks import ARITHMETIC, task_run, write_lines
 
-pytestmark = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed"),
+]
 
 YAML = """
 task: sums_by_harness
@@ -66,7 +69,7 @@ def test_a_task_that_is_not_there(model_directory, tmp_path: Path, folder: Path)
 def test_without_the_library(monkeypatch, tmp_path: Path, folder: Path):
     import sys
 
-    from hpcmpq.config import TaskConfig
+    from hpcmpq.settings import TaskConfig
 
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(UserError, match=r"pip install 'hpcmpq\[lm-eval\]'"):

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from hpcmpq.config import ModelConfig, TaskConfig, parse_config, resolve_paths
+from hpcmpq.config import parse_config, resolve_paths
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate import evaluate
 from hpcmpq.evaluate.tasks.continuations import Encoder, batch, make_encoder, score
 from hpcmpq.evaluate.tasks.files import read_questions
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.load import load_model
+from hpcmpq.settings import ModelConfig, TaskConfig
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.evaluate.solved_runs import TEXT, solved_run
@@ -81,7 +82,7 @@ def test_language_model_tasks(model_directory, tmp_path: Path, files: dict[str, 
     ]
     run = task_run(tmp_path / "run", model_directory("llama"), tasks)
     values = evaluate(run)
-    model = load_model(parse_config(read_plan(run).config).model)
+    model = load_model(read_plan(run).config.model)
     rows = [
         [log_likelihood(model, f"Q: {r['question']}", f" {choice}")[0] for choice in r["choices"]]
         for r in ARITHMETIC
@@ -116,7 +117,7 @@ def test_a_classifier_needs_no_labels(model_directory, tmp_path: Path, files: di
     task = {"name": "kinds", "path": path, "type": "classification"}
     run = task_run(tmp_path / "run", model_directory("bert_classifier"), [task])
     found = evaluate(run)["tasks"]["kinds"]
-    model = load_model(parse_config(read_plan(run).config).model)
+    model = load_model(read_plan(run).config.model)
     right = []
     for n in range(8):
         text = list(f"text {n}".encode())

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from hpcmpq.config import CalibrationConfig, Config, EvaluationConfig, ModelConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.splits import Splits, load_splits
+from hpcmpq.settings import CalibrationConfig, Config, EvaluationConfig, ModelConfig
 from tests.models.byte_tokenizer import BOS, EOS, VOCAB, save_byte_tokenizer
 
 TEMPLATE = (

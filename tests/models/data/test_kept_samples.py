@@ -5,7 +5,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hpcmpq.calibrate.worker import make_worker
-from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate.stage import make_data
 from hpcmpq.models.data.kept_samples import NAME, keep_samples, kept_samples
@@ -72,14 +71,13 @@ def test_workers_need_no_text(tmp_path):
 
 def test_changed_data_are_not_split_again(tmp_path):
     run, plan = plan_run(tmp_path, llama(), formats=["int4"])
-    config = parse_config(plan.config, "plan.json")
-    assert len(make_data(plan, config).samples)
+    assert len(make_data(plan).samples)
     text = tmp_path / "text.txt"
     text.write_text(text.read_text()[1:])
     with pytest.raises(
         UserError, match="gives other calibration samples than the run was planned with; restore"
     ):
-        make_data(plan, config)
+        make_data(plan)
     run.file(NAME).unlink()  # as planned before there was one
     with pytest.raises(UserError, match="gives other calibration samples"):
         make_worker(run)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from hpcmpq.config import CalibrationConfig, Config, EvaluationConfig, ModelConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.overlap import run_hashes, seen_runs, shared_tokens
 from hpcmpq.models.data.samples import Samples, Splits
 from hpcmpq.models.data.splits import load_splits
+from hpcmpq.settings import CalibrationConfig, Config, EvaluationConfig, ModelConfig
 
 LENGTH = 128
 

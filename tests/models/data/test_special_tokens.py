@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from hpcmpq.config import CalibrationConfig, Config, EvaluationConfig, ModelConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.splits import IGNORED, Splits, load_splits
+from hpcmpq.settings import CalibrationConfig, Config, EvaluationConfig, ModelConfig
 from tests.models.byte_tokenizer import BOS, EOS, VOCAB, save_byte_tokenizer
 
 TEXT = " ".join(f"{number}: {number**2}, {number**3};" for number in range(300))

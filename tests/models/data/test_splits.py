@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from hpcmpq.config import CalibrationConfig, Config, EvaluationConfig, ModelConfig
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.sources import Documents, read_source
 from hpcmpq.models.data.splits import IGNORED, Samples, Splits, load_splits
+from hpcmpq.settings import CalibrationConfig, Config, EvaluationConfig, ModelConfig
 
 TEXT = "".join(random.Random(0).choices(string.ascii_lowercase, k=3000))
 

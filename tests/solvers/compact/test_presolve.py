@@ -51,20 +51,20 @@ def test_a_budget_that_only_a_table_can_break_is_kept():
     budget = Budget(Cost("time", "s", np.zeros(4), (CostTerm((0, 1), table),)), 1.5)
     compact = presolve(Problem(np.zeros(4), np.zeros((4, 4)), np.array([0, 0, 1, 1]), (budget,)))
     assert isinstance(compact, Compact)
-    assert len(compact.limit_K) == 1
+    assert len(compact.limit_C) == 1
     assert not compact.feasible(np.array([1, 3]))
 
 
 def test_the_cheapest_completion_is_a_lower_bound_and_exact_without_tables():
     compact = presolve(problem(0, 2.0))
     assert isinstance(compact, Compact)
-    least_KP, least_K = cheapest_completion(compact)
+    least_CP, least_C = cheapest_completion(compact)
     ranges = [range(a, b) for a, b in itertools.pairwise(compact.offset_H.tolist())]
     every = [np.array(own) for own in itertools.product(*ranges)]
     for p in range(compact.num_options):
         cost = min(compact.costs(choice_G)[0] for choice_G in every if p in choice_G)
-        assert least_KP[0, p] <= cost + 1e-12
-    assert least_K[0] <= least_KP[0].min() + 1e-12
+        assert least_CP[0, p] <= cost + 1e-12
+    assert least_C[0] <= least_CP[0].min() + 1e-12
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -109,7 +109,7 @@ def test_tables_count_among_the_summands_of_a_budget():
     loss_P = np.array([1.0, 0.0, 1.0, 0.0])
     compact = merge_ties(Problem(loss_P, np.zeros((4, 4)), group_P, (Budget(cost, value),)))
     assert isinstance(compact, Compact)
-    exact = replace(compact, limit_K=np.array([value]))  # without the tolerance that hides most of this
+    exact = replace(compact, limit_C=np.array([value]))  # without the tolerance that hides most of this
     answer = solve_linear(exact, exact.linear_P, time_limit_s=10.0, seed=0, hint_G=None)
     assert answer.status == "optimal" and answer.bound <= 0.0
     assert answer.choice_G is not None and answer.choice_G.tolist() == dearest_G.tolist()

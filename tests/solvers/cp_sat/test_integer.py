@@ -131,7 +131,7 @@ def test_an_interrupt_ends_cp_sat() -> None:
 def test_prices_stay_finite_where_no_choice_fits() -> None:
     compact = presolve(knapsack(5, 3.5))
     assert isinstance(compact, Compact)
-    hopeless = replace(compact, limit_K=np.array([-1.0]))
+    hopeless = replace(compact, limit_C=np.array([-1.0]))
     with np.errstate(over="raise", invalid="raise"):
         assert anneal(hopeless, hopeless.offset_H[:-1], 16000, np.random.default_rng(0), np.inf) is None
 

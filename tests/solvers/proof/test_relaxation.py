@@ -21,7 +21,7 @@ from hpcmpq.solvers.proof.node import advance, all_pairs, exclude, make_node, pa
 from hpcmpq.solvers.proof.projection import Projector, simplex
 from hpcmpq.solvers.proof.relaxation import additive_floor, make_relaxation, minimise, separable_budgets
 from hpcmpq.solvers.proof.spectral import spectral_bound
-from hpcmpq.solvers.search.state import State
+from hpcmpq.solvers.search.state import SearchState
 from hpcmpq.solvers.search.tabu import search
 
 
@@ -40,11 +40,11 @@ def feasible_choices(compact: Compact) -> list[np.ndarray]:
 def lifted(compact: Compact, choice_G: np.ndarray, scale_P: np.ndarray) -> np.ndarray:
     """The vector v = (1, d∘x, s) of a choice in the relaxation's layout."""
     lift = make_relaxation(compact, scale_P).lift
-    cost_KP, limit_K = separable_budgets(compact)
+    cost_CP, limit_C = separable_budgets(compact)
     x_X = np.zeros(lift.padded)
     x_X[lift.column_P[choice_G]] = scale_P[choice_G]
-    slack_K = 1.0 - cost_KP[:, choice_G].sum(axis=1) / limit_K
-    return np.concatenate([[1.0], x_X, slack_K])
+    slack_C = 1.0 - cost_CP[:, choice_G].sum(axis=1) / limit_C
+    return np.concatenate([[1.0], x_X, slack_C])
 
 
 def test_lift_is_orthonormal_and_spans_every_choice() -> None:
@@ -258,13 +258,13 @@ def test_no_cross_terms_and_no_time_leave_a_spectral_bound() -> None:
 def test_state_stays_exact_over_many_flips() -> None:
     compact = small(5)
     rng = np.random.default_rng(0)
-    state = State(compact, compact.offset_H[:-1].copy())
+    state = SearchState(compact, compact.offset_H[:-1].copy())
     for _ in range(300):
         state.flip(int(rng.integers(compact.num_options)))
     assert state.objective == pytest.approx(compact.objective(state.choice_G))
-    fresh = State(compact, state.choice_G)
+    fresh = SearchState(compact, state.choice_G)
     np.testing.assert_allclose(state.marginal_P, fresh.marginal_P, atol=1e-10)
-    np.testing.assert_allclose(state.slack_K, fresh.slack_K, atol=1e-12)
+    np.testing.assert_allclose(state.slack_C, fresh.slack_C, atol=1e-12)
 
 
 def test_search_depends_on_the_seed_alone() -> None:
@@ -292,12 +292,12 @@ def test_budgets_without_tables_are_exact_where_the_tables_are_sums() -> None:
     budget = Budget(Cost("time", "s", rng.random(9), (term,)), 1.9)
     compact = presolve(Problem(rng.random(9), np.zeros((9, 9)), group_P, (budget,)))
     assert isinstance(compact, Compact) and compact.tables
-    cost_KP, limit_K = separable_budgets(compact)
+    cost_CP, limit_C = separable_budgets(compact)
     ranges = [range(a, b) for a, b in itertools.pairwise(compact.offset_H.tolist())]
     kept = [compact.feasible(np.array(choice)) for choice in itertools.product(*ranges)]
     assert 0 < sum(kept) < len(kept)
     for choice, fits in zip(itertools.product(*ranges), kept, strict=True):
-        assert bool((cost_KP[:, list(choice)].sum(axis=1) <= limit_K).all()) == fits
+        assert bool((cost_CP[:, list(choice)].sum(axis=1) <= limit_C).all()) == fits
 
 
 def test_frontier_and_unit_examples() -> None:

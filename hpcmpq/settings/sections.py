@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hpcmpq.formats import Quantizer
+from hpcmpq.settings.quantizer import Quantizer
 
 
 @dataclass(frozen=True)
@@ -232,3 +232,9 @@ class Config:
     def low_precision(self) -> bool:
         """Whether methods that run options through an engine multiply what options change in bfloat16."""
         return "bfloat16" in (self.model.dtype, self.sensitivity.products)
+
+
+def is_factory(text: str) -> bool:
+    """Whether a data source names a function, ``package.module:function``, rather than a file."""
+    module, colon, function = text.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in module.split(".")) and function.isidentifier()

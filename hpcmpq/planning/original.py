@@ -1,0 +1,134 @@
+"""The model that is planned for, whole in memory or streamed one block at a time, and what planning sees of it."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hpcmpq.errors import UserError
+from hpcmpq.models.data.samples import Samples
+from hpcmpq.models.deployable import deployable_groups
+from hpcmpq.models.description import describe_model
+from hpcmpq.models.groups import num_fixed_bytes
+from hpcmpq.models.load import load_model, pick_device
+from hpcmpq.models.outputs import tried_forward
+from hpcmpq.models.repeatable import check_repeatable
+from hpcmpq.models.stored_dtype import check_stored_dtype
+from hpcmpq.models.stored_weights import Weights, num_unused_bytes
+from hpcmpq.models.streaming import load_streamed, shapes_only
+from hpcmpq.models.weight_digests import weights_fingerprint
+from hpcmpq.sensitivity import find_method, forward_only_names
+from hpcmpq.settings import Config
+from hpcmpq.space import Group
+from hpcmpq.targets import Target
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Original:
+    """The model that is planned for.
+
+    Attributes:
+        config: Of the run.
+        model: Runs, whole or streamed.
+        device: Where it runs.
+        weights: Where a streamed model's weights are; None of a whole one.
+        block_bytes: Of a streamed model, bytes outside its blocks and of the largest; None of a whole one.
+    """
+
+    config: Config
+    model: nn.Module
+    device: torch.device
+    weights: Weights | None = None
+    block_bytes: tuple[int, int] | None = None
+
+    def fingerprint(self) -> str:
+        """Digest of all weights."""
+        return weights_fingerprint(self.model, self.weights)
+
+    @contextmanager
+    def traceable(self, samples: Samples) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
+        """A model and inputs to find groups with; those of a streamed model have shapes and no values."""
+        if self.weights is None:
+            yield self.model, samples[:1].inputs
+            return
+        batch = samples.of_all_lengths(self.config.calibration.samples_per_pass)
+        with shapes_only(self.config.model, batch.inputs) as (model, inputs), torch.no_grad():
+            tried_forward(model, inputs)
+            yield model, inputs
+
+
+def check_method(config: Config) -> None:
+    """Refuse a method that is not there, and settings that it has no use for.
+
+    Raises:
+        UserError: Naming the methods that have.
+    """
+    given, names = config.sensitivity, forward_only_names()
+    if find_method(given.method).forward_only:
+        return
+    for key, value in (("products", given.products), ("loss_positions", given.loss_positions)):
+        if value is not None:
+            raise UserError(
+                f"sensitivity.{key} is for {' and '.join(names)}; leave it out with {given.method}"
+            )
+    if config.model.stream:
+        raise UserError(
+            f"{given.method} needs the whole model; use {' or '.join(names)}, or set model.stream: false"
+        )
+
+
+def load_original(config: Config, import_paths: tuple[str, ...]) -> Original:
+    """The model of a config as the sensitivity's method needs it.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    device = pick_device(config.model.device)
+    attention = find_method(config.sensitivity.method).attention
+    if attention == "eager" and config.model.path:
+        log.info("%s differentiates twice: using eager attention", config.sensitivity.method)
+    if not config.model.stream:
+        model = load_model(config.model, attention=attention, import_paths=import_paths)
+        return Original(config, model, device)
+    streamed = load_streamed(config.model)
+    itemsize = getattr(torch, config.model.dtype).itemsize
+    sizes = [itemsize * sum(p.numel() for p in block.parameters()) for block in streamed.blocks]
+    outside = itemsize * sum(p.numel() for p in streamed.model.parameters()) - sum(sizes)
+    return Original(config, streamed.model, device, streamed.weights, (outside, max(sizes)))
+
+
+def find_groups(original: Original, samples: Samples, target: Target | None) -> tuple[tuple[Group, ...], int]:
+    """The groups to search, and bytes of the checkpoint outside them.
+
+    Args:
+        original: Checked on the way: its weights must fit the dtype they are stored in, its outputs repeat.
+        samples: Of calibration.
+        target: The engine that is to run the result.
+
+    Raises:
+        UserError: If the model or a pattern is wrong.
+    """
+    config, count = original.config, target.fixed_bytes if target else None
+    dtype = stored_dtype(config)
+    check_stored_dtype(original.model, str(config.model.path), dtype, original.weights)
+    with original.traceable(samples) as (model, inputs):
+        groups = deployable_groups(model, config.groups, inputs, target)
+        fixed_bytes = num_fixed_bytes(model, groups, dtype, count)
+    if original.weights is None:
+        batch = samples.of_all_lengths(config.calibration.samples_per_pass)
+        check_repeatable(original.model, batch.inputs)
+    if config.model.path and (target is None or target.keeps_unused):
+        fixed_bytes += num_unused_bytes(original.model, Path(config.model.path), count)
+    return groups, fixed_bytes
+
+
+def stored_dtype(config: Config) -> torch.dtype | None:
+    """What a Hugging Face directory says its weights are stored in; None for a factory's model."""
+    dtype = getattr(torch, describe_model(config.model).dtype or "", None)
+    return dtype if isinstance(dtype, torch.dtype) else None

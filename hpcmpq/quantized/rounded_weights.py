@@ -1,0 +1,63 @@
+"""Weights rounded as a run rounds them: to the nearest code, or to codes that were made when it was planned."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.quantized.stored_codes import StoredCodes, is_stored
+from hpcmpq.quantizers import choose_qparams, decode, encode, fake_quantize
+from hpcmpq.quantizers.codes import QParams
+from hpcmpq.space import Member
+
+
+@dataclass
+class RoundedWeights:
+    """Rows of weights as matrices [M, K], rounded: no row depends on another.
+
+    Only the qparams (one scale per `group_size` weights) are remembered between calls, because searching them costs
+    far more than rounding with them. So of one weight always the same rows are to be given.
+
+    Attributes:
+        quantizer: How weights are rounded.
+        codes: Those that were made when planning.
+    """
+
+    quantizer: Quantizer
+    codes: StoredCodes | None
+    _qparams: dict[tuple[str, str], QParams] = field(default_factory=dict)
+
+    def decoded(self, member: Member, format_name: str, rows_RK: Tensor, first: int = 0) -> Tensor:
+        """The rows as inference in a format sees them, [R, K].
+
+        Args:
+            member: The weight.
+            format_name: The format.
+            rows_RK: Original values.
+            first: Place of the first of them in the whole matrix.
+        """
+        weight_format = FORMATS[format_name]
+        if is_stored(format_name, self.quantizer):
+            return decode(*self.encoded(member, format_name, rows_RK, first), weight_format, self.quantizer)
+        qparams = self._chosen(member, format_name, rows_RK)
+        return fake_quantize(rows_RK, weight_format, self.quantizer, qparams)
+
+    def encoded(
+        self, member: Member, format_name: str, rows_RK: Tensor, first: int = 0
+    ) -> tuple[Tensor, QParams]:
+        """Codes of the rows, [R, K], and what they mean; arguments as in `decoded`."""
+        if not is_stored(format_name, self.quantizer):
+            qparams = self._chosen(member, format_name, rows_RK)
+            return encode(rows_RK, qparams, FORMATS[format_name], self.quantizer), qparams
+        if self.codes is None:
+            raise ValueError("quantizer.rounding gptq needs the codes of a planned run")
+        codes_MK, qparams = self.codes.read(member, format_name, rows_RK)
+        rows = slice(first, first + len(rows_RK))
+        zero_point = None if qparams.zero_point is None else qparams.zero_point[rows]
+        return codes_MK[rows], QParams(qparams.scale[rows], zero_point)
+
+    def _chosen(self, member: Member, format_name: str, rows_RK: Tensor) -> QParams:
+        key = (member.parameter, format_name)
+        if key not in self._qparams:
+            self._qparams[key] = choose_qparams(rows_RK, FORMATS[format_name], self.quantizer)
+        return self._qparams[key]

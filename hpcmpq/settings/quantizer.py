@@ -1,0 +1,34 @@
+"""How weights and inputs are rounded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """How a weight matrix [M outputs, K inputs] and a layer's inputs are rounded; the same for every group of a run.
+
+    Attributes:
+        group_size: Consecutive inputs that share a scale, or None for one scale per output channel.
+            Float formats always use one scale per output channel.
+        symmetric: Codes centred on zero without a zero point; otherwise one integer zero point per scale.
+        range: ``absmax`` keeps the largest weight, ``mse`` searches the clipping of least squared error.
+        activations: ``dynamic`` scales every token's inputs by their own largest; ``static`` scales all inputs of
+            a layer by the largest that the calibration samples gave it.
+        rounding: ``nearest``, or ``gptq``: integer codes that make up for one another's errors on the calibration
+            samples, see `hpcmpq.quantizers.gptq`. They are made once, when the run is planned.
+        damping: Of ``gptq``: share of the mean of Σ x xᵀ's diagonal that is added to it.
+        act_order: Of ``gptq``: round inputs of large Σ x² first.
+        checkpoints: {integer format: directory of a checkpoint that another tool quantized}, whose codes are
+            taken as they are.
+    """
+
+    group_size: int | None = 64
+    symmetric: bool = True
+    range: Literal["absmax", "mse"] = "mse"
+    activations: Literal["dynamic", "static"] = "dynamic"
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    damping: float = 0.01
+    act_order: bool = False
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
