@@ -3,6 +3,7 @@
     python -m bench.families                  all that are not done yet; writes section `families` of bench/RESULTS.md
     python -m bench.families Mamba GPT2       these, printed only
     python -m bench.families --again          all anew
+    python -m bench.families --done           writes the section from those that are done, tries none
 
 Each family: `init` and plan, one work unit by the engine that the package picks and by whole passes, both compared,
 solve, and every export, which is read back. A family runs in a process of its own, so that one that crashes ends
@@ -51,7 +52,7 @@ KEPT = ROOT / "runs" / "bench" / "families"
 SAMPLES, TOKENS = 12, 12
 FORMATS = ("int4", "int8")
 
-ONNX = ("Llama", "Qwen2", "Gemma2", "Phi", "GPT2", "GPTNeoX", "OPT", "Bloom", "Mixtral", "Mamba")
+ONNX = ("Llama", "Qwen2", "Gemma2", "Phi", "GPT2", "Mixtral", "Mamba")
 """Families whose `onnx` export is tried, since torch takes many times as long for it as everything else takes."""
 
 BUDGET = {"weight_bits": 6.0}
@@ -212,9 +213,9 @@ def _work(name: str, path: Path, onnx: bool) -> None:
 
 def rows_of(names: Iterable[str], again: bool, onnx: bool) -> list[dict[str, Any]]:
     """The rows of families, those that are kept from there."""
-    for module in IMPORTED:
+    names = list(names)
+    for module in IMPORTED if again or not all((KEPT / f"{name}.json").exists() for name in names) else ():
         import_module(module)
-
     context = multiprocessing.get_context("fork")
     rows = []
     for name in names:
@@ -239,7 +240,7 @@ def faults(row: dict[str, Any]) -> list[str]:
     if row.get("difference", 0.0) > ROUNDING:
         found.append(f"the engines differ by {row['difference']:.1e}")
     for name, outcome in row.get("exports", {}).items():
-        if "fault" in outcome or "outputs that differ" in outcome.get("refused", ""):
+        if "fault" in outcome or "nothing of it is kept" in outcome.get("refused", ""):
             found.append(f"{name}: {outcome.get('fault') or outcome['refused']}")
     return found
 
@@ -307,12 +308,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("families", nargs="*", choices=[*FAMILIES, []], help="by default all")
     parser.add_argument("--again", action="store_true", help="also those that are done")
+    parser.add_argument("--done", action="store_true", help="only write the section of those that are done")
     parser.add_argument("--onnx", action="store_true", help="try the onnx export on all that are given")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     KEPT.mkdir(parents=True, exist_ok=True)
-    again = arguments.again or bool(arguments.families)
-    rows = rows_of(arguments.families or FAMILIES, again, arguments.onnx)
+    names = arguments.families or list(FAMILIES)
+    if arguments.done:
+        names = [name for name in names if (KEPT / f"{name}.json").exists()]
+    again = not arguments.done and (arguments.again or bool(arguments.families))
+    rows = rows_of(names, again, arguments.onnx)
     for row in rows:
         for fault in faults(row):
             print(f"{row['family']}: {fault}")

@@ -111,15 +111,14 @@ IMAGES = {
         "RegNet": {"hidden_sizes": [32, 64], "depths": [1, 1], "embedding_size": 32, "groups_width": 16},
         "MobileNetV2": {"depth_multiplier": 0.35},
         "EfficientNet": {
-            "width_coefficient": 0.5, "depth_coefficient": 0.3, "hidden_dim": 64, "kernel_sizes": [3], "strides": [2],
+            "width_coefficient": 0.5, "depth_coefficient": 0.3, "hidden_dim": 640, "kernel_sizes": [3], "strides": [2],
             "in_channels": [32], "out_channels": [32], "num_block_repeats": [1], "expand_ratios": [2],
         },
         "PoolFormer": {
             "hidden_sizes": [32, 64], "depths": [1, 1], "num_encoder_blocks": 2, "patch_sizes": [7, 3],
             "strides": [4, 2], "padding": [2, 1],
         },
-        "Levit": {"hidden_sizes": [64, 64, 64], "depths": [1, 1, 1], "num_attention_heads": [2, 2, 2]},
-        "Cvt": {"embed_dim": [32, 64, 64], "num_heads": [1, 2, 2], "depth": [1, 1, 1]},
+        "Cvt": {"embed_dim": [32, 64, 64], "num_heads": [1, 2, 2], "depth": [1, 2, 3]},
         "Segformer": {
             **_STAGES, "num_encoder_blocks": 2, "sr_ratios": [2, 1], "patch_sizes": [7, 3], "strides": [4, 2],
             "mlp_ratios": [2, 2],

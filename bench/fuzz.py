@@ -11,6 +11,7 @@ down to two milliseconds.
 """
 
 import argparse
+import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -77,37 +78,49 @@ def check(name: str, instance: Instance, seed: int) -> tuple[Solution | None, li
     return None, wrong + ([] if np.isfinite(bound) else ["no bound"])
 
 
-def run(first: int, count: int, say: Callable[[str], None]) -> list[list[object]]:
+def run(first: int, count: int, workers: int, say: Callable[[str], None]) -> list[list[object]]:
     """The rows of the table."""
     rows: list[list[object]] = []
-    for name in (*SOLVERS, *BOUNDS):
-        wrong: Counter[str] = Counter()
-        answers = optimal = bounded = 0
-        begun = time.process_time()
-        for seed in range(first, first + count):
-            instance = random_instance(seed)
-            try:
-                checked = check(name, instance, seed)
-                if checked is None:
-                    continue
-                answer, found = checked
-                answers += answer is not None and answer.choice_G is not None
-                optimal += answer is not None and answer.termination.value == "optimal"
-                bounded += "no bound" not in found if answer is None else answer.bound is not None
-            except Exception as error:  # counted as a fault, and said
-                found = [f"raised {type(error).__name__}"]
-                say(f"{name}, seed {seed}: {error}")
-            wrong.update(found)
-            if found:
-                say(f"{name}, seed {seed}: {', '.join(found)}")
-        others = sum(wrong.values()) - wrong["invalid bound"] - wrong["false optimal"]
-        spent = time.process_time() - begun
-        cells = (answers, optimal) if name in SOLVERS else ("", "")
-        rows.append(
-            [name, *cells, bounded, wrong["invalid bound"], wrong["false optimal"], others, f"{spent:.0f}"]
-        )
-        say(" | ".join(map(str, rows[-1])))
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        for name in (*SOLVERS, *BOUNDS):
+            tasks = [(name, seed) for seed in range(first, first + count)]
+            total: Counter[str] = Counter()
+            spent = 0.0
+            for counts, seconds, sentences in pool.imap(_checked, tasks, chunksize=20):
+                total.update(counts)
+                spent += seconds
+                for sentence in sentences:
+                    say(sentence)
+            known = ("answers", "optimal", "bounds", "invalid bound", "false optimal")
+            others = total.total() - sum(total[key] for key in known)
+            cells = (total["answers"], total["optimal"]) if name in SOLVERS else ("", "")
+            wrong = total["invalid bound"], total["false optimal"], others
+            rows.append([name, *cells, total["bounds"], *wrong, f"{spent:.0f}"])
+            say(" | ".join(map(str, rows[-1])))
     return rows
+
+
+def _checked(task: tuple[str, int]) -> tuple[Counter[str], float, list[str]]:
+    """What a solver or bound did on one instance, counted; CPU seconds; and what is wrong with it in words."""
+    name, seed = task
+    instance, begun = random_instance(seed), time.process_time()
+    counts: Counter[str] = Counter()
+    sentences = []
+    try:
+        checked = check(name, instance, seed)
+        if checked is None:
+            return counts, 0.0, []
+        answer, found = checked
+        counts["answers"] += answer is not None and answer.choice_G is not None
+        counts["optimal"] += answer is not None and answer.termination.value == "optimal"
+        counts["bounds"] += "no bound" not in found if answer is None else answer.bound is not None
+    except Exception as error:  # counted as a fault, and said
+        found = [f"raised {type(error).__name__}"]
+        sentences.append(f"{name}, seed {seed}: {error}")
+    counts.update(found)
+    if found:
+        sentences.append(f"{name}, seed {seed}: {', '.join(found)}")
+    return counts, time.process_time() - begun, sentences
 
 
 HEADER = (
@@ -127,9 +140,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--first", type=int, default=0, help="seed of the first instance")
     parser.add_argument("--instances", type=int, default=2000)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--no-write", action="store_true", help="print only")
     arguments = parser.parse_args()
-    rows = run(arguments.first, arguments.instances, lambda text: print(text, flush=True))
+    rows = run(arguments.first, arguments.instances, arguments.workers, lambda text: print(text, flush=True))
     result = table(HEADER, rows)
     print(result)
     if arguments.instances >= 2000 and not arguments.no_write:

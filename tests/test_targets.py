@@ -167,6 +167,34 @@ def test_all_experts_of_a_layer_share_a_format_where_the_engine_wants_it(caplog)
     assert "is not known: those that it fuses in most models share a format" in caplog.text
 
 
+def test_an_expert_that_no_token_chooses_is_not_left_behind_by_the_others(caplog):
+    class Unchosen(Experts):
+        """Never calls the second layer's last expert."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers[1]["experts"].append(
+                nn.ModuleDict({name: nn.Linear(8, 8) for name in ("gate_proj", "up_proj", "down_proj")})
+            )
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            kept = self.layers[1]["experts"]
+            self.layers[1]["experts"] = kept[:2]
+            try:
+                return super().forward(input)
+            finally:
+                self.layers[1]["experts"] = kept
+
+    inputs = {"input": torch.randn(1, 5, 8)}
+    with pytest.raises(
+        UserError,
+        match=r"all experts of a layer in one format, .* does not search layers.1.experts.2.\w+_proj; exclude all",
+    ):
+        deployable_groups(Unchosen(), GroupsConfig(), inputs, VLLM)
+    groups = deployable_groups(Unchosen(), GroupsConfig(exclude=("layers.1.experts.*",)), inputs, VLLM)
+    assert not any("layers.1.{experts" in group.name for group in groups)
+
+
 def test_other_targets_leave_groups_alone(tiny_model, tiny_inputs):
     model, inputs = tiny_model("llama"), tiny_inputs("llama")
     for target in (None, LLAMA_CPP):

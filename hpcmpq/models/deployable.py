@@ -77,6 +77,17 @@ def _check_whole(
                     f"target {target.name} runs {name} and {left_out[0]} as one matrix, and groups searches "
                     "only the first; include or exclude both"
                 )
+    experts: dict[str, list[str]] = {}
+    for name in known if target.fuses_experts else ():
+        if found := _EXPERT.search(name):
+            experts.setdefault(f"{name[: found.start()]} {found[1]}", []).append(name)
+    for names in experts.values():
+        if left_out := sorted(set(names) - there) if there.intersection(names) else []:
+            raise UserError(
+                f"target {target.name} runs all experts of a layer in one format, and groups does not search "
+                f"{left_out[0]}; exclude all experts of the layer, or, if the first calibration sample chooses that "
+                "expert nowhere, make samples longer"
+            )
 
 
 def _missing_rules(
