@@ -14,7 +14,16 @@ import numpy as np
 import torch
 
 from hpcmpq.errors import UserError
-from hpcmpq.models.data.overlap import MOST_SHARED, RUN_LENGTH, seen_runs, shared_tokens
+from hpcmpq.models.data.choosing import (
+    OVERLAPPING,
+    REPEATED,
+    UNCOUNTED,
+    after_all,
+    num_rounding_samples,
+    take,
+    take_for_rounding,
+)
+from hpcmpq.models.data.overlap import RUN_LENGTH, seen_runs, shared_tokens
 from hpcmpq.models.data.samples import IGNORED, Samples, Splits
 from hpcmpq.models.data.sources import Documents, read_source
 from hpcmpq.models.data.tokenization import Frame, find_tokenization
@@ -25,14 +34,6 @@ from hpcmpq.settings import Config
 __all__ = ["IGNORED", "Samples", "Splits", "load_splits"]
 
 _log = logging.getLogger(__name__)
-
-REPEATED = "with repeated content"
-UNCOUNTED = "without a position that counts"
-OVERLAPPING = "with half or more of their tokens in earlier sets"
-"""Why samples are passed over."""
-
-ROUNDING_SHARE = 4
-"""Samples that rounding is fitted on by default, for every calibration sample: Σxxᵀ of few tokens is fitted to them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +78,11 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     order = _permuted(len(pool.samples), calibration.seed)
     taken: set[str] = set()
     passed: Counter[str] = Counter()
-    for_calibration = _take(pool.samples, order, sizes[0], taken, passed)
+    for_calibration = take(pool.samples, order, sizes[0], taken, passed)
     seen = seen_runs(pool.samples[for_calibration])
     spare: list[int] = []
-    for_held_out = _take(pool.samples, order, sizes[1], taken, passed, seen, spare)
-    for_held_out += _after_all(spare, sizes[1] - len(for_held_out), passed)
+    for_held_out = take(pool.samples, order, sizes[1], taken, passed, seen, spare)
+    for_held_out += after_all(spare, sizes[1] - len(for_held_out), passed)
     if separate:
         place = "evaluation.data"
         eval_pool = _read(
@@ -92,11 +93,11 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
         eval_pool, eval_order, eval_passed = pool, order, passed
     needed = sum(sizes) + (not separate)
     seen_too = seen_runs(pool.samples[for_calibration + for_held_out])
-    for_evaluation = _take(
+    for_evaluation = take(
         eval_pool.samples, eval_order, evaluation.num_samples, taken, eval_passed, seen_too, spare
     )
     if not separate and not for_evaluation:
-        for_evaluation = _after_all(spare, evaluation.num_samples, passed)
+        for_evaluation = after_all(spare, evaluation.num_samples, passed)
     if len(for_calibration + for_held_out) + (not separate and bool(for_evaluation)) < needed:
         _fail_too_few(config, description, pool.samples, passed, needed)
     if not for_evaluation:
@@ -107,7 +108,7 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     if separate:
         passed.update(eval_passed)
     seen_last = np.union1d(seen_too, seen_runs(eval_pool.samples[for_evaluation]))
-    for_rounding = _take_for_rounding(pool.samples, order, num_rounding, taken, seen_last)
+    for_rounding = take_for_rounding(pool.samples, order, num_rounding, taken, seen_last)
     if passed[REPEATED]:
         _log.warning("dropped %d samples whose content is in an earlier set", passed[REPEATED])
     if passed[OVERLAPPING]:
@@ -142,33 +143,6 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     return splits
 
 
-def num_rounding_samples(config: Config) -> int:
-    """Samples that error-compensated rounding wants; none without it."""
-    if config.quantizer.rounding != "gptq":
-        return 0
-    return config.calibration.rounding_samples or ROUNDING_SHARE * config.calibration.num_samples
-
-
-def _take_for_rounding(
-    pool: Samples, order: Iterator[int], wanted: int, taken: set[str], seen: np.ndarray
-) -> list[int]:
-    """Up to `wanted` samples that share little with those that losses are measured on."""
-    chosen = _take(pool, order, wanted, taken, Counter[str](), seen, [])
-    if wanted and not chosen:
-        _log.warning(
-            "the data hold no further samples for quantizer.rounding gptq, which is fitted on the calibration samples: "
-            "losses measured on them will be too low, most so of few bits; give more data or lower "
-            "calibration.num_samples"
-        )
-    elif len(chosen) < wanted:
-        _log.info(
-            "quantizer.rounding gptq is fitted on %d samples instead of %d: there are no more",
-            len(chosen),
-            wanted,
-        )
-    return chosen
-
-
 def _read(
     data: str,
     place: str,
@@ -189,44 +163,6 @@ def _read(
     # Plans made before calibration.special_tokens name samples that are padded to the longest of the pool.
     padded = isinstance(source, Documents) and calibration.special_tokens is not None
     return _Pool(dataclasses.replace(samples, inputs=inputs), tokenization.frame, padded)
-
-
-def _take(
-    pool: Samples,
-    order: Iterator[int],
-    wanted: int,
-    taken: set[str],
-    passed: Counter[str],
-    seen: np.ndarray | None = None,
-    spare: list[int] | None = None,
-) -> list[int]:
-    """The next indices, up to `wanted`, of samples with new content; counts in `passed` why others are not.
-
-    Those that share too much with what is `seen` go to `spare`.
-    """
-    chosen: list[int] = []
-    while len(chosen) < wanted and (index := next(order, None)) is not None:
-        content = pool[index].trimmed().content_hash(0)  # whatever the longest sample of its pool
-        if not pool.counts(index):
-            passed[UNCOUNTED] += 1
-        elif content in taken:
-            passed[REPEATED] += 1
-        elif seen is not None and spare is not None and shared_tokens(pool, index, seen) >= MOST_SHARED:
-            taken.add(content)
-            passed[OVERLAPPING] += 1
-            spare.append(index)
-        else:
-            taken.add(content)
-            chosen.append(index)
-    return chosen
-
-
-def _after_all(spare: list[int], count: int, passed: Counter[str]) -> list[int]:
-    """Up to `count` of the samples that were spared, which there are no others for."""
-    chosen = spare[:count]
-    del spare[:count]
-    passed[OVERLAPPING] -= len(chosen)
-    return chosen
 
 
 def _say_shared(name: str, samples: Samples, seen: np.ndarray) -> None:
