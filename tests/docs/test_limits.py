@@ -68,6 +68,7 @@ FIGURES: dict[str, Callable[[], str]] = {
         f"`secant` predicts {number(row('rank', 'secant:kl')[3]):.2f} times the measured KL at 2 bits and "
         f"`hessian` {number(row('rank', 'hessian:kl')[3]):.2f} times"
     ),
+    "a real model": lambda: f"ours by {number(row('peers_smollm2', 'ours: secant')[2].split()[1]):.0f} %",
     "closed gaps": lambda: f"in {max(number(found[3]) for found in solver_rows(54)):.1f} s at most",
     "open gaps": lambda: f"it was {min(gaps(224)):.1f} to {max(gaps(224)):.1f} % after a minute",
     "weak proofs": lambda: (
@@ -98,6 +99,5 @@ def test_every_section_named_is_written_by_the_command_beside_it():
     }
     named = re.findall(r"RESULTS\.md#([\w-]+)\)?,? `python -m bench\.(\w+)`", PAGE)
     assert len(named) >= 8
-    assert {anchors[anchor]: command for anchor, command in named} == {
-        n: n for n in map(anchors.get, dict(named))
-    }
+    for anchor, command in named:  # a bench of several models has a section for each
+        assert anchors[anchor] == command or anchors[anchor].startswith(f"{command}_")
