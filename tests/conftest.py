@@ -1,7 +1,8 @@
 """Tiny random models, in memory or saved as Hugging Face directories; nothing is ever fetched."""
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.bytecode import kept_bytecode
@@ -106,6 +107,16 @@ def cnn() -> nn.Module:
 MODELS: dict[str, Callable[[], nn.Module]] = {
     make.__name__: make for make in (llama, gpt2, bert, bert_masked, bert_classifier, vit, cnn)
 }
+
+
+@pytest.fixture(autouse=True)
+def log_only_during_the_test() -> Iterator[None]:
+    """What a command called here made of logging ends with its test: its stream is closed then."""
+    level = logging.root.level
+    yield
+    for handler in [handler for handler in logging.root.handlers if type(handler) is logging.StreamHandler]:
+        logging.root.removeHandler(handler)
+    logging.root.setLevel(level)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Which tests run side by side: pytest's hooks, for `tests/conftest.py`.
 
-Three workers of pytest-xdist share all tests, for two cores: what launchers start is mostly waited for. Tests that need
+Two workers of pytest-xdist share all tests. Tests that need
 the same thing stay in one worker, in order: there is one Ray, one Slurm and one MPI launcher at a time, each ends with
 its last test, and what tests of a file share is made once.
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-NUM_WORKERS = 3
+NUM_WORKERS = 2
 """Of about 1 GiB each."""
 
 LAUNCHED = {"slurm": ("cluster",), "ray": ("ray",), "mpi": ("mpi", "deepspeed")}
