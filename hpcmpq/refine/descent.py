@@ -18,6 +18,7 @@ import numpy as np
 from hpcmpq.problem import Budget, Cost, Problem
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.refine.expansion import Expansion
+from hpcmpq.refine.portfolio import paired
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solvers import Solver
 
@@ -120,7 +121,7 @@ def descend(
         accepted = False
         for look, (choice_G, predicted) in enumerate(proposed, 1):
             (loss_N,) = measurements.on_held_out([choice_G])
-            fall, stderr = _fall(loss_N, current_N)
+            fall, stderr = paired(current_N, loss_N)
             accepted = is_better(loss_N, current_N, look)
             history.append(
                 {
@@ -157,14 +158,8 @@ def trust_radii(num_groups: int) -> list[int]:
 
 def is_better(new_N: np.ndarray, old_N: np.ndarray, look: int) -> bool:
     """Whether the mean loss fell by more than chance explains at look 1, 2, ..., by paired differences."""
-    fall, stderr = _fall(new_N, old_N)
+    fall, stderr = paired(old_N, new_N)
     return fall > 0 and fall >= NormalDist().inv_cdf(1.0 - LUCK / 2**look) * stderr
-
-
-def _fall(new_N: np.ndarray, old_N: np.ndarray) -> tuple[float, float]:
-    fall_N = old_N - new_N
-    stderr = fall_N.std(ddof=1) / len(fall_N) ** 0.5 if len(fall_N) > 1 else 0.0
-    return float(fall_N.mean()), float(stderr)
 
 
 def neighbours(problem: Problem, current_G: np.ndarray) -> np.ndarray:
