@@ -31,11 +31,8 @@ def quantized_model(run: RunDir, assignment: Mapping[str, str]) -> nn.Module:
         raise UserError(f"{error}; give the assignment of a solution of {run.path}") from None
     variants = open_variants(run, plan)
     model = variants.model
-    rounded = {}
-    for group in plan.space.groups:
-        rounded.update(variants.quantized(group, assignment[group.name]))
     with torch.no_grad():
-        for name, tensor in rounded.items():
+        for name, tensor in variants.weights(assignment).items():
             model.get_parameter(name).copy_(tensor)
     variants.activations.round_from_now_on(assignment)
     return model
