@@ -71,7 +71,7 @@ def take_for_rounding(
 ) -> list[int]:
     """Up to `wanted` samples that share little with those that losses are measured on."""
     chosen = take(pool, order, wanted, taken, Counter[str](), seen, [])
-    if wanted and not chosen:
+    if not chosen:
         _log.warning(
             "the data hold no further samples for quantizer.rounding gptq, which is fitted on the calibration samples: "
             "losses measured on them will be too low, most so of few bits; give more data or lower "

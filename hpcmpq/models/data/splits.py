@@ -107,8 +107,10 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
         )
     if separate:
         passed.update(eval_passed)
-    seen_last = np.union1d(seen_too, seen_runs(eval_pool.samples[for_evaluation]))
-    for_rounding = take_for_rounding(pool.samples, order, num_rounding, taken, seen_last)
+    for_rounding: list[int] = []
+    if num_rounding:
+        seen_last = np.union1d(seen_too, seen_runs(eval_pool.samples[for_evaluation]))
+        for_rounding = take_for_rounding(pool.samples, order, num_rounding, taken, seen_last)
     if passed[REPEATED]:
         _log.warning("dropped %d samples whose content is in an earlier set", passed[REPEATED])
     if passed[OVERLAPPING]:
