@@ -1,6 +1,8 @@
 """Interactions between groups: the strongest pairs as a table and in words."""
 
+import base64
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,11 @@ from hpcmpq.space import Group
 NUM_PAIRS = 20
 NUM_EXPLAINED = 6
 """Pairs that are explained in words."""
+
+MAX_POINTED = 512
+"""Groups up to which the page holds every pair, to be pointed at."""
+
+LARGEST_FLOAT16 = 60000.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,40 @@ def pair_table(findings: Findings) -> Table:
         Column("share", "Share of the predicted increase", "share"),
     )
     return Table("pairs", "The strongest interactions at the chosen formats, in loss.", columns, rows)
+
+
+def all_pairs(findings: Findings, frame: list[float] | None) -> dict[str, Any] | None:
+    """Every interaction at the chosen formats with its standard error, as plain values; None where there are none.
+
+    Values are float16 of their share of the largest, which keeps three digits of everything that can be seen beside it.
+
+    Args:
+        findings: What the run found.
+        frame: Of the map of interactions on its figure; None where there is no such figure.
+    """
+    groups, options_G = findings.plan.space.groups, findings.choice_G
+    if frame is None or len(groups) > MAX_POINTED:
+        return None
+    upper = np.triu_indices(len(groups), 1)
+    loss_n = findings.pairs_GG[upper]
+    stderr_n = findings.quadratic.stderr_quad_PP[np.ix_(options_G, options_G)][upper]
+    top = float(max(np.abs(loss_n).max(), stderr_n.max()))
+    return {
+        "frame": frame,
+        "groups": [group.name for group in groups],
+        "formats": [form.name for form in findings.formats],
+        "alone": [float(f"{findings.quadratic.linear_P[p]:.4g}") for p in options_G],
+        "alone_stderr": [float(f"{findings.quadratic.stderr_linear_P[p]:.4g}") for p in options_G],
+        "unit": top / LARGEST_FLOAT16,
+        "loss": _float16(loss_n / top),
+        "stderr": _float16(stderr_n / top),
+        "strongest": [int(part[np.argmax(np.abs(loss_n))]) for part in upper],
+    }
+
+
+def _float16(share_n: np.ndarray) -> str:
+    """Base64 of little-endian float16."""
+    return base64.b64encode((LARGEST_FLOAT16 * share_n).astype("<f2").tobytes()).decode("ascii")
 
 
 def explained_pairs(findings: Findings) -> list[tuple[str, str]]:
