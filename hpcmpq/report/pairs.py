@@ -99,7 +99,7 @@ def pair_table(findings: Findings) -> Table:
 def all_pairs(findings: Findings, frame: list[float] | None) -> dict[str, Any] | None:
     """Every interaction at the chosen formats with its standard error, as plain values; None where there are none.
 
-    Values are float16 of their share of the largest, which keeps three digits of everything that can be seen beside it.
+    Losses are float32. Errors, of which two digits say all, are float16 of their share of the largest.
 
     Args:
         findings: What the run found.
@@ -111,23 +111,22 @@ def all_pairs(findings: Findings, frame: list[float] | None) -> dict[str, Any] |
     upper = np.triu_indices(len(groups), 1)
     loss_n = findings.pairs_GG[upper]
     stderr_n = findings.quadratic.stderr_quad_PP[np.ix_(options_G, options_G)][upper]
-    top = float(max(np.abs(loss_n).max(), stderr_n.max()))
+    unit = float(stderr_n.max()) / LARGEST_FLOAT16 or 1.0
     return {
         "frame": frame,
         "groups": [group.name for group in groups],
         "formats": [form.name for form in findings.formats],
         "alone": [float(f"{findings.quadratic.linear_P[p]:.4g}") for p in options_G],
         "alone_stderr": [float(f"{findings.quadratic.stderr_linear_P[p]:.4g}") for p in options_G],
-        "unit": top / LARGEST_FLOAT16,
-        "loss": _float16(loss_n / top),
-        "stderr": _float16(stderr_n / top),
+        "loss": _encoded(loss_n.astype("<f4")),
+        "stderr": _encoded((stderr_n / unit).astype("<f2")),
+        "stderr_unit": unit,
         "strongest": [int(part[np.argmax(np.abs(loss_n))]) for part in upper],
     }
 
 
-def _float16(share_n: np.ndarray) -> str:
-    """Base64 of little-endian float16."""
-    return base64.b64encode((LARGEST_FLOAT16 * share_n).astype("<f2").tobytes()).decode("ascii")
+def _encoded(values: np.ndarray) -> str:
+    return base64.b64encode(values.tobytes()).decode("ascii")
 
 
 def explained_pairs(findings: Findings) -> list[tuple[str, str]]:

@@ -197,13 +197,13 @@
     const loss = bytes(pairs.loss);
     const stderr = bytes(pairs.stderr);
 
-    /** The n-th number of a list of float16, in loss. */
-    const read = (view, n) => {
-      const half = view.getUint16(2 * n, true);
+    /** The n-th standard error, from float16. */
+    const errorOf = (n) => {
+      const half = stderr.getUint16(2 * n, true);
       const exponent = (half >> 10) & 31;
       const fraction = half & 1023;
       const size = exponent === 0 ? fraction * 2 ** -24 : (1024 + fraction) * 2 ** (exponent - 25);
-      return (half >> 15 ? -size : size) * pairs.unit;
+      return size * pairs.stderr_unit;
     };
     /** Where a pair i < j stands in the upper triangle, row after row. */
     const placeOf = (i, j) => i * numGroups - (i * (i + 1)) / 2 + j - i - 1;
@@ -212,8 +212,8 @@
       const name = (g) => `${pairs.groups[g]} in ${pairs.formats[g]}`;
       if (i === j) return `${name(i)} alone: ${signed(pairs.alone[i])}, standard error ${significant(pairs.alone_stderr[i], 2)}.`;
       const n = placeOf(Math.min(i, j), Math.max(i, j));
-      const value = read(loss, n);
-      const error = read(stderr, n);
+      const value = loss.getFloat32(4 * n, true);
+      const error = errorOf(n);
       const doubt = error > 0 && Math.abs(value) < 1.96 * error ? " Calibration samples differ on the sign." : "";
       return `${name(i)} and ${name(j)}: ${signed(value)} beyond the sum of ${signed(pairs.alone[i])} and ${signed(pairs.alone[j])}, ` +
         `${error > 0 ? `standard error ${significant(error, 2)}` : "error not estimated"}.${doubt}`;
