@@ -3,6 +3,7 @@
     python -m bench.peers                                                 the quickstart's model
     python -m bench.peers --name smollm2 --model DIR --data TEXT --text prose=OTHER_TEXT
     python -m bench.peers ... --roundings gptq --budgets 3.5,4 --without ModelOpt,AutoScheme
+    python -m bench.peers ... --rounds 1                                  ours refined too, one expansion a budget
     python -m bench.peers --name smollm2 --run RUN ...                    a run that `hpcmpq` has calibrated, as it is
 
 Writes section `peers_NAME` of bench/RESULTS.md. Whatever is found is kept under runs/bench/peers, and the same command
@@ -22,6 +23,7 @@ from bench.peers.choices import METHODS, Contest
 from bench.peers.costs import NAMES, PROBES, peer_costs
 from bench.peers.foreign import PACKAGES, foreign_assignments
 from bench.peers.judge import Judge
+from bench.peers.refined import REFINED, refined
 from bench.peers.table import Results, section
 from bench.peers.weights import Weights, kept_weights
 from bench.results import ROOT, write_section
@@ -63,6 +65,7 @@ def main() -> None:
         f"{min(args.held_out, calibration.held_out)} held-out samples, the same for all; budgets are payload "
         f"bits per weight. Judged on {args.judged} samples of each text; differences are to the first row, "
         "with 95 % intervals paired by sample; the lowest is bold."
+        + (f" Ours is refined by at most {args.rounds} expansions a budget." if args.rounds else "")
         + (f" Not run: {args.without}." if args.without else "")
     )
     text = section(f"Peers side by side: {args.name}", "python -m bench.peers", facts, results, budgets)
@@ -92,6 +95,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--judged", type=int, default=16)
     parser.add_argument("--per-pass", type=int, default=1, help="samples of a pass of the calibration")
+    parser.add_argument("--rounds", type=int, default=0, help="of refinement; without any, ours is not refined")
     parser.add_argument("--without", default="", help=f"of {','.join(PACKAGES)}")
     return parser.parse_args()
 
@@ -181,6 +185,9 @@ def choose(
             if f"{limit:g}" not in known.get(method, {}):
                 with cpu_seconds(made.kept, method):
                     keep(method, limit, chooses(one, costs))
+        if args.rounds and f"{limit:g}" not in known.get(REFINED, {}):
+            with cpu_seconds(made.kept, REFINED):
+                keep(REFINED, limit, space.choice(refined(made, limit, args.rounds)))
     for name in PACKAGES:
         if name in args.without.split(","):
             continue

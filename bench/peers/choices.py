@@ -8,7 +8,7 @@ import numpy as np
 from bench.peers.calibration import Calibrated
 from bench.peers.judge import Judge
 from hpcmpq.problem import Problem
-from hpcmpq.refine.portfolio import make_candidates
+from hpcmpq.refine.portfolio import make_candidates, narrow_options
 from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.formulate import constrained, make_problem, uniform_choices, uniform_hint
 from hpcmpq.solve.outcome import solve_problem
@@ -82,8 +82,10 @@ class Contest:
 
     def portfolio(self, solved_G: np.ndarray) -> np.ndarray:
         """What the first step of `hpcmpq refine` starts from: the best of its portfolio on held-out samples."""
-        uniforms = uniform_choices(self.calibrated.plan.space)
-        candidates = make_candidates(solved_G, self.settings(), self.problem, uniforms)
+        space = self.calibrated.plan.space
+        candidates = make_candidates(
+            solved_G, self.settings(), self.problem, uniform_choices(space), narrow_options(space, solved_G)
+        )
         return self.lowest([candidate.choice_G for candidate in candidates])
 
 

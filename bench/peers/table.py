@@ -7,6 +7,7 @@ import numpy as np
 
 from bench.peers.choices import OURS
 from bench.peers.judge import Verdict
+from bench.peers.refined import REFINED
 from bench.results import table
 from hpcmpq.evaluate.statistics import paired_difference
 
@@ -39,7 +40,8 @@ def difference(own: Verdict, other: Verdict) -> str:
 def divergences(by_method: Mapping[str, Mapping[float, Verdict]], budgets: Sequence[float]) -> str:
     """Mean KL of every method and budget; bold where the lowest."""
     rows = []
-    for method, by_budget in sorted(by_method.items(), key=lambda item: item[0] != OURS):
+    base = REFINED if all(limit in by_method.get(REFINED, {}) for limit in budgets) else OURS
+    for method, by_budget in sorted(by_method.items(), key=lambda item: item[0] != base):
         row = [method]
         for limit in budgets:
             if limit not in by_budget:
@@ -48,8 +50,8 @@ def divergences(by_method: Mapping[str, Mapping[float, Verdict]], budgets: Seque
             kl = by_budget[limit].kl_N.mean()
             lowest = min(others[limit].kl_N.mean() for others in by_method.values() if limit in others)
             cell = f"**{kl:.4f}**" if kl == lowest else f"{kl:.4f}"
-            own = by_method[OURS][limit]
-            row.append(cell if method == OURS else f"{cell} {difference(own, by_budget[limit])}")
+            own = by_method[base][limit]
+            row.append(cell if method == base else f"{cell} {difference(own, by_budget[limit])}")
         rows.append(row)
     return table(["KL, nats", *(f"{limit:g} b" for limit in budgets)], rows)
 

@@ -5,6 +5,10 @@ So the solver's answer is measured beside what it would be without cross terms, 
 slightly smaller budgets, and beside the best uniform formats: a few forward passes decide what no formula can. The
 bound stays that of the objective which the solver minimised.
 
+At few bits losses add up faster than any quadratic says, since each option was measured in a model whose other groups
+are as they were. So there are answers, too, for which formats narrower than a uniform one of the same bits lose
+several times what was measured.
+
 Axis letters: G groups, N samples, B batches.
 """
 
@@ -19,6 +23,7 @@ from hpcmpq.problem import Problem
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.settings import SolverConfig
 from hpcmpq.solvers import make_solver
+from hpcmpq.space import SearchSpace
 
 SOLVE_S = 5.0
 """Solver seconds of a candidate, at most."""
@@ -26,7 +31,11 @@ SOLVE_S = 5.0
 TIGHTER = 0.97
 """Factor on every budget of the candidate that is solved within smaller ones."""
 
+RAISED = (1.5, 3.0, 6.0)
+"""Factors on what narrow formats lose; the first also with cross terms, the others without."""
+
 SOLVED, DIAGONAL, AS_MEASURED, SMALLER = "solved", "diagonal", "as measured", "smaller budgets"
+NARROW = "narrow formats"
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,7 @@ def make_candidates(
     settings: SolverConfig,
     problem_of: Callable[[SolverConfig], Problem],
     uniforms: dict[str, np.ndarray],
+    narrow_P: np.ndarray,
 ) -> list[Candidate]:
     """The solved assignment first, then others that meet the same budgets, each choice once.
 
@@ -55,6 +65,7 @@ def make_candidates(
         settings: It was solved with.
         problem_of: The problem under changed settings.
         uniforms: {format: choice} of all uniform assignments.
+        narrow_P: Narrow options, bool [P], see `narrow_options`.
     """
     problem = problem_of(settings)
     found = [Candidate(SOLVED, solved_G)]
@@ -66,6 +77,9 @@ def make_candidates(
         problem,
         budgets=tuple(replace(b, limit=b.limit * (TIGHTER if b.limit > 0 else 1.0)) for b in problem.budgets),
     )
+    problems[f"{NARROW} × {RAISED[0]:g}"] = raised(problem, narrow_P, RAISED[0])
+    for factor in RAISED:
+        problems[f"{NARROW} × {factor:g}, diagonal"] = raised(problems[DIAGONAL], narrow_P, factor)
     for name, own in problems.items():
         choice_G = _solution(own, settings, solved_G if name != SMALLER else None)
         if choice_G is not None:
@@ -80,6 +94,26 @@ def widest_uniforms(problem: Problem, uniforms: dict[str, np.ndarray]) -> list[s
     feasible = [name for name, choice_G in uniforms.items() if problem.is_feasible(choice_G)]
     widest = max((FORMATS[name].num_bits for name in feasible), default=0)
     return [name for name in feasible if FORMATS[name].num_bits == widest]
+
+
+def raised(problem: Problem, narrow_P: np.ndarray, factor: float) -> Problem:
+    """The problem in which narrow options, bool [P], lose `factor` times as much, as if their errors were larger."""
+    root_P = np.sqrt(np.where(narrow_P, factor, 1.0))
+    return replace(
+        problem, linear_P=root_P**2 * problem.linear_P, quad_PP=root_P[:, None] * problem.quad_PP * root_P
+    )
+
+
+def narrow_options(space: SearchSpace, choice_G: np.ndarray) -> np.ndarray:
+    """Options narrower than the narrowest uniform format that has as many bits as a choice, bool [P].
+
+    A choice of 2.5 bits per weight has narrow options of two bits, one of 3.0 bits too, one of 3.5 bits of two and
+    three. Groups without weights, whose activations are rounded, do not count.
+    """
+    width_P = np.array([FORMATS[option.format].num_bits for option in space.options], dtype=np.float64)
+    numel_G = np.array([group.numel for group in space.groups], dtype=np.float64)
+    average = float(width_P[choice_G] @ numel_G / max(numel_G.sum(), 1.0))
+    return np.asarray(width_P < width_P[width_P >= average - 1e-6].min())
 
 
 def lowest(losses_N: Sequence[np.ndarray]) -> int:

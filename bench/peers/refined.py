@@ -1,0 +1,46 @@
+"""Ours, refined: what `hpcmpq solve` and `hpcmpq refine` end with, in a run directory of its own for every budget."""
+
+import dataclasses
+
+from bench.peers.calibration import Calibrated
+from hpcmpq.plan import plan_to_json
+from hpcmpq.refine.stage import refine
+from hpcmpq.settings import RefineConfig
+from hpcmpq.solve.settings import settings_of
+from hpcmpq.solve.stage import solve
+from hpcmpq.store.json_files import write_json
+from hpcmpq.store.run_dir import RunDir
+
+REFINED = "ours: refined"
+
+LINK_POINTS = 3
+"""The fewest: the link is for predictions, which the judge does not ask for."""
+
+SHARED = ("original", "data", "samples.safetensors", "rounded", "rounded_activations", "quadratic.h5", "cost.json")
+"""What the run directories of all budgets have in common."""
+
+
+def refined(made: Calibrated, limit: float, rounds: int) -> dict[str, str]:
+    """The assignment {group name: format name} after refinement.
+
+    Args:
+        made: A reduced run.
+        limit: Payload bits per weight.
+        rounds: Expansions that may be made.
+    """
+    run = RunDir(made.kept.path / f"refined-{limit:g}-{rounds}")
+    run.path.mkdir(parents=True, exist_ok=True)
+    for name in SHARED:
+        if made.run.file(name).exists() and not run.file(name).exists():
+            run.file(name).symlink_to(made.run.file(name).resolve())
+    settings = RefineConfig(max_evaluations=rounds * neighbours_of_all(made), link_points=LINK_POINTS)
+    plan = dataclasses.replace(made.plan, config=dataclasses.replace(made.config, refine=settings))
+    write_json(run.plan_path, plan_to_json(plan))
+    solve(run, {"weight_bits": limit}, settings_of(plan))
+    values = refine(run, lambda done, most: print(f"{limit:g} bits: {done} of {most}", flush=True))
+    return dict(values["assignment"])
+
+
+def neighbours_of_all(made: Calibrated) -> int:
+    """Evaluations of one round: two neighbours a group, and the answers of its trust regions."""
+    return 2 * len(made.plan.space.groups) + 10
