@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from hpcmpq.calibrate.worker import make_worker
-from hpcmpq.executors import Executor
+from hpcmpq.executors import Executor, Worker
 from hpcmpq.plan import UnitOutcome
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
@@ -18,4 +17,11 @@ def calibrate(
     at_most: int | None = None,
 ) -> None:
     """Measure every missing unit of the run's plan; see `hpcmpq.units.run_missing`."""
-    run_missing(run, read_plan(run), make_worker, executor, on_outcome, part, at_most)
+    run_missing(run, read_plan(run), _make_worker, executor, on_outcome, part, at_most)
+
+
+def _make_worker(run: RunDir) -> Worker:
+    """See `hpcmpq.calibrate.worker.make_worker`; torch is loaded where units are measured, and nowhere else."""
+    from hpcmpq.calibrate.worker import make_worker
+
+    return make_worker(run)
