@@ -95,7 +95,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--judged", type=int, default=16)
     parser.add_argument("--per-pass", type=int, default=1, help="samples of a pass of the calibration")
-    parser.add_argument("--rounds", type=int, default=0, help="of refinement; without any, ours is not refined")
+    parser.add_argument(
+        "--rounds", type=int, default=0, help="of refinement; without any, ours is not refined"
+    )
     parser.add_argument("--without", default="", help=f"of {','.join(PACKAGES)}")
     return parser.parse_args()
 

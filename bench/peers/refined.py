@@ -16,7 +16,15 @@ REFINED = "ours: refined"
 LINK_POINTS = 3
 """The fewest: the link is for predictions, which the judge does not ask for."""
 
-SHARED = ("original", "data", "samples.safetensors", "rounded", "rounded_activations", "quadratic.h5", "cost.json")
+SHARED = (
+    "original",
+    "data",
+    "samples.safetensors",
+    "rounded",
+    "rounded_activations",
+    "quadratic.h5",
+    "cost.json",
+)
 """What the run directories of all budgets have in common."""
 
 

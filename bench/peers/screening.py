@@ -51,7 +51,13 @@ def main() -> None:
         shares = [f"{work_P[kept_P].sum() / work_P.sum():.0%}" for kept_P in kept]
         missed = int((chosen(space, cost_P, low, high) & ~kept[-1]).sum())
         rows.append([f"{low:g}" if low == high else f"{low:g} to {high:g}", *shares, missed])
-    header = ["bits", "perfect", *(f"σ = {s:g}" for s in SIGMAS), f"Fisher, σ = {sigma:.2f}", "of those, missed"]
+    header = [
+        "bits",
+        "perfect",
+        *(f"σ = {s:g}" for s in SIGMAS),
+        f"Fisher, σ = {sigma:.2f}",
+        "of those, missed",
+    ]
     text = (
         f"## What screening could save: {args.name}\n\n`python -m bench.peers.screening`: share of the calibration's "
         f"cost that options still need which some budget of a range may take, {len(space.groups)} groups × "

@@ -78,12 +78,14 @@ def verdicts(made: Calibrated, judge: Judge, budgets: list[float]) -> str:
         }
         for mode, found in by_mode.items():
             cells = [
-                f"{verdict.kl_N.mean():.4f}" + ("" if mode == "dropped" else f" {difference(dropped, verdict)}")
+                f"{verdict.kl_N.mean():.4f}"
+                + ("" if mode == "dropped" else f" {difference(dropped, verdict)}")
                 for verdict, dropped in zip(found, by_mode["dropped"], strict=True)
             ]
             rows.append([f"{tokens:,}", mode, *cells])
     uniform = [
-        judge.verdict(made.plan.space.assignment(Contest(made, b, judge).uniform())).kl_N.mean() for b in budgets
+        judge.verdict(made.plan.space.assignment(Contest(made, b, judge).uniform())).kl_N.mean()
+        for b in budgets
     ]
     rows.append(["", "uniform", *(f"{kl:.4f}" for kl in uniform)])
     return table(["tokens", "cross terms", *(f"{limit:g} b" for limit in budgets)], rows)

@@ -56,9 +56,10 @@ def combined(
         [1.0, -2.0]
     """
     best: tuple[float, Combined] | None = None
+    least = 1e-24 * float((measured_R**2).max()) + 1e-300  # an exact measurement has no variance at ρ = 0
     for discrepancy in DISCREPANCIES:
         prior_R = (discrepancy * scale_R) ** 2
-        variance_R = np.maximum(prior_R + stderr_R**2, np.finfo(float).tiny)
+        variance_R = np.maximum(prior_R + stderr_R**2, least)
         information = float((predicted_R**2 / variance_R).sum())
         ratio = float((measured_R * predicted_R / variance_R).sum()) / information if information > 0 else 0.0
         rest_R = measured_R - ratio * predicted_R

@@ -1,13 +1,15 @@
 """Descent of the true loss: re-solve around an assignment, keep what held-out samples confirm.
 
 Around the current assignment every neighbour, one format up or down in one group, is measured on calibration samples,
-alone and together (`hpcmpq.calibrate.neighbourhood`). The local quadratic is solved within the budgets and several
-trust regions, of at most r moved groups. Held-out samples, which proposed nothing, decide: they look at the answers in
+alone and together (`hpcmpq.calibrate.neighbourhood`), and what the global quadratic says of it is weighed in
+(`hpcmpq.refine.combined`). The local quadratic is solved within the budgets and several trust regions, of at most r
+moved groups. Held-out samples, which proposed nothing, decide: they look at the answers in
 order of their measured loss on the calibration samples, and the first whose loss is lower by more than chance explains
 becomes the current assignment. Look j of a round may be lucky with chance `LUCK` / 2ʲ. The descent ends when no answer
 is taken, or when the evaluations are spent.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
@@ -17,9 +19,12 @@ import numpy as np
 
 from hpcmpq.calibrate.reduce import Reduction
 from hpcmpq.problem import Budget, Cost, Problem
+from hpcmpq.refine.combined import combined
 from hpcmpq.refine.portfolio import paired
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solvers import Solver
+
+_log = logging.getLogger(__name__)
 
 LUCK = 0.16
 """Chance that a round takes an answer although none lowers the loss."""
@@ -194,7 +199,7 @@ def local_answers(
     seed: int,
 ) -> list[Answer]:
     """What the local problem says to move to within each trust region, each choice once."""
-    linear_P, quad_PP = local_quadratic(len(problem.linear_P), options_R, expansion, shrink)
+    linear_P, quad_PP = local_quadratic(problem, current_G, options_R, expansion, shrink)
     answers: dict[bytes, Answer] = {}
     for radius in trust_radii(problem.num_groups):
         local = local_problem(problem, current_G, options_R, linear_P, quad_PP, radius)
@@ -205,16 +210,32 @@ def local_answers(
 
 
 def local_quadratic(
-    num_options: int, options_R: np.ndarray, expansion: Reduction, shrink: float | str
+    problem: Problem, current_G: np.ndarray, options_R: np.ndarray, expansion: Reduction, shrink: float | str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """c [P] and H [P, P] around a choice, zero for options that were not measured; cross terms are shrunk."""
+    """c [P] and H [P, P] around a choice, zero for options that were not measured.
+
+    Changes of the loss are combined with what the global quadratic says of them, cross terms are shrunk.
+    """
+    beside_R = current_G[problem.group_P[options_R]]  # the option that each would replace
+    slope_P = problem.linear_P + problem.quad_PP[:, current_G].sum(1)
+    changes = combined(
+        expansion.model.linear_P,
+        expansion.model.stderr_linear_P,
+        slope_P[options_R] - slope_P[beside_R],
+        np.abs(problem.linear_P[options_R]) + np.abs(problem.linear_P[beside_R]),
+    )
+    _log.info(
+        "moves: measured and predicted changes agree by %.2f times the prediction, measurements weigh %.2f",
+        changes.ratio,
+        changes.weight_R.mean(),
+    )
     sizes = replace(
         expansion.model,
         linear_P=0.5 * expansion.diagonal_P,  # the options' own size, to which cross terms are compared
         stderr_linear_P=np.zeros(len(options_R)),
     )
-    linear_P, quad_PP = np.zeros(num_options), np.zeros((num_options, num_options))
-    linear_P[options_R] = expansion.model.linear_P
+    linear_P, quad_PP = np.zeros_like(problem.linear_P), np.zeros_like(problem.quad_PP)
+    linear_P[options_R] = changes.change_R
     quad_PP[np.ix_(options_R, options_R)] = shrunk(sizes, shrink).quad_PP
     return linear_P, quad_PP
 

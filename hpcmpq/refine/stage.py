@@ -19,7 +19,14 @@ from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.refine.asking import Asking
 from hpcmpq.refine.descent import LOCAL_SOLVE_S, Measurements, descend
 from hpcmpq.refine.link import fit_link
-from hpcmpq.refine.portfolio import Candidate, describe_candidates, interactions, lowest, make_candidates
+from hpcmpq.refine.portfolio import (
+    Candidate,
+    describe_candidates,
+    interactions,
+    lowest,
+    make_candidates,
+    narrow_options,
+)
 from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.formulate import make_problem, uniform_choices
 from hpcmpq.solve.outcome import assignment_values, objective_value
@@ -93,7 +100,8 @@ def refine(
     start_G = plan.space.choice(solution["assignment"])
 
     def candidate_values() -> list[tuple[str, list[int]]]:
-        found = make_candidates(start_G, settings, problem_of, uniforms)
+        narrow_P = narrow_options(plan.space, start_G)
+        found = make_candidates(start_G, settings, problem_of, uniforms, narrow_P)
         return [(candidate.name, candidate.choice_G.tolist()) for candidate in found]
 
     candidates = [

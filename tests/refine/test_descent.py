@@ -1,5 +1,7 @@
 """True-loss descent on a known function: it improves, keeps budgets, stops, and believes no noise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from hpcmpq.refine.descent import (
     Measurements,
     descend,
     is_better,
+    local_answers,
     local_problem,
     local_quadratic,
     neighbours,
@@ -103,7 +106,7 @@ def test_the_local_problem_predicts_a_quadratic_exactly():
     current_G = problem.offset_G + 1
     options_R = np.sort(neighbours(problem, current_G))
     expansion = exact_expansion(problem, current_G, options_R)
-    linear_P, quad_PP = local_quadratic(len(problem.linear_P), options_R, expansion, 0.0)
+    linear_P, quad_PP = local_quadratic(problem, current_G, options_R, expansion, 0.0)
     local = local_problem(problem, current_G, options_R, linear_P, quad_PP, radius=3)
     random = np.random.default_rng(2)
     for _ in range(50):
@@ -116,12 +119,35 @@ def test_the_local_problem_predicts_a_quadratic_exactly():
 
 def test_noisy_local_cross_terms_are_shrunk():
     problem = make_problem()
-    options_R = np.sort(neighbours(problem, problem.offset_G + 1))
-    exact = exact_expansion(problem, problem.offset_G + 1, options_R)
-    noisy = exact_expansion(problem, problem.offset_G + 1, options_R, stderr=3.0)
-    _, as_measured = local_quadratic(len(problem.linear_P), options_R, exact, "auto")
-    _, quad_PP = local_quadratic(len(problem.linear_P), options_R, noisy, "auto")
+    current_G = problem.offset_G + 1
+    options_R = np.sort(neighbours(problem, current_G))
+    exact = exact_expansion(problem, current_G, options_R)
+    noisy = exact_expansion(problem, current_G, options_R, stderr=3.0)
+    _, as_measured = local_quadratic(problem, current_G, options_R, exact, "auto")
+    _, quad_PP = local_quadratic(problem, current_G, options_R, noisy, "auto")
     assert np.abs(quad_PP).max() < 0.2 * np.abs(as_measured).max()
+
+
+def test_what_the_global_quadratic_knows_better_is_not_moved_by_noise():
+    """At the optimum of an accurate quadratic, noisy measurements of single moves promise falls that are none."""
+    problem = make_problem()
+    best_G = make_solver("exhaustive").solve(problem, time_limit_s=20, seed=0).choice_G
+    options_R = np.sort(neighbours(problem, best_G))
+    exact = exact_expansion(problem, best_G, options_R)
+    spread = float(np.abs(exact.model.linear_P).max())
+    promised = {"as measured": 0.0, "weighed": 0.0}
+    for seed in (0, 3):
+        noise_R = np.random.default_rng(seed).normal(size=len(options_R)) * spread
+        believed = replace(exact.model, linear_P=exact.model.linear_P + noise_R)
+        weighed = replace(believed, stderr_linear_P=np.full(len(options_R), spread))
+        for name, model in (("as measured", believed), ("weighed", weighed)):
+            expansion = replace(exact, model=model)
+            answers = local_answers(
+                problem, best_G, options_R, expansion, make_solver("quadratic"), 0.0, seed=0
+            )
+            promised[name] -= min((change for _, change in answers), default=0.0)
+    assert promised["as measured"] > 4 * spread
+    assert promised["weighed"] < 0.1 * promised["as measured"]
 
 
 def test_descent_reaches_the_optimum_of_a_quadratic_within_the_budget():

@@ -13,19 +13,23 @@ from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.refine.portfolio import (
     AS_MEASURED,
     DIAGONAL,
+    NARROW,
     SOLVED,
     describe_candidates,
     interactions,
     lowest,
     make_candidates,
+    narrow_options,
     paired,
     widest_uniforms,
 )
 from hpcmpq.settings import SolverConfig
 from hpcmpq.solvers import make_solver
+from hpcmpq.space import Group, Member, SearchSpace
 
 NUM_GROUPS, BITS = 12, (2, 3, 4)
 SETTINGS = SolverConfig(time_limit_s=2.0)
+NARROW_P = np.tile(np.array(BITS) == 2, NUM_GROUPS)
 
 
 def true_quadratic(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -67,7 +71,7 @@ def test_the_chosen_one_is_never_worse_than_the_simple_ones_where_measurements_a
     seen = problem_for(linear_P, noisy(quad_PP, linear_P, group_P, 0.3, random), group_P, 3.0)
     solved = make_solver("quadratic").solve(seen, time_limit_s=2.0, seed=0)
     assert solved.choice_G is not None
-    found = make_candidates(solved.choice_G, SETTINGS, lambda s: dropping(seen, s), uniforms())
+    found = make_candidates(solved.choice_G, SETTINGS, lambda s: dropping(seen, s), uniforms(), NARROW_P)
     losses = [np.full(8, truth.objective(candidate.choice_G)) for candidate in found]
     best = losses[lowest(losses)].mean()
     diagonal = make_solver("quadratic").solve(
@@ -100,12 +104,49 @@ def test_each_choice_is_measured_once_and_the_solved_one_first():
     linear_P, quad_PP, group_P = true_quadratic(np.random.default_rng(0))
     problem = problem_for(linear_P, quad_PP, group_P, 4.0)  # everything fits, so most candidates are all int4
     widest_G = uniforms()["int4"]
-    found = make_candidates(widest_G, SETTINGS, lambda s: dropping(problem, s), uniforms())
+    found = make_candidates(widest_G, SETTINGS, lambda s: dropping(problem, s), uniforms(), NARROW_P)
     assert found[0].name == SOLVED
     keys = [candidate.choice_G.tobytes() for candidate in found]
     assert len(keys) == len(set(keys))
     assert DIAGONAL not in [candidate.name for candidate in found]
     assert AS_MEASURED not in [candidate.name for candidate in found]
+
+
+@pytest.mark.parametrize(
+    ("places", "narrow"),
+    [
+        ((0, 1, 0, 1), {2}),
+        ((1, 1, 1, 1), {2}),
+        ((1, 2, 1, 2), {2, 3}),
+        ((0, 0, 0, 0), set()),
+        ((2, 2, 2, 2), {2, 3}),
+    ],
+)
+def test_formats_below_the_uniform_one_of_the_same_bits_are_narrow(places, narrow):
+    members = tuple(Member(f"w{group}", 4, 8) for group in range(4))
+    groups = tuple(Group(f"g{place}", (member,)) for place, member in enumerate(members))
+    space = SearchSpace(groups, (("int2", "int3", "int4"),) * 4)
+    narrow_P = narrow_options(space, 3 * np.arange(4) + np.array(places))
+    assert {bits for bits, is_narrow in zip(BITS * 4, narrow_P, strict=True) if is_narrow} == narrow
+
+
+def test_where_few_bits_lose_more_together_than_alone_raised_losses_find_what_the_quadratic_cannot():
+    """The true loss grows with the square of the additive loss of the groups of two bits, as in a model that breaks."""
+    random = np.random.default_rng(5)
+    linear_P, quad_PP, group_P = true_quadratic(random)
+    problem = problem_for(linear_P, np.zeros_like(quad_PP), group_P, 3.0)
+
+    def true_loss(choice_G: np.ndarray) -> float:
+        two_bits = linear_P[choice_G[NARROW_P[choice_G]]].sum()
+        return float(linear_P[choice_G].sum() + 100.0 * two_bits**2)
+
+    solved = make_solver("quadratic").solve(problem, time_limit_s=2.0, seed=0)
+    assert solved.choice_G is not None
+    found = make_candidates(solved.choice_G, SETTINGS, lambda s: dropping(problem, s), uniforms(), NARROW_P)
+    best = found[lowest([np.array([true_loss(candidate.choice_G)]) for candidate in found])]
+    assert best.name.startswith(NARROW)
+    assert true_loss(best.choice_G) < 0.8 * true_loss(solved.choice_G)
+    assert problem.is_feasible(best.choice_G)
 
 
 def test_all_uniform_formats_of_the_largest_width_are_tried():
@@ -124,7 +165,7 @@ def test_interactions_are_what_the_two_solutions_differ_by():
     problem = problem_for(linear_P, quad_PP, group_P, 3.0)
     solved_G, diagonal_G = np.arange(NUM_GROUPS) * 3, np.arange(NUM_GROUPS) * 3
     diagonal_G[:2] += 1
-    found = make_candidates(solved_G, SETTINGS, lambda s: dropping(problem, s), {})
+    found = make_candidates(solved_G, SETTINGS, lambda s: dropping(problem, s), {}, NARROW_P)
     found = [found[0], replace(found[0], name=DIAGONAL, choice_G=diagonal_G)]
     names = tuple(f"g{group}" for group in group_P)
     model = QuadraticModel(
