@@ -123,6 +123,20 @@ class RefineConfig:
 
 
 @dataclass(frozen=True)
+class ReroundConfig:
+    """How the solution's weights are rounded again, with the inputs that its rounded blocks really give.
+
+    Attributes:
+        method: A name in `hpcmpq.rounding.METHODS`, for `hpcmpq run` and `hpcmpq submit` to do it; None leaves
+            it to `hpcmpq reround`.
+        strength: How far weights go towards the original's outputs, from 0 to 1, or None for the method's own.
+    """
+
+    method: Literal["gptq", "gptaq", "qep"] | None = None
+    strength: float | None = None
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """A task that the models are asked to do, see `hpcmpq.evaluate.tasks.files`.
 
@@ -227,9 +241,15 @@ class Config:
     budgets: Mapping[str, float] = field(default_factory=dict)
     solver: SolverConfig = field(default_factory=SolverConfig)
     refine: RefineConfig = RefineConfig()
+    reround: ReroundConfig = ReroundConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     timing: TimingConfig = TimingConfig()
     target: str | None = None
+
+    @property
+    def rounds_again(self) -> bool:
+        """Whether a whole run rounds the solution's weights again."""
+        return self.reround.method is not None and self.calibration.held_out > 0
 
     @property
     def low_precision(self) -> bool:
