@@ -50,8 +50,7 @@ ROOMS: dict[str, str] = {
     "export": "errors settings space wording tables formats plan quantizers store targets models quantized",
     "sensitivity": "errors space objective tables formats models quantized response",
     "calibrate": (
-        "errors quadratic settings objective plan executors store models quantized response "
-        "sensitivity"
+        "errors quadratic settings objective plan executors store models quantized response sensitivity"
     ),
     "refine": (
         "errors quadratic settings space objective problem formats solvers store models solve "

@@ -139,28 +139,6 @@ class Run:
         with passing("refine", "evaluations") as show:
             return solution_of(stages.refine(self._run, show))
 
-    def reround(self, method: str | None = None, *, strength: float | None = None) -> Solution:
-        """The weights of the last solution rounded again, with the inputs that its rounded blocks really give.
-
-        `apply`, `evaluate` and `export` use them where the loss on held-out samples falls by more than chance explains.
-
-        Args:
-            method: ``gptq``, ``gptaq`` or ``qep``; by default the run's.
-            strength: How far weights go towards the original's outputs, from 0 to 1; by default the method's.
-
-        Raises:
-            UserError: If nothing is solved yet, no samples are held out, or nothing can be rounded again.
-
-        Example:
-            >>> from hpcmpq.api.example import example_run
-            >>> run = example_run()
-            >>> before = run.solve(weight_bits=2)
-            >>> run.reround("gptq").assignment == before.assignment
-            True
-        """
-        with passing("reround", "weights") as show:
-            return solution_of(stages.reround(self._run, method, strength, show))
-
     def frontier(
         self,
         cost: str | None = None,
@@ -198,6 +176,7 @@ class Run:
             )
         return frontier_of(values)
 
+    reround = results.reround
     apply = results.apply
     export = results.export
     evaluate = results.evaluate

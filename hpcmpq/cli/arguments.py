@@ -154,7 +154,7 @@ EngineName = Annotated[
         callback=as_in_tables,
     ),
 ]
-RoundingMethodName = Annotated[
+RoundingName = Annotated[
     str | None,
     typer.Option(
         "--method",

@@ -161,9 +161,7 @@ def refine(run_dir: arguments.RunPath) -> dict[str, Any]:
 
 @command("hpcmpq reround runs/quickstart --method qep")
 def reround(
-    run_dir: arguments.RunPath,
-    method: arguments.RoundingMethodName = None,
-    strength: arguments.Strength = None,
+    run_dir: arguments.RunPath, method: arguments.RoundingName = None, strength: arguments.Strength = None
 ) -> dict[str, Any]:
     """Round the solution's weights again, with the inputs that its rounded blocks really give.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hpcmpq.settings.quantizer import Quantizer
+from hpcmpq.settings.quantizer import Quantizer, ReroundConfig
 
 
 @dataclass(frozen=True)
@@ -120,20 +120,6 @@ class RefineConfig:
 
     max_evaluations: int | None = None
     link_points: int = 16
-
-
-@dataclass(frozen=True)
-class ReroundConfig:
-    """How the solution's weights are rounded again, with the inputs that its rounded blocks really give.
-
-    Attributes:
-        method: A name in `hpcmpq.rounding.METHODS`, for `hpcmpq run` and `hpcmpq submit` to do it; None leaves
-            it to `hpcmpq reround`.
-        strength: How far weights go towards the original's outputs, from 0 to 1, or None for the method's own.
-    """
-
-    method: Literal["gptq", "gptaq", "qep"] | None = None
-    strength: float | None = None
 
 
 @dataclass(frozen=True)
