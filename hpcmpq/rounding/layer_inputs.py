@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hpcmpq.quantized.padding import without_padding
 from hpcmpq.space import Member
 
-Layers = Mapping[Member, nn.Module]
+LinearLayers = Mapping[Member, nn.Module]
 """{weight: its layer}."""
 
 
@@ -47,14 +47,14 @@ def no_sums(member: Member, device: torch.device, crossed: bool) -> InputSums:
 
 @dataclass(frozen=True)
 class SameInputs:
-    """Layers that are given the same tensor, such as queries, keys and values.
+    """LinearLayers that are given the same tensor, such as queries, keys and values.
 
     Attributes:
         layers: The layers.
         calls: Times that the first of them runs in a pass.
     """
 
-    layers: Layers
+    layers: LinearLayers
     calls: int
 
 
@@ -62,8 +62,8 @@ class _AllSeen(Exception):
     """What is wanted of a pass has been seen."""
 
 
-def inputs_in_order(run: Callable[[], object], layers: Layers) -> list[SameInputs]:
-    """Layers by the tensor that they are given, in the order in which it first is.
+def inputs_in_order(run: Callable[[], object], layers: LinearLayers) -> list[SameInputs]:
+    """LinearLayers by the tensor that they are given, in the order in which it first is.
 
     Args:
         run: A pass.
@@ -113,7 +113,7 @@ def rows_given(
 
 
 @contextmanager
-def _hooked(layers: Layers, look: Callable[[Member, Tensor], None]) -> Iterator[None]:
+def _hooked(layers: LinearLayers, look: Callable[[Member, Tensor], None]) -> Iterator[None]:
     """Hooks that run after a layer, and so see its inputs as hooks before it may have rounded them."""
     handles = [
         layer.register_forward_hook(lambda _m, args, _z, member=member: look(member, args[0]))
