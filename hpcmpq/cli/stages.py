@@ -36,7 +36,7 @@ def run(
     Of a model directory or a GGUF file with --data, the config that `hpcmpq init` would write is kept in
     RUN/config.yaml and printed.
     """
-    from hpcmpq.cli.refined import refine_on, reround  # commands are listed in the order of their registration
+    from hpcmpq.cli.refined import refine_on, reround  # after this file: --help lists commands as they come
 
     with open_executor(executor, workers) as pool:
         if pool is None:
