@@ -162,6 +162,7 @@ class Run:
             )
         return frontier_of(values)
 
+    reround = results.reround
     apply = results.apply
     export = results.export
     evaluate = results.evaluate

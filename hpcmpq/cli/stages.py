@@ -36,6 +36,8 @@ def run(
     Of a model directory or a GGUF file with --data, the config that `hpcmpq init` would write is kept in
     RUN/config.yaml and printed.
     """
+    from hpcmpq.cli.refined import refine_on, reround  # after this file: --help lists commands as they come
+
     with open_executor(executor, workers) as pool:
         if pool is None:
             return None  # this process served the units of another
@@ -44,9 +46,11 @@ def run(
         reduce(run_dir)
         solve(run_dir)
         if read_plan(RunDir(run_dir)).config.calibration.held_out:
-            _refine(run_dir, pool)
+            refine_on(run_dir, pool)
         else:
             console.say("refine skipped: calibration.held_out is 0")
+        if read_plan(RunDir(run_dir)).config.rounds_again:
+            reround(run_dir)
         coarse_frontier(run_dir)
         export(run_dir)
         evaluation = _evaluate(run_dir, None, ALONE)
@@ -147,22 +151,6 @@ def solve(
     return values
 
 
-@command("hpcmpq refine runs/quickstart --workers 2")
-def refine(
-    run_dir: arguments.RunPath,
-    executor: arguments.ExecutorName = "local",
-    workers: arguments.Workers = 0,
-    part: arguments.UnitShare = "0/1",
-) -> dict[str, Any] | None:
-    """Improve the solution by measured losses and fit the link from predicted to measured loss.
-
-    Interrupt at any point, the same command goes on.
-    """
-    share = parse_part(part)
-    with open_executor(executor, workers) as pool:
-        return None if pool is None else _refine(run_dir, pool, share)
-
-
 @command("hpcmpq export runs/quickstart --format compressed_tensors; see docs/export.md for engines")
 def export(
     run_dir: arguments.RunPath, format: arguments.ExportFormat = None, no_verify: arguments.NoVerify = False
@@ -234,14 +222,6 @@ def _calibrate(
     console.title("calibrate")
     with console.progress("calibrate", "unit") as on_outcome:
         return stages.calibrate(RunDir(run_dir), pool, on_outcome, part, at_most)
-
-
-def _refine(run_dir: Path, pool: Executor, part: tuple[int, int] = (0, 1)) -> dict[str, Any]:
-    console.title("refine")
-    with console.counter("refine", "evaluations") as on_evaluation:
-        values = stages.refine(RunDir(run_dir), pool, on_evaluation, part)
-    summaries.refined(values)
-    return values
 
 
 def _evaluate(run_dir: Path, engine: str | None, world: World) -> dict[str, Any] | None:

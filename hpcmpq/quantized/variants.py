@@ -20,7 +20,7 @@ from hpcmpq.models.weights import as_matrix, from_matrix, swapped
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.activations import Activations, read_maxima
 from hpcmpq.quantized.rounded_weights import RoundedWeights
-from hpcmpq.quantized.stored_codes import StoredCodes
+from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes
 from hpcmpq.quantizers.codes import QParams
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store.run_dir import RunDir
@@ -42,7 +42,8 @@ class Variants:
         space: Groups and options.
         quantizer: How weights and activations are rounded.
         maxima: {module: largest inputs} for static ranges of activations, see `hpcmpq.quantized.activations`.
-        codes: Where codes that were made when planning are, see `hpcmpq.quantized.stored_codes`.
+        codes: Where stored codes are, see `hpcmpq.quantized.stored_codes`.
+        solved: Codes that replace the options' under one whole assignment.
         sources: {parameter: weight to round from} where the model has other weights for now.
         streamed: The model's blocks, where they are read when they run.
     """
@@ -51,7 +52,8 @@ class Variants:
     space: SearchSpace
     quantizer: Quantizer
     maxima: Mapping[str, tuple[float, ...]] | None = None
-    codes: StoredCodes | None = None
+    codes: StoredCodes | SolutionCodes | None = None
+    solved: SolutionCodes | None = None
     sources: Mapping[str, Tensor] | None = None
     streamed: Streamed | None = None
     _qparams: dict[tuple[str, str], QParams] = field(default_factory=dict)
@@ -78,14 +80,15 @@ class Variants:
         """{parameter: weight rounded to a format}, same shape and dtype as the original; not to be changed."""
         if (group.name, format_name) in self._kept:
             return dict(self._kept[group.name, format_name])
-        tensors = {}
-        for member in group.members:
-            tensors[member.parameter] = self._decoded(member, format_name, self._weight(member))
+        tensors = {member.parameter: self.rounded(member, format_name) for member in group.members}
         if self._keeps:
             self._kept[group.name, format_name] = dict(tensors)
         return tensors
 
-    def _decoded(self, member: Member, format_name: str, weight: Tensor) -> Tensor:
+    @torch.no_grad()
+    def rounded(self, member: Member, format_name: str, weight: Tensor | None = None) -> Tensor:
+        """One weight, given or the model's, rounded to a format, same shape and dtype as the original."""
+        weight = self._weight(member) if weight is None else weight
         rounded_MK = self._rounded.decoded(member, format_name, as_matrix(weight, member))
         return from_matrix(rounded_MK, member, weight)
 
@@ -117,6 +120,19 @@ class Variants:
                 stacks[name].append(tensor - originals[name])
         return {name: torch.stack(tensors) for name, tensors in stacks.items()}
 
+    def under(self, assignment: Mapping[str, str]) -> "Variants":
+        """The options as a model with {group name: format name} has them.
+
+        They are the same, but for the assignment that weights were rounded again for.
+        """
+        if self.solved is None or dict(assignment) != dict(self.solved.assignment):
+            return self
+        return self._solved
+
+    @cached_property
+    def _solved(self) -> "Variants":
+        return replace(self, codes=self.solved, solved=None, _kept={})
+
     @contextmanager
     def assigned(self, assignment: Mapping[str, str]) -> Iterator[None]:
         """The model with {group name: format name} applied to weights and activations; the original returns after."""
@@ -134,13 +150,11 @@ class Variants:
         streamed = self.streamed
         formats = {m.parameter: (m, assignment[g.name]) for g in self._named(assignment) for m in g.members}
         inside = {name: chosen for name, chosen in formats.items() if streamed.is_streamed(name)}
-        tensors = {
-            n: self._decoded(*formats[n], self._weight(formats[n][0])) for n in formats if n not in inside
-        }
+        options = self.under(assignment)
+        tensors = {name: options.rounded(*chosen) for name, chosen in formats.items() if name not in inside}
 
-        @torch.no_grad()
         def change(name: str, weight: Tensor) -> Tensor:
-            return self._decoded(*inside[name], weight) if name in inside else weight
+            return options.rounded(*inside[name], weight) if name in inside else weight
 
         @contextmanager
         def weighted() -> Iterator[None]:
@@ -152,8 +166,9 @@ class Variants:
     def weights(self, assignment: Mapping[str, str]) -> dict[str, Tensor]:
         """{parameter: rounded weight} of {group name: format name}."""
         tensors: dict[str, Tensor] = {}
+        options = self.under(assignment)
         for group in self._named(assignment):
-            tensors.update(self.quantized(group, assignment[group.name]))
+            tensors.update(options.quantized(group, assignment[group.name]))
         return tensors
 
     def _named(self, assignment: Mapping[str, str]) -> list[Group]:

@@ -1,4 +1,4 @@
-"""Asking: a question's missing units run wherever an executor runs them, and its shards become the answer."""
+"""Asking: an inquiry's missing units run wherever an executor runs them, and its shards become the answer."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from hpcmpq.errors import DamagedFile
 from hpcmpq.executors import Executor
 from hpcmpq.models.data.splits import Splits
 from hpcmpq.plan import Plan, UnitOutcome, WorkUnit, content_hash
-from hpcmpq.refine.questions import Around, Question, Split, WholeLosses, keep_question, plan_of
+from hpcmpq.refine.inquiries import Around, Inquiry, Split, WholeLosses, keep_inquiry, plan_of
 from hpcmpq.refine.worker import make_worker
 from hpcmpq.store.json_files import placed_artefact, read_json
 from hpcmpq.store.run_dir import RunDir
@@ -23,15 +23,13 @@ from hpcmpq.units import run_missing
 
 log = logging.getLogger(__name__)
 
-Counted = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
 class Asking:
     """Measurements of a run, by this process alone or by several that share the run directory.
 
     Attributes:
-        run: Where questions and shards are, measuring ``refine``.
+        run: Where inquiries and shards are, measuring ``refine``.
         plan: The run's plan.
         splits: Its samples.
         executor: Where units run.
@@ -44,7 +42,9 @@ class Asking:
     executor: Executor
     part: tuple[int, int] = (0, 1)
 
-    def around(self, choice_G: np.ndarray, options_R: np.ndarray, on_unit: Counted) -> Reduction:
+    def around(
+        self, choice_G: np.ndarray, options_R: np.ndarray, on_unit: Callable[[int, int], None]
+    ) -> Reduction:
         """The quadratic of the loss around a choice, of R options; see `hpcmpq.calibrate.neighbourhood`."""
         assignment = self.plan.space.assignment(choice_G)
         own, shards = self._answer(Around(Neighbourhood(assignment, tuple(options_R.tolist()))), on_unit)
@@ -53,8 +53,8 @@ class Asking:
     def losses(self, split: Split, assignments: Sequence[Mapping[str, str]]) -> list[np.ndarray]:
         """The losses of assignments on every sample of a split, float64 [N] each; an empty one is the original."""
         samples = self.splits.calibration if split == "calibration" else self.splits.held_out
-        question = WholeLosses(tuple(map(dict, assignments)), split, len(samples), samples.digest())
-        _, shards = self._answer(question, lambda done, total: None)
+        inquiry = WholeLosses(tuple(map(dict, assignments)), split, len(samples), samples.digest())
+        _, shards = self._answer(inquiry, lambda done, total: None)
         return list(np.concatenate([shard.arrays["losses"] for _, shard in shards], axis=1))
 
     def agreed(self, key: Sequence[Any], make: Callable[[], list[Any]]) -> list[Any]:
@@ -72,9 +72,11 @@ class Asking:
         for _ in self.executor.run(partial(make_worker, self.run), []):
             raise AssertionError("no unit was given")
 
-    def _answer(self, question: Question, on_unit: Counted) -> tuple[Plan, list[tuple[WorkUnit, Shard]]]:
-        own = plan_of(question, self.plan)
-        keep_question(self.run, question, own)
+    def _answer(
+        self, inquiry: Inquiry, on_unit: Callable[[int, int], None]
+    ) -> tuple[Plan, list[tuple[WorkUnit, Shard]]]:
+        own = plan_of(inquiry, self.plan)
+        keep_inquiry(self.run, inquiry, own)
 
         def on_outcome(outcome: UnitOutcome, done: int, total: int) -> None:
             if outcome.error:

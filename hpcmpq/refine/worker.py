@@ -1,4 +1,4 @@
-"""A worker of refinement: the model loaded once in its process, then one shard per work unit of any question."""
+"""A worker of refinement: the model loaded once in its process, then one shard per work unit of any inquiry."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from hpcmpq.models.data.samples import Samples
 from hpcmpq.plan import Plan, WorkUnit
 from hpcmpq.quantized.activations import rounds_activations
 from hpcmpq.quantized.losses import Comparison
-from hpcmpq.refine.questions import Around, Question, WholeLosses, question_of
+from hpcmpq.refine.inquiries import Around, Inquiry, WholeLosses, inquiry_of
 from hpcmpq.sensitivity import secant
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
@@ -22,7 +22,7 @@ from hpcmpq.store.shards import Shard, write_shard
 
 
 def make_worker(run: RunDir) -> Worker:
-    """Load model and samples once and return the function that measures a unit of any question."""
+    """Load model and samples once and return the function that measures a unit of any inquiry."""
     plan = read_plan(run)
     source = plan.config.model
     if rounds_activations(plan.space):  # neighbours are then run as whole assignments
@@ -32,12 +32,12 @@ def make_worker(run: RunDir) -> Worker:
     asked: dict[str, Worker] = {}
 
     def work(unit: WorkUnit) -> None:
-        question, fingerprint = question_of(run, unit)
+        inquiry, fingerprint = inquiry_of(run, unit)
         if fingerprint not in asked:
             asked.clear()  # frees the weights of the last before the next are made
-            if isinstance(question, WholeLosses) and question.split not in samples:
-                samples[question.split] = planned_splits(plan).held_out.to(opened.device)
-            asked[fingerprint] = answerer(run, plan, opened, question, fingerprint, samples)
+            if isinstance(inquiry, WholeLosses) and inquiry.split not in samples:
+                samples[inquiry.split] = planned_splits(plan).held_out.to(opened.device)
+            asked[fingerprint] = answerer(run, plan, opened, inquiry, fingerprint, samples)
         asked[fingerprint](unit)
 
     return work
@@ -47,26 +47,26 @@ def answerer(
     run: RunDir,
     plan: Plan,
     opened: Opened,
-    question: Question,
+    inquiry: Inquiry,
     fingerprint: str,
     samples: dict[str, Samples],
 ) -> Worker:
-    """The function that measures a unit of one question."""
+    """The function that measures a unit of one inquiry."""
     config = plan.config
-    if isinstance(question, Around):
+    if isinstance(inquiry, Around):
         whole = make_subject(config, opened, forward_only=True)
         inputs = opened.calibration[:2].inputs
-        subject = around(whole, question.neighbourhood, config.sensitivity, inputs)
+        subject = around(whole, inquiry.neighbourhood, config.sensitivity, inputs)
         return measurer(run, fingerprint, subject, opened.calibration, secant.measure)
 
     def work(unit: WorkUnit) -> None:
         if run.shard_path(unit.id).exists():
             return
-        part = samples[question.split][unit.sample_start : unit.sample_stop]
+        part = samples[inquiry.split][unit.sample_start : unit.sample_stop]
         objective = config.objective
         comparison = Comparison(opened.variants, part, (objective,), config.calibration.samples_per_pass)
         with torch.no_grad():
-            losses = [measured.values[objective] for measured in comparison.measure(question.assignments)]
+            losses = [measured.values[objective] for measured in comparison.measure(inquiry.assignments)]
         write_shard(
             run, Shard("losses", unit.id, fingerprint, len(part), len(part), {"losses": np.stack(losses)})
         )

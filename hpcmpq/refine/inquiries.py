@@ -1,7 +1,7 @@
 """What refinement asks: the loss around an assignment, or the losses of whole assignments.
 
-A question is a plan of its own. Its work units are named after it, so that a worker which is handed one finds in
-RUN/refine/<question>.json what to measure, and whoever asks the same again finds the shards that are there.
+An inquiry is a plan of its own. Its work units are named after it, so that a worker which is handed one finds in
+RUN/refine/<inquiry>.json what to measure, and whoever asks the same again finds the shards that are there.
 """
 
 from collections.abc import Callable
@@ -59,45 +59,45 @@ class Around:
         return sample_ranges(plan.units)
 
 
-Question = WholeLosses | Around
+Inquiry = WholeLosses | Around
 
-KINDS: dict[str, Callable[[dict[str, Any]], Question]] = {
+KINDS: dict[str, Callable[[dict[str, Any]], Inquiry]] = {
     "whole losses": lambda values: WholeLosses(**values | {"assignments": tuple(values["assignments"])}),
     "around": lambda values: Around(
         Neighbourhood(values["neighbourhood"]["assignment"], tuple(values["neighbourhood"]["options"]))
     ),
 }
-"""How a question is made of its plain values."""
+"""How an inquiry is made of its plain values."""
 
 
-def kind_of(question: Question) -> str:
+def kind_of(inquiry: Inquiry) -> str:
     """Its key in `KINDS`."""
-    return "around" if isinstance(question, Around) else "whole losses"
+    return "around" if isinstance(inquiry, Around) else "whole losses"
 
 
-def plan_of(question: Question, plan: Plan) -> Plan:
+def plan_of(inquiry: Inquiry, plan: Plan) -> Plan:
     """The plan of answering it.
 
     Its fingerprint is that of the run's plan, which stands for model, calibration samples and roundings, together with
     what is asked: the assignments and options. So are the names of its units.
     """
-    space = question.space(plan.space)
-    fingerprint = content_hash([plan.fingerprint, kind_of(question), asdict(question)])
+    space = inquiry.space(plan.space)
+    fingerprint = content_hash([plan.fingerprint, kind_of(inquiry), asdict(inquiry)])
     units = (
         WorkUnit(f"{fingerprint[:16]}-{start}", 0, len(space.groups), start, stop)
-        for start, stop in question.ranges(plan)
+        for start, stop in inquiry.ranges(plan)
     )
     return replace(plan, space=space, units=tuple(units), fingerprint=fingerprint)
 
 
-def keep_question(run: RunDir, question: Question, own: Plan) -> None:
+def keep_inquiry(run: RunDir, inquiry: Inquiry, own: Plan) -> None:
     """Write what workers find by the names of their units."""
-    values = {"fingerprint": own.fingerprint, "kind": kind_of(question), **asdict(question)}
+    values = {"fingerprint": own.fingerprint, "kind": kind_of(inquiry), **asdict(inquiry)}
     write_artefact(run.file(f"refine/{own.fingerprint[:16]}.json"), values)
 
 
-def question_of(run: RunDir, unit: WorkUnit) -> tuple[Question, str]:
-    """The question that a unit belongs to, and its fingerprint."""
+def inquiry_of(run: RunDir, unit: WorkUnit) -> tuple[Inquiry, str]:
+    """The inquiry that a unit belongs to, and its fingerprint."""
     values = read_json(run.file(f"refine/{unit.id.partition('-')[0]}.json"), f"hpcmpq refine {run.path}")
     fingerprint, kind = values.pop("fingerprint"), values.pop("kind")
     return KINDS[kind](values), fingerprint
