@@ -124,14 +124,8 @@ def test_units_of_another_base_are_other_units(copied: RunDir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "executor", [pytest.param("mpi", marks=MARKS["mpi"]), pytest.param("ray", marks=MARKS["ray"])]
-)
-def test_launchers_give_the_same_bits(
-    executor: str, copied: RunDir, alone: bytes, request: pytest.FixtureRequest
-):
-    if executor == "ray":
-        request.getfixturevalue("ray_cluster")
+@pytest.mark.parametrize("executor", [pytest.param("mpi", marks=MARKS["mpi"])])
+def test_launchers_give_the_same_bits(executor: str, copied: RunDir, alone: bytes):
     ended = run(command_line(executor, "hpcmpq", "refine", copied.path, "--executor", executor))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert copied.solution_path.read_bytes() == alone
