@@ -13,4 +13,16 @@ from hpcmpq.cli.app import app, main
 
 # isort: on
 
-__all__ = ["app", "compare", "demo", "doctor", "frontier", "init", "main", "refined", "slurm", "stages", "track"]
+__all__ = [
+    "app",
+    "compare",
+    "demo",
+    "doctor",
+    "frontier",
+    "init",
+    "main",
+    "refined",
+    "slurm",
+    "stages",
+    "track",
+]
