@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 EXPORTERS = {
     "fake_quantized": "hpcmpq.export.fake_quantized:export",
     "compressed_tensors": "hpcmpq.export.compressed_tensors:export",
+    "modelopt": "hpcmpq.export.modelopt:export",
     "gguf": "hpcmpq.export.gguf:export",
     "onnx": "hpcmpq.export.onnx:export",
     "tool_configs": "hpcmpq.export.tool_configs:export",

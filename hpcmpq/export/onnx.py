@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
-from hpcmpq.export.compressed_tensors import pack
+from hpcmpq.export.compressed_schemes import pack
 from hpcmpq.export.kept_tensors import say_left_out
 from hpcmpq.export.refusal import refuse_formats
 from hpcmpq.export.whole_directory import copy_small_files

@@ -1,9 +1,11 @@
 """Weights rounded as a run rounds them: to the nearest code, or to codes that were made when it was planned."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.quantized.stored_codes import StoredCodes, is_stored
 from hpcmpq.quantizers import choose_qparams, decode, encode, fake_quantize
@@ -13,7 +15,9 @@ from hpcmpq.space import Member
 
 @dataclass
 class RoundedWeights:
-    """Rows of weights as matrices [M, K], rounded: no row depends on another.
+    """Rows of weights as matrices [M, K], rounded: no row depends on another where `Format.rows_apart`.
+
+    Other formats need whole matrices, and `largest` where all of a group share a global scale.
 
     Only the qparams (one scale per `group_size` weights) are remembered between calls, because searching them costs
     far more than rounding with them. So of one weight always the same rows are to be given.
@@ -21,11 +25,13 @@ class RoundedWeights:
     Attributes:
         quantizer: How weights are rounded.
         codes: Those that were made when planning.
+        largest: The largest absolute weight of the group that a weight is of, [].
     """
 
     quantizer: Quantizer
     codes: StoredCodes | None
     _qparams: dict[tuple[str, str], QParams] = field(default_factory=dict)
+    largest: Callable[[Member], Tensor] | None = None
 
     def decoded(self, member: Member, format_name: str, rows_RK: Tensor, first: int = 0) -> Tensor:
         """The rows as inference in a format sees them, [R, K].
@@ -59,5 +65,14 @@ class RoundedWeights:
     def _chosen(self, member: Member, format_name: str, rows_RK: Tensor) -> QParams:
         key = (member.parameter, format_name)
         if key not in self._qparams:
-            self._qparams[key] = choose_qparams(rows_RK, FORMATS[format_name], self.quantizer)
+            chosen = FORMATS[format_name]
+            largest = None
+            if not chosen.rows_apart:
+                if self.largest is None or len(rows_RK) != member.num_rows:
+                    raise UserError(
+                        f"{format_name} has scales that rows share, and the weights are in parts here; use "
+                        "evaluation.engine torch and model.stream false, or leave the format out"
+                    )
+                largest = self.largest(member) if chosen.scales == "e4m3" else None
+            self._qparams[key] = choose_qparams(rows_RK, chosen, self.quantizer, largest)
         return self._qparams[key]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hpcmpq.formats import Format, Quantizer
 from hpcmpq.quantizers import floating, integer
+from hpcmpq.quantizers.blocks import block_shape
 from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.ranges import check_finite, choose_qparams
 
@@ -28,7 +29,7 @@ def fake_quantize(
 ) -> Tensor:
     """decode(encode(w)): the weights that inference in `format` sees, in the dtype and shape given.
 
-    Deterministic; every row depends on that row alone.
+    Deterministic; every row depends on that row alone where `format.rows_apart`.
 
     Args:
         weight_MK: Any float dtype; computed in float32, or float64 for float64.
@@ -45,17 +46,21 @@ def fake_quantize(
         tensor([[-4.,  0.,  2.,  0.]])
     """
     check_finite(weight_MK)
+    if qparams is None and not format.rows_apart:
+        qparams = choose_qparams(weight_MK, format, quantizer)
     result_MK = torch.empty_like(weight_MK)
     largest = torch.finfo(weight_MK.dtype).max
-    rows_per_step = max(1, STEP_ELEMENTS // max(1, weight_MK.shape[1]))
+    tall = block_shape(format, quantizer)[0]
+    rows_per_step = max(1, STEP_ELEMENTS // max(1, weight_MK.shape[1] * tall)) * tall
     for start in range(0, weight_MK.shape[0], rows_per_step):
         rows = slice(start, start + rows_per_step)
         weight_RK = weight_MK[rows]
         if qparams is None:
             part = choose_qparams(weight_RK, format, quantizer)
         else:
+            blocks = slice(start // tall, (start + rows_per_step) // tall)
             part = QParams(
-                qparams.scale[rows], None if qparams.zero_point is None else qparams.zero_point[rows]
+                qparams.scale[blocks], None if qparams.zero_point is None else qparams.zero_point[blocks]
             )
         codes_RK = encode(weight_RK, part, format, quantizer)
         result_MK[rows] = decode(codes_RK, part, format, quantizer).clamp_(-largest, largest)

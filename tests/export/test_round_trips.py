@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.export import EXPORTERS, export, weight_bytes
-from hpcmpq.export.compressed_tensors import pack
+from hpcmpq.export.compressed_schemes import pack
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import open_variants
 from hpcmpq.store.run_dir import RunDir
@@ -36,7 +36,12 @@ CASES = {
     "compressed_tensors of float32 weights": {"target": "vllm", "dtype": torch.float32},
 }
 
-MADE = {"qwen2": qwen2, "opt": opt, "mixtral": mixtral}
+MADE = {
+    "blocks": lambda: llama(num_key_value_heads=4, intermediate_size=256),
+    "qwen2": qwen2,
+    "opt": opt,
+    "mixtral": mixtral,
+}
 
 
 def tokens() -> Tensor:
@@ -62,7 +67,10 @@ def check_refused(
 
 
 def test_every_exporter_has_a_reader_and_a_case():
-    with_weights = set(EXPORTERS) - {"tool_configs"}
+    with_weights = set(EXPORTERS) - {
+        "tool_configs",
+        "modelopt",
+    }  # the latter's readers need a GPU: test_modelopt.py
     assert set(READERS) == with_weights == {name.split()[0] for name in CASES}
 
 
@@ -87,6 +95,32 @@ def test_reader_gives_the_fake_quantized_models_outputs(tmp_path, case):
         predicted = json.loads(run.solution_path.read_text())["costs"]["size_bytes"]
         print(line)
         assert weight_bytes(directory) == pytest.approx(predicted, rel=0.01)
+
+
+def test_fp4_and_fp8_in_blocks_are_read_back_without_a_difference(tmp_path):
+    formats = ["int4", "nvfp4a16", "mxfp4a16", "mxfp4", "mxfp8", "fp8_block", "bf16"]
+    made = llama(num_key_value_heads=4, intermediate_size=256)
+    run, plan = plan_run(tmp_path, made, target="vllm", formats=formats)
+    assert set(solve_by_turns(run, plan).values()) == set(formats)
+    export(run, "compressed_tensors")
+    directory = run.path / "exports" / "compressed_tensors"
+    found = json.loads((directory / "verification.json").read_text())
+    assert found["verified"]
+    assert found["difference"] < 1e-6
+    assert found["largest_row_difference"] < 1e-6
+    settings = json.loads((directory / "config.json").read_text())["quantization_config"]
+    assert settings["format"] == "mixed-precision"
+    assert {group["format"] for group in settings["config_groups"].values()} == {
+        *(
+            "pack-quantized",
+            "float-quantized",
+            "nvfp4-pack-quantized",
+            "mxfp4-pack-quantized",
+            "mxfp8-quantized",
+        )
+    }
+    predicted = json.loads(run.solution_path.read_text())["costs"]["size_bytes"]
+    assert weight_bytes(directory) == pytest.approx(predicted, rel=0.01)
 
 
 @torch.no_grad()

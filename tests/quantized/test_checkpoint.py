@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from hpcmpq.errors import UserError
 from hpcmpq.export import export
-from hpcmpq.export.compressed_tensors import pack
+from hpcmpq.export.compressed_schemes import pack
 from hpcmpq.formats import FORMATS
 from hpcmpq.quantized.checkpoint import open_checkpoint
 from hpcmpq.quantized.variants import open_variants
