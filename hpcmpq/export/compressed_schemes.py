@@ -11,6 +11,7 @@ from torch import Tensor
 from hpcmpq.formats import Format, Quantizer
 from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.integer import code_limits
+from hpcmpq.quantizers.packing import pack
 
 _E8M0 = {"scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"}
 _E4M3 = {"scale_dtype": "torch.float8_e4m3fn", "zp_dtype": "torch.float8_e4m3fn"}
@@ -76,27 +77,6 @@ def stored(
             f"{name}_global_scale": 1 / common,  # its layout divides by it
         }
     return {**codes, f"{name}_scale": narrow_exactly(qparams.scale)}
-
-
-def pack(codes_MK: Tensor, num_bits: int, lowest: int) -> Tensor:
-    """Codes as dense little-endian bit fields, int32 [M, ceil(K·b / 32)].
-
-    Args:
-        codes_MK: Integers from `lowest` to `lowest` + 2^b − 1.
-        num_bits: b.
-        lowest: The code stored as zero.
-
-    Example:
-        >>> pack(torch.tensor([[-8, 7, 0]]), 4, -8)
-        tensor([[2288]], dtype=torch.int32)
-    """
-    fields_MK = codes_MK.to(torch.int64) - lowest
-    num_rows, num_columns = fields_MK.shape
-    bits_MKB = fields_MK.unsqueeze(-1) >> torch.arange(num_bits) & 1
-    padding = -num_columns * num_bits % 32
-    bits_MWB = torch.nn.functional.pad(bits_MKB.flatten(1), (0, padding)).reshape(num_rows, -1, 32)
-    words_MW = (bits_MWB << torch.arange(32)).sum(-1)
-    return torch.where(words_MW >= 2**31, words_MW - 2**32, words_MW).to(torch.int32)
 
 
 def pack_fp4(codes_MK: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from hpcmpq.planning.original import Original, check_method, find_groups, load_o
 from hpcmpq.planning.rounded_activations import check_activations, keep_ranges
 from hpcmpq.planning.scaling import Site, Workload, best_samples_per_unit
 from hpcmpq.quantized.activations import rounds_activations
-from hpcmpq.quantized.stored_codes import make_codes
+from hpcmpq.rounding.options import make_codes
 from hpcmpq.sensitivity import find_method
 from hpcmpq.settings import Config
 from hpcmpq.solve.feasibility import check_solvable

@@ -32,3 +32,17 @@ class Quantizer:
     damping: float = 0.01
     act_order: bool = False
     checkpoints: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReroundConfig:
+    """How the solution's weights are rounded again, with the inputs that its rounded blocks really give.
+
+    Attributes:
+        method: A name in `hpcmpq.rounding.METHODS`, for `hpcmpq run` and `hpcmpq submit` to do it; None leaves
+            it to `hpcmpq reround`.
+        strength: How far weights go towards the original's outputs, from 0 to 1, or None for the method's own.
+    """
+
+    method: Literal["gptq", "gptaq", "qep"] | None = None
+    strength: float | None = None

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.export import EXPORTERS, export, weight_bytes
-from hpcmpq.export.compressed_schemes import pack
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import open_variants
+from hpcmpq.quantizers.packing import pack
 from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import llama, mixtral, opt, plan_run, qwen2, solve_by_turns, t5_encoder
 from tests.export.readers import READERS
