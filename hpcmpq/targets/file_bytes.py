@@ -46,7 +46,10 @@ def _float_bytes(member: Member, format: Format) -> int:
     tall, wide = format.block or (1, columns)
     scales = (-(-rows // tall), -(-columns // wide))
     packed = format.num_bits < 8
-    shapes = {"_packed" if packed else "": (rows, columns * format.num_bits // 8), "_scale": scales}
+    shapes: dict[str, tuple[int, ...]] = {
+        "_packed" if packed else "": (rows, columns * format.num_bits // 8),
+        "_scale": scales,
+    }
     total = math.prod(shapes["_packed" if packed else ""]) + math.prod(scales) * (
         SCALE_BITS // 8 if format.scales == "bf16" else 1
     )
