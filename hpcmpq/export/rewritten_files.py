@@ -58,7 +58,7 @@ def rewrite(
     Raises:
         UserError: If transformers saves a searched weight under a name that leads nowhere.
     """
-    copy_small_files(path, directory)
+    copy_small_files(str(path), directory)
     with quiet_transformers():
         variants.model.save_pretrained(directory)  # type: ignore[operator]
     written: set[str] = set()

@@ -63,8 +63,7 @@ class RoundedWeights:
             raise ValueError("quantizer.rounding gptq needs the codes of a planned run")
         codes_MK, qparams = self.codes.read(member, format_name, rows_RK)
         rows = slice(first, first + len(rows_RK))
-        zero_point = None if qparams.zero_point is None else qparams.zero_point[rows]
-        return codes_MK[rows], QParams(qparams.scale[rows], zero_point)
+        return codes_MK[rows], qparams.rows(rows)
 
     def _is_stored(self, member: Member, format_name: str) -> bool:
         if self.codes is None:

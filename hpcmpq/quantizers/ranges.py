@@ -8,15 +8,19 @@ from torch import Tensor
 
 from hpcmpq.formats import Format, Quantizer
 from hpcmpq.quantizers.blocks import block_shape, fp8_scale, global_scale, next_power_of_two, split_blocks
-from hpcmpq.quantizers.codes import QParams
+from hpcmpq.quantizers.codes import QParams, joined
 from hpcmpq.quantizers.floating import largest_value, nearest_values
 from hpcmpq.quantizers.integer import code_limits, nearest_codes
+from hpcmpq.quantizers.super_blocks import choose
 
 NUM_FACTORS = 32
 """Clipping factors that ``mse`` tries besides 1."""
 
 SEARCH_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}
 """Elements of one step of the search: a CPU's cache, a GPU's memory."""
+
+SUPER_ELEMENTS = 2**22
+"""Weights of one step of the search in super-blocks."""
 
 
 def choose_qparams(
@@ -48,6 +52,9 @@ def choose_qparams(
     dtype = torch.float64 if weight_MK.dtype == torch.float64 else torch.float32
     if not format.scaled:
         return QParams(torch.ones(num_rows, 1, dtype=dtype, device=weight_MK.device))
+    if format.type == "ggml":
+        rows_per_step = max(1, SUPER_ELEMENTS // num_columns)
+        return joined([choose(rows_RK.to(dtype), format) for rows_RK in weight_MK.split(rows_per_step)])
     shape = block_shape(format, quantizer)
     common = None
     if format.scales == "e4m3":

@@ -23,8 +23,20 @@ from hpcmpq.targets.file_bytes import (
 )
 from hpcmpq.targets.vllm import GENERAL, fused_layers
 
-GGUF_TYPES = {"int4": "Q4_0", "int5": "Q5_0", "int8": "Q8_0", "bf16": "BF16"}
-"""Block types whose grid is that of a symmetric integer format with groups of 32 (llama.cpp's ggml-common.h)."""
+_GGML_NAMES = {
+    **{f"q{bits}_k": f"Q{bits}_K" for bits in range(2, 7)},
+    "iq4_xs": "IQ4_XS",
+    "iq4_nl": "IQ4_NL",
+}
+
+GGUF_TYPES = {
+    "int4": "Q4_0",
+    "int5": "Q5_0",
+    "int8": "Q8_0",
+    **_GGML_NAMES,
+    "bf16": "BF16",
+}
+"""Types of llama.cpp (ggml-common.h); Q4_0, Q5_0 and Q8_0 have the grid of symmetric integers in groups of 32."""
 
 GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """`model_type` of transformers: llama.cpp's name of the architecture."""

@@ -46,7 +46,10 @@ def _float_bytes(member: Member, format: Format) -> int:
     tall, wide = format.block or (1, columns)
     scales = (-(-rows // tall), -(-columns // wide))
     packed = format.num_bits < 8
-    shapes = {"_packed" if packed else "": (rows, columns * format.num_bits // 8), "_scale": scales}
+    shapes: dict[str, tuple[int, ...]] = {
+        "_packed" if packed else "": (rows, columns * format.num_bits // 8),
+        "_scale": scales,
+    }
     total = math.prod(shapes["_packed" if packed else ""]) + math.prod(scales) * (
         SCALE_BITS // 8 if format.scales == "bf16" else 1
     )
@@ -76,11 +79,14 @@ def _gguf_entry_bytes(name: str, shape: Sequence[int]) -> int:
 
 
 def gguf_bytes(member: Member, format: Format, quantizer: Quantizer) -> int:
-    """Blocks of 32 codes and a scale of 16 bits."""
+    """Blocks of 32 codes and a scale of 16 bits, or super-blocks."""
+    entry = _gguf_entry_bytes(member.parameter, (member.num_rows, member.num_columns))
+    if format.block is not None:
+        return member.numel // format.block[1] * format.block_bytes + entry
     bits = member.numel * format.num_bits
     if format.scaled:
         bits += member.numel // GGUF_BLOCK * SCALE_BITS
-    return bits // 8 + _gguf_entry_bytes(member.parameter, (member.num_rows, member.num_columns))
+    return bits // 8 + entry
 
 
 def gguf_fixed_bytes(name: str, shape: Sequence[int], itemsize: int) -> int:

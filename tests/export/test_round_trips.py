@@ -30,6 +30,11 @@ CASES = {
     "compressed_tensors of channels": {"target": "transformers", "quantizer": {"group_size": None}},
     "gguf": {"target": "llama_cpp", "formats": GGUF, "quantizer": {"group_size": 32}},
     "gguf of qwen2": {"target": "llama_cpp", "formats": GGUF, "quantizer": {"group_size": 32}},
+    "gguf of super-blocks": {
+        "target": "llama_cpp",
+        "formats": ["q2_k", "q3_k", "q4_k", "iq4_nl", "iq4_xs", "q5_k", "q6_k"],
+        "quantizer": {"group_size": 32},
+    },
     "onnx": {"formats": ["int2", "int4", "int8"]},
     "onnx of opt": {"formats": ["int2", "int4", "int8"]},
     "fake_quantized of mixtral": {"formats": INTEGERS},
@@ -37,6 +42,7 @@ CASES = {
 }
 
 MADE = {
+    "super-blocks": lambda: llama(hidden_size=256, intermediate_size=256, num_key_value_heads=4),
     "blocks": lambda: llama(num_key_value_heads=4, intermediate_size=256),
     "qwen2": qwen2,
     "opt": opt,

@@ -14,7 +14,9 @@ from hpcmpq.quantizers.integer import code_limits
 INTEGERS = [name for name in FORMATS if name.startswith("int")]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
-formats = st.sampled_from(list(FORMATS)).map(FORMATS.__getitem__)
+# Scales of ggml are float16, which no weights of any magnitude fit: test_super_blocks.py has their properties.
+PLAIN = [name for name, format in FORMATS.items() if format.type != "ggml"]
+formats = st.sampled_from(PLAIN).map(FORMATS.__getitem__)
 integer_formats = st.sampled_from(INTEGERS).map(FORMATS.__getitem__)
 configs = st.builds(
     Quantizer,
@@ -128,7 +130,7 @@ def test_zero_weights_stay_zero(weight, format, quantizer):
     assert (fake_quantize(weight, format, quantizer)[:, 0] == 0).all()
 
 
-@pytest.mark.parametrize("name", list(FORMATS))
+@pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group_size", [None, 64, 30])
 def test_stored_bits_count_what_codes_and_range_take(name: str, symmetric: bool, group_size: int | None):
