@@ -38,6 +38,7 @@ ROOMS: dict[str, str] = {
     "solvers": "errors problem tables",
     "store": "errors quadratic plan",
     "targets": "errors space tables formats",
+    "tracking": "errors store",
     "doctor": "errors wording store",
     "slurm": "errors tables plan store",
     "config": "errors settings tables formats targets",
@@ -67,8 +68,8 @@ ROOMS: dict[str, str] = {
         "solve quantized timing report evaluate export calibrate refine rounding planning"
     ),
     "cli": (
-        "errors settings wording tables plan executors solvers store doctor slurm config solve "
-        "report export calibrate rounding planning api"
+        "errors settings wording tables plan executors solvers store tracking doctor slurm config "
+        "solve report export calibrate rounding planning api"
     ),
     "__main__": "cli",
 }
@@ -87,6 +88,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "typer": ("cli",),
     "matplotlib": ("report", "api.frontier"),
     "jinja2": ("report",),
+    "mlflow": ("tracking",),
     "sklearn": ("examples",),
 }
 

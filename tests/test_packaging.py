@@ -19,8 +19,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
 # What `all` leaves out, and why: a cluster's own MPI must not be shadowed; lm-eval brings thirty packages for one
-# type of task; the others are for developers.
-NOT_IN_ALL = {"mpi-wheel", "lm-eval", "test", "docs", "all"}
+# type of task, tracking fourteen for one command; the others are for developers.
+NOT_IN_ALL = {"mpi-wheel", "lm-eval", "tracking", "test", "docs", "all"}
 
 
 def pins(lines: list[str]) -> dict[str, Requirement]:

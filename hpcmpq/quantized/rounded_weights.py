@@ -1,6 +1,6 @@
 """Weights rounded as a run rounds them: to the nearest code, or to codes that are stored.
 
-The one definition of an option's weight: codes, and scales that are bfloat16 numbers before anything is measured with
+The one definition of an option's weight: codes, and scales that a file holds exactly before anything is measured with
 them. Sensitivities, losses and exports have all their weights from here.
 """
 

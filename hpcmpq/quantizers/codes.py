@@ -11,8 +11,8 @@ class QParams:
     """What codes mean: weight = scale · (code − zero_point), or scale · value − offset in super-blocks.
 
     Attributes:
-        scale: Positive, exactly representable in bfloat16, [M, S], float32 (float64 for float64 weights). Of formats
-            whose blocks span rows, one row for every block.
+        scale: Positive, exact in the dtype that `Quantizer.scales` names, or as blocks have them; float32, or
+            float64 of such weights, [M, S]. Of formats whose blocks span rows, one row for every block.
         zero_point: Integer code of the weight zero, int32 [M, S], or None for symmetric and float formats.
         offset: Subtracted, float [M, S], of formats of ggml that have offsets.
         super_scale: The float16 numbers that scales of ggml (of any sign) are whole multiples of, [M, B].

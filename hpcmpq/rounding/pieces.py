@@ -133,11 +133,15 @@ class ModelStates:
         return ModelPiece(names, original, quantized, advance, chain.resident(k), num_positions)
 
     def _after(self, chain: Chain, names: Names) -> ModelPiece:
+        def leaving(i: int, states: list[Tensor]) -> Callable[[], Tensor]:
+            inputs = self.batches[i].inputs
+            return partial(chain.leave, inputs, states[i].to(next(iter(inputs.values())).device))
+
         def original(i: int) -> Tensor:
-            return chain.leave(self.batches[i].inputs, self._original[i])
+            return leaving(i, self._original)()
 
         def quantized(i: int, tensors: Tensors) -> Tensor:
-            return self._as(tensors, partial(chain.leave, self.batches[i].inputs, self._quantized[i]))
+            return self._as(tensors, leaving(i, self._quantized))
 
         return ModelPiece(names, original, quantized, lambda _: None, nullcontext(), lambda _: None)
 

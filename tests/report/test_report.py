@@ -258,7 +258,7 @@ def test_page_on_the_report_names_every_file_and_column(full: RunDir, tmp_path: 
     found = {
         table.name: [column.name for column in table.columns] for table in every_table(read_findings(run))
     }
-    assert set(found) == set(listed) - {"measured", "subgraphs"}
+    assert set(found) == set(listed) - {"measured", "subgraphs", "usage"}
     for name, columns in found.items():
         assert set(columns) - {"weight_bits", "accuracy"} <= set(listed[name]), name
         assert len(columns) >= len(listed[name]) - 2, name
