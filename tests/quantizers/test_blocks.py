@@ -8,7 +8,7 @@ from hpcmpq.export.compressed_schemes import kind, scheme, stored
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.quantizers import choose_qparams, decode, encode, fake_quantize
 
-BLOCKS = [name for name, format in FORMATS.items() if format.block is not None]
+BLOCKS = [name for name, format in FORMATS.items() if format.block is not None and format.type == "float"]
 QUANTIZER = Quantizer(group_size=None)
 
 
