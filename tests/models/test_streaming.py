@@ -88,6 +88,13 @@ def test_streamed_secant_has_the_same_bits(saved):
     assert torch.equal(around_disk.phi_NRF, around_memory.phi_NRF)
     assert (around_disk.increase_NR == around_memory.increase_NR).all()
     assert not streamed.originals
+    formats = {group.name: ("int2", "int4")[g % 2] for g, group in enumerate(groups)}
+    whole, read = make_subject(model, space).variants, make_subject(streamed.model, space, streamed).variants
+    with torch.no_grad(), whole.assigned(formats), read.assigned(formats):
+        quantized = forward(model, inputs)
+        assert torch.equal(forward(streamed.model, inputs), quantized)
+    original = forward(streamed.model, inputs)
+    assert torch.equal(original, forward(model, inputs)) and not torch.equal(original, quantized)
     assert all(p.is_meta for block in streamed.blocks for p in block.parameters())
 
 
