@@ -9,22 +9,18 @@ becomes the current assignment. Look j of a round may be lucky with chance `LUCK
 is taken, or when the evaluations are spent.
 """
 
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from hpcmpq.calibrate.reduce import Reduction
-from hpcmpq.problem import Budget, Cost, Problem
-from hpcmpq.refine.combined import combined
+from hpcmpq.problem import Problem
+from hpcmpq.refine.neighbouring import local_problem, local_quadratic
 from hpcmpq.refine.portfolio import paired
-from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solvers import Solver
-
-_log = logging.getLogger(__name__)
 
 LUCK = 0.16
 """Chance that a round takes an answer although none lowers the loss."""
@@ -207,58 +203,3 @@ def local_answers(
         if found.choice_G is not None and found.objective is not None and found.objective < 0:
             answers.setdefault(found.choice_G.tobytes(), (found.choice_G.tolist(), float(found.objective)))
     return list(answers.values())
-
-
-def local_quadratic(
-    problem: Problem, current_G: np.ndarray, options_R: np.ndarray, expansion: Reduction, shrink: float | str
-) -> tuple[np.ndarray, np.ndarray]:
-    """c [P] and H [P, P] around a choice, zero for options that were not measured.
-
-    Changes of the loss are combined with what the global quadratic says of them, cross terms are shrunk.
-    """
-    beside_R = current_G[problem.group_P[options_R]]  # the option that each would replace
-    slope_P = problem.linear_P + problem.quad_PP[:, current_G].sum(1)
-    changes = combined(
-        expansion.model.linear_P,
-        expansion.model.stderr_linear_P,
-        slope_P[options_R] - slope_P[beside_R],
-        np.abs(problem.linear_P[options_R]) + np.abs(problem.linear_P[beside_R]),
-    )
-    _log.info(
-        "moves: measured and predicted changes agree by %.2f times the prediction, measurements weigh %.2f",
-        changes.ratio,
-        changes.weight_R.mean(),
-    )
-    sizes = replace(
-        expansion.model,
-        linear_P=0.5 * expansion.diagonal_P,  # the options' own size, to which cross terms are compared
-        stderr_linear_P=np.zeros(len(options_R)),
-    )
-    linear_P, quad_PP = np.zeros_like(problem.linear_P), np.zeros_like(problem.quad_PP)
-    linear_P[options_R] = changes.change_R
-    quad_PP[np.ix_(options_R, options_R)] = shrunk(sizes, shrink).quad_PP
-    return linear_P, quad_PP
-
-
-def local_problem(
-    problem: Problem,
-    current_G: np.ndarray,
-    options_R: np.ndarray,
-    linear_P: np.ndarray,
-    quad_PP: np.ndarray,
-    radius: int,
-) -> Problem:
-    """The problem of moving at most `radius` groups to measured neighbours; its objective is ΔL."""
-    allowed_P, moved_P = np.zeros(len(linear_P), dtype=bool), np.ones(len(linear_P))
-    allowed_P[options_R] = True
-    allowed_P[current_G] = True
-    moved_P[current_G] = 0.0
-    moves = Budget(Cost("moves", "groups", moved_P), float(radius))
-    return replace(
-        problem,
-        linear_P=linear_P,
-        quad_PP=quad_PP,
-        allowed_P=allowed_P,
-        budgets=(*problem.budgets, moves),
-        constant=0.0,
-    )

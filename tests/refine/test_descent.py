@@ -14,11 +14,10 @@ from hpcmpq.refine.descent import (
     descend,
     is_better,
     local_answers,
-    local_problem,
-    local_quadratic,
     neighbours,
     trust_radii,
 )
+from hpcmpq.refine.neighbouring import local_problem, local_quadratic
 from hpcmpq.solvers import make_solver
 
 NUM_GROUPS, NUM_FORMATS = 6, 4
