@@ -33,7 +33,7 @@ ROOMS: dict[str, str] = {
     "tables": "errors",
     "formats": "errors settings",
     "plan": "settings space",
-    "quantizers": "formats",
+    "quantizers": "errors formats",
     "executors": "errors tables plan",
     "solvers": "errors problem tables",
     "store": "errors quadratic plan",
