@@ -33,7 +33,7 @@ ROOMS: dict[str, str] = {
     "tables": "errors",
     "formats": "errors settings",
     "plan": "settings space",
-    "quantizers": "formats",
+    "quantizers": "errors formats",
     "executors": "errors tables plan",
     "solvers": "errors problem tables",
     "store": "errors quadratic plan",
@@ -209,6 +209,7 @@ def test_solve_path_imports_without_torch_pydantic_or_anything_else():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_directory_is_solved_without_torch_pydantic_or_anything_else(tmp_path: Path):
     write_run(tmp_path / "run", solved=False)
     code = (
@@ -244,6 +245,7 @@ stage.calibrate(run, InProcess(), lambda *_: None)
 """
 
 
+@pytest.mark.slow
 def test_a_module_of_plain_torch_is_measured_without_transformers(tmp_path: Path):
     """Whose import takes seconds, in every worker."""
     write_config(tmp_path / "config.yaml")

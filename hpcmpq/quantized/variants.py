@@ -95,7 +95,12 @@ class Variants:
 
     @cached_property
     def _rounded(self) -> RoundedWeights:
-        return RoundedWeights(self.quantizer, self.codes, self._qparams)
+        return RoundedWeights(self.quantizer, self.codes, self._qparams, self._largest)
+
+    def _largest(self, member: Member) -> Tensor:
+        """The largest absolute weight of a member's group."""
+        group = next(group for group in self.space.groups if member in group.members)
+        return torch.stack([weight.abs().max() for weight in self.originals(group).values()]).max()
 
     @cached_property
     def _keeps(self) -> bool:
