@@ -43,8 +43,8 @@ METHODS = {
     "qep": RoundingMethod("hpcmpq.rounding.methods:qep", strength=0.5, needs_original=True),
 }
 
-BEST = "gptq"
-"""What is done where no method is named: what has been measured on a real model, see docs/export.md."""
+BEST = "qep"
+"""What is done where no method is named: the better of two on a real model, see docs/export.md."""
 
 
 def find_rounding_method(name: str) -> RoundingMethod:
