@@ -44,7 +44,7 @@ METHODS = {
 }
 
 BEST = "qep"
-"""What is done where no method is named."""
+"""What is done where no method is named: the better of two on a real model, see docs/export.md."""
 
 
 def find_rounding_method(name: str) -> RoundingMethod:
