@@ -76,6 +76,11 @@ class Family:
 
 def small_config(kind: Any, settings: Mapping[str, Any]) -> Any:
     """A configuration of class `kind` with small sizes and these settings."""
+    if kind.__name__ == "AutoConfig":  # any kind may be inside
+        from transformers import CONFIG_MAPPING
+
+        settings = dict(settings)
+        kind = CONFIG_MAPPING[settings.pop("model_type")]
     names = {name for each in kind.__mro__ for name in getattr(each, "__annotations__", {})}
     values = {name: value for name, value in SIZES.items() if name in names}
     inner = getattr(kind, "sub_configs", {}) or {}

@@ -75,7 +75,7 @@ ENCODERS = {
         DebertaV2={"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
         ConvBert={}, Nystromformer={"num_landmarks": 4, "segment_means_seq_len": 4, "conv_kernel_size": 5},
         MobileBert={"embedding_size": 32, "intra_bottleneck_size": 32}, Longformer={"attention_window": 8},
-        Funnel={"block_sizes": [1, 1], "d_head": 16, "d_inner": 96}, RoFormer={}, Esm={}, XLM={},
+        Funnel={"block_sizes": [1, 1], "d_head": 16, "d_inner": 96}, RoFormer={}, Esm={},
     ),
     "T5 encoder": Family("T5EncoderModel"),
     "Bert encoder": Family("BertModel"),
@@ -156,11 +156,21 @@ SOUND = {
 
 TEXT_OF_OTHERS = {
     "Llava": Family(
-        "LlavaForConditionalGeneration", {"text_config": {}, "vision_config": {}, "image_token_index": 159}
+        "LlavaForConditionalGeneration",
+        {
+            "text_config": {"model_type": "llama"},
+            "vision_config": _SEEN | {"model_type": "clip_vision_model"},
+            "image_token_index": 159,
+        },
     ),
     "Gemma3 with images": Family(
         "Gemma3ForConditionalGeneration",
-        {"text_config": {}, "vision_config": _SEEN, "image_token_index": 159, "mm_tokens_per_image": 4},
+        {
+            "text_config": {},
+            "vision_config": _SEEN | {"model_type": "siglip_vision_model"},
+            "image_token_index": 159,
+            "mm_tokens_per_image": 4,
+        },
     ),
     "Qwen2VL": Family("Qwen2VLForConditionalGeneration", {"text_config": {}, "vision_config": {"depth": 1}}),
 }

@@ -1,5 +1,6 @@
 """Whether transformers loads a checkpoint of compressed weights of a model: some of its models cannot be."""
 
+import copy
 import logging
 from collections.abc import Collection, Iterable
 
@@ -29,8 +30,10 @@ def reason_not_loadable(model: nn.Module, layers: Iterable[str], stored: Collect
     initialise = getattr(model, "_init_weights", None)
     if initialise is None:
         return None
+    config = copy.deepcopy(model.config)
+    config.dtype = next(model.parameters()).dtype  # some models do not build with its name alone
     with torch.device("meta"):
-        bare = type(model)(model.config)
+        bare = type(model)(config)
     for name in layers:
         del bare.get_submodule(name)._parameters["weight"]
     for module in bare.modules():
