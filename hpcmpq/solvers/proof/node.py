@@ -92,18 +92,25 @@ def preconditioner(compact: Compact, choice_G: np.ndarray) -> np.ndarray:
 
 
 def advance(node: Node, steps: int, deadline: float) -> int:
-    """Up to `steps` steps and a certificate; the steps done (0: no time left for one)."""
+    """Up to `steps` steps and a certificate; the steps done (0: no time left for one).
+
+    The multiplier swings from step to step about the one that it tends to, so the mean of two in succession is taken:
+    any symmetric matrix gives a valid bound, and LᵀZL ⪯ 0 holds for the mean of two where it holds for each.
+    """
     done = 0
-    half_NN = None
+    half_NN = earlier_NN = None
     while done < steps:
         begun = time.perf_counter()
         if begun + 4.0 * node.step_s > deadline:
             break
+        earlier_NN = half_NN
         half_NN = iterate(node.relaxation, node.projector, node.state, node.objective_NN)
         spent = time.perf_counter() - begun
         node.step_s = 0.7 * node.step_s + 0.3 * spent
         done += 1
     if half_NN is not None:
+        if earlier_NN is not None:
+            half_NN = 0.5 * (half_NN + earlier_NN)
         bound = certified(node.relaxation, half_NN, padded_pairs(node))
         node.bound = max(node.bound, bound.value)
         node.last = bound

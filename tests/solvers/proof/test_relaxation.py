@@ -109,6 +109,32 @@ def test_a_rise_is_that_of_the_minimum_with_the_option_forced() -> None:
         assert forced.value == pytest.approx(minimum.value + minimum.rise_X[column])
 
 
+def noisy(groups: int) -> Compact:
+    """Like measured on few samples: cross terms of both signs about as large as what the options do alone."""
+    rng = np.random.default_rng(0)
+    group_P = np.repeat(np.arange(groups), 4)
+    root_P = (rng.lognormal(0.0, 0.5, groups)[:, None] * 2.0 ** -np.arange(4)).ravel()
+    noise_PP = 0.3 + 0.5 * rng.standard_normal((4 * groups, 4 * groups))
+    quad_PP = np.outer(root_P, root_P) * (noise_PP + noise_PP.T)
+    quad_PP[group_P[:, None] == group_P] = 0.0
+    cost = Cost("bits", "bits", np.tile(np.arange(2.0, 6.0), groups) / groups)
+    compact = presolve(Problem(root_P**2, quad_PP, group_P, (Budget(cost, 3.5),)))
+    assert isinstance(compact, Compact)
+    return compact
+
+
+def test_the_mean_of_two_multipliers_proves_more_than_the_last() -> None:
+    compact = noisy(16)
+    best = search(compact, deadline=np.inf, seed=0)
+    assert best is not None
+    mean, last = (make_node(compact, all_pairs(compact), preconditioner(compact, best[0])) for _ in range(2))
+    advance(mean, 60, np.inf)
+    for _ in range(60):
+        half_NN = iterate(last.relaxation, last.projector, last.state, last.objective_NN)
+    of_last = certified(last.relaxation, half_NN, padded_pairs(last)).value
+    assert best[1] - mean.bound < 0.6 * (best[1] - of_last)
+
+
 @pytest.mark.parametrize("steps", [1, 5, 60])
 def test_certificate_holds_at_any_iterate(steps: int) -> None:
     compact = small(2)
