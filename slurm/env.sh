@@ -14,7 +14,7 @@
 : "${HPCMPQ_VENV:=}"             # directory of the Python environment to activate
 : "${HPCMPQ_CONTAINER:=}"        # what to put before python, such as "apptainer exec --nv hpcmpq.sif"
 : "${HPCMPQ_PYTHON:=${HPCMPQ_SUBMIT_PYTHON:-python}}"   # by default the one that ran `hpcmpq submit`
-: "${HPCMPQ_MPI:=}"              # srun --mpi=...: pmi2 for MPICH and Intel MPI, pmix for Open MPI; empty: the site's
+: "${HPCMPQ_MPI:=}"              # srun --mpi=...: pmi2 for MPICH and Intel MPI, pmix for Open MPI; empty: found out in the job
 : "${HPCMPQ_SCRATCH:=${TMPDIR:-/tmp}}"   # a directory on each node's own disk
 : "${HPCMPQ_STAGE_MODEL:=1}"     # 1: copy the model to each node's scratch once; 0: read it where it lies
 : "${HPCMPQ_MAX_REQUEUES:=20}"   # times that a job puts itself back into the queue

@@ -111,7 +111,7 @@ def test_no_machine_path_or_registry_host_is_written_down():
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    texts = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".sh", ".sbatch", ".html", ".css", ""}
+    texts = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".sh", ".sbatch", ".html", ".css", ".js", ""}
     forbidden = re.compile("/wor" + r"k/|/ro" + r"ot/|pypi\.o" + r"rg|pythonhosted\.o" + r"rg|whl/c" + "pu")
     found = []
     for name in filter(None, listed.split("\0")):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.executors.tiny_model import write_config
 from tests.synthetic_run import write_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +75,7 @@ ROOMS: dict[str, str] = {
 # Library: the only parts of the package that may import it.
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "h5py": ("store.h5_files",),
-    "mpi4py": ("executors.mpi_pool", "executors.world"),
+    "mpi4py": ("executors.mpi_pool", "executors.pmi", "executors.world"),
     "ray": ("executors.ray_pool",),
     "deepspeed": ("evaluate.engines.ranks",),
     "lm_eval": ("evaluate.tasks.harness",),
@@ -222,6 +223,30 @@ def test_the_blocked_import_check_can_fail():
     done = run_python(BLOCK_ALL_BUT.format(allowed=ALLOWED) + "import yaml")
     assert done.returncode != 0
     assert "not allowed on the solve path" in done.stderr
+
+
+WITHOUT_TRANSFORMERS = """
+import sys
+from pathlib import Path
+from hpcmpq.calibrate import stage
+assert "torch" not in sys.modules, "what hands units out measures none"
+sys.modules["transformers"] = None
+from hpcmpq.config import read_config
+from hpcmpq.executors.in_process import InProcess
+from hpcmpq.planning.stage import prepare
+from hpcmpq.store.run_dir import RunDir
+run = RunDir(Path(sys.argv[1]) / "run")
+prepare(read_config(Path(sys.argv[1]) / "config.yaml"), run, ())
+stage.calibrate(run, InProcess(), lambda *_: None)
+"""
+
+
+def test_a_module_of_plain_torch_is_measured_without_transformers(tmp_path: Path):
+    """Whose import takes seconds, in every worker."""
+    write_config(tmp_path / "config.yaml")
+    done = run_python(WITHOUT_TRANSFORMERS, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "run" / "shards").glob("*.h5"))) == 9
 
 
 def test_importing_the_package_loads_nothing_but_itself():

@@ -73,7 +73,8 @@ def _saved(run: RunDir, model: Any, tokenizer: Any) -> Path:
         model.save_pretrained(attempt)
         if tokenizer is not None:
             tokenizer.save_pretrained(attempt)
-        source = {"path": None, "form": "memory", "digest": digest}
+        name = Path(model.name_or_path).name or type(model).__name__
+        source = {"path": None, "form": "memory", "digest": digest, "name": name}
         (attempt / SOURCE).write_text(json.dumps(source), encoding="utf-8")
     return directory
 

@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from functools import partial
 
-from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.errors import IncompleteCalibration
-from hpcmpq.executors import Executor
+from hpcmpq.executors import Executor, Worker
 from hpcmpq.plan import UnitOutcome, WorkUnit
 from hpcmpq.store.attempts import recording
 from hpcmpq.store.plan_file import read_plan
@@ -52,7 +51,7 @@ def calibrate(
     redo = frozenset(unit.id for unit in units if run.shard_path(unit.id).exists())
     done = len(plan.units) - num_missing
     failed = []
-    outcomes = executor.run(partial(make_worker, run, redo), units)
+    outcomes = executor.run(partial(_make_worker, run, redo), units)
     with recording(run) as record, closing(outcomes):
         for outcome in outcomes:
             done += outcome.error is None
@@ -66,6 +65,13 @@ def calibrate(
             f"the others are on disk, run `hpcmpq calibrate {run.path}` again"
         )
     return failed
+
+
+def _make_worker(run: RunDir, redo: frozenset[str]) -> Worker:
+    """See `hpcmpq.calibrate.worker.make_worker`; torch is loaded where units are measured, and nowhere else."""
+    from hpcmpq.calibrate.worker import make_worker
+
+    return make_worker(run, redo)
 
 
 def starting_from(

@@ -1,5 +1,6 @@
 """What kind of layer a module is, and how each kind multiplies."""
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -45,9 +46,13 @@ def is_convolution(module: nn.Module) -> bool:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a layer multiplies the last axis of its input by a matrix."""
-    from transformers.pytorch_utils import Conv1D
+    return isinstance(module, nn.Linear) or _is_conv1d(module)
 
-    return isinstance(module, nn.Linear | Conv1D)
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is transformers' Conv1D; where nothing has imported that, no model holds one."""
+    imported = sys.modules.get("transformers.pytorch_utils")
+    return imported is not None and isinstance(module, imported.Conv1D)
 
 
 _TRANSPOSED_EXPERTS = ("Llama4TextExperts",)
@@ -57,10 +62,8 @@ _EXPERTS = (*_TRANSPOSED_EXPERTS, "LongcatFlashExperts", "Step3p7Experts")
 
 def is_transposed(module: nn.Module) -> bool:
     """Whether a module stores its weights as [..., inputs, outputs]: transformers' Conv1D and some fused experts."""
-    from transformers.pytorch_utils import Conv1D
-
     fused = type(module).__name__ in _TRANSPOSED_EXPERTS or getattr(module, "is_transposed", False) is True
-    return isinstance(module, Conv1D) or (fused and are_experts(module))
+    return _is_conv1d(module) or (fused and are_experts(module))
 
 
 def are_experts(module: nn.Module) -> bool:

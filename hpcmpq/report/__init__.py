@@ -5,7 +5,8 @@ checks.py     what to know before using the result
 tables.py     size, costs and groups as plain tables, also written as CSV
 measured.py   what evaluation measured, with intervals
 bits.py       bits over depth and kind
-curves.py     loss over size: frontier, bounds, uniform curve
+what_if.py    the assignments of other budgets
+curves.py     loss over size: frontier, bounds, uniform curve; frontier_tables.py the same in numbers
 pairs.py      interactions of groups
 partition.py  sequential sub-graphs and their measured times
 stages.py     time and cost of each stage
@@ -13,7 +14,7 @@ provenance.py model, data, files, environment, and how to get it all again
 display.py    numbers with units
 words.py      findings to sentences
 plots.py      figures; theme.py turns them to SVG and PNG, and to the page in light and dark
-html.py       everything to the page, with report.html and report.css
+html.py       everything to the page, with report.html, report.css and report.js, which lets it be asked
 """
 
 from pathlib import Path
@@ -42,9 +43,10 @@ def write_report(run: RunDir) -> Path:
     """
     findings = read_findings(run)
     try:
+        from hpcmpq.report.curves import marks
         from hpcmpq.report.html import page
         from hpcmpq.report.plots import all_figures
-        from hpcmpq.report.theme import draw_svg, for_file, for_page, save_png
+        from hpcmpq.report.theme import draw_svg, for_file, for_page, frame, save_png
     except ModuleNotFoundError as error:
         raise UserError(
             f"the report needs {error.name}, which is not installed; run `pip install 'hpcmpq[report]'` and "
@@ -63,7 +65,13 @@ def write_report(run: RunDir) -> Path:
             save_png(figure, attempt)
     _remove_others(folder, {f"{table.name}.csv" for table in tables}, set(figures))
     shown = {name: for_page(name, svg) for name, svg in drawn.items() if name not in AS_TABLE}
-    text = page(findings, shown, tables)
+    text = page(
+        findings,
+        shown,
+        tables,
+        marks(findings, figures["loss_against_size"]),
+        frame(figures["interactions"]) if "interactions" in figures else None,
+    )
     with replacing(run.report_path) as attempt:
         attempt.write_text(text, encoding="utf-8", errors="surrogateescape")
     return run.report_path
@@ -79,14 +87,14 @@ def _remove_others(folder: Path, tables: set[str], figures: set[str]) -> None:
 
 def every_table(findings: Findings) -> list[Table]:
     """Every table that the artefacts allow."""
-    from hpcmpq.report.curves import frontier_table
+    from hpcmpq.report.frontier_tables import assignments_table, frontier_table
     from hpcmpq.report.partition import partition_table
 
     found = [comparison_table(findings), budget_table(findings), group_table(findings), pair_table(findings)]
     found.append(stage_table(findings))
     optional = [measured_table(findings), files_table(findings)]
     if findings.frontier is not None:
-        optional.append(frontier_table(findings))
+        optional += [frontier_table(findings), assignments_table(findings)]
     if findings.plan.times is not None:
         optional.append(partition_table(findings))
     return [*found, *(table for table in optional if table is not None)]

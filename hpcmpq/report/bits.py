@@ -39,12 +39,14 @@ class Cell:
         bits: Key into `BIT_COLOURS`.
         share: Share of the predicted loss increase, as text; empty if that is zero.
         title: The whole story for pointer and screen reader.
+        group: Place of the group in the model's order.
     """
 
     text: str
     bits: int
     share: str
     title: str
+    group: int
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def bit_map(findings: Findings) -> BitMap:
     kinds = list(dict.fromkeys(kind(group) for group in groups if group.block is not None))
     share_G = share_of_increase(findings)
     rows: dict[str, list[list[Cell]]] = {}
-    for group, chosen, share in zip(groups, findings.formats, share_G, strict=True):
+    for g, (group, chosen, share) in enumerate(zip(groups, findings.formats, share_G, strict=True)):
         part = "" if share is None else show(share, "share")
         cell = Cell(
             shown_format(chosen),
@@ -74,6 +76,7 @@ def bit_map(findings: Findings) -> BitMap:
             "" if share is None else rounded(share),
             f"{group.name}: {chosen.name}, {group.numel:,} weights"
             + (f", {part} of the predicted increase" if part else ""),
+            g,
         )
         if group.block is None:
             rows[group.name] = [[cell]]

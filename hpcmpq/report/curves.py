@@ -1,4 +1,4 @@
-"""Loss over size: the frontier with its bounds, the uniform curve, and what was measured, as a table and a figure."""
+"""Loss over size: the frontier with its bounds, the uniform curve, and what was measured, as a figure."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,9 +8,9 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 from hpcmpq.formats import FORMATS
 from hpcmpq.report.display import cost_title, show, show_cost
 from hpcmpq.report.findings import Findings
-from hpcmpq.report.tables import Column, Table
-from hpcmpq.report.theme import THEME, logarithmic, panels
-from hpcmpq.wording import label, show_bytes
+from hpcmpq.report.theme import THEME, logarithmic, panels, point_of
+from hpcmpq.report.what_if import alternatives, with_the_shown
+from hpcmpq.wording import show_bytes
 
 FAR = 1.6
 """Ratio of the costs of two neighbouring uniform formats above which nothing is said of what lies between."""
@@ -51,33 +51,6 @@ def below_uniform(findings: Findings, cost: float, increase: float | None) -> fl
     return float(1 - increase / np.exp(np.interp(cost, x_n, np.log(y_n))))
 
 
-def frontier_table(findings: Findings) -> Table:
-    """Predicted loss and proven bound over a range of budgets."""
-    assert findings.frontier is not None
-    cost, loss0 = findings.size_cost, findings.quadratic.loss0
-    rows = tuple(
-        (
-            float(point["costs"][cost]),
-            point["predicted_loss"],
-            point["bound"],
-            point["gap"],
-            below_uniform(findings, float(point["costs"][cost]), point["predicted_loss"] - loss0),
-            point["termination"].replace("_", " "),
-        )
-        for point in findings.frontier["points"]
-    )
-    columns = (
-        Column(cost, label(cost).capitalize(), "number"),
-        Column("predicted_loss", f"Predicted {findings.objective_short}", "loss"),
-        Column("bound", "Proven bound", "loss"),
-        Column("gap", "Gap", "share"),
-        Column("below_uniform", "Below the uniform curve", "share"),
-        Column("termination", "Ended"),
-    )
-    rows = tuple(sorted(rows, key=lambda row: (row[0], -row[1])))
-    return Table("frontier", "The best assignment found at each budget, smallest first.", columns, rows)
-
-
 def loss_against_size(findings: Findings) -> Figure:
     """Loss increase over cost, and below it how far the frontier lies below the uniform curve."""
     saved = [] if findings.frontier is None else _savings(findings)
@@ -89,6 +62,15 @@ def loss_against_size(findings: Findings) -> Figure:
     if findings.size_cost == "size_bytes":
         axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: show_bytes(value)))
     return figure
+
+
+def marks(findings: Findings, figure: Figure) -> list[list[float] | None]:
+    """Where each of `with_the_shown` lies on the drawn figure, from left and top; None where it is not drawn."""
+    loss0 = findings.quadratic.loss0
+    return [
+        point_of(figure, each.cost, each.predicted - loss0) if each.predicted > loss0 else None
+        for each in with_the_shown(findings)
+    ]
 
 
 def curve_words(findings: Findings) -> str:
@@ -119,9 +101,14 @@ def _draw_losses(findings: Findings, axes: Axes) -> None:
     for x, y, name in uniform:
         axes.annotate(name, (x, y), (6, 5), textcoords="offset points", color=THEME["muted"], fontsize=9)
     if findings.frontier is not None:
-        points = [(row[0], row[1] - loss0, row[2]) for row in frontier_table(findings).rows if row[1] > loss0]
-        axes.plot(*_columns(points), "-", color=THEME["ours"], label="frontier, predicted")
-        proven = [(x, y, bound - loss0) for x, y, bound in points if bound is not None and bound > loss0]
+        points = [each for each in alternatives(findings) if each.predicted > loss0]
+        drawn = [(each.cost, each.predicted - loss0) for each in points]
+        axes.plot(*_columns(drawn), "-", color=THEME["ours"], label="frontier, predicted")
+        proven = [
+            (each.cost, each.predicted - loss0, each.bound - loss0)
+            for each in points
+            if each.bound is not None and each.bound > loss0
+        ]
         if proven:
             x_n, y_n, bound_n = (list(values) for values in zip(*proven, strict=True))
             axes.plot(x_n, bound_n, ":", color=THEME["ours"], label="frontier, proven bound")
@@ -204,13 +191,20 @@ def measured_against_uniform(findings: Findings) -> tuple[float, float, float] |
 def _savings(findings: Findings) -> list[tuple[float, float, float]]:
     """(cost, share below the uniform curve, at most that share by the bound) of every frontier point.
 
-    Shares are NaN, which breaks the line, where there is no curve; the list is empty if that is everywhere.
+    A bound below the original's loss rules out nothing and is drawn as if it lay there. Shares are NaN, which breaks
+    the line, where there is no curve; the list is empty if that is everywhere.
     """
     found, loss0 = [], findings.quadratic.loss0
-    for row in frontier_table(findings).rows:
-        most = None if row[2] is None else below_uniform(findings, row[0], row[2] - loss0)
-        found.append((row[0], *(np.nan if share is None else float(share) for share in (row[4], most))))
+    for each in alternatives(findings):
+        share = below_uniform(findings, each.cost, each.predicted - loss0)
+        least = None if each.bound is None else max(each.bound - loss0, 0.0)
+        most = below_uniform(findings, each.cost, least)
+        found.append((each.cost, _or_nan(share), _or_nan(most)))
     return found if any(np.isfinite(share) for _, share, _ in found) else []
+
+
+def _or_nan(share: float | None) -> float:
+    return float("nan") if share is None else share
 
 
 def _columns(points: list[tuple]) -> tuple[list[float], list[float]]:

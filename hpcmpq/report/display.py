@@ -17,6 +17,8 @@ def show(value: Any, style: str) -> str:
         ('1.31 MB', '0.03350', '12.5 %', '—')
         >>> show(2.82e-5, "loss"), show(4e-7, "share"), show(-0.02, "signed")
         ('2.820×10⁻⁵', '<\xa00.001 %', '−0.0200')
+        >>> show(12345.0, "loss"), show(13.42, "share")
+        ('1.234×10⁴', '1,342 %')
     """
     if value is None:
         return "—"
@@ -97,18 +99,18 @@ def _significant(value: float, digits: int = 4) -> str:
     """A fixed number of significant digits, so that the digits of a column say alike how well its values are known."""
     if value == 0:
         return "0"
-    if not 1e-4 <= abs(value) < 1e6:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    text = f"{value:#.{digits}g}".rstrip(".")
+    if "e" in text:
+        mantissa, exponent = text.split("e")
         text = f"{mantissa}×10{str(int(exponent)).translate(SUPERSCRIPTS)}"
-    else:
-        text = f"{value:#.{digits}g}".rstrip(".")
     return text.replace("-", "−")
 
 
 def _share(value: float) -> str:
     if 0 < abs(value) < 5e-6:
         return "<\N{NO-BREAK SPACE}0.001 %"
-    return f"{100 * value:.3g} %".replace("-", "−")
+    digits = ",.0f" if abs(value) >= 10 else ".3g"
+    return f"{100 * value:{digits}} %".replace("-", "−")
 
 
 def _seconds(value: float) -> str:

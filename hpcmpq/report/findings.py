@@ -71,10 +71,14 @@ class Findings:
     @cached_property
     def predicted_stderr(self) -> float | None:
         """Standard error of the predicted loss over disjoint calibration batches, or None without batches."""
+        return self.stderr_over_batches(self.choice_G)
+
+    def stderr_over_batches(self, choice_G: np.ndarray) -> float | None:
+        """`predicted_stderr` of another choice."""
         num_batches = len(self.quadratic.batch_linear_BP)
         if num_batches < 2:
             return None
-        values_B = batch_values(self.quadratic.batch_linear_BP, self.quadratic.batch_quad_BPP, self.choice_G)
+        values_B = batch_values(self.quadratic.batch_linear_BP, self.quadratic.batch_quad_BPP, choice_G)
         return float(values_B.std(ddof=1) / num_batches**0.5)
 
     @property

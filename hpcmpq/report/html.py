@@ -1,5 +1,8 @@
 """The page: tables, sentences and figures in one file that needs no network."""
 
+import base64
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +13,30 @@ from hpcmpq.report import pairs, provenance, words
 from hpcmpq.report.bits import BIT_COLOURS, bit_map, nearest, shown_format
 from hpcmpq.report.checks import all_checks
 from hpcmpq.report.curves import curve_words
-from hpcmpq.report.display import show
+from hpcmpq.report.display import cost_title, show
 from hpcmpq.report.findings import Findings
 from hpcmpq.report.tables import Table
+from hpcmpq.report.what_if import questions, stretches
 
 FOLDER = Path(__file__).parent
 MARKS = {"passes": "✓", "take care": "!", "fails": "✗", "open": "?"}
 
 
-def page(findings: Findings, figures: dict[str, str], all_tables: list[Table]) -> str:
+def page(
+    findings: Findings,
+    figures: dict[str, str],
+    all_tables: list[Table],
+    marks: list[list[float] | None],
+    frame: list[float] | None,
+) -> str:
     """The report as HTML.
 
     Args:
         findings: What the run found.
         figures: {name: SVG element}.
         all_tables: Every table that there is.
+        marks: Places of assignments on the figure of losses, see `hpcmpq.report.curves.marks`.
+        frame: Of the map of interactions on its figure, see `hpcmpq.report.theme.frame`.
     """
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
@@ -36,8 +48,10 @@ def page(findings: Findings, figures: dict[str, str], all_tables: list[Table]) -
         finalize=unbroken,
     )
     environment.filters["show"] = show
+    environment.filters["cost_title"] = cost_title
     environment.filters["coded"] = coded
     environment.filters["breakable"] = breakable
+    script = (FOLDER / "report.js").read_text(encoding="utf-8")
     return environment.get_template("report.html").render(
         findings=findings,
         words=words,
@@ -48,12 +62,26 @@ def page(findings: Findings, figures: dict[str, str], all_tables: list[Table]) -
         figures={name: Markup(svg) for name, svg in figures.items()},
         curve_words=curve_words(findings),
         css=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
+        data=as_data({"budgets": questions(findings, marks), "pairs": pairs.all_pairs(findings, frame)}),
+        stretches=stretches(findings),
         bit_colours=BIT_COLOURS,
         bits=bit_map(findings),
         legend=_legend(findings),
         model_name=provenance.model_name(findings),
         environment=findings.plan.environment,
     )
+
+
+def as_data(values: Any) -> Markup:
+    r"""Values as JSON within a script element, which no text in them can end.
+
+    Example:
+        >>> as_data({"name": "</script>"})
+        Markup('{"name":"\\u003c/script>"}')
+    """
+    return Markup(json.dumps(values, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def coded(sentence: str) -> Markup:

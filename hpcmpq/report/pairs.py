@@ -1,6 +1,8 @@
 """Interactions between groups: the strongest pairs as a table and in words."""
 
+import base64
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,11 @@ from hpcmpq.space import Group
 NUM_PAIRS = 20
 NUM_EXPLAINED = 6
 """Pairs that are explained in words."""
+
+MAX_POINTED = 512
+"""Groups up to which the page holds every pair, to be pointed at."""
+
+LARGEST_FLOAT16 = 60000.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,39 @@ def pair_table(findings: Findings) -> Table:
         Column("share", "Share of the predicted increase", "share"),
     )
     return Table("pairs", "The strongest interactions at the chosen formats, in loss.", columns, rows)
+
+
+def all_pairs(findings: Findings, frame: list[float] | None) -> dict[str, Any] | None:
+    """Every interaction at the chosen formats with its standard error, as plain values; None where there are none.
+
+    Losses are float32. Errors, of which two digits say all, are float16 of their share of the largest.
+
+    Args:
+        findings: What the run found.
+        frame: Of the map of interactions on its figure; None where there is no such figure.
+    """
+    groups, options_G = findings.plan.space.groups, findings.choice_G
+    if frame is None or len(groups) > MAX_POINTED:
+        return None
+    upper = np.triu_indices(len(groups), 1)
+    loss_n = findings.pairs_GG[upper]
+    stderr_n = findings.quadratic.stderr_quad_PP[np.ix_(options_G, options_G)][upper]
+    unit = float(stderr_n.max()) / LARGEST_FLOAT16 or 1.0
+    return {
+        "frame": frame,
+        "groups": [group.name for group in groups],
+        "formats": [form.name for form in findings.formats],
+        "alone": [float(f"{findings.quadratic.linear_P[p]:.4g}") for p in options_G],
+        "alone_stderr": [float(f"{findings.quadratic.stderr_linear_P[p]:.4g}") for p in options_G],
+        "loss": _encoded(loss_n.astype("<f4")),
+        "stderr": _encoded((stderr_n / unit).astype("<f2")),
+        "stderr_unit": unit,
+        "strongest": [int(part[np.argmax(np.abs(loss_n))]) for part in upper],
+    }
+
+
+def _encoded(values: np.ndarray) -> str:
+    return base64.b64encode(values.tobytes()).decode("ascii")
 
 
 def explained_pairs(findings: Findings) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Where the numbers come from and how to get them again: model, data, settings, files, environment, commands."""
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from hpcmpq.errors import DamagedFile
 from hpcmpq.report.findings import Findings
 from hpcmpq.report.tables import Column, Table, share_of
 from hpcmpq.store.attempts import read_processes
@@ -19,20 +21,40 @@ WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data", ".bin")
 Facts = list[tuple[str, str]]
 
 
+def given_model(findings: Findings) -> dict[str, Any]:
+    """What RUN/original was made of: `path`, `form`, perhaps `name`; empty where the plan's model is what was given."""
+    path, kept = findings.plan.config.model.path, findings.run.original_path
+    if path is None or Path(path).name != kept.name or not (kept / "source.json").is_file():
+        return {}
+    try:
+        return dict(json.loads((kept / "source.json").read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise DamagedFile(
+            f"{kept / 'source.json'} is damaged ({error}); copy {kept} to this run anew"
+        ) from None
+
+
 def model_name(findings: Findings) -> str:
-    """The last part of the model's path, or its factory."""
-    model = findings.plan.config.model
-    return str(model.factory or Path(str(model.path)).name)
+    """The last part of the path that was given, the name of a model in memory, or the model's factory."""
+    model, given = findings.plan.config.model, given_model(findings)
+    return str(model.factory or given.get("name") or Path(str(given.get("path") or model.path)).name)
+
+
+def _model(findings: Findings) -> str:
+    model, given = findings.plan.config.model, given_model(findings)
+    if given.get("path"):
+        return f"{given['path']} ({given['form']}), dequantized to {model.dtype}"
+    return f"{model.factory or given.get('name') or model.path}, {model.dtype}"
 
 
 def measured_facts(findings: Findings) -> Facts:
     """(term, value) on what was measured and how."""
     plan, quadratic, evaluation = findings.plan, findings.quadratic, findings.evaluation
-    calibration, quantizer, model = plan.config.calibration, plan.config.quantizer, plan.config.model
+    calibration, quantizer = plan.config.calibration, plan.config.quantizer
     numel = sum(group.numel for group in plan.space.groups)
     group_size = quantizer.group_size
     facts = [
-        ("Model", f"{model.factory or model.path}, {model.dtype}"),
+        ("Model", _model(findings)),
         (
             "Searched",
             f"{numel:,} weights in {len(plan.space.groups)} groups, {plan.space.num_options} options; "
@@ -136,6 +158,8 @@ def config_text(findings: Findings) -> str:
         "budgets": {name: limit for name, limit in findings.solution["budgets"].items() if name != gained},
         "solver": findings.solution["solver"],
     }
+    if path := given_model(findings).get("path"):
+        config["model"] = {**config["model"], "path": path}
     return yaml.safe_dump(_plain(config), sort_keys=False, width=100)
 
 

@@ -80,6 +80,18 @@ def draw_svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
+def point_of(figure: Figure, x: float, y: float) -> list[float]:
+    """A point of a drawn figure's first axes, as fractions of the figure from its left and its top."""
+    across, up = figure.transFigure.inverted().transform(figure.axes[0].transData.transform((x, y)))
+    return [round(float(across), 5), round(1 - float(up), 5)]
+
+
+def frame(figure: Figure) -> list[float]:
+    """Left, top, width and height of a drawn figure's first axes, as fractions of the figure from its left and top."""
+    left, bottom, width, height = figure.axes[0].get_position().bounds
+    return [round(float(part), 5) for part in (left, 1 - bottom - height, width, height)]
+
+
 def for_page(name: str, svg: str) -> str:
     """An SVG element for the page: scalable, in CSS variables, with ids of its own, hidden from readers."""
     text = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)

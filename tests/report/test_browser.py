@@ -12,7 +12,10 @@ import pytest
 from PIL import Image
 
 from hpcmpq.report import write_report
+from hpcmpq.report.display import _significant, show
+from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.store.json_files import read_json, write_json
+from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
 from tests.report.other_runs import transformer, write_other_run
 from tests.synthetic_run import write_run
@@ -23,7 +26,7 @@ from playwright.sync_api import Browser, Error, Page, sync_playwright  # noqa: E
 
 WIDE, PHONE = {"width": 1200, "height": 900}, {"width": 360, "height": 740}
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FOCUSABLE = "a[href], summary, [tabindex='0']"
+FOCUSABLE = "a[href], summary, [tabindex='0'], button:enabled, input"
 OUTSIDE = """() => [...document.querySelectorAll('figure svg')].flatMap(svg => {
   const frame = svg.getBoundingClientRect();
   return [...svg.querySelectorAll('text')].filter(text => {
@@ -152,6 +155,9 @@ def test_no_barrier_that_axe_knows(browser: Browser, runs: dict[str, RunDir], na
         "axe_playwright_python.sync_playwright", reason="axe, of the extra test, is missing"
     )
     page = opened(browser, runs[name], color_scheme=scheme)
+    if name == "full":
+        page.focus("#budget")
+        page.keyboard.press("End")
     page.evaluate("() => document.querySelectorAll('details').forEach(part => { part.open = true; })")
     results = axe.Axe().run(page)
     assert results.violations_count == 0, results.generate_report()
@@ -196,12 +202,149 @@ def test_screen_reader_hears_landmarks_and_figures(browser: Browser, runs: dict[
     assert 'columnheader "self_attn.q_proj"' in heard and 'rowheader "block 3"' in heard
 
 
-def test_page_is_the_same_without_scripts(browser: Browser, runs: dict[str, RunDir]):
-    shots = [
-        opened(browser, runs["full"], java_script_enabled=enabled).screenshot(full_page=True)
-        for enabled in (True, False)
-    ]
-    assert shots[0] == shots[1]
+def test_page_without_scripts_is_complete_and_offers_nothing_that_would_not_work(
+    browser: Browser, runs: dict[str, RunDir]
+):
+    run = runs["full"]
+    page = opened(browser, run, java_script_enabled=False)
+    for control in page.locator("button, input").all():
+        assert not control.is_visible()
+    for summary in page.locator("summary").all():
+        summary.click()
+    text = page.locator("main").inner_text()
+    for point in read_json(run.frontier_path, "")["points"]:
+        assert f"{point['predicted_loss']:#.4g}" in text and f"{point['bound']:#.4g}" in text
+    words = page.locator("ul.stretches").text_content()
+    for name, form in read_json(run.frontier_path, "")["points"][0]["assignment"].items():
+        assert re.search(rf"{re.escape(name)}\s*\d{form} at", words), name
+
+
+def asked(browser: Browser, run: RunDir, **settings: object) -> tuple[Page, list[dict], dict[str, str]]:
+    """A page with its slider in focus, the frontier from small to large, and the shown assignment."""
+    page = opened(browser, run, **settings)
+    page.focus("#budget")
+    points = sorted(
+        read_json(run.frontier_path, "")["points"], key=lambda point: point["costs"]["weight_bits"]
+    )
+    return page, points, read_json(run.solution_path, "")["assignment"]
+
+
+def test_slider_shows_the_assignment_of_another_budget_and_what_differs(
+    browser: Browser, runs: dict[str, RunDir]
+):
+    page, points, ours = asked(browser, runs["full"])
+    start = [point["assignment"] == ours for point in points].index(True)
+    assert page.locator("#budget").input_value() == str(start)
+    assert "no group differs" in page.text_content("#budget-answer")
+    assert page.locator("#budget-map .changed").count() == 0
+    for place in (start + 1, start + 2, start + 1):
+        page.keyboard.press(
+            "ArrowRight" if place > int(page.locator("#budget").input_value()) else "ArrowLeft"
+        )
+        theirs = points[place]["assignment"]
+        changed = [name for name in ours if theirs[name] != ours[name]]
+        assert changed
+        answer = page.text_content("#budget-answer")
+        assert f"{len(changed)} of {len(ours)} groups differ" in answer
+        assert f"{points[place]['predicted_loss']:#.4g}" in answer
+        titles = page.locator("#budget-map .bits").evaluate_all(
+            "cells => cells.map(cell => cell.title.split(' ')[1])"
+        )
+        assert titles == list(theirs.values())
+        assert page.locator("#budget-map .changed").count() == len(changed)
+        rows = page.locator("#budget-changes tbody tr").evaluate_all(
+            "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
+        )
+        assert [(row[0], row[2], row[3].split(" ")[0]) for row in rows] == [
+            (name, ours[name], theirs[name]) for name in changed
+        ]
+        assert page.get_attribute("#budget", "aria-valuetext").startswith(
+            f"{points[place]['costs']['weight_bits']:.3g}"
+        )
+    page.click("#budget-shown")
+    assert "no group differs" in page.text_content("#budget-answer")
+    assert page.locator("#budget-shown").is_disabled()
+    assert page.messages == []
+
+
+def test_ring_stands_on_the_drawn_curve(browser: Browser, runs: dict[str, RunDir]):
+    """At every budget its centre is a point of the frontier's line in the figure, as the browser lays that out."""
+    page, points, _ = asked(browser, runs["full"])
+    page.keyboard.press("Home")
+    for _ in points:
+        nearest = page.evaluate(
+            """() => {
+              const ring = document.querySelector('.mark-budget').getBoundingClientRect();
+              const x = ring.x + ring.width / 2, y = ring.y + ring.height / 2;
+              const drawn = [...document.querySelectorAll('#plot-loss_against_size path')].filter(
+                path => path.style.stroke.includes('--ours') && !path.closest('defs'));
+              return Math.min(...drawn.map(path => {
+                const matrix = path.getScreenCTM(), found = [];
+                for (let at = 0; at <= path.getTotalLength(); at += 0.5) {
+                  const point = path.getPointAtLength(at).matrixTransform(matrix);
+                  found.push(Math.hypot(point.x - x, point.y - y));
+                }
+                return Math.min(...found);
+              }));
+            }"""
+        )
+        assert nearest < 1.5
+        page.keyboard.press("ArrowRight")
+
+
+def test_pointing_at_a_pair_of_groups_shows_its_interaction_with_its_error(
+    browser: Browser, runs: dict[str, RunDir]
+):
+    run = runs["full"]
+    quadratic = shrunk(read_quadratic(run.quadratic_path), "auto")
+    assignment = read_json(run.solution_path, "")["assignment"]
+    names, options = list(assignment), list(zip(quadratic.option_group, quadratic.option_format, strict=True))
+    chosen = [options.index(item) for item in assignment.items()]
+    page = opened(browser, run)
+    page.locator(".pointer").scroll_into_view_if_needed()
+    box = page.locator(".pointer").bounding_box()
+
+    def expected(i: int, j: int) -> tuple[str, str]:
+        value, error = quadratic.quad_PP[chosen[i], chosen[j]], quadratic.stderr_quad_PP[chosen[i], chosen[j]]
+        return show(float(value), "signed"), f"standard error {_significant(float(error), 2)}"
+
+    strongest = np.unravel_index(np.abs(quadratic.quad_PP[np.ix_(chosen, chosen)]).argmax(), (28, 28))
+    for i, j in (strongest, (2, 20), (27, 0), (13, 14)):
+        page.mouse.move(box["x"] + (j + 0.5) / 28 * box["width"], box["y"] + (i + 0.5) / 28 * box["height"])
+        said = page.text_content("#pair")
+        assert said.startswith(
+            f"{names[i]} in {assignment[names[i]]} and {names[j]} in {assignment[names[j]]}: "
+        )
+        value, error = expected(i, j)
+        assert f": {value} beyond" in said and error in said
+    page.focus(".pointer")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowLeft")
+    assert page.text_content("#pair").startswith(f"{names[12]} in")
+    assert f": {expected(12, 13)[0]} beyond" in page.text_content("#pair")
+    page.keyboard.press("ArrowLeft")
+    alone = show(float(quadratic.linear_P[chosen[12]]), "signed")
+    assert f"alone: {alone}, standard error" in page.text_content("#pair")
+
+
+def test_tables_sort_and_filter(browser: Browser, runs: dict[str, RunDir]):
+    page = opened(browser, runs["full"])
+    page.click("text=Every group with its predicted loss")
+    table = page.locator("#bits details .scroll table")
+    column = "rows => rows.filter(row => !row.hidden).map(row => row.cells[{}].textContent.trim())"
+    rows = table.locator("tbody tr")
+    before = rows.evaluate_all(column.format(0))
+    header = table.get_by_role("button", name="Weights")
+    for order, wanted in (("ascending", False), ("descending", True)):
+        header.click()
+        values = [int(text.replace(",", "")) for text in rows.evaluate_all(column.format(3))]
+        assert values == sorted(values, reverse=wanted) and len(set(values)) > 1
+        assert table.locator(f"th[aria-sort={order}]").text_content() == "Weights"
+    header.click()
+    assert rows.evaluate_all(column.format(0)) == before
+    page.locator("#bits").get_by_label("Rows with the words").fill("layers.2 MLP")
+    assert rows.evaluate_all(column.format(0)) == [name for name in before if "layers.2.mlp" in name]
+    assert page.locator("#bits .filter span").text_content() == "3 of 28 rows"
 
 
 def test_motion_stops_where_it_is_not_wanted(browser: Browser, runs: dict[str, RunDir]):

@@ -1,6 +1,8 @@
 """The report of a synthetic run: complete, self-contained, well formed and readable by everybody."""
 
+import base64
 import csv
+import hashlib
 import json
 import re
 import shutil
@@ -14,10 +16,11 @@ import yaml
 from PIL import Image
 
 from hpcmpq.config import parse_config
-from hpcmpq.errors import UserError
+from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.report import every_table, write_report
 from hpcmpq.report.findings import read_findings
 from hpcmpq.report.plots import all_figures
+from hpcmpq.report.provenance import config_text, model_name
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
@@ -42,7 +45,7 @@ def page(full: RunDir) -> Page:
 
 def test_page_needs_nothing_but_itself(full: RunDir, page: Page):
     for tag, attributes in page.elements:
-        assert tag not in ("script", "link", "iframe", "object", "embed"), tag
+        assert tag not in ("link", "iframe", "object", "embed"), tag
         for name in ("src", "href", "data", "action", "srcset"):
             value = attributes.get(name) or "#"
             assert value.startswith(("#", "data:image/png;base64,")), value[:80]
@@ -50,6 +53,54 @@ def test_page_needs_nothing_but_itself(full: RunDir, page: Page):
     assert style is not None
     assert "@import" not in style[1]
     assert "url(" not in style[1]
+
+
+def test_the_only_script_that_may_run_is_the_page_s_own(full: RunDir, page: Page):
+    """The policy that browsers hold the page to: its hash is that of the script, and nothing is fetched."""
+    assert page.all("script") == [{"type": "application/json", "id": "data"}, {}]
+    [policy] = [a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    [script] = re.findall(r"<script>(.*?)</script>", full.report_path.read_text(), re.DOTALL)
+    digest = hashlib.sha256(script.encode()).digest()
+    assert f"script-src 'sha256-{base64.b64encode(digest).decode()}'" in policy
+    assert policy.startswith("default-src 'none';") and "http" not in policy
+    assert not re.search(r"fetch\(|XMLHttpRequest|WebSocket|import\(|https?:", script)
+    assert not [a for _, a in page.elements if any(name.startswith("on") for name in a)]
+
+
+def test_every_solved_budget_is_in_the_page(full: RunDir, page: Page):
+    """Formats, losses, bounds and what differs from the shown assignment, as data and, without the script, as text."""
+    [text] = re.findall(r'id="data">(.*?)</script>', full.report_path.read_text(), re.DOTALL)
+    asked = json.loads(text)["budgets"]
+    frontier, ours = read_json(full.frontier_path, ""), read_json(full.solution_path, "")
+    points = sorted(frontier["points"], key=lambda point: point["costs"]["weight_bits"])
+    assert len(asked["stops"]) == len(points) == 6
+    start = [point["assignment"] == ours["assignment"] for point in points].index(True)
+    assert asked["start"] == start
+    for stop, point in zip(asked["stops"], points, strict=True):
+        formats = [asked["formats"][k][0] for k in stop["formats"]]
+        assert dict(zip(asked["groups"], formats, strict=True)) == point["assignment"]
+        facts = dict(stop["facts"])
+        assert facts["Predicted KL"] == f"{point['predicted_loss']:#.4g}"
+        assert facts["Proven lower bound"].split()[0] == f"{point['bound']:#.4g}"
+        assert facts["Bits per weight"].split()[0] == f"{point['costs']['weight_bits']:.3f}".rstrip(
+            "0"
+        ).rstrip(".")
+        assert 0 < stop["mark"][0] < 1 and 0 < stop["mark"][1] < 1
+    across, down = zip(*(stop["mark"] for stop in asked["stops"]), strict=True)
+    assert list(across) == sorted(across) and list(down) == sorted(down), "the curve falls from left to right"
+    with (full.file("report") / "frontier.csv").open() as file:
+        changed = [int(row["changed"]) for row in csv.DictReader(file)]
+    assert changed == [
+        sum(point["assignment"][g] != f for g, f in ours["assignment"].items()) for point in points
+    ]
+    with (full.file("report") / "assignments.csv").open() as file:
+        rows = {(row["group"], float(row["limit"])): row["format"] for row in csv.DictReader(file)}
+    assert rows == {(g, point["limit"]): f for point in points for g, f in point["assignment"].items()}
+    spoken = squeezed(page.text)
+    first = next(iter(ours["assignment"]))
+    assert (
+        f"{points[0]['assignment'][first]} at {points[0]['costs']['weight_bits']:.3f}".rstrip("0") in spoken
+    )
 
 
 def test_ids_are_unique_and_links_lead_somewhere(page: Page):
@@ -140,7 +191,7 @@ def test_files_hold_the_figures_and_tables(full: RunDir):
     folder = full.file("report")
     names = {path.name for path in folder.iterdir()}
     figures = {"bits", "loss_against_size", "interactions", "predicted_against_measured"}
-    tables = {"comparison", "budgets", "groups", "pairs", "stages", "frontier"}
+    tables = {"comparison", "budgets", "groups", "pairs", "stages", "frontier", "assignments"}
     wanted = {f"{name}.{suffix}" for name in figures for suffix in ("svg", "png")}
     assert names == wanted | {f"{name}.csv" for name in tables}
     for name in figures:
@@ -241,8 +292,30 @@ def test_names_from_the_model_are_escaped(tmp_path: Path):
     text = run.plan_path.read_text().replace("models/tiny-llama", "models/<script>alert(1)&")
     run.plan_path.write_text(text)
     written = write_report(run).read_text()
-    assert "<script" not in written
+    assert "<script>alert" not in written and written.count("<script") == 2
     assert "&lt;script&gt;alert(1)&amp;" in written
+
+
+def test_title_is_what_was_given_and_not_where_its_weights_were_unpacked(tmp_path: Path):
+    run = write_run(tmp_path / "tiny")
+    text = run.plan_path.read_text().replace("models/tiny-llama", "elsewhere/tiny/original")
+    run.plan_path.write_text(text)
+    run.original_path.mkdir()
+    for source, title, path in (
+        ({"path": "/models/tiny-fp8", "form": "fp8"}, "tiny-fp8", "/models/tiny-fp8"),
+        ({"path": None, "form": "memory", "name": "tiny-llama-1"}, "tiny-llama-1", "elsewhere/tiny/original"),
+        ({"path": "/models/tiny-Q8_0.gguf", "form": "gguf"}, "tiny-Q8_0.gguf", "/models/tiny-Q8_0.gguf"),
+    ):
+        (run.original_path / "source.json").write_text(json.dumps({**source, "digest": "0123"}))
+        findings = read_findings(run)
+        assert model_name(findings) == title
+        assert yaml.safe_load(config_text(findings))["model"]["path"] == path
+    page = write_report(run).read_text()
+    assert "<h1>tiny-Q8_0.gguf</h1>" in page and "<title>tiny-Q8_0.gguf: bits" in page
+    assert "/models/tiny-Q8_0.gguf (gguf), dequantized to float32" in squeezed(Page(page).text)
+    (run.original_path / "source.json").write_text("torn")
+    with pytest.raises(DamagedFile, match=r"source\.json is damaged"):
+        model_name(read_findings(run))
 
 
 def test_unsolved_run_is_refused_with_the_command_to_run(tmp_path: Path):
@@ -256,7 +329,7 @@ def test_missing_matplotlib_is_a_sentence(tmp_path: Path):
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
         "from pathlib import Path; from hpcmpq.report import write_report; from hpcmpq.store.run_dir import RunDir\n"
-        "from hpcmpq.errors import UserError\n"
+        "from hpcmpq.errors import DamagedFile, UserError\n"
         "try:\n    write_report(RunDir(Path(sys.argv[1])))\nexcept UserError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code, run.path], capture_output=True, text=True, check=True)

@@ -28,7 +28,6 @@ def cluster() -> Iterator[dict[str, str]]:
         },
         "HPCMPQ_CLUSTER_DIR": directory,
         "HPCMPQ_CLUSTER_PORT": str(free_ports(4)),
-        "HPCMPQ_MPI": "pmi2",
         "RAY_AUTH_MODE": "disabled",
         "SLURM_CONF": f"{directory}/etc/slurm.conf",
         "PYTHONPATH": str(ROOT),

@@ -84,6 +84,7 @@ def test_mpi_ranks_under_srun_do_what_one_machine_does(new_toy: NewToy, local: b
     job = toy.submit("mpi", "nodes=2", "ntasks=3")
     toy.wait_for_job(job, "COMPLETED", "FAILED")
     assert toy.field(job, "JobState") == "COMPLETED", toy.log()
+    assert "connects two ranks of " in toy.log()  # nobody said which srun --mpi= it is
     toy.hpcmpq("reduce", toy.run.path)
     assert toy.run.quadratic_path.read_bytes() == local
 
