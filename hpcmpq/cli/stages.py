@@ -127,6 +127,7 @@ def solve(
     maximize: arguments.Gain = None,
     max_loss_mse: arguments.MaxLossMse = None,
     max_loss: arguments.MaxLoss = None,
+    verbose: arguments.Verbose = False,
 ) -> dict[str, Any]:
     """Choose a format per group within the budgets; write RUN/solution.json with a proven bound."""
     from hpcmpq.solve.largest_gain import GAINS
@@ -137,6 +138,8 @@ def solve(
     if maximize is None and max_loss_mse is None and max_loss is None:
         values = stages.solve(run, given, solver, time_limit)
         summaries.solved(values)
+        if verbose:
+            summaries.proof(read_json(run.file("proof.json"), "hpcmpq solve"))
         return values
     if maximize is None:
         raise UserError(

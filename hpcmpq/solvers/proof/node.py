@@ -111,7 +111,9 @@ def advance(node: Node, steps: int, deadline: float) -> int:
     if half_NN is not None:
         if earlier_NN is not None:
             half_NN = 0.5 * (half_NN + earlier_NN)
+        begun = time.perf_counter()
         bound = certified(node.relaxation, half_NN, padded_pairs(node))
+        node.state.part_s["certificates"] += time.perf_counter() - begun
         node.bound = max(node.bound, bound.value)
         node.last = bound
     return done
@@ -193,6 +195,7 @@ def shrink(node: Node, keep_P: np.ndarray) -> Node | Compact | None:
     old = node.relaxation.lift
     fixed = 1 + old.column_P[keep_P & ~free_G[node.compact.group_P]]
     child = make_node(compact, node.allowed_PP[np.ix_(free_P, free_P)], node.scale_P[free_P])
+    child.state.part_s = node.state.part_s
     new = child.relaxation.lift
     if new.num_budgets != old.num_budgets:
         return child
@@ -215,7 +218,11 @@ def shrink(node: Node, keep_P: np.ndarray) -> Node | Compact | None:
     y_NN[np.ix_(to_new, to_new)] = node.state.y_NN[np.ix_(from_old, from_old)]
     y_NN /= slack_n[:, None] * slack_n
     child.state = Iterate(
-        child.projector.project(y_NN), z_NN, node.state.penalty, steps=max(node.state.steps, 60)
+        child.projector.project(y_NN),
+        z_NN,
+        node.state.penalty,
+        steps=max(node.state.steps, 60),
+        part_s=node.state.part_s,
     )
     child.step_s = node.step_s
     return child

@@ -2,13 +2,14 @@
 
 import itertools
 import time
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from bench.instances import Shape, make_instance
-from hpcmpq.problem import Budget, Cost, CostTerm, Problem
+from hpcmpq.problem import Budget, Cost, CostTerm, Problem, ProofLine
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.compact.presolve import presolve
 from hpcmpq.solvers.cp_sat.integer_costs import common_unit
@@ -19,6 +20,7 @@ from hpcmpq.solvers.proof.gilmore_lawler import full_bound
 from hpcmpq.solvers.proof.lift import make_lift
 from hpcmpq.solvers.proof.node import advance, all_pairs, exclude, make_node, padded_pairs, preconditioner
 from hpcmpq.solvers.proof.projection import Projector, simplex
+from hpcmpq.solvers.proof.record import Record, limited_by
 from hpcmpq.solvers.proof.relaxation import additive_floor, make_relaxation, minimise, separable_budgets
 from hpcmpq.solvers.proof.spectral import spectral_bound
 from hpcmpq.solvers.search.state import SearchState
@@ -133,6 +135,31 @@ def test_the_mean_of_two_multipliers_proves_more_than_the_last() -> None:
         half_NN = iterate(last.relaxation, last.projector, last.state, last.objective_NN)
     of_last = certified(last.relaxation, half_NN, padded_pairs(last)).value
     assert best[1] - mean.bound < 0.6 * (best[1] - of_last)
+
+
+@pytest.mark.parametrize(
+    ("node", "steps", "step_s", "closed", "expected"),
+    [
+        (
+            1,
+            40,
+            2.0,
+            0.5,
+            "the time of a step limits the proof: 40 steps of 2 s, 75 % of all for the projection",
+        ),
+        (1, 40, 0.1, 0.5, "the number of steps limits"),
+        (1, 40, 0.1, 0.01, "the relaxation limits"),
+        (1, 900, 2.0, 0.01, "the relaxation limits"),
+        (3, 40, 2.0, 0.5, "branching limits the proof: 3 nodes were bounded and 2 are open"),
+    ],
+)
+def test_what_limits_a_proof_is_said(
+    node: int, steps: int, step_s: float, closed: float, expected: str
+) -> None:
+    record = Record(0.0, part_s=Counter({"search": 1.0, "projection": 3.0}), open_nodes=2)
+    for at_node, at_steps, bound in ((1, steps - 10, 0.0), (node, steps, closed)):
+        record.lines.append(ProofLine(1.0, at_node, at_steps, step_s, 99, 9, 99, bound, 1.0, bound))
+    assert limited_by(record).startswith(expected)
 
 
 @pytest.mark.parametrize("steps", [1, 5, 60])
