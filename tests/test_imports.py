@@ -53,21 +53,22 @@ ROOMS: dict[str, str] = {
     "calibrate": (
         "errors quadratic settings objective plan executors store models quantized response sensitivity"
     ),
-    "planning": (
-        "errors settings space objective formats plan quantizers store targets models solve "
-        "quantized response sensitivity"
-    ),
     "refine": (
         "errors quadratic settings space objective problem formats solvers store models solve "
         "quantized response sensitivity"
     ),
+    "rounding": "errors space tables formats plan quantizers store models quantized refine",
+    "planning": (
+        "errors settings space objective formats plan quantizers store targets models solve "
+        "quantized response sensitivity rounding"
+    ),
     "api": (
         "errors quadratic settings space tables plan executors store targets slurm config models "
-        "solve quantized timing report evaluate export calibrate planning refine"
+        "solve quantized timing report evaluate export calibrate refine rounding planning"
     ),
     "cli": (
         "errors settings wording tables plan executors solvers store doctor slurm config solve "
-        "report export calibrate planning api"
+        "report export calibrate rounding planning api"
     ),
     "__main__": "cli",
 }

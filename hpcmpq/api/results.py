@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcmpq.api import stages
 from hpcmpq.api.bars import passing
-from hpcmpq.api.solution import Solution
+from hpcmpq.api.solution import Solution, solution_of
 from hpcmpq.errors import UserError
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
@@ -17,6 +17,30 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hpcmpq.api.run import Run
+
+
+def reround(run: "Run", method: str | None = None, *, strength: float | None = None) -> Solution:
+    """The weights of the last solution rounded again, with the inputs that its rounded blocks really give.
+
+    `apply`, `evaluate` and `export` use them where the loss on held-out samples falls by more than chance explains.
+
+    Args:
+        run: A solved run.
+        method: ``gptq``, ``gptaq`` or ``qep``; by default the run's.
+        strength: How far weights go towards the original's outputs, from 0 to 1; by default the method's.
+
+    Raises:
+        UserError: If nothing is solved yet, no samples are held out, or nothing can be rounded again.
+
+    Example:
+        >>> from hpcmpq.api.example import example_run
+        >>> run = example_run()
+        >>> before = run.solve(weight_bits=2)
+        >>> run.reround("gptq").assignment == before.assignment
+        True
+    """
+    with passing("reround", "weights") as show:
+        return solution_of(stages.reround(RunDir(run.path), method, strength, show))
 
 
 def apply(run: "Run", solution: Solution | None = None) -> "nn.Module":

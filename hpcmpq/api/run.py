@@ -176,6 +176,7 @@ class Run:
             )
         return frontier_of(values)
 
+    reround = results.reround
     apply = results.apply
     export = results.export
     evaluate = results.evaluate

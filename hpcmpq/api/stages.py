@@ -128,6 +128,16 @@ def refine(run: RunDir, on_evaluation: Counted = unseen) -> dict[str, Any]:
         return refine_run(run, on_evaluation)
 
 
+def reround(
+    run: RunDir, method: str | None = None, strength: float | None = None, on_weight: Counted = unseen
+) -> dict[str, Any]:
+    """See `hpcmpq.rounding.stage.reround`."""
+    from hpcmpq.rounding.stage import reround as reround_run
+
+    with stage(run, "reround"):
+        return reround_run(run, method, strength, on_weight)
+
+
 def measure_time(run: RunDir, on_round: Counted = unseen) -> dict[str, Any]:
     """See `hpcmpq.timing.measure_times`."""
     from hpcmpq.timing import measure_times

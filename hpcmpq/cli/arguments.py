@@ -155,6 +155,24 @@ EngineName = Annotated[
         callback=as_in_tables,
     ),
 ]
+RoundingName = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        help="gptq, gptaq or qep, instead of the config's.",
+        autocompletion=completion.rounding_methods,
+        callback=as_in_tables,
+    ),
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        "--strength",
+        min=0.0,
+        max=1.0,
+        help="How far to go towards the original's outputs, instead of the config's.",
+    ),
+]
 RunsDirectory = Annotated[
     Path, typer.Option("--directory", metavar="DIR", help="Where run directories are to lie.")
 ]

@@ -12,6 +12,7 @@ import typer
 
 from hpcmpq.executors import EXECUTORS
 from hpcmpq.export import EXPORTERS
+from hpcmpq.rounding import METHODS
 from hpcmpq.settings import EvaluationConfig
 from hpcmpq.slurm.settings import CALIBRATE_SCRIPTS, JOBS, KEYS
 from hpcmpq.solve.costs.latency import LATENCY_NAMES
@@ -87,6 +88,11 @@ def export_formats(incomplete: str) -> list[str]:
 def engines(incomplete: str) -> list[str]:
     """Names of what evaluates."""
     return _starting(ENGINES, incomplete)
+
+
+def rounding_methods(incomplete: str) -> list[str]:
+    """Names of ways to round again."""
+    return _starting(METHODS, incomplete)
 
 
 def gains(incomplete: str) -> list[str]:

@@ -31,7 +31,8 @@ def submit(
     settings = read_config(config)
     files = make_files(
         RunDir(run_dir), config, executor, slurm or [], plan_on_cluster,
-        refine=settings.calibration.held_out > 0, sharded=settings.evaluation.engine == "deepspeed",
+        refine=settings.calibration.held_out > 0, reround=settings.rounds_again,
+        sharded=settings.evaluation.engine == "deepspeed",
     )  # fmt: skip
     if dry_run:
         for name, text in files.items():

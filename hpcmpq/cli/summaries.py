@@ -149,6 +149,17 @@ def refined(solution: dict[str, Any]) -> None:
     )
 
 
+def rerounded(solution: dict[str, Any]) -> None:
+    """What rounding again came to."""
+    last = solution["reround"]["history"][-1]
+    verdict = "kept" if last["kept"] else "not kept, chance explains that"
+    say(
+        f"{last['num_weights']} weights rounded again by {last['method']}: on held-out samples loss "
+        f"{last['held_out_loss']:.6g}, {last['held_out_loss_before']:.6g} before, difference {last['difference']:+.3g} "
+        f"± {last['difference_stderr']:.2g}: {verdict}"
+    )
+
+
 def evaluated(values: dict[str, Any]) -> None:
     """Measured quality, side by side."""
     counted = "samples" if values["num_tokens"] == values["num_samples"] else "tokens"

@@ -89,6 +89,9 @@ def check_values(config: Config, source: str) -> None:
     positions = config.sensitivity.loss_positions
     if isinstance(positions, int) and positions < 1:
         raise UserError(f"{source}: sensitivity.loss_positions must be positive or all, got {positions}")
+    strength = config.reround.strength
+    if strength is not None and not 0 <= strength <= 1:
+        raise UserError(f"{source}: reround.strength must be from 0 to 1, got {strength}")
     if config.calibration.held_out < 0:
         raise UserError(
             f"{source}: calibration.held_out must not be negative, got {config.calibration.held_out}"

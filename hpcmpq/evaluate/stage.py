@@ -17,6 +17,7 @@ from hpcmpq.executors.world import ALONE, World
 from hpcmpq.models.data.kept_samples import planned_splits
 from hpcmpq.plan import Plan, content_hash
 from hpcmpq.quantized.losses import metric_names
+from hpcmpq.quantized.solved import kept_codes
 from hpcmpq.store.json_files import read_json, write_artefact
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
@@ -81,6 +82,7 @@ def evaluate(
             config.evaluation.sharding,
             models,
             [part.content() for part in (data, *tasks)],
+            *([codes] if (codes := kept_codes(solution)) is not None else ()),
         ]
     )
     start = time.monotonic()

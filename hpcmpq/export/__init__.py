@@ -111,9 +111,9 @@ def _write(
         searched_layers,
     )
     from hpcmpq.models.data.kept_samples import kept_samples, planned_splits
-    from hpcmpq.quantized.variants import open_variants
+    from hpcmpq.quantized.solved import open_solved
 
-    variants = open_variants(run, plan)
+    variants = open_solved(run, plan).under(assignment)
     written = exporter(plan, variants, assignment, attempt)
     if not verify:
         return written, Verification(None, "--no-verify was given")

@@ -31,6 +31,7 @@ from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.quantizers.integer import code_limits
+from hpcmpq.quantizers.packing import pack
 from hpcmpq.space import Member
 from hpcmpq.store.json_files import write_json
 from hpcmpq.targets import TARGETS, narrowed
@@ -207,27 +208,6 @@ def _stored(name: str, variants: Variants, member: Member, format_name: str) -> 
         f"{name}_scale": scale_MS,
         f"{name}_shape": torch.tensor(codes_MK.shape),
     }
-
-
-def pack(codes_MK: Tensor, num_bits: int, lowest: int) -> Tensor:
-    """Codes as dense little-endian bit fields, int32 [M, ceil(K·b / 32)].
-
-    Args:
-        codes_MK: Integers from `lowest` to `lowest` + 2^b − 1.
-        num_bits: b.
-        lowest: The code stored as zero.
-
-    Example:
-        >>> pack(torch.tensor([[-8, 7, 0]]), 4, -8)
-        tensor([[2288]], dtype=torch.int32)
-    """
-    fields_MK = codes_MK.to(torch.int64) - lowest
-    num_rows, num_columns = fields_MK.shape
-    bits_MKB = fields_MK.unsqueeze(-1) >> torch.arange(num_bits) & 1
-    padding = -num_columns * num_bits % 32
-    bits_MWB = torch.nn.functional.pad(bits_MKB.flatten(1), (0, padding)).reshape(num_rows, -1, 32)
-    words_MW = (bits_MWB << torch.arange(32)).sum(-1)
-    return torch.where(words_MW >= 2**31, words_MW - 2**32, words_MW).to(torch.int32)
 
 
 def narrow_exactly(scale: Tensor) -> Tensor:

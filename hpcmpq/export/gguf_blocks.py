@@ -17,7 +17,7 @@ def to_blocks(codes_MK: Tensor, scale_MS: Tensor, num_bits: int) -> np.ndarray:
 
     Args:
         codes_MK: Symmetric codes, int8; K is a multiple of 32.
-        scale_MS: One scale for every 32 codes; rounded to float16, which holds all of ours from 2^-17 to 65504.
+        scale_MS: One scale for every 32 codes; float16 holds all of runs that were planned for such a file.
         num_bits: 4, 5 or 8.
 
     Raises:

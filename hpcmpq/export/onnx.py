@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
-from hpcmpq.export.compressed_tensors import pack
 from hpcmpq.export.kept_tensors import say_left_out
 from hpcmpq.export.refusal import refuse_formats
 from hpcmpq.export.whole_directory import copy_small_files
@@ -29,6 +28,7 @@ from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.integer import code_limits
+from hpcmpq.quantizers.packing import pack
 from hpcmpq.space import Member
 from hpcmpq.wording import show_bytes
 

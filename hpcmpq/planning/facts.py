@@ -51,6 +51,8 @@ def find_facts(
     kept["quantizer"]["checkpoints"] = {
         name: open_checkpoint(path).digest() for name, path in config.quantizer.checkpoints.items()
     }
+    if config.quantizer.scales == "bfloat16":
+        del kept["quantizer"]["scales"]  # as in plans older than the choice
     if not config.groups.attention_products:
         del kept["groups"]["attention_products"]
     if rounds_activations(space):

@@ -32,7 +32,7 @@ from hpcmpq.planning.original import Original, check_method, find_groups, load_o
 from hpcmpq.planning.rounded_activations import check_activations, keep_ranges
 from hpcmpq.planning.scaling import Site, Workload, best_samples_per_unit
 from hpcmpq.quantized.activations import rounds_activations
-from hpcmpq.quantized.stored_codes import make_codes
+from hpcmpq.rounding.options import make_codes
 from hpcmpq.sensitivity import find_method
 from hpcmpq.settings import Config
 from hpcmpq.solve.feasibility import check_solvable
@@ -69,6 +69,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     original = load_original(config, import_paths)
     planned = _planned_before(run)
     config = _with_samples_as_before(config, planned, run)
+    config = _with_scales(config, target, planned)
     splits = load_splits(config, import_paths)
     groups, fixed_bytes = find_groups(original, splits.calibration, target)
     space = _search_space(config, groups, target)
@@ -159,6 +160,15 @@ def _with_samples_as_before(config: Config, planned: Plan | None, run: RunDir) -
     )
     calibration = dataclasses.replace(config.calibration, special_tokens=None)
     return dataclasses.replace(config, calibration=calibration)
+
+
+def _with_scales(config: Config, target: Target | None, planned: Plan | None) -> Config:
+    """The config with scales as the target's file stores them; of a run that was planned before, as they were."""
+    if target is None or target.export != "gguf":
+        return config
+    if planned is not None and planned.config.quantizer.scales != "float16":
+        return config
+    return dataclasses.replace(config, quantizer=dataclasses.replace(config.quantizer, scales="float16"))
 
 
 def _samples_per_unit(config: Config, splits: Splits) -> int:

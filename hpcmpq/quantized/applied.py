@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hpcmpq.errors import UserError
-from hpcmpq.quantized.variants import open_variants
+from hpcmpq.quantized.solved import open_solved
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 
@@ -29,7 +29,7 @@ def quantized_model(run: RunDir, assignment: Mapping[str, str]) -> nn.Module:
         plan.space.choice(assignment)
     except ValueError as error:
         raise UserError(f"{error}; give the assignment of a solution of {run.path}") from None
-    variants = open_variants(run, plan)
+    variants = open_solved(run, plan)
     model = variants.model
     with torch.no_grad():
         for name, tensor in variants.weights(assignment).items():

@@ -18,6 +18,7 @@ from hpcmpq.formats import Format, Quantizer
 from hpcmpq.models.description import read_model_json
 from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.integer import code_limits
+from hpcmpq.quantizers.packing import unpack
 from hpcmpq.space import Member
 
 
@@ -148,15 +149,3 @@ def open_checkpoint(directory: str) -> QuantizedCheckpoint:
         with safe_open(file, "pt") as opened:
             files.update(dict.fromkeys(opened.keys(), file))
     return QuantizedCheckpoint(path, files, settings)
-
-
-def unpack(words_RW: Tensor, num_bits: int, num_columns: int) -> Tensor:
-    """Unsigned fields [R, num_columns] of densely packed little-endian int32 words.
-
-    Example:
-        >>> unpack(torch.tensor([[2288]], dtype=torch.int32), 4, 3)
-        tensor([[ 0, 15,  8]])
-    """
-    bits_RB = (words_RW.to(torch.int64).unsqueeze(-1) >> torch.arange(32) & 1).flatten(1)
-    bits_RKB = bits_RB[:, : num_columns * num_bits].reshape(len(words_RW), num_columns, num_bits)
-    return (bits_RKB << torch.arange(num_bits)).sum(-1)

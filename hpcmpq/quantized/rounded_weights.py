@@ -1,11 +1,15 @@
-"""Weights rounded as a run rounds them: to the nearest code, or to codes that were made when it was planned."""
+"""Weights rounded as a run rounds them: to the nearest code, or to codes that are stored.
+
+The one definition of an option's weight: codes, and scales that a file holds exactly before anything is measured with
+them. Sensitivities, losses and exports have all their weights from here.
+"""
 
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from hpcmpq.formats import FORMATS, Quantizer
-from hpcmpq.quantized.stored_codes import StoredCodes, is_stored
+from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes, is_stored
 from hpcmpq.quantizers import choose_qparams, decode, encode, fake_quantize
 from hpcmpq.quantizers.codes import QParams
 from hpcmpq.space import Member
@@ -20,11 +24,11 @@ class RoundedWeights:
 
     Attributes:
         quantizer: How weights are rounded.
-        codes: Those that were made when planning.
+        codes: Those that are stored.
     """
 
     quantizer: Quantizer
-    codes: StoredCodes | None
+    codes: StoredCodes | SolutionCodes | None
     _qparams: dict[tuple[str, str], QParams] = field(default_factory=dict)
 
     def decoded(self, member: Member, format_name: str, rows_RK: Tensor, first: int = 0) -> Tensor:
@@ -37,7 +41,7 @@ class RoundedWeights:
             first: Place of the first of them in the whole matrix.
         """
         weight_format = FORMATS[format_name]
-        if is_stored(format_name, self.quantizer):
+        if self._is_stored(member, format_name):
             return decode(*self.encoded(member, format_name, rows_RK, first), weight_format, self.quantizer)
         qparams = self._chosen(member, format_name, rows_RK)
         return fake_quantize(rows_RK, weight_format, self.quantizer, qparams)
@@ -46,7 +50,7 @@ class RoundedWeights:
         self, member: Member, format_name: str, rows_RK: Tensor, first: int = 0
     ) -> tuple[Tensor, QParams]:
         """Codes of the rows, [R, K], and what they mean; arguments as in `decoded`."""
-        if not is_stored(format_name, self.quantizer):
+        if not self._is_stored(member, format_name):
             qparams = self._chosen(member, format_name, rows_RK)
             return encode(rows_RK, qparams, FORMATS[format_name], self.quantizer), qparams
         if self.codes is None:
@@ -55,6 +59,11 @@ class RoundedWeights:
         rows = slice(first, first + len(rows_RK))
         zero_point = None if qparams.zero_point is None else qparams.zero_point[rows]
         return codes_MK[rows], QParams(qparams.scale[rows], zero_point)
+
+    def _is_stored(self, member: Member, format_name: str) -> bool:
+        if self.codes is None:
+            return is_stored(format_name, self.quantizer)
+        return self.codes.holds(member, format_name, self.quantizer)
 
     def _chosen(self, member: Member, format_name: str, rows_RK: Tensor) -> QParams:
         key = (member.parameter, format_name)

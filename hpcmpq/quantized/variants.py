@@ -18,7 +18,7 @@ from hpcmpq.models.weights import as_matrix, from_matrix, swapped
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.activations import Activations, read_maxima
 from hpcmpq.quantized.rounded_weights import RoundedWeights
-from hpcmpq.quantized.stored_codes import StoredCodes
+from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes
 from hpcmpq.quantizers.codes import QParams
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store.run_dir import RunDir
@@ -40,7 +40,8 @@ class Variants:
         space: Groups and options.
         quantizer: How weights and activations are rounded.
         maxima: {module: largest inputs} for static ranges of activations, see `hpcmpq.quantized.activations`.
-        codes: Where codes that were made when planning are, see `hpcmpq.quantized.stored_codes`.
+        codes: Where stored codes are, see `hpcmpq.quantized.stored_codes`.
+        solved: Codes that replace the options' under one whole assignment.
         sources: {parameter: weight to round from} where the model has other weights for now.
     """
 
@@ -48,7 +49,8 @@ class Variants:
     space: SearchSpace
     quantizer: Quantizer
     maxima: Mapping[str, tuple[float, ...]] | None = None
-    codes: StoredCodes | None = None
+    codes: StoredCodes | SolutionCodes | None = None
+    solved: SolutionCodes | None = None
     sources: Mapping[str, Tensor] | None = None
     _qparams: dict[tuple[str, str], QParams] = field(default_factory=dict)
     _kept: dict[tuple[str, str], dict[str, Tensor]] = field(default_factory=dict)
@@ -74,14 +76,17 @@ class Variants:
         """{parameter: weight rounded to a format}, same shape and dtype as the original; not to be changed."""
         if (group.name, format_name) in self._kept:
             return dict(self._kept[group.name, format_name])
-        tensors = {}
-        for member in group.members:
-            weight = self._weight(member)
-            rounded_MK = self._rounded.decoded(member, format_name, as_matrix(weight, member))
-            tensors[member.parameter] = from_matrix(rounded_MK, member, weight)
+        tensors = {member.parameter: self.rounded(member, format_name) for member in group.members}
         if self._keeps:
             self._kept[group.name, format_name] = dict(tensors)
         return tensors
+
+    @torch.no_grad()
+    def rounded(self, member: Member, format_name: str) -> Tensor:
+        """One weight rounded to a format, same shape and dtype as the original."""
+        weight = self._weight(member)
+        rounded_MK = self._rounded.decoded(member, format_name, as_matrix(weight, member))
+        return from_matrix(rounded_MK, member, weight)
 
     @torch.no_grad()
     def encoded(self, member: Member, format_name: str) -> tuple[Tensor, QParams]:
@@ -111,6 +116,19 @@ class Variants:
                 stacks[name].append(tensor - originals[name])
         return {name: torch.stack(tensors) for name, tensors in stacks.items()}
 
+    def under(self, assignment: Mapping[str, str]) -> "Variants":
+        """The options as a model with {group name: format name} has them.
+
+        They are the same, but for the assignment that weights were rounded again for.
+        """
+        if self.solved is None or dict(assignment) != dict(self.solved.assignment):
+            return self
+        return self._solved
+
+    @cached_property
+    def _solved(self) -> "Variants":
+        return replace(self, codes=self.solved, solved=None, _kept={})
+
     @contextmanager
     def assigned(self, assignment: Mapping[str, str]) -> Iterator[None]:
         """The model with {group name: format name} applied to weights and activations; the original returns after."""
@@ -120,9 +138,10 @@ class Variants:
     def weights(self, assignment: Mapping[str, str]) -> dict[str, Tensor]:
         """{parameter: rounded weight} of {group name: format name}."""
         tensors: dict[str, Tensor] = {}
+        options = self.under(assignment)
         for group in self.space.groups:
             if group.name in assignment:
-                tensors.update(self.quantized(group, assignment[group.name]))
+                tensors.update(options.quantized(group, assignment[group.name]))
         return tensors
 
     def from_copies(self) -> "Variants":

@@ -10,7 +10,7 @@ class QParams:
     """What codes mean: weight = scale · (code − zero_point).
 
     Attributes:
-        scale: Positive, exactly representable in bfloat16, [M, S], float32 (float64 for float64 weights).
+        scale: Positive, exact in the dtype that `Quantizer.scales` names; float32, or float64 of such weights, [M, S].
         zero_point: Integer code of the weight zero, int32 [M, S], or None for symmetric and float formats.
     """
 

@@ -43,7 +43,12 @@ def compensation(hessian_KK: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tens
 
 
 def compensated_codes(
-    weight_MK: Tensor, factor: tuple[Tensor, Tensor], qparams: QParams, format: Format, quantizer: Quantizer
+    weight_MK: Tensor,
+    factor: tuple[Tensor, Tensor],
+    qparams: QParams,
+    format: Format,
+    quantizer: Quantizer,
+    asymmetry_KK: Tensor | None = None,
 ) -> Tensor:
     """Codes [M, K] of a weight, rounded column by column: int8 if symmetric, uint8 if not.
 
@@ -53,6 +58,8 @@ def compensated_codes(
         qparams: Scales (and zero points) of the weight, [M, S].
         format: An integer format.
         quantizer: Group size and symmetry that `qparams` were chosen for.
+        asymmetry_KK: From `hpcmpq.quantizers.propagation.asymmetry`: row k times column k's weights is added to the
+            columns after k.
     """
     check_finite(weight_MK)
     order_K, upper_KK = factor
@@ -67,8 +74,9 @@ def compensated_codes(
     places = order_K.tolist()
     for start in range(0, num_columns, BLOCK):
         stop = min(start + BLOCK, num_columns)
-        errors_BM = torch.zeros_like(rest_KM[start:stop])
+        errors_BM, values_BM = torch.zeros_like(rest_KM[start:stop]), torch.zeros_like(rest_KM[start:stop])
         for k in range(start, stop):
+            values_BM[k - start] = rest_KM[k]
             s = places[k] // length
             zero_point_M = None if zero_point_SM is None else zero_point_SM[s]
             codes_M = nearest_codes(rest_KM[k], scale_SM[s], zero_point_M, limits)
@@ -76,6 +84,10 @@ def compensated_codes(
             steps_M = codes_M if zero_point_M is None else codes_M - zero_point_M
             error_M = (rest_KM[k] - steps_M * scale_SM[s]) / upper_KK[k, k]
             rest_KM[k + 1 : stop].addr_(upper_KK[k, k + 1 : stop], error_M, alpha=-1.0)
+            if asymmetry_KK is not None:
+                rest_KM[k + 1 : stop].addr_(asymmetry_KK[k, k + 1 : stop], values_BM[k - start])
             errors_BM[k - start] = error_M
         rest_KM[stop:].addmm_(upper_KK[start:stop, stop:].T, errors_BM, alpha=-1.0)
+        if asymmetry_KK is not None:
+            rest_KM[stop:].addmm_(asymmetry_KK[start:stop, stop:].T, values_BM)
     return codes_KM.T.contiguous().to(torch.int8 if quantizer.symmetric else torch.uint8)

@@ -14,6 +14,9 @@ from hpcmpq.quantizers.integer import code_limits, nearest_codes, split_groups
 NUM_FACTORS = 32
 """Clipping factors that ``mse`` tries besides 1."""
 
+LARGEST_SCALE = 65280.0
+"""The largest number that both bfloat16 and float16 hold."""
+
 SEARCH_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}
 """Elements of one step of the search: a CPU's cache, a GPU's memory."""
 
@@ -83,21 +86,29 @@ def _candidates(rows_RSL: Tensor, factors: list[float], format: Format, quantize
     """Qparams of every factor: scale and zero point [F, R, S]."""
     factor_F11 = torch.tensor(factors, dtype=rows_RSL.dtype, device=rows_RSL.device).reshape(-1, 1, 1)
     if format.type == "float":
-        return QParams(_storable(factor_F11 * (rows_RSL.abs().amax(-1) / largest_value(format))))
+        return QParams(_storable(factor_F11 * (rows_RSL.abs().amax(-1) / largest_value(format)), quantizer))
     if quantizer.symmetric:
-        return QParams(_storable(factor_F11 * (rows_RSL.abs().amax(-1) / (2**format.num_bits - 1) * 2)))
+        largest_RS = rows_RSL.abs().amax(-1)
+        return QParams(_storable(factor_F11 * (largest_RS / (2**format.num_bits - 1) * 2), quantizer))
     num_steps = 2**format.num_bits - 1
     low_RS = rows_RSL.amin(-1).clamp_(max=0.0) / num_steps
     high_RS = rows_RSL.amax(-1).clamp_(min=0.0) / num_steps
-    scale_FRS = _storable(factor_F11 * (high_RS - low_RS))
+    scale_FRS = _storable(factor_F11 * (high_RS - low_RS), quantizer)
     zero_point_FRS = (-factor_F11 * low_RS / scale_FRS * num_steps).round_().clamp_(0, num_steps)
     return QParams(scale_FRS, zero_point_FRS.to(torch.int32))
 
 
-def _storable(scale: Tensor) -> Tensor:
-    """The nearest normal bfloat16 values, in the dtype given; 1 where every weight is zero."""
+def _storable(scale: Tensor, quantizer: Quantizer) -> Tensor:
+    """The nearest normal bfloat16 values, in the dtype given; 1 where every weight is zero.
+
+    Where float16 is to hold them too, those below 2⁻¹⁷, where its steps are wider, are multiples of 2⁻²⁴.
+    """
     bfloat16 = torch.finfo(torch.bfloat16)
     rounded = scale.clamp(bfloat16.tiny, bfloat16.max).to(torch.bfloat16).to(scale.dtype)
+    if quantizer.scales == "float16":
+        float16 = torch.finfo(torch.float16)
+        rounded = rounded.clamp(float16.smallest_normal * float16.eps, LARGEST_SCALE).to(torch.float16)
+        rounded = rounded.to(scale.dtype)
     return torch.where(scale > 0, rounded, torch.ones_like(rounded))
 
 

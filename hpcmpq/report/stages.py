@@ -103,6 +103,18 @@ def _refine(findings: Findings) -> str:
     return f"{measured}{points} on held-out samples"
 
 
+def _reround(findings: Findings) -> str:
+    attempts = findings.solution.get("reround", {}).get("history", [])
+    if not attempts:
+        return ""
+    kept = findings.solution["reround"].get("method")
+    last = attempts[-1]
+    return (
+        f"{_count(len(attempts), 'attempt')}, the last of {_count(last['num_weights'], 'weight')} by {last['method']}; "
+        f"{kept or 'none'} kept"
+    )
+
+
 def _export(findings: Findings) -> str:
     folders = [findings.run.checkpoint_path, *sorted(findings.run.file("exports").glob("*"))]
     return ", ".join(folder.name for folder in folders if folder.is_dir())
@@ -137,6 +149,7 @@ WORK: dict[str, Callable[[Findings], str]] = {
     "solve": _solve,
     "frontier": _frontier,
     "refine": _refine,
+    "reround": _reround,
     "export": _export,
     "evaluate": _evaluate,
     "report": lambda _: "",

@@ -5,7 +5,7 @@ from YAML and checks them.
 """
 
 from hpcmpq.settings.plain_values import from_values, to_values
-from hpcmpq.settings.quantizer import Quantizer
+from hpcmpq.settings.quantizer import Quantizer, ReroundConfig
 from hpcmpq.settings.sections import (
     CalibrationConfig,
     Config,
@@ -28,6 +28,7 @@ __all__ = [
     "ModelConfig",
     "Quantizer",
     "RefineConfig",
+    "ReroundConfig",
     "SensitivityConfig",
     "SolverConfig",
     "TaskConfig",

@@ -20,6 +20,8 @@ class Quantizer:
             samples, see `hpcmpq.quantizers.gptq`. They are made once, when the run is planned.
         damping: Of ``gptq``: share of the mean of Σ x xᵀ's diagonal that is added to it.
         act_order: Of ``gptq``: round inputs of large Σ x² first.
+        scales: What scales are rounded to before anything is measured with them: ``bfloat16``, or numbers that
+            ``float16`` holds too. A target whose files have float16 scales (GGUF) chooses the latter.
         checkpoints: {integer format: directory of a checkpoint that another tool quantized}, whose codes are
             taken as they are.
     """
@@ -31,4 +33,19 @@ class Quantizer:
     rounding: Literal["nearest", "gptq"] = "nearest"
     damping: float = 0.01
     act_order: bool = False
+    scales: Literal["bfloat16", "float16"] = "bfloat16"
     checkpoints: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReroundConfig:
+    """How the solution's weights are rounded again, with the inputs that its rounded blocks really give.
+
+    Attributes:
+        method: A name in `hpcmpq.rounding.METHODS`, for `hpcmpq run` and `hpcmpq submit` to do it; None leaves
+            it to `hpcmpq reround`.
+        strength: How far weights go towards the original's outputs, from 0 to 1, or None for the method's own.
+    """
+
+    method: Literal["gptq", "gptaq", "qep"] | None = None
+    strength: float | None = None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hpcmpq.settings.quantizer import Quantizer
+from hpcmpq.settings.quantizer import Quantizer, ReroundConfig
 
 
 @dataclass(frozen=True)
@@ -227,9 +227,15 @@ class Config:
     budgets: Mapping[str, float] = field(default_factory=dict)
     solver: SolverConfig = field(default_factory=SolverConfig)
     refine: RefineConfig = RefineConfig()
+    reround: ReroundConfig = ReroundConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     timing: TimingConfig = TimingConfig()
     target: str | None = None
+
+    @property
+    def rounds_again(self) -> bool:
+        """Whether a whole run rounds the solution's weights again."""
+        return self.reround.method is not None and self.calibration.held_out > 0
 
     @property
     def low_precision(self) -> bool:

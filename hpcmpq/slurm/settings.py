@@ -17,7 +17,7 @@ CALIBRATE_SCRIPTS = {
 }
 """How `hpcmpq submit --executor` calibrates; `array` is many local ones that share the run directory."""
 
-JOBS = ("plan", "calibrate", "solve", "refine", "finish", "export", "evaluate", "report")
+JOBS = ("plan", "calibrate", "solve", "refine", "reround", "finish", "export", "evaluate", "report")
 """All that a chain may have: `finish` exports, evaluates and reports, or three jobs do, where evaluation is sharded."""
 
 _ALL, _MANY = JOBS, ("calibrate", "evaluate")
@@ -46,7 +46,7 @@ KEYS: dict[str, tuple[str, ...]] = {
 
 _GPU_KEYS = ("gpus", "gpus_per_node", "gpus_per_task", "gres")
 _RANK_KEYS = ("ntasks", "ntasks_per_node")
-_ONE_GPU = ("refine", "finish", "export")
+_ONE_GPU = ("refine", "reround", "finish", "export")
 
 
 @dataclass(frozen=True)

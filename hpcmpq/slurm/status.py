@@ -85,7 +85,7 @@ def read_status(run: RunDir, verified: set[str] | None = None) -> Status:
     recent = latest_attempts(plan, processes)
     rate, busy = throughput(recent), busy_workers(recent)
     return Status(
-        stages=_stages(run, calibrated=not missing),
+        stages=_stages(run, not missing, plan.config.rounds_again),
         num_units=len(plan.units),
         num_done=len(plan.units) - len(missing),
         units_per_s=rate,
@@ -181,7 +181,7 @@ def _ask(command: list[str]) -> dict[str, str]:
     }
 
 
-def _stages(run: RunDir, calibrated: bool) -> tuple[Stage, ...]:
+def _stages(run: RunDir, calibrated: bool, rounds_again: bool) -> tuple[Stage, ...]:
     timings = read_timings(run)
     artefacts = {
         "plan": run.plan_path,
@@ -189,6 +189,7 @@ def _stages(run: RunDir, calibrated: bool) -> tuple[Stage, ...]:
         "reduce": run.quadratic_path,
         "solve": run.solution_path,
         "refine": run.solution_path,
+        "reround": run.solution_path,
         "export": run.checkpoint_path,
         "evaluate": run.evaluation_path,
         "report": run.report_path,
@@ -196,7 +197,9 @@ def _stages(run: RunDir, calibrated: bool) -> tuple[Stage, ...]:
     stages = []
     for name, artefact in artefacts.items():
         done = calibrated if artefact is None else artefact.exists()
-        if name == "refine":
-            done = done and "refine" in read_solution(run)
+        if name in ("refine", "reround"):
+            done = done and name in read_solution(run)
+        if name == "reround" and not (done or rounds_again):
+            continue
         stages.append(Stage(name, done, timings.get(name, {}).get("seconds")))
     return tuple(stages)

@@ -1,4 +1,4 @@
-"""Submit a run to Slurm: calibrate, then solve, then refine, then the rest, each waiting for the one before.
+"""Submit a run to Slurm: calibrate, then solve, refine, reround, then the rest, each waiting for the one before.
 
 RUN/slurm/ gets the batch scripts, the site's `env.sh` and `submit.sh`, which holds the sbatch commands: what
 is submitted can be read, changed and submitted again by hand.
@@ -47,6 +47,7 @@ def make_jobs(
     settings: Settings,
     *,
     refine: bool,
+    reround: bool = False,
     sharded: bool = False,
     plan_from: Path | None = None,
 ) -> list[Job]:
@@ -57,6 +58,7 @@ def make_jobs(
         executor: A key of `CALIBRATE_SCRIPTS`.
         settings: What the user asked for.
         refine: Whether the run has held-out samples to refine on.
+        reround: Whether the solution's weights are rounded again.
         sharded: Whether the model is evaluated over many ranks, which takes a job of its own.
         plan_from: The config, if planning is a job too.
 
@@ -68,6 +70,7 @@ def make_jobs(
         "calibrate": (CALIBRATE_SCRIPTS[executor], path),
         "solve": ("solve.sbatch", path, "reduce", "solve"),
         "refine": ("solve.sbatch", path, "refine"),
+        "reround": ("solve.sbatch", path, "reround"),
     }
     if sharded:
         calls["export"] = ("solve.sbatch", path, "export")
@@ -82,8 +85,9 @@ def make_jobs(
         )
     if plan_from is not None:
         calls = {"plan": ("plan.sbatch", str(plan_from.resolve()), path), **calls}
-    if not refine:
-        del calls["refine"]
+    for name, wanted in (("refine", refine), ("reround", reround)):
+        if not wanted:
+            del calls[name]
     return [Job(name, script, tuple(rest), settings.options[name]) for name, (script, *rest) in calls.items()]
 
 
@@ -95,6 +99,7 @@ def make_files(
     plan_on_cluster: bool,
     *,
     refine: bool,
+    reround: bool = False,
     sharded: bool = False,
 ) -> dict[str, str]:
     """{file name: text} of RUN/slurm/, for what the user typed.
@@ -104,7 +109,9 @@ def make_files(
     """
     settings = parse_settings(texts, executor)
     plan_from = config if plan_on_cluster else None
-    jobs = make_jobs(run, executor, settings, refine=refine, sharded=sharded, plan_from=plan_from)
+    jobs = make_jobs(
+        run, executor, settings, refine=refine, reround=reround, sharded=sharded, plan_from=plan_from
+    )
     scripts = _scripts_directory()
     names = dict.fromkeys(job.script for job in jobs)
     files = {"env.sh": (settings.env or scripts / "env.sh").read_text(encoding="utf-8")}

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.export import EXPORTERS, export, weight_bytes
-from hpcmpq.export.compressed_tensors import pack
+from hpcmpq.formats import Quantizer
 from hpcmpq.plan import Plan
-from hpcmpq.quantized.variants import open_variants
+from hpcmpq.quantized.variants import Variants, open_variants
+from hpcmpq.quantizers.packing import pack
 from hpcmpq.store.run_dir import RunDir
+from hpcmpq.tables import named_by
 from tests.export.planned import llama, mixtral, opt, plan_run, qwen2, solve_by_turns, t5_encoder
 from tests.export.readers import READERS
 
@@ -87,6 +89,48 @@ def test_reader_gives_the_fake_quantized_models_outputs(tmp_path, case):
         predicted = json.loads(run.solution_path.read_text())["costs"]["size_bytes"]
         print(line)
         assert weight_bytes(directory) == pytest.approx(predicted, rel=0.01)
+
+
+ROUNDING = {
+    "torch": ("round",),
+    "torch.Tensor": ("round", "round_"),
+    "hpcmpq.quantizers.integer": ("nearest_codes",),
+    "hpcmpq.quantizers.gptq": ("nearest_codes",),
+    "hpcmpq.quantizers.ranges": ("nearest_codes", "nearest_values"),
+    "hpcmpq.quantizers.floating": ("nearest_values",),
+    "hpcmpq.quantized.rounded_weights": ("choose_qparams", "encode", "fake_quantize"),
+}
+"""All that could round a weight."""
+
+
+@pytest.mark.parametrize("case", ["fake_quantized", "compressed_tensors", "gguf", "onnx"])
+@torch.no_grad()
+def test_exporters_round_nothing_that_is_stored(tmp_path, monkeypatch, case):
+    """Of a run whose codes are all made already an exporter needs codes and scales, and nothing that rounds."""
+    made = llama()
+    with torch.no_grad():
+        made.model.layers[0].mlp.up_proj.weight *= 1e-5  # whose scales float16 holds with few bits
+    quantizer = {"rounding": "gptq", **CASES[case].get("quantizer", {})}
+    formats = [name for name in CASES[case]["formats"] if name.startswith("int")]
+    config = {**CASES[case], "formats": formats, "quantizer": quantizer}
+    run, plan = plan_run(tmp_path, made, **config)
+    assignment = solve_by_turns(run, plan)
+    expected = fake_quantized_logits(run, plan, assignment)
+    variants = open_variants(run, plan).under(assignment)
+    (tmp_path / "out").mkdir()
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("an exporter rounds")
+
+    with monkeypatch.context() as patched:
+        for place, names in ROUNDING.items():
+            for name in names:
+                patched.setattr(f"{place}.{name}", forbidden)
+        with pytest.raises(AssertionError, match="an exporter rounds"):  # the guard works
+            Variants(variants.model, plan.space, Quantizer()).weights(assignment)
+        written = named_by(EXPORTERS[case])(plan, variants, assignment, tmp_path / "out")
+    assert not [note for note in written.notes if "rounded" in note]
+    torch.testing.assert_close(READERS[case](tmp_path / "out")(tokens()), expected, rtol=0, atol=2e-6)
 
 
 @torch.no_grad()

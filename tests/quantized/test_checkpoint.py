@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from hpcmpq.errors import UserError
 from hpcmpq.export import export
-from hpcmpq.export.compressed_tensors import pack
 from hpcmpq.formats import FORMATS
 from hpcmpq.quantized.checkpoint import open_checkpoint
 from hpcmpq.quantized.variants import open_variants
+from hpcmpq.quantizers.packing import pack
 from tests.export.planned import llama, plan_run, solve_by_turns
 from tests.export.readers import READERS
 from tests.export.test_round_trips import fake_quantized_logits, tokens

@@ -11,13 +11,18 @@ from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.errors import CorruptShard, UserError
 from hpcmpq.export import export
 from hpcmpq.formats import FORMATS as TABLE
+from hpcmpq.formats import Quantizer
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.load import load_model
 from hpcmpq.quantized.losses import Comparison
-from hpcmpq.quantized.stored_codes import StoredCodes, make_codes
+from hpcmpq.quantized.stored_codes import StoredCodes
 from hpcmpq.quantized.variants import Variants, open_variants
 from hpcmpq.quantizers import decode
+from hpcmpq.quantizers.codes import QParams
+from hpcmpq.rounding.options import make_codes
+from hpcmpq.space import Member
+from hpcmpq.store.h5_files import read_h5, write_h5
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import llama, plan_run, solve_by_turns
@@ -118,6 +123,25 @@ def test_missing_damaged_and_foreign_codes_are_refused(tmp_path):
         path.unlink()
     with pytest.raises(UserError, match="are missing; run `hpcmpq plan"):
         codes.read(member, "int4", like)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_codes_are_packed_and_those_of_earlier_versions_a_byte_each_are_read(tmp_path, symmetric):
+    quantizer = Quantizer(group_size=8, symmetric=symmetric, rounding="gptq")
+    stored, member = StoredCodes(RunDir(tmp_path), "this plan"), Member("layer.weight", 6, 21, False, 0)
+    lowest, kind = (-4, torch.int8) if symmetric else (0, torch.uint8)
+    codes_MK = torch.randint(lowest, lowest + 8, (6, 21), generator=torch.Generator().manual_seed(0)).to(kind)
+    zero_MS = None if symmetric else torch.full((6, 3), 5, dtype=torch.int32)
+    stored.write(member, {"int3": (codes_MK, QParams(torch.rand(6, 3), zero_MS))}, quantizer)
+    read_MK, qparams = stored.read(member, "int3", torch.zeros(1))
+    assert read_MK.dtype == kind and torch.equal(read_MK, codes_MK)
+    assert zero_MS is None or torch.equal(qparams.zero_point, zero_MS)
+    [path] = tmp_path.glob("rounded/*.h5")
+    arrays, attributes = read_h5(path, "")
+    assert arrays.pop("int3/packed").shape == (6, 2)
+    write_h5(path, {**arrays, "int3/codes": codes_MK.numpy()}, {"fingerprint": attributes["fingerprint"]})
+    old_MK, _ = stored.read(member, "int3", torch.zeros(1))
+    assert old_MK.dtype == kind and torch.equal(old_MK, codes_MK)
 
 
 def test_what_is_not_linear_is_refused(tmp_path):

@@ -1,5 +1,7 @@
 """Properties that every format keeps, over random matrices of any shape."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -117,6 +119,25 @@ def test_scales_are_positive_bfloat16_numbers_and_zero_points_are_codes(weight, 
     if qparams.zero_point is not None:
         assert qparams.zero_point.dtype == torch.int32
         assert 0 <= int(qparams.zero_point.min()) <= int(qparams.zero_point.max()) < 2**format.num_bits
+
+
+@pytest.mark.parametrize("name", ["int2", "int4", "int8", "fp8_e4m3"])
+@pytest.mark.parametrize("range", ["absmax", "mse"])
+def test_scales_for_files_of_float16_are_numbers_of_both(name, range):
+    """The same as ever from 2^-17 up; below, where a float16 has less than 8 bits, the nearest that both have."""
+    generator = torch.Generator().manual_seed(0)
+    size = torch.logspace(-9, 5, 60, dtype=torch.float64)[:, None]
+    weight = (torch.randn(60, 32, generator=generator, dtype=torch.float64) * size).float()
+    quantizer = Quantizer(group_size=16, range=range)
+    plain, both = (
+        choose_qparams(weight, FORMATS[name], replace(quantizer, scales=dtype)).scale
+        for dtype in ("bfloat16", "float16")
+    )
+    assert torch.equal(both.to(torch.float16).float(), both)
+    assert torch.equal(both.to(torch.bfloat16).float(), both)
+    ordinary = (plain >= 2**-17) & (both >= 2**-17) & (plain <= 65280)
+    assert ordinary.float().mean() > 0.5 and torch.equal(plain[ordinary], both[ordinary])
+    assert not torch.equal(plain, both) and (both > 0).all()
 
 
 @settings(max_examples=50, deadline=None)

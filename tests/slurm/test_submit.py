@@ -58,6 +58,18 @@ def test_the_chain_is_as_in_the_golden_file(name: str, tmp_path: Path):
     assert shown == (GOLDEN / f"submit_{name}.sh").read_text()
 
 
+@pytest.mark.parametrize(("refine", "reround"), [(True, True), (True, False), (False, False)])
+def test_the_solution_is_rounded_again_after_it_is_refined(refine: bool, reround: bool, tmp_path: Path):
+    settings = parse_settings(["partition=gpu", "gpus_per_task=1", "reround.time=1:00:00"], "mpi")
+    jobs = make_jobs(RunDir(tmp_path), "mpi", settings, refine=refine, reround=reround)
+    between = ["refine"] * refine + ["reround"] * reround
+    assert [job.name for job in jobs] == ["calibrate", "solve", *between, "finish"]
+    for job in jobs:
+        if job.name == "reround":
+            assert job.arguments == (str(tmp_path), "reround") and job.script == "solve.sbatch"
+            assert job.options == {"partition": "gpu", "gpus": "1", "time": "1:00:00"}
+
+
 @pytest.mark.parametrize("name", CHAINS)
 def test_dry_run_prints_every_script_and_writes_nothing(name: str, tmp_path: Path):
     executor, texts = CHAINS[name]

@@ -23,7 +23,7 @@ from hpcmpq.models.original_marks import check_same_outputs
 from hpcmpq.models.weight_digests import check_same_weights
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.activations import Activations
-from hpcmpq.quantized.variants import open_variants
+from hpcmpq.quantized.solved import open_solved
 from hpcmpq.settings import Config
 from hpcmpq.store.run_dir import RunDir
 
@@ -106,13 +106,15 @@ def _sharded(
     if config.model.path is not None:
         check_same_weights(model, plan, rows)
         start_bytes = live_bytes(device)  # code was loaded, and no values yet
-    variants = open_variants(run, plan, model, check_outputs=False)
+    variants = open_solved(run, plan, model, check_outputs=False)
     settings = _settings(model, config.model.dtype)
     partition(model, deepspeed, settings)
     for module in model.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
-    shards = ZeroPieces(model, plan.space, config.quantizer, rows, world.rank, variants.codes)
+    shards = ZeroPieces(
+        model, plan.space, config.quantizer, rows, world.rank, variants.codes, variants.solved
+    )
     shards.fill_originals()
     deepspeed.initialize(model=model, config=settings)
     engine = DeepSpeedEngine(shards, variants.activations, world.rank, world.size, device, start_bytes, stop)

@@ -22,7 +22,7 @@ from hpcmpq.formats import FORMATS
 from hpcmpq.models.load import forward, load_model
 from hpcmpq.models.memory import peak_bytes
 from hpcmpq.plan import Plan
-from hpcmpq.quantized.variants import open_variants
+from hpcmpq.quantized.solved import open_solved
 from hpcmpq.settings import Config, ModelConfig
 from hpcmpq.store.run_dir import RunDir
 
@@ -62,12 +62,10 @@ class TensorEngine:
             )
         config = self.config.model
         model = load_model(_on_host(config), import_paths=self.plan.import_paths)
-        variants = open_variants(self.run, self.plan, model, check_outputs=not assignment)
+        variants = open_solved(self.run, self.plan, model, check_outputs=not assignment)
         with torch.no_grad():
-            for group in self.plan.space.groups:
-                if group.name in assignment:
-                    for name, tensor in variants.quantized(group, assignment[group.name]).items():
-                        model.get_parameter(name).copy_(tensor)
+            for name, tensor in variants.weights(assignment).items():
+                model.get_parameter(name).copy_(tensor)
         self._model_bytes = [sum(p.nbytes for p in model.parameters())]
         try:
             # It prints what it finds, on every rank.

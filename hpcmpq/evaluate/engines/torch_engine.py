@@ -13,7 +13,8 @@ from hpcmpq.executors.world import World
 from hpcmpq.models.load import forward, load_model, pick_device, quiet_transformers
 from hpcmpq.models.memory import live_bytes, peak_bytes
 from hpcmpq.plan import Plan
-from hpcmpq.quantized.variants import Variants, open_variants
+from hpcmpq.quantized.solved import open_solved
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.settings import Config
 from hpcmpq.store.run_dir import RunDir
 
@@ -73,4 +74,4 @@ def open_engine(run: RunDir, plan: Plan, config: Config, world: World) -> Iterat
         import transformers  # noqa: F401  (before memory is counted)
     start_bytes = live_bytes(device)
     model = load_model(config.model, import_paths=plan.import_paths)
-    yield TorchEngine(open_variants(run, plan, model), device, start_bytes)
+    yield TorchEngine(open_solved(run, plan, model), device, start_bytes)

@@ -21,7 +21,7 @@ from hpcmpq.models.stored_weights import ReadRows, find_weights
 from hpcmpq.models.streaming import skeleton
 from hpcmpq.models.weights import as_matrix, from_matrix
 from hpcmpq.quantized.rounded_weights import RoundedWeights
-from hpcmpq.quantized.stored_codes import StoredCodes
+from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes
 from hpcmpq.settings import ModelConfig
 from hpcmpq.space import Member, SearchSpace
 
@@ -37,6 +37,7 @@ class ZeroPieces:
         rows: Where originals come from.
         rank: Whose pieces.
         codes: Of weights that were rounded when the run was planned; read whole, one weight at a time.
+        solved: Codes that replace them under one whole assignment.
     """
 
     model: nn.Module
@@ -44,26 +45,30 @@ class ZeroPieces:
     quantizer: Quantizer
     rows: ReadRows
     rank: int
-    codes: StoredCodes | None = None
-    _formats: dict[str, str | None] = field(default_factory=dict)
+    codes: StoredCodes | SolutionCodes | None = None
+    solved: SolutionCodes | None = None
+    _formats: dict[str, tuple[str | None, bool]] = field(default_factory=dict)
 
     def fill(self, assignment: Mapping[str, str]) -> None:
         """Round all groups as {group name: format name} says, and restore those that it does not name."""
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        solved = self.solved is not None and dict(assignment) == dict(self.solved.assignment)
         for group in self.space.groups:
             for member in group.members:
-                wanted = assignment.get(group.name)
-                if self._formats.get(member.parameter) != wanted:
-                    self._fill(member.parameter, parameters[member.parameter], member, wanted)
+                wanted = assignment.get(group.name), solved
+                if self._formats.get(member.parameter, (None, solved)) != wanted:
+                    self._fill(member.parameter, parameters[member.parameter], member, *wanted)
                     self._formats[member.parameter] = wanted
 
     def fill_originals(self) -> None:
         """Give every parameter its original values; tied ones once."""
         for name, parameter in self.model.named_parameters():
-            self._fill(name, parameter, None, None)
+            self._fill(name, parameter, None, None, False)
 
     @torch.no_grad()
-    def _fill(self, name: str, parameter: Any, member: Member | None, format_name: str | None) -> None:
+    def _fill(
+        self, name: str, parameter: Any, member: Member | None, format_name: str | None, solved: bool
+    ) -> None:
         shape, piece = parameter.ds_shape, parameter.ds_tensor
         low, high = piece_of(parameter.ds_numel, piece.ds_numel, self.rank)
         if low == high:
@@ -75,21 +80,28 @@ class ZeroPieces:
             if member.transposed:
                 start, stop = 0, shape[0]
             stored = self.rows(name, start, stop).to(piece.device)
-            values = self._rounded(member, stored, format_name, start)
+            weights = self._solved_weights if solved else self._weights
+            values = self._rounded(weights, member, stored, format_name, start)
         first = low - start * _width(shape)
         piece[: high - low].copy_(values.reshape(-1)[first : first + high - low])
 
-    def _rounded(self, member: Member, stored: Tensor, format_name: str, start: int) -> Tensor:
+    def _rounded(
+        self, weights: RoundedWeights, member: Member, stored: Tensor, format_name: str, start: int
+    ) -> Tensor:
         """Rows of a weight from `start`, rounded as the whole weight would be: no row depends on another."""
         if member.transposed:
             matrix_MK = as_matrix(stored, member)
         else:
             matrix_MK = stored.reshape(-1, member.num_columns)
-        return from_matrix(self._weights.decoded(member, format_name, matrix_MK, start), member, stored)
+        return from_matrix(weights.decoded(member, format_name, matrix_MK, start), member, stored)
 
     @cached_property
     def _weights(self) -> RoundedWeights:
         return RoundedWeights(self.quantizer, self.codes)
+
+    @cached_property
+    def _solved_weights(self) -> RoundedWeights:
+        return RoundedWeights(self.quantizer, self.solved)
 
 
 def piece_of(numel: int, piece_numel: int, rank: int) -> tuple[int, int]:

@@ -11,7 +11,8 @@ import torch
 from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.load import load_model
 from hpcmpq.planning.stage import prepare
-from hpcmpq.quantized.stored_codes import StoredCodes, make_codes
+from hpcmpq.quantized.stored_codes import StoredCodes
+from hpcmpq.rounding.options import make_codes
 from hpcmpq.settings import CalibrationConfig, Config, EvaluationConfig, GroupsConfig, ModelConfig, Quantizer
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir

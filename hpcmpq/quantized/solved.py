@@ -1,0 +1,69 @@
+"""The options of a run with the weights that its solution really has: rounded again, where that was kept.
+
+`reround` in `solution.json` names the codes: `codes`, their directory in RUN/rerounded/, or None; `parameters`, the
+weights that they are of; and `assignment`, a hash of the assignment that they were made for.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from hpcmpq.plan import Plan, content_hash
+from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes
+from hpcmpq.quantized.variants import Variants, open_variants
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.solution_file import read_solution
+
+_log = logging.getLogger(__name__)
+
+
+def open_solved(
+    run: RunDir, plan: Plan, model: nn.Module | None = None, *, check_outputs: bool = True
+) -> Variants:
+    """As `hpcmpq.quantized.variants.open_variants`; the solution's assignment has the weights that are served.
+
+    Raises:
+        PlanMismatch: If the model has changed since it was planned for.
+    """
+    variants = open_variants(run, plan, model, check_outputs=check_outputs)
+    if not run.solution_path.exists():
+        return variants
+    return replace(variants, solved=solution_codes(run, plan, read_solution(run)))
+
+
+def kept_codes(solution: Mapping[str, Any]) -> str | None:
+    """The name of the codes that replace the options' under the solution's assignment, or None."""
+    found = solution.get("reround") or {}
+    name: str | None = found.get("codes")
+    if name is None:
+        return None
+    if found["assignment"] != content_hash(dict(solution["assignment"])):
+        _log.warning(
+            "weights were rounded again for another assignment, and this one does not use them; run `hpcmpq reround` "
+            "again"
+        )
+        return None
+    return name
+
+
+def solution_codes(run: RunDir, plan: Plan, solution: Mapping[str, Any]) -> SolutionCodes | None:
+    """The codes that `kept_codes` names."""
+    name = kept_codes(solution)
+    if name is None:
+        return None
+    found = solution["reround"]
+    return SolutionCodes(
+        dict(solution["assignment"]),
+        codes_called(run, name, found["method"], found["strength"]),
+        frozenset(found["parameters"]),
+        StoredCodes(run, plan.fingerprint),
+    )
+
+
+def codes_called(run: RunDir, name: str, method: str, strength: float) -> StoredCodes:
+    """The codes of one attempt to round again."""
+    command = f"hpcmpq reround {run.path} --method {method} --strength {strength}"
+    return StoredCodes(run, name, f"rerounded/{name}", command)

@@ -1,0 +1,153 @@
+"""A model in the pieces that rounding again walks through: what comes before its blocks, each block, what comes after.
+
+Of every piece the original and the quantized model have states of their own, batch by batch, at the border that the
+walk has reached: the one runs from the original's, the other from what the rounded pieces before really gave.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpcmpq.models.chain.chain import Call, Chain
+from hpcmpq.models.chain.find_chain import find_chain
+from hpcmpq.models.chain.places import places_of_groups
+from hpcmpq.models.data.samples import Samples
+from hpcmpq.models.load import forward
+from hpcmpq.models.weights import Tensors, swapped
+from hpcmpq.space import Group, Member
+
+Names = Mapping[Member, str]
+"""{weight: its name inside a piece}."""
+
+
+@dataclass(frozen=True)
+class ModelPiece:
+    """What runs at once.
+
+    Attributes:
+        names: Its searched weights.
+        original: Runs batch i of the original up to the end of the piece.
+        quantized: The same of the quantized model, with {name: value} of the piece's weights.
+        advance: Called with those in the end: both models' states move past the piece.
+        resident: Context in which the piece's weights are in memory.
+        num_positions: Of batch i, or None where it is not known: rows that a layer is given which sees all of them.
+    """
+
+    names: Names
+    original: Callable[[int], object]
+    quantized: Callable[[int, Tensors], object]
+    advance: Callable[[Tensors], None]
+    resident: AbstractContextManager[None]
+    num_positions: Callable[[int], int | None]
+
+
+@dataclass
+class ModelStates:
+    """The states of all batches.
+
+    Attributes:
+        model: The original.
+        batches: On the model's device.
+        tracked: Whether the original's states are wanted beside the quantized model's.
+        rounding: Context in which the quantized model's activations are rounded.
+    """
+
+    model: nn.Module
+    batches: list[Samples]
+    tracked: bool
+    rounding: Callable[[], AbstractContextManager[None]] = nullcontext
+    _original: list[Tensor] = field(default_factory=list)
+    _quantized: list[Tensor] = field(default_factory=list)
+    _calls: list[tuple[Call, ...]] = field(default_factory=list)
+
+    def pieces(self, groups: Sequence[Group]) -> Iterator[ModelPiece]:
+        """The pieces, to be taken one after the other: each `advance` must be called before the next is asked for.
+
+        A model that is no chain of blocks is one piece.
+        """
+        chain = find_chain(self.model, self.batches[0][:2].inputs, groups)
+        if chain is None:
+            yield self._whole(groups)
+            return
+        places = places_of_groups(chain, self.model, groups)
+        names: list[dict[Member, str]] = [{} for _ in range(len(chain.blocks) + 1)]
+        for group, own in zip(groups, places, strict=True):
+            for member in group.members:
+                for place, there in enumerate(own):
+                    if member.parameter in there:
+                        names[place][member] = there[member.parameter]
+        yield self._before(chain, names[0])
+        for k in range(len(chain.blocks)):
+            yield self._block(chain, k, names[k + 1])
+        if names[0]:
+            yield self._after(chain, names[0])
+
+    def _whole(self, groups: Sequence[Group]) -> ModelPiece:
+        names = {member: member.parameter for group in groups for member in group.members}
+
+        def run(i: int, tensors: Tensors | None = None) -> object:
+            return self._as(tensors, partial(forward, self.model, self.batches[i].inputs))
+
+        return ModelPiece(names, run, run, lambda _: None, nullcontext(), lambda _: None)
+
+    def _before(self, chain: Chain, names: Names) -> ModelPiece:
+        def run(i: int, tensors: Tensors | None = None) -> tuple[Tensor, tuple[Call, ...]]:
+            return self._as(tensors, partial(chain.enter, self.batches[i].inputs))
+
+        def advance(tensors: Tensors) -> None:
+            for i in range(len(self.batches)):
+                hidden, calls = run(i)
+                self._calls.append(calls)
+                if self.tracked:
+                    self._original.append(hidden.cpu())
+                self._quantized.append((run(i, tensors)[0] if tensors else hidden).cpu())
+
+        return ModelPiece(names, run, run, advance, nullcontext(), lambda _: None)
+
+    def _block(self, chain: Chain, k: int, names: Names) -> ModelPiece:
+        def run(i: int, states: list[Tensor], tensors: Tensors | None) -> Tensor:
+            device = next(iter(self.batches[i].inputs.values())).device
+            return chain.run(k, states[i].to(device), self._calls[i][k], tensors)
+
+        def original(i: int) -> Tensor:
+            return run(i, self._original, None)
+
+        def quantized(i: int, tensors: Tensors) -> Tensor:
+            with self.rounding():
+                return run(i, self._quantized, tensors)
+
+        def advance(tensors: Tensors) -> None:
+            for i in range(len(self.batches)):
+                if self.tracked:
+                    self._original[i] = original(i).cpu()
+                self._quantized[i] = quantized(i, tensors).cpu()
+
+        def num_positions(i: int) -> int:
+            return self._quantized[i].shape[:-1].numel()
+
+        return ModelPiece(names, original, quantized, advance, chain.resident(k), num_positions)
+
+    def _after(self, chain: Chain, names: Names) -> ModelPiece:
+        def leaving(i: int, states: list[Tensor]) -> Callable[[], Tensor]:
+            inputs = self.batches[i].inputs
+            return partial(chain.leave, inputs, states[i].to(next(iter(inputs.values())).device))
+
+        def original(i: int) -> Tensor:
+            return leaving(i, self._original)()
+
+        def quantized(i: int, tensors: Tensors) -> Tensor:
+            return self._as(tensors, leaving(i, self._quantized))
+
+        return ModelPiece(names, original, quantized, lambda _: None, nullcontext(), lambda _: None)
+
+    def _as(self, tensors: Tensors | None, run: Callable[[], Any]) -> Any:
+        """A pass with other weights and rounded activations; of the original without them."""
+        if tensors is None:
+            return run()
+        with torch.no_grad(), swapped(self.model, tensors), self.rounding():
+            return run()
