@@ -85,10 +85,7 @@ def plan(
         work = measured_workload(made, read_processes(RunDir(run_dir)), missing)
         counts = sorted({1, 2, workers // 2 or 1, workers}) if missing else []
         found = [predict(work, Site(), count) for count in counts]
-        if found:
-            summaries.predicted(found)
-        else:
-            console.say("every unit is measured: nothing to predict")
+        summaries.predicted(found)
         values["predictions"] = [dataclasses.asdict(prediction) for prediction in found]
     return values
 
@@ -144,9 +141,9 @@ def solve(
             summaries.proof(read_json(run.file("proof.json"), "hpcmpq solve"))
         return values
     if maximize is None:
-        raise UserError(
-            f"--max-loss-mse and --max-loss need --maximize with what to gain: {', '.join(GAINS)}"
-        )
+        raise UserError(f"--max-loss-mse and --max-loss need --maximize, one of {', '.join(GAINS)}")
+    if verbose:
+        raise UserError("--verbose shows the proof of the least loss; leave it out with --maximize")
     values = stages.maximize(run, maximize, (max_loss_mse, max_loss), given, solver, time_limit)
     summaries.gained(values)
     return values

@@ -42,6 +42,9 @@ def cost(values: dict[str, Any]) -> None:
 
 def predicted(predictions: list[Prediction]) -> None:
     """How long calibration takes on several numbers of workers, and why."""
+    if not predictions:
+        say("every unit is measured: nothing to predict")
+        return
     lines = [
         (
             str(found.num_workers),
