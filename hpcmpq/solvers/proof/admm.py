@@ -15,7 +15,7 @@ Axis letters: N lifted coordinates, n subspace, X padded options.
 """
 
 import time
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,7 +43,7 @@ class Iterate:
     penalty: float
     rank: int = 0
     steps: int = 0
-    part_s: Counter[str] = field(default_factory=Counter)
+    part_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
 @dataclass(frozen=True)
