@@ -34,6 +34,16 @@ from tests.side_by_side import (  # noqa: F401  (hooks)
 # Nothing that an earlier run found, and nothing about time.
 hypothesis.settings.register_profile("fresh", database=None, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("fresh")
+hypothesis.settings.register_profile(
+    "quick", parent=hypothesis.settings.get_profile("fresh"), max_examples=20
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Quick tests look at fewer examples, unless a test says how many."""
+    if config.getoption("markexpr") == "quick":
+        hypothesis.settings.load_profile("quick")
+
 
 VOCAB = 256
 

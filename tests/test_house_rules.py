@@ -195,10 +195,11 @@ def test_module_runs_as_the_console_script_does():
     assert "hpcmpq" in done.stdout
 
 
-def with_examples() -> list[str]:
-    """Modules with runnable examples in their docstrings."""
-    found = [path for path in SOURCES if ">>> " in path.read_text()]
-    return [name_of(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__") for path in found]
+def with_examples() -> list[Any]:
+    """Modules with runnable examples in their docstrings; those of the API run stages."""
+    found = [name_of(path) for path in SOURCES if ">>> " in path.read_text()]
+    names = [name.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for name in found]
+    return [pytest.param(n, marks=pytest.mark.slow) if n.startswith("hpcmpq.api.") else n for n in names]
 
 
 @pytest.mark.parametrize("module", with_examples())

@@ -38,6 +38,7 @@ ROOMS: dict[str, str] = {
     "solvers": "errors problem tables",
     "store": "errors quadratic plan",
     "targets": "errors space tables formats",
+    "tracking": "errors store",
     "doctor": "errors wording store",
     "slurm": "errors tables plan store",
     "config": "errors settings tables formats targets",
@@ -67,8 +68,8 @@ ROOMS: dict[str, str] = {
         "solve quantized timing report evaluate export calibrate refine rounding planning"
     ),
     "cli": (
-        "errors settings wording tables plan executors solvers store doctor slurm config solve "
-        "report export calibrate rounding planning api"
+        "errors settings wording tables plan executors solvers store tracking doctor slurm config "
+        "solve report export calibrate rounding planning api"
     ),
     "__main__": "cli",
 }
@@ -87,6 +88,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "typer": ("cli",),
     "matplotlib": ("report", "api.frontier"),
     "jinja2": ("report",),
+    "mlflow": ("tracking",),
     "sklearn": ("examples",),
 }
 
@@ -207,6 +209,7 @@ def test_solve_path_imports_without_torch_pydantic_or_anything_else():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_directory_is_solved_without_torch_pydantic_or_anything_else(tmp_path: Path):
     write_run(tmp_path / "run", solved=False)
     code = (
@@ -242,6 +245,7 @@ stage.calibrate(run, InProcess(), lambda *_: None)
 """
 
 
+@pytest.mark.slow
 def test_a_module_of_plain_torch_is_measured_without_transformers(tmp_path: Path):
     """Whose import takes seconds, in every worker."""
     write_config(tmp_path / "config.yaml")

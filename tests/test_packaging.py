@@ -1,5 +1,6 @@
 """pyproject.toml, constraints.txt, environment.yml and the README name the same things."""
 
+import json
 import re
 import subprocess
 import sys
@@ -19,8 +20,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
 # What `all` leaves out, and why: a cluster's own MPI must not be shadowed; lm-eval brings thirty packages for one
-# type of task; the others are for developers.
-NOT_IN_ALL = {"mpi-wheel", "lm-eval", "test", "docs", "all"}
+# type of task, tracking fourteen for one command; the others are for developers.
+NOT_IN_ALL = {"mpi-wheel", "lm-eval", "tracking", "test", "docs", "all"}
 
 
 def pins(lines: list[str]) -> dict[str, Requirement]:
@@ -128,3 +129,24 @@ def test_every_data_file_of_the_package_is_installed():
 def test_what_loads_the_exports_comes_with_them():
     """`docs/export.md` loads what the package wrote; llama.cpp alone, which is compiled, is left to its users."""
     assert {"compressed-tensors", "onnxruntime", "gguf", "transformers"} <= set(requirements_of("export"))
+
+
+def test_citations_name_this_version_and_license():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    described = json.loads((ROOT / "codemeta.json").read_text())
+    [version] = re.findall(r'^__version__ = "(.*)"$', (ROOT / "hpcmpq/__init__.py").read_text(), re.MULTILINE)
+    assert cited["version"] == described["version"] == version
+    assert cited["license"] == PROJECT["license"]
+    assert described["license"].endswith(f"/{PROJECT['license']}")
+    assert described["description"] == PROJECT["description"]
+    assert cited["keywords"] == described["keywords"] == PROJECT["keywords"]
+
+
+def test_container_takes_what_the_package_is_built_from_and_extras_that_exist():
+    recipe = (ROOT / "containers/hpcmpq.def").read_text()
+    [files] = re.findall(r"^%files\n((?:    .*\n)+)", recipe, re.MULTILINE)
+    taken = [line.split()[0] for line in files.splitlines()]
+    assert all((ROOT / name).exists() for name in taken)
+    assert {"hpcmpq", "slurm", "pyproject.toml", PROJECT["readme"], *PROJECT["license-files"]} <= set(taken)
+    [extras] = re.findall(r"'\.\[(.*)\]'", recipe)
+    assert set(extras.split(",")) <= set(EXTRAS)

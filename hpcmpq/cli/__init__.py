@@ -8,9 +8,9 @@ share in `hpcmpq.cli.arguments`, and heavy imports inside the function, so that 
 
 # In the order in which --help lists the commands.
 # isort: off
-from hpcmpq.cli import doctor, init, compare, stages, demo, frontier, slurm
+from hpcmpq.cli import doctor, init, compare, stages, demo, frontier, track, slurm
 from hpcmpq.cli.app import app, main
 
 # isort: on
 
-__all__ = ["app", "compare", "demo", "doctor", "frontier", "init", "main", "slurm", "stages"]
+__all__ = ["app", "compare", "demo", "doctor", "frontier", "init", "main", "slurm", "stages", "track"]

@@ -63,6 +63,7 @@ UnitShare = Annotated[
 ]
 AtMost = Annotated[int | None, typer.Option("--at-most", metavar="N", min=0, help="Stop after N units.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Again and again, until every stage is done.")]
+ShowUsage = Annotated[bool, typer.Option("--usage", help="What the Slurm jobs used, and files and inodes.")]
 Every = Annotated[float, typer.Option("--every", metavar="SECONDS", help="Between two looks of --watch.")]
 PredictWorkers = Annotated[
     int,

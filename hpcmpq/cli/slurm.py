@@ -10,9 +10,11 @@ from hpcmpq.cli import arguments, console, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.cli.json_output import Watched
 from hpcmpq.cli.stages import plan
+from hpcmpq.cli.usage import usage_parts
 from hpcmpq.errors import UserError
 from hpcmpq.slurm.status import Status, read_status
 from hpcmpq.slurm.submit import make_files, submit_files
+from hpcmpq.slurm.usage import as_values, read_usage
 from hpcmpq.store.run_dir import RunDir
 
 
@@ -48,12 +50,20 @@ def submit(
 
 @command("hpcmpq status runs/quickstart")
 def status(
-    run_dir: arguments.RunPath, watch: arguments.Watch = False, every: arguments.Every = 2.0
+    run_dir: arguments.RunPath,
+    watch: arguments.Watch = False,
+    every: arguments.Every = 2.0,
+    usage: arguments.ShowUsage = False,
 ) -> dict[str, Any] | Watched:
     """Show stages, work units, throughput, time left, failures and Slurm jobs of a run directory.
 
-    With --watch again and again until every stage is done; with --json too, a line each time.
+    With --watch again and again until every stage is done; with --json too, a line each time. With --usage what
+    the jobs used instead, from Slurm's accounting, and what to request the next time.
     """
+    if usage:
+        used = read_usage(RunDir(run_dir))
+        console.show(*usage_parts(used))
+        return as_values(used)
     if not watch:
         state = read_status(RunDir(run_dir))
         console.show(*summaries.status(state))

@@ -36,7 +36,7 @@ def cost(values: dict[str, Any]) -> None:
         f"calibration by {values['engine']}: {values['forwards']:.1f} forward passes of all samples, "
         f"{values['flops'] / 1e12:.3g} TFLOP, {show_bytes(values['shard_bytes'])} on disk, at most "
         f"{show_bytes(values['peak_bytes'])} of tensors in a worker"
-        + ("" if seconds is None else f", about {_duration(seconds)} and start-up on one worker like this")
+        + ("" if seconds is None else f", about {duration(seconds)} and start-up on one worker like this")
     )
 
 
@@ -48,7 +48,7 @@ def predicted(predictions: list[Prediction]) -> None:
     lines = [
         (
             str(found.num_workers),
-            _duration(found.makespan_s),
+            duration(found.makespan_s),
             f"{100 * found.efficiency:.0f} %",
             found.bound_by,
         )
@@ -223,7 +223,7 @@ def status(state: Status) -> list[Table | Text]:
         parts.append(table(("stage", "state", "seconds"), lines))
     if state.units_per_s is not None and state.busy_workers is not None:
         left = (
-            "" if state.seconds_left is None else f", about {_duration(state.seconds_left)} left at that rate"
+            "" if state.seconds_left is None else f", about {duration(state.seconds_left)} left at that rate"
         )
         memory = "" if state.memory_bytes is None else f", {show_bytes(state.memory_bytes)} of memory here"
         parts.append(
@@ -246,7 +246,7 @@ def examined(checks: Iterable[tuple[str, str, str, str]]) -> None:
         say(line.append(" -> ", "dim").append(fix) if fix else line)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Hours, minutes and seconds, the two largest that are not zero."""
     hours, minutes = int(seconds // 3600), int(seconds // 60 % 60)
     if hours:

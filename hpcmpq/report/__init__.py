@@ -24,7 +24,7 @@ from hpcmpq.report.findings import Findings, read_findings
 from hpcmpq.report.measured import measured_table
 from hpcmpq.report.pairs import pair_table
 from hpcmpq.report.provenance import files_table
-from hpcmpq.report.stages import stage_table
+from hpcmpq.report.stages import stage_table, usage_table
 from hpcmpq.report.tables import Table, budget_table, comparison_table, group_table, write_csv
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.whole_files import replacing
@@ -92,7 +92,7 @@ def every_table(findings: Findings) -> list[Table]:
 
     found = [comparison_table(findings), budget_table(findings), group_table(findings), pair_table(findings)]
     found.append(stage_table(findings))
-    optional = [measured_table(findings), files_table(findings)]
+    optional = [measured_table(findings), files_table(findings), usage_table(findings)]
     if findings.frontier is not None:
         optional += [frontier_table(findings), assignments_table(findings)]
     if findings.plan.times is not None:

@@ -34,6 +34,46 @@ def stage_table(findings: Findings) -> Table:
     return Table("stages", caption, columns, rows)
 
 
+def usage_table(findings: Findings) -> Table | None:
+    """What Slurm accounted for each job, from RUN/usage.json; None where nobody asked."""
+    path = findings.run.file("usage.json")
+    if not path.exists():
+        return None
+    values = read_json(path, f"hpcmpq status {findings.run.path} --usage")
+    names = (
+        "job",
+        "starts",
+        "queued_s",
+        "elapsed_s",
+        "cpu_s",
+        "allocated_cpu_s",
+        "peak_bytes",
+        "requested_bytes",
+    )
+    rows = tuple(
+        (*(job[name] for name in names), job["gpu_hours"], job["energy_j"], job["advice"])
+        for job in values["jobs"]
+    )
+    columns = (
+        Column("job", "Job"),
+        Column("starts", "Starts", "count"),
+        Column("queued_s", "Queued", "seconds"),
+        Column("elapsed_s", "Elapsed", "seconds"),
+        Column("cpu_s", "CPU time", "seconds"),
+        Column("allocated_cpu_s", "Allocated", "seconds"),
+        Column("peak_bytes", "Memory on a node", "bytes"),
+        Column("requested_bytes", "Requested", "bytes"),
+        Column("gpu_hours", "GPU hours", "number"),
+        Column("energy_j", "Energy (J)", "number"),
+        Column("advice", "Next time", "prose"),
+    )
+    caption = (
+        f"What the Slurm jobs used, and what to request the next time; {values['num_files']:,} files and "
+        f"{values['num_directories']:,} directories, {show_bytes(values['bytes'])}."
+    )
+    return Table("usage", caption, columns, rows)
+
+
 def _plan(findings: Findings) -> str:
     return f"{_count(len(findings.plan.space.groups), 'group')}, {findings.plan.space.num_options} options"
 

@@ -16,6 +16,8 @@ from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.calling import Call
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [f"{n} squared is {n * n} and cubed {n**3}, which is more." for n in range(60)]
 FORMATS = ["int2", "int4", "int8"]
 SETTINGS = {

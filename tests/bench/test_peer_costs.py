@@ -20,6 +20,8 @@ from hpcmpq.settings import GroupsConfig
 from hpcmpq.space import SearchSpace
 from hpcmpq.store.run_dir import RunDir
 
+pytestmark = pytest.mark.slow
+
 FORMATS = ("int2", "int4")
 
 

@@ -11,6 +11,8 @@ from hpcmpq.settings import CalibrationConfig, Config, ModelConfig, SensitivityC
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
 
+pytestmark = pytest.mark.slow
+
 
 def config_of(path: str, **sensitivity: str) -> Config:
     calibration = CalibrationConfig(

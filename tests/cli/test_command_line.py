@@ -66,6 +66,7 @@ GOOD = {
     "evaluate": "evaluate RUN",
     "report": "report RUN",
     "status": "status RUN",
+    "track": "track RUN --directory FOLDER",
     "submit": "submit CONFIG --run-dir RUN --dry-run",
     "init": "init MODEL --output NEW",
 }
@@ -93,6 +94,7 @@ KEYS = {
     "export": {"exports"},
     "evaluate": {"loss", "kl", "num_tokens", "engine", "world_size"},
     "report": {"report"},
+    "track": {"directory", "run_id"},
     "status": {"stages", "num_units", "num_done", "failed", "jobs"},
     "submit": {"files"},
     "init": {"config", "num_groups", "num_weights"},
@@ -145,6 +147,7 @@ def test_commands_print_one_document_or_nothing(
 ):
     config, run, _ = finished
     monkeypatch.setattr("hpcmpq.cli.doctor.examine", lambda _: [Diagnosis("Python", "ok", "3.11")])
+    monkeypatch.setattr("hpcmpq.tracking.mlflow_runs.track", lambda run, directory: "0123")
 
     def words(new: str) -> list[str]:
         places = {"CONFIG": config, "RUN": run.path, "FOLDER": tmp_path, "NEW": tmp_path / new}

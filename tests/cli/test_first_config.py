@@ -11,6 +11,8 @@ from hpcmpq.config import read_config
 from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.planning.starter import write_starter
 
+pytestmark = pytest.mark.slow
+
 Save = Callable[[str], Path]
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.calling import Call
+from tests.executors.tiny_model import write_config
 from tests.synthetic_run import write_run
 
 Command = Callable[..., tuple[int, str]]
@@ -242,9 +243,9 @@ def test_stages_out_of_order_name_the_one_to_run_first(command, config, tmp_path
 
 
 @pytest.mark.slow
-def test_damage_and_budgets_after_calibration(command, config, tmp_path):
+def test_damage_and_budgets_after_calibration(command, tmp_path):
     run = tmp_path / "run"
-    assert command("plan", config(), "--run-dir", run)[0] == 0
+    assert command("plan", write_config(tmp_path / "config.yaml"), "--run-dir", run)[0] == 0
     assert command("calibrate", run, "--workers", 1)[0] == 0
     assert command("reduce", run)[0] == 0
     whole = RunDir(run).quadratic_path.read_bytes()

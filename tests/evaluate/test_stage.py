@@ -15,6 +15,8 @@ from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
 from tests.evaluate.solved_runs import TEXT, solved_run
 
+pytestmark = pytest.mark.slow
+
 TINY = {
     "model": {"factory": "tests.executors.tiny_model:model"},
     "calibration": {"data": "tests.executors.tiny_model:samples"},

@@ -15,6 +15,8 @@ from hpcmpq.executors.roll_call import call_roll
 from hpcmpq.executors.world import ALONE, World, find_world, is_lone_shell
 from tests.executors.launch import ROOT
 
+pytestmark = pytest.mark.slow
+
 STEP = {
     "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "77",
     "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "1",

@@ -15,6 +15,8 @@ from tests.export.planned import SIZE, llama, plan_run, qwen2, solve_by_turns
 from tests.export.readers import READERS
 from tests.export.test_round_trips import GGUF, fake_quantized_logits, tokens
 
+pytestmark = pytest.mark.slow
+
 CONFIG = {"target": "llama_cpp", "formats": GGUF, "quantizer": {"group_size": 32}}
 
 FLIPPED = {

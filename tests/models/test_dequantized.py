@@ -88,6 +88,7 @@ def gguf_file(tmp_path_factory) -> Path:
     return run.path / "exports" / "gguf" / "model.gguf"
 
 
+@pytest.mark.slow
 def test_a_gguf_file_is_planned_and_exported_as_a_model_like_any_other(gguf_file, tmp_path):
     import gguf
 

@@ -54,6 +54,7 @@ def test_its_tokenizer_too(directory: Path):
     assert not (directory.parent / "ran").exists()
 
 
+@pytest.mark.slow
 def test_no_load_leaves_the_question_to_transformers():
     """Where an argument is missing, transformers asks at the terminal."""
     asking = []

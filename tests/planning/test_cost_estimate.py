@@ -20,11 +20,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory) -> str:
-    """A Llama of 12 blocks for bytes, saved."""
+    """A Llama of 8 blocks for bytes, saved."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 12, "num_attention_heads": 4}
+    shape = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4}
     directory = tmp_path_factory.mktemp("deep")
     LlamaForCausalLM(LlamaConfig(**shape, vocab_size=256)).save_pretrained(directory)
     return str(directory)

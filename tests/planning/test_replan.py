@@ -18,6 +18,8 @@ from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import llama, plan_run
 from tests.models.byte_tokenizer import VOCAB, save_byte_tokenizer
 
+pytestmark = pytest.mark.slow
+
 TIES = [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]]
 
 

@@ -11,6 +11,8 @@ from hpcmpq.models.stored_dtype import check_scales, check_stored_dtype
 from hpcmpq.space import Group, Member, SearchSpace
 from tests.export.planned import llama, plan_run
 
+pytestmark = pytest.mark.slow
+
 
 def say_float16(directory: Path) -> None:
     values = json.loads((directory / "config.json").read_text())

@@ -59,7 +59,6 @@ def test_result_is_decode_of_encode_and_a_fixed_point(weight, format, quantizer)
     assert torch.equal(fake_quantize(quantized, format, quantizer, qparams), quantized)
 
 
-@settings(max_examples=100, deadline=None)
 @given(matrices(), formats, configs, st.integers(1, 4))
 def test_rows_do_not_depend_on_one_another(weight, format, quantizer, chunk):
     whole = fake_quantize(weight, format, quantizer)
@@ -75,7 +74,6 @@ def test_steps_of_the_search_and_of_the_rounding_change_nothing(monkeypatch):
     assert torch.equal(fake_quantize(weight, FORMATS["int3"], Quantizer(group_size=32)), whole)
 
 
-@settings(max_examples=100, deadline=None)
 @given(matrices(), integer_formats, configs)
 def test_a_short_last_group_is_quantized_like_a_matrix_of_its_own(weight, format, quantizer):
     size = quantizer.group_size or weight.shape[1]
@@ -94,7 +92,6 @@ def test_searched_range_is_never_worse_than_absmax(weight, format, quantizer):
     assert errors["mse"] <= errors["absmax"] * (1 + 1e-12)
 
 
-@settings(max_examples=100, deadline=None)
 @given(matrices((torch.float64,)), integer_formats, configs)
 def test_error_is_at_most_half_a_step_inside_the_range(weight, format, quantizer):
     qparams = choose_qparams(weight, format, quantizer)
@@ -108,7 +105,6 @@ def test_error_is_at_most_half_a_step_inside_the_range(weight, format, quantizer
     assert (error <= scale * (0.5 + 1e-9))[inside].all()
 
 
-@settings(max_examples=100, deadline=None)
 @given(matrices(), formats, configs)
 def test_scales_are_positive_bfloat16_numbers_and_zero_points_are_codes(weight, format, quantizer):
     qparams = choose_qparams(weight, format, quantizer)

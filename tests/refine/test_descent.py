@@ -129,6 +129,7 @@ def test_noisy_local_cross_terms_are_shrunk():
     assert np.abs(quad_PP).max() < 0.2 * np.abs(as_measured).max()
 
 
+@pytest.mark.slow
 def test_descent_reaches_the_optimum_of_a_quadratic_within_the_budget():
     problem = make_problem()
     best = make_solver("exhaustive").solve(problem, time_limit_s=20, seed=0)
@@ -168,6 +169,7 @@ def test_answers_that_held_out_samples_do_not_confirm_are_not_taken():
     assert looked[1:] == sorted(looked[1:])  # in order of the losses on calibration samples
 
 
+@pytest.mark.slow
 def test_held_out_samples_look_no_further_than_the_first_that_they_confirm():
     problem, looked = make_problem(), []
     found = run(problem, problem.offset_G + 1, measurements(problem, looked=looked))

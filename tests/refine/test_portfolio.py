@@ -58,6 +58,7 @@ def uniforms() -> dict[str, np.ndarray]:
     return {f"int{bits}": np.arange(NUM_GROUPS) * 3 + place for place, bits in enumerate(BITS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_the_chosen_one_is_never_worse_than_the_simple_ones_where_measurements_are_exact(seed: int):
     """With noise of 0.3 in correlations the solver's own answer is often worse than without cross terms."""
@@ -79,6 +80,7 @@ def test_the_chosen_one_is_never_worse_than_the_simple_ones_where_measurements_a
     assert all(truth.is_feasible(candidate.choice_G) for candidate in found)
 
 
+@pytest.mark.slow
 def test_noise_makes_the_solver_worse_than_without_cross_terms():
     """The fault that the portfolio is for does occur in the test above."""
     worse = 0

@@ -18,6 +18,8 @@ from hpcmpq.store.run_dir import RunDir
 from tests.report.other_runs import write_other_run
 from tests.synthetic_run import FORMATS, solution_values, synthetic_model, synthetic_plan, write_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def runs(tmp_path: Path) -> tuple[RunDir, RunDir]:

@@ -53,6 +53,7 @@ def test_hundreds_of_groups_stay_readable_and_small(tmp_path: Path):
     assert sum(path.stat().st_size for path in run.file("report").iterdir()) < 3_000_000
 
 
+@pytest.mark.usefixtures("no_png")
 def test_model_without_blocks_is_a_list_of_named_cells(tmp_path: Path):
     measured = {"original": 0.0, "quantized": 0.02, "uniform": 0.05}
     run = write_other_run(tmp_path / "run", NAMES, INTEGERS, budgets={"weight_bits": 5.0}, measured=measured)
@@ -64,6 +65,7 @@ def test_model_without_blocks_is_a_list_of_named_cells(tmp_path: Path):
     assert "held-out samples" in text and "held-out tokens" not in text
 
 
+@pytest.mark.usefixtures("no_png")
 def test_formats_that_round_inputs_go_by_their_names(tmp_path: Path):
     run = write_other_run(
         tmp_path / "run", NAMES, ("w4a8", "w8a8", "fp8_e4m3", "bf16"), budgets={"bops": 1e9}
@@ -75,6 +77,7 @@ def test_formats_that_round_inputs_go_by_their_names(tmp_path: Path):
     assert "bit operations" in text
 
 
+@pytest.mark.usefixtures("no_png")
 def test_without_interactions_there_is_a_sentence_and_no_empty_picture(tmp_path: Path):
     run = write_other_run(tmp_path / "run", NAMES, INTEGERS, cross_terms=False, budgets={"weight_bits": 5.0})
     page = read(run)
@@ -83,17 +86,20 @@ def test_without_interactions_there_is_a_sentence_and_no_empty_picture(tmp_path:
     assert "plot-interactions" not in {a.get("id") for a in page.all("figure")}
 
 
+@pytest.mark.usefixtures("no_png")
 def test_unknown_size_of_interactions_is_said(tmp_path: Path):
     run = write_other_run(tmp_path / "run", NAMES, INTEGERS, budgets={"weight_bits": 5.0})
     assert "Calibration samples differ on the sign." in squeezed(read(run).text)
 
 
+@pytest.mark.usefixtures("no_png")
 def test_interactions_that_are_all_noise_are_said_to_be(tmp_path: Path):
     run = write_other_run(tmp_path / "run", NAMES, INTEGERS, noise=2.0, budgets={"weight_bits": 5.0})
     assert "No interaction at the chosen formats can be told from the noise" in squeezed(read(run).text)
     assert not run.file("report/interactions.png").exists()
 
 
+@pytest.mark.usefixtures("no_png")
 @pytest.mark.parametrize("objective", ["ce", "mse"])
 def test_other_objectives(tmp_path: Path, objective: str):
     measured = {"original": 0.0, "quantized": 0.02, "uniform": 0.05}
@@ -111,11 +117,13 @@ def test_other_objectives(tmp_path: Path, objective: str):
     assert ("its increase over the original is" in text) == (objective == "ce")
 
 
+@pytest.mark.usefixtures("no_png")
 def test_no_budget(tmp_path: Path):
     text = squeezed(read(write_other_run(tmp_path / "run", NAMES, INTEGERS)).text)
     assert "No budget was set" in text
 
 
+@pytest.mark.usefixtures("no_png")
 def test_one_uniform_format_alone(tmp_path: Path):
     measured = {"original": 0.0, "quantized": 0.02, "uniform": 0.02}
     run = write_other_run(tmp_path / "run", NAMES, ("int4",), budgets={"weight_bits": 5.0}, measured=measured)
@@ -144,6 +152,7 @@ def test_nothing_is_said_between_uniform_formats_that_lie_far_apart(tmp_path: Pa
     assert below_uniform(findings, 8.1, middle) is None
 
 
+@pytest.mark.usefixtures("no_png")
 def test_solution_that_maximises_a_gain(tmp_path: Path):
     run = write_other_run(tmp_path / "run", NAMES, INTEGERS, budgets={"size_bytes": 30_000, "weight_bits": 5})
     solution = read_json(run.solution_path, "")
@@ -163,6 +172,7 @@ def test_solution_that_maximises_a_gain(tmp_path: Path):
     assert "size_bytes" not in config_text(findings)
 
 
+@pytest.mark.usefixtures("no_png")
 def test_damaged_attempts_and_failures_are_counted(tmp_path: Path):
     run = write_other_run(tmp_path / "run", NAMES, INTEGERS, budgets={"weight_bits": 5.0})
     unit = read_findings(run).plan.units[0].id
@@ -182,6 +192,7 @@ def test_damaged_attempts_and_failures_are_counted(tmp_path: Path):
     assert rows["calibrate"]["seconds"] == "" and "12.5" in rows["calibrate"]["work"]
 
 
+@pytest.mark.usefixtures("no_png")
 @pytest.mark.filterwarnings("error:No artists with labels")
 def test_losses_that_did_not_rise_are_told_and_not_drawn(tmp_path: Path):
     measured = {"original": 0.0, "quantized": -0.02, "uniform": -0.01}

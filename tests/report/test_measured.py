@@ -13,7 +13,7 @@ from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
 from tests.synthetic_run import write_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_png")]
 
 SHIFT = {"original": 0.0, "quantized": 0.05, "uniform": 0.08}
 

@@ -73,6 +73,7 @@ def test_the_page_shows_the_sub_graphs(timed: RunDir):
     assert (timed.file("report") / "subgraphs.png").stat().st_size > 1000
 
 
+@pytest.mark.usefixtures("no_png")
 def test_without_times_there_is_no_such_section(tmp_path: Path):
     run = write_run(tmp_path / "run")
     assert 'id="time"' not in write_report(run).read_text()

@@ -229,6 +229,7 @@ def test_page_is_the_same_each_time(full: RunDir):
     assert full.report_path.read_bytes() == before
 
 
+@pytest.mark.usefixtures("no_png")
 def test_missing_artefacts_say_which_command_makes_them(tmp_path: Path):
     run = write_run(tmp_path / "run")
     text = squeezed(Page(write_report(run).read_text()).text)
@@ -237,6 +238,7 @@ def test_missing_artefacts_say_which_command_makes_them(tmp_path: Path):
     assert "It has not been measured yet." in text
 
 
+@pytest.mark.usefixtures("no_png")
 def test_files_of_artefacts_that_are_gone_are_removed(tmp_path: Path):
     run = write_run(tmp_path / "run", frontier=True)
     write_report(run)
@@ -258,7 +260,7 @@ def test_page_on_the_report_names_every_file_and_column(full: RunDir, tmp_path: 
     found = {
         table.name: [column.name for column in table.columns] for table in every_table(read_findings(run))
     }
-    assert set(found) == set(listed) - {"measured", "subgraphs"}
+    assert set(found) == set(listed) - {"measured", "subgraphs", "usage"}
     for name, columns in found.items():
         assert set(columns) - {"weight_bits", "accuracy"} <= set(listed[name]), name
         assert len(columns) >= len(listed[name]) - 2, name
@@ -266,6 +268,7 @@ def test_page_on_the_report_names_every_file_and_column(full: RunDir, tmp_path: 
         assert f"`{name}`" in text
 
 
+@pytest.mark.usefixtures("no_png")
 def test_evaluation_of_another_assignment_is_not_shown(tmp_path: Path):
     run = write_run(tmp_path / "run", evaluated=True)
     evaluation = read_json(run.evaluation_path, "")
@@ -277,6 +280,7 @@ def test_evaluation_of_another_assignment_is_not_shown(tmp_path: Path):
     assert f"{evaluation['kl']['quantized']:.4g}" not in text
 
 
+@pytest.mark.usefixtures("no_png")
 def test_refined_solution_shows_its_interval_and_link(tmp_path: Path):
     run = write_run(tmp_path / "run", evaluated=True)
     solution = read_json(run.solution_path, "")
@@ -287,6 +291,7 @@ def test_refined_solution_shows_its_interval_and_link(tmp_path: Path):
     assert "expects 0.2000, between 0.1500 and 0.2700 with 90 % coverage" in text
 
 
+@pytest.mark.usefixtures("no_png")
 def test_names_from_the_model_are_escaped(tmp_path: Path):
     run = write_run(tmp_path / "run")
     text = run.plan_path.read_text().replace("models/tiny-llama", "models/<script>alert(1)&")
@@ -296,6 +301,7 @@ def test_names_from_the_model_are_escaped(tmp_path: Path):
     assert "&lt;script&gt;alert(1)&amp;" in written
 
 
+@pytest.mark.usefixtures("no_png")
 def test_title_is_what_was_given_and_not_where_its_weights_were_unpacked(tmp_path: Path):
     run = write_run(tmp_path / "tiny")
     text = run.plan_path.read_text().replace("models/tiny-llama", "elsewhere/tiny/original")

@@ -6,6 +6,8 @@ import torch
 from hpcmpq.sensitivity.probes import DEFAULT_PROBES, make_probes, num_probes
 from tests.allocations import peak_bytes
 
+pytestmark = pytest.mark.slow
+
 
 def projected(phi_NTV, count, seed, first_sample=0):
     return make_probes(count, phi_NTV, seed=seed, first_sample=first_sample)(phi_NTV)

@@ -118,7 +118,7 @@ def test_a_cancelled_run_goes_on_when_it_is_submitted_again(cluster: Cluster, ne
 
 
 def test_a_job_whose_node_is_lost_goes_on_elsewhere(cluster: Cluster, new_toy: NewToy, local: bytes):
-    toy = new_toy(unit_s=1.5)
+    toy = new_toy(unit_s=1.0)
     job = toy.submit("local")
     toy.wait_for(lambda: toy.num_done() >= 2)
     node = toy.field(job, "NodeList")

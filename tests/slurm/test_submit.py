@@ -26,7 +26,7 @@ from tests.synthetic_run import synthetic_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden"
-SCRIPTS = sorted((ROOT / "slurm").iterdir())
+SCRIPTS = sorted(path for path in (ROOT / "slurm").rglob("*") if path.is_file())
 
 CHAINS = {
     "mpi": (

@@ -118,6 +118,7 @@ def test_a_frontier_without_any_point_leaves_nothing(run):
     assert not run.file("frontier").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_keeps_the_points_and_the_same_command_goes_on(run):
     command = [
         sys.executable,

@@ -13,6 +13,8 @@ from hpcmpq.plan import content_hash
 from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import llama, plan_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("targets", [None, torch.arange(3)], ids=["inputs", "labelled"])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bfloat16])
