@@ -15,7 +15,7 @@ from hpcmpq.solvers.cp_sat.integer import solve_linear
 from hpcmpq.solvers.proof.branch import prove
 from hpcmpq.solvers.proof.gilmore_lawler import full_bound
 from hpcmpq.solvers.proof.node import STEP_COST_S
-from hpcmpq.solvers.proof.record import Record, limited_by
+from hpcmpq.solvers.proof.record import ProofRecord, limited_by
 from hpcmpq.solvers.proof.spectral import spectral_bound
 from hpcmpq.solvers.search.tabu import search
 
@@ -86,7 +86,7 @@ class QuadraticSolver:
             part_s["convex bound"] = time.perf_counter() - begun
         choice_G = compact.expand(found[0])
         if lifted:
-            record = Record()
+            record = ProofRecord()
             choice_G, _, proven = prove(compact, found[0], deadline, seed, record)
             bound = max(bound, proven)
         timed_out = (

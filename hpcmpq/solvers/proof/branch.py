@@ -14,13 +14,13 @@ from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.proof.enumerate import exhaust
 from hpcmpq.solvers.proof.incumbent import Incumbent, first_incumbent
 from hpcmpq.solvers.proof.node import Node, advance, all_pairs, exclude, make_node, preconditioner, shrink
-from hpcmpq.solvers.proof.record import Record
+from hpcmpq.solvers.proof.record import ProofRecord
 from hpcmpq.solvers.search.tabu import polish, search
 from hpcmpq.solvers.valid_bound import lowered
 
 
 def prove(
-    root: Compact, choice_G: np.ndarray, deadline: float, seed: int, record: Record
+    root: Compact, choice_G: np.ndarray, deadline: float, seed: int, record: ProofRecord
 ) -> tuple[np.ndarray, float, float]:
     """(best original choice, its root-compact objective, proven bound in the same unit) until the deadline.
 
@@ -48,7 +48,7 @@ class _Proof:
         incumbent: Incumbent,
         deadline: float,
         seed: int,
-        record: Record,
+        record: ProofRecord,
     ) -> None:
         self.root, self.shift, self.incumbent = root, shift, incumbent
         self.deadline, self.seed, self.record = deadline, seed, record

@@ -8,7 +8,7 @@ from hpcmpq.problem import ProofLine
 
 
 @dataclass
-class Record:
+class ProofRecord:
     """A proof's account, filled while it runs.
 
     Attributes:
@@ -24,12 +24,12 @@ class Record:
     open_nodes: int = 0
 
 
-def limited_by(record: Record) -> str:
+def limited_by(record: ProofRecord) -> str:
     """One sentence: the time of a step, the number of steps, the relaxation itself, or branching.
 
     Example:
         >>> lines = [ProofLine(9.0, 1, 10 * k, 0.3, 99, 9, 99, 0.5 * k, 4.0, 0.5 * k) for k in (1, 2, 3)]
-        >>> limited_by(Record(0.0, lines))
+        >>> limited_by(ProofRecord(0.0, lines))
         'the number of steps limits the proof: the last 10 closed 16.7 % of the gap'
     """
     if not record.lines:

@@ -20,7 +20,7 @@ from hpcmpq.solvers.proof.gilmore_lawler import full_bound
 from hpcmpq.solvers.proof.lift import make_lift
 from hpcmpq.solvers.proof.node import advance, all_pairs, exclude, make_node, padded_pairs, preconditioner
 from hpcmpq.solvers.proof.projection import Projector, simplex
-from hpcmpq.solvers.proof.record import Record, limited_by
+from hpcmpq.solvers.proof.record import ProofRecord, limited_by
 from hpcmpq.solvers.proof.relaxation import additive_floor, make_relaxation, minimise, separable_budgets
 from hpcmpq.solvers.proof.spectral import spectral_bound
 from hpcmpq.solvers.search.state import SearchState
@@ -156,7 +156,7 @@ def test_the_mean_of_two_multipliers_proves_more_than_the_last() -> None:
 def test_what_limits_a_proof_is_said(
     node: int, steps: int, step_s: float, closed: float, expected: str
 ) -> None:
-    record = Record(0.0, part_s=defaultdict(float, search=1.0, projection=3.0), open_nodes=2)
+    record = ProofRecord(0.0, part_s=defaultdict(float, search=1.0, projection=3.0), open_nodes=2)
     for at_node, at_steps, bound in ((1, steps - 10, 0.0), (node, steps, closed)):
         record.lines.append(ProofLine(1.0, at_node, at_steps, step_s, 99, 9, 99, bound, 1.0, bound))
     assert limited_by(record).startswith(expected)
