@@ -33,7 +33,7 @@ ROOMS: dict[str, str] = {
     "tables": "errors",
     "formats": "errors settings",
     "plan": "settings space",
-    "quantizers": "formats",
+    "quantizers": "errors formats",
     "executors": "errors tables plan",
     "solvers": "errors problem tables",
     "store": "errors quadratic plan",
@@ -41,22 +41,24 @@ ROOMS: dict[str, str] = {
     "tracking": "errors store",
     "doctor": "errors wording store",
     "slurm": "errors tables plan store",
+    "units": "errors plan executors store",
     "config": "errors settings tables formats targets",
     "models": "errors settings space objective formats plan store targets",
     "solve": "errors quadratic settings space problem tables formats plan solvers store targets",
     "quantized": "errors space objective formats plan quantizers store models",
     "timing": "errors settings space formats plan quantizers store models",
     "report": "errors quadratic space wording problem formats plan solvers store solve",
-    "response": "errors models quantized",
+    "response": "errors space models quantized",
     "evaluate": "errors settings space objective tables formats plan executors store models quantized",
     "export": "errors settings space wording tables formats plan quantizers store targets models quantized",
     "sensitivity": "errors space objective tables formats models quantized response",
     "calibrate": (
-        "errors quadratic settings objective plan executors store models quantized response sensitivity"
+        "errors quadratic settings space objective plan executors store units models quantized "
+        "response sensitivity"
     ),
     "refine": (
-        "errors quadratic settings space objective problem formats solvers store models solve "
-        "quantized response sensitivity"
+        "errors quadratic settings space problem formats plan executors solvers store units models "
+        "solve quantized sensitivity calibrate"
     ),
     "rounding": "errors space tables formats plan quantizers store models quantized refine",
     "planning": (

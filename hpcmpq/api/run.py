@@ -123,21 +123,7 @@ class Run:
         """
         return solution_of(stages.solve(self._run, budgets, solver, time_limit_s))
 
-    def refine(self) -> Solution:
-        """The last solution improved by measured losses, with what to expect on samples that it never saw.
-
-        Raises:
-            UserError: If nothing is solved yet, or no samples are held out.
-
-        Example:
-            >>> from hpcmpq.api.example import example_run
-            >>> run = example_run()
-            >>> solution = run.solve(weight_bits=4)
-            >>> run.refine().measured_loss > 0
-            True
-        """
-        with passing("refine", "evaluations") as show:
-            return solution_of(stages.refine(self._run, show))
+    refine = calibrating.refine
 
     def frontier(
         self,

@@ -120,12 +120,14 @@ def maximize(
         return maximize_run(run, gain, limit, budgets, settings)
 
 
-def refine(run: RunDir, on_evaluation: Counted = unseen) -> dict[str, Any]:
+def refine(
+    run: RunDir, pool: "Executor", on_evaluation: Counted = unseen, part: tuple[int, int] = (0, 1)
+) -> dict[str, Any]:
     """See `hpcmpq.refine.stage.refine`."""
     from hpcmpq.refine.stage import refine as refine_run
 
     with stage(run, "refine"):
-        return refine_run(run, on_evaluation)
+        return refine_run(run, pool, on_evaluation, part)
 
 
 def reround(

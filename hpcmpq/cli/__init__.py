@@ -8,9 +8,21 @@ share in `hpcmpq.cli.arguments`, and heavy imports inside the function, so that 
 
 # In the order in which --help lists the commands.
 # isort: off
-from hpcmpq.cli import doctor, init, compare, stages, demo, frontier, track, slurm
+from hpcmpq.cli import doctor, init, compare, stages, refined, demo, frontier, track, slurm
 from hpcmpq.cli.app import app, main
 
 # isort: on
 
-__all__ = ["app", "compare", "demo", "doctor", "frontier", "init", "main", "slurm", "stages", "track"]
+__all__ = [
+    "app",
+    "compare",
+    "demo",
+    "doctor",
+    "frontier",
+    "init",
+    "main",
+    "refined",
+    "slurm",
+    "stages",
+    "track",
+]

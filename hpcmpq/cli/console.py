@@ -1,5 +1,6 @@
 """How the command line prints: lines, tables, and progress with time left."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +14,9 @@ from hpcmpq.api.bars import bar
 from hpcmpq.plan import UnitOutcome
 
 _out = Console(highlight=False)
+
+LINE_EVERY_S = 60.0
+"""Time between lines of progress where no bar can be drawn."""
 
 
 def set_quiet(quiet: bool) -> None:
@@ -38,7 +42,7 @@ def title(name: str) -> None:
 @contextmanager
 def progress(title: str, unit: str) -> Iterator[Callable[[UnitOutcome, int, int], None]]:
     """A bar with time left; yields the function that takes (outcome, done, total)."""
-    outcomes = 0
+    outcomes, lines = 0, _lines(title, f"{unit}s")
     with bar(title, f"{unit}s", _out) as shown:
         task = shown.add_task(title, total=None)
 
@@ -46,6 +50,7 @@ def progress(title: str, unit: str) -> Iterator[Callable[[UnitOutcome, int, int]
             nonlocal outcomes
             outcomes += 1
             shown.update(task, completed=done, total=total)
+            lines(done, total)
             if outcome.error:
                 again = "" if outcome.final else "; trying again"
                 shown.console.print(
@@ -62,8 +67,31 @@ def progress(title: str, unit: str) -> Iterator[Callable[[UnitOutcome, int, int]
 def counter(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with time left; yields the function that takes (done, total)."""
     with bar(title, unit, _out) as shown:
-        task = shown.add_task(title, total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
+        task, lines = shown.add_task(title, total=None), _lines(title, unit)
+
+        def update(done: int, total: int) -> None:
+            shown.update(task, completed=done, total=total)
+            lines(done, total)
+
+        yield update
+
+
+def _lines(title: str, unit: str) -> Callable[[int, int], None]:
+    """Takes (done, total) and now and then prints a line with the time left, where the output is no terminal."""
+    start = last = time.monotonic()
+    first: int | None = None
+
+    def update(done: int, total: int) -> None:
+        nonlocal first, last
+        now = time.monotonic()
+        first = done if first is None else first
+        if _out.is_terminal or now - last < LINE_EVERY_S or done <= first:
+            return
+        last = now
+        left_s = (now - start) * (total - done) / (done - first)
+        say(f"{title}: {done} of {total} {unit}, about {left_s:.0f} s left")
+
+    return update
 
 
 def show(*parts: Table | Text) -> None:

@@ -36,6 +36,8 @@ def run(
     Of a model directory or a GGUF file with --data, the config that `hpcmpq init` would write is kept in
     RUN/config.yaml and printed.
     """
+    from hpcmpq.cli.refined import refine_on, reround  # after this file: --help lists commands as they come
+
     with open_executor(executor, workers) as pool:
         if pool is None:
             return None  # this process served the units of another
@@ -44,7 +46,7 @@ def run(
         reduce(run_dir)
         solve(run_dir)
         if read_plan(RunDir(run_dir)).config.calibration.held_out:
-            refine(run_dir)
+            refine_on(run_dir, pool)
         else:
             console.say("refine skipped: calibration.held_out is 0")
         if read_plan(RunDir(run_dir)).config.rounds_again:
@@ -146,32 +148,6 @@ def solve(
         raise UserError("--verbose shows the proof of the least loss; leave it out with --maximize")
     values = stages.maximize(run, maximize, (max_loss_mse, max_loss), given, solver, time_limit)
     summaries.gained(values)
-    return values
-
-
-@command("hpcmpq refine runs/quickstart")
-def refine(run_dir: arguments.RunPath) -> dict[str, Any]:
-    """Improve the solution by measured losses and fit the link from predicted to measured loss."""
-    console.title("refine")
-    with console.counter("refine", "evaluations") as on_evaluation:
-        values = stages.refine(RunDir(run_dir), on_evaluation)
-    summaries.refined(values)
-    return values
-
-
-@command("hpcmpq reround runs/quickstart --method qep")
-def reround(
-    run_dir: arguments.RunPath, method: arguments.RoundingName = None, strength: arguments.Strength = None
-) -> dict[str, Any]:
-    """Round the solution's weights again, with the inputs that its rounded blocks really give.
-
-    Kept where the loss on held-out samples falls by more than chance explains. Interrupt at any point, the same
-    command goes on.
-    """
-    console.title("reround")
-    with console.counter("reround", "weights") as on_weight:
-        values = stages.reround(RunDir(run_dir), method, strength, on_weight)
-    summaries.rerounded(values)
     return values
 
 

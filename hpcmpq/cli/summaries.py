@@ -31,11 +31,13 @@ def planned(plan: Plan) -> None:
 
 def cost(values: dict[str, Any]) -> None:
     """What calibration will cost."""
-    seconds = values["seconds"]
+    seconds, refine = values["seconds"], ""
+    if (refine_bytes := values.get("refine_peak_bytes")) is not None:
+        refine = f" ({show_bytes(refine_bytes)} to refine)"
     say(
         f"calibration by {values['engine']}: {values['forwards']:.1f} forward passes of all samples, "
         f"{values['flops'] / 1e12:.3g} TFLOP, {show_bytes(values['shard_bytes'])} on disk, at most "
-        f"{show_bytes(values['peak_bytes'])} of tensors in a worker"
+        f"{show_bytes(values['peak_bytes'])} of tensors in a worker{refine}"
         + ("" if seconds is None else f", about {duration(seconds)} and start-up on one worker like this")
     )
 

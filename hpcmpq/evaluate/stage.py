@@ -27,9 +27,6 @@ log = logging.getLogger(__name__)
 
 MODELS = ("original", "quantized", "uniform")
 
-REPORT_EVERY_S = 60.0
-"""Time between lines of progress in a log."""
-
 
 def evaluate(
     run: RunDir,
@@ -88,7 +85,7 @@ def evaluate(
     start = time.monotonic()
     with find_engine(engine)(run, plan, config, world) as opened:
         results = open_results(run, content)
-        measured = measure(opened, parts, models, results, _logged(on_progress))
+        measured = measure(opened, parts, models, results, on_progress)
         measured.update(measure_whole(opened, wholes, models, results))
         facts = opened.facts()
     seconds = time.monotonic() - start
@@ -183,21 +180,3 @@ def baseline_format(solution: Mapping[str, Any]) -> str:
         raise UserError("the groups share no format, so there is no uniform assignment to compare with")
     at_least = [name for name, size in sizes.items() if size >= reached * (1 - 1e-9)]
     return min(at_least, key=sizes.__getitem__) if at_least else max(sizes, key=sizes.__getitem__)
-
-
-def _logged(on_progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
-    """The same, and a line in the log now and then, for jobs whose output nobody watches."""
-    start = last = time.monotonic()
-    first: int | None = None
-
-    def report(done: int, total: int) -> None:
-        nonlocal last, first
-        first = done if first is None else first
-        on_progress(done, total)
-        now = time.monotonic()
-        if now - last >= REPORT_EVERY_S and done > first:
-            last = now
-            left_s = (now - start) * (total - done) / (done - first)
-            log.info("%d of %d chunks, about %.0f s left", done, total, left_s)
-
-    return report

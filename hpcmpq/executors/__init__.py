@@ -30,7 +30,7 @@ class Executor(Protocol):
     """Anything that runs units."""
 
     def run(
-        self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]
+        self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit], keep: bool = False
     ) -> Generator[UnitOutcome, None, None]:
         """Run every unit, largest first; yield an outcome per attempt.
 
@@ -39,6 +39,8 @@ class Executor(Protocol):
         Args:
             make_worker: Picklable by reference, since it is called in other processes on other nodes.
             units: What to run.
+            keep: Workers may stay for the next run, if its `make_worker` is the same; another run ends them, and so
+                does the end of the executor.
 
         Raises:
             UserError: If no worker can start, or a unit finds what would stop all of them, such as a full

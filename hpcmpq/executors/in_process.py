@@ -3,6 +3,7 @@
 No entry of `EXECUTORS`: whoever calls from Python may want it, a command has processes to spare.
 """
 
+import pickle
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
@@ -12,18 +13,29 @@ from hpcmpq.executors.reply import attempt, check_started, outcome_of, start
 from hpcmpq.plan import UnitOutcome, WorkUnit
 
 
-@dataclass(frozen=True)
+@dataclass
 class InProcess:
     """One worker, in the calling process and thread."""
 
+    _kept: tuple[bytes, Worker] | None = None
+
     def run(
-        self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]
+        self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit], keep: bool = False
     ) -> Generator[UnitOutcome, None, None]:
         """See `hpcmpq.executors.Executor.run`."""
+        if not units:
+            self._kept = None
+            return
         backlog = Backlog(units)
-        worker, reply = start(make_worker)
-        check_started(reply)
-        assert worker is not None
+        recipe = pickle.dumps(make_worker) if keep else b""
+        if self._kept is None or self._kept[0] != recipe:
+            self._kept = None  # frees the old model before the new one is loaded
+            worker, reply = start(make_worker)
+            check_started(reply)
+            assert worker is not None
+        else:
+            worker = self._kept[1]
+        self._kept = (recipe, worker) if keep else None
         while backlog:
             unit = backlog.take()
             yield outcome_of(attempt(worker, unit), unit, backlog)

@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -33,7 +33,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 @contextmanager
 def open_pool(num_workers: int) -> Iterator["LocalPool"]:
     """`num_workers` processes; 0 takes one per GPU, or per core where there is no GPU."""
-    yield LocalPool(num_workers or len(visible_gpus()) or len(os.sched_getaffinity(0)))
+    pool = LocalPool(num_workers or len(visible_gpus()) or len(os.sched_getaffinity(0)))
+    try:
+        yield pool
+    finally:
+        pool.let_go()
 
 
 @dataclass
@@ -46,23 +50,39 @@ class _Process:
     started: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class LocalPool:
-    """At most `num_workers` fresh processes, each with a worker and, if there are any, a GPU of its own."""
+    """At most `num_workers` processes, each with a worker and, if there are any, a GPU of its own."""
 
     num_workers: int
+    _kept: dict[int, tuple[Connection, _Process]] = field(default_factory=dict)
+    _recipe: bytes = b""
+
+    def let_go(self) -> None:
+        """End the processes that wait for another run."""
+        _end(dict(self._kept.values()))
+        self._kept.clear()
 
     def run(
-        self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]
+        self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit], keep: bool = False
     ) -> Generator[UnitOutcome, None, None]:
         """See `hpcmpq.executors.Executor.run`."""
         recipe = pickle.dumps(make_worker)
+        if recipe != self._recipe or not keep:
+            self.let_go()
+        self._recipe = recipe
         backlog = Backlog(units)
         busy: dict[Connection, _Process] = {}
         num_deaths_at_start = 0
         try:
             for place in range(min(self.num_workers, len(backlog))):
-                _add_process(busy, recipe, place, backlog.take())
+                if place in self._kept:
+                    waiting, worker = self._kept.pop(place)
+                    worker.unit = backlog.take()
+                    busy[waiting] = worker
+                    _send(waiting, worker.unit)
+                else:
+                    _add_process(busy, recipe, place, backlog.take())
             while busy:
                 for connection in wait(list(busy)):
                     assert isinstance(connection, Connection)
@@ -87,6 +107,8 @@ class LocalPool:
                         if backlog:
                             worker.unit = backlog.take()
                             _send(connection, worker.unit)
+                        elif keep:
+                            self._kept[worker.place] = connection, busy.pop(connection)
                         else:
                             _end({connection: busy.pop(connection)})
                     if outcome is not None:

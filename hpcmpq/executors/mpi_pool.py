@@ -91,7 +91,7 @@ class MpiPool:
     running: "dict[Future[Reply], WorkUnit]" = field(default_factory=dict)
 
     def run(
-        self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]
+        self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit], keep: bool = False
     ) -> Generator[UnitOutcome, None, None]:
         """See `hpcmpq.executors.Executor.run`."""
         recipe = pickle.dumps(make_worker)
@@ -106,6 +106,8 @@ class MpiPool:
                     sys.stderr.write(reply.traceback)
                     raise UserError(reply.error if reply.fatal else f"a rank cannot start: {reply.error}")
                 yield outcome_of(reply, unit, backlog)
+        if keep:
+            return
         # Idle ranks get tasks in turn, so this reaches each of them once.
         wait([self.executor.submit(_forget) for _ in range(self.num_workers)])
 

@@ -89,9 +89,9 @@ class RayPool:
     demand: Demand
 
     def run(
-        self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]
+        self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit], keep: bool = False
     ) -> Generator[UnitOutcome, None, None]:
-        """See `hpcmpq.executors.Executor.run`."""
+        """See `hpcmpq.executors.Executor.run`; actors are never kept, for others may need their places."""
         crew = _Crew(pickle.dumps(make_worker), Backlog(units), self.num_workers, self.demand)
         try:
             while crew.has_work():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 EXPORTERS = {
     "fake_quantized": "hpcmpq.export.fake_quantized:export",
     "compressed_tensors": "hpcmpq.export.compressed_tensors:export",
+    "modelopt": "hpcmpq.export.modelopt:export",
     "gguf": "hpcmpq.export.gguf:export",
     "onnx": "hpcmpq.export.onnx:export",
     "tool_configs": "hpcmpq.export.tool_configs:export",
@@ -56,6 +57,7 @@ def export(run: RunDir, name: str, verify: bool = True) -> str:
         UserError: If the format is unknown, cannot hold the solution, or nothing is solved yet.
         NotReproduced: If what is read back is not the run's model; nothing of the export is kept.
     """
+    from hpcmpq.export.model_card import serve_command, write_card
     from hpcmpq.export.whole_directory import replacing_directory
 
     exporter = look_up(EXPORTERS, name, "export format")
@@ -73,6 +75,8 @@ def export(run: RunDir, name: str, verify: bool = True) -> str:
         )
         write_json(attempt / "assignment.json", dict(solution["assignment"]))
         write_json(attempt / VERIFICATION, verification.to_values())
+        if name != "tool_configs":
+            write_card(attempt, plan, solution, name)
     line = f"{written.text} in {directory}{''.join(f', {note}' for note in written.notes)}, {verification}"
     num_bytes = 0 if name == "fake_quantized" else weight_bytes(directory)
     if not num_bytes:
@@ -80,9 +84,11 @@ def export(run: RunDir, name: str, verify: bool = True) -> str:
     predicted = solution["costs"]["size_bytes"]
     countable = not plan.config.target and any(target.export == name for target in TARGETS.values())
     why = "; with a target in the config it counts the bytes of such a file" if countable else ""
+    command = serve_command(name, directory)
     return (
         f"{line}: {num_bytes:,} bytes of weights, size_bytes says {predicted:,.0f} "
         f"({num_bytes / predicted - 1:+.2%}){why}"
+        + ("" if command is None else f"; serve it with `{command}`")
     )
 
 

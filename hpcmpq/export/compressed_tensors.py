@@ -1,12 +1,12 @@
 """A Hugging Face checkpoint with per-layer `compressed-tensors` configuration: transformers and vLLM load it.
 
 Integer formats are stored `pack-quantized`: codes of b bits packed densely, 32 of them in b words, beside
-their scales. fp8 is `float-quantized` with inputs rounded per token while running. bf16 and whatever is not
-searched is stored as it is. Layout: compressed-tensors 0.18 and later (before, only 4 and 8 bits are dense).
+their scales. fp8 is `float-quantized` with inputs rounded per token, or per block of them, while running; fp4 and
+mxfp8 have layouts of their own, see `compressed_schemes.py`. bf16 and whatever is not searched is stored as it is.
+Layout: compressed-tensors 0.18 and later (before, only 4 and 8 bits are dense).
 Zero points are refused: transformers 5.23 builds modules for unpacked ones and then rejects packed ones.
 """
 
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -14,24 +14,21 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
-from hpcmpq.export.kept_tensors import INDEX, keep_unused, say_kept
+from hpcmpq.export.compressed_schemes import scheme, stored
+from hpcmpq.export.kept_tensors import say_kept
 from hpcmpq.export.loadable import reason_not_loadable
 from hpcmpq.export.refusal import refuse_formats
-from hpcmpq.export.whole_directory import copy_small_files
-from hpcmpq.export.written import Written, holds
+from hpcmpq.export.rewritten_files import rewrite
+from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.description import read_model_json
-from hpcmpq.models.load import quiet_transformers
-from hpcmpq.models.stored_weights import names_in_model, shapes_in_files
+from hpcmpq.models.stored_weights import shapes_in_files
 from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.quantizers.integer import code_limits
-from hpcmpq.quantizers.packing import pack
 from hpcmpq.space import Member
 from hpcmpq.store.json_files import write_json
 from hpcmpq.targets import TARGETS, narrowed
@@ -50,55 +47,31 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     _check(plan, variants, assignment)
     original = read_model_json(Path(path))
     stored_dtype = getattr(torch, original.get("dtype") or original.get("torch_dtype") or "float32")
-    by_parameter = {member.parameter: (member, name) for member, name in chosen.items()}
-    copy_small_files(path, directory)
-    with quiet_transformers():
-        variants.model.save_pretrained(directory)  # type: ignore[operator]
-    written: set[str] = set()
-    known: set[str] = set()
-    weight_map = {}
-    exact = True
-    for file in sorted(directory.glob("*.safetensors")):
-        tensors: dict[str, Tensor] = {}
-        stored = load_file(file)
-        renamed = {old: name for name, old in names_in_model(variants.model, stored).items()}
-        known.update(renamed.values())
-        for old, tensor in stored.items():
-            # Searched layers keep the model's names, which are those that the config's groups name.
-            name = renamed[old] if renamed.get(old) in by_parameter else old
-            if name in by_parameter:
-                tensors.update(_stored(name, variants, *by_parameter[name]))
-                written.add(name)
-            else:
-                tensors[name] = tensor.to(stored_dtype) if tensor.is_floating_point() else tensor
-                exact = exact and holds(tensor, tensors[name].dtype)
-        save_file(tensors, file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(tensors, file.name))
-    if lost := sorted(set(by_parameter) - written):
-        raise UserError(
-            f"transformers saves {lost[0]} under another name, which compressed_tensors cannot follow; "
-            "exclude it or export fake_quantized"
-        )
-    if (directory / INDEX).exists():
-        values = json.loads((directory / INDEX).read_text(encoding="utf-8"))
-        write_json(directory / INDEX, {**values, "weight_map": weight_map})
-    kept = keep_unused(variants.model, Path(path), directory)
-    config = quantization_config(variants.model, chosen, variants.quantizer, _matrices(directory))
+    done = rewrite(
+        "compressed_tensors",
+        variants,
+        Path(path),
+        directory,
+        {member.parameter: member for member in chosen},
+        lambda member: _stored(variants, member, chosen[member]),
+        stored_dtype,
+    )
+    config = quantization_config(variants.model, chosen, variants.quantizer, matrices(directory))
     # transformers writes and reads infinite limits, as of the time steps of Mamba 2.
     write_json(directory / "config.json", {**original, "quantization_config": config}, allow_nan=True)
     packed = [m.parameter.removesuffix(".weight") for m, name in chosen.items() if FORMATS[name].scaled]
-    reason = reason_not_loadable(variants.model, packed, known)
+    reason = reason_not_loadable(variants.model, packed, done.known)
     return Written(
         "compressed-tensors checkpoint",
-        tuple(say_kept(kept)),
+        tuple(say_kept(done.kept)),
         unreadable=reason and f"this version of transformers cannot load it: {reason}",
         rounding=tuple({"fp8_e4m3"} & set(assignment.values())),
-        narrowed=None if exact else stored_dtype,
+        narrowed=None if done.exact else stored_dtype,
     )
 
 
 def quantization_config(
-    model: nn.Module, chosen: Mapping[Member, str], quantizer: Quantizer, stored: Iterable[str] = ()
+    model: nn.Module, chosen: Mapping[Member, str], quantizer: Quantizer, in_files: Iterable[str] = ()
 ) -> dict[str, Any]:
     """The value of `quantization_config` in `config.json`: one group of layers for each format in use.
 
@@ -106,14 +79,14 @@ def quantization_config(
         model: The original.
         chosen: {weight: format} of all that is searched.
         quantizer: How weights are rounded.
-        stored: Names of all tensors of two axes and more in the checkpoint's files.
+        in_files: Names of all tensors of two axes and more in the checkpoint's files.
     """
     layers: dict[str, list[str]] = {}
     for member, name in chosen.items():
         if FORMATS[name].scaled:
             layers.setdefault(name, []).append(member.parameter.removesuffix(".weight"))
     groups = {
-        f"group_{index}": {"targets": layers[name], **_scheme(name, quantizer)}
+        f"group_{index}": {"targets": layers[name], **scheme(FORMATS[name], quantizer)}
         for index, name in enumerate(sorted(layers))
     }
     quantized = {layer for names in layers.values() for layer in names}
@@ -123,11 +96,11 @@ def quantization_config(
         "quantization_status": "compressed",
         "format": kinds[0] if len(kinds) == 1 else "mixed-precision" if kinds else "dense",
         "config_groups": groups,
-        "ignore": ignored(model, stored, quantized),
+        "ignore": ignored(model, in_files, quantized),
     }
 
 
-def ignored(model: nn.Module, stored: Iterable[str], quantized: Collection[str]) -> list[str]:
+def ignored(model: nn.Module, in_files: Iterable[str], quantized: Collection[str]) -> list[str]:
     """Names of all that holds a weight of two axes or more that is not quantized.
 
     vLLM asks for a scheme of every layer that is not listed, and what it makes a linear layer of need not be one in
@@ -136,7 +109,7 @@ def ignored(model: nn.Module, stored: Iterable[str], quantized: Collection[str])
     """
     parameters = model.named_parameters(remove_duplicate=False)
     names = {name.rpartition(".")[0] for name, parameter in parameters if parameter.ndim > 1}
-    names |= {name.rpartition(".")[0] for name in stored}
+    names |= {name.rpartition(".")[0] for name in in_files}
     names -= {"", *quantized}
     experts = {name[: found.end()] for name in names if (found := re.search(r"\.experts\b", name))}
     whole = {layer for layer in experts if not any(name.startswith(f"{layer}.") for name in quantized)}
@@ -151,26 +124,13 @@ def _inside(layer: str, quantized: Collection[str]) -> str:
     return f"re:{re.escape(layer)}\\..*" if any(re.match(loose, n) for n in quantized) else f"re:{loose}"
 
 
-def _matrices(attempt: Path) -> list[str]:
+def matrices(attempt: Path) -> list[str]:
     """Names of the tensors of two axes and more in a directory's files."""
     files: dict[str, str] = {}
     for path in sorted(attempt.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             files |= dict.fromkeys(file.keys(), path.name)
     return [name for name, (shape, _) in shapes_in_files(attempt, files).items() if len(shape) > 1]
-
-
-def _scheme(name: str, quantizer: Quantizer) -> dict[str, Any]:
-    weight_format = FORMATS[name]
-    weights: dict[str, Any] = {"num_bits": weight_format.num_bits, "type": weight_format.type}
-    if weight_format.type == "float":
-        inputs = {**weights, "symmetric": True, "strategy": "token", "dynamic": True}
-        weights |= {"symmetric": True, "strategy": "channel", "dynamic": False}
-        return {"weights": weights, "input_activations": inputs, "format": "float-quantized"}
-    weights |= {"symmetric": True, "strategy": "channel", "dynamic": False}
-    if quantizer.group_size is not None:
-        weights |= {"strategy": "group", "group_size": quantizer.group_size}
-    return {"weights": weights, "format": "pack-quantized"}
 
 
 def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> None:
@@ -192,28 +152,11 @@ def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> Non
                 )
 
 
-def _stored(name: str, variants: Variants, member: Member, format_name: str) -> dict[str, Tensor]:
+def _stored(variants: Variants, member: Member, format_name: str) -> dict[str, Tensor]:
     """The tensors that stand for a weight."""
-    weight_format = FORMATS[format_name]
+    weight_format, name = FORMATS[format_name], member.parameter
     codes_MK, qparams = variants.encoded(member, format_name)
     if not weight_format.scaled:
-        shape = variants.model.get_parameter(member.parameter).shape
+        shape = variants.model.get_parameter(name).shape
         return {name: codes_MK.reshape(shape).contiguous()}
-    scale_MS = narrow_exactly(qparams.scale)
-    if weight_format.type == "float":
-        return {name: codes_MK.contiguous(), f"{name}_scale": scale_MS}
-    lowest, _ = code_limits(weight_format, variants.quantizer)
-    return {
-        f"{name}_packed": pack(codes_MK, weight_format.num_bits, lowest),
-        f"{name}_scale": scale_MS,
-        f"{name}_shape": torch.tensor(codes_MK.shape),
-    }
-
-
-def narrow_exactly(scale: Tensor) -> Tensor:
-    """Scales in the smallest of bfloat16, float16 and float32 that holds every one of them exactly."""
-    for dtype in (torch.bfloat16, torch.float16):
-        narrow = scale.to(dtype)
-        if torch.equal(narrow.to(scale.dtype), scale):
-            return narrow
-    return scale.to(torch.float32)
+    return stored(name, codes_MK, qparams, weight_format, variants.quantizer)

@@ -1,8 +1,8 @@
 """A GGUF file with a type of its own for every tensor, for llama.cpp and what is built on it.
 
-int4, int5 and int8 become Q4_0, Q5_0 and Q8_0, bit for bit the same weights. Vocabularies are not converted:
-a file `vocab.gguf` in the model's directory, as llama.cpp's `convert_hf_to_gguf.py --vocab-only` writes it, is
-copied in; without one the file takes token ids only.
+int4, int5 and int8 become Q4_0, Q5_0 and Q8_0, formats of ggml their own types, bit for bit the same weights.
+Vocabularies are not converted: a file `vocab.gguf` in the model's directory, as llama.cpp's `convert_hf_to_gguf.py
+--vocab-only` writes it, is copied in; without one the file takes token ids only.
 """
 
 import logging
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hpcmpq.errors import UserError
 from hpcmpq.export.gguf_blocks import num_rounded, to_blocks
+from hpcmpq.export.gguf_super_blocks import to_super_blocks
 from hpcmpq.export.kept_tensors import say_left_out
 from hpcmpq.export.refusal import refuse_formats
 from hpcmpq.export.written import Written, holds
@@ -161,6 +162,10 @@ def _add_quantized(
     kind = getattr(gguf.GGMLQuantizationType, GGUF_TYPES[format_name])
     if not FORMATS[format_name].scaled:
         writer.add_tensor(place, _bytes_of(codes_MK[rows]), raw_dtype=kind)
+        return 0
+    if FORMATS[format_name].type == "ggml":
+        blocks = to_super_blocks(codes_MK, qparams, FORMATS[format_name])
+        writer.add_tensor(place, blocks[rows if order_M is None else order_M.numpy()], raw_dtype=kind)
         return 0
     blocks = to_blocks(codes_MK[rows], qparams.scale[rows], FORMATS[format_name].num_bits)
     writer.add_tensor(place, blocks, raw_dtype=kind)

@@ -103,9 +103,21 @@ def _by_transformers(config: Config, import_paths: tuple[str, ...], directory: P
         load_weights(model, directory / "model.safetensors")
         return model.to(_dtype(config))
     description = dataclasses.replace(describe_model(config.model), path=directory)
-    return model_class(description).from_pretrained(
+    model = model_class(description).from_pretrained(
         directory, dtype=_dtype(config), local_files_only=True, trust_remote_code=False
     )
+    _leave_blocks_of_inputs(model)
+    # It decompresses in a hook of the first pass, and fp4 to bfloat16, which holds it, whatever dtype says.
+    model.register_forward_pre_hook(lambda module, args: module.to(_dtype(config)) and None)
+    return model
+
+
+def _leave_blocks_of_inputs(model: Any) -> None:
+    """Let layers whose inputs are rounded in blocks run with weights alone: kernels round scales up, it to nearest."""
+    for module in model.modules():
+        inputs = getattr(getattr(module, "quantization_scheme", None), "input_activations", None)
+        if inputs is not None and inputs.group_size is not None:
+            module.quantization_enabled = False
 
 
 def _gguf(config: Config, import_paths: tuple[str, ...], directory: Path) -> Any:

@@ -1,7 +1,8 @@
 """Hugging Face models whose blocks are read from safetensors when they run, one at a time.
 
 The model is built without its weights; what lies outside its largest list of blocks is read at once. A block's
-forward reads the block, runs and forgets it; `Streamed.resident(k)` keeps it for several runs.
+forward reads the block, runs and forgets it; `Streamed.resident(k)` keeps it for several runs. Within
+`Streamed.changed` blocks have other weights, made from their own when they are read.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,6 +23,14 @@ from hpcmpq.models.searchable_layers import plain_experts
 from hpcmpq.models.stored_weights import Weights, find_weights
 from hpcmpq.settings import ModelConfig
 
+Change = Callable[[str, Tensor], Tensor]
+"""(parameter, its weight as it is stored) → the weight that its block runs with; the same tensor if it is unchanged."""
+
+
+def unchanged(parameter: str, weight: Tensor) -> Tensor:
+    """The original's weight."""
+    return weight
+
 
 @dataclass
 class Streamed:
@@ -31,6 +40,7 @@ class Streamed:
         model: Runs like any other; its blocks read themselves.
         weights: Where from.
         blocks: The modules that are streamed.
+        originals: {parameter: its own weight} of those in memory that were changed when they were read.
     """
 
     model: nn.Module
@@ -38,6 +48,8 @@ class Streamed:
     blocks: tuple[nn.Module, ...]
     _owners: list[list[tuple[nn.Module, str, str]]] = field(default_factory=list)
     _loaded: list[int] = field(default_factory=list)
+    originals: dict[str, Tensor] = field(default_factory=dict)
+    _change: Change = unchanged
 
     @contextmanager
     def resident(self, k: int) -> Iterator[None]:
@@ -47,13 +59,31 @@ class Streamed:
         try:
             if self._loaded[k] == 1:
                 for module, own_name, name in self._owners[k]:
-                    absent.append((module, own_name, module._parameters[own_name]))
-                    module._parameters[own_name] = nn.Parameter(self.weights.read(name), requires_grad=False)
+                    absent.append((module, own_name, name, module._parameters[own_name]))
+                    original = self.weights.read(name)
+                    weight = self._change(name, original)
+                    if weight is not original:
+                        self.originals[name] = original
+                    module._parameters[own_name] = nn.Parameter(weight, requires_grad=False)
             yield
         finally:
             self._loaded[k] -= 1
-            for module, own_name, parameter in absent:
+            for module, own_name, name, parameter in absent:
                 module._parameters[own_name] = parameter
+                self.originals.pop(name, None)
+
+    @contextmanager
+    def changed(self, change: Change) -> Iterator[None]:
+        """Inside, blocks that are read have the weights that `change` makes of their own."""
+        before, self._change = self._change, change
+        try:
+            yield
+        finally:
+            self._change = before
+
+    def is_streamed(self, parameter: str) -> bool:
+        """Whether a parameter is read with its block."""
+        return any(name == parameter for owners in self._owners for _, _, name in owners)
 
 
 def load_streamed(config: ModelConfig) -> Streamed:

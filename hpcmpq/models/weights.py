@@ -34,13 +34,14 @@ def holder_of(model: nn.Module, member: Member) -> nn.Module:
 
 @contextlib.contextmanager
 def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model with other values in some parameters, in place; the exact old bits return afterwards.
+    """The model with other values in some parameters, which stay the same objects; the old ones return afterwards.
 
-    Whatever shares a parameter's storage (tied weights) sees the new values too.
+    Nothing is copied: parameters refer to the given tensors meanwhile, and whatever had hold of the old ones still has.
+    Parameters that are one tensor under several names (tied weights) change together.
 
     Args:
         model: Any module.
-        tensors: {qualified parameter name: new values of the same shape}.
+        tensors: {qualified parameter name: new values of the same shape}, not to be changed meanwhile.
 
     Raises:
         ValueError: If there is no such parameter or a shape differs; nothing is changed then.
@@ -51,18 +52,29 @@ def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
             raise ValueError(f"the model has no parameter {name!r}")
         if parameters[name].shape != tensor.shape:
             raise ValueError(f"{name} is {list(parameters[name].shape)}, got {list(tensor.shape)}")
-    saved = {name: parameters[name].detach().clone() for name in tensors}
+    alike: dict[tuple, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        alike.setdefault(_storage_key(parameter), []).append(parameter)
+    owners = {name: alike[_storage_key(parameters[name])] for name in tensors}
+    saved = list[tuple[nn.Parameter, Tensor]]()
     try:
-        _copy(parameters, tensors)
+        for name, tensor in tensors.items():
+            wanted = _laid_out(tensor, parameters[name])
+            for parameter in owners[name]:
+                saved.append((parameter, parameter.data))
+                parameter.data = wanted
         yield
     finally:
-        _copy(parameters, saved)
+        for parameter, old in reversed(saved):
+            parameter.data = old
 
 
-@torch.no_grad()
-def _copy(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        parameters[name].copy_(tensor)
+def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor in the dtype, on the device and in the order in memory of another: kernels give the same bits then."""
+    tensor = tensor.detach().to(device=like.device, dtype=like.dtype)
+    if tensor.stride() == like.stride():
+        return tensor
+    return torch.empty_like(like, requires_grad=False).copy_(tensor)
 
 
 def num_fixed_bytes(

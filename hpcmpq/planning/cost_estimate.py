@@ -5,7 +5,7 @@ a pass that are timed alone. Only methods that run options through an engine (`f
 are predicted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from hpcmpq.models.linear_head import LinearHead
 from hpcmpq.models.outputs import Inputs, forward
 from hpcmpq.plan import WorkUnit
 from hpcmpq.planning.part_times import time_parts, total_seconds
+from hpcmpq.quantized.losses import MAX_KEPT_BYTES
 from hpcmpq.quantized.variants import KEPT_BYTES
 from hpcmpq.response.engine import OPTIONS_PER_PASS, wave_size
 from hpcmpq.sensitivity.features import COLUMNS_PER_STEP
@@ -44,6 +45,7 @@ class CostEstimate:
         flops: Floating-point operations in the layers that are searched.
         shard_bytes: Of all shards.
         peak_bytes: Tensors in a worker's memory at once, on the device where there is one.
+        refine_peak_bytes: The same of a worker that refines: two neighbours a group, around other weights.
         seconds: On one worker like the machine that planned; None where the model is streamed.
         engine: ``wavefront``, ``whole``.
     """
@@ -52,6 +54,7 @@ class CostEstimate:
     flops: float
     shard_bytes: int
     peak_bytes: int
+    refine_peak_bytes: int
     seconds: float | None
     engine: str
 
@@ -99,23 +102,25 @@ def estimate_cost(
         seconds = total_seconds(times, shares, num_passes, _kept_bytes(model, space) <= KEPT_BYTES)
         forwards = seconds / (num_passes * times.forward)
     outputs = _output_elements(z_NTV, head, probes, positions)
+    beside = SearchSpace(space.groups, tuple(formats[:2] for formats in space.formats))
+    whole = replace(units[0], group_start=0, group_stop=len(space.groups))
+    searched = z_NTV.element_size() * sum(group.numel for group in space.groups)
+    base = searched if block_bytes is None else block_bytes[1]
+    weights = sum(block_bytes or (p.numel() * p.element_size() for p in model.parameters()))
+    passes = -(-(units[0].sample_stop - units[0].sample_start) // len(batch))
+    whole_losses = weights + min(MAX_KEPT_BYTES, passes * z_NTV.nbytes) + 4 * z_NTV.nbytes
+    peak, refine_peak = (
+        _peak_bytes(
+            model, config, among, unit, z_NTV, widest, state, num_features, num_blocks, block_bytes, outputs
+        )
+        for among, unit in ((space, units[0]), (beside, whole))
+    )
     return CostEstimate(
         forwards,
         flops,
         sum(_shard_bytes(space, unit, num_features) for unit in units),
-        _peak_bytes(
-            model,
-            config,
-            space,
-            units[0],
-            z_NTV,
-            widest,
-            state,
-            num_features,
-            num_blocks,
-            block_bytes,
-            outputs,
-        ),
+        peak,
+        max(refine_peak, whole_losses) + base,
         seconds,
         "whole" if chain is None else "wavefront",
     )

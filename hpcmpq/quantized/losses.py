@@ -13,6 +13,9 @@ from hpcmpq.objective import OBJECTIVES, counted_positions
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Assignment
 
+MAX_KEPT_BYTES = 2**30
+"""The original's outputs that are kept to compare with."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -52,7 +55,7 @@ class Comparison:
     samples: Samples
     metrics: tuple[str, ...]
     samples_per_pass: int
-    max_kept_bytes: int = 2**30
+    max_kept_bytes: int = MAX_KEPT_BYTES
     _kept: list[Tensor] = field(default_factory=list)
 
     @torch.no_grad()

@@ -4,10 +4,12 @@ The one definition of an option's weight: codes, and scales that a file holds ex
 them. Sensitivities, losses and exports have all their weights from here.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes, is_stored
 from hpcmpq.quantizers import choose_qparams, decode, encode, fake_quantize
@@ -17,7 +19,9 @@ from hpcmpq.space import Member
 
 @dataclass
 class RoundedWeights:
-    """Rows of weights as matrices [M, K], rounded: no row depends on another.
+    """Rows of weights as matrices [M, K], rounded: no row depends on another where `Format.rows_apart`.
+
+    Other formats need whole matrices, and `largest` where all of a group share a global scale.
 
     Only the qparams (one scale per `group_size` weights) are remembered between calls, because searching them costs
     far more than rounding with them. So of one weight always the same rows are to be given.
@@ -25,11 +29,13 @@ class RoundedWeights:
     Attributes:
         quantizer: How weights are rounded.
         codes: Those that are stored.
+        largest: The largest absolute weight of the group that a weight is of, [].
     """
 
     quantizer: Quantizer
     codes: StoredCodes | SolutionCodes | None
     _qparams: dict[tuple[str, str], QParams] = field(default_factory=dict)
+    largest: Callable[[Member], Tensor] | None = None
 
     def decoded(self, member: Member, format_name: str, rows_RK: Tensor, first: int = 0) -> Tensor:
         """The rows as inference in a format sees them, [R, K].
@@ -57,8 +63,7 @@ class RoundedWeights:
             raise ValueError("quantizer.rounding gptq needs the codes of a planned run")
         codes_MK, qparams = self.codes.read(member, format_name, rows_RK)
         rows = slice(first, first + len(rows_RK))
-        zero_point = None if qparams.zero_point is None else qparams.zero_point[rows]
-        return codes_MK[rows], QParams(qparams.scale[rows], zero_point)
+        return codes_MK[rows], qparams.rows(rows)
 
     def _is_stored(self, member: Member, format_name: str) -> bool:
         if self.codes is None:
@@ -68,5 +73,14 @@ class RoundedWeights:
     def _chosen(self, member: Member, format_name: str, rows_RK: Tensor) -> QParams:
         key = (member.parameter, format_name)
         if key not in self._qparams:
-            self._qparams[key] = choose_qparams(rows_RK, FORMATS[format_name], self.quantizer)
+            chosen = FORMATS[format_name]
+            largest = None
+            if not chosen.rows_apart:
+                if self.largest is None or len(rows_RK) != member.num_rows:
+                    raise UserError(
+                        f"{format_name} has scales that rows share, and the weights are in parts here; use "
+                        "evaluation.engine torch and model.stream false, or leave the format out"
+                    )
+                largest = self.largest(member) if chosen.scales == "e4m3" else None
+            self._qparams[key] = choose_qparams(rows_RK, chosen, self.quantizer, largest)
         return self._qparams[key]

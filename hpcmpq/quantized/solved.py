@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from hpcmpq.models.streaming import Streamed
 from hpcmpq.plan import Plan, content_hash
 from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes
 from hpcmpq.quantized.variants import Variants, open_variants
@@ -21,14 +22,19 @@ _log = logging.getLogger(__name__)
 
 
 def open_solved(
-    run: RunDir, plan: Plan, model: nn.Module | None = None, *, check_outputs: bool = True
+    run: RunDir,
+    plan: Plan,
+    model: nn.Module | None = None,
+    *,
+    streamed: Streamed | None = None,
+    check_outputs: bool = True,
 ) -> Variants:
     """As `hpcmpq.quantized.variants.open_variants`; the solution's assignment has the weights that are served.
 
     Raises:
         PlanMismatch: If the model has changed since it was planned for.
     """
-    variants = open_variants(run, plan, model, check_outputs=check_outputs)
+    variants = open_variants(run, plan, model, streamed=streamed, check_outputs=check_outputs)
     if not run.solution_path.exists():
         return variants
     return replace(variants, solved=solution_codes(run, plan, read_solution(run)))

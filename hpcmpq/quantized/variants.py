@@ -1,7 +1,8 @@
 """Quantized variants of a model's groups, made on the fly: never all of them at once."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -13,6 +14,7 @@ from hpcmpq.models.attention_products import attach_products
 from hpcmpq.models.data.kept_samples import kept_samples
 from hpcmpq.models.load import forward, load_model, pick_device
 from hpcmpq.models.original_marks import check_same_outputs, check_same_settings
+from hpcmpq.models.streaming import Streamed
 from hpcmpq.models.weight_digests import check_same_weights
 from hpcmpq.models.weights import as_matrix, from_matrix, swapped
 from hpcmpq.plan import Plan
@@ -43,6 +45,7 @@ class Variants:
         codes: Where stored codes are, see `hpcmpq.quantized.stored_codes`.
         solved: Codes that replace the options' under one whole assignment.
         sources: {parameter: weight to round from} where the model has other weights for now.
+        streamed: The model's blocks, where they are read when they run.
     """
 
     model: nn.Module
@@ -52,6 +55,7 @@ class Variants:
     codes: StoredCodes | SolutionCodes | None = None
     solved: SolutionCodes | None = None
     sources: Mapping[str, Tensor] | None = None
+    streamed: Streamed | None = None
     _qparams: dict[tuple[str, str], QParams] = field(default_factory=dict)
     _kept: dict[tuple[str, str], dict[str, Tensor]] = field(default_factory=dict)
 
@@ -82,9 +86,9 @@ class Variants:
         return tensors
 
     @torch.no_grad()
-    def rounded(self, member: Member, format_name: str) -> Tensor:
-        """One weight rounded to a format, same shape and dtype as the original."""
-        weight = self._weight(member)
+    def rounded(self, member: Member, format_name: str, weight: Tensor | None = None) -> Tensor:
+        """One weight, given or the model's, rounded to a format, same shape and dtype as the original."""
+        weight = self._weight(member) if weight is None else weight
         rounded_MK = self._rounded.decoded(member, format_name, as_matrix(weight, member))
         return from_matrix(rounded_MK, member, weight)
 
@@ -95,7 +99,12 @@ class Variants:
 
     @cached_property
     def _rounded(self) -> RoundedWeights:
-        return RoundedWeights(self.quantizer, self.codes, self._qparams)
+        return RoundedWeights(self.quantizer, self.codes, self._qparams, self._largest)
+
+    def _largest(self, member: Member) -> Tensor:
+        """The largest absolute weight of a member's group."""
+        group = next(group for group in self.space.groups if member in group.members)
+        return torch.stack([weight.abs().max() for weight in self.originals(group).values()]).max()
 
     @cached_property
     def _keeps(self) -> bool:
@@ -132,30 +141,61 @@ class Variants:
     @contextmanager
     def assigned(self, assignment: Mapping[str, str]) -> Iterator[None]:
         """The model with {group name: format name} applied to weights and activations; the original returns after."""
-        with swapped(self.model, self.weights(assignment)), self.activations.rounded(assignment):
+        with self.weighting(assignment)(), self.activations.rounded(assignment):
             yield
+
+    def weighting(self, assignment: Mapping[str, str]) -> Callable[[], AbstractContextManager[None]]:
+        """What makes contexts in which the model has the weights of {group name: format name}.
+
+        They are rounded once; those of a streamed block whenever it is read.
+        """
+        if self.streamed is None:
+            tensors = self.weights(assignment)
+            return lambda: swapped(self.model, tensors)
+        streamed = self.streamed
+        formats = {m.parameter: (m, assignment[g.name]) for g in self._named(assignment) for m in g.members}
+        inside = {name: chosen for name, chosen in formats.items() if streamed.is_streamed(name)}
+        options = self.under(assignment)
+        tensors = {name: options.rounded(*chosen) for name, chosen in formats.items() if name not in inside}
+
+        def change(name: str, weight: Tensor) -> Tensor:
+            return options.rounded(*inside[name], weight) if name in inside else weight
+
+        @contextmanager
+        def weighted() -> Iterator[None]:
+            with streamed.changed(change), swapped(self.model, tensors):
+                yield
+
+        return weighted
 
     def weights(self, assignment: Mapping[str, str]) -> dict[str, Tensor]:
         """{parameter: rounded weight} of {group name: format name}."""
         tensors: dict[str, Tensor] = {}
         options = self.under(assignment)
-        for group in self.space.groups:
-            if group.name in assignment:
-                tensors.update(options.quantized(group, assignment[group.name]))
+        for group in self._named(assignment):
+            tensors.update(options.quantized(group, assignment[group.name]))
         return tensors
 
-    def from_copies(self) -> "Variants":
-        """The same options, rounded from copies of the weights, so that the model may have others meanwhile."""
-        copies = {
-            name: tensor.detach().clone()
-            for group in self.space.groups
-            for name, tensor in self.originals(group).items()
+    def _named(self, assignment: Mapping[str, str]) -> list[Group]:
+        return [group for group in self.space.groups if group.name in assignment]
+
+    def among(self, space: SearchSpace) -> "Variants":
+        """Some of the options, always rounded from the weights that the model has now, whatever it has later."""
+        sources: Mapping[str, Tensor] = {
+            name: tensor.detach() for group in space.groups for name, tensor in self.originals(group).items()
         }
-        return replace(self, sources=copies)
+        if self.streamed is not None:
+            sources = ChainMap(self.streamed.originals, {n: t for n, t in sources.items() if not t.is_meta})
+        return replace(self, space=space, sources=sources)
 
 
 def open_variants(
-    run: RunDir, plan: Plan, model: nn.Module | None = None, *, check_outputs: bool = True
+    run: RunDir,
+    plan: Plan,
+    model: nn.Module | None = None,
+    *,
+    streamed: Streamed | None = None,
+    check_outputs: bool = True,
 ) -> Variants:
     """The options of a planned run, with its static ranges; its model is loaded as the plan says unless given.
 
@@ -163,12 +203,15 @@ def open_variants(
         run: A planned run directory.
         plan: Its plan.
         model: The original.
+        streamed: The same where its blocks are read when they run.
         check_outputs: Whether to run it once and compare with the plan; callers that run it anyway do so themselves.
 
     Raises:
         PlanMismatch: If the model has changed since it was planned for.
     """
     config = plan.config
+    if streamed is not None:
+        model = streamed.model
     if model is None:
         model = load_model(config.model, import_paths=plan.import_paths)
     check_same_settings(model, plan)
@@ -178,4 +221,5 @@ def open_variants(
         with torch.no_grad():
             check_same_outputs(plan, first, forward(model, first))
     codes = StoredCodes(run, plan.fingerprint)
-    return Variants(model, plan.space, config.quantizer, read_maxima(run, plan.fingerprint), codes)
+    maxima = read_maxima(run, plan.fingerprint)
+    return Variants(model, plan.space, config.quantizer, maxima, codes, streamed=streamed)

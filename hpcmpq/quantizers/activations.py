@@ -5,13 +5,16 @@
 `dynamic` takes the maximum over the axes that a product sums over (a token's features; a sample's image for a
 convolution), so that the scale factors out of the sum and a token is rounded alike whatever is in its batch.
 `static` takes a maximum that was measured before, and saturates beyond it. Codes are symmetric: int8 uses ±127.
-bf16 and fp32 are plain casts without a scale.
+bf16 and fp32 are plain casts without a scale. Formats of blocks have a dynamic scale for every block of inputs,
+whatever the quantizer says, as their kernels do.
 """
 
 import torch
 from torch import Tensor
 
+from hpcmpq.errors import UserError
 from hpcmpq.formats import Format
+from hpcmpq.quantizers.blocks import next_power_of_two
 from hpcmpq.quantizers.floating import largest_value, nearest_values
 from hpcmpq.quantizers.integer import nearest_codes
 
@@ -27,6 +30,9 @@ def round_activations(
         axes: That share a dynamic scale, counted from the end.
         maximum: The static range's end, or None for dynamic scales.
 
+    Raises:
+        UserError: If the format has blocks of inputs and the product sums over several axes.
+
     Example:
         >>> from hpcmpq.formats import FORMATS
         >>> round_activations(torch.tensor([[127.0, 0.6, -3.4], [0.0, 0.0, 0.0]]), FORMATS["int8"], (-1,))
@@ -36,6 +42,8 @@ def round_activations(
     value = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     if not format.scaled:
         return nearest_values(value, torch.ones((), dtype=value.dtype, device=x.device), format).to(x.dtype)
+    if format.block is not None:
+        return _in_blocks(value, format, axes).to(x.dtype)
     top = float(2 ** (format.num_bits - 1) - 1) if format.type == "int" else largest_value(format)
     if maximum is None:
         scale = value.abs().amax(axes, keepdim=True) / top
@@ -47,3 +55,20 @@ def round_activations(
     else:
         codes = nearest_values(value, scale, format).to(value.dtype)
     return (codes * scale).to(x.dtype)
+
+
+def _in_blocks(value: Tensor, format: Format, axes: tuple[int, ...]) -> Tensor:
+    if len(axes) != 1 or format.block is None:
+        raise UserError(
+            f"{format.name} rounds blocks of the inputs of linear layers, and a layer here sums over {len(axes)} axes; "
+            "exclude convolutions, or take formats without blocks"
+        )
+    moved = value.movedim(axes[0], -1)
+    length = moved.shape[-1]
+    size = format.block[1]
+    padded = torch.nn.functional.pad(moved, (0, -length % size))
+    blocks = padded.unflatten(-1, (-1, size))
+    scale = blocks.abs().amax(-1, keepdim=True) / largest_value(format)
+    scale = torch.where(scale > 0, next_power_of_two(scale) if format.scales == "e8m0" else scale, 1.0)
+    rounded = nearest_values(blocks, scale, format).to(value.dtype) * scale
+    return rounded.flatten(-2)[..., :length].movedim(-1, axes[0])

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from hpcmpq.formats import Format, Quantizer
-from hpcmpq.quantizers.codes import QParams
+from hpcmpq.quantizers.blocks import block_shape, fp8_scale, global_scale, next_power_of_two, split_blocks
+from hpcmpq.quantizers.codes import QParams, joined
 from hpcmpq.quantizers.floating import largest_value, nearest_values
-from hpcmpq.quantizers.integer import code_limits, nearest_codes, split_groups
+from hpcmpq.quantizers.integer import code_limits, nearest_codes
+from hpcmpq.quantizers.super_blocks import choose
 
 NUM_FACTORS = 32
 """Clipping factors that ``mse`` tries besides 1."""
@@ -20,8 +22,13 @@ LARGEST_SCALE = 65280.0
 SEARCH_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}
 """Elements of one step of the search: a CPU's cache, a GPU's memory."""
 
+SUPER_ELEMENTS = 2**22
+"""Weights of one step of the search in super-blocks."""
 
-def choose_qparams(weight_MK: Tensor, format: Format, quantizer: Quantizer) -> QParams:
+
+def choose_qparams(
+    weight_MK: Tensor, format: Format, quantizer: Quantizer, largest: Tensor | None = None
+) -> QParams:
     """Scales for each output channel and group of inputs; the last group may be shorter.
 
     ``absmax`` puts the largest weight at the end of the codes: scale = 2·max|w| / (2^b − 1) symmetric,
@@ -31,8 +38,9 @@ def choose_qparams(weight_MK: Tensor, format: Format, quantizer: Quantizer) -> Q
 
     Args:
         weight_MK: Any float dtype; computed in float32, or float64 for float64.
-        format: Integer formats have a scale per group, float formats one per channel.
+        format: Integer formats have a scale per group, float formats one per channel or block.
         quantizer: Group size, symmetry and kind of range.
+        largest: Largest absolute value of all weights that share a global scale, []; of this one alone if None.
 
     Raises:
         ValueError: If weights are NaN or infinite.
@@ -47,17 +55,27 @@ def choose_qparams(weight_MK: Tensor, format: Format, quantizer: Quantizer) -> Q
     dtype = torch.float64 if weight_MK.dtype == torch.float64 else torch.float32
     if not format.scaled:
         return QParams(torch.ones(num_rows, 1, dtype=dtype, device=weight_MK.device))
-    group_size = quantizer.group_size if format.type == "int" else None
+    if format.type == "ggml":
+        rows_per_step = max(1, SUPER_ELEMENTS // num_columns)
+        return joined([choose(rows_RK.to(dtype), format) for rows_RK in weight_MK.split(rows_per_step)])
+    shape = block_shape(format, quantizer)
+    common = None
+    if format.scales == "e4m3":
+        common = global_scale(
+            (weight_MK.abs().max() if largest is None else largest).to(weight_MK.device, dtype),
+            largest_value(format),
+        )
     factors = _factors(format, quantizer)
     limit = SEARCH_ELEMENTS.get(weight_MK.device.type, SEARCH_ELEMENTS["cuda"])
-    rows_per_step = max(1, limit // (len(factors) * num_columns))
+    rows_per_step = max(1, limit // (len(factors) * num_columns * shape[0])) * shape[0]
     parts = []
     for rows_RK in weight_MK.split(rows_per_step):
-        rows_RSL = split_groups(rows_RK.to(dtype), group_size)
-        candidates = _candidates(rows_RSL, factors, format, quantizer)
+        rows_RSL = split_blocks(rows_RK.to(dtype), shape)
+        candidates = _candidates(rows_RSL, factors, format, quantizer, common)
         parts.append(_least_error(rows_RSL, candidates, format, quantizer))
     zero_points = [part.zero_point for part in parts if part.zero_point is not None]
-    return QParams(torch.cat([part.scale for part in parts]), torch.cat(zero_points) if zero_points else None)
+    zero_point = torch.cat(zero_points) if zero_points else None
+    return QParams(torch.cat([part.scale for part in parts]), zero_point, common)
 
 
 def check_finite(weight: Tensor) -> None:
@@ -71,10 +89,15 @@ def _factors(format: Format, quantizer: Quantizer) -> list[float]:
     """Factors on the absmax scale, 1 first so that ties keep it.
 
     Few bits gain from clipping hard; many bits only near 1. Above 1 the largest weight may meet a code
-    exactly. A float format repeats itself every factor of two.
+    exactly. A float format repeats itself every factor of two, until few numbers are left: fp4 gains where the
+    largest weight meets 4 rather than 6. Scales that are powers of two leave halves alone.
     """
     if quantizer.range == "absmax":
         return [1.0]
+    if format.scales == "e8m0":
+        return [1.0, 0.5, 0.25] if format.number == "e2m1" else [1.0, 0.5]
+    if format.number == "e2m1":
+        return [1.0, *torch.linspace(0.7, 1.6, NUM_FACTORS // 2, dtype=torch.float64).tolist()]
     if format.type == "float":
         return [1.0, *torch.linspace(0.5, 1.0, NUM_FACTORS // 2 + 1, dtype=torch.float64).tolist()[1:-1]]
     lowest = {2: 0.2, 3: 0.3, 4: 0.45, 5: 0.6, 6: 0.75, 7: 0.85, 8: 0.92}[format.num_bits]
@@ -82,11 +105,19 @@ def _factors(format: Format, quantizer: Quantizer) -> list[float]:
     return [1.0, *torch.linspace(lowest, highest, NUM_FACTORS, dtype=torch.float64).tolist()]
 
 
-def _candidates(rows_RSL: Tensor, factors: list[float], format: Format, quantizer: Quantizer) -> QParams:
+def _candidates(
+    rows_RSL: Tensor, factors: list[float], format: Format, quantizer: Quantizer, common: Tensor | None
+) -> QParams:
     """Qparams of every factor: scale and zero point [F, R, S]."""
     factor_F11 = torch.tensor(factors, dtype=rows_RSL.dtype, device=rows_RSL.device).reshape(-1, 1, 1)
     if format.type == "float":
-        return QParams(_storable(factor_F11 * (rows_RSL.abs().amax(-1) / largest_value(format)), quantizer))
+        scale_RS = rows_RSL.abs().amax(-1) / largest_value(format)
+        if format.scales == "bf16":
+            return QParams(_storable(factor_F11 * scale_RS, quantizer))
+        if common is not None:
+            return QParams(torch.where(scale_RS > 0, fp8_scale(factor_F11 * scale_RS, common), common))
+        scale_FRS = factor_F11 * next_power_of_two(scale_RS)
+        return QParams(torch.where(scale_RS > 0, scale_FRS.clamp(min=2.0**-126), torch.ones_like(scale_FRS)))
     if quantizer.symmetric:
         largest_RS = rows_RSL.abs().amax(-1)
         return QParams(_storable(factor_F11 * (largest_RS / (2**format.num_bits - 1) * 2), quantizer))

@@ -1,23 +1,22 @@
 """Descent of the true loss: re-solve around an assignment, keep what held-out samples confirm.
 
 Around the current assignment every neighbour, one format up or down in one group, is measured on calibration samples,
-alone and together (`hpcmpq.refine.expansion`). The local quadratic is solved within the budgets and several trust
-regions, of at most r moved groups. Held-out samples, which proposed nothing, decide: they look at the answers in order
-of their measured loss on the calibration samples, and the first whose loss is lower by more than chance explains
+alone and together (`hpcmpq.calibrate.neighbourhood`). The local quadratic is solved within the budgets and several
+trust regions, of at most r moved groups. Held-out samples, which proposed nothing, decide: they look at the answers in
+order of their measured loss on the calibration samples, and the first whose loss is lower by more than chance explains
 becomes the current assignment. Look j of a round may be lucky with chance `LUCK` / 2ʲ. The descent ends when no answer
 is taken, or when the evaluations are spent.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
+from hpcmpq.calibrate.reduce import Reduction
 from hpcmpq.problem import Budget, Cost, Problem
-from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.refine.expansion import Expansion
 from hpcmpq.refine.portfolio import paired
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solvers import Solver
@@ -32,24 +31,35 @@ RADIUS_FACTOR = 3
 """Trust regions allow all groups to move, a third of them, a ninth, ..., one."""
 
 
+Answer = tuple[list[int], float]
+"""A choice, one option index per group, and the change of the loss that the local quadratic predicts for it."""
+
+
+def made(key: Sequence[Any], make: Callable[[], list[Answer]]) -> list[Answer]:
+    """What a process that is alone makes of a key."""
+    return make()
+
+
 @dataclass(frozen=True)
 class Measurements:
     """What the descent may measure.
 
     Attributes:
-        expand: (choice [G], options [R], on_pass) to the expansion around the choice; on_pass is called with the
-            passes done and all of them.
+        around: (choice [G], options [R], on_unit) to the quadratic around the choice; on_unit is called with the
+            units done and all of them.
         on_calibration: Choices to their losses on the calibration samples, float64 [N] each.
         on_held_out: The same on the held-out samples.
         max_evaluations: Neighbours and answers that may be measured.
         on_evaluation: Called with the number measured so far and the maximum.
+        agreed: (key, make) to the answers of a round, which all processes that descend together take.
     """
 
-    expand: Callable[[np.ndarray, np.ndarray, Callable[[int, int], None]], Expansion]
+    around: Callable[[np.ndarray, np.ndarray, Callable[[int, int], None]], Reduction]
     on_calibration: Callable[[list[np.ndarray]], list[np.ndarray]]
     on_held_out: Callable[[list[np.ndarray]], list[np.ndarray]]
     max_evaluations: int
     on_evaluation: Callable[[int, int], None]
+    agreed: Callable[[Sequence[Any], Callable[[], list[Answer]]], list[Answer]] = made
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,6 @@ class Descent:
 
 def descend(
     problem: Problem,
-    model: QuadraticModel,
     start_G: np.ndarray,
     start_N: np.ndarray,
     measurements: Measurements,
@@ -84,7 +93,6 @@ def descend(
 
     Args:
         problem: Budgets and constraints.
-        model: The global quadratic: names of options, and which neighbours to measure first.
         start_G: A feasible choice, int64 [G].
         start_N: Its held-out losses, float64 [N].
         measurements: What may be measured.
@@ -96,28 +104,29 @@ def descend(
     radii = trust_radii(problem.num_groups)
     while spent + len(radii) < measurements.max_evaluations:
         left = measurements.max_evaluations - spent - len(radii)
-        options_R = neighbours(problem, current_G)[:left]
+        options_R = np.sort(neighbours(problem, current_G)[:left])
         if not len(options_R):
             break
 
-        def on_pass(done: int, passes: int, before: int = spent, size: int = len(options_R)) -> None:
-            measurements.on_evaluation(before + size * done // passes, measurements.max_evaluations)
+        def on_unit(done: int, units: int, before: int = spent, size: int = len(options_R)) -> None:
+            measurements.on_evaluation(before + size * done // units, measurements.max_evaluations)
 
-        expansion = measurements.expand(current_G, np.sort(options_R), on_pass)
+        expansion = measurements.around(current_G, options_R, on_unit)
         spent += len(options_R)
-        linear_P, quad_PP = local_quadratic(model, expansion, shrink)
-        answers: dict[bytes, tuple[np.ndarray, float]] = {}
-        for radius in radii:
-            local = local_problem(problem, current_G, expansion.options_R, linear_P, quad_PP, radius)
-            found = solver.solve(local, time_limit_s=LOCAL_SOLVE_S, seed=seed, hint_G=current_G)
-            if found.choice_G is not None and found.objective is not None and found.objective < 0:
-                answers.setdefault(found.choice_G.tobytes(), (found.choice_G, found.objective))
+
+        def solve(
+            start_G: np.ndarray = current_G, beside_R: np.ndarray = options_R, found: Reduction = expansion
+        ) -> list[Answer]:
+            return local_answers(problem, start_G, beside_R, found, solver, shrink, seed)
+
+        key = ["answers", current_G.tolist(), options_R.tolist()]
+        answers = [(np.array(choice), loss) for choice, loss in measurements.agreed(key, solve)]
         if not answers:
             break
         spent += len(answers)
-        fitted = measurements.on_calibration([choice_G for choice_G, _ in answers.values()])
+        fitted = measurements.on_calibration([choice_G for choice_G, _ in answers])
         order = np.argsort([loss_N.mean() for loss_N in fitted], kind="stable")
-        proposed = [list(answers.values())[place] for place in order]
+        proposed = [answers[place] for place in order]
         accepted = False
         for look, (choice_G, predicted) in enumerate(proposed, 1):
             (loss_N,) = measurements.on_held_out([choice_G])
@@ -175,30 +184,38 @@ def neighbours(problem: Problem, current_G: np.ndarray) -> np.ndarray:
     return np.array(found, dtype=np.int64)
 
 
+def local_answers(
+    problem: Problem,
+    current_G: np.ndarray,
+    options_R: np.ndarray,
+    expansion: Reduction,
+    solver: Solver,
+    shrink: float | str,
+    seed: int,
+) -> list[Answer]:
+    """What the local problem says to move to within each trust region, each choice once."""
+    linear_P, quad_PP = local_quadratic(len(problem.linear_P), options_R, expansion, shrink)
+    answers: dict[bytes, Answer] = {}
+    for radius in trust_radii(problem.num_groups):
+        local = local_problem(problem, current_G, options_R, linear_P, quad_PP, radius)
+        found = solver.solve(local, time_limit_s=LOCAL_SOLVE_S, seed=seed, hint_G=current_G)
+        if found.choice_G is not None and found.objective is not None and found.objective < 0:
+            answers.setdefault(found.choice_G.tobytes(), (found.choice_G.tolist(), float(found.objective)))
+    return list(answers.values())
+
+
 def local_quadratic(
-    model: QuadraticModel, expansion: Expansion, shrink: float | str
+    num_options: int, options_R: np.ndarray, expansion: Reduction, shrink: float | str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """c [P] and H [P, P] of an expansion, zero for options that were not measured; cross terms are shrunk."""
-    options = expansion.options_R
-    names = [model.option_group[p] for p in options]
-    same_RR = np.array(names)[:, None] == np.array(names)
-    quadratic = QuadraticModel(
-        option_group=tuple(names),
-        option_format=tuple(model.option_format[p] for p in options),
-        linear_P=0.5 * np.diag(expansion.quad_RR),  # the options' own size, to which cross terms are compared
-        quad_PP=np.where(same_RR, 0.0, expansion.quad_RR),
-        stderr_linear_P=np.zeros(len(options)),
-        stderr_quad_PP=np.where(same_RR, 0.0, expansion.stderr_quad_RR),
-        loss0=0.0,
-        objective=model.objective,
-        method=model.method,
-        num_samples=expansion.num_samples,
-        batch_linear_BP=np.zeros((0, len(options))),
-        batch_quad_BPP=np.zeros((0, len(options), len(options))),
+    """c [P] and H [P, P] around a choice, zero for options that were not measured; cross terms are shrunk."""
+    sizes = replace(
+        expansion.model,
+        linear_P=0.5 * expansion.diagonal_P,  # the options' own size, to which cross terms are compared
+        stderr_linear_P=np.zeros(len(options_R)),
     )
-    linear_P, quad_PP = np.zeros_like(model.linear_P), np.zeros_like(model.quad_PP)
-    linear_P[options] = expansion.linear_R
-    quad_PP[np.ix_(options, options)] = shrunk(quadratic, shrink).quad_PP
+    linear_P, quad_PP = np.zeros(num_options), np.zeros((num_options, num_options))
+    linear_P[options_R] = expansion.model.linear_P
+    quad_PP[np.ix_(options_R, options_R)] = shrunk(sizes, shrink).quad_PP
     return linear_P, quad_PP
 
 

@@ -4,24 +4,22 @@ A portfolio of assignments is measured on held-out samples first, and its best i
 expansions on calibration samples, and kept only where the loss on held-out samples falls.
 """
 
+import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from hpcmpq.errors import UserError
+from hpcmpq.executors import Executor
 from hpcmpq.models.data.kept_samples import planned_splits
-from hpcmpq.models.data.samples import Samples
-from hpcmpq.models.load import load_model
 from hpcmpq.problem import Problem
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.quantized.losses import Comparison
-from hpcmpq.quantized.variants import open_variants
+from hpcmpq.refine.asking import Asking
 from hpcmpq.refine.descent import LOCAL_SOLVE_S, Measurements, descend
-from hpcmpq.refine.expansion import expand, make_subject
 from hpcmpq.refine.link import fit_link
-from hpcmpq.refine.portfolio import describe_candidates, interactions, lowest, make_candidates
+from hpcmpq.refine.portfolio import Candidate, describe_candidates, interactions, lowest, make_candidates
 from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.formulate import make_problem, uniform_choices
 from hpcmpq.solve.outcome import assignment_values, objective_value
@@ -42,19 +40,37 @@ EVALUATIONS_PER_GROUP = 4
 """Default budget: about two rounds, of two neighbours a group each."""
 
 
-def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, Any]:
+def refine(
+    run: RunDir,
+    executor: Executor,
+    on_evaluation: Callable[[int, int], None],
+    part: tuple[int, int] = (0, 1),
+) -> dict[str, Any]:
     """Refine `solution.json` in place; returns its new values.
+
+    What is measured lies in RUN/refine until the end, so that the same command goes on where one was interrupted.
+    Several processes that share the run directory measure together and come to the same end; one that comes after it
+    changes nothing.
 
     Adds `measured_loss` with its standard error (held-out samples), `expected_loss` and `expected_interval`
     (the link at the predicted loss), `portfolio`, `interactions`, and `refine`: evaluations, history of moves and the
     points of the link.
 
+    Args:
+        run: A solved run directory.
+        executor: Where units run.
+        on_evaluation: Called with the neighbours and answers measured so far and their maximum.
+        part: (i, n): of n processes that share the run directory this is number i.
+
     Raises:
         UserError: If nothing is solved yet, there are no held-out samples, or the data have changed.
+        IncompleteCalibration: If a unit failed for good; all others are on disk.
     """
     plan = read_plan(run)
     config = plan.config
     solution = read_solution(run)
+    if part[1] > 1 and "refine" in solution:
+        return solution
     as_measured = read_quadratic(run.quadratic_path)
     settings = settings_of(plan, **solution["solver"])
     quadratic = shrunk(as_measured, settings.shrink)
@@ -63,50 +79,53 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
         return make_problem(plan, shrunk(as_measured, changed.shrink), solution["budgets"], changed)
 
     problem = problem_of(settings)
-    model = load_model(config.model, import_paths=plan.import_paths)
     splits = planned_splits(plan)
     if not len(splits.held_out):
         raise UserError("refine needs held-out samples: set calibration.held_out above 0 and plan again")
-    variants = open_variants(run, plan, model)
-    device = next(model.parameters()).device
+    asking = Asking(replace(run, measuring="refine"), plan, splits, executor, part)
+    asked_for = [solution["assignment"], solution["budgets"], asdict(settings)]
 
-    def losses_on(samples: Samples) -> Callable[[list[dict[str, str]]], list[np.ndarray]]:
-        comparison = Comparison(
-            variants, samples.to(device), (config.objective,), config.calibration.samples_per_pass
-        )
-        return lambda assignments: [m.values[config.objective] for m in comparison.measure(assignments)]
+    def on_held_out(assignments: list[dict[str, str]]) -> list[np.ndarray]:
+        return asking.losses("held_out", assignments)
 
-    calibration = splits.calibration.to(device)
-    subject = make_subject(config, variants, calibration)
-    on_calibration, on_held_out = losses_on(calibration), losses_on(splits.held_out)
     assignment_of = plan.space.assignment
     uniforms = uniform_choices(plan.space)
     start_G = plan.space.choice(solution["assignment"])
-    candidates = make_candidates(start_G, settings, problem_of, uniforms)
+
+    def candidate_values() -> list[tuple[str, list[int]]]:
+        found = make_candidates(start_G, settings, problem_of, uniforms)
+        return [(candidate.name, candidate.choice_G.tolist()) for candidate in found]
+
+    candidates = [
+        Candidate(name, np.array(choice))
+        for name, choice in asking.agreed(["candidates", *asked_for], candidate_values)
+    ]
     loss0_N, *candidate_losses = on_held_out([{}, *(assignment_of(c.choice_G) for c in candidates)])
     chosen = lowest(candidate_losses)
     descent = descend(
         problem,
-        quadratic,
         candidates[chosen].choice_G,
         candidate_losses[chosen],
         Measurements(
-            lambda choice_G, options_R, on_pass: expand(
-                subject, config.sensitivity, calibration, assignment_of(choice_G), options_R.tolist(), on_pass
-            ),
-            lambda choices: on_calibration([assignment_of(choice_G) for choice_G in choices]),
+            asking.around,
+            lambda choices: asking.losses("calibration", [assignment_of(choice_G) for choice_G in choices]),
             lambda choices: on_held_out([assignment_of(choice_G) for choice_G in choices]),
             config.refine.max_evaluations or EVALUATIONS_PER_GROUP * len(plan.space.groups),
             on_evaluation,
+            lambda key, make: asking.agreed([*key, *asked_for], make),
         ),
         make_solver(settings.name),
         0.0 if settings.drop_cross_terms else settings.shrink,
         settings.seed,
     )
     choice_G, measured_N = descent.choice_G, descent.loss_N
+
+    def points_values() -> list[list[int]]:
+        return [choice.tolist() for choice in solved_choices(problem, settings, choice_G)]
+
     points = [
         *link_choices(plan.space, quadratic, choice_G, config.refine.link_points, settings.seed),
-        *solved_choices(problem, settings, choice_G),
+        *map(np.array, asking.agreed(["points", choice_G.tolist(), *asked_for], points_values)),
     ]
     point_losses = on_held_out([assignment_of(c) for c in points])
     predicted_n = np.array([quadratic.predicted_loss(c) - quadratic.loss0 for c in points])
@@ -139,7 +158,10 @@ def refine(run: RunDir, on_evaluation: Callable[[int, int], None]) -> dict[str, 
             },
         },
     )
+    asking.end()
     write_artefact(run.solution_path, solution)
+    if part[1] == 1:
+        shutil.rmtree(run.file("refine"), ignore_errors=True)
     return solution
 
 

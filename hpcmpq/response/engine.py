@@ -5,8 +5,7 @@ for members, z_QNTV in outputs: ...
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, Protocol
 
@@ -53,7 +52,6 @@ def make_engine(
     *,
     low_precision: torch.dtype | None = None,
     exact_original: bool = False,
-    resident: Callable[[int], AbstractContextManager[None]] | None = None,
     options_per_pass: int | None = None,
     options_per_wave: int | None = None,
 ) -> ResponseEngine:
@@ -63,11 +61,10 @@ def make_engine(
 
     Args:
         kind: ``whole`` runs whole passes even where the model is a chain.
-        variants: The model, its search space and quantizer.
+        variants: The model, perhaps streamed, its search space and quantizer.
         inputs: Of one sample or two, to find the chain with.
         low_precision: Dtype of matrix products; the model's parameters are float32 then.
         exact_original: Whether the original runs its own products in the dtype of its parameters nevertheless.
-        resident: Context in which a block's weights are in memory, where the model is streamed.
         options_per_pass: Options of one pass through a block.
         options_per_wave: Options whose states are held at once.
 
@@ -77,19 +74,20 @@ def make_engine(
     model = variants.model
     products = None if low_precision is None else run_low_precision(model, low_precision, exact_original)
     chain = None if kind == "whole" else find_chain(model, inputs, variants.space.groups)
-    if resident is not None:
+    streamed = variants.streamed
+    if streamed is not None:
         if chain is None:
             raise UserError(
                 "only a chain of blocks can be streamed, run by engine auto; set model.stream: false"
             )
-        chain = replace(chain, resident=resident)
+        chain = replace(chain, resident=streamed.resident)
     if chain is None:
         return WholeModel(model, variants, products)
     per_wave, wave_bytes = wave_size(
-        options_per_wave, variants.space.num_options, resident is not None, products is not None
+        options_per_wave, variants.space.num_options, streamed is not None, products is not None
     )
     changes = Changes(chain, variants, products)
-    fallback = None if resident is not None else Fallback(WholeModel(model, variants, products))
+    fallback = None if streamed is not None else Fallback(WholeModel(model, variants, products))
     return Wavefront(chain, changes, options_per_pass or OPTIONS_PER_PASS, per_wave, wave_bytes, fallback)
 
 

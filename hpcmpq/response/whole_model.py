@@ -1,6 +1,6 @@
-"""Responses by one whole forward pass per option: any model, any option."""
+"""Responses by one whole forward pass per option: any model, any option, alone or in a whole assignment."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from hpcmpq.models.outputs import Inputs
 from hpcmpq.models.weights import swapped
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.low_precision import LowPrecisionLayers
+from hpcmpq.space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -64,3 +65,34 @@ class WholeModel:
         chosen = self.variants.space.options[option]
         name = self.variants.space.groups[chosen.group].name
         return self.variants.activations.rounded({name: chosen.format})
+
+
+@dataclass(frozen=True)
+class ChangedAssignments:
+    """The engine whose every pass is a whole assignment with one option in its group.
+
+    Attributes:
+        variants: The original and all its options.
+        space: The options that are run.
+        assignment: {group: format} of the model in which options replace a group's.
+    """
+
+    variants: Variants
+    space: SearchSpace
+    assignment: Mapping[str, str]
+
+    def respond(
+        self, inputs: Inputs, options: Sequence[int]
+    ) -> tuple[Tensor, Iterator[tuple[list[int], Tensor]]]:
+        """The assignment's outputs, and ([p], z [1, N, T, V]) of all `options` in order."""
+
+        def outputs() -> Iterator[tuple[list[int], Tensor]]:
+            for p in options:
+                own = {self.space.groups[self.space.options[p].group].name: self.space.options[p].format}
+                yield [p], self._run(inputs, {**self.assignment, **own})[None]
+
+        return self._run(inputs, self.assignment), outputs()
+
+    def _run(self, inputs: Inputs, assignment: Mapping[str, str]) -> Tensor:
+        with self.variants.assigned(assignment):
+            return forward(self.variants.model, inputs)

@@ -29,7 +29,7 @@ from hpcmpq.sensitivity.subject import Contribution, Subject
 from hpcmpq.sensitivity.taps import find_layers, run_with_taps
 from hpcmpq.sensitivity.uses import Layers
 
-MANTISSA_BITS = {"fp8_e4m3": 3, "fp8_e5m2": 2, "bf16": 7, "fp32": 23}
+MANTISSA_BITS = {"e2m1": 1, "e4m3": 3, "e5m2": 2, "bf16": 7, "fp32": 23}
 
 
 def measure(subject: Subject, samples: Samples, groups: range, first_sample: int) -> Iterator[Contribution]:
@@ -92,7 +92,7 @@ def noise_factor(format: Format) -> float:
         >>> noise_factor(FORMATS["fp8_e4m3"]) * 12
         0.015625
     """
-    mantissa_bits = MANTISSA_BITS.get(format.name, format.num_bits - 1)
+    mantissa_bits = MANTISSA_BITS.get(format.number, format.num_bits - 1)
     return 2.0 ** (-2 * mantissa_bits) / 12
 
 

@@ -5,9 +5,12 @@
 
 with Λ the Hessian of the loss in the outputs at the original. z(p) − z_0 is the finite displacement, so each
 option's own non-linearity is in φ; only interactions are expanded to second order.
+
+Around a quantized model (`Subject.base`) z_0 is what that gives, and the loss still compares with the original.
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.linear_head import LinearHead
 from hpcmpq.models.memory import large_empty
+from hpcmpq.models.outputs import forward
 from hpcmpq.response.engine import ResponseEngine
 from hpcmpq.response.whole_model import WholeModel
 from hpcmpq.sensitivity.features import Features
@@ -32,11 +36,17 @@ def measure(subject: Subject, samples: Samples, groups: range, first_sample: int
     engine = subject.engine or WholeModel(subject.model, subject.variants)
     for start in range(0, len(samples), subject.samples_per_pass):
         batch = samples[start : start + subject.samples_per_pass]
-        yield measure_pass(subject, engine, batch, options, first_sample + start)
+        if subject.base is None:
+            yield _measure_pass(subject, engine, batch, options, first_sample + start)
+            continue
+        with nullcontext() if subject.head is None else subject.head.left_out():
+            original = forward(subject.model, batch.inputs)
+        with subject.base():
+            part = _measure_pass(subject, engine, batch, options, first_sample + start, original)
+        yield part
 
 
-@torch.no_grad()
-def measure_pass(
+def _measure_pass(
     subject: Subject,
     engine: ResponseEngine,
     batch: Samples,

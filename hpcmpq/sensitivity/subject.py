@@ -1,6 +1,7 @@
 """What a sensitivity method is given and what it gives."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,7 @@ class Subject:
         engine: Runs options, or None for one whole forward pass each.
         head: A linear head before which options are projected, or None to compute all their logits.
         loss_positions: Positions of a sample whose logits are computed nevertheless, or None for a share of them.
+        base: Makes contexts in which the model is the quantized one that options change; None where it is the original.
     """
 
     model: nn.Module
@@ -43,6 +45,7 @@ class Subject:
     engine: ResponseEngine | None = None
     head: LinearHead | None = None
     loss_positions: LossPositions = None
+    base: Callable[[], AbstractContextManager[None]] | None = None
 
 
 @dataclass(frozen=True)

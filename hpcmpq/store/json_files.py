@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmpq.errors import DamagedFile, UserError
-from hpcmpq.store.whole_files import replacing
+from hpcmpq.store.whole_files import placing, replacing
 
 
 def write_json(path: Path, values: Any, *, allow_nan: bool = False) -> None:
@@ -24,6 +24,14 @@ def write_json(path: Path, values: Any, *, allow_nan: bool = False) -> None:
 def write_artefact(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON object atomically, with a digest of its text for `read_json`."""
     write_json(path, {**values, "digest": _digest(values)})
+
+
+def placed_artefact(path: Path, values: Mapping[str, Any], made_by: str) -> Any:
+    """Write such an object where there is none yet; return the one that is there, another process's if it was first."""
+    text = json.dumps({**values, "digest": _digest(values)}, indent=2, allow_nan=False) + "\n"
+    with placing(path) as attempt:
+        attempt.write_text(text, encoding="utf-8")
+    return read_json(path, made_by)
 
 
 def read_json(path: Path, made_by: str) -> Any:

@@ -8,9 +8,15 @@ from hpcmpq.store.whole_files import remove_abandoned
 
 @dataclass(frozen=True)
 class RunDir:
-    """Names of everything in a run directory."""
+    """Names of everything in a run directory.
+
+    Attributes:
+        path: The directory.
+        measuring: The stage whose work units are meant: ``calibrate``, or ``refine``, which keeps its own apart.
+    """
 
     path: Path
+    measuring: str = "calibrate"
 
     def file(self, name: str) -> Path:
         """Path of an artefact."""
@@ -39,7 +45,7 @@ class RunDir:
     @property
     def shards_path(self) -> Path:
         """Directory of finished work units."""
-        return self.path / "shards"
+        return self.path / ("shards" if self.measuring == "calibrate" else f"{self.measuring}/shards")
 
     def shard_path(self, unit_id: str) -> Path:
         """One finished work unit."""
@@ -47,8 +53,8 @@ class RunDir:
 
     @property
     def attempts_path(self) -> Path:
-        """Directory of what calibrate processes saw, see `hpcmpq.store.attempts`."""
-        return self.path / "attempts"
+        """Directory of what the processes that measure saw, see `hpcmpq.store.attempts`."""
+        return self.path / ("attempts" if self.measuring == "calibrate" else f"{self.measuring}/attempts")
 
     @property
     def jobs_path(self) -> Path:
@@ -98,5 +104,5 @@ class RunDir:
 
 def remove_leftovers(run: RunDir) -> None:
     """Remove what killed processes left beside artefacts; that of work units is for the stages that write those."""
-    for folder in (".", "exports", "report", "rounded", "slurm", "times", "timings"):
+    for folder in (".", "exports", "refine", "report", "rounded", "slurm", "times", "timings"):
         remove_abandoned(run.path / folder)

@@ -35,13 +35,13 @@ def write_shard(run: RunDir, shard: Shard) -> None:
     write_h5(run.shard_path(shard.unit_id), shard.arrays, attributes)
 
 
-def read_shard(path: Path) -> Shard:
-    """Read and verify one shard.
+def read_shard(path: Path, stage: str = "calibrate") -> Shard:
+    """Read and verify one shard that a stage has written.
 
     Raises:
         CorruptShard: If it is truncated, altered or of another format version.
     """
-    arrays, attributes = read_h5(path, "hpcmpq calibrate")
+    arrays, attributes = read_h5(path, f"hpcmpq {stage}")
     return Shard(
         str(attributes["kind"]),
         str(attributes["unit_id"]),
@@ -59,10 +59,10 @@ def read_shard_of(plan: Plan, run: RunDir, unit: WorkUnit) -> Shard:
         CorruptShard: If it is damaged, or that of another unit or plan.
     """
     path = run.shard_path(unit.id)
-    shard = read_shard(path)
+    shard = read_shard(path, run.measuring)
     if shard.fingerprint != plan.fingerprint or shard.unit_id != unit.id:
         raise CorruptShard(
-            f"{path} belongs to another unit or plan; run `hpcmpq calibrate {run.path}` again to recompute it"
+            f"{path} belongs to another unit or plan; run `hpcmpq {run.measuring} {run.path}` again to recompute it"
         )
     return shard
 

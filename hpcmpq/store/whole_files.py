@@ -43,6 +43,24 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def placing(path: Path) -> Iterator[Path]:
+    """As `replacing`, but of several processes that write the same path the first one's file stays."""
+    attempt = _beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield attempt
+        _fsync(attempt)
+        with suppress(FileExistsError):
+            os.link(attempt, path)
+        _fsync(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):  # never there
+            attempt.unlink()
+
+
+@contextmanager
 def replacing_directory(directory: Path) -> Iterator[Path]:
     """A new directory beside `directory` that takes its place, durably, when the block ends without error.
 

@@ -10,18 +10,36 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpcmpq.errors import UserError
-from hpcmpq.formats import FORMATS, SCALE_BITS, Format, Quantizer
+from hpcmpq.formats import FORMATS, Format, Quantizer
 from hpcmpq.space import Group, Member
 from hpcmpq.tables import look_up
+from hpcmpq.targets.file_bytes import (
+    GGUF_BLOCK,
+    compressed_bytes,
+    gguf_bytes,
+    gguf_fixed_bytes,
+    modelopt_bytes,
+    safetensors_bytes,
+)
 from hpcmpq.targets.vllm import GENERAL, fused_layers
 
-GGUF_TYPES = {"int4": "Q4_0", "int5": "Q5_0", "int8": "Q8_0", "bf16": "BF16"}
-"""Block types whose grid is that of a symmetric integer format with groups of 32 (llama.cpp's ggml-common.h)."""
+_GGML_NAMES = {
+    **{f"q{bits}_k": f"Q{bits}_K" for bits in range(2, 7)},
+    "iq4_xs": "IQ4_XS",
+    "iq4_nl": "IQ4_NL",
+}
+
+GGUF_TYPES = {
+    "int4": "Q4_0",
+    "int5": "Q5_0",
+    "int8": "Q8_0",
+    **_GGML_NAMES,
+    "bf16": "BF16",
+}
+"""Types of llama.cpp (ggml-common.h); Q4_0, Q5_0 and Q8_0 have the grid of symmetric integers in groups of 32."""
 
 GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """`model_type` of transformers: llama.cpp's name of the architecture."""
-
-GGUF_BLOCK, GGUF_ALIGNMENT = 32, 32
 
 
 @dataclass(frozen=True)
@@ -57,88 +75,28 @@ class Target:
     keeps_unused: bool = True
 
 
-def safetensors_entry_bytes(name: str, shape: Sequence[int]) -> int:
-    """Bytes of a tensor's entry in a safetensors header, with offsets of seven digits.
-
-    Example:
-        >>> safetensors_entry_bytes("weight", (128, 64))
-        75
-    """
-    digits = sum(len(str(length)) + 1 for length in shape) - 1
-    return len(name) + digits + len('"":{"dtype":"I32","shape":[],"data_offsets":[,]},') + 2 * 7
-
-
-def packed_words(num_columns: int, num_bits: int) -> int:
-    """32-bit words of a row of densely packed codes."""
-    return -(-num_columns * num_bits // 32)
-
-
-def _compressed_bytes(member: Member, format: Format, quantizer: Quantizer) -> int:
-    """compressed-tensors' pack-quantized, float-quantized, or the plain tensor."""
-    rows, columns = member.num_rows, member.num_columns
-    if not format.scaled:
-        total = rows * columns * format.num_bits // 8
-        return total + safetensors_entry_bytes(member.parameter, (rows, columns))
-    if format.type == "float":
-        payload = rows * columns * format.num_bits // 8 + rows * SCALE_BITS // 8
-        header = safetensors_entry_bytes(member.parameter, (rows, columns))
-        return payload + header + safetensors_entry_bytes(f"{member.parameter}_scale", (rows, 1))
-    num_scales = 1 if quantizer.group_size is None else -(-columns // quantizer.group_size)
-    words = packed_words(columns, format.num_bits)
-    shapes = {"_packed": (rows, words), "_scale": (rows, num_scales), "_shape": (2,)}
-    total = 4 * rows * words + rows * num_scales * SCALE_BITS // 8 + 16
-    return total + sum(safetensors_entry_bytes(member.parameter + s, shape) for s, shape in shapes.items())
-
-
-def _safetensors_bytes(name: str, shape: Sequence[int], itemsize: int) -> int:
-    return _numel(shape) * itemsize + safetensors_entry_bytes(name, shape)
-
-
-def _gguf_entry_bytes(name: str, shape: Sequence[int]) -> int:
-    """A tensor's entry in the file (its name there is about two thirds as long) and padding to its start."""
-    return 8 + 2 * len(name) // 3 + 4 + 8 * len(shape) + 4 + 8 + GGUF_ALIGNMENT // 2
-
-
-def _gguf_bytes(member: Member, format: Format, quantizer: Quantizer) -> int:
-    """Blocks of 32 codes and a scale of 16 bits."""
-    bits = member.numel * format.num_bits
-    if format.scaled:
-        bits += member.numel // GGUF_BLOCK * SCALE_BITS
-    return bits // 8 + _gguf_entry_bytes(member.parameter, (member.num_rows, member.num_columns))
-
-
-def _gguf_fixed_bytes(name: str, shape: Sequence[int], itemsize: int) -> int:
-    """Vectors are float32, matrices at most as wide as they were."""
-    return _numel(shape) * (4 if len(shape) == 1 else itemsize) + _gguf_entry_bytes(name, shape)
-
-
-def _numel(shape: Sequence[int]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total
-
-
 _INTEGERS = tuple(f"int{bits}" for bits in range(2, 9))
+
+_FLOATS = ("fp8_e4m3", "fp8_block", "mxfp8", "mxfp4", "mxfp4a16", "nvfp4a16", "bf16")
 
 TARGETS: dict[str, Target] = {
     "transformers": Target(
         name="transformers",
         export="compressed_tensors",
-        formats=(*_INTEGERS, "fp8_e4m3", "bf16"),
+        formats=(*_INTEGERS, *_FLOATS),
         group_sizes=(),
         symmetric=True,
-        member_bytes=_compressed_bytes,
-        fixed_bytes=_safetensors_bytes,
+        member_bytes=compressed_bytes,
+        fixed_bytes=safetensors_bytes,
     ),
     "vllm": Target(
         name="vllm",
         export="compressed_tensors",
-        formats=(*_INTEGERS, "fp8_e4m3", "bf16"),
+        formats=(*_INTEGERS, *_FLOATS),
         group_sizes=(None, 32, 64, 128),
         symmetric=True,
-        member_bytes=_compressed_bytes,
-        fixed_bytes=_safetensors_bytes,
+        member_bytes=compressed_bytes,
+        fixed_bytes=safetensors_bytes,
         fused=fused_layers,
         fused_otherwise=GENERAL,
         fuses_experts=True,
@@ -149,10 +107,22 @@ TARGETS: dict[str, Target] = {
         formats=tuple(GGUF_TYPES),
         group_sizes=(GGUF_BLOCK,),
         symmetric=True,
-        member_bytes=_gguf_bytes,
-        fixed_bytes=_gguf_fixed_bytes,
+        member_bytes=gguf_bytes,
+        fixed_bytes=gguf_fixed_bytes,
         model_types=tuple(GGUF_ARCHITECTURES),
         keeps_unused=False,
+    ),
+    "tensorrt_llm": Target(
+        name="tensorrt_llm",
+        export="modelopt",
+        formats=("nvfp4a16", "fp8_e4m3", "fp8_block", "mxfp8", "bf16"),
+        group_sizes=(),
+        symmetric=False,
+        member_bytes=modelopt_bytes,
+        fixed_bytes=safetensors_bytes,
+        fused=fused_layers,
+        fused_otherwise=GENERAL,
+        fuses_experts=True,
     ),
 }
 
@@ -194,7 +164,7 @@ def narrowed(
 ) -> tuple[tuple[str, ...], ...]:
     """For each group the formats among `names` that the target can hold.
 
-    Integer formats need inputs that are a whole number of quantization groups.
+    Formats with groups or blocks of weights need a whole number of them.
 
     Raises:
         UserError: If a group is left without a format, or multiplies activations alone.
@@ -212,17 +182,33 @@ def narrowed(
             raise UserError(
                 f"target {target.name} cannot round the factors of {group.name}; leave out groups.attention_products"
             )
-        odd = next((m for m in group.members if not _whole_groups(m, quantizer)), None)
-        kept = tuple(n for n in held if odd is None or FORMATS[n].type != "int")
-        if not kept and odd is not None:
-            raise UserError(
-                f"{odd.parameter} has {odd.num_columns} inputs, not a multiple of quantizer.group_size "
-                f"{quantizer.group_size} as target {target.name} needs; choose a divisor, add bf16 to formats, "
-                "or exclude it"
-            )
+        odd = {
+            n: next((m for m in group.members if not _whole(m, FORMATS[n], quantizer)), None) for n in held
+        }
+        kept = tuple(name for name in held if odd[name] is None)
+        if not kept and (member := odd[held[0]]) is not None:
+            raise UserError(_not_whole(member, FORMATS[held[0]], quantizer, target.name))
         result.append(kept)
     return tuple(result)
 
 
-def _whole_groups(member: Member, quantizer: Quantizer) -> bool:
-    return quantizer.group_size is None or member.num_columns % quantizer.group_size == 0
+def _whole(member: Member, format: Format, quantizer: Quantizer) -> bool:
+    """Whether a weight is a whole number of the format's groups or blocks."""
+    if format.block is not None:
+        return member.num_rows % format.block[0] == 0 and member.num_columns % format.block[1] == 0
+    return (
+        format.type != "int" or quantizer.group_size is None or member.num_columns % quantizer.group_size == 0
+    )
+
+
+def _not_whole(member: Member, format: Format, quantizer: Quantizer, target: str) -> str:
+    advice = f"as target {target} needs; {{}}add bf16 to formats, or exclude it"
+    if format.block is None:
+        return (
+            f"{member.parameter} has {member.num_columns} inputs, not a multiple of quantizer.group_size "
+            f"{quantizer.group_size} {advice.format('choose a divisor, ')}"
+        )
+    return (
+        f"{member.parameter} is {member.num_rows} by {member.num_columns}, not whole blocks of "
+        f"{format.block[0]} by {format.block[1]} {advice.format('')}"
+    )

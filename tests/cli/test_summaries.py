@@ -96,6 +96,20 @@ def test_uniform_is_compared_with_its_interval(capsys, interval, verdict):
     assert said.endswith(verdict)
 
 
+def test_progress_is_told_in_lines_where_nobody_sees_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr(console, "LINE_EVERY_S", 0.0)
+    with console.counter("refine", "evaluations") as count:
+        for done in (2, 2, 7):
+            count(done, 12)
+        count(12, 12)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(",")[0] for line in lines if "left" in line and "refine: " in line] == [
+        "refine: 7 of 12 evaluations",
+        "refine: 12 of 12 evaluations",
+    ]
+    assert "refine: 12 of 12 evaluations, about 0 s left" in lines
+
+
 def test_a_stage_with_nothing_to_do_says_so(capsys):
     with console.progress("calibrate", "unit"):
         pass

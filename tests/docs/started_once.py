@@ -1,9 +1,11 @@
 """`hpcmpq` for pages full of commands: each is a process that forks from one which has imported the libraries already.
 
-That spares each command the seconds in which torch and transformers are read; all else is as when a shell starts it.
+That spares each command the seconds in which torch and transformers are read, and each worker that it starts, which
+forks too; all else is as when a shell starts it.
 """
 
 import json
+import multiprocessing
 import os
 import select
 import signal
@@ -86,6 +88,8 @@ def serve(path: str) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.argv = ["hpcmpq", *request["arguments"]]
+    forking = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method=None: forking  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

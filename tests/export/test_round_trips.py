@@ -32,13 +32,24 @@ CASES = {
     "compressed_tensors of channels": {"target": "transformers", "quantizer": {"group_size": None}},
     "gguf": {"target": "llama_cpp", "formats": GGUF, "quantizer": {"group_size": 32}},
     "gguf of qwen2": {"target": "llama_cpp", "formats": GGUF, "quantizer": {"group_size": 32}},
+    "gguf of super-blocks": {
+        "target": "llama_cpp",
+        "formats": ["q2_k", "q3_k", "q4_k", "iq4_nl", "iq4_xs", "q5_k", "q6_k"],
+        "quantizer": {"group_size": 32},
+    },
     "onnx": {"formats": ["int2", "int4", "int8"]},
     "onnx of opt": {"formats": ["int2", "int4", "int8"]},
     "fake_quantized of mixtral": {"formats": INTEGERS},
     "compressed_tensors of float32 weights": {"target": "vllm", "dtype": torch.float32},
 }
 
-MADE = {"qwen2": qwen2, "opt": opt, "mixtral": mixtral}
+MADE = {
+    "super-blocks": lambda: llama(hidden_size=256, intermediate_size=256, num_key_value_heads=4),
+    "blocks": lambda: llama(num_key_value_heads=4, intermediate_size=256),
+    "qwen2": qwen2,
+    "opt": opt,
+    "mixtral": mixtral,
+}
 
 
 def tokens() -> Tensor:
@@ -64,7 +75,10 @@ def check_refused(
 
 
 def test_every_exporter_has_a_reader_and_a_case():
-    with_weights = set(EXPORTERS) - {"tool_configs"}
+    with_weights = set(EXPORTERS) - {
+        "tool_configs",
+        "modelopt",
+    }  # the latter's readers need a GPU: test_modelopt.py
     assert set(READERS) == with_weights == {name.split()[0] for name in CASES}
 
 
@@ -89,6 +103,32 @@ def test_reader_gives_the_fake_quantized_models_outputs(tmp_path, case):
         predicted = json.loads(run.solution_path.read_text())["costs"]["size_bytes"]
         print(line)
         assert weight_bytes(directory) == pytest.approx(predicted, rel=0.01)
+
+
+def test_fp4_and_fp8_in_blocks_are_read_back_without_a_difference(tmp_path):
+    formats = ["int4", "nvfp4a16", "mxfp4a16", "mxfp4", "mxfp8", "fp8_block", "bf16"]
+    made = llama(num_key_value_heads=4, intermediate_size=256)
+    run, plan = plan_run(tmp_path, made, target="vllm", formats=formats)
+    assert set(solve_by_turns(run, plan).values()) == set(formats)
+    export(run, "compressed_tensors")
+    directory = run.path / "exports" / "compressed_tensors"
+    found = json.loads((directory / "verification.json").read_text())
+    assert found["verified"]
+    assert found["difference"] < 1e-6
+    assert found["largest_row_difference"] < 1e-6
+    settings = json.loads((directory / "config.json").read_text())["quantization_config"]
+    assert settings["format"] == "mixed-precision"
+    assert {group["format"] for group in settings["config_groups"].values()} == {
+        *(
+            "pack-quantized",
+            "float-quantized",
+            "nvfp4-pack-quantized",
+            "mxfp4-pack-quantized",
+            "mxfp8-quantized",
+        )
+    }
+    predicted = json.loads(run.solution_path.read_text())["costs"]["size_bytes"]
+    assert weight_bytes(directory) == pytest.approx(predicted, rel=0.01)
 
 
 ROUNDING = {

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from hpcmpq.calibrate.neighbourhood import Neighbourhood, around
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.linear_head import find_linear_head
 from hpcmpq.quantizers import encode
 from hpcmpq.quantizers.gptq import compensated_codes, compensation
 from hpcmpq.quantizers.ranges import choose_qparams
-from hpcmpq.refine.expansion import expand
 from hpcmpq.response.engine import make_engine
 from hpcmpq.sensitivity.features import gram
 from hpcmpq.sensitivity.secant import measure
@@ -76,12 +76,10 @@ def test_expansions_are_those_of_the_cpu(device):
         options = [
             p for p, o in enumerate(space.options) if assignment[space.groups[o.group].name] != o.format
         ]
-        results.append(expand(subject, SensitivityConfig(), samples, assignment, options))
-    for name in ("linear_R", "quad_RR"):
-        expected = getattr(results[0], name)
-        np.testing.assert_allclose(
-            getattr(results[1], name), expected, rtol=0, atol=2e-3 * np.abs(expected).max()
-        )
+        beside = Neighbourhood(assignment, tuple(options))
+        results.append(sums(around(subject, beside, SensitivityConfig(), samples[:2].inputs), samples))
+    for found, expected in zip(results[1], results[0], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", ["int2", "int4", "int8"])

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from hpcmpq.calibrate.neighbourhood import Neighbourhood, around
 from hpcmpq.errors import UserError
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.data.samples import Samples
@@ -17,7 +18,7 @@ from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.sensitivity.subject import Subject
-from hpcmpq.settings import GroupsConfig, ModelConfig
+from hpcmpq.settings import GroupsConfig, ModelConfig, SensitivityConfig
 from hpcmpq.space import SearchSpace
 from tests.allocations import peak_bytes
 from tests.export.planned import mixtral
@@ -50,11 +51,25 @@ def test_streamed_model_is_the_same_model(saved):
         assert num_fixed_bytes(shapes, groups) == num_fixed_bytes(model, groups)
 
 
-def secant(model, space, samples, resident=None, **options):
-    variants = Variants(model, space, Quantizer(group_size=64, range="absmax"))
-    engine = make_engine("auto", variants, samples[:1].inputs, resident=resident, **options)
-    subject = Subject(model, space, variants, OBJECTIVES["kl"], None, 1, 0, engine)
+def make_subject(model, space, streamed=None):
+    variants = Variants(model, space, Quantizer(group_size=64, range="absmax"), streamed=streamed)
+    return Subject(model, space, variants, OBJECTIVES["kl"], None, 1, 0)
+
+
+def secant(model, space, samples, streamed=None, **options):
+    subject = make_subject(model, space, streamed)
+    engine = make_engine("auto", subject.variants, samples[:1].inputs, **options)
+    subject = dataclasses.replace(subject, engine=engine)
     return next(iter(measure(subject, samples, range(len(space.groups)), 0)))
+
+
+def secant_around(model, space, samples, streamed=None):
+    """Int4 in the place of int2 and int8, which take turns."""
+    formats = {group.name: ("int2", "int8")[g % 2] for g, group in enumerate(space.groups)}
+    beside = Neighbourhood(formats, tuple(range(1, space.num_options, 3)))
+    settings = SensitivityConfig(options_per_wave=1000)
+    subject = around(make_subject(model, space, streamed), beside, settings, samples[:1].inputs)
+    return next(iter(measure(subject, samples, range(len(subject.space.groups)), 0)))
 
 
 def test_streamed_secant_has_the_same_bits(saved):
@@ -65,9 +80,21 @@ def test_streamed_secant_has_the_same_bits(saved):
     samples = Samples(inputs)[:2]
     in_memory = secant(model, space, samples)
     streamed = load_streamed(config)
-    from_disk = secant(streamed.model, space, samples, streamed.resident, options_per_wave=1000)
+    from_disk = secant(streamed.model, space, samples, streamed, options_per_wave=1000)
     assert torch.equal(from_disk.phi_NRF, in_memory.phi_NRF)
     assert (from_disk.increase_NR == in_memory.increase_NR).all()
+    around_disk = secant_around(streamed.model, space, samples, streamed)
+    around_memory = secant_around(model, space, samples)
+    assert torch.equal(around_disk.phi_NRF, around_memory.phi_NRF)
+    assert (around_disk.increase_NR == around_memory.increase_NR).all()
+    assert not streamed.originals
+    formats = {group.name: ("int2", "int4")[g % 2] for g, group in enumerate(groups)}
+    whole, read = make_subject(model, space).variants, make_subject(streamed.model, space, streamed).variants
+    with torch.no_grad(), whole.assigned(formats), read.assigned(formats):
+        quantized = forward(model, inputs)
+        assert torch.equal(forward(streamed.model, inputs), quantized)
+    original = forward(streamed.model, inputs)
+    assert torch.equal(original, forward(model, inputs)) and not torch.equal(original, quantized)
     assert all(p.is_meta for block in streamed.blocks for p in block.parameters())
 
 
@@ -99,11 +126,14 @@ def test_twelve_blocks_need_less_than_half_their_weights_and_one_chunk_of_states
         groups = find_groups(shapes, GroupsConfig(), inputs)
     space = SearchSpace(groups, (("int2", "int4", "int8"),) * len(groups))
     streamed, load_peak = peak_bytes(lambda: load_streamed(config))
-    result, peak = peak_bytes(lambda: secant(streamed.model, space, samples, streamed.resident))
+    result, peak = peak_bytes(lambda: secant(streamed.model, space, samples, streamed))
+    beside, around_peak = peak_bytes(lambda: secant_around(streamed.model, space, samples, streamed))
     state_bytes = space.num_options * 16 * 128 * 4
     feature_bytes = result.phi_NRF.nbytes
     assert load_peak < 0.2 * model_bytes
     assert peak < 0.5 * model_bytes + state_bytes + feature_bytes
+    assert around_peak < 0.5 * model_bytes + (state_bytes + feature_bytes) / 3
+    assert beside.phi_NRF.any()
     in_memory = secant(load_model(dataclasses.replace(config, stream=False)), space, samples)
     assert torch.equal(result.phi_NRF, in_memory.phi_NRF)
 

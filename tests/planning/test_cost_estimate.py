@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from hpcmpq.calibrate.neighbourhood import Neighbourhood
 from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.planning.cost_estimate import PEAK_FACTOR
 from hpcmpq.planning.part_times import PartTimes, total_seconds
 from hpcmpq.planning.stage import prepare
+from hpcmpq.refine.inquiries import Around, keep_inquiry, plan_of
+from hpcmpq.refine.worker import make_worker as make_refine_worker
 from hpcmpq.settings import CalibrationConfig, Config, ModelConfig, SensitivityConfig
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.run_dir import RunDir
@@ -73,6 +76,22 @@ def test_prediction_is_within_the_stated_factor_of_the_measured(
         assert 0.4 * num_options < predicted["forwards"] <= num_options + 1
     else:
         assert predicted["forwards"] > 0 and predicted["seconds"] > 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_memory_of_refinement_is_predicted_too(tmp_path: Path, deep, stream):
+    run = RunDir(tmp_path / "run", "refine")
+    plan = prepare(config_of(deep, 24, stream, probes=4), run, ())
+    predicted = read_json(run.file("cost.json"), "")["refine_peak_bytes"]
+    assignment = {group.name: "int4" for group in plan.space.groups}
+    beside = tuple(option.index for option in plan.space.options if option.format != "int4")
+    inquiry = Around(Neighbourhood(assignment, beside))
+    own = plan_of(inquiry, plan)
+    keep_inquiry(run, inquiry, own)
+    _, peak = peak_bytes(lambda: make_refine_worker(run)(own.units[0]))
+    assert peak / PEAK_FACTOR < predicted < PEAK_FACTOR * peak
+    weights = 4 * sum(group.numel for group in plan.space.groups)
+    assert (peak < 2 * weights) == stream  # original and rounded weights in memory, or some blocks
 
 
 def test_seconds_are_the_sum_of_what_every_pass_and_every_worker_does():

@@ -60,8 +60,18 @@ def test_rounding_is_a_fixed_point_of_tokens_apart(name, seed, power, dtype, max
     assert torch.equal(each, rounded)
     again = round_activations(rounded, FORMATS[name], (-1,), maximum)
     torch.testing.assert_close(again, rounded, rtol=4 * torch.finfo(dtype).eps, atol=0)
-    if maximum is not None and FORMATS[name].scaled:
+    if maximum is not None and FORMATS[name].scaled and FORMATS[name].block is None:
         assert rounded.abs().max() <= maximum * (1 + torch.finfo(dtype).eps)
+
+
+def test_blocks_of_inputs_have_scales_of_their_own():
+    x = torch.tensor([[6.0, 5.1, *[0.0] * 30, 0.7, -0.2, 0.1]])
+    # The second block ends at 0.7: scale 2^-3 (the next power of two above 0.7 / 6), codes 5.6, -1.6 and 0.8.
+    expected = torch.tensor([[6.0, 6.0, *[0.0] * 30, 0.75, -0.1875, 0.125]])
+    assert torch.equal(round_activations(x, FORMATS["mxfp4"], (-1,)), expected)
+    assert torch.equal(round_activations(x.T, FORMATS["mxfp4"], (-2,)), expected.T)
+    with pytest.raises(UserError, match="mxfp4 rounds blocks of the inputs of linear layers"):
+        round_activations(x[None, None], FORMATS["mxfp4"], (-3, -2, -1))
 
 
 @pytest.mark.parametrize("name, step", [("int8", 1 / 254), ("fp8_e4m3", 2**-4), ("fp8_e5m2", 2**-3)])
@@ -236,8 +246,7 @@ def test_a_streamed_model_rounds_with_the_same_bits(name, tmp_path):
     options = list(range(space.num_options))
     expected = outputs(make_engine("auto", Variants(in_memory, space, QUANTIZER), inputs), inputs, options)
     streamed = load_streamed(config)
-    variants = Variants(streamed.model, space, QUANTIZER)
-    engine = make_engine("auto", variants, inputs, resident=streamed.resident)
+    engine = make_engine("auto", Variants(streamed.model, space, QUANTIZER, streamed=streamed), inputs)
     found = outputs(engine, inputs, options)
     assert isinstance(engine, Wavefront)
     assert torch.equal(found[0], expected[0])

@@ -16,7 +16,9 @@ from hpcmpq.quantizers.integer import code_limits
 INTEGERS = [name for name in FORMATS if name.startswith("int")]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
-formats = st.sampled_from(list(FORMATS)).map(FORMATS.__getitem__)
+# Scales of ggml are float16, which no weights of any magnitude fit: test_super_blocks.py has their properties.
+PLAIN = [name for name, format in FORMATS.items() if format.type != "ggml"]
+formats = st.sampled_from(PLAIN).map(FORMATS.__getitem__)
 integer_formats = st.sampled_from(INTEGERS).map(FORMATS.__getitem__)
 configs = st.builds(
     Quantizer,
@@ -59,7 +61,7 @@ def test_result_is_decode_of_encode_and_a_fixed_point(weight, format, quantizer)
     assert torch.equal(fake_quantize(quantized, format, quantizer, qparams), quantized)
 
 
-@given(matrices(), formats, configs, st.integers(1, 4))
+@given(matrices(), formats.filter(lambda f: f.rows_apart), configs, st.integers(1, 4))
 def test_rows_do_not_depend_on_one_another(weight, format, quantizer, chunk):
     whole = fake_quantize(weight, format, quantizer)
     parts = [fake_quantize(rows, format, quantizer) for rows in weight.split(chunk)]
@@ -67,11 +69,13 @@ def test_rows_do_not_depend_on_one_another(weight, format, quantizer, chunk):
 
 
 def test_steps_of_the_search_and_of_the_rounding_change_nothing(monkeypatch):
-    weight = torch.randn(40, 70, generator=torch.Generator().manual_seed(0))
-    whole = fake_quantize(weight, FORMATS["int3"], Quantizer(group_size=32))
+    weight = torch.randn(150, 140, generator=torch.Generator().manual_seed(0))
+    names = ("int3", "nvfp4a16", "fp8_block")
+    whole = [fake_quantize(weight, FORMATS[name], Quantizer(group_size=32)) for name in names]
     monkeypatch.setitem(ranges_module.SEARCH_ELEMENTS, "cpu", 1)
     monkeypatch.setattr(quantizers, "STEP_ELEMENTS", 300)
-    assert torch.equal(fake_quantize(weight, FORMATS["int3"], Quantizer(group_size=32)), whole)
+    again = [fake_quantize(weight, FORMATS[name], Quantizer(group_size=32)) for name in names]
+    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
 
 
 @given(matrices(), integer_formats, configs)
@@ -143,7 +147,7 @@ def test_zero_weights_stay_zero(weight, format, quantizer):
     assert (fake_quantize(weight, format, quantizer)[:, 0] == 0).all()
 
 
-@pytest.mark.parametrize("name", list(FORMATS))
+@pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group_size", [None, 64, 30])
 def test_stored_bits_count_what_codes_and_range_take(name: str, symmetric: bool, group_size: int | None):
@@ -153,7 +157,9 @@ def test_stored_bits_count_what_codes_and_range_take(name: str, symmetric: bool,
     codes = encode(weight, qparams, format, quantizer)
     bits = codes.numel() * format.num_bits
     if format.scaled:
-        bits += qparams.scale.numel() * 16
+        bits += qparams.scale.numel() * (16 if format.scales == "bf16" else 8)
+    if qparams.global_scale is not None:
+        bits += 32
     if qparams.zero_point is not None:
         bits += qparams.zero_point.numel() * format.num_bits
     assert stored_bits(format, quantizer, 6, 100) == bits

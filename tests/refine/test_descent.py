@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hpcmpq.calibrate.reduce import Reduction
 from hpcmpq.problem import Budget, Cost, Problem
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.refine.descent import (
@@ -15,7 +16,6 @@ from hpcmpq.refine.descent import (
     neighbours,
     trust_radii,
 )
-from hpcmpq.refine.expansion import Expansion
 from hpcmpq.solvers import make_solver
 
 NUM_GROUPS, NUM_FORMATS = 6, 4
@@ -34,18 +34,9 @@ def make_problem(limit: float = 9.0) -> Problem:
     return Problem(linear_P, quad_PP, group_P, (Budget(cost, limit),))
 
 
-def make_model(problem: Problem) -> QuadraticModel:
-    """Names of the options; the values play no part."""
-    num_options = len(problem.linear_P)
-    zeros = np.zeros((num_options, num_options))
-    return QuadraticModel(
-        tuple(f"group{group}" for group in problem.group_P), tuple("abcd"[p % 4] for p in range(num_options)),
-        problem.linear_P, problem.quad_PP, np.zeros(num_options), zeros, 0.0, "kl", "secant", 8,
-        np.zeros((0, num_options)), np.zeros((0, num_options, num_options)),
-    )  # fmt: skip
-
-
-def exact_expansion(problem: Problem, current_G: np.ndarray, options_R: np.ndarray) -> Expansion:
+def exact_expansion(
+    problem: Problem, current_G: np.ndarray, options_R: np.ndarray, stderr: float = 0.0
+) -> Reduction:
     """By differences of the objective: of one move, and of two moves together."""
 
     def moved(*options: int) -> float:
@@ -64,13 +55,18 @@ def exact_expansion(problem: Problem, current_G: np.ndarray, options_R: np.ndarr
         ]
     )
     size = len(options_R)
-    np.fill_diagonal(quad_RR, 1.0)
-    return Expansion(options_R, linear_R, np.zeros(size), quad_RR, np.zeros((size, size)), 8)
+    names = tuple(f"group{problem.group_P[p]}" for p in options_R)
+    apart_RR = np.array(names)[:, None] != np.array(names)
+    model = QuadraticModel(
+        names, tuple("abcd"[p % 4] for p in options_R), linear_R, quad_RR, np.zeros(size), stderr * apart_RR,
+        0.0, "kl", "secant", 8, np.zeros((0, size)), np.zeros((0, size, size)),
+    )  # fmt: skip
+    return Reduction(model, np.ones(size), 0.0)
 
 
 def measurements(problem: Problem, most: int = 200, noise=None, seen=None, looked=None) -> Measurements:
-    def expand(current_G, options_R, on_pass):
-        on_pass(1, 1)
+    def around(current_G, options_R, on_unit):
+        on_unit(1, 1)
         if seen is not None:
             seen.extend((current_G.tobytes(), int(p)) for p in options_R)
         return exact_expansion(problem, current_G, options_R)
@@ -85,13 +81,13 @@ def measurements(problem: Problem, most: int = 200, noise=None, seen=None, looke
             looked.extend(problem.objective(c) for c in choices)
         return [problem.objective(c) + (np.zeros(32) if noise is None else noise(c)) for c in choices]
 
-    return Measurements(expand, on_calibration, on_held_out, most, lambda done, total: None)
+    return Measurements(around, on_calibration, on_held_out, most, lambda done, total: None)
 
 
 def run(problem: Problem, start_G: np.ndarray, measured: Measurements):
     (start_N,) = measured.on_held_out([start_G])
     solver = make_solver("quadratic")
-    return descend(problem, make_model(problem), start_G, start_N, measured, solver, 0.0, seed=0)
+    return descend(problem, start_G, start_N, measured, solver, 0.0, seed=0)
 
 
 def test_neighbours_are_one_format_away_and_allowed():
@@ -107,7 +103,7 @@ def test_the_local_problem_predicts_a_quadratic_exactly():
     current_G = problem.offset_G + 1
     options_R = np.sort(neighbours(problem, current_G))
     expansion = exact_expansion(problem, current_G, options_R)
-    linear_P, quad_PP = local_quadratic(make_model(problem), expansion, 0.0)
+    linear_P, quad_PP = local_quadratic(len(problem.linear_P), options_R, expansion, 0.0)
     local = local_problem(problem, current_G, options_R, linear_P, quad_PP, radius=3)
     random = np.random.default_rng(2)
     for _ in range(50):
@@ -122,10 +118,9 @@ def test_noisy_local_cross_terms_are_shrunk():
     problem = make_problem()
     options_R = np.sort(neighbours(problem, problem.offset_G + 1))
     exact = exact_expansion(problem, problem.offset_G + 1, options_R)
-    noise = np.full_like(exact.quad_RR, 3.0)
-    noisy = Expansion(options_R, exact.linear_R, exact.stderr_linear_R, exact.quad_RR, noise, 8)
-    _, as_measured = local_quadratic(make_model(problem), exact, "auto")
-    _, quad_PP = local_quadratic(make_model(problem), noisy, "auto")
+    noisy = exact_expansion(problem, problem.offset_G + 1, options_R, stderr=3.0)
+    _, as_measured = local_quadratic(len(problem.linear_P), options_R, exact, "auto")
+    _, quad_PP = local_quadratic(len(problem.linear_P), options_R, noisy, "auto")
     assert np.abs(quad_PP).max() < 0.2 * np.abs(as_measured).max()
 
 

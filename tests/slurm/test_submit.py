@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hpcmpq.calibrate.stage import starting_from
 from hpcmpq.cli import app
 from hpcmpq.cli.arguments import parse_part
 from hpcmpq.errors import UserError
@@ -22,6 +21,7 @@ from hpcmpq.store.attempts import recording
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import Shard, write_shard
+from hpcmpq.units import starting_from
 from tests.synthetic_run import synthetic_plan
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,4 +1,7 @@
-"""Plain torch in one process, the whole model in memory: what other engines are compared with."""
+"""Plain torch in one process: what other engines are compared with.
+
+The whole model is in memory, or one block at a time, rounded when it is read, where the config streams it.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -12,6 +15,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.executors.world import World
 from hpcmpq.models.load import forward, load_model, pick_device, quiet_transformers
 from hpcmpq.models.memory import live_bytes, peak_bytes
+from hpcmpq.models.streaming import load_streamed
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.solved import open_solved
 from hpcmpq.quantized.variants import Variants
@@ -73,5 +77,8 @@ def open_engine(run: RunDir, plan: Plan, config: Config, world: World) -> Iterat
     with quiet_transformers():
         import transformers  # noqa: F401  (before memory is counted)
     start_bytes = live_bytes(device)
-    model = load_model(config.model, import_paths=plan.import_paths)
-    yield TorchEngine(open_solved(run, plan, model), device, start_bytes)
+    if config.model.stream:
+        variants = open_solved(run, plan, streamed=load_streamed(config.model))
+    else:
+        variants = open_solved(run, plan, load_model(config.model, import_paths=plan.import_paths))
+    yield TorchEngine(variants, device, start_bytes)

@@ -7,13 +7,38 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div, mse_loss
 
+from hpcmpq.calibrate.neighbourhood import Neighbourhood, around
+from hpcmpq.calibrate.reduce import standard_error
+from hpcmpq.calibrate.sums import contents
 from hpcmpq.models.linear_head import find_linear_head
 from hpcmpq.objective import IGNORED
-from hpcmpq.refine.expansion import expand
+from hpcmpq.sensitivity.secant import measure
 from hpcmpq.settings import SensitivityConfig
 from tests.sensitivity.tiny import make_subject
 
-SETTINGS = SensitivityConfig()
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Means over samples and their standard errors."""
+
+    linear_R: np.ndarray
+    stderr_linear_R: np.ndarray
+    quad_RR: np.ndarray
+    stderr_quad_RR: np.ndarray
+
+
+def expand(subject, samples, assignment, options, engine="auto"):
+    """What a shard of all samples holds, as means."""
+    settings = SensitivityConfig(engine=engine)
+    own = around(subject, Neighbourhood(assignment, tuple(options)), settings, samples[:2].inputs)
+    assert own.space.num_options == len(options)
+    _, sums, *size = contents(measure(own, samples, range(len(own.space.groups)), 0), all_groups=True)
+    return Found(
+        sums["linear"] / size[0],
+        standard_error(sums["linear"], sums["linear_square"], *size),
+        sums["quad"] / size[0],
+        standard_error(sums["quad"], sums["quad_square"], *size),
+    )
 
 
 def outputs(subject, samples, assignment):
@@ -62,7 +87,7 @@ def with_option(subject, assignment, p):
 def test_an_option_alone_is_measured_exactly(family, objective):
     subject, samples = make_subject(family, objective)
     assignment, options = neighbourhood(subject)
-    found = expand(subject, SETTINGS, samples, assignment, options)
+    found = expand(subject, samples, assignment, options)
     original = outputs(subject, samples, {})
     base_N = losses(objective, outputs(subject, samples, assignment), original, samples.targets)
     expected_NR = torch.stack(
@@ -89,7 +114,7 @@ def test_an_option_alone_is_measured_exactly(family, objective):
 def test_cross_terms_are_products_with_the_hessian_at_the_assignment(objective):
     subject, samples = make_subject("llama", objective)
     assignment, options = neighbourhood(subject)
-    found = expand(subject, SETTINGS, samples, assignment, options)
+    found = expand(subject, samples, assignment, options)
     original, base = outputs(subject, samples, {}), outputs(subject, samples, assignment)
     moves = [outputs(subject, samples, with_option(subject, assignment, p)) - base for p in options]
     total = torch.zeros(len(options), len(options), dtype=torch.float64)
@@ -111,8 +136,8 @@ def test_before_a_linear_head_it_is_the_same(objective):
     assignment, options = neighbourhood(subject)
     head = find_linear_head(subject.model, samples[:1].inputs)
     projected = dataclasses.replace(subject, head=head, loss_positions="all")
-    exact = expand(subject, SETTINGS, samples, assignment, options)
-    found = expand(projected, SETTINGS, samples, assignment, options)
+    exact = expand(subject, samples, assignment, options)
+    found = expand(projected, samples, assignment, options)
     for name in ("linear_R", "quad_RR", "stderr_linear_R", "stderr_quad_RR"):
         expected = getattr(exact, name)
         np.testing.assert_allclose(getattr(found, name), expected, rtol=0, atol=1e-8 * np.abs(expected).max())
@@ -121,7 +146,7 @@ def test_before_a_linear_head_it_is_the_same(objective):
 def test_options_that_round_activations_are_run_in_the_whole_assignment():
     subject, samples = make_subject("llama", "kl", formats=("w4a8", "int4", "int8"))
     assignment, options = neighbourhood(subject)
-    found = expand(subject, SETTINGS, samples, assignment, options)
+    found = expand(subject, samples, assignment, options)
     original = outputs(subject, samples, {})
     base_N = losses("kl", outputs(subject, samples, assignment), original, samples.targets)
     for p, linear in zip(options, found.linear_R, strict=True):
@@ -134,6 +159,6 @@ def test_options_that_round_activations_are_run_in_the_whole_assignment():
 def test_the_original_returns():
     subject, samples = make_subject("llama", "kl")
     before = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
-    expand(subject, SETTINGS, samples, *neighbourhood(subject))
+    expand(subject, samples, *neighbourhood(subject))
     for name, tensor in subject.model.state_dict().items():
         assert torch.equal(tensor, before[name])

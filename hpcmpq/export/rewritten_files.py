@@ -1,0 +1,92 @@
+"""A Hugging Face directory in which the tensors of searched weights are replaced by what stands for them."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hpcmpq.errors import UserError
+from hpcmpq.export.kept_tensors import INDEX, keep_unused
+from hpcmpq.export.whole_directory import copy_small_files
+from hpcmpq.export.written import holds
+from hpcmpq.models.load import quiet_transformers
+from hpcmpq.models.stored_weights import names_in_model
+from hpcmpq.quantized.variants import Variants
+from hpcmpq.space import Member
+from hpcmpq.store.json_files import write_json
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """What was found while writing.
+
+    Attributes:
+        known: Names of parameters that are stored as the model has them.
+        kept: Names of tensors that the model does not use, see `keep_unused`.
+        exact: Whether the dtype of the files holds every tensor that is not searched.
+    """
+
+    known: frozenset[str]
+    kept: tuple[str, ...]
+    exact: bool
+
+
+def rewrite(
+    export: str,
+    variants: Variants,
+    path: Path,
+    directory: Path,
+    members: Mapping[str, Member],
+    stand_for: Callable[[Member], dict[str, Tensor]],
+    dtype: torch.dtype,
+) -> Rewritten:
+    """Write the model with `stand_for` in place of searched weights; the rest in a dtype.
+
+    Args:
+        export: Name of the export.
+        variants: Of the original.
+        path: Its directory.
+        directory: Where to write.
+        members: {parameter: searched weight}.
+        stand_for: The tensors of a weight.
+        dtype: Of floating tensors that are not searched.
+
+    Raises:
+        UserError: If transformers saves a searched weight under a name that leads nowhere.
+    """
+    copy_small_files(str(path), directory)
+    with quiet_transformers():
+        variants.model.save_pretrained(directory)  # type: ignore[operator]
+    written: set[str] = set()
+    known: set[str] = set()
+    weight_map = {}
+    exact = True
+    for file in sorted(directory.glob("*.safetensors")):
+        tensors: dict[str, Tensor] = {}
+        loaded = load_file(file)
+        renamed = {old: name for name, old in names_in_model(variants.model, loaded).items()}
+        known.update(renamed.values())
+        for old, tensor in loaded.items():
+            # Searched layers keep the model's names, which are those that the config names.
+            name = renamed[old] if renamed.get(old) in members else old
+            if name in members:
+                tensors.update(stand_for(members[name]))
+                written.add(name)
+            else:
+                tensors[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+                exact = exact and holds(tensor, tensors[name].dtype)
+        save_file(tensors, file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(tensors, file.name))
+    if lost := sorted(set(members) - written):
+        raise UserError(
+            f"transformers saves {lost[0]} under another name, which {export} cannot follow; "
+            "exclude it or export fake_quantized"
+        )
+    if (directory / INDEX).exists():
+        values = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+        write_json(directory / INDEX, {**values, "weight_map": weight_map})
+    return Rewritten(frozenset(known), keep_unused(variants.model, path, directory), exact)

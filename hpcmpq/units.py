@@ -1,0 +1,88 @@
+"""Running the missing work units of a plan anywhere, one shard each: what every stage does that measures in units."""
+
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from functools import partial
+
+from hpcmpq.errors import IncompleteCalibration
+from hpcmpq.executors import Executor, Worker
+from hpcmpq.plan import Plan, UnitOutcome, WorkUnit
+from hpcmpq.store.attempts import recording
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.shards import pending
+from hpcmpq.store.whole_files import remove_abandoned
+
+log = logging.getLogger(__name__)
+
+
+def run_missing(
+    run: RunDir,
+    plan: Plan,
+    make_worker: Callable[[RunDir], Worker],
+    executor: Executor,
+    on_outcome: Callable[[UnitOutcome, int, int], None],
+    part: tuple[int, int] = (0, 1),
+    at_most: int | None = None,
+    keep: bool = False,
+) -> None:
+    """Measure every missing unit of a plan; damaged shards are removed first.
+
+    Args:
+        run: Where its shards are.
+        plan: Its units and fingerprint.
+        make_worker: Makes what measures a unit and writes its shard; picklable by reference.
+        executor: Where units run.
+        on_outcome: Called with each outcome, the number of units done and of all units.
+        part: (i, n): of n processes that share the run directory this is number i; each starts elsewhere.
+        at_most: Stop after this many units.
+        keep: See `hpcmpq.executors.Executor.run`.
+
+    Raises:
+        IncompleteCalibration: If a unit failed for good; all others are on disk.
+    """
+    remove_abandoned(run.shards_path)
+    units, damaged = pending(plan, run)
+    num_missing = len(units)
+    units = starting_from(units, plan.units, *part)[:at_most]
+    for sentence in damaged:
+        log.warning("%s", sentence)
+    if not units:
+        return
+    for unit in units:
+        run.shard_path(unit.id).unlink(missing_ok=True)  # damaged
+    done = len(plan.units) - num_missing
+    failed = []
+    outcomes = executor.run(partial(make_worker, run), units, keep)
+    with recording(run) as record, closing(outcomes):
+        for outcome in outcomes:
+            done += outcome.error is None
+            if outcome.error is not None and outcome.final:
+                failed.append(outcome)
+            record(outcome)
+            on_outcome(outcome, done, len(plan.units))
+    if failed:
+        raise IncompleteCalibration(
+            f"{len(failed)} of {len(plan.units)} units failed, first {failed[0].unit}: {failed[0].error}; "
+            f"the others are on disk, run `hpcmpq {run.measuring} {run.path}` again"
+        )
+
+
+def starting_from(
+    units: Iterable[WorkUnit], all_units: tuple[WorkUnit, ...], index: int, num_parts: int
+) -> list[WorkUnit]:
+    """The units in the order in which process `index` of `num_parts` should work on them.
+
+    First its own part of `all_units` forwards, then the other parts backwards from its own, so that a process
+    which is done early meets the one that it helps at that one's last unit.
+
+    Example:
+        >>> from hpcmpq.plan import make_units
+        >>> units = make_units("f", 1, 6, groups_per_unit=1, samples_per_unit=1)
+        >>> [unit.sample_start for unit in starting_from(units, units, 1, 3)]
+        [2, 3, 1, 0, 5, 4]
+    """
+    start, stop = (len(all_units) * part // num_parts for part in (index, index + 1))
+    order = [*all_units[start:stop], *reversed(all_units[:start]), *reversed(all_units[stop:])]
+    place = {unit.id: number for number, unit in enumerate(order)}
+    return sorted(units, key=lambda unit: place[unit.id])

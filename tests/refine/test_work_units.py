@@ -1,0 +1,131 @@
+"""Refinement in work units: the same bits for any number of workers, interrupted or not, streamed or not."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hpcmpq.calibrate.reduce import reduce
+from hpcmpq.calibrate.stage import calibrate
+from hpcmpq.executors import open_executor
+from hpcmpq.executors.in_process import InProcess
+from hpcmpq.refine.stage import refine
+from hpcmpq.solve.settings import settings_of
+from hpcmpq.solve.stage import solve
+from hpcmpq.store.json_files import read_json, write_artefact
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
+from tests.executors.launch import MARKS, command_line, run
+from tests.executors.tiny_run import plan_run
+
+
+def unseen(*_: object) -> None:
+    """Nobody looks."""
+
+
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """Three groups, three units of four samples, and held-out samples of one unit."""
+    made = plan_run(tmp_path_factory.mktemp("solved"))
+    calibrate(made, InProcess(), unseen)
+    reduce(made)
+    solve(made, {"weight_bits": 3.0}, settings_of(read_plan(made)))
+    return made
+
+
+@pytest.fixture
+def copied(solved: RunDir, tmp_path: Path) -> RunDir:
+    shutil.copytree(solved.path, tmp_path / "run")
+    return RunDir(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def alone(solved: RunDir, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """`solution.json` refined by one process that nobody interrupts."""
+    shutil.copytree(solved.path, path := tmp_path_factory.mktemp("alone") / "run")
+    refine(RunDir(path), InProcess(), unseen)
+    assert not (path / "refine").exists()
+    return (path / "solution.json").read_bytes()
+
+
+def test_two_processes_give_the_same_bits(copied: RunDir, alone: bytes):
+    before = json.loads(copied.solution_path.read_text())
+    with open_executor("local", 2) as pool:
+        refine(copied, pool, unseen)
+    assert copied.solution_path.read_bytes() == alone
+    after = json.loads(alone)
+    assert "refine" in after and "refine" not in before
+    assert after["refine"]["evaluations"] > 0
+
+
+class Killed(Exception):
+    pass
+
+
+class Dying:
+    """Runs some units and is gone, as a process that is killed."""
+
+    def __init__(self, num_units: int) -> None:
+        self.left, self.whole = num_units, InProcess()
+
+    def run(self, make_worker, units, keep=False) -> Iterator:  # type: ignore[no-untyped-def]
+        for outcome in self.whole.run(make_worker, units, keep):
+            self.left -= 1
+            yield outcome
+            if not self.left:
+                raise Killed
+
+
+@pytest.mark.parametrize("num_units", [1, 3, 5])
+def test_what_was_measured_before_an_interruption_is_not_measured_again(
+    num_units: int, copied: RunDir, alone: bytes
+):
+    with pytest.raises(Killed):
+        refine(copied, Dying(num_units), unseen)
+    shards = RunDir(copied.path, "refine").shards_path
+    measured = {path: path.stat().st_mtime_ns for path in shards.iterdir()}
+    assert len(measured) == num_units
+    damaged = min(measured)
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    seen = []
+
+    class Counting(InProcess):
+        def run(self, make_worker, units, keep=False) -> Iterator:  # type: ignore[no-untyped-def]
+            seen.extend(unit.id for unit in units)
+            yield from super().run(make_worker, units, keep)
+
+    refine(copied, Counting(), unseen)
+    assert copied.solution_path.read_bytes() == alone
+    assert not {path.stem for path in measured if path != damaged} & set(seen)
+    assert damaged.stem in seen
+
+
+def test_of_processes_that_share_a_run_the_last_finds_it_done(copied: RunDir, alone: bytes):
+    for part in (0, 1):
+        values = refine(copied, InProcess(), unseen, (part, 2))
+        assert copied.solution_path.read_bytes() == alone
+        assert values["refine"]["evaluations"] > 0
+
+
+def test_units_of_another_base_are_other_units(copied: RunDir):
+    """Shards of a round carry what they were measured around: those of another solution are no use."""
+    with pytest.raises(Killed):
+        refine(copied, Dying(4), unseen)
+    names = {path.name for path in RunDir(copied.path, "refine").shards_path.iterdir()}
+    solution = read_json(copied.solution_path, "solve")
+    first = next(iter(solution["assignment"]))
+    other = "int2" if solution["assignment"][first] == "int4" else "int4"
+    write_artefact(copied.solution_path, solution | {"assignment": solution["assignment"] | {first: other}})
+    with pytest.raises(Killed):
+        refine(copied, Dying(1), unseen)
+    assert len({path.name for path in RunDir(copied.path, "refine").shards_path.iterdir()} - names) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", [pytest.param("mpi", marks=MARKS["mpi"])])
+def test_launchers_give_the_same_bits(executor: str, copied: RunDir, alone: bytes):
+    ended = run(command_line(executor, "hpcmpq", "refine", copied.path, "--executor", executor))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert copied.solution_path.read_bytes() == alone
