@@ -167,6 +167,40 @@ class Termination(Enum):
 
 
 @dataclass(frozen=True)
+class ProofLine:
+    """Where a proof stood after one of its bounds.
+
+    Attributes:
+        seconds: Since the proof began.
+        node: 1 is the whole problem, others are parts of it.
+        steps: Of the node's relaxation, with those that it took over.
+        step_s: Seconds of a step, smoothed.
+        dimension: Of the matrices that a step decomposes.
+        rank: Of the relaxation's solution.
+        options: Not excluded at this node.
+        bound: Of this node, in the objective's unit.
+        objective: Of the best assignment so far.
+        proven: Lower bound of the whole problem so far.
+    """
+
+    seconds: float
+    node: int
+    steps: int
+    step_s: float
+    dimension: int
+    rank: int
+    options: int
+    bound: float
+    objective: float
+    proven: float
+
+    @property
+    def gap(self) -> float:
+        """See `relative_gap`, of the whole problem."""
+        return relative_gap(self.objective, self.proven)
+
+
+@dataclass(frozen=True)
 class Solution:
     """A solver's answer.
 
@@ -178,6 +212,8 @@ class Solution:
         costs: Value of every budget's cost.
         seconds: Wall time.
         detail: One sentence for people: what limits it, or the smallest reachable cost when infeasible.
+        proof: How the bound came about, where the solver says so.
+        part_s: {part of the solver: seconds}, where it says so.
     """
 
     termination: Termination
@@ -187,6 +223,8 @@ class Solution:
     costs: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     detail: str = ""
+    proof: tuple[ProofLine, ...] = ()
+    part_s: dict[str, float] = field(default_factory=dict)
 
     @property
     def gap(self) -> float | None:

@@ -133,6 +133,7 @@ MaxLoss = Annotated[
     float | None,
     typer.Option("--max-loss", metavar="LOSS", help="With --maximize: the largest predicted loss increase."),
 ]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show how the bound came about and what limits it.")]
 ExportFormat = Annotated[
     str | None,
     typer.Option(

@@ -87,10 +87,7 @@ def plan(
         work = measured_workload(made, read_processes(RunDir(run_dir)), missing)
         counts = sorted({1, 2, workers // 2 or 1, workers}) if missing else []
         found = [predict(work, Site(), count) for count in counts]
-        if found:
-            summaries.predicted(found)
-        else:
-            console.say("every unit is measured: nothing to predict")
+        summaries.predicted(found)
         values["predictions"] = [dataclasses.asdict(prediction) for prediction in found]
     return values
 
@@ -131,6 +128,7 @@ def solve(
     maximize: arguments.Gain = None,
     max_loss_mse: arguments.MaxLossMse = None,
     max_loss: arguments.MaxLoss = None,
+    verbose: arguments.Verbose = False,
 ) -> dict[str, Any]:
     """Choose a format per group within the budgets; write RUN/solution.json with a proven bound."""
     from hpcmpq.solve.largest_gain import GAINS
@@ -141,11 +139,13 @@ def solve(
     if maximize is None and max_loss_mse is None and max_loss is None:
         values = stages.solve(run, given, solver, time_limit)
         summaries.solved(values)
+        if verbose:
+            summaries.proof(read_json(run.file("proof.json"), "hpcmpq solve"))
         return values
     if maximize is None:
-        raise UserError(
-            f"--max-loss-mse and --max-loss need --maximize with what to gain: {', '.join(GAINS)}"
-        )
+        raise UserError(f"--max-loss-mse and --max-loss need --maximize, one of {', '.join(GAINS)}")
+    if verbose:
+        raise UserError("--verbose shows the proof of the least loss; leave it out with --maximize")
     values = stages.maximize(run, maximize, (max_loss_mse, max_loss), given, solver, time_limit)
     summaries.gained(values)
     return values

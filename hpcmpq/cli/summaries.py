@@ -44,6 +44,9 @@ def cost(values: dict[str, Any]) -> None:
 
 def predicted(predictions: list[Prediction]) -> None:
     """How long calibration takes on several numbers of workers, and why."""
+    if not predictions:
+        say("every unit is measured: nothing to predict")
+        return
     lines = [
         (
             str(found.num_workers),
@@ -89,6 +92,30 @@ def solved(solution: dict[str, Any]) -> None:
             + (", or set solver.shrink: auto and solve again." if solution["solver"]["shrink"] == 0 else "."),
             "yellow",
         )
+
+
+def proof(values: dict[str, Any]) -> None:
+    """How the bound came about: every line of the whole problem, the last of every part, and what limits it."""
+    lines = values["lines"]
+    last_of = {line["node"]: line for line in lines if line["node"] > 1}
+    rows(
+        ("seconds", "node", "steps", "s/step", "dimension", "rank", "options", "gap"),
+        [
+            (
+                f"{line['seconds']:.1f}",
+                *(str(line[name]) for name in ("node", "steps")),
+                f"{line['step_s']:.3g}",
+                *(str(line[name]) for name in ("dimension", "rank", "options")),
+                f"{100 * line['gap']:.4f} %",
+            )
+            for line in [*(line for line in lines if line["node"] == 1), *last_of.values()]
+        ],
+        title="proof",
+    )
+    parts = sorted(values["part_s"].items(), key=lambda part: -part[1])
+    say("seconds: " + (", ".join(f"{name} {seconds:.1f}" for name, seconds in parts) or "not recorded"))
+    if values["detail"]:
+        say(values["detail"])
 
 
 def timed(values: dict[str, Any]) -> None:

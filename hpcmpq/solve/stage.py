@@ -1,5 +1,6 @@
 """The solve stage: quadratic model and budgets to `solution.json`. Needs numpy, h5py and ortools alone."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from hpcmpq.store.run_dir import RunDir
 
 
 def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> dict[str, Any]:
-    """Solve for the budgets and write `solution.json`; returns its values.
+    """Solve for the budgets and write `solution.json`; returns its values. `proof.json` has how the bound came about.
 
     Args:
         run: A reduced run directory.
@@ -30,5 +31,9 @@ def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> 
     problem = make_problem(plan, model, budgets, settings)
     solution = solve_problem(problem, model, settings, uniform_hint(plan.space, problem))
     values = describe(plan, model, problem, solution, budgets, settings)
+    lines = [{**dataclasses.asdict(line), "gap": line.gap} for line in solution.proof]
+    write_artefact(
+        run.file("proof.json"), {"lines": lines, "part_s": solution.part_s, "detail": solution.detail}
+    )
     write_artefact(run.solution_path, values)
     return values

@@ -4,7 +4,7 @@ docs/solver.md describes the method; `branch.prove` is the proof, `tabu.search` 
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from hpcmpq.solvers.cp_sat.integer import solve_linear
 from hpcmpq.solvers.proof.branch import prove
 from hpcmpq.solvers.proof.gilmore_lawler import full_bound
 from hpcmpq.solvers.proof.node import STEP_COST_S
+from hpcmpq.solvers.proof.record import ProofRecord, limited_by
 from hpcmpq.solvers.proof.spectral import spectral_bound
 from hpcmpq.solvers.search.tabu import search
 
@@ -44,11 +45,11 @@ class QuadraticSolver:
         deadline = started + time_limit_s
         hint, bound = None if hint_G is None else compact.compress(hint_G), -np.inf
         if not compact.quad_PP.any():
-            answer = solve_linear(
+            linear = solve_linear(
                 compact, compact.linear_P, time_limit_s=deadline - time.perf_counter(), seed=seed, hint_G=hint
             )
-            if answer.choice_G is not None:
-                hint, bound = answer.choice_G, answer.bound
+            if linear.choice_G is not None:
+                hint, bound = linear.choice_G, linear.bound
                 known = compact.original_objective(bound)
                 closed = solution(problem, compact.expand(hint), known, started, timed_out=True)
                 if (
@@ -69,7 +70,8 @@ class QuadraticSolver:
             until = time.perf_counter() + search_seconds(max(0.0, deadline - time.perf_counter()))
             found = search(compact, deadline=until, seed=seed, hint_G=feasible)
             found = found or (feasible, compact.objective(feasible))
-        bound = max(bound, full_bound(compact))
+        part_s = {"search": time.perf_counter() - started}
+        bound, record = max(bound, full_bound(compact)), None
         left_s, first_s = deadline - time.perf_counter(), first_bound_s(compact)
         lifted = compact.num_options <= LARGEST_LIFT and left_s > 2.0 * first_s
         if not lifted and compact.num_options <= LARGEST_LIFT:  # too little time for the proof: search on
@@ -79,15 +81,28 @@ class QuadraticSolver:
             until = deadline - 0.05 * time_limit_s
             if lifted:  # a quick bound in case that the relaxation gets few steps
                 until = time.perf_counter() + 0.15 * left_s
+            begun = time.perf_counter()
             bound = max(bound, spectral_bound(compact, found[0], until, seed))
+            part_s["convex bound"] = time.perf_counter() - begun
         choice_G = compact.expand(found[0])
         if lifted:
-            choice_G, _, proven = prove(compact, found[0], deadline, seed)
+            record = ProofRecord()
+            choice_G, _, proven = prove(compact, found[0], deadline, seed, record)
             bound = max(bound, proven)
         timed_out = (
             compact.num_options <= LARGEST_LIFT or time.perf_counter() > deadline - 0.05 * time_limit_s
         )
-        return solution(problem, choice_G, compact.original_objective(bound), started, timed_out=timed_out)
+        answer = solution(problem, choice_G, compact.original_objective(bound), started, timed_out=timed_out)
+        if record is not None:
+            part_s.update(record.part_s)
+        if answer.termination is not Termination.OPTIMAL:
+            detail = (
+                "the problem is too large for more than a convex bound"
+                if record is None
+                else limited_by(record)
+            )
+            answer = replace(answer, detail=detail)
+        return replace(answer, proof=() if record is None else tuple(record.lines), part_s=part_s)
 
 
 def first_bound_s(compact: Compact) -> float:

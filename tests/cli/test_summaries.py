@@ -37,6 +37,29 @@ def evaluation(num_tokens: int, interval: list[float]) -> dict[str, Any]:
     }
 
 
+def test_a_proof_says_all_of_the_whole_problem_the_end_of_each_part_and_what_limits_it(capsys):
+    def line(node: int, steps: int, gap: float) -> dict[str, Any]:
+        sizes = {"dimension": 31, "rank": 7, "options": 40}
+        return {
+            "seconds": 1.5,
+            "node": node,
+            "steps": steps,
+            "step_s": 0.1,
+            **sizes,
+            "gap": gap,
+        }
+
+    lines = [line(1, 10, 0.5), line(1, 20, 0.25), line(2, 30, 0.125), line(2, 55, 0.0625)]
+    summaries.proof(
+        {"lines": lines, "part_s": {"search": 1.0, "projection": 2.0}, "detail": "branching limits"}
+    )
+    printed = capsys.readouterr().out
+    assert [f"{100 * one['gap']:.4f} %" in printed for one in lines] == [True, True, False, True]
+    assert "projection 2.0, search 1.0" in printed and "branching limits" in printed
+    summaries.proof({"lines": [], "part_s": {}, "detail": ""})
+    assert "not recorded" in capsys.readouterr().out
+
+
 def test_a_predicted_loss_that_cannot_be_is_questioned(capsys):
     summaries.solved(solution(0.01))
     assert "cannot be" not in capsys.readouterr().out

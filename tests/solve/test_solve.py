@@ -41,6 +41,12 @@ def test_solution_keeps_its_budgets_and_beats_uniform(run):
     assert values["bound"] <= values["objective"] <= values["uniform"]["int3"]["predicted_loss"] * (1 + 1e-9)
     assert values["gap"] == pytest.approx((values["objective"] - values["bound"]) / values["objective"])
     assert read_json(run.solution_path, "x") == json.loads(json.dumps(values))
+    proof = read_json(run.file("proof.json"), "x")
+    assert proof["lines"] and proof["part_s"]["eigen-decomposition"] > 0
+    for line in proof["lines"]:
+        assert line["proven"] <= values["objective"] * (1 + 1e-9) <= line["objective"] * (1 + 2e-9)
+        assert line["steps"] > 0 and line["rank"] <= line["dimension"]
+    assert proof["detail"] == values["detail"]
 
 
 def test_costs_agree_with_a_hand_count():

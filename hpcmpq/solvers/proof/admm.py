@@ -14,7 +14,9 @@ splitting method for a strengthened DNN relaxation for QAP" (INFORMS J. Computin
 Axis letters: N lifted coordinates, n subspace, X padded options.
 """
 
-from dataclasses import dataclass
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,6 +35,7 @@ class Iterate:
         penalty: β.
         rank: Rank of the last R.
         steps: Steps done.
+        part_s: Seconds of the steps by part; shared with the iterates made from this one.
     """
 
     y_NN: np.ndarray
@@ -40,6 +43,7 @@ class Iterate:
     penalty: float
     rank: int = 0
     steps: int = 0
+    part_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,11 @@ def iterate(
     relaxation: Relaxation, projector: Projector, state: Iterate, objective_NN: np.ndarray
 ) -> np.ndarray:
     """One step, in place; returns the half-step multiplier, which gives the bound."""
-    lift, beta = relaxation.lift, state.penalty
+    lift, beta, begun = relaxation.lift, state.penalty, time.perf_counter()
     w_nn = lift.down(state.y_NN + state.z_NN * (1.0 / beta))
+    decomposing = time.perf_counter()
     eigenvalue, vector = np.linalg.eigh(w_nn)
+    decomposed = time.perf_counter()
     first = int(np.searchsorted(eigenvalue, 0.0, side="right"))
     factor_Nr = lift.up(vector[:, first:] * np.sqrt(eigenvalue[first:]))
     x_NN = factor_Nr @ factor_Nr.T
@@ -97,7 +103,9 @@ def iterate(
     target_NN = half_NN + objective_NN
     target_NN *= -1.0 / beta
     target_NN += x_NN
+    projecting = time.perf_counter()
     y_NN = projector.project(target_NN)
+    projected = time.perf_counter()
     gap_NN = y_NN - x_NN
     state.steps += 1
     if state.steps % (10 if state.steps <= 100 else 25) == 0:
@@ -107,6 +115,11 @@ def iterate(
     gap_NN *= beta
     half_then = half_NN + gap_NN
     state.z_NN, state.y_NN, state.rank = half_then, y_NN, len(eigenvalue) - first
+    state.part_s["eigen-decomposition"] += decomposed - decomposing
+    state.part_s["projection"] += projected - projecting
+    state.part_s["products"] += (
+        time.perf_counter() - begun - (decomposed - decomposing) - (projected - projecting)
+    )
     return half_NN
 
 

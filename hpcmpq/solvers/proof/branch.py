@@ -6,20 +6,21 @@ Axis letters: P options, G groups.
 import heapq
 import itertools
 import time
-from collections.abc import Callable
 
 import numpy as np
 
+from hpcmpq.problem import ProofLine
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.proof.enumerate import exhaust
 from hpcmpq.solvers.proof.incumbent import Incumbent, first_incumbent
 from hpcmpq.solvers.proof.node import Node, advance, all_pairs, exclude, make_node, preconditioner, shrink
+from hpcmpq.solvers.proof.record import ProofRecord
 from hpcmpq.solvers.search.tabu import polish, search
 from hpcmpq.solvers.valid_bound import lowered
 
 
 def prove(
-    root: Compact, choice_G: np.ndarray, deadline: float, seed: int, log: Callable[[str], None] | None = None
+    root: Compact, choice_G: np.ndarray, deadline: float, seed: int, record: ProofRecord
 ) -> tuple[np.ndarray, float, float]:
     """(best original choice, its root-compact objective, proven bound in the same unit) until the deadline.
 
@@ -28,12 +29,13 @@ def prove(
         choice_G: A feasible compact choice.
         deadline: In `time.perf_counter` seconds.
         seed: Of the searches from rounded relaxations.
-        log: Receives one line per node.
+        record: Receives a line for every certificate, and the seconds.
     """
     shift = root.original_objective(0.0)
     incumbent = first_incumbent(root, choice_G)
-    proof = _Proof(root, shift, incumbent, deadline, seed, log)
+    proof = _Proof(root, shift, incumbent, deadline, seed, record)
     node = make_node(root, all_pairs(root), preconditioner(root, choice_G))
+    node.state.part_s = record.part_s
     bound = proof.run(node)
     return incumbent.choice_G, incumbent.objective, bound
 
@@ -46,11 +48,12 @@ class _Proof:
         incumbent: Incumbent,
         deadline: float,
         seed: int,
-        log: Callable[[str], None] | None,
+        record: ProofRecord,
     ) -> None:
         self.root, self.shift, self.incumbent = root, shift, incumbent
-        self.deadline, self.seed, self.log = deadline, seed, log
+        self.deadline, self.seed, self.record = deadline, seed, record
         self.nodes = 0
+        self.others = np.inf
 
     def offset(self, compact: Compact) -> float:
         """What to add to a node's objective to get the root's."""
@@ -66,6 +69,7 @@ class _Proof:
             if parent_bound >= self.incumbent.cutoff:
                 continue
             self.nodes += 1
+            self.others = min((entry[0] for entry in heap), default=np.inf)
             outcome = self.process(node, parent_bound)
             if outcome is None:
                 continue
@@ -75,12 +79,26 @@ class _Proof:
                 break
             for child, child_bound in self.children(node, bound):
                 heapq.heappush(heap, (child_bound, next(counter), child))
+        self.record.open_nodes = len(heap)
         lowest = min((entry[0] for entry in heap), default=np.inf)
         return min(lowest, self.incumbent.cutoff)
 
-    def say(self, text: str) -> None:
-        if self.log is not None:
-            self.log(text)
+    def note(self, node: Node, bound: float, options: int) -> None:
+        """A line of the record."""
+        proven = min(bound, self.others, self.incumbent.cutoff)
+        line = ProofLine(
+            time.perf_counter() - self.record.begun,
+            self.nodes,
+            node.state.steps,
+            node.step_s,
+            node.relaxation.lift.dimension,
+            node.state.rank,
+            options,
+            self.root.original_objective(bound),
+            self.root.original_objective(self.incumbent.objective),
+            self.root.original_objective(proven),
+        )
+        self.record.lines.append(line)
 
     def process(self, node: Node, parent_bound: float) -> tuple[Node, float] | None:
         """Bound a node until it closes (None) or stalls (the shrunk node and its bound)."""
@@ -98,18 +116,16 @@ class _Proof:
                 lowered(bound, self.incumbent.objective, self.incumbent.size)
             marks.append(bound)
             if bound >= self.incumbent.cutoff:
+                self.note(node, bound, int(np.diagonal(node.allowed_PP).sum()))
                 return None
             remaining = exclude(node, self.incumbent.cutoff - add)
             if remaining == 0:
+                self.note(node, bound, 0)
                 return None
             if is_root:
                 self.round(node)
             gap = self.incumbent.objective - bound
-            self.say(
-                f"node {self.nodes} steps {node.state.steps} options {remaining}/{node.compact.num_options} "
-                f"bound {bound:.8g} incumbent {self.incumbent.objective:.8g} "
-                f"gap {gap:.3e}"
-            )
+            self.note(node, bound, remaining)
             keep_P = np.diagonal(node.allowed_PP).copy()
             if remaining < 0.93 * node.compact.num_options or self.small(node, keep_P):
                 smaller = shrink(node, keep_P)
@@ -163,7 +179,7 @@ class _Proof:
         )
         if choice_G is not None:
             self.offer(compact, choice_G)
-        self.say(f"  exhaust {'done' if done else 'gave up'} in {time.perf_counter() - begun:.2f} s")
+        self.record.part_s["exhaustion"] += time.perf_counter() - begun
         return done
 
     def offer(self, compact: Compact, choice_G: np.ndarray) -> None:

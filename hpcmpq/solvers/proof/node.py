@@ -92,19 +92,28 @@ def preconditioner(compact: Compact, choice_G: np.ndarray) -> np.ndarray:
 
 
 def advance(node: Node, steps: int, deadline: float) -> int:
-    """Up to `steps` steps and a certificate; the steps done (0: no time left for one)."""
+    """Up to `steps` steps and a certificate; the steps done (0: no time left for one).
+
+    The multiplier swings from step to step about the one that it tends to, so the mean of two in succession is taken:
+    any symmetric matrix gives a valid bound, and LᵀZL ⪯ 0 holds for the mean of two where it holds for each.
+    """
     done = 0
-    half_NN = None
+    half_NN = earlier_NN = None
     while done < steps:
         begun = time.perf_counter()
         if begun + 4.0 * node.step_s > deadline:
             break
+        earlier_NN = half_NN
         half_NN = iterate(node.relaxation, node.projector, node.state, node.objective_NN)
         spent = time.perf_counter() - begun
         node.step_s = 0.7 * node.step_s + 0.3 * spent
         done += 1
     if half_NN is not None:
+        if earlier_NN is not None:
+            half_NN = 0.5 * (half_NN + earlier_NN)
+        begun = time.perf_counter()
         bound = certified(node.relaxation, half_NN, padded_pairs(node))
+        node.state.part_s["certificates"] += time.perf_counter() - begun
         node.bound = max(node.bound, bound.value)
         node.last = bound
     return done
@@ -186,6 +195,7 @@ def shrink(node: Node, keep_P: np.ndarray) -> Node | Compact | None:
     old = node.relaxation.lift
     fixed = 1 + old.column_P[keep_P & ~free_G[node.compact.group_P]]
     child = make_node(compact, node.allowed_PP[np.ix_(free_P, free_P)], node.scale_P[free_P])
+    child.state.part_s = node.state.part_s
     new = child.relaxation.lift
     if new.num_budgets != old.num_budgets:
         return child
@@ -208,7 +218,11 @@ def shrink(node: Node, keep_P: np.ndarray) -> Node | Compact | None:
     y_NN[np.ix_(to_new, to_new)] = node.state.y_NN[np.ix_(from_old, from_old)]
     y_NN /= slack_n[:, None] * slack_n
     child.state = Iterate(
-        child.projector.project(y_NN), z_NN, node.state.penalty, steps=max(node.state.steps, 60)
+        child.projector.project(y_NN),
+        z_NN,
+        node.state.penalty,
+        steps=max(node.state.steps, 60),
+        part_s=node.state.part_s,
     )
     child.step_s = node.step_s
     return child

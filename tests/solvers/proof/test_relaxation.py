@@ -2,13 +2,14 @@
 
 import itertools
 import time
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from bench.instances import Shape, make_instance
-from hpcmpq.problem import Budget, Cost, CostTerm, Problem
+from hpcmpq.problem import Budget, Cost, CostTerm, Problem, ProofLine
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.compact.presolve import presolve
 from hpcmpq.solvers.cp_sat.integer_costs import common_unit
@@ -19,6 +20,7 @@ from hpcmpq.solvers.proof.gilmore_lawler import full_bound
 from hpcmpq.solvers.proof.lift import make_lift
 from hpcmpq.solvers.proof.node import advance, all_pairs, exclude, make_node, padded_pairs, preconditioner
 from hpcmpq.solvers.proof.projection import Projector, simplex
+from hpcmpq.solvers.proof.record import ProofRecord, limited_by
 from hpcmpq.solvers.proof.relaxation import additive_floor, make_relaxation, minimise, separable_budgets
 from hpcmpq.solvers.proof.spectral import spectral_bound
 from hpcmpq.solvers.search.state import SearchState
@@ -107,6 +109,57 @@ def test_a_rise_is_that_of_the_minimum_with_the_option_forced() -> None:
         forced_XX = relaxation.allowed_XX & ~others[:, None] & ~others
         forced = minimise(relaxation, m + m.T, forced_XX)
         assert forced.value == pytest.approx(minimum.value + minimum.rise_X[column])
+
+
+def noisy(groups: int) -> Compact:
+    """Like measured on few samples: cross terms of both signs about as large as what the options do alone."""
+    rng = np.random.default_rng(0)
+    group_P = np.repeat(np.arange(groups), 4)
+    root_P = (rng.lognormal(0.0, 0.5, groups)[:, None] * 2.0 ** -np.arange(4)).ravel()
+    noise_PP = 0.3 + 0.5 * rng.standard_normal((4 * groups, 4 * groups))
+    quad_PP = np.outer(root_P, root_P) * (noise_PP + noise_PP.T)
+    quad_PP[group_P[:, None] == group_P] = 0.0
+    cost = Cost("bits", "bits", np.tile(np.arange(2.0, 6.0), groups) / groups)
+    compact = presolve(Problem(root_P**2, quad_PP, group_P, (Budget(cost, 3.5),)))
+    assert isinstance(compact, Compact)
+    return compact
+
+
+def test_the_mean_of_two_multipliers_proves_more_than_the_last() -> None:
+    compact = noisy(16)
+    best = search(compact, deadline=np.inf, seed=0)
+    assert best is not None
+    mean, last = (make_node(compact, all_pairs(compact), preconditioner(compact, best[0])) for _ in range(2))
+    advance(mean, 60, np.inf)
+    for _ in range(60):
+        half_NN = iterate(last.relaxation, last.projector, last.state, last.objective_NN)
+    of_last = certified(last.relaxation, half_NN, padded_pairs(last)).value
+    assert best[1] - mean.bound < 0.6 * (best[1] - of_last)
+
+
+@pytest.mark.parametrize(
+    ("node", "steps", "step_s", "closed", "expected"),
+    [
+        (
+            1,
+            40,
+            2.0,
+            0.5,
+            "the time of a step limits the proof: 40 steps of 2 s, 75 % of all for the projection",
+        ),
+        (1, 40, 0.1, 0.5, "the number of steps limits"),
+        (1, 40, 0.1, 0.01, "the relaxation limits"),
+        (1, 900, 2.0, 0.01, "the relaxation limits"),
+        (3, 40, 2.0, 0.5, "branching limits the proof: 3 nodes were bounded and 2 are open"),
+    ],
+)
+def test_what_limits_a_proof_is_said(
+    node: int, steps: int, step_s: float, closed: float, expected: str
+) -> None:
+    record = ProofRecord(0.0, part_s=defaultdict(float, search=1.0, projection=3.0), open_nodes=2)
+    for at_node, at_steps, bound in ((1, steps - 10, 0.0), (node, steps, closed)):
+        record.lines.append(ProofLine(1.0, at_node, at_steps, step_s, 99, 9, 99, bound, 1.0, bound))
+    assert limited_by(record).startswith(expected)
 
 
 @pytest.mark.parametrize("steps", [1, 5, 60])
