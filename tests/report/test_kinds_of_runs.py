@@ -49,7 +49,9 @@ def test_hundreds_of_groups_stay_readable_and_small(tmp_path: Path):
     spans = [cell for cell in page.all("td") if cell.get("colspan")]
     assert [cell["colspan"] for cell in spans] == ["6"], "the head outside the blocks stands under no kind"
     assert "None" not in run.report_path.read_text()
-    assert run.report_path.stat().st_size < 600_000
+    assert (
+        run.report_path.stat().st_size < 800_000
+    )  # of which every pair of groups, to be pointed at, is 155 kB
     assert sum(path.stat().st_size for path in run.file("report").iterdir()) < 3_000_000
 
 
