@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Leonardo Booster, CINECA: 4 NVIDIA A100 of 64 GB, 32 cores and 512 GB of memory a node.
-# Public facts of docs.hpc.cineca.it/hpc/leonardo.html as of November 2026; never run there by us: look before you trust.
+# Hardware as docs.hpc.cineca.it/hpc/leonardo.html says, November 2026.
+# Partitions and commands are unchecked, and nothing of ours ran there: look before you trust.
 #
 #     cat slurm/sites/leonardo.sh slurm/env.sh >my_site.sh        # and fill in the account
 #     hpcmpq submit config.yaml --run-dir RUN --slurm env=my_site.sh \

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # LUMI-G, CSC: 4 AMD MI250X a node, which Slurm and torch see as 8 GPUs of 64 GB; 56 of 64 cores are for jobs, 7 a GPU.
-# Public facts of docs.lumi-supercomputer.eu as of November 2026; never run there by us: look before you trust.
+# Hardware as docs.lumi-supercomputer.eu says, November 2026.
+# Partitions and commands are unchecked, and nothing of ours ran there: look before you trust.
 #
 #     cat slurm/sites/lumi.sh slurm/env.sh >my_site.sh            # and fill in account and container
 #     hpcmpq submit config.yaml --run-dir RUN --slurm env=my_site.sh \

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # MareNostrum 5 ACC, BSC: 4 NVIDIA H100 of 64 GB and 80 cores a node, 20 cores with each GPU.
-# Public facts of www.bsc.es/supportkc as of November 2026; never run there by us: look before you trust.
+# Hardware as www.bsc.es/supportkc says, November 2026.
+# Partitions and commands are unchecked, and nothing of ours ran there: look before you trust.
 #
 #     cat slurm/sites/marenostrum5.sh slurm/env.sh >my_site.sh    # and fill in account and qos
 #     hpcmpq submit config.yaml --run-dir RUN --slurm env=my_site.sh \
