@@ -33,7 +33,7 @@ def test_a_profile_before_env_sh_sets_what_it_says(site: Path, tmp_path: Path):
     options = parse_settings([settings.split('"')[1]], "mpi").options["calibrate"]
     gpus = options.get("gpus_per_node") or options["gres"].removeprefix("gpu:")
     assert options["ntasks_per_node"] == gpus
-    assert "November 2026" in site.read_text() and "never run there by us" in site.read_text()
+    assert "November 2026" in site.read_text() and "nothing of ours ran there" in site.read_text()
 
 
 def test_there_are_profiles():
