@@ -42,10 +42,10 @@ def _against_uniform(evaluation: dict[str, Any]) -> None:
         if low <= 0 <= high:
             verdict = "cannot be told apart from"
         else:
-            verdict = "lower than" if high < 0 else "higher than"
+            verdict = "is lower than" if high < 0 else "is higher than"
         share = f", {100 * abs(found['difference'] / uniform):.0f} % of its increase" if uniform > 0 else ""
         say(
-            f"{name} of the mix is {verdict} that of uniform {evaluation['uniform_format']}: "
+            f"{name} of the mix {verdict} that of uniform {evaluation['uniform_format']}: "
             f"{found['difference']:+.3g} (95 % interval {low:+.3g} to {high:+.3g}){share}"
         )
 

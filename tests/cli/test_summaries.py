@@ -122,13 +122,13 @@ def test_a_stage_with_nothing_to_do_says_so(capsys):
     ("interval", "verdict"),
     [
         ([-0.2, 0.1], "cannot be told apart from that of uniform int3"),
-        ([-0.15, -0.05], "lower than that of uniform int3: -0.1 (95 % interval -0.15 to -0.05), 50 % of its"),
-        ([0.05, 0.15], "higher than that of uniform int3: +0.1"),
+        ([-0.15, -0.05], "is lower than that of uniform int3: -0.1 (95 % interval -0.15 to -0.05), 50 % of its"),
+        ([0.05, 0.15], "is higher than that of uniform int3: +0.1"),
     ],
 )
 def test_a_run_ends_with_what_the_mix_won(capsys, interval, verdict):
     run_summary._against_uniform(evaluation(24, interval))
-    assert f"kl of the mix is {verdict}" in " ".join(capsys.readouterr().out.split())
+    assert f"kl of the mix {verdict}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_run_ends_with_what_other_budgets_would_give(tmp_path: Path, capsys):
