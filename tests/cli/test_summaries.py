@@ -122,7 +122,10 @@ def test_a_stage_with_nothing_to_do_says_so(capsys):
     ("interval", "verdict"),
     [
         ([-0.2, 0.1], "cannot be told apart from that of uniform int3"),
-        ([-0.15, -0.05], "is lower than that of uniform int3: -0.1 (95 % interval -0.15 to -0.05), 50 % of its"),
+        (
+            [-0.15, -0.05],
+            "is lower than that of uniform int3: -0.1 (95 % interval -0.15 to -0.05), 50 % of its",
+        ),
         ([0.05, 0.15], "is higher than that of uniform int3: +0.1"),
     ],
 )
