@@ -17,7 +17,7 @@ import numpy as np
 
 from bench.peers.calibration import opened
 from bench.results import table, write_section
-from hpcmpq.formats import FORMATS
+from hpcmpq.solve.costs.memory import weight_bits_cost
 from hpcmpq.space import SearchSpace
 from hpcmpq.store.run_dir import RunDir
 
@@ -67,13 +67,6 @@ def main() -> None:
     write_section(f"screening_{args.name}", text)
 
 
-def bits(space: SearchSpace) -> np.ndarray:
-    """Payload bits per weight of all groups that each option stands for, float64 [P]."""
-    size_G = np.array([sum(member.numel for member in group.members) for group in space.groups], float)
-    width_P = np.array([FORMATS[option.format].num_bits for option in space.options])
-    return np.asarray(width_P * size_G[space.group_P] / size_G.sum())
-
-
 def blocks_to_run(space: SearchSpace) -> np.ndarray:
     """Blocks from each option's own to the last, float64 [P]."""
     block_G = np.array([float(group.block or 0) for group in space.groups])
@@ -88,7 +81,7 @@ def cheapest(space: SearchSpace, price_P: np.ndarray) -> np.ndarray:
 
 def multiplier(space: SearchSpace, cost_P: np.ndarray, limit: float) -> float:
     """The smallest λ whose choice is within a budget, by bisection."""
-    low, high, bits_P = 1e-9, 1e6, bits(space)
+    low, high, bits_P = 1e-9, 1e6, weight_bits_cost(space).linear_P
     for _ in range(100):
         middle = (low * high) ** 0.5
         over = bits_P[cheapest(space, cost_P + middle * bits_P)].sum() > limit
@@ -98,7 +91,7 @@ def multiplier(space: SearchSpace, cost_P: np.ndarray, limit: float) -> float:
 
 def chosen(space: SearchSpace, cost_P: np.ndarray, low: float, high: float) -> np.ndarray:
     """Whether some budget of a range takes an option, bool [P]."""
-    found_P, bits_P = np.zeros(len(cost_P), bool), bits(space)
+    found_P, bits_P = np.zeros(len(cost_P), bool), weight_bits_cost(space).linear_P
     for limit in np.linspace(low, high, STEPS if high > low else 1):
         found_P[cheapest(space, cost_P + multiplier(space, cost_P, limit) * bits_P)] = True
     return found_P
@@ -106,7 +99,7 @@ def chosen(space: SearchSpace, cost_P: np.ndarray, low: float, high: float) -> n
 
 def needed(space: SearchSpace, cost_P: np.ndarray, sigma: float, low: float, high: float) -> np.ndarray:
     """Whether an option may be taken where costs are known to a factor exp(±2σ), bool [P]."""
-    found_P, bits_P, group_P = np.zeros(len(cost_P), bool), bits(space), space.group_P
+    found_P, bits_P, group_P = np.zeros(len(cost_P), bool), weight_bits_cost(space).linear_P, space.group_P
     for price in np.geomspace(multiplier(space, cost_P, high), multiplier(space, cost_P, low), STEPS):
         highest_P = cost_P * np.exp(2 * sigma) + price * bits_P
         best_G = highest_P[cheapest(space, highest_P)]

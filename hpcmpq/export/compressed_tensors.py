@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -21,10 +20,9 @@ from hpcmpq.export.compressed_schemes import scheme, stored
 from hpcmpq.export.kept_tensors import say_kept
 from hpcmpq.export.loadable import reason_not_loadable
 from hpcmpq.export.refusal import refuse_formats
-from hpcmpq.export.rewritten_files import rewrite
+from hpcmpq.export.rewritten_files import original_directory, rewrite
 from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS, Quantizer
-from hpcmpq.models.description import read_model_json
 from hpcmpq.models.stored_weights import shapes_in_files
 from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
@@ -40,17 +38,13 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     Raises:
         UserError: If the model is no Hugging Face directory, or a layer or its format cannot be held.
     """
-    path = plan.config.model.path
-    if path is None:
-        raise UserError("compressed_tensors needs a Hugging Face directory in model.path")
+    path, original, stored_dtype = original_directory("compressed_tensors", plan)
     chosen = {m: assignment[g.name] for g in plan.space.groups for m in g.members}
     _check(plan, variants, assignment)
-    original = read_model_json(Path(path))
-    stored_dtype = getattr(torch, original.get("dtype") or original.get("torch_dtype") or "float32")
     done = rewrite(
         "compressed_tensors",
         variants,
-        Path(path),
+        path,
         directory,
         {member.parameter: member for member in chosen},
         lambda member: _stored(variants, member, chosen[member]),

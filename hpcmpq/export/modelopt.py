@@ -16,10 +16,9 @@ from hpcmpq.export.compressed_schemes import e8m0, fp8_codes, pack_fp4
 from hpcmpq.export.compressed_tensors import ignored, matrices
 from hpcmpq.export.kept_tensors import say_kept
 from hpcmpq.export.refusal import refuse_formats
-from hpcmpq.export.rewritten_files import rewrite
+from hpcmpq.export.rewritten_files import original_directory, rewrite
 from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS
-from hpcmpq.models.description import read_model_json
 from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
@@ -44,16 +43,12 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     Raises:
         UserError: If the model is no Hugging Face directory, or a layer or its format cannot be held.
     """
-    path = plan.config.model.path
-    if path is None:
-        raise UserError("modelopt needs a Hugging Face directory in model.path")
+    path, original, dtype = original_directory("modelopt", plan)
     _check(plan, variants, assignment)
     chosen = {m: assignment[g.name] for g in plan.space.groups for m in g.members}
-    original = read_model_json(Path(path))
-    dtype = getattr(torch, original.get("dtype") or original.get("torch_dtype") or "float32")
     members = {member.parameter: member for member in chosen}
     done = rewrite(
-        "modelopt", variants, Path(path), directory, members, lambda m: stored(variants, m, chosen[m]), dtype
+        "modelopt", variants, path, directory, members, lambda m: stored(variants, m, chosen[m]), dtype
     )
     layers = {
         member.parameter.removesuffix(".weight"): ALGORITHMS[name]

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,8 +14,10 @@ from hpcmpq.errors import UserError
 from hpcmpq.export.kept_tensors import INDEX, keep_unused
 from hpcmpq.export.whole_directory import copy_small_files
 from hpcmpq.export.written import holds
+from hpcmpq.models.description import read_model_json
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.models.stored_weights import names_in_model
+from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Member
 from hpcmpq.store.json_files import write_json
@@ -33,6 +36,19 @@ class Rewritten:
     known: frozenset[str]
     kept: tuple[str, ...]
     exact: bool
+
+
+def original_directory(export: str, plan: Plan) -> tuple[Path, dict[str, Any], torch.dtype]:
+    """The original's Hugging Face directory, the values of its config.json, and the dtype that it is stored in.
+
+    Raises:
+        UserError: If the model is none.
+    """
+    if plan.config.model.path is None:
+        raise UserError(f"{export} needs a Hugging Face directory in model.path")
+    path = Path(plan.config.model.path)
+    values = read_model_json(path)
+    return path, values, getattr(torch, values.get("dtype") or values.get("torch_dtype") or "float32")
 
 
 def rewrite(
