@@ -1,5 +1,7 @@
 """Planned run directories of the tiny model, and what uninterrupted calibration makes of them."""
 
+import fcntl
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,14 +47,18 @@ def result(run_dir: RunDir) -> tuple[dict[str, bytes], bytes]:
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[dict[str, bytes], bytes]]:
-    """Function from a method to the `result` of one uninterrupted local worker."""
-    known: dict[str, tuple[dict[str, bytes], bytes]] = {}
+    """Function from a method to the `result` of one uninterrupted local worker, made once for all of pytest's workers."""
+    folder, known = tmp_path_factory.getbasetemp(), dict[str, tuple[dict[str, bytes], bytes]]()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
     def of(method: str) -> tuple[dict[str, bytes], bytes]:
         if method not in known:
-            run_dir = plan_run(tmp_path_factory.mktemp("reference") / method, method)
-            calibrate(run_dir)
-            known[method] = result(run_dir)
+            with (shared / f"reference-{method}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                run_dir = RunDir(shared / f"reference-{method}")
+                if not run_dir.quadratic_path.exists():
+                    calibrate(plan_run(run_dir.path, method))
+                known[method] = result(run_dir)
         return known[method]
 
     return of
