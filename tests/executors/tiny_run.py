@@ -37,6 +37,13 @@ def calibrate(run_dir: RunDir, executor: str = "local", num_workers: int = 1, st
     return ended.stdout + ended.stderr
 
 
+def calibrate_all(run_dirs: list[RunDir], executor: str, num_workers: int) -> None:
+    """Calibrate several runs with one executor, each rank of MPI or driver of Ray started once."""
+    paths = [run_dir.path for run_dir in run_dirs]
+    ended = run(command_line(executor, "tests.executors.calibrate_runs", executor, num_workers, *paths))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 def result(run_dir: RunDir) -> tuple[dict[str, bytes], bytes]:
     """Bytes of all shards and of `quadratic.h5`; nothing is left over."""
     assert not list(run_dir.shards_path.glob(".*"))
@@ -47,7 +54,7 @@ def result(run_dir: RunDir) -> tuple[dict[str, bytes], bytes]:
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[dict[str, bytes], bytes]]:
-    """Function from a method to the `result` of one uninterrupted local worker, made once for all of pytest's workers."""
+    """Function from a method to the `result` of one uninterrupted local worker, made once for all workers of pytest."""
     folder, known = tmp_path_factory.getbasetemp(), dict[str, tuple[dict[str, bytes], bytes]]()
     shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
