@@ -12,6 +12,8 @@ from bench.family_recipes import FAMILIES
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.active_weights import active_shares
 from hpcmpq.models.groups import find_groups, num_fixed_bytes
+from hpcmpq.models.load import quiet_transformers
+from hpcmpq.models.stored_weights import find_weights
 from hpcmpq.problem import Budget, Problem
 from hpcmpq.settings import GroupsConfig
 from hpcmpq.solve.costs import active_bytes_cost, active_macs_cost, size_bytes_cost
@@ -54,6 +56,34 @@ def test_experts_are_a_group_of_each_projection_and_routers_are_none(name):
         assert member.numel == model.get_parameter(f"model.layers.1.{group}").numel()
     for router in choosing:
         assert f"model.layers.1.{router}.weight" in dict(model.named_parameters())
+
+
+@pytest.mark.parametrize("name", LAST_LAYER)
+def test_each_weight_is_read_from_the_files_as_transformers_saved_it(name, tmp_path):
+    """Experts are saved one by one, fused, or transposed, as the family has it; the model in memory is the oracle."""
+    model = make_model(FAMILIES[name])
+    with quiet_transformers():
+        model.save_pretrained(tmp_path)
+    weights = find_weights(model, tmp_path, torch.float32, torch.device("cpu"))
+    state = dict(model.named_parameters())
+    assert set(weights.aliases) | set(weights.joined) >= set(state)
+    for parameter, value in state.items():
+        assert torch.equal(weights.read(parameter), value)
+        assert torch.equal(weights.rows(parameter, 1, 3), value[1:3])
+
+
+def test_of_a_few_experts_nothing_else_is_read(tmp_path):
+    """Two of four experts in layer 0: gate and up of each."""
+    model = make_model(FAMILIES["Qwen2Moe"])
+    with quiet_transformers():
+        model.save_pretrained(tmp_path)
+    joined = find_weights(model, tmp_path, torch.float32, torch.device("cpu")).joined
+    seen: list[str] = []
+    joined["model.layers.0.mlp.experts.gate_up_proj"].rows(
+        1, 3, lambda name: seen.append(name) or torch.ones(64, 64)
+    )
+    stem = "model.layers.0.mlp.experts"
+    assert sorted(seen) == [f"{stem}.{k}.{own}_proj.weight" for k in (1, 2) for own in ("gate", "up")]
 
 
 class Listed(nn.Module):
