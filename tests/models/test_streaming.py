@@ -24,7 +24,6 @@ from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.settings import GroupsConfig, ModelConfig, SensitivityConfig
 from hpcmpq.space import SearchSpace
 from tests.allocations import peak_bytes
-from tests.export.planned import mixtral
 from tests.models_of_many_kinds import make
 
 pytestmark = pytest.mark.slow
@@ -32,7 +31,7 @@ pytestmark = pytest.mark.slow
 NUM_BLOCKS = 12
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "bert_mlm", "vit"])
+@pytest.fixture(scope="module", params=["llama", "gpt2", "bert_mlm", "vit", "mixtral"])
 def saved(request, tmp_path_factory):
     """Directory and inputs of a small model, its weights in many files."""
     model, inputs = make(request.param, torch.float32)
@@ -187,9 +186,14 @@ def test_a_model_that_cannot_be_streamed_says_what_to_do(tmp_path, saved):
         load_streamed(ModelConfig(path=str(tmp_path), stream=True))
 
 
-def test_experts_that_are_joined_when_loaded_are_not_streamed(tmp_path):
-    mixtral().save_pretrained(tmp_path)
+def test_a_weight_that_is_in_no_file_says_which(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model, _ = make("mixtral", torch.float32)
+    model.save_pretrained(tmp_path)
+    kept = {name: t for name, t in load_file(tmp_path / "model.safetensors").items() if ".w2." not in name}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        UserError, match="mlp.experts.gate_up_proj under that name, as where transformers joins"
+        UserError, match="experts.down_proj under that name, or what transformers makes it of"
     ):
         load_streamed(ModelConfig(path=str(tmp_path), stream=True))
