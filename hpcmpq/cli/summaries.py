@@ -40,6 +40,12 @@ def cost(values: dict[str, Any]) -> None:
         f"{show_bytes(values['peak_bytes'])} of tensors in a worker{refine}"
         + ("" if seconds is None else f", about {duration(seconds)} and start-up on one worker like this")
     )
+    if (round_bytes := values.get("round_peak_bytes")) is not None:
+        round_s = values["round_seconds"]
+        say(
+            f"before it, rounding of all options: at most {show_bytes(round_bytes)} of tensors in a worker"
+            + ("" if round_s is None else f", about {duration(round_s)} on one")
+        )
 
 
 def predicted(predictions: list[Prediction]) -> None:
