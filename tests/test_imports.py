@@ -49,7 +49,9 @@ ROOMS: dict[str, str] = {
     "timing": "errors settings space formats plan quantizers store models",
     "report": "errors quadratic space wording problem formats plan solvers store solve",
     "response": "errors space models quantized",
-    "evaluate": "errors settings space objective tables formats plan executors store models quantized",
+    "evaluate": (
+        "errors settings space objective tables formats plan executors store units models quantized"
+    ),
     "export": "errors settings space wording tables formats plan quantizers store targets models quantized",
     "sensitivity": "errors space objective tables formats models quantized response",
     "calibrate": (

@@ -197,7 +197,12 @@ def _place(run: RunDir, name: str) -> Path:
 
 
 def evaluate(
-    run: RunDir, engine: str | None = None, world: World = ALONE, on_progress: Counted = unseen
+    run: RunDir,
+    engine: str | None = None,
+    world: World = ALONE,
+    on_progress: Counted = unseen,
+    pool: "Executor | None" = None,
+    part: tuple[int, int] = (0, 1),
 ) -> dict[str, Any]:
     """See `hpcmpq.evaluate.evaluate`; rank 0 keeps the time."""
     from hpcmpq.evaluate import evaluate as evaluate_run
@@ -205,7 +210,7 @@ def evaluate(
     if world.rank > 0:
         return evaluate_run(run, engine, world)
     with stage(run, "evaluate"):
-        return evaluate_run(run, engine, world, on_progress)
+        return evaluate_run(run, engine, world, on_progress, pool, part)
 
 
 def report(run: RunDir) -> Path:

@@ -69,7 +69,8 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     config = _with_samples_as_before(config, planned, run)
     config = _with_scales(config, target, planned)
     splits = load_splits(config, import_paths)
-    groups, fixed_bytes = find_groups(original, splits.calibration, target)
+    found = find_groups(original, splits.calibration, target)
+    groups = found.groups
     space = _search_space(config, groups, target)
     first = splits.calibration[:1].to(original.device)
     with torch.no_grad():
@@ -102,7 +103,9 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         facts=facts,
         fingerprint=fingerprint,
         import_paths=import_paths,
-        fixed_bytes=fixed_bytes,
+        fixed_bytes=found.fixed_bytes,
+        active_fixed_bytes=found.active_fixed_bytes,
+        tokens_per_sample=found.tokens_per_sample,
         environment=find_environment(),
         weights=weight_marks(original.model, config.model.dtype),
         original=(planned.original if planned is not None else {})

@@ -4,7 +4,9 @@ Workers read them from there: none tokenizes the whole text again, and none need
 Stages that need the other samples too split the data again.
 """
 
-from contextlib import suppress
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -99,6 +101,17 @@ def planned_splits(plan: Plan) -> Splits:
             "restore it, or use a new run directory"
         )
     return splits
+
+
+@contextmanager
+def already_said() -> Iterator[None]:
+    """Inside, nothing is said of the data: the process that hands out work has said it."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
 
 
 def _are_planned(samples: Samples, plan: Plan) -> bool:
