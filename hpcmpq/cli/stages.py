@@ -235,9 +235,8 @@ def _calibrate(
     if stages.has_codes(run):
         console.title("round")
         with console.progress("round", "unit") as on_outcome:
-            all_rounded = stages.round_options(run, pool, on_outcome, part, at_most)
-        if not all_rounded:  # stopped by `at_most`
-            return stages.units_done(run)
+            if not stages.round_options(run, pool, on_outcome, part, at_most):
+                return stages.units_done(run)  # stopped by `at_most`
     console.title("calibrate")
     with console.progress("calibrate", "unit") as on_outcome:
         return stages.calibrate(run, pool, on_outcome, part, at_most)
