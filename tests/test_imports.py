@@ -40,9 +40,9 @@ ROOMS: dict[str, str] = {
     "targets": "errors space tables formats",
     "tracking": "errors store",
     "doctor": "errors wording store",
-    "slurm": "errors tables plan store",
     "units": "errors plan executors store",
     "config": "errors settings tables formats targets",
+    "slurm": "errors settings tables plan store",
     "models": "errors settings space objective formats plan store targets",
     "solve": "errors quadratic settings space problem tables formats plan solvers store targets",
     "quantized": "errors space objective formats plan quantizers store models",
@@ -62,17 +62,20 @@ ROOMS: dict[str, str] = {
         "errors quadratic settings space problem formats plan executors solvers store units models "
         "solve quantized sensitivity calibrate"
     ),
-    "rounding": "errors space tables formats plan quantizers store models quantized refine",
+    "rounding": (
+        "errors space tables formats plan quantizers executors store units models quantized "
+        "sensitivity calibrate refine"
+    ),
     "planning": (
         "errors settings space objective formats plan quantizers store targets models solve "
         "quantized response sensitivity rounding"
     ),
     "api": (
-        "errors quadratic settings space tables plan executors store targets slurm config models "
+        "errors quadratic settings space tables plan executors store targets config slurm models "
         "solve quantized timing report evaluate export calibrate refine rounding planning"
     ),
     "cli": (
-        "errors settings wording tables plan executors solvers store tracking doctor slurm config "
+        "errors settings wording tables plan executors solvers store tracking doctor config slurm "
         "solve report export calibrate rounding planning api"
     ),
     "__main__": "cli",

@@ -231,9 +231,15 @@ def coarse_frontier(run_dir: Path) -> None:
 def _calibrate(
     run_dir: Path, pool: Executor, part: tuple[int, int] = (0, 1), at_most: int | None = None
 ) -> tuple[int, int]:
+    run = RunDir(run_dir)
+    if stages.has_codes(run):
+        console.title("round")
+        with console.progress("round", "unit") as on_outcome:
+            if not stages.round_options(run, pool, on_outcome, part, at_most):
+                return stages.units_done(run)  # stopped by `at_most`
     console.title("calibrate")
     with console.progress("calibrate", "unit") as on_outcome:
-        return stages.calibrate(RunDir(run_dir), pool, on_outcome, part, at_most)
+        return stages.calibrate(run, pool, on_outcome, part, at_most)
 
 
 def _evaluate(

@@ -1,12 +1,11 @@
 """Planned run directories of the tiny model, and what uninterrupted calibration makes of them."""
 
-import fcntl
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from hpcmpq.api.run import Run
 from hpcmpq.calibrate.reduce import reduce
 from hpcmpq.config import read_config
 from hpcmpq.planning.stage import prepare
@@ -45,27 +44,25 @@ def calibrate_all(run_dirs: list[RunDir], executor: str, num_workers: int) -> No
 
 
 def result(run_dir: RunDir) -> tuple[dict[str, bytes], bytes]:
-    """Bytes of all shards and of `quadratic.h5`; nothing is left over."""
-    assert not list(run_dir.shards_path.glob(".*"))
+    """Bytes of all shards and stored codes, and of `quadratic.h5`; nothing is left over."""
+    assert not [*run_dir.shards_path.glob(".*"), *run_dir.path.glob("rounded/.*")]
     assert len(shards(run_dir.path)) == len(read_plan(run_dir).units)
     reduce(run_dir)
-    return shards(run_dir.path), run_dir.quadratic_path.read_bytes()
+    codes = {f"rounded/{path.name}": path.read_bytes() for path in run_dir.path.glob("rounded/*")}
+    assert len(codes) == 3 * (read_plan(run_dir).config.quantizer.rounding == "gptq")
+    return shards(run_dir.path) | codes, run_dir.quadratic_path.read_bytes()
 
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[dict[str, bytes], bytes]]:
-    """Function from a method to the `result` of one uninterrupted local worker, made once for all workers of pytest."""
-    folder, known = tmp_path_factory.getbasetemp(), dict[str, tuple[dict[str, bytes], bytes]]()
-    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    """Function from a method to the `result` of this process, which nobody interrupts."""
+    known: dict[str, tuple[dict[str, bytes], bytes]] = {}
 
     def of(method: str) -> tuple[dict[str, bytes], bytes]:
         if method not in known:
-            with (shared / f"reference-{method}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                run_dir = RunDir(shared / f"reference-{method}")
-                if not run_dir.quadratic_path.exists():
-                    calibrate(plan_run(run_dir.path, method))
-                known[method] = result(run_dir)
+            run_dir = plan_run(tmp_path_factory.mktemp("reference") / method, method)
+            Run(run_dir.path).calibrate()
+            known[method] = result(run_dir)
         return known[method]
 
     return of
