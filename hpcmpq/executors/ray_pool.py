@@ -23,6 +23,7 @@ from hpcmpq.executors import MAX_ATTEMPTS, Worker
 from hpcmpq.executors.backlog import Backlog
 from hpcmpq.executors.ray_demand import Demand, count_places, read_demand
 from hpcmpq.executors.reply import Reply, attempt, one_line, outcome_of, start
+from hpcmpq.executors.world import node_name
 from hpcmpq.plan import UnitOutcome, WorkUnit
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class RayPool:
                     replies = crew.replies()
                 for actor, reply in replies:
                     outcome = None
+                    actor.node = reply.node or actor.node
                     if reply.start:
                         crew.check_start(reply)
                     else:
@@ -114,10 +116,11 @@ class RayPool:
 
 @dataclass
 class _Actor:
-    """A Ray actor and what it is busy with; no unit means that it is making its worker."""
+    """A Ray actor and what it is busy with; no unit means that it is making its worker, or rests."""
 
     handle: Any
     unit: WorkUnit | None = None
+    node: str = ""
 
 
 @dataclass
@@ -182,7 +185,7 @@ class _Crew:
             try:
                 reply = ray.get(reference, timeout=POLL_S)
             except RayError as error:
-                reply = Reply(error=_cause(error), start=actor.unit is None, died=True)
+                reply = Reply(error=_cause(error), start=actor.unit is None, died=True, node=actor.node)
             arrived.append((actor, reply))
         return arrived
 
@@ -197,8 +200,11 @@ class _Crew:
     def go_on(self, actor: _Actor, alive: bool) -> None:
         """Give an actor its next unit, or let it go."""
         if alive and self.backlog:
-            actor.unit = self.backlog.take()
-            self.actors[actor.handle.measure.remote(actor.unit)] = actor
+            actor.unit = self.backlog.take_for(actor.node, {other.node for other in self.actors.values()})
+            task = (
+                actor.handle.rest.remote() if actor.unit is None else actor.handle.measure.remote(actor.unit)
+            )
+            self.actors[task] = actor
         else:
             _kill(actor)
 
@@ -218,6 +224,11 @@ class _RayWorker:
         sys.path.extend(path for path in import_paths if path not in sys.path)
         self._worker, reply = start(lambda: pickle.loads(recipe)())
         return reply
+
+    def rest(self) -> Reply:
+        """Leave the units that wait to other nodes for a while."""
+        time.sleep(POLL_S)
+        return Reply(start=True, node=node_name())
 
     def measure(self, unit: WorkUnit) -> Reply:
         """Try a unit once."""
