@@ -42,7 +42,8 @@ DECODERS = _alike(
 
 EXPERTS = _alike(
     "ForCausalLM",
-    Mixtral={}, Qwen2Moe={}, GptOss={}, Phimoe={}, GraniteMoe={}, JetMoe={},
+    Mixtral={}, Qwen2Moe={}, Qwen3Moe={}, Olmoe={}, GptOss={}, Phimoe={}, GraniteMoe={}, JetMoe={},
+    DeepseekV2={"first_k_dense_replace": 1, **_FULL},
     DeepseekV3={"first_k_dense_replace": 1, **_FULL}, Ernie4_5_Moe={}, HunYuanMoEV1={},
     LongcatFlash={"zero_expert_num": 2, **_FULL, "head_dim": 8},
     Llama4={"moe_layers": [1], "intermediate_size_mlp": FEED_FORWARD, "attention_chunk_size": 16},

@@ -29,8 +29,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    train = torch.tensor(list(training_text().encode()))
-    held_out = torch.tensor(list(evaluation_text().encode()))
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=256,
@@ -45,31 +43,36 @@ def main() -> None:
             eos_token_id=None,
         )
     )
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train):,} bytes of text")
+    train(model, args.steps)
+    model.save_pretrained(args.output)
+
+
+def train(model: torch.nn.Module, steps: int) -> None:
+    """Train on next bytes, with the loss of experts' balance where the model has one; prints how it goes."""
+    text = torch.tensor(list(training_text().encode()))
+    held_out = torch.tensor(list(evaluation_text().encode()))
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(text):,} bytes of text")
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda step: min(
-            1.0, (step + 1) / 100, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps))
-        ),
+        lambda step: min(1.0, (step + 1) / 100, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))),
     )
     start = time.monotonic()
-    for step in range(args.steps):
-        offsets = torch.randint(len(train) - SEQUENCE_LENGTH, (BATCH, 1))
-        tokens = train[offsets + torch.arange(SEQUENCE_LENGTH)]
+    for step in range(steps):
+        offsets = torch.randint(len(text) - SEQUENCE_LENGTH, (BATCH, 1))
+        tokens = text[offsets + torch.arange(SEQUENCE_LENGTH)]
         loss = model(input_ids=tokens, labels=tokens).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 250 == 0 or step + 1 == args.steps:
+        if step % 250 == 0 or step + 1 == steps:
             print(
                 f"step {step:5d}  train {loss.item():.3f}  held out {held_out_loss(model, held_out):.3f}"
                 f"  {time.monotonic() - start:.0f} s",
                 flush=True,
             )
-    model.save_pretrained(args.output)
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """Cross terms of options, dense or sparse: the few operations on them that every solver needs.
 
 Where groups interact in blocks (the experts of a layer) and hardly beyond, most entries are zero: at 15,000 groups of
-four options the whole matrix would take 29 GB. A `scipy.sparse` matrix or array then stands in for the dense one. `blocked`
-makes one from dense blocks and single entries.
+four options the whole matrix would take 29 GB. A `scipy.sparse` matrix or array then stands in for the dense one.
+`blocked` makes one from dense blocks and single entries.
 
 Axis letters: P options, R rows, G groups, E entries, b options of a block.
 """

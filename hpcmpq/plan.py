@@ -70,6 +70,9 @@ class Plan:
             older plans.
         original: Settings of the original and some of its outputs, see `hpcmpq.models.original_marks`; empty in
             older plans.
+        active_fixed_bytes: Of these, bytes that are read for a token; None in older plans, and where samples are no
+            tokens.
+        tokens_per_sample: Of the sample that arithmetic was counted on; 0 likewise.
         times: Values of `time.json` beside the plan, from which latencies are priced; None before `hpcmpq time`.
     """
 
@@ -83,6 +86,8 @@ class Plan:
     environment: dict[str, str]
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
     original: dict[str, Any] = dataclasses.field(default_factory=dict)
+    active_fixed_bytes: int | None = None
+    tokens_per_sample: int = 0
     times: dict[str, Any] | None = None
 
 
@@ -114,6 +119,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "config": to_values(plan.config),
         "import_paths": list(plan.import_paths),
         "fixed_bytes": plan.fixed_bytes,
+        "active_fixed_bytes": plan.active_fixed_bytes,
+        "tokens_per_sample": plan.tokens_per_sample,
         "num_options": plan.space.num_options,
         "facts": plan.facts,
         "weights": plan.weights,
@@ -143,6 +150,8 @@ def plan_from_json(values: dict[str, Any]) -> Plan:
         environment=values["environment"],
         weights=values.get("weights", {}),
         original=values.get("original", {}),
+        active_fixed_bytes=values.get("active_fixed_bytes"),
+        tokens_per_sample=values.get("tokens_per_sample", 0),
     )
 
 

@@ -24,6 +24,7 @@ class Member:
         num_columns: Inputs K of each output channel (for a convolution, channels times kernel).
         transposed: Whether the stored tensor is [K, M] (transformers' Conv1D).
         macs: Multiply-accumulates of one sample's forward pass.
+        active: Share of its numbers that a token reads on average, see `hpcmpq.models.active_weights`.
     """
 
     parameter: str
@@ -31,6 +32,7 @@ class Member:
     num_columns: int
     transposed: bool = False
     macs: int = 0
+    active: float = 1.0
 
     @property
     def numel(self) -> int:

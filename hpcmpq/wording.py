@@ -9,6 +9,8 @@ LABELS = {
     "size_bytes": "checkpoint size in bytes",
     "bops": "bit operations",
     "macs": "16-bit multiply-accumulates",
+    "active_bytes": "bytes of weights read for a token",
+    "active_macs": "16-bit multiply-accumulates of a token",
     "mac_time": "16-bit multiply-accumulates by width of both factors",
     "latency_s": "latency in seconds",
     "predicted_cross_terms": "part of it from interactions",

@@ -40,17 +40,19 @@ ROOMS: dict[str, str] = {
     "targets": "errors space tables formats",
     "tracking": "errors store",
     "doctor": "errors wording store",
-    "slurm": "errors tables plan store",
     "solvers": "cross_terms errors tables problem",
     "units": "errors plan executors store",
     "config": "errors settings tables formats targets",
+    "slurm": "errors settings tables plan store",
     "models": "errors settings space objective formats plan store targets",
     "quantized": "errors space objective formats plan quantizers store models",
     "timing": "errors settings space formats plan quantizers store models",
     "solve": "errors settings space quadratic tables formats plan problem store targets solvers",
     "response": "errors space models quantized",
     "report": "errors space wording quadratic formats plan problem store solvers solve",
-    "evaluate": "errors settings space objective tables formats plan executors store models quantized",
+    "evaluate": (
+        "errors settings space objective tables formats plan executors store units models quantized"
+    ),
     "export": "errors settings space wording tables formats plan quantizers store targets models quantized",
     "sensitivity": "errors space objective tables formats models quantized response",
     "calibrate": (
@@ -61,17 +63,20 @@ ROOMS: dict[str, str] = {
         "errors settings space quadratic formats plan problem executors store solvers units models "
         "quantized solve sensitivity calibrate"
     ),
-    "rounding": "errors space tables formats plan quantizers store models quantized refine",
+    "rounding": (
+        "errors space tables formats plan quantizers executors store units models quantized "
+        "sensitivity calibrate refine"
+    ),
     "planning": (
         "errors settings space objective formats plan quantizers store targets models quantized "
         "solve response sensitivity rounding"
     ),
     "api": (
-        "errors settings space quadratic tables plan executors store targets slurm config models "
+        "errors settings space quadratic tables plan executors store targets config slurm models "
         "quantized timing solve report evaluate export calibrate refine rounding planning"
     ),
     "cli": (
-        "errors settings wording tables plan executors store tracking doctor slurm solvers config "
+        "errors settings wording tables plan executors store tracking doctor solvers config slurm "
         "solve report export calibrate rounding planning api"
     ),
     "__main__": "cli",

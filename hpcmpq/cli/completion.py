@@ -19,7 +19,17 @@ from hpcmpq.solve.costs.latency import LATENCY_NAMES
 from hpcmpq.solve.largest_gain import GAINS
 from hpcmpq.solvers import SOLVERS
 
-COSTS = ("weight_bits", "average_bits", "size_bytes", "bops", "macs", *LATENCY_NAMES, "mac_time")
+COSTS = (
+    "weight_bits",
+    "average_bits",
+    "size_bytes",
+    "bops",
+    "macs",
+    "active_bytes",
+    "active_macs",
+    *LATENCY_NAMES,
+    "mac_time",
+)
 """Costs that budgets can name; those of time need `hpcmpq time` first."""
 
 ENGINES: tuple[str, ...] = get_args(get_type_hints(EvaluationConfig)["engine"])

@@ -16,12 +16,13 @@ With `include` patterns exactly the searchable modules that match are searched. 
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
+from hpcmpq.models.active_weights import active_shares
 from hpcmpq.models.attention_products import with_products
 from hpcmpq.models.blocks import block_numbers
 from hpcmpq.models.searchable_layers import Layer, trace_layers
@@ -211,9 +212,12 @@ def _tie(model: nn.Module, layers: Sequence[Layer], rules: Sequence[Sequence[str
                     + ", ".join(lasts[:_NUM_LISTED])
                 )
     blocks = block_numbers(model, [bundle[0].names[0] for bundle in bundles.values()])
+    shares = active_shares(model)
     return tuple(
         Group(
-            _group_name(key[0], bundle, named[key]), tuple(_member(model, layer) for layer in bundle), block
+            _group_name(key[0], bundle, named[key]),
+            tuple(_member(model, layer, shares) for layer in bundle),
+            block,
         )
         for (key, bundle), block in zip(bundles.items(), blocks, strict=True)
     )
@@ -233,10 +237,11 @@ def _group_name(parent: str, bundle: Sequence[Layer], named: Iterable[str]) -> s
     return f"{parent}.{{{lasts}}}" if parent else f"{{{lasts}}}"
 
 
-def _member(model: nn.Module, layer: Layer) -> Member:
+def _member(model: nn.Module, layer: Layer, shares: Mapping[str, float]) -> Member:
     weight = model.get_parameter(layer.parameter)
     if layer.is_parameter or layer.transposed:  # all axes but that of the inputs are outputs, experts too
         columns = weight.shape[-2 if layer.transposed else -1]
     else:
         columns = weight[0].numel()
-    return Member(layer.parameter, weight.numel() // columns, columns, layer.transposed, layer.macs)
+    active = shares.get(layer.parameter, 1.0)
+    return Member(layer.parameter, weight.numel() // columns, columns, layer.transposed, layer.macs, active)

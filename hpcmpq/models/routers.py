@@ -65,7 +65,7 @@ def choosing_weights(
         chosen_by: From `TracedChoices`.
     """
     found = {id(weight) for weight in outputs_of if id(weight) in chosen_by}
-    for scope, experts, num_experts in _mixtures(model):
+    for scope, experts, num_experts in mixtures(model):
         inside = [
             weight
             for weight, (name, _) in outputs_of.items()
@@ -81,7 +81,7 @@ def choosing_weights(
     return found
 
 
-def _mixtures(model: nn.Module) -> Iterable[tuple[str, str, int]]:
+def mixtures(model: nn.Module) -> Iterable[tuple[str, str, int]]:
     """(module around experts and what routes to them, the experts, how many)."""
     for name, module in model.named_modules():
         scope, _, last = name.rpartition(".")

@@ -69,5 +69,5 @@ def _values(model: nn.Module, dtype: torch.dtype, weights: Weights | None) -> It
             continue
         if not tensor.is_meta:
             yield name, tensor
-        elif weights is not None and name in weights.aliases and stored[weights.aliases[name]] != dtype:
+        elif weights is not None and any(stored[each] != dtype for each in weights.stored(name)):
             yield name, weights.read(name)

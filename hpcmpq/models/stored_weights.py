@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.models.description import read_model_json
+from hpcmpq.models.joined_weights import JoinedWeight, joined_weights
 
 ReadRows = Callable[[str, int, int], Tensor]
 """(parameter, start, stop) → that range of its first axis."""
@@ -27,6 +28,7 @@ class Weights:
         directory: The model's directory.
         files: {tensor name: file name}.
         aliases: {the model's parameter or buffer: name in the files}.
+        joined: {the model's parameter: how it is made of several, or of a part of one}.
         dtype: What floating tensors are converted to.
         device: Where they go.
     """
@@ -36,12 +38,27 @@ class Weights:
     aliases: dict[str, str]
     dtype: torch.dtype
     device: torch.device
+    joined: dict[str, JoinedWeight] = field(default_factory=dict)
+
+    def stored(self, name: str) -> tuple[str, ...]:
+        """Names in the files of what a parameter or buffer is made of; none if it is not there."""
+        if name in self.joined:
+            return self.joined[name].stored
+        return (self.aliases[name],) if name in self.aliases else ()
+
+    def source(self, name: str) -> tuple[str, str] | None:
+        """The same of all parameters and buffers that are one tensor; None of what is not in the files."""
+        if name in self.joined:
+            return "joined", self.joined[name].name
+        return ("stored", self.aliases[name]) if name in self.aliases else None
 
     def read(self, name: str) -> Tensor:
         """One parameter or buffer by the model's name."""
+        return self.joined[name].read(self._read) if name in self.joined else self._read(self.aliases[name])
+
+    def _read(self, stored: str) -> Tensor:
         from safetensors import safe_open
 
-        stored = self.aliases[name]
         with safe_open(self.directory / self.files[stored], "pt") as file:
             tensor = file.get_tensor(stored)
         dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
@@ -52,6 +69,8 @@ class Weights:
         """A range of the first axis of a parameter; nothing else of it is read. A scalar has one row."""
         from safetensors import safe_open
 
+        if name in self.joined:
+            return self.joined[name].rows(start, stop, self._read)
         stored = self.aliases[name]
         with safe_open(self.directory / self.files[stored], "pt") as file:
             stored_rows = file.get_slice(stored)
@@ -70,20 +89,26 @@ def find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: 
     """
     files = _files(directory)
     there = names_in_model(model, files)
+    made = joined_weights(model, files)
     prefix = getattr(model, "base_model_prefix", "") + "."
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    aliases = {}
+    aliases: dict[str, str] = {}
+    joined: dict[str, JoinedWeight] = {}
     for tied in names.values():
         wanted = [*tied, *(prefix + n for n in tied), *(n.removeprefix(prefix) for n in tied)]
         stored = next((there[n] for n in wanted if n in there), None)
         if stored is None:
+            how = next((made[n] for n in wanted if n in made), None)
+            if how is not None:
+                joined.update(dict.fromkeys(tied, how))
+                continue
             if "pooler" in tied[0].split("."):
                 continue  # often not saved, and no part of the last hidden state
             raise UserError(
-                f"no safetensors file in {directory} holds {tied[0]} under that name, as where transformers joins "
-                "experts when it loads them; set model.stream: false and evaluation.engine: torch"
+                f"no safetensors file in {directory} holds {tied[0]} under that name, or what transformers makes it "
+                "of; set model.stream: false and evaluation.engine: torch"
             )
         aliases.update(dict.fromkeys(tied, stored))
     for name, _ in model.named_buffers():
@@ -91,7 +116,7 @@ def find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: 
         stored = next((there[n] for n in wanted if n in there), None)
         if stored is not None:
             aliases[name] = stored
-    return Weights(directory, files, aliases, dtype, device)
+    return Weights(directory, files, aliases, dtype, device, joined)
 
 
 def names_in_model(model: nn.Module, names: Iterable[str]) -> dict[str, str]:

@@ -78,7 +78,7 @@ def weights_fingerprint(model: nn.Module, weights: Weights | None = None) -> str
         if not isinstance(tensor, Tensor):
             total.update(f"{name} {tensor!r}\n".encode())
             continue
-        stored = None if weights is None else weights.aliases.get(name)
+        stored = None if weights is None else weights.source(name)
         key = stored or (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if key not in digests:
             value = tensor if stored is None or weights is None else weights.read(name)

@@ -82,6 +82,7 @@ def num_fixed_bytes(
     groups: Sequence[Group],
     dtype: torch.dtype | None = None,
     count: Callable[[str, Sequence[int], int], int] | None = None,
+    shares: Mapping[str, float] | None = None,
 ) -> int:
     """Bytes of all parameters and buffers of a checkpoint that no group searches; shared tensors count once.
 
@@ -90,17 +91,19 @@ def num_fixed_bytes(
         groups: Their members are left out.
         dtype: Count floating tensors as stored in this dtype; None takes the dtype they are loaded in.
         count: Bytes of a tensor from its name, shape and bytes of one number; None takes its numbers alone.
+        shares: {tensor: share of it that counts}; what is missing counts in full.
     """
     state = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     searched = {_storage_key(state[member.parameter]) for group in groups for member in group.members}
     fixed = {_storage_key(tensor): (name, tensor) for name, tensor in state.items()}
-    total = 0
+    total = 0.0
     for key, (name, tensor) in fixed.items():
         if key not in searched:
             stored = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
             itemsize = stored.itemsize
-            total += count(name, tensor.shape, itemsize) if count else tensor.numel() * itemsize
-    return total
+            num_bytes = count(name, tensor.shape, itemsize) if count else tensor.numel() * itemsize
+            total += num_bytes * (shares or {}).get(name, 1.0)
+    return round(total)
 
 
 def _storage_key(tensor: Tensor) -> tuple:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
+from hpcmpq.models.active_weights import active_shares
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.description import describe_model
@@ -103,7 +104,24 @@ def load_original(config: Config, import_paths: tuple[str, ...]) -> Original:
     return Original(config, streamed.model, device, streamed.weights, (outside, max(sizes)))
 
 
-def find_groups(original: Original, samples: Samples, target: Target | None) -> tuple[tuple[Group, ...], int]:
+@dataclass(frozen=True)
+class Found:
+    """What is searched, and what is not.
+
+    Attributes:
+        groups: To search.
+        fixed_bytes: Of the checkpoint outside them.
+        active_fixed_bytes: Of these, bytes that are read for a token; None where samples are no tokens.
+        tokens_per_sample: Of the sample that arithmetic was counted on; 0 where samples are no tokens.
+    """
+
+    groups: tuple[Group, ...]
+    fixed_bytes: int
+    active_fixed_bytes: int | None
+    tokens_per_sample: int
+
+
+def find_groups(original: Original, samples: Samples, target: Target | None) -> Found:
     """The groups to search, and bytes of the checkpoint outside them.
 
     Args:
@@ -120,12 +138,21 @@ def find_groups(original: Original, samples: Samples, target: Target | None) -> 
     with original.traceable(samples) as (model, inputs):
         groups = deployable_groups(model, config.groups, inputs, target)
         fixed_bytes = num_fixed_bytes(model, groups, dtype, count)
+        tokens, active_bytes = _num_tokens(inputs), None
+        if tokens:
+            active_bytes = num_fixed_bytes(model, groups, dtype, count, active_shares(model))
     if original.weights is None:
         batch = samples.of_all_lengths(config.calibration.samples_per_pass)
         check_repeatable(original.model, batch.inputs)
     if config.model.path and (target is None or target.keeps_unused):
         fixed_bytes += num_unused_bytes(original.model, Path(config.model.path), count)
-    return groups, fixed_bytes
+    return Found(groups, fixed_bytes, active_bytes, tokens)
+
+
+def _num_tokens(inputs: dict[str, Tensor]) -> int:
+    """Of a sample; 0 where the main input is no token ids."""
+    ids_NT = inputs.get("input_ids", next(iter(inputs.values())))
+    return ids_NT.shape[1] if ids_NT.ndim == 2 and not ids_NT.is_floating_point() else 0
 
 
 def stored_dtype(config: Config) -> torch.dtype | None:

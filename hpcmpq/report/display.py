@@ -4,7 +4,12 @@ from typing import Any
 
 from hpcmpq.wording import label, show_bytes
 
-STYLE_OF_COST = {"size_bytes": "bytes", "weight_bits": "bits", "average_bits": "bits"}
+STYLE_OF_COST = {
+    "size_bytes": "bytes",
+    "active_bytes": "bytes",
+    "weight_bits": "bits",
+    "average_bits": "bits",
+}
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

@@ -15,10 +15,21 @@ from hpcmpq.problem import Budget, Cost, Problem
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.constraints import allowed_options, format_classes, tied_groups
-from hpcmpq.solve.costs import average_bits_cost, bops_cost, macs_cost, size_bytes_cost, weight_bits_cost
+from hpcmpq.solve.costs import (
+    active_bytes_cost,
+    active_macs_cost,
+    average_bits_cost,
+    bops_cost,
+    macs_cost,
+    size_bytes_cost,
+    weight_bits_cost,
+)
 from hpcmpq.solve.costs.latency import LATENCY_NAMES, latency_costs, mac_time_cost
 from hpcmpq.space import SearchSpace
 from hpcmpq.targets import find_target
+
+ACTIVE_NAMES = ("active_bytes", "active_macs")
+"""Costs of one token, which plans for tokens have."""
 
 
 def plan_costs(plan: Plan) -> dict[str, Cost]:
@@ -34,6 +45,9 @@ def plan_costs(plan: Plan) -> dict[str, Cost]:
         mac_time_cost(space),
         *(latency_costs(space, plan.times) if plan.times else ()),
     ]
+    if plan.active_fixed_bytes is not None:
+        costs.append(active_bytes_cost(space, quantizer, plan.active_fixed_bytes, target))
+        costs.append(active_macs_cost(space, plan.tokens_per_sample))
     return {cost.name: cost for cost in costs}
 
 
@@ -58,6 +72,11 @@ def known_cost(plan: Plan, costs: Mapping[str, Cost], name: str, kind: str = "bu
     if name in LATENCY_NAMES and plan.times is None:
         raise UserError(
             f"{kind} {name} needs measured times and none were measured for this plan; run `hpcmpq time RUN` first"
+        )
+    if name in ACTIVE_NAMES:
+        raise UserError(
+            f"{kind} {name} is per token and this plan counts none: its samples are no tokens, or it is older than "
+            "this cost; `hpcmpq plan` again counts them"
         )
     raise UserError(f"unknown {kind} {name!r}; known: {', '.join(costs)}")
 

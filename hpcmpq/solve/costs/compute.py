@@ -28,6 +28,21 @@ def macs_cost(space: SearchSpace) -> Cost:
     return Cost("macs", "16-bit multiply-accumulates per sample", np.array(macs_P))
 
 
+def active_macs_cost(space: SearchSpace, tokens_per_sample: int) -> Cost:
+    """Multiply-accumulates of a token weighted by width, in units of one 16-bit product.
+
+    Each number of a layer multiplies once for a token, those of experts as often as these are chosen; products of
+    activations count as in a sample of that many tokens, for each of them.
+    """
+    macs_P = []
+    for option in space.options:
+        group, chosen = space.groups[option.group], FORMATS[option.format]
+        weights = sum(member.active * member.numel for member in group.members if member.macs)
+        products = sum(product.macs for product in group.products) / tokens_per_sample
+        macs_P.append((weights * chosen.num_bits + products * chosen.activation_bits) / 16)
+    return Cost("active_macs", "16-bit multiply-accumulates per token", np.array(macs_P))
+
+
 def _weighted(group: Group, format_name: str, factor: int) -> float:
     """Σ macs × bits of the first factor, times `factor`."""
     chosen = FORMATS[format_name]

@@ -4,7 +4,7 @@ import numpy as np
 
 from hpcmpq.formats import FORMATS, Quantizer, stored_bits
 from hpcmpq.problem import Cost
-from hpcmpq.space import SearchSpace
+from hpcmpq.space import Member, Option, SearchSpace
 from hpcmpq.targets import Target
 
 
@@ -28,12 +28,43 @@ def size_bytes_cost(
 
     With a target, of its engine's weight file, with padding and directory.
     """
-    bytes_P = stored_bits_P(space, quantizer) / 8.0
+    bytes_P = [
+        sum(size for _, size in _members(space, option, quantizer, target)) for option in space.options
+    ]
+    return Cost("size_bytes", "bytes", np.array(bytes_P), constant=float(fixed_bytes))
+
+
+def active_bytes_cost(
+    space: SearchSpace, quantizer: Quantizer, active_fixed_bytes: int, target: Target | None = None
+) -> Cost:
+    """Bytes of weights that are read for a token: of experts the share that is chosen, all else as `size_bytes`.
+
+    Args:
+        space: Whose members know their share.
+        quantizer: How they are stored.
+        active_fixed_bytes: Bytes outside the searched groups that are read for a token.
+        target: As of `size_bytes_cost`.
+    """
+    bytes_P = [
+        sum(member.active * size for member, size in _members(space, option, quantizer, target))
+        for option in space.options
+    ]
+    return Cost("active_bytes", "bytes per token", np.array(bytes_P), constant=float(active_fixed_bytes))
+
+
+def _members(
+    space: SearchSpace, option: Option, quantizer: Quantizer, target: Target | None
+) -> list[tuple[Member, float]]:
+    """(weight, its bytes) of an option's group."""
+    chosen = FORMATS[option.format]
     if target is not None:
-        members = [(space.groups[option.group].members, FORMATS[option.format]) for option in space.options]
-        sizes = [sum(target.member_bytes(m, format, quantizer) for m in found) for found, format in members]
-        bytes_P = np.array(sizes, dtype=np.float64)
-    return Cost("size_bytes", "bytes", bytes_P, constant=float(fixed_bytes))
+        return [
+            (m, float(target.member_bytes(m, chosen, quantizer))) for m in space.groups[option.group].members
+        ]
+    return [
+        (m, stored_bits(chosen, quantizer, m.num_rows, m.num_columns) / 8.0)
+        for m in space.groups[option.group].members
+    ]
 
 
 def stored_bits_P(space: SearchSpace, quantizer: Quantizer) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Messages between groups: what a certificate's excesses still prove when moved about.
 
 A certificate reads f(x) ≥ value + Σ_g own[x_g] + Σ_{g<h} pair[x_g, x_h]. Anything may be taken from all pairs of an
-option with a group and added to the option's own term: for one-hot x the sum stays the same. The sum of the separate minima
-rises when every option first collects the least excess of its pairs with each group and then shares what it has
+option with a group and added to the option's own term: for one-hot x the sum stays the same. The sum of the separate
+minima rises when every option first collects the least excess of its pairs with each group and then shares what it has
 above its group's best option among the pairs that come later in the order, there and back: sequential tree-reweighted
 message passing. A multiplier that has converged leaves nothing to gain; one after a few dozen steps leaves a sixth of
 the gap, and half of the options that could be excluded.
