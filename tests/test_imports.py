@@ -198,7 +198,7 @@ class OnlyAllowed:
     allowed = {allowed!r} | set(sys.stdlib_module_names) | {{"hpcmpq"}}
 
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] not in self.allowed:
+        if name.split(".")[0] not in self.allowed and not name.startswith("_sysconfigdata_"):  # Python's own
             raise ModuleNotFoundError(name + " is not allowed on the solve path", name=name)
 
 sys.meta_path.insert(0, OnlyAllowed())
