@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from hpcmpq.calibrate.stage import calibrate
+from hpcmpq.api import stages
 from hpcmpq.executors import open_executor
 from hpcmpq.store.run_dir import RunDir
 
@@ -12,7 +12,8 @@ def main(executor: str, num_workers: int, paths: list[str]) -> None:
     with open_executor(executor, num_workers) as pool:
         if pool is not None:
             for path in paths:
-                calibrate(RunDir(Path(path)), pool, lambda *_: None)
+                stages.round_options(RunDir(Path(path)), pool, lambda *_: None)
+                stages.calibrate(RunDir(Path(path)), pool, lambda *_: None)
 
 
 if __name__ == "__main__":
