@@ -35,7 +35,6 @@ from hpcmpq.solvers.linear import LinearSolver
 from hpcmpq.solvers.quadratic import QuadraticSolver
 from hpcmpq.solvers.search.tabu import search
 
-
 BLOCK = 60
 """Groups of a block."""
 
