@@ -8,7 +8,7 @@ import pytest
 
 from hpcmpq.store.run_dir import RunDir
 from tests.executors.launch import MARKS
-from tests.executors.tiny_run import METHODS, calibrate, plan_run, result
+from tests.executors.tiny_run import METHODS, calibrate, calibrate_all, plan_run, result
 
 pytestmark = pytest.mark.slow
 
@@ -19,14 +19,14 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("executor", "num_workers"), WAYS)
-def test_same_bits_as_this_process(executor, num_workers, method, reference, tmp_path, request):
+def test_same_bits_as_this_process(executor, num_workers, reference, tmp_path, request):
     if executor == "ray":
         request.getfixturevalue("ray_cluster")
-    run_dir = plan_run(tmp_path, method)
-    calibrate(run_dir, executor, num_workers)
-    assert result(run_dir) == reference(method)
+    run_dirs = {method: plan_run(tmp_path / method, method) for method in METHODS}
+    calibrate_all(list(run_dirs.values()), executor, num_workers)
+    for method, run_dir in run_dirs.items():
+        assert result(run_dir) == reference(method), method
 
 
 def test_damaged_shards_are_found_recomputed_and_reported(reference, tmp_path):

@@ -36,6 +36,13 @@ def calibrate(run_dir: RunDir, executor: str = "local", num_workers: int = 1, st
     return ended.stdout + ended.stderr
 
 
+def calibrate_all(run_dirs: list[RunDir], executor: str, num_workers: int) -> None:
+    """Calibrate several runs with one executor, each rank of MPI or driver of Ray started once."""
+    paths = [run_dir.path for run_dir in run_dirs]
+    ended = run(command_line(executor, "tests.executors.calibrate_runs", executor, num_workers, *paths))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 def result(run_dir: RunDir) -> tuple[dict[str, bytes], bytes]:
     """Bytes of all shards and stored codes, and of `quadratic.h5`; nothing is left over."""
     assert not [*run_dir.shards_path.glob(".*"), *run_dir.path.glob("rounded/.*")]
