@@ -1,6 +1,6 @@
 """Predicted bytes of shards and peak memory are within a stated factor of what a run takes."""
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,16 @@ from hpcmpq.planning.part_times import PartTimes, total_seconds
 from hpcmpq.planning.stage import prepare
 from hpcmpq.refine.inquiries import Around, keep_inquiry, plan_of
 from hpcmpq.refine.worker import make_worker as make_refine_worker
-from hpcmpq.settings import CalibrationConfig, Config, EvaluationConfig, ModelConfig, SensitivityConfig
+from hpcmpq.rounding.option_units import units_of
+from hpcmpq.rounding.worker import make_worker as make_rounding_worker
+from hpcmpq.settings import (
+    CalibrationConfig,
+    Config,
+    EvaluationConfig,
+    ModelConfig,
+    Quantizer,
+    SensitivityConfig,
+)
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
 from tests.allocations import peak_bytes
@@ -105,8 +114,8 @@ def test_memory_of_evaluation_and_export_is_predicted_too(tmp_path: Path, deep, 
     run = RunDir(tmp_path / "run")
     config = config_of(deep, 24, stream)
     (tmp_path / "text.txt").write_text(TEXT)  # the other has as many tokens as the model weights
-    data = dataclasses.replace(config.calibration, data=str(tmp_path / "text.txt"))
-    config = dataclasses.replace(config, calibration=data, evaluation=EvaluationConfig(num_samples=4))
+    data = replace(config.calibration, data=str(tmp_path / "text.txt"))
+    config = replace(config, calibration=data, evaluation=EvaluationConfig(num_samples=4))
     plan = prepare(config, run, ())
     solve_by_turns(run, plan)
     solution = read_json(run.solution_path, "")
@@ -122,6 +131,22 @@ def test_memory_of_evaluation_and_export_is_predicted_too(tmp_path: Path, deep, 
         print(stage, stream, peak, predicted[f"{stage}_peak_bytes"], weights)
         assert peak / PEAK_FACTOR < predicted[f"{stage}_peak_bytes"] < PEAK_FACTOR * peak
         assert (peak < 0.7 * weights) == stream
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_memory_of_rounding_is_predicted_too(tmp_path: Path, deep, stream):
+    run = RunDir(tmp_path / "run")
+    config = replace(
+        config_of(deep, 24, stream, probes=4), quantizer=Quantizer(rounding="gptq", group_size=32)
+    )
+    plan = prepare(config, run, ())
+    predicted = read_json(run.file("cost.json"), "")
+    first, *_ = units_of(plan)
+    _, peak = peak_bytes(lambda: make_rounding_worker(run)(first))
+    assert peak / PEAK_FACTOR < predicted["round_peak_bytes"] < PEAK_FACTOR * peak
+    weights = 4 * sum(group.numel for group in plan.space.groups)
+    assert (peak < weights) == stream  # all blocks in memory, or one
+    assert (predicted["round_seconds"] is None) == stream
 
 
 def test_seconds_are_the_sum_of_what_every_pass_and_every_worker_does():
