@@ -6,7 +6,7 @@ model = calibrated("configs/quickstart.yaml", method="secant").quadratic
 import dataclasses
 import multiprocessing
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -46,7 +46,9 @@ class MeteredProcess:
     seconds: float = 0.0
     peak_bytes: int = 0
 
-    def run(self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]) -> Iterator[UnitOutcome]:
+    def run(
+        self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit], keep: bool = False
+    ) -> Generator[UnitOutcome, None, None]:
         """See `hpcmpq.executors.Executor.run`.
 
         Raises:

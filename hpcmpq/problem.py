@@ -9,6 +9,7 @@ from enum import Enum
 
 import numpy as np
 
+from hpcmpq.cross_terms import CrossTerms
 from hpcmpq.quadratic import quadratic_increase
 
 
@@ -67,7 +68,8 @@ class Problem:
 
     Attributes:
         linear_P: c, float64 [P].
-        quad_PP: H, symmetric float64 [P, P], zero inside groups; may be indefinite.
+        quad_PP: H, symmetric float64 [P, P], zero inside groups; may be indefinite. A numpy array, or a `scipy.sparse`
+            matrix where most entries are zero (`cross_terms.blocked` makes one).
         group_P: Group index of every option, int64 [P], sorted, 0..G-1, each group with an option.
         budgets: All must hold.
         allowed_P: bool [P]; options that may be chosen.
@@ -79,7 +81,7 @@ class Problem:
     """
 
     linear_P: np.ndarray
-    quad_PP: np.ndarray
+    quad_PP: CrossTerms
     group_P: np.ndarray
     budgets: tuple[Budget, ...] = ()
     allowed_P: np.ndarray | None = None

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpcmpq.cross_terms import CrossTerms, sum_among
+
 
 @dataclass(frozen=True)
 class QuadraticModel:
@@ -45,16 +47,16 @@ class QuadraticModel:
         return self.loss0 + quadratic_increase(self.linear_P, self.quad_PP, choice_G)
 
 
-def quadratic_increase(linear_P: np.ndarray, quad_PP: np.ndarray, choice_G: np.ndarray) -> float:
+def quadratic_increase(linear_P: np.ndarray, quad_PP: CrossTerms, choice_G: np.ndarray) -> float:
     """c·x + ½ xᵀHx of the one-hot x that selects `choice_G`.
 
     Args:
         linear_P: float64 [P].
-        quad_PP: Symmetric float64 [P, P], zero inside groups. May be indefinite.
+        quad_PP: Symmetric float64 [P, P], dense or sparse, zero inside groups. May be indefinite.
         choice_G: One option index per group, int64 [G].
 
     Example:
         >>> quadratic_increase(np.array([1.0, 5.0]), np.array([[0.0, 4.0], [4.0, 0.0]]), np.array([0, 1]))
         10.0
     """
-    return float(linear_P[choice_G].sum() + 0.5 * quad_PP[np.ix_(choice_G, choice_G)].sum())
+    return float(linear_P[choice_G].sum() + 0.5 * sum_among(quad_PP, choice_G))

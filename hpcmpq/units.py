@@ -15,6 +15,9 @@ from hpcmpq.store.whole_files import remove_abandoned
 
 log = logging.getLogger(__name__)
 
+FindPending = Callable[[Plan, RunDir], tuple[list[WorkUnit], list[str]]]
+"""As `hpcmpq.store.shards.pending`."""
+
 
 def run_missing(
     run: RunDir,
@@ -25,6 +28,7 @@ def run_missing(
     part: tuple[int, int] = (0, 1),
     at_most: int | None = None,
     keep: bool = False,
+    find_pending: FindPending = pending,
 ) -> None:
     """Measure every missing unit of a plan; damaged shards are removed first.
 
@@ -37,12 +41,13 @@ def run_missing(
         part: (i, n): of n processes that share the run directory this is number i; each starts elsewhere.
         at_most: Stop after this many units.
         keep: See `hpcmpq.executors.Executor.run`.
+        find_pending: Which units are missing, and a sentence for each that is damaged.
 
     Raises:
         IncompleteCalibration: If a unit failed for good; all others are on disk.
     """
     remove_abandoned(run.shards_path)
-    units, damaged = pending(plan, run)
+    units, damaged = find_pending(plan, run)
     num_missing = len(units)
     units = starting_from(units, plan.units, *part)[:at_most]
     for sentence in damaged:
@@ -64,7 +69,7 @@ def run_missing(
     if failed:
         raise IncompleteCalibration(
             f"{len(failed)} of {len(plan.units)} units failed, first {failed[0].unit}: {failed[0].error}; "
-            f"the others are on disk, run `hpcmpq {run.measuring} {run.path}` again"
+            f"the others are on disk, run `{run.command}` again"
         )
 
 

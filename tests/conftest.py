@@ -30,6 +30,7 @@ from tests.side_by_side import (  # noqa: F401  (hooks)
     pytest_xdist_auto_num_workers,
     pytest_xdist_make_scheduler,
 )
+from tests.started_once import serving
 
 # Nothing that an earlier run found, and nothing about time.
 hypothesis.settings.register_profile("fresh", database=None, deadline=None, print_blob=True)
@@ -127,6 +128,13 @@ def log_only_during_the_test() -> Iterator[None]:
     for handler in [handler for handler in logging.root.handlers if type(handler) is logging.StreamHandler]:
         logging.root.removeHandler(handler)
     logging.root.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def started_once() -> Iterator[str]:
+    """A script that does what `hpcmpq` does, without reading libraries each time; see `tests/started_once.py`."""
+    with serving() as script:
+        yield script
 
 
 @pytest.fixture

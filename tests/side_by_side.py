@@ -1,8 +1,8 @@
 """Which tests run side by side: pytest's hooks, for `tests/conftest.py`.
 
-Two workers of pytest-xdist share all tests. Tests that need
-the same thing stay in one worker, in order: there is one Ray, one Slurm and one MPI launcher at a time, each ends with
-its last test, and what tests of a file share is made once.
+Three workers of pytest-xdist share all tests, one more than a small machine has cores: a job in Slurm's queue and a Ray
+that starts are waited for. Tests that need the same thing stay in one worker, in order: there is one Ray, one Slurm and
+one MPI launcher at a time, each ends with its last test, and what tests of a file share is made once.
 
 Workers tell the scheduler of their groups in a file: `--dist loadgroup` of pytest-xdist 3.8 writes them into names of
 tests, where pytest 9.2 no longer looks, and so keeps nothing together.
@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-NUM_WORKERS = 2
-"""Of about 1 GiB each."""
+NUM_WORKERS, NUM_QUICK_WORKERS = 3, 2
+"""Of about 1 GiB each; quick tests wait for nothing."""
 
-LAUNCHED = {"slurm": ("cluster",), "ray": ("ray",), "mpi": ("mpi", "deepspeed")}
+LAUNCHED = {"slurm": ("cluster",), "ray": ("ray",), "mpi": ("mpi", "deepspeed"), "pages": ("started_once",)}
 """{group: fixtures or markers of its tests}; the longest waits come first."""
 
 NOT_QUICK = ("slow", "browser")
@@ -33,7 +33,9 @@ _OPEN = pytest.StashKey[list[pytest.FixtureDef]]()
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """None of them, but this process, for files that are named: nothing is gained by starting Python twice more."""
-    return 0 if all(Path(argument.split("::")[0]).is_file() for argument in config.args) else NUM_WORKERS
+    if all(Path(argument.split("::")[0]).is_file() for argument in config.args):
+        return 0
+    return NUM_QUICK_WORKERS if config.getoption("markexpr") == "quick" else NUM_WORKERS
 
 
 def pytest_configure_node(node: Any) -> None:
@@ -90,7 +92,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """End a launcher with the last test of its group: idle, it would take time from all others."""
     open_ones = item.config.stash.setdefault(_OPEN, [])
-    for name in ("ray_cluster", "cluster"):
+    for name in ("ray_cluster", "cluster", "started_once"):
         open_ones += item._fixtureinfo.name2fixturedefs.get(name, ())
     yield
     if (group := group_of(item)) in LAUNCHED and (nextitem is None or group_of(nextitem) != group):

@@ -16,7 +16,8 @@ from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
 from tests.calling import Call
-from tests.executors.launch import ROOT, hpcmpq
+from tests.executors.launch import ROOT
+from tests.executors.launch import run as start
 
 pytestmark = pytest.mark.slow
 
@@ -30,9 +31,12 @@ FEWER = {
 
 
 @pytest.fixture(scope="module", params=["quickstart", "digits"])
-def finished(request, tmp_path_factory) -> tuple[RunDir, str]:
+def finished(request, started_once: str, tmp_path_factory) -> tuple[RunDir, str]:
     """A finished run of a shipped config, and what it printed."""
     folder = tmp_path_factory.mktemp(request.param)
+    command = folder / "hpcmpq"
+    command.write_text(started_once)
+    command.chmod(0o755)
     run, config = RunDir(folder / "run"), ROOT / "configs" / f"{request.param}.yaml"
     if request.param == "quickstart":
         text = config.read_text().replace("quickstart_model", str(ROOT / "configs" / "quickstart_model"))
@@ -41,7 +45,7 @@ def finished(request, tmp_path_factory) -> tuple[RunDir, str]:
             text = text.replace(shipped, fewer)
         config = folder / "quickstart.yaml"
         config.write_text(text)
-    ended = hpcmpq("run", config, "--run-dir", run.path, timeout_s=900)
+    ended = start([str(command), "run", str(config), "--run-dir", str(run.path)], timeout_s=900)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return run, ended.stdout
 

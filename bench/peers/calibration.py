@@ -1,7 +1,7 @@
 """A model's calibration by this package's own stages, in this process, one directory for each configuration."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from hpcmpq.executors import Worker
 from hpcmpq.plan import Plan, UnitOutcome, WorkUnit, content_hash
 from hpcmpq.planning.stage import prepare
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.rounding.option_units import round_options
 from hpcmpq.settings import Config, to_values
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.plan_file import read_plan
@@ -45,7 +46,9 @@ class Calibrated:
 class ThisProcess:
     """An executor of the calling process, so that a bench runs in no other."""
 
-    def run(self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit]) -> Iterator[UnitOutcome]:
+    def run(
+        self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit], keep: bool = False
+    ) -> Generator[UnitOutcome, None, None]:
         """See `hpcmpq.executors.Executor.run`; a failing unit raises."""
         worker = make_worker()
         for unit in units:
@@ -59,6 +62,9 @@ def calibrated(name: str, config: Config) -> Calibrated:
     run = RunDir(CACHE / "peers" / f"{name}-{content_hash(to_values(config))[:8]}")
     with cpu_seconds(run, "plan"):
         prepare(config, run, IMPORT_PATHS)
+    if config.quantizer.stores_codes:
+        with cpu_seconds(run, "round"):
+            round_options(run, ThisProcess(), _say)
     if not run.quadratic_path.exists():
         with cpu_seconds(run, "calibrate"):
             calibrate(run, ThisProcess(), _say)

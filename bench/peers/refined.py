@@ -3,6 +3,7 @@
 import dataclasses
 
 from bench.peers.calibration import Calibrated
+from hpcmpq.executors.in_process import InProcess
 from hpcmpq.plan import plan_to_json
 from hpcmpq.refine.stage import refine
 from hpcmpq.settings import RefineConfig
@@ -45,7 +46,9 @@ def refined(made: Calibrated, limit: float, rounds: int) -> dict[str, str]:
     plan = dataclasses.replace(made.plan, config=dataclasses.replace(made.config, refine=settings))
     write_json(run.plan_path, plan_to_json(plan))
     solve(run, {"weight_bits": limit}, settings_of(plan))
-    values = refine(run, lambda done, most: print(f"{limit:g} bits: {done} of {most}", flush=True))
+    values = refine(
+        run, InProcess(), lambda done, most: print(f"{limit:g} bits: {done} of {most}", flush=True)
+    )
     return dict(values["assignment"])
 
 

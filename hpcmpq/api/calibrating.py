@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from hpcmpq.api import stages
-from hpcmpq.api.bars import passing
+from hpcmpq.api.bars import Counted, passing
 from hpcmpq.api.quadratic import Quadratic
 from hpcmpq.api.solution import Solution, solution_of
 from hpcmpq.errors import UserError
@@ -36,12 +36,14 @@ def calibrate(run: "Run", *, workers: int | None = None, executor: str | None = 
         >>> example_run().calibrate()
         Quadratic(3 groups, 9 options, secant of kl on 8 samples)
     """
-    with workers_of(workers, executor) as pool, passing("calibrate", "units") as show:
+    with workers_of(workers, executor) as pool:
+        for name, run_units in (("round", stages.round_options), ("calibrate", stages.calibrate)):
+            with passing(name, "units") as show:
 
-        def on_outcome(outcome: "UnitOutcome", done: int, total: int) -> None:
-            show(done, total)
+                def on_outcome(outcome: "UnitOutcome", done: int, total: int, show: Counted = show) -> None:
+                    show(done, total)
 
-        stages.calibrate(RunDir(run.path), pool, on_outcome)
+                run_units(RunDir(run.path), pool, on_outcome)
     stages.reduce(RunDir(run.path))
     return run.quadratic
 

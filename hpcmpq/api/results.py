@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcmpq.api import stages
 from hpcmpq.api.bars import passing
+from hpcmpq.api.calibrating import workers_of
 from hpcmpq.api.solution import Solution, solution_of
 from hpcmpq.errors import UserError
 from hpcmpq.store.run_dir import RunDir
@@ -112,12 +113,16 @@ def export(
     return target
 
 
-def evaluate(run: "Run", *, engine: str | None = None) -> dict[str, Any]:
+def evaluate(
+    run: "Run", *, engine: str | None = None, workers: int | None = None, executor: str | None = None
+) -> dict[str, Any]:
     """Measured quality of the original, the last solution and a uniform model at least as large.
 
     Args:
         run: A solved run.
         engine: ``torch`` or ``deepspeed``; by default the run's.
+        workers: Processes that share the samples, with engine ``torch``; None measures in this one.
+        executor: ``local``, ``mpi`` or ``ray``; None is local where `workers` is given.
 
     Returns:
         {metric: {"original", "quantized", "uniform"}} and facts, as `evaluation.json` has them: `loss`, `kl` or `mse`
@@ -134,8 +139,11 @@ def evaluate(run: "Run", *, engine: str | None = None) -> dict[str, Any]:
         >>> measured["kl"]["original"] < measured["kl"]["quantized"]
         True
     """
-    with passing("evaluate", "chunks") as show:
-        return stages.evaluate(RunDir(run.path), engine, on_progress=show)
+    if workers is None and executor is None:
+        with passing("evaluate", "chunks") as show:
+            return stages.evaluate(RunDir(run.path), engine, on_progress=show)
+    with workers_of(workers, executor) as pool, passing("evaluate", "units") as show:
+        return stages.evaluate(RunDir(run.path), engine, on_progress=show, pool=pool)
 
 
 def report(run: "Run") -> Path:

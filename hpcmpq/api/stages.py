@@ -50,6 +50,30 @@ def plan(config: "Config", run: RunDir, import_paths: tuple[str, ...]) -> "Plan"
         return prepare(config, run, import_paths)
 
 
+def round_options(
+    run: RunDir,
+    pool: "Executor",
+    on_outcome: "Callable[[UnitOutcome, int, int], None]",
+    part: tuple[int, int] = (0, 1),
+    at_most: int | None = None,
+) -> bool:
+    """See `hpcmpq.rounding.option_units.round_options`: the first part of calibrating, where weights have stored codes.
+
+    Returns whether all codes are there.
+    """
+    if not has_codes(run):
+        return True
+    from hpcmpq.rounding.option_units import round_options as round_run
+
+    with stage(run, "round"):
+        return round_run(run, pool, on_outcome, part, at_most) == 0
+
+
+def has_codes(run: RunDir) -> bool:
+    """Whether codes are made before anything is measured."""
+    return read_plan(run).config.quantizer.stores_codes
+
+
 def calibrate(
     run: RunDir,
     pool: "Executor",
@@ -62,6 +86,11 @@ def calibrate(
 
     with stage(run, "calibrate"):
         calibrate_run(run, pool, on_outcome, part, at_most)
+    return units_done(run)
+
+
+def units_done(run: RunDir) -> tuple[int, int]:
+    """How many units are measured, and how many there are."""
     made = read_plan(run)
     missing, _ = pending(made, run)
     return len(made.units) - len(missing), len(made.units)
@@ -168,7 +197,12 @@ def _place(run: RunDir, name: str) -> Path:
 
 
 def evaluate(
-    run: RunDir, engine: str | None = None, world: World = ALONE, on_progress: Counted = unseen
+    run: RunDir,
+    engine: str | None = None,
+    world: World = ALONE,
+    on_progress: Counted = unseen,
+    pool: "Executor | None" = None,
+    part: tuple[int, int] = (0, 1),
 ) -> dict[str, Any]:
     """See `hpcmpq.evaluate.evaluate`; rank 0 keeps the time."""
     from hpcmpq.evaluate import evaluate as evaluate_run
@@ -176,7 +210,7 @@ def evaluate(
     if world.rank > 0:
         return evaluate_run(run, engine, world)
     with stage(run, "evaluate"):
-        return evaluate_run(run, engine, world, on_progress)
+        return evaluate_run(run, engine, world, on_progress, pool, part)
 
 
 def report(run: RunDir) -> Path:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hpcmpq.executors import THREADS_PER_WORKER
 from hpcmpq.models.data.kept_samples import kept_samples, planned_splits
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.load import forward, load_model, pick_device
@@ -20,9 +21,6 @@ from hpcmpq.sensitivity.sampled_positions import find_head
 from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.settings import Config, ModelConfig
 from hpcmpq.store.run_dir import RunDir
-
-THREADS_PER_WORKER = 1
-"""Fixed, so that a unit's numbers do not depend on how many workers there are."""
 
 
 @dataclass(frozen=True)

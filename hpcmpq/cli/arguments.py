@@ -57,11 +57,27 @@ ExecutorName = Annotated[
         callback=as_in_tables,
     ),
 ]
+ExecutorOrNone = Annotated[
+    str | None,
+    typer.Option(
+        "--executor",
+        help="Where work units run: local, mpi or ray; by default none, and this process measures.",
+        autocompletion=completion.executors,
+        callback=as_in_tables,
+    ),
+]
+WorkersOrNone = Annotated[
+    int | None,
+    typer.Option("--workers", help="Most workers that run work units; 0 takes all that there are."),
+]
 Workers = Annotated[int, typer.Option("--workers", help="Most workers; 0 takes all that there are.")]
 UnitShare = Annotated[
     str, typer.Option("--part", metavar="I/N", help="This is number I of N processes that share RUN, from 0.")
 ]
-AtMost = Annotated[int | None, typer.Option("--at-most", metavar="N", min=0, help="Stop after N units.")]
+AtMost = Annotated[
+    int | None,
+    typer.Option("--at-most", metavar="N", min=0, help="Stop after N units, of rounding and of measuring."),
+]
 Watch = Annotated[bool, typer.Option("--watch", help="Again and again, until every stage is done.")]
 ShowUsage = Annotated[bool, typer.Option("--usage", help="What the Slurm jobs used, and files and inodes.")]
 Every = Annotated[float, typer.Option("--every", metavar="SECONDS", help="Between two looks of --watch.")]

@@ -188,14 +188,26 @@ def time(run_dir: arguments.RunPath) -> dict[str, Any]:
     return values
 
 
-@command("srun --ntasks=4 hpcmpq evaluate runs/quickstart --engine deepspeed")
-def evaluate(run_dir: arguments.RunPath, engine: arguments.EngineName = None) -> dict[str, Any] | None:
+@command("hpcmpq evaluate runs/quickstart --workers 2")
+def evaluate(
+    run_dir: arguments.RunPath,
+    engine: arguments.EngineName = None,
+    executor: arguments.ExecutorOrNone = None,
+    workers: arguments.WorkersOrNone = None,
+    part: arguments.UnitShare = "0/1",
+) -> dict[str, Any] | None:
     """Measure original, quantized and uniform models on held-out samples; write RUN/evaluation.json.
 
-    Under the deepspeed launcher, mpiexec or srun all ranks share the work; interrupt at any point, the same
-    command goes on.
+    With --workers or --executor samples are shared out in work units. With engine deepspeed, under its launcher,
+    mpiexec or srun, all ranks share the work. Interrupt at any point, the same command goes on.
     """
-    return _evaluate(run_dir, engine, find_world())
+    share = parse_part(part)
+    if executor is None and workers is None:
+        if share[1] > 1:
+            raise UserError("--part shares out work units; give --workers too")
+        return _evaluate(run_dir, engine, find_world())
+    with open_executor(executor or "local", workers or 0) as pool:
+        return None if pool is None else _evaluate(run_dir, engine, ALONE, pool, share)
 
 
 @command("hpcmpq report runs/quickstart")
@@ -219,18 +231,30 @@ def coarse_frontier(run_dir: Path) -> None:
 def _calibrate(
     run_dir: Path, pool: Executor, part: tuple[int, int] = (0, 1), at_most: int | None = None
 ) -> tuple[int, int]:
+    run = RunDir(run_dir)
+    if stages.has_codes(run):
+        console.title("round")
+        with console.progress("round", "unit") as on_outcome:
+            if not stages.round_options(run, pool, on_outcome, part, at_most):
+                return stages.units_done(run)  # stopped by `at_most`
     console.title("calibrate")
     with console.progress("calibrate", "unit") as on_outcome:
-        return stages.calibrate(RunDir(run_dir), pool, on_outcome, part, at_most)
+        return stages.calibrate(run, pool, on_outcome, part, at_most)
 
 
-def _evaluate(run_dir: Path, engine: str | None, world: World) -> dict[str, Any] | None:
+def _evaluate(
+    run_dir: Path,
+    engine: str | None,
+    world: World,
+    pool: Executor | None = None,
+    part: tuple[int, int] = (0, 1),
+) -> dict[str, Any] | None:
     if world.rank > 0:
         logging.getLogger().setLevel(logging.ERROR)  # rank 0 says it
         stages.evaluate(RunDir(run_dir), engine, world)
         return None
     console.title("evaluate")
-    with console.counter("evaluate", "chunks") as on_progress:
-        values = stages.evaluate(RunDir(run_dir), engine, world, on_progress)
+    with console.counter("evaluate", "chunks" if pool is None else "units") as on_progress:
+        values = stages.evaluate(RunDir(run_dir), engine, world, on_progress, pool, part)
     summaries.evaluated(values)
     return values

@@ -31,14 +31,15 @@ def planned(plan: Plan) -> None:
 
 def cost(values: dict[str, Any]) -> None:
     """What calibration will cost."""
-    seconds, refine = values["seconds"], ""
-    if (refine_bytes := values.get("refine_peak_bytes")) is not None:
-        refine = f" ({show_bytes(refine_bytes)} to refine)"
+    also = {"to refine": values.get("refine_peak_bytes"), "to round before": values.get("round_peak_bytes")}
+    beside = ", ".join(f"{show_bytes(size)} {what}" for what, size in also.items() if size is not None)
+    times = {"": values["seconds"], " to round before": values.get("round_seconds")}
+    took = " and ".join(f"{duration(s)}{what}" for what, s in times.items() if s is not None)
     say(
         f"calibration by {values['engine']}: {values['forwards']:.1f} forward passes of all samples, "
         f"{values['flops'] / 1e12:.3g} TFLOP, {show_bytes(values['shard_bytes'])} on disk, at most "
-        f"{show_bytes(values['peak_bytes'])} of tensors in a worker{refine}"
-        + ("" if seconds is None else f", about {duration(seconds)} and start-up on one worker like this")
+        f"{show_bytes(values['peak_bytes'])} of tensors in a worker{f' ({beside})' * bool(beside)}"
+        f"{f', about {took} and start-up on one worker like this' * bool(took)}"
     )
 
 

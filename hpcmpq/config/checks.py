@@ -39,11 +39,6 @@ def check_values(config: Config, source: str) -> None:
         check_quantizer(find_target(config.target), config.quantizer)
         if config.model.path is None:
             raise UserError(f"{source}: target {config.target} needs a Hugging Face directory in model.path")
-    if (config.quantizer.rounding == "gptq" or config.quantizer.checkpoints) and config.model.stream:
-        raise UserError(
-            f"{source}: quantizer.rounding gptq and quantizer.checkpoints need the whole model when planning; "
-            "set model.stream: false"
-        )
     for name in config.quantizer.checkpoints:
         check_format(name, f"{source}: quantizer.checkpoints")
         if FORMATS[name].type != "int" or name not in config.formats:

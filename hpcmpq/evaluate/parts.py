@@ -111,6 +111,49 @@ class DataPart:
         return values
 
 
+@dataclass(frozen=True)
+class SomeItems:
+    """The items of a part from `first` to `last`, which are those of whole chunks, as a part of their own."""
+
+    whole: Part
+    first: int
+    last: int
+
+    @property
+    def name(self) -> str:
+        """Of the whole part."""
+        return self.whole.name
+
+    @property
+    def needs_original(self) -> bool:
+        """As the whole part."""
+        return self.whole.needs_original
+
+    @property
+    def num_items(self) -> int:
+        """Items of these chunks."""
+        return self.last - self.first
+
+    @property
+    def items_per_chunk(self) -> int:
+        """As the whole part."""
+        return self.whole.items_per_chunk
+
+    def content(self) -> str:
+        """See `Part.content`."""
+        return content_hash([self.whole.content(), self.first, self.last])
+
+    def inputs(self, start: int, stop: int) -> list[Inputs]:
+        """See `Part.inputs`."""
+        return self.whole.inputs(self.first + start, self.first + stop)
+
+    def values(
+        self, start: int, stop: int, outputs: Iterator[Tensor], originals: Sequence[Tensor]
+    ) -> dict[str, np.ndarray]:
+        """See `Part.values`."""
+        return self.whole.values(self.first + start, self.first + stop, outputs, originals)
+
+
 def chunk_size(num_items: int, items_per_pass: int) -> int:
     """Items of a chunk: whole passes, at most `MOST_CHUNKS` chunks.
 

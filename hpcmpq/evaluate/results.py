@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -33,6 +33,27 @@ class MeasuredChunk(NamedTuple):
 
     model: str
     chunk: Chunk
+
+
+class Store(Protocol):
+    """Where values of finished chunks go, and are found again."""
+
+    def write(self, unit: MeasuredChunk, values: Mapping[str, np.ndarray]) -> None:
+        """Keep a finished unit."""
+
+    def read(self, unit: MeasuredChunk) -> Values | None:
+        """The values of a unit, or None if it is not done."""
+
+
+class Nowhere:
+    """Where nothing is kept: a work unit is done as a whole."""
+
+    def write(self, unit: MeasuredChunk, values: Mapping[str, np.ndarray]) -> None:
+        """See `Store.write`."""
+
+    def read(self, unit: MeasuredChunk) -> Values | None:
+        """See `Store.read`."""
+        return None
 
 
 @dataclass(frozen=True)

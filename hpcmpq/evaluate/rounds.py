@@ -15,7 +15,7 @@ from torch import Tensor
 from hpcmpq.errors import Interrupted
 from hpcmpq.evaluate.engines import EvaluationEngine
 from hpcmpq.evaluate.parts import Part
-from hpcmpq.evaluate.results import Chunk, MeasuredChunk, Results, Values
+from hpcmpq.evaluate.results import Chunk, MeasuredChunk, Store, Values
 from hpcmpq.models.outputs import Inputs
 from hpcmpq.space import Assignment
 
@@ -49,7 +49,7 @@ def measure(
     engine: EvaluationEngine,
     parts: Sequence[Part],
     models: Mapping[str, Assignment],
-    results: Results,
+    results: Store,
     on_progress: Callable[[int, int], None],
 ) -> dict[MeasuredChunk, Values]:
     """Measure what is missing of every part with every model.
@@ -120,7 +120,7 @@ def measure(
 
 @torch.no_grad()
 def measure_whole(
-    engine: EvaluationEngine, parts: Sequence[WholePart], models: Mapping[str, Assignment], results: Results
+    engine: EvaluationEngine, parts: Sequence[WholePart], models: Mapping[str, Assignment], results: Store
 ) -> dict[MeasuredChunk, Values]:
     """Measure what is missing of parts that share out their own work; see `measure`.
 

@@ -22,6 +22,9 @@ EXECUTORS = {
 MAX_ATTEMPTS = 3
 """Times a unit is tried before the run goes on without it and reports it."""
 
+THREADS_PER_WORKER = 1
+"""Fixed, so that a unit's numbers do not depend on how many workers there are."""
+
 Worker = Callable[[WorkUnit], None]
 """Built once per process; measures a unit and writes its shard."""
 

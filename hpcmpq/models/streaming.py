@@ -7,7 +7,7 @@ forward reads the block, runs and forgets it; `Streamed.resident(k)` keeps it fo
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.models.blocks import largest_list
+from hpcmpq.models.chain.chain import Chain
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.factories import describe
 from hpcmpq.models.load import model_class, own_code, pick_device, quiet_transformers
@@ -84,6 +85,19 @@ class Streamed:
     def is_streamed(self, parameter: str) -> bool:
         """Whether a parameter is read with its block."""
         return any(name == parameter for owners in self._owners for _, _, name in owners)
+
+
+def streamed_chain(chain: Chain | None, streamed: Streamed | None) -> Chain | None:
+    """The chain that a model is, whose blocks are read when they run if the model is streamed.
+
+    Raises:
+        UserError: If a streamed model is not a chain.
+    """
+    if streamed is None:
+        return chain
+    if chain is None:
+        raise UserError("only a chain of blocks can be streamed, run by engine auto; set model.stream: false")
+    return replace(chain, resident=streamed.resident)
 
 
 def load_streamed(config: ModelConfig) -> Streamed:

@@ -18,9 +18,11 @@ from hpcmpq.models.linear_head import LinearHead
 from hpcmpq.models.outputs import Inputs, forward
 from hpcmpq.plan import WorkUnit
 from hpcmpq.planning.part_times import time_parts, total_seconds
+from hpcmpq.planning.rounding_estimate import rounding_bytes, rounding_seconds
 from hpcmpq.quantized.losses import MAX_KEPT_BYTES
 from hpcmpq.quantized.variants import KEPT_BYTES
 from hpcmpq.response.engine import OPTIONS_PER_PASS, wave_size
+from hpcmpq.rounding.options import stored_formats
 from hpcmpq.sensitivity.features import COLUMNS_PER_STEP
 from hpcmpq.sensitivity.probes import STRIDE, num_probes
 from hpcmpq.sensitivity.projected_scores import LIKELY_OUTPUTS
@@ -46,6 +48,8 @@ class CostEstimate:
         shard_bytes: Of all shards.
         peak_bytes: Tensors in a worker's memory at once, on the device where there is one.
         refine_peak_bytes: The same of a worker that refines: two neighbours a group, around other weights.
+        round_peak_bytes: The same of a worker that makes codes of options; None where none are made.
+        round_seconds: As `seconds`, of making them.
         seconds: On one worker like the machine that planned; None where the model is streamed.
         engine: ``wavefront``, ``whole``.
     """
@@ -57,6 +61,8 @@ class CostEstimate:
     refine_peak_bytes: int
     seconds: float | None
     engine: str
+    round_peak_bytes: int | None = None
+    round_seconds: float | None = None
 
 
 @torch.no_grad()
@@ -67,6 +73,7 @@ def estimate_cost(
     units: tuple[WorkUnit, ...],
     batch: Samples,
     block_bytes: tuple[int, int] | None = None,
+    num_rounding_samples: int = 0,
 ) -> CostEstimate:
     """The predicted cost of a plan's calibration by an engine.
 
@@ -77,6 +84,7 @@ def estimate_cost(
         units: Its work units.
         batch: The samples of one pass.
         block_bytes: Of a streamed model, bytes outside its blocks and of the largest block.
+        num_rounding_samples: That codes are fitted on.
     """
     inputs = batch.inputs
     chain = None if config.sensitivity.engine == "whole" else find_chain(model, inputs, space.groups)
@@ -94,7 +102,7 @@ def estimate_cost(
         for _ in formats
     ]
     macs = sum(group.macs for group in space.groups) * num_samples
-    forwards, seconds = 1.0 + sum(shares), None
+    forwards, seconds, times = 1.0 + sum(shares), None, None
     flops = 2.0 * macs * forwards
     if block_bytes is None:
         times = time_parts(model, chain, head, config, space, batch, probes)
@@ -115,6 +123,17 @@ def estimate_cost(
         )
         for among, unit in ((space, units[0]), (beside, whole))
     )
+    formats, round_bytes, round_s = stored_formats(space, config.quantizer), None, None
+    if formats:
+        positions = z_NTV.shape[:2].numel()
+        states, pass_bytes = (state if chain else 0) * num_rounding_samples // len(batch), 3 * widest
+        itemsize = z_NTV.element_size()
+        round_bytes = rounding_bytes(
+            space, formats, weights, itemsize * states, positions, itemsize * pass_bytes
+        )
+        if times is not None:
+            num_passes = num_rounding_samples / len(batch)
+            round_s = rounding_seconds(formats, config.quantizer, positions, num_passes, times.forward)
     return CostEstimate(
         forwards,
         flops,
@@ -123,6 +142,8 @@ def estimate_cost(
         max(refine_peak, whole_losses) + base,
         seconds,
         "whole" if chain is None else "wavefront",
+        round_bytes,
+        round_s,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.formats import FORMATS
+from hpcmpq.models.data.kept_samples import ROUNDING
 from hpcmpq.models.data.samples import Splits
 from hpcmpq.plan import content_hash
 from hpcmpq.quantized.activations import rounds_activations
@@ -22,9 +23,6 @@ from hpcmpq.space import SearchSpace
 TARGETS = "calibration.targets"
 """Newer than the first plans, whose targets are unknown."""
 
-
-ROUNDING = "calibration.rounding"
-"""The samples that codes are fitted on, where these are not the calibration samples, as in older plans."""
 
 SPECIAL_TOKENS = "calibration.special_tokens"
 """What is around every sample, where that is not what versions before this setting did."""

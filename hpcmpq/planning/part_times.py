@@ -104,11 +104,11 @@ def time_parts(
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        whole_s, _ = _timed(lambda: forward(model, inputs))
+        whole_s, _ = timed(lambda: forward(model, inputs))
         leave_s = 0.0
         with nullcontext() if head is None else head.left_out():
             if chain is None:
-                blocks_s, given = _timed(lambda: forward(model, inputs))
+                blocks_s, given = timed(lambda: forward(model, inputs))
             else:
                 first, calls = chain.enter(inputs)
 
@@ -118,13 +118,13 @@ def time_parts(
                         state = chain.run(k, state, call)
                     return state
 
-                blocks_s, last = _timed(walk)
-                leave_s, given = _timed(lambda: chain.leave(inputs, last))
+                blocks_s, last = timed(walk)
+                leave_s, given = timed(lambda: chain.leave(inputs, last))
         prepare_s, score_s, num_features = _scoring(head, config, batch, given, probes)
         rounding_s, ranges_s = _rounding(model, config, space)
         rows = min(GRAM_ROWS, num_features)
         phi_PF = torch.randn(space.num_options, rows, dtype=given.dtype, device=given.device)
-        gram_s = _timed(lambda: gram(phi_PF), 1)[0] * num_features / rows * len(batch)
+        gram_s = timed(lambda: gram(phi_PF), 1)[0] * num_features / rows * len(batch)
     finally:
         torch.set_num_threads(num_threads)
     return PartTimes(whole_s, blocks_s, leave_s, score_s, prepare_s, gram_s, rounding_s, ranges_s)
@@ -138,7 +138,7 @@ def _scoring(
     if head is None or probes is None:
         score = make_score(OBJECTIVES[config.objective], given, batch.targets)
         project = make_probes(probes, given, seed=0, first_sample=0)
-        score_s, _ = _timed(lambda: project(score((given + displacement).sub_(given))[1]))
+        score_s, _ = timed(lambda: project(score((given + displacement).sub_(given))[1]))
         return 0.0, score_s, given.shape[1] * (probes or given.shape[2])
     start = _now()
     _, projected = make_projected_score(
@@ -153,7 +153,7 @@ def _scoring(
     )
     prepare_s = _now() - start
     delta_QNTD = displacement.expand(TOGETHER, *displacement.shape).contiguous()
-    return prepare_s, _timed(lambda: projected(delta_QNTD))[0] / TOGETHER, given.shape[1] * probes
+    return prepare_s, timed(lambda: projected(delta_QNTD))[0] / TOGETHER, given.shape[1] * probes
 
 
 def _rounding(model: nn.Module, config: Config, space: SearchSpace) -> tuple[float, float]:
@@ -164,14 +164,14 @@ def _rounding(model: nn.Module, config: Config, space: SearchSpace) -> tuple[flo
         return 0.0, 0.0
     middle, format = member[len(member) // 2], FORMATS[names[len(names) // 2]]
     matrix_MK = as_matrix(model.get_parameter(middle.parameter), middle)
-    ranges_s, found = _timed(lambda: choose_qparams(matrix_MK, format, config.quantizer), 1)
-    rounding_s, _ = _timed(lambda: fake_quantize(matrix_MK, format, config.quantizer, found))
+    ranges_s, found = timed(lambda: choose_qparams(matrix_MK, format, config.quantizer), 1)
+    rounding_s, _ = timed(lambda: fake_quantize(matrix_MK, format, config.quantizer, found))
     pairs = zip(space.groups, space.formats, strict=True)
     numel = sum(group.numel * sum(name in names for name in formats) for group, formats in pairs)
     return rounding_s * numel / matrix_MK.numel(), ranges_s * numel / matrix_MK.numel()
 
 
-def _timed(run: Callable[[], T], repeats: int = REPEATS) -> tuple[float, T]:
+def timed(run: Callable[[], T], repeats: int = REPEATS) -> tuple[float, T]:
     """Median seconds of a run after one that does not count, and what it gives."""
     times = []
     result = run()

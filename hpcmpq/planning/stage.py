@@ -9,8 +9,7 @@ import torch
 
 from hpcmpq.errors import DamagedFile
 from hpcmpq.formats import FORMATS
-from hpcmpq.models.data.kept_samples import keep_samples
-from hpcmpq.models.data.samples import Samples
+from hpcmpq.models.data.kept_samples import ROUNDING, ROUNDING_NAME, keep_samples
 from hpcmpq.models.data.splits import Splits, load_splits
 from hpcmpq.models.dequantized import unpacked
 from hpcmpq.models.gguf_config import check_describable
@@ -21,7 +20,6 @@ from hpcmpq.models.weight_digests import weight_marks
 from hpcmpq.plan import Plan, content_hash, make_units, plan_to_json
 from hpcmpq.planning.cost_estimate import estimate_cost
 from hpcmpq.planning.facts import (
-    ROUNDING,
     TARGETS,
     check_same_facts,
     default_facts,
@@ -32,7 +30,7 @@ from hpcmpq.planning.original import Original, check_method, find_groups, load_o
 from hpcmpq.planning.rounded_activations import check_activations, keep_ranges
 from hpcmpq.planning.scaling import Site, Workload, best_samples_per_unit
 from hpcmpq.quantized.activations import rounds_activations
-from hpcmpq.rounding.options import make_codes
+from hpcmpq.rounding.options import check_rounding
 from hpcmpq.sensitivity import find_method
 from hpcmpq.settings import Config
 from hpcmpq.solve.feasibility import check_solvable
@@ -78,6 +76,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     with torch.no_grad():
         outputs_NTV = forward(original.model, first.inputs)
     check_activations(config, original.model, space)
+    check_rounding(original.model, space, config.quantizer)
     if target and target.export == "gguf":
         check_scales(original.model, space, torch.float16)
     facts = find_facts(config, original.fingerprint(), splits, space, outputs_NTV.shape[-1])
@@ -115,27 +114,26 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     check_solvable(plan)
     if not config.budgets:
         log.warning("budgets is empty, so nothing keeps the solution from the largest formats; name a budget")
-    fitted = splits.rounding if ROUNDING in facts else None
-    _keep(run, plan, config, original, splits.calibration, splits.calibration if fitted is None else fitted)
+    _keep(run, plan, config, original, splits)
     return plan
 
 
-def _keep(
-    run: RunDir, plan: Plan, config: Config, original: Original, calibration: Samples, rounding: Samples
-) -> None:
+def _keep(run: RunDir, plan: Plan, config: Config, original: Original, splits: Splits) -> None:
     """Write the plan, what has to be measured once before it can be used, and what calibration will cost."""
-    size = config.calibration.samples_per_pass
+    size, calibration = config.calibration.samples_per_pass, splits.calibration
     batches = (batch.to(original.device) for batch in calibration.passes(size))
     if config.quantizer.activations == "static" and rounds_activations(plan.space):
         keep_ranges(run, plan, config, original.model, batches)
     keep_samples(run, calibration)
+    if splits.rounding is not None and ROUNDING in plan.facts:
+        keep_samples(run, splits.rounding, ROUNDING_NAME)
     write_artefact(run.plan_path, plan_to_json(plan))
-    if config.quantizer.rounding == "gptq" or config.quantizer.checkpoints:
-        samples = rounding.to(original.device)
-        make_codes(run, plan.fingerprint, original.model, plan.space, config.quantizer, samples, size)
     if find_method(config.sensitivity.method).forward_only:
         batch = calibration[:size].to(original.device)
-        cost = estimate_cost(original.model, config, plan.space, plan.units, batch, original.block_bytes)
+        fitted = splits.rounding if splits.rounding is not None and ROUNDING in plan.facts else calibration
+        cost = estimate_cost(
+            original.model, config, plan.space, plan.units, batch, original.block_bytes, len(fitted)
+        )
         write_artefact(run.file("cost.json"), dataclasses.asdict(cost))
 
 

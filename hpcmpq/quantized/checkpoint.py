@@ -43,11 +43,7 @@ class QuantizedCheckpoint:
             UserError: If the directory lacks the weight, or holds it with other bits, group size or symmetry.
         """
         name = member.parameter.removesuffix(".weight")
-        layout = "weight_packed" if f"{name}.weight_packed" in self.files else "qweight"
-        if f"{name}.{layout}" not in self.files:
-            raise UserError(
-                f"{self.directory} holds no quantized {name} (neither weight_packed nor qweight); exclude it"
-            )
+        layout = self._layout(name)
         length = quantizer.group_size or member.num_columns
         num_scales = -(-member.num_columns // length)
         if layout == "weight_packed":
@@ -63,6 +59,19 @@ class QuantizedCheckpoint:
             return (fields_MK - centre).to(torch.int8), QParams(scale_MS)
         assert code_limits(format, quantizer)[0] == 0
         return fields_MK.to(torch.uint8), QParams(scale_MS, zero_MS.to(torch.int32))
+
+    def check_holds(self, member: Member) -> None:
+        """Raise `UserError` unless the directory has codes of a weight."""
+        self._layout(member.parameter.removesuffix(".weight"))
+
+    def _layout(self, name: str) -> str:
+        """What the packed codes of a layer are called."""
+        layout = "weight_packed" if f"{name}.weight_packed" in self.files else "qweight"
+        if f"{name}.{layout}" not in self.files:
+            raise UserError(
+                f"{self.directory} holds no quantized {name} (neither weight_packed nor qweight); exclude it"
+            )
+        return layout
 
     def digest(self) -> str:
         """SHA-256 of the files' bytes."""

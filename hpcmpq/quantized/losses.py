@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.load import forward
 from hpcmpq.objective import OBJECTIVES, counted_positions
+from hpcmpq.quantized.side_by_side import SideBySide, find_walk
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Assignment
 
@@ -61,6 +63,8 @@ class Comparison:
     @torch.no_grad()
     def measure(self, assignments: Sequence[Assignment]) -> list[Measured]:
         """Results of each assignment; an empty one is the original."""
+        if self._walk is not None:
+            return self._side_by_side(self._walk, assignments)
         if self._keep_originals():
             return [join(self._passes(assignment)) for assignment in assignments]
         parts: list[list[Measured]] = [[] for _ in assignments]
@@ -70,6 +74,24 @@ class Comparison:
                 with self.variants.assigned(assignment):
                     z_NTV = forward(self.variants.model, batch.inputs)
                 parts[place].append(compare(self.metrics, z_NTV, z0_NTV, batch))
+        return [join(part) for part in parts]
+
+    @cached_property
+    def _walk(self) -> SideBySide | None:
+        """How all assignments run at once where the model is streamed."""
+        return find_walk(self.variants, self.samples[:2].inputs) if len(self.samples) else None
+
+    def _side_by_side(self, walk: SideBySide, assignments: Sequence[Assignment]) -> list[Measured]:
+        models: list[Assignment] = [{}, *assignments]
+        batches = list(self.samples.passes(self.samples_per_pass))
+        parts: list[list[Measured]] = [[] for _ in assignments]
+        for turn in walk.together(len(models), [[batch.inputs] for batch in batches]):
+            ended = walk.through(models, [batches[place].inputs for place in turn])
+            for number, place in enumerate(turn):
+                z0_NTV = ended.outputs(0, number)
+                for model, part in enumerate(parts, 1):
+                    z_NTV = ended.outputs(model, number)
+                    part.append(compare(self.metrics, z_NTV, z0_NTV, batches[place]))
         return [join(part) for part in parts]
 
     def _passes(self, assignment: Assignment) -> list[Measured]:

@@ -24,7 +24,7 @@ from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.quantizers.packing import pack, unpack
 from hpcmpq.space import Member
-from hpcmpq.store.h5_files import read_h5, write_h5
+from hpcmpq.store.h5_files import read_attributes, read_h5, write_h5
 from hpcmpq.store.run_dir import RunDir
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class StoredCodes:
         run: The run directory.
         fingerprint: Of the plan that made them, or of whatever else they depend on.
         folder: Inside the run directory.
-        command: That makes them, if it is not `hpcmpq plan`.
+        command: That makes them, if it is not `hpcmpq calibrate`.
     """
 
     run: RunDir
@@ -49,11 +49,19 @@ class StoredCodes:
     @property
     def made_by(self) -> str:
         """The command that makes them."""
-        return self.command or f"hpcmpq plan CONFIG --run-dir {self.run.path}"
+        return self.command or f"hpcmpq calibrate {self.run.path}"
 
     def holds(self, member: Member, format_name: str, quantizer: Quantizer) -> bool:
         """Whether a weight's codes in a format are stored."""
         return is_stored(format_name, quantizer)
+
+    def is_there(self, member: Member) -> bool:
+        """Whether a weight's file is there; nothing of it is read."""
+        return self._path(member).exists()
+
+    def num_inputs(self, member: Member) -> int | None:
+        """Inputs of its layer that a weight's codes were fitted to; None of other codes and of earlier versions."""
+        return read_attributes(self._path(member)).get("num_inputs")
 
     def has(self, member: Member) -> bool:
         """Whether a weight's file is there and whole."""
@@ -65,7 +73,11 @@ class StoredCodes:
             return False
 
     def write(
-        self, member: Member, codes: Mapping[str, tuple[Tensor, QParams]], quantizer: Quantizer
+        self,
+        member: Member,
+        codes: Mapping[str, tuple[Tensor, QParams]],
+        quantizer: Quantizer,
+        num_inputs: int | None = None,
     ) -> None:
         """Store {format: codes [M, K] and what they mean} of a weight, all at once."""
         arrays: dict[str, np.ndarray] = {}
@@ -79,6 +91,7 @@ class StoredCodes:
             "parameter": member.parameter,
             "fingerprint": self.fingerprint,
             "symmetric": int(quantizer.symmetric),
+            **({} if num_inputs is None else {"num_inputs": num_inputs}),
         }
         write_h5(self._path(member), arrays, attributes)
 
@@ -144,6 +157,6 @@ class SolutionCodes:
 
 
 def is_stored(format_name: str, quantizer: Quantizer) -> bool:
-    """Whether a format's codes are made when the run is planned."""
+    """Whether a format's codes are made before anything is measured."""
     compensated = quantizer.rounding == "gptq" and FORMATS[format_name].type == "int"
     return compensated or format_name in quantizer.checkpoints

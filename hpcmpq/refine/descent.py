@@ -26,7 +26,7 @@ LUCK = 0.16
 """Chance that a round takes an answer although none lowers the loss."""
 
 LOCAL_SOLVE_S = 2.0
-"""Solver seconds of one local problem."""
+"""Solver seconds of one local problem, at most."""
 
 RADIUS_FACTOR = 3
 """Trust regions allow all groups to move, a third of them, a ninth, ..., one."""
@@ -89,6 +89,7 @@ def descend(
     solver: Solver,
     shrink: float | str,
     seed: int,
+    solve_s: float = LOCAL_SOLVE_S,
 ) -> Descent:
     """The best assignment found by measured loss.
 
@@ -100,6 +101,7 @@ def descend(
         solver: Solves the local problems.
         shrink: Of the local cross terms, see `hpcmpq.solve.shrinkage`.
         seed: Of the solver.
+        solve_s: Solver seconds of one local problem.
     """
     current_G, current_N, history, spent, rounds = start_G, start_N, list[dict[str, Any]](), 0, 0
     radii = trust_radii(problem.num_groups)
@@ -118,7 +120,7 @@ def descend(
         def solve(
             start_G: np.ndarray = current_G, beside_R: np.ndarray = options_R, found: Reduction = expansion
         ) -> list[Answer]:
-            return local_answers(problem, start_G, beside_R, found, solver, shrink, seed)
+            return local_answers(problem, start_G, beside_R, found, solver, shrink, seed, solve_s)
 
         key = ["answers", current_G.tolist(), options_R.tolist()]
         answers = [(np.array(choice), loss) for choice, loss in measurements.agreed(key, solve)]
@@ -193,13 +195,14 @@ def local_answers(
     solver: Solver,
     shrink: float | str,
     seed: int,
+    solve_s: float = LOCAL_SOLVE_S,
 ) -> list[Answer]:
     """What the local problem says to move to within each trust region, each choice once."""
     linear_P, quad_PP = local_quadratic(problem, current_G, options_R, expansion, shrink)
     answers: dict[bytes, Answer] = {}
     for radius in trust_radii(problem.num_groups):
         local = local_problem(problem, current_G, options_R, linear_P, quad_PP, radius)
-        found = solver.solve(local, time_limit_s=LOCAL_SOLVE_S, seed=seed, hint_G=current_G)
+        found = solver.solve(local, time_limit_s=solve_s, seed=seed, hint_G=current_G)
         if found.choice_G is not None and found.objective is not None and found.objective < 0:
             answers.setdefault(found.choice_G.tobytes(), (found.choice_G.tolist(), float(found.objective)))
     return list(answers.values())

@@ -125,6 +125,7 @@ def refine(
         make_solver(settings.name),
         0.0 if settings.drop_cross_terms else settings.shrink,
         settings.seed,
+        min(settings.time_limit_s, LOCAL_SOLVE_S),
     )
     choice_G, measured_N = descent.choice_G, descent.loss_N
 
@@ -183,7 +184,9 @@ def solved_choices(problem: Problem, settings: SolverConfig, known_G: np.ndarray
     for factor in NEIGHBOUR_BUDGETS:
         budgets = tuple(replace(budget, limit=budget.limit * factor) for budget in problem.budgets)
         found = make_solver(settings.name).solve(
-            replace(problem, budgets=budgets), time_limit_s=LOCAL_SOLVE_S, seed=settings.seed
+            replace(problem, budgets=budgets),
+            time_limit_s=min(settings.time_limit_s, LOCAL_SOLVE_S),
+            seed=settings.seed,
         )
         if found.choice_G is not None:
             choices.setdefault(found.choice_G.tobytes(), found.choice_G)

@@ -1,6 +1,5 @@
 """A worker of refinement: the model loaded once in its process, then one shard per work unit of any inquiry."""
 
-import logging
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,7 @@ from hpcmpq.calibrate.neighbourhood import around
 from hpcmpq.calibrate.opened import Opened, make_subject, open_run
 from hpcmpq.calibrate.worker import measurer
 from hpcmpq.executors import Worker
-from hpcmpq.models.data.kept_samples import planned_splits
+from hpcmpq.models.data.kept_samples import already_said, planned_splits
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.plan import Plan, WorkUnit
 from hpcmpq.quantized.activations import rounds_activations
@@ -37,21 +36,12 @@ def make_worker(run: RunDir) -> Worker:
         if fingerprint not in asked:
             asked.clear()  # frees the weights of the last before the next are made
             if isinstance(inquiry, WholeLosses) and inquiry.split not in samples:
-                samples[inquiry.split] = held_out(plan).to(opened.device)
+                with already_said():
+                    samples[inquiry.split] = planned_splits(plan).held_out.to(opened.device)
             asked[fingerprint] = answerer(run, plan, opened, inquiry, fingerprint, samples)
         asked[fingerprint](unit)
 
     return work
-
-
-def held_out(plan: Plan) -> Samples:
-    """The held-out samples; what is to be said of the data, the process that asks has said."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        return planned_splits(plan).held_out
-    finally:
-        logging.disable(disabled)
 
 
 def answerer(

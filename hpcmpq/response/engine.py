@@ -6,15 +6,14 @@ for members, z_QNTV in outputs: ...
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from hpcmpq.errors import UserError
 from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.outputs import Inputs
+from hpcmpq.models.streaming import streamed_chain
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.block_options import Changes
 from hpcmpq.response.fallback import Fallback
@@ -75,12 +74,7 @@ def make_engine(
     products = None if low_precision is None else run_low_precision(model, low_precision, exact_original)
     chain = None if kind == "whole" else find_chain(model, inputs, variants.space.groups)
     streamed = variants.streamed
-    if streamed is not None:
-        if chain is None:
-            raise UserError(
-                "only a chain of blocks can be streamed, run by engine auto; set model.stream: false"
-            )
-        chain = replace(chain, resident=streamed.resident)
+    chain = streamed_chain(chain, streamed)
     if chain is None:
         return WholeModel(model, variants, products)
     per_wave, wave_bytes = wave_size(

@@ -74,7 +74,7 @@ class RoundingAgain:
         )
         done: set[str] = set()
         for piece in states.pieces(variants.space.groups):
-            with piece.resident:
+            with piece.resident():
                 tensors: Tensors = {}
                 for member, name in piece.names.items():
                     if member not in wanted:
@@ -86,7 +86,8 @@ class RoundingAgain:
                 for member, name in piece.names.items():
                     if name not in tensors:  # not given anything here
                         tensors[name] = variants.rounded(member, formats[member])
-                piece.advance(tensors)
+                for i in range(len(self.batches)):
+                    piece.advance(i, piece.quantized(i, tensors))
         return frozenset(done)
 
     def _round(

@@ -38,6 +38,10 @@ class InputSums:
         elif self.cross_KK is not None:
             self.cross_KK += (original_NK.double() - quantized_NK).T @ quantized_NK
 
+    def __add__(self, other: "InputSums") -> "InputSums":
+        """Of the inputs of both, without cross terms."""
+        return InputSums(self.hessian_KK + other.hessian_KK, None, self.num_rows + other.num_rows)
+
 
 def no_sums(member: Member, device: torch.device, crossed: bool) -> InputSums:
     """Sums before anything is added."""
@@ -82,7 +86,7 @@ def inputs_in_order(run: Callable[[], object], layers: LinearLayers) -> list[Sam
         else:
             same.append(member)
 
-    with _hooked(layers, look):
+    with hooked(layers, look):
         run()
     found = [members for _, members in seen]
     found += [[member] for member in layers if not calls[member]]
@@ -104,7 +108,7 @@ def rows_given(
         if same.calls and len(seen) >= same.calls:
             raise _AllSeen
 
-    with _hooked({member: same.layers[member]}, look), suppress(_AllSeen):
+    with hooked({member: same.layers[member]}, look), suppress(_AllSeen):
         run()
     if not seen:
         return None
@@ -113,7 +117,7 @@ def rows_given(
 
 
 @contextmanager
-def _hooked(layers: LinearLayers, look: Callable[[Member, Tensor], None]) -> Iterator[None]:
+def hooked(layers: LinearLayers, look: Callable[[Member, Tensor], None]) -> Iterator[None]:
     """Hooks that run after a layer, and so see its inputs as hooks before it may have rounded them."""
     handles = [
         layer.register_forward_hook(lambda _m, args, _z, member=member: look(member, args[0]))

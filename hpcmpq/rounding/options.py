@@ -1,132 +1,115 @@
-"""Codes of every option, made once, when a run is planned: from the inputs that the original gives its layers."""
+"""Codes of every option: from the inputs that the original gives its layers, or of checkpoints of other tools."""
 
-import logging
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
-from hpcmpq.models.data.samples import Samples
-from hpcmpq.models.load import forward
-from hpcmpq.models.weights import as_matrix, holder_of
+from hpcmpq.models.weights import as_matrix
 from hpcmpq.quantized.checkpoint import open_checkpoint
-from hpcmpq.quantized.padding import padding_masks, without_padding
 from hpcmpq.quantized.stored_codes import StoredCodes, is_stored
+from hpcmpq.quantizers import choose_qparams, encode
 from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.gptq import compensated_codes, compensation
-from hpcmpq.quantizers.ranges import choose_qparams
 from hpcmpq.rounding.linear_layers import check_linear
+from hpcmpq.rounding.original_inputs import OriginalInputs
 from hpcmpq.space import Member, SearchSpace
-from hpcmpq.store.run_dir import RunDir
 
-HESSIAN_BYTES = 2**32
-"""Of Σ x xᵀ held at once; beyond it the calibration samples run again for the next layers."""
+FEWEST_INPUTS = 32
+"""Of a layer; with fewer, as an expert may see, its weights are rounded to the nearest: Σ x xᵀ of so few is noise."""
 
-_log = logging.getLogger(__name__)
+StoredFormats = Mapping[Member, Sequence[str]]
+"""{weight: formats whose codes are stored}, of those that have some."""
+
+
+def stored_formats(space: SearchSpace, quantizer: Quantizer) -> StoredFormats:
+    """What codes are to be made of a search space."""
+    found: dict[Member, Sequence[str]] = {}
+    for group, formats in zip(space.groups, space.formats, strict=True):
+        if names := [name for name in formats if is_stored(name, quantizer)]:
+            found |= dict.fromkeys(group.members, names)
+    return found
+
+
+def check_rounding(model: nn.Module, space: SearchSpace, quantizer: Quantizer) -> None:
+    """Refuse weights that cannot have codes, before anything is measured.
+
+    Raises:
+        UserError: If one is not that of a linear layer, or missing in a checkpoint, or the first does not fit there.
+    """
+    formats = stored_formats(space, quantizer)
+    for member in formats:
+        check_linear(model, member)
+    for name, path in quantizer.checkpoints.items():
+        members = [member for member, names in formats.items() if name in names]
+        checkpoint = open_checkpoint(path)
+        for member in members:
+            checkpoint.check_holds(member)
+        for member in members[:1]:
+            checkpoint.codes(member, FORMATS[name], quantizer)
 
 
 @torch.no_grad()
 def make_codes(
-    run: RunDir,
-    fingerprint: str,
-    model: nn.Module,
-    space: SearchSpace,
-    quantizer: Quantizer,
-    samples: Samples,
-    samples_per_pass: int,
+    stored: StoredCodes, inputs: OriginalInputs, formats: StoredFormats, quantizer: Quantizer
 ) -> None:
-    """Write the codes of every weight that has none of this plan yet; interrupted, it goes on where it stopped.
+    """Write the codes of weights that have none yet.
 
     Args:
-        run: The run directory.
-        fingerprint: Of the plan.
-        model: The original; inputs are those that its own layers give on the calibration samples.
-        space: Groups and formats.
-        quantizer: Its `rounding` is ``gptq``.
-        samples: Calibration samples on the model's device.
-        samples_per_pass: Samples of one forward pass.
+        stored: Where they go.
+        inputs: Of the original's layers.
+        formats: Of each weight.
+        quantizer: Its `rounding` is ``gptq``, or it has checkpoints.
 
     Raises:
-        UserError: If a searched weight is not that of a linear layer.
+        UserError: If a layer is never called, or a checkpoint does not fit.
     """
-    stored = StoredCodes(run, fingerprint)
-    formats = {}
-    for group, names in zip(space.groups, space.formats, strict=True):
-        for member in group.members:
-            formats[member] = [name for name in names if is_stored(name, quantizer)]
-            if formats[member]:
-                check_linear(model, member)
-    missing = [m for m, names in formats.items() if names and not stored.has(m)]
     checkpoints = {name: open_checkpoint(path) for name, path in quantizer.checkpoints.items()}
-    for members in _parts(missing):
-        compensated = [m for m in members if any(name not in checkpoints for name in formats[m])]
-        modules = {m: holder_of(model, m) for m in compensated}
-        hessians = _input_products(model, modules, samples, samples_per_pass) if modules else {}
+    missing = [member for member in formats if not stored.has(member)]
+    called = {_alike(member) for member in inputs.members if member.macs}
+
+    def write(member: Member, made: Mapping[str, tuple[Tensor, QParams]], num_inputs: int | None) -> None:
+        taken = {
+            name: checkpoints[name].codes(member, FORMATS[name], quantizer)
+            for name in formats[member]
+            if name in checkpoints
+        }
+        stored.write(member, {**made, **taken}, quantizer, num_inputs)
+
+    made_here = {m: [name for name in formats[m] if name not in checkpoints] for m in missing}
+    compensated = [member for member, names in made_here.items() if names]
+    for member in missing:
+        if not made_here[member]:
+            write(member, {}, None)
+    for members, sums in inputs.of(compensated) if compensated else ():
+        factor = compensation(sums.hessian_KK, quantizer) if sums.num_rows >= FEWEST_INPUTS else None
         for member in members:
-            weight_MK = as_matrix(model.get_parameter(member.parameter), member)
-            made = [name for name in formats[member] if name not in checkpoints]
-            if made and member not in hessians:
+            if not sums.num_rows and _alike(member) not in called:
                 raise UserError(
                     f"{member.parameter} is used without calling its layer, so quantizer.rounding gptq does not see "
                     "the layer's inputs; add it to groups.exclude"
                 )
-            codes = _codes(weight_MK, hessians.pop(member), made, quantizer) if made else {}
-            for name in set(formats[member]) & set(checkpoints):
-                codes[name] = checkpoints[name].codes(member, FORMATS[name], quantizer)
-            stored.write(member, codes, quantizer)
-    if missing:
-        _log.info("codes of %d weights in %s", len(missing), run.path / "rounded")
+            weight_MK = as_matrix(inputs.model.get_parameter(member.parameter), member)
+            write(member, _codes(weight_MK, factor, made_here[member], quantizer), sums.num_rows)
 
 
 def _codes(
-    weight_MK: Tensor, hessian_KK: Tensor, names: Sequence[str], quantizer: Quantizer
+    weight_MK: Tensor, factor: tuple[Tensor, Tensor] | None, names: Sequence[str], quantizer: Quantizer
 ) -> dict[str, tuple[Tensor, QParams]]:
-    factor = compensation(hessian_KK, quantizer)
     codes: dict[str, tuple[Tensor, QParams]] = {}
     for name in names:
-        qparams = choose_qparams(weight_MK, FORMATS[name], quantizer)
-        codes[name] = compensated_codes(weight_MK, factor, qparams, FORMATS[name], quantizer), qparams
+        format = FORMATS[name]
+        qparams = choose_qparams(weight_MK, format, quantizer)
+        if factor is None:
+            codes[name] = encode(weight_MK, qparams, format, quantizer), qparams
+        else:
+            codes[name] = compensated_codes(weight_MK, factor, qparams, format, quantizer), qparams
     return codes
 
 
-def _input_products(
-    model: nn.Module, modules: dict[Member, nn.Module], samples: Samples, samples_per_pass: int
-) -> dict[Member, Tensor]:
-    """Σ x xᵀ of each module's inputs over all samples, padding aside, float64 [K, K]."""
-    sums: dict[Member, Tensor] = {}
-    masks: tuple[Tensor, ...] = ()
-
-    def add(member: Member, x: Tensor) -> None:
-        x_NK = without_padding(x, masks).reshape(-1, member.num_columns).double()
-        gram_KK = x_NK.T @ x_NK
-        sums[member] = sums[member] + gram_KK if member in sums else gram_KK
-
-    handles = [
-        module.register_forward_pre_hook(lambda _, args, member=member: add(member, args[0]))
-        for member, module in modules.items()
-    ]
-    try:
-        for batch in samples.passes(samples_per_pass):
-            masks = padding_masks(batch.inputs)
-            forward(model, batch.inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return sums
-
-
-def _parts(members: Sequence[Member]) -> Iterator[list[Member]]:
-    """The members in turns whose matrices fit into `HESSIAN_BYTES`."""
-    part: list[Member] = []
-    num_bytes = 0
-    for member in members:
-        size = 8 * member.num_columns**2
-        if part and num_bytes + size > HESSIAN_BYTES:
-            yield part
-            part, num_bytes = [], 0
-        part.append(member)
-        num_bytes += size
-    if part:
-        yield part
+def _alike(member: Member) -> str:
+    """The same of weights that differ by numbers in their names: where one is called, so are the other experts."""
+    return re.sub(r"\d+", "#", member.parameter)

@@ -4,7 +4,7 @@ Of every piece the original and the quantized model have states of their own, ba
 walk has reached: the one runs from the original's, the other from what the rounded pieces before really gave.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,7 @@ from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.chain.places import places_of_groups
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.load import forward
+from hpcmpq.models.streaming import Streamed, streamed_chain
 from hpcmpq.models.weights import Tensors, swapped
 from hpcmpq.space import Group, Member
 
@@ -32,17 +33,18 @@ class ModelPiece:
     Attributes:
         names: Its searched weights.
         original: Runs batch i of the original up to the end of the piece.
-        quantized: The same of the quantized model, with {name: value} of the piece's weights.
-        advance: Called with those in the end: both models' states move past the piece.
-        resident: Context in which the piece's weights are in memory.
+        quantized: The same of the quantized model, with {name: value} of the piece's weights; with none it is the
+            original, if all pieces before were.
+        advance: Called for every batch in order with what `quantized` gave in the end: states move past the piece.
+        resident: Makes contexts in which the piece's weights are in memory.
         num_positions: Of batch i, or None where it is not known: rows that a layer is given which sees all of them.
     """
 
     names: Names
     original: Callable[[int], object]
-    quantized: Callable[[int, Tensors], object]
-    advance: Callable[[Tensors], None]
-    resident: AbstractContextManager[None]
+    quantized: Callable[[int, Tensors], Any]
+    advance: Callable[[int, Any], None]
+    resident: Callable[[], AbstractContextManager[None]]
     num_positions: Callable[[int], int | None]
 
 
@@ -55,25 +57,36 @@ class ModelStates:
         batches: On the model's device.
         tracked: Whether the original's states are wanted beside the quantized model's.
         rounding: Context in which the quantized model's activations are rounded.
+        streamed: The model's blocks, where they are read when they run.
     """
 
     model: nn.Module
     batches: list[Samples]
     tracked: bool
     rounding: Callable[[], AbstractContextManager[None]] = nullcontext
+    streamed: Streamed | None = None
     _original: list[Tensor] = field(default_factory=list)
     _quantized: list[Tensor] = field(default_factory=list)
     _calls: list[tuple[Call, ...]] = field(default_factory=list)
 
-    def pieces(self, groups: Sequence[Group]) -> Iterator[ModelPiece]:
-        """The pieces, to be taken one after the other: each `advance` must be called before the next is asked for.
+    def restart(self) -> None:
+        """Back before the first piece."""
+        self._original.clear()
+        self._quantized.clear()
+        self._calls.clear()
+
+    def pieces(self, groups: Sequence[Group]) -> list[ModelPiece]:
+        """The pieces, to be run one after the other: all batches advance past one before the next runs.
 
         A model that is no chain of blocks is one piece.
+
+        Raises:
+            UserError: If it is streamed and no chain.
         """
         chain = find_chain(self.model, self.batches[0][:2].inputs, groups)
+        chain = streamed_chain(chain, self.streamed)
         if chain is None:
-            yield self._whole(groups)
-            return
+            return [self._whole(groups)]
         places = places_of_groups(chain, self.model, groups)
         names: list[dict[Member, str]] = [{} for _ in range(len(chain.blocks) + 1)]
         for group, own in zip(groups, places, strict=True):
@@ -81,11 +94,8 @@ class ModelStates:
                 for place, there in enumerate(own):
                     if member.parameter in there:
                         names[place][member] = there[member.parameter]
-        yield self._before(chain, names[0])
-        for k in range(len(chain.blocks)):
-            yield self._block(chain, k, names[k + 1])
-        if names[0]:
-            yield self._after(chain, names[0])
+        blocks = [self._block(chain, k, names[k + 1]) for k in range(len(chain.blocks))]
+        return [self._before(chain, names[0]), *blocks, *([self._after(chain, names[0])] if names[0] else [])]
 
     def _whole(self, groups: Sequence[Group]) -> ModelPiece:
         names = {member: member.parameter for group in groups for member in group.members}
@@ -93,21 +103,20 @@ class ModelStates:
         def run(i: int, tensors: Tensors | None = None) -> object:
             return self._as(tensors, partial(forward, self.model, self.batches[i].inputs))
 
-        return ModelPiece(names, run, run, lambda _: None, nullcontext(), lambda _: None)
+        return ModelPiece(names, run, run, lambda _i, _z: None, nullcontext, lambda _: None)
 
     def _before(self, chain: Chain, names: Names) -> ModelPiece:
         def run(i: int, tensors: Tensors | None = None) -> tuple[Tensor, tuple[Call, ...]]:
             return self._as(tensors, partial(chain.enter, self.batches[i].inputs))
 
-        def advance(tensors: Tensors) -> None:
-            for i in range(len(self.batches)):
-                hidden, calls = run(i)
-                self._calls.append(calls)
-                if self.tracked:
-                    self._original.append(hidden.cpu())
-                self._quantized.append((run(i, tensors)[0] if tensors else hidden).cpu())
+        def advance(i: int, output: tuple[Tensor, tuple[Call, ...]]) -> None:
+            hidden, calls = run(i)
+            self._calls.append(calls)
+            if self.tracked:
+                self._original.append(hidden.cpu())
+            self._quantized.append(output[0].cpu())
 
-        return ModelPiece(names, run, run, advance, nullcontext(), lambda _: None)
+        return ModelPiece(names, run, run, advance, nullcontext, lambda _: None)
 
     def _block(self, chain: Chain, k: int, names: Names) -> ModelPiece:
         def run(i: int, states: list[Tensor], tensors: Tensors | None) -> Tensor:
@@ -121,16 +130,15 @@ class ModelStates:
             with self.rounding():
                 return run(i, self._quantized, tensors)
 
-        def advance(tensors: Tensors) -> None:
-            for i in range(len(self.batches)):
-                if self.tracked:
-                    self._original[i] = original(i).cpu()
-                self._quantized[i] = quantized(i, tensors).cpu()
+        def advance(i: int, output: Tensor) -> None:
+            if self.tracked:
+                self._original[i] = original(i).cpu()
+            self._quantized[i] = output.cpu()
 
         def num_positions(i: int) -> int:
             return self._quantized[i].shape[:-1].numel()
 
-        return ModelPiece(names, original, quantized, advance, chain.resident(k), num_positions)
+        return ModelPiece(names, original, quantized, advance, partial(chain.resident, k), num_positions)
 
     def _after(self, chain: Chain, names: Names) -> ModelPiece:
         def leaving(i: int, states: list[Tensor]) -> Callable[[], Tensor]:
@@ -143,7 +151,7 @@ class ModelStates:
         def quantized(i: int, tensors: Tensors) -> Tensor:
             return self._as(tensors, leaving(i, self._quantized))
 
-        return ModelPiece(names, original, quantized, lambda _: None, nullcontext(), lambda _: None)
+        return ModelPiece(names, original, quantized, lambda _i, _z: None, nullcontext, lambda _: None)
 
     def _as(self, tensors: Tensors | None, run: Callable[[], Any]) -> Any:
         """A pass with other weights and rounded activations; of the original without them."""

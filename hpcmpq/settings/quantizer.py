@@ -17,7 +17,7 @@ class Quantizer:
         activations: ``dynamic`` scales every token's inputs by their own largest; ``static`` scales all inputs of
             a layer by the largest that the calibration samples gave it.
         rounding: ``nearest``, or ``gptq``: integer codes that make up for one another's errors on the calibration
-            samples, see `hpcmpq.quantizers.gptq`. They are made once, when the run is planned.
+            samples, see `hpcmpq.quantizers.gptq`. They are made once, before anything is measured.
         damping: Of ``gptq``: share of the mean of Σ x xᵀ's diagonal that is added to it.
         act_order: Of ``gptq``: round inputs of large Σ x² first.
         scales: What scales are rounded to before anything is measured with them: ``bfloat16``, or numbers that
@@ -35,6 +35,11 @@ class Quantizer:
     act_order: bool = False
     scales: Literal["bfloat16", "float16"] = "bfloat16"
     checkpoints: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def stores_codes(self) -> bool:
+        """Whether some codes are made before anything is measured, and stored."""
+        return self.rounding == "gptq" or bool(self.checkpoints)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class SolverConfig:
 
     Attributes:
         name: A name in `hpcmpq.solvers.SOLVERS`.
-        time_limit_s: Wall seconds of one solve.
+        time_limit_s: Wall seconds of one solve; the many small ones of `refine` take less.
         seed: Of the search.
         shrink: How cross terms are shrunk towards zero: ``auto`` by their reliability, a number by as many standard
             errors, 0 not at all.

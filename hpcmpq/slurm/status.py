@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hpcmpq.plan import Plan
+from hpcmpq.settings import Config
 from hpcmpq.slurm.memory import memory_here
 from hpcmpq.store.attempts import Attempt, CalibrateProcess, failures, read_processes
 from hpcmpq.store.json_files import read_json
@@ -85,7 +86,7 @@ def read_status(run: RunDir, verified: set[str] | None = None) -> Status:
     recent = latest_attempts(plan, processes)
     rate, busy = throughput(recent), busy_workers(recent)
     return Status(
-        stages=_stages(run, not missing, plan.config.rounds_again),
+        stages=_stages(run, not missing, plan.config),
         num_units=len(plan.units),
         num_done=len(plan.units) - len(missing),
         units_per_s=rate,
@@ -181,10 +182,11 @@ def _ask(command: list[str]) -> dict[str, str]:
     }
 
 
-def _stages(run: RunDir, calibrated: bool, rounds_again: bool) -> tuple[Stage, ...]:
+def _stages(run: RunDir, calibrated: bool, config: Config) -> tuple[Stage, ...]:
     timings = read_timings(run)
     artefacts = {
         "plan": run.plan_path,
+        "round": None,
         "calibrate": None,
         "reduce": run.quadratic_path,
         "solve": run.solution_path,
@@ -199,7 +201,10 @@ def _stages(run: RunDir, calibrated: bool, rounds_again: bool) -> tuple[Stage, .
         done = calibrated if artefact is None else artefact.exists()
         if name in ("refine", "reround"):
             done = done and name in read_solution(run)
-        if name == "reround" and not (done or rounds_again):
+        if name == "round":
+            done = calibrated or name in timings  # which a process that is interrupted does not write
+        left_out = {"round": not config.quantizer.stores_codes, "reround": not (done or config.rounds_again)}
+        if left_out.get(name):
             continue
         stages.append(Stage(name, done, timings.get(name, {}).get("seconds")))
     return tuple(stages)

@@ -1,4 +1,4 @@
-"""The solve stage: quadratic model and budgets to `solution.json`. Needs numpy, h5py and ortools alone."""
+"""The solve stage: quadratic model and budgets to `solution.json`. Needs numpy, scipy, h5py and ortools alone."""
 
 import dataclasses
 from collections.abc import Mapping

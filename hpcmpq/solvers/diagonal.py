@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpcmpq.cross_terms import CrossTerms, any_entry
 from hpcmpq.errors import UserError
 from hpcmpq.problem import Problem, Solution
 from hpcmpq.solvers.answer import explain, infeasible, left, prepare, solution
@@ -55,13 +56,13 @@ class DiagonalSolver:
         )
 
 
-def refuse_cross_terms(quad_PP: np.ndarray, drop: bool, name: str) -> bool:
+def refuse_cross_terms(quad_PP: CrossTerms, drop: bool, name: str) -> bool:
     """Whether there are cross terms.
 
     Raises:
         UserError: If there are and `drop` is not set.
     """
-    crossed = bool(quad_PP.any())
+    crossed = any_entry(quad_PP)
     if crossed and not drop:
         raise UserError(
             f"solver {name!r} ignores cross terms and this problem has some; use solver 'quadratic', or set "

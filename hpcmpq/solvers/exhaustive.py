@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpcmpq.cross_terms import dense_rows
 from hpcmpq.errors import UserError
 from hpcmpq.problem import Problem, Solution, search_limit
 from hpcmpq.solvers.answer import explain, infeasible, solution
@@ -74,7 +75,8 @@ def enumerate_halves(problem: Problem) -> np.ndarray | None:
         _choices(problem, range(middle)),
         _choices(problem, range(middle, problem.num_groups)),
     )
-    linear_P, quad_PP = problem.linear_P, 0.5 * (problem.quad_PP + problem.quad_PP.T)
+    linear_P, quad_PP = problem.linear_P, dense_rows(problem.quad_PP, np.arange(len(problem.linear_P)))
+    quad_PP = 0.5 * (quad_PP + quad_PP.T)
 
     def own(choice_MG: np.ndarray) -> np.ndarray:
         quad_M = np.zeros(len(choice_MG))

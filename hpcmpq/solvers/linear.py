@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from hpcmpq.cross_terms import any_entry, is_sparse
 from hpcmpq.errors import UserError
 from hpcmpq.problem import Problem, Solution
 from hpcmpq.solvers.answer import explain, find_feasible, infeasible, left, prepare, solution
@@ -61,7 +62,7 @@ class LinearSolver:
         if isinstance(compact, Solution):
             return compact
         keep = self.products == "keep" and not self.drop_cross_terms
-        crossed = bool(compact.quad_PP.any())
+        crossed = any_entry(compact.quad_PP)
         if not keep:
             refuse_cross_terms(compact.quad_PP, self.drop_cross_terms, "linear")
         products, left_out = self._products(compact) if keep and crossed else (None, 0.0)
@@ -101,6 +102,10 @@ class LinearSolver:
 
     def _products(self, compact: Compact) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], float]:
         """(p, q, value) of the products kept and the least sum of those left out."""
+        if is_sparse(compact.quad_PP):
+            raise UserError(
+                "linear takes dense cross terms; choose the solver quadratic, or pass quad_PP.toarray()"
+            )
         largest = max(float(np.abs(compact.linear_P).max()), float(np.abs(compact.quad_PP).max()))
         upper_PP = np.triu(compact.quad_PP, 1)
         keep_PP = np.abs(upper_PP) > THRESHOLD * largest

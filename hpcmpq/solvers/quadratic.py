@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hpcmpq.cross_terms import any_entry
 from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.solvers.answer import find_feasible, prepare, solution
 from hpcmpq.solvers.compact.compact import Compact
@@ -44,7 +45,7 @@ class QuadraticSolver:
             return compact
         deadline = started + time_limit_s
         hint, bound = None if hint_G is None else compact.compress(hint_G), -np.inf
-        if not compact.quad_PP.any():
+        if not any_entry(compact.quad_PP):
             linear = solve_linear(
                 compact, compact.linear_P, time_limit_s=deadline - time.perf_counter(), seed=seed, hint_G=hint
             )

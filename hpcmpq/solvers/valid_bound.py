@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from hpcmpq.cross_terms import size_among
 from hpcmpq.errors import InvalidBound
 from hpcmpq.problem import Cost, Problem
 
@@ -40,7 +41,7 @@ solver is wrong, not the input; choose another with --solver and please report t
 def objective_size(problem: Problem, choice_G: np.ndarray) -> float:
     """Sum of the absolute values of the summands of a choice's objective."""
     size = abs(problem.constant) + float(np.abs(problem.linear_P[choice_G]).sum())
-    return size + 0.5 * float(np.abs(problem.quad_PP[np.ix_(choice_G, choice_G)]).sum())
+    return size + 0.5 * size_among(problem.quad_PP, choice_G)
 
 
 def cost_size(cost: Cost, choice_G: np.ndarray, offset_G: np.ndarray) -> float:

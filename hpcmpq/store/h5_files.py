@@ -76,6 +76,15 @@ def read_h5(path: Path, made_by: str) -> tuple[dict[str, np.ndarray], dict[str, 
     return {name: np.asarray(array) for name, array in arrays.items()}, attributes
 
 
+def read_attributes(path: Path) -> dict[str, Any]:
+    """The attributes of a file of `write_h5`, without reading the rest of it; none if it is damaged."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return {name: _plain(value) for name, value in file.attrs.items()}
+    except (OSError, RuntimeError, KeyError, UnicodeDecodeError, ValueError):
+        return {}
+
+
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 

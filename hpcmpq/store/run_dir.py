@@ -12,11 +12,16 @@ class RunDir:
 
     Attributes:
         path: The directory.
-        measuring: The stage whose work units are meant: ``calibrate``, or ``refine``, which keeps its own apart.
+        measuring: Whose work units are meant: of ``calibrate``, or of ``round`` and ``refine``, which are kept apart.
     """
 
     path: Path
     measuring: str = "calibrate"
+
+    @property
+    def command(self) -> str:
+        """The command that runs the work units."""
+        return f"hpcmpq {'calibrate' if self.measuring == 'round' else self.measuring} {self.path}"
 
     def file(self, name: str) -> Path:
         """Path of an artefact."""

@@ -58,7 +58,7 @@ GOOD = {
     "calibrate": "calibrate RUN",
     "reduce": "reduce RUN",
     "solve": "solve RUN --budget weight_bits=9",
-    "refine": "refine RUN",
+    "refine": "refine RUN --workers 1",
     "reround": "reround RUN",
     "frontier": "frontier RUN --from 4 --to 8 --step 2",
     "time": "time RUN",

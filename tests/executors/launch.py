@@ -55,11 +55,6 @@ def run(command: Sequence[str], timeout_s: float = 240) -> subprocess.CompletedP
         )
 
 
-def hpcmpq(*arguments: object, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
-    """The command line of the package in a process of its own."""
-    return run(command_line("local", "hpcmpq", *arguments), timeout_s)
-
-
 @contextmanager
 def mpich_memory_freed() -> Iterator[None]:
     """Remove what aborted MPICH jobs that started inside leave in /dev/shm, and no live process maps."""

@@ -1,4 +1,4 @@
-"""The same `quadratic.h5`, bit for bit, wherever the units ran, and after every kind of damage."""
+"""The same codes and `quadratic.h5`, bit for bit, wherever the units ran, and after every kind of damage."""
 
 import os
 import subprocess
@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hpcmpq.api.run import Run
 from hpcmpq.store.run_dir import RunDir
 from tests.executors.launch import MARKS
-from tests.executors.tiny_run import METHODS, calibrate, plan_run, result
+from tests.executors.tiny_run import METHODS, calibrate, calibrate_all, plan_run, result
 
 pytestmark = pytest.mark.slow
 
@@ -20,20 +19,14 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("executor", "num_workers"), WAYS)
-def test_same_bits_as_one_local_process(executor, num_workers, method, reference, tmp_path, request):
+def test_same_bits_as_this_process(executor, num_workers, reference, tmp_path, request):
     if executor == "ray":
         request.getfixturevalue("ray_cluster")
-    run_dir = plan_run(tmp_path, method)
-    calibrate(run_dir, executor, num_workers)
-    assert result(run_dir) == reference(method)
-
-
-def test_the_calling_process_gives_the_same_bits(reference, tmp_path):
-    run_dir = plan_run(tmp_path)
-    assert Run(run_dir.path).calibrate().num_samples == 12
-    assert result(run_dir) == reference("secant")
+    run_dirs = {method: plan_run(tmp_path / method, method) for method in METHODS}
+    calibrate_all(list(run_dirs.values()), executor, num_workers)
+    for method, run_dir in run_dirs.items():
+        assert result(run_dir) == reference(method), method
 
 
 def test_damaged_shards_are_found_recomputed_and_reported(reference, tmp_path):

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 CONFIG = """
 model: {{factory: "tests.executors.tiny_model:model"}}
 calibration:
-  data: "tests.executors.tiny_model:samples"
+  data: "tests.executors.tiny_model:{samples}"
   num_samples: 12
   held_out: 4
   samples_per_unit: 4
   samples_per_pass: 2
 groups: {{include: ["*"]}}
 formats: [int2, int4]
-quantizer: {{group_size: null}}
+quantizer: {{group_size: null, rounding: {rounding}}}
 objective: kl
 sensitivity: {{method: {method}, groups_per_unit: 1}}
 budgets: {{weight_bits: 3.0}}
@@ -47,6 +47,12 @@ def samples() -> Tensor:
     return torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
 
 
+def more_samples() -> Tensor:
+    return torch.randn(80, 6, generator=torch.Generator().manual_seed(1))
+
+
 def write_config(path: Path, method: str = "secant") -> Path:
-    path.write_text(CONFIG.format(method=method))
+    """A config of a method; with ``hessian`` weights have stored codes, fitted on 48 samples of their own."""
+    rounding, data = ("gptq", more_samples) if method == "hessian" else ("nearest", samples)
+    path.write_text(CONFIG.format(method=method, rounding=rounding, samples=data.__name__))
     return path

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcmpq.api.run import Run
 from hpcmpq.calibrate.reduce import reduce
 from hpcmpq.config import read_config
 from hpcmpq.planning.stage import prepare
@@ -35,23 +36,32 @@ def calibrate(run_dir: RunDir, executor: str = "local", num_workers: int = 1, st
     return ended.stdout + ended.stderr
 
 
+def calibrate_all(run_dirs: list[RunDir], executor: str, num_workers: int) -> None:
+    """Calibrate several runs with one executor, each rank of MPI or driver of Ray started once."""
+    paths = [run_dir.path for run_dir in run_dirs]
+    ended = run(command_line(executor, "tests.executors.calibrate_runs", executor, num_workers, *paths))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 def result(run_dir: RunDir) -> tuple[dict[str, bytes], bytes]:
-    """Bytes of all shards and of `quadratic.h5`; nothing is left over."""
-    assert not list(run_dir.shards_path.glob(".*"))
+    """Bytes of all shards and stored codes, and of `quadratic.h5`; nothing is left over."""
+    assert not [*run_dir.shards_path.glob(".*"), *run_dir.path.glob("rounded/.*")]
     assert len(shards(run_dir.path)) == len(read_plan(run_dir).units)
     reduce(run_dir)
-    return shards(run_dir.path), run_dir.quadratic_path.read_bytes()
+    codes = {f"rounded/{path.name}": path.read_bytes() for path in run_dir.path.glob("rounded/*")}
+    assert len(codes) == 3 * (read_plan(run_dir).config.quantizer.rounding == "gptq")
+    return shards(run_dir.path) | codes, run_dir.quadratic_path.read_bytes()
 
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[dict[str, bytes], bytes]]:
-    """Function from a method to the `result` of one uninterrupted local worker."""
+    """Function from a method to the `result` of this process, which nobody interrupts."""
     known: dict[str, tuple[dict[str, bytes], bytes]] = {}
 
     def of(method: str) -> tuple[dict[str, bytes], bytes]:
         if method not in known:
             run_dir = plan_run(tmp_path_factory.mktemp("reference") / method, method)
-            calibrate(run_dir)
+            Run(run_dir.path).calibrate()
             known[method] = result(run_dir)
         return known[method]
 

@@ -9,9 +9,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hpcmpq.config import parse_config
+from hpcmpq.executors.in_process import InProcess
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.plan import Plan
 from hpcmpq.planning.stage import prepare
+from hpcmpq.rounding.option_units import round_options
 from hpcmpq.solve.formulate import cost_values
 from hpcmpq.store.json_files import write_json
 from hpcmpq.store.run_dir import RunDir
@@ -77,7 +79,7 @@ def plan_run(
     edit: Callable[[Path], None] = lambda directory: None,
     **config,
 ) -> tuple[RunDir, Plan]:
-    """Save a model in `dtype`, edit its directory and plan a run; keyword arguments are keys of the config."""
+    """Save a model in `dtype`, edit its directory, plan a run and make its codes; keywords are keys of the config."""
     with quiet_transformers():
         made.to(dtype).save_pretrained(path / "model")
     edit(path / "model")
@@ -93,7 +95,10 @@ def plan_run(
         **config,
     }
     run = RunDir(path / "run")
-    return run, prepare(parse_config(values), run, ())
+    plan = prepare(parse_config(values), run, ())
+    if plan.config.quantizer.stores_codes:
+        round_options(run, InProcess(), lambda *_: None)
+    return run, plan
 
 
 def solve_by_turns(run: RunDir, plan: Plan) -> dict[str, str]:

@@ -11,9 +11,12 @@ from hpcmpq.formats import Quantizer
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.groups import find_groups, num_fixed_bytes
 from hpcmpq.models.load import forward, load_model
+from hpcmpq.models.stored_weights import Weights
 from hpcmpq.models.streaming import load_streamed, shapes_only
 from hpcmpq.models.weight_digests import weights_fingerprint
 from hpcmpq.objective import OBJECTIVES
+from hpcmpq.quantized import side_by_side
+from hpcmpq.quantized.side_by_side import find_walk
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
 from hpcmpq.sensitivity.secant import measure
@@ -97,6 +100,36 @@ def test_streamed_secant_has_the_same_bits(saved):
     assert all(p.is_meta for block in streamed.blocks for p in block.parameters())
 
 
+@torch.no_grad()
+def test_models_side_by_side_read_every_block_once_and_have_the_bits_of_whole_passes(saved, monkeypatch):
+    config, inputs = saved
+    model, streamed = load_model(config), load_streamed(config)
+    groups = find_groups(model, GroupsConfig(include=("*",)), inputs)
+    space = SearchSpace(groups, (("int2", "int4", "w8a8"),) * len(groups))
+    batches = [Samples(inputs)[:2].inputs, Samples(inputs)[2:].inputs]
+    assignments = [
+        {},
+        {group.name: ("int2", "int4")[g % 2] for g, group in enumerate(groups)},
+        {group.name: ("w8a8", "int4")[g % 2] for g, group in enumerate(groups)},
+    ]
+    walk = find_walk(make_subject(streamed.model, space, streamed).variants, inputs)
+    assert walk is not None and [*walk.together(3, [batches, batches])] == [range(2)]
+    read, reads = Weights.read, []
+    monkeypatch.setattr(Weights, "read", lambda self, name: reads.append(name) or read(self, name))
+    ended = walk.through(assignments, batches)
+    found = [[ended.outputs(m, b) for b in range(2)] for m in range(3)]
+    assert sorted(reads) == sorted(name for owners in streamed._owners for _, _, name in owners)
+    monkeypatch.setattr(side_by_side, "MAX_STATE_BYTES", 1)
+    assert [*walk.together(3, [batches, batches])] == [range(1), range(1, 2)]
+    whole = make_subject(model, space).variants
+    for assignment, outputs in zip(assignments, found, strict=True):
+        with whole.assigned(assignment):
+            for batch, z_NTV in zip(batches, outputs, strict=True):
+                assert torch.equal(z_NTV, forward(model, batch))
+    assert not torch.equal(found[0][0], found[1][0]) and not torch.equal(found[1][0], found[2][0])
+    assert all(p.is_meta for block in streamed.blocks for p in block.parameters())
+
+
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory):
     """A Llama of 12 blocks and 10 MB, wide enough for its blocks to be most of it."""
@@ -126,11 +159,16 @@ def test_twelve_blocks_need_less_than_half_their_weights_and_one_chunk_of_states
     space = SearchSpace(groups, (("int2", "int4", "int8"),) * len(groups))
     streamed, load_peak = peak_bytes(lambda: load_streamed(config))
     result, peak = peak_bytes(lambda: secant(streamed.model, space, samples, streamed))
+    batches = [{"input_ids": torch.randint(0, 64, (2, 16))} for _ in range(3)]
+    assignments = [{}, {group.name: "int2" for group in groups}, {group.name: "int8" for group in groups}]
+    walk = find_walk(make_subject(streamed.model, space, streamed).variants, batches[0])
+    _, walk_peak = peak_bytes(lambda: walk.through(assignments, batches).outputs(2, 2))
     beside, around_peak = peak_bytes(lambda: secant_around(streamed.model, space, samples, streamed))
     state_bytes = space.num_options * 16 * 128 * 4
     feature_bytes = result.phi_NRF.nbytes
     assert load_peak < 0.2 * model_bytes
     assert peak < 0.5 * model_bytes + state_bytes + feature_bytes
+    assert walk_peak < 0.4 * model_bytes
     assert around_peak < 0.5 * model_bytes + (state_bytes + feature_bytes) / 3
     assert beside.phi_NRF.any()
     in_memory = secant(load_model(dataclasses.replace(config, stream=False)), space, samples)

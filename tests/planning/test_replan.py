@@ -7,7 +7,7 @@ import pytest
 from hpcmpq.cli import summaries
 from hpcmpq.config import parse_config
 from hpcmpq.errors import PlanMismatch
-from hpcmpq.evaluate.stage import make_data
+from hpcmpq.evaluate.contents import make_data
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.plan import Plan, plan_to_json
 from hpcmpq.planning.stage import prepare

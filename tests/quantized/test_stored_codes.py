@@ -20,7 +20,8 @@ from hpcmpq.quantized.stored_codes import StoredCodes
 from hpcmpq.quantized.variants import Variants, open_variants
 from hpcmpq.quantizers import decode
 from hpcmpq.quantizers.codes import QParams
-from hpcmpq.rounding.options import make_codes
+from hpcmpq.rounding.options import make_codes, stored_formats
+from hpcmpq.rounding.original_inputs import OriginalInputs
 from hpcmpq.space import Member
 from hpcmpq.store.h5_files import read_h5, write_h5
 from hpcmpq.store.quadratic_file import read_quadratic
@@ -99,11 +100,11 @@ def test_padding_changes_no_code(tmp_path):
     samples = load_splits(config).calibration
     codes = {}
     for name, these in (("plain", samples), ("padded", padded(samples, 7))):
-        place = RunDir(tmp_path / name)
-        (place.path / "rounded").mkdir(parents=True)
-        make_codes(place, plan.fingerprint, model, plan.space, config.quantizer, these, 3)
-        stored = StoredCodes(place, plan.fingerprint)
-        members = [member for group in plan.space.groups for member in group.members]
+        stored = StoredCodes(RunDir(tmp_path / name), plan.fingerprint)
+        formats = stored_formats(plan.space, config.quantizer)
+        members = list(formats)
+        inputs = OriginalInputs(model, plan.space.groups, list(these.passes(3)), members)
+        make_codes(stored, inputs, formats, config.quantizer)
         codes[name] = torch.cat([stored.read(m, "int3", torch.zeros(1))[0].flatten() for m in members])
     assert float((codes["plain"] == codes["padded"]).float().mean()) > 0.9999
 
@@ -121,7 +122,7 @@ def test_missing_damaged_and_foreign_codes_are_refused(tmp_path):
         codes.read(member, "int4", like)
     for path in (run.path / "rounded").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match="are missing; run `hpcmpq plan"):
+    with pytest.raises(UserError, match="are missing; run `hpcmpq calibrate"):
         codes.read(member, "int4", like)
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hpcmpq.executors.in_process import InProcess
 from hpcmpq.refine.stage import refine
 from hpcmpq.solve.settings import settings_of
 from hpcmpq.solve.stage import solve
+from hpcmpq.solvers import make_solver
 from hpcmpq.store.json_files import read_json, write_artefact
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
@@ -121,6 +123,26 @@ def test_units_of_another_base_are_other_units(copied: RunDir):
     with pytest.raises(Killed):
         refine(copied, Dying(1), unseen)
     assert len({path.name for path in RunDir(copied.path, "refine").shards_path.iterdir()} - names) == 1
+
+
+def test_no_solve_is_given_more_time_than_the_config_says(copied: RunDir, monkeypatch: pytest.MonkeyPatch):
+    given = []
+
+    @dataclass
+    class Timed:
+        name: str
+
+        def solve(self, *arguments, time_limit_s: float, **others):  # type: ignore[no-untyped-def]
+            given.append(time_limit_s)
+            return make_solver(self.name).solve(*arguments, time_limit_s=time_limit_s, **others)
+
+    for module in ("stage", "portfolio"):
+        monkeypatch.setattr(f"hpcmpq.refine.{module}.make_solver", Timed)
+    solution = read_json(copied.solution_path, "solve")
+    solution["solver"]["time_limit_s"] = 0.25
+    write_artefact(copied.solution_path, solution)
+    refine(copied, InProcess(), unseen)
+    assert len(given) > 10 and set(given) == {0.25}
 
 
 @pytest.mark.slow

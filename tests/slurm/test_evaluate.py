@@ -1,7 +1,6 @@
 """Evaluation with the model sharded over the ranks of real Slurm jobs."""
 
 import json
-import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,9 +8,7 @@ import pytest
 
 from hpcmpq.evaluate import evaluate
 from tests.evaluate.solved_runs import TINY_CONFIG, assert_same, solved_run
-from tests.slurm.toy_jobs import jobs_in, output, toy_run
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.slurm.toy_jobs import ToyRun, jobs_in, output, toy_run
 
 pytestmark = [
     pytest.mark.slow,
@@ -52,12 +49,13 @@ def test_a_chain_whose_evaluation_is_sharded_and_interrupted(cluster: dict[str, 
 def test_one_rank_under_srun_finds_what_one_process_does(cluster: dict[str, str], tmp_path: Path):
     run_dir = solved_run(tmp_path / "run", TINY_CONFIG)
     plain = evaluate(run_dir)
-    command = ["sbatch", "--wait", "--ntasks=1", "--time=5", "--output", str(tmp_path / "log")]
-    ended = subprocess.run(
-        [*command, "slurm/evaluate.sbatch", str(run_dir.path)],
-        cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr + (tmp_path / "log").read_text()
+    command = ["sbatch", "--parsable", "--ntasks=1", "--time=5", "--output", str(tmp_path / "log")]
+    job = output([*command, "slurm/evaluate.sbatch", str(run_dir.path)], cluster).strip()
+    toy = ToyRun(run_dir, tmp_path, cluster)
+    toy.wait_for_job(
+        job, "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT"
+    )  # `sbatch --wait` looks every 30 seconds
+    assert toy.field(job, "JobState") == "COMPLETED", (tmp_path / "log").read_text()
     values = json.loads(run_dir.evaluation_path.read_text())
     assert (values["engine"], values["world_size"]) == ("deepspeed", 1)
     assert_same(values, plain)

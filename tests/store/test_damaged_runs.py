@@ -4,6 +4,7 @@ import errno
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from hpcmpq.executors.in_process import InProcess
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
@@ -48,8 +50,9 @@ def run_once(tmp_path_factory) -> tuple[Path, Path]:
 def hpcmpq(stage: str, run: Path, config: Path) -> int:
     """Exit status of a stage in this process."""
     arguments = [config, "--run-dir", run] if stage == "plan" else [run]
-    arguments += ["--workers", 1] if stage == "calibrate" else []
-    return status_of(stage, *arguments)
+    with pytest.MonkeyPatch.context() as patch:  # to spare the start of a worker
+        patch.setattr("hpcmpq.cli.stages.open_executor", lambda *_: nullcontext(InProcess()))
+        return status_of(stage, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +60,8 @@ def hpcmpq(stage: str, run: Path, config: Path) -> int:
     [
         ("plan.json", "plan"),
         ("plan.json", "solve"),
-        ("rounded/*.h5", "plan"),
+        ("rounded/*.h5", "calibrate"),
+        ("rounding_samples.safetensors", "plan"),
         ("activations.h5", "plan"),
         ("samples.safetensors", "plan"),
         ("cost.json", "plan"),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hpcmpq.executors.world import World
 from hpcmpq.plan import Plan
+from hpcmpq.quantized.side_by_side import SideBySide
 from hpcmpq.settings import Config
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.tables import look_up, named_by
@@ -23,21 +24,24 @@ ENGINES = {
 
 
 class EvaluationEngine(Protocol):
-    """A model whose weights can be changed, on one or more ranks that all call every method together.
+    """A model whose weights can be changed, on one or more ranks that all call every method together."""
 
-    Attributes:
-        rank: This process.
-        size: All of them.
-    """
+    @property
+    def rank(self) -> int:
+        """This process."""
 
-    rank: int
-    size: int
+    @property
+    def size(self) -> int:
+        """All of them."""
 
     def assigned(self, assignment: Mapping[str, str]) -> AbstractContextManager[None]:
         """Inside, the model with {group name: format name} applied; an empty one is the original."""
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """The outputs z [N, T, V] of this rank's inputs, which are on the CPU."""
+
+    def side_by_side(self, inputs: dict[str, Tensor]) -> SideBySide | None:
+        """How several models run together, block after block, found with some inputs; None where each runs alone."""
 
     def share(self, numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
         """The numbers of every rank, in order."""

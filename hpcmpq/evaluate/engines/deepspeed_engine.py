@@ -51,6 +51,9 @@ class DeepSpeedEngine:
         """See `Engine.forward`."""
         return forward(self.shards.model, {name: value.to(self.device) for name, value in inputs.items()})
 
+    def side_by_side(self, inputs: dict[str, Tensor]) -> None:
+        """See `Engine.side_by_side`; ranks hold the model together."""
+
     def share(self, numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
         """See `Engine.share`."""
         return self.gather(numbers)

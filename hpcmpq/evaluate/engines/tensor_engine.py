@@ -90,6 +90,9 @@ class TensorEngine:
                 return self.forward(inputs)
         return forward(self._model, {name: value.to(self.device) for name, value in inputs.items()})
 
+    def side_by_side(self, inputs: dict[str, Tensor]) -> None:
+        """See `Engine.side_by_side`; ranks hold the model together."""
+
     def share(self, numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Numbers of all ranks, so that they stop together."""
         return gathered(numbers, self.num_ranks)

@@ -1,6 +1,6 @@
 """Plain torch in one process: what other engines are compared with.
 
-The whole model is in memory, or one block at a time, rounded when it is read, where the config streams it.
+The whole model is in memory, or one block at a time where the config streams it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,6 +17,7 @@ from hpcmpq.models.load import forward, load_model, pick_device, quiet_transform
 from hpcmpq.models.memory import live_bytes, peak_bytes
 from hpcmpq.models.streaming import load_streamed
 from hpcmpq.plan import Plan
+from hpcmpq.quantized.side_by_side import SideBySide, find_walk
 from hpcmpq.quantized.solved import open_solved
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.settings import Config
@@ -40,6 +41,10 @@ class TorchEngine:
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """See `Engine.forward`."""
         return forward(self.variants.model, {name: value.to(self.device) for name, value in inputs.items()})
+
+    def side_by_side(self, inputs: dict[str, Tensor]) -> SideBySide | None:
+        """See `Engine.side_by_side`."""
+        return find_walk(self.variants, inputs)
 
     def share(self, numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
         """See `Engine.share`."""
@@ -71,8 +76,14 @@ def open_engine(run: RunDir, plan: Plan, config: Config, world: World) -> Iterat
     if world.size > 1:
         raise UserError(
             f"{world.launcher} started {world.size} ranks and engine torch runs in one process; "
-            "start one, also outside of a step of several tasks (srun --ntasks=1 --overlap), or use --engine deepspeed"
+            "start one, also outside of a step of several tasks (srun --ntasks=1 --overlap), or use --engine deepspeed "
+            "or --executor mpi"
         )
+    yield make_engine(run, plan, config)
+
+
+def make_engine(run: RunDir, plan: Plan, config: Config) -> TorchEngine:
+    """The engine of this process, whoever else there is."""
     device = pick_device(config.model.device)
     with quiet_transformers():
         import transformers  # noqa: F401  (before memory is counted)
@@ -81,4 +92,4 @@ def open_engine(run: RunDir, plan: Plan, config: Config, world: World) -> Iterat
         variants = open_solved(run, plan, streamed=load_streamed(config.model))
     else:
         variants = open_solved(run, plan, load_model(config.model, import_paths=plan.import_paths))
-    yield TorchEngine(variants, device, start_bytes)
+    return TorchEngine(variants, device, start_bytes)

@@ -1,10 +1,12 @@
-"""Calibration samples in RUN/samples.safetensors, as `hpcmpq plan` chose them.
+"""Calibration samples in RUN/samples.safetensors, as `hpcmpq plan` chose them, and those that rounding is fitted on.
 
 Workers read them from there: none tokenizes the whole text again, and none needs the text, or sees it changed.
 Stages that need the other samples too split the data again.
 """
 
-from contextlib import suppress
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -16,11 +18,14 @@ from hpcmpq.plan import Plan, content_hash
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.whole_files import replacing
 
-NAME = "samples.safetensors"
+NAME, ROUNDING_NAME = "samples.safetensors", "rounding_samples.safetensors"
+ROUNDING = "calibration.rounding"
+"""The fact of a plan that names the samples to fit rounding on, where these are not the calibration samples."""
+
 _INPUT, _TARGETS = "input.", "targets"
 
 
-def keep_samples(run: RunDir, samples: Samples) -> None:
+def keep_samples(run: RunDir, samples: Samples, name: str = NAME) -> None:
     """Write the samples; inputs as ``input.NAME``, targets as ``targets``, the rest as metadata.
 
     A file that holds them already stays as it is: workers map it, and where the file system is shared by nodes a
@@ -30,13 +35,13 @@ def keep_samples(run: RunDir, samples: Samples) -> None:
     from safetensors.torch import save_file
 
     with suppress(UserError):  # damaged: written anew
-        if _identity(_read(run)) == _identity(samples):
+        if _identity(_read(run, name)) == _identity(samples):
             return
     # Copies, since tensors that share memory are refused, such as one that is given under two names.
-    tensors = {_INPUT + name: _copy(tensor) for name, tensor in samples.inputs.items()}
+    tensors = {_INPUT + key: _copy(tensor) for key, tensor in samples.inputs.items()}
     if samples.targets is not None:
         tensors[_TARGETS] = _copy(samples.targets)
-    with replacing(run.file(NAME)) as attempt:
+    with replacing(run.file(name)) as attempt:
         try:
             save_file(tensors, attempt, {"labelled": str(int(samples.labelled)), "format_version": "1"})
         except SafetensorError as error:
@@ -62,6 +67,25 @@ def kept_samples(run: RunDir, plan: Plan) -> Samples | None:
     return samples
 
 
+def rounding_samples(run: RunDir, plan: Plan) -> Samples:
+    """The samples that the plan fits rounding on; of older plans the calibration samples.
+
+    Raises:
+        UserError: If the file is damaged, or, where there is none, the data have changed.
+    """
+    if ROUNDING not in plan.facts:
+        kept = kept_samples(run, plan)
+        return planned_splits(plan).calibration if kept is None else kept
+    samples = _read(run, ROUNDING_NAME)
+    if samples is None:
+        samples = planned_splits(plan).rounding
+    if samples is None or content_hash(samples.content_hashes()) != plan.facts[ROUNDING]:
+        raise UserError(
+            f"the samples to fit rounding on are not those that {run.path} was planned with; {_again(run)}"
+        )
+    return samples
+
+
 def planned_splits(plan: Plan) -> Splits:
     """Calibration, held-out and evaluation samples from the data, which must still be those of the plan.
 
@@ -79,6 +103,17 @@ def planned_splits(plan: Plan) -> Splits:
     return splits
 
 
+@contextmanager
+def already_said() -> Iterator[None]:
+    """Inside, nothing is said of the data: the process that hands out work has said it."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+
+
 def _are_planned(samples: Samples, plan: Plan) -> bool:
     facts: dict[str, object] = {"calibration.samples": content_hash(samples.content_hashes())}
     if "calibration.targets" in plan.facts:
@@ -86,23 +121,22 @@ def _are_planned(samples: Samples, plan: Plan) -> bool:
     return all(plan.facts[name] == value for name, value in facts.items())
 
 
-def _read(run: RunDir) -> Samples | None:
-    """What the file holds, mapped into memory; None where there is none."""
+def _read(run: RunDir, name: str = NAME) -> Samples | None:
+    """What a file holds, mapped into memory; None where there is none."""
     from safetensors import SafetensorError, safe_open
 
-    path = run.file(NAME)
+    path = run.file(name)
     if not path.exists():
         return None
     try:
         with safe_open(path, "pt") as file:
             labelled = file.metadata()["labelled"] == "1"
-            names = list(file.keys())
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
+            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in list(file.keys())}
     except (SafetensorError, OSError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is damaged ({reason}); {_again(run)}") from None
     targets = tensors.pop(_TARGETS, None)
-    inputs = {name.removeprefix(_INPUT): tensor for name, tensor in tensors.items()}
+    inputs = {key.removeprefix(_INPUT): tensor for key, tensor in tensors.items()}
     return Samples(inputs, targets, labelled)
 
 

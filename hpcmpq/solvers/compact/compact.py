@@ -8,6 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
+from hpcmpq.cross_terms import CrossTerms, rows_sum, submatrix, sum_among
+
 
 @dataclass(frozen=True)
 class JointCost:
@@ -24,7 +26,7 @@ class Compact:
 
     Attributes:
         linear_P: c, float64 [P].
-        quad_PP: H, symmetric float64 [P, P], zero inside groups.
+        quad_PP: H, symmetric float64 [P, P], dense or sparse, zero inside groups.
         offset_H: First option of each group and P at the end, int64 [G + 1].
         cost_CP: Costs of single options, finite float64 [C, P], each budget divided by its range.
         limit_C: Limits in the same units, with the feasibility tolerance of `Problem` included.
@@ -38,7 +40,7 @@ class Compact:
     """
 
     linear_P: np.ndarray
-    quad_PP: np.ndarray
+    quad_PP: CrossTerms
     offset_H: np.ndarray
     cost_CP: np.ndarray
     limit_C: np.ndarray
@@ -70,8 +72,7 @@ class Compact:
 
     def objective(self, choice_G: np.ndarray) -> float:
         """Compact objective of one option per group; see `scale` for the original's."""
-        quad = self.quad_PP[np.ix_(choice_G, choice_G)].sum()
-        return float(self.linear_P[choice_G].sum() + 0.5 * quad)
+        return float(self.linear_P[choice_G].sum() + 0.5 * sum_among(self.quad_PP, choice_G))
 
     def original_objective(self, compact_objective: float) -> float:
         """The original problem's objective or bound for a compact one."""
@@ -125,10 +126,10 @@ def restrict(compact: Compact, keep_P: np.ndarray) -> Compact | None:
     fixed_F = np.flatnonzero(keep_P & fixed_G[compact.group_P])
     free_P = np.flatnonzero(keep_P & ~fixed_G[compact.group_P])
     everything = len(free_P) == compact.num_options
-    quad_PP = compact.quad_PP if everything else compact.quad_PP[np.ix_(free_P, free_P)]
+    quad_PP = compact.quad_PP if everything else submatrix(compact.quad_PP, free_P, free_P)
     linear_P = compact.linear_P[free_P]
     if len(fixed_F):
-        linear_P = linear_P + compact.quad_PP[np.ix_(fixed_F, free_P)].sum(axis=0)
+        linear_P = linear_P + rows_sum(compact.quad_PP, fixed_F)[free_P]
     cost_CP = compact.cost_CP[:, free_P]
     limit_C = compact.limit_C - compact.cost_CP[:, fixed_F].sum(axis=1)
     new_group_G = np.cumsum(~fixed_G) - 1

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from hpcmpq.cross_terms import is_sparse
 from hpcmpq.problem import Problem
 from hpcmpq.solvers.compact.compact import Compact, restrict
 from hpcmpq.solvers.compact.ties import merge_ties
@@ -48,7 +49,8 @@ def validate(problem: Problem) -> None:
     if problem.quad_PP.shape != (num_options, num_options):
         raise ValueError(f"quad_PP has shape {problem.quad_PP.shape}, must be {(num_options, num_options)}")
     # A sum is finite exactly when all its terms are (up to overflow), and needs no temporary of P² entries.
-    if not np.isfinite(problem.linear_P).all() or not np.isfinite(problem.quad_PP.sum(axis=1)).all():
+    stored = problem.quad_PP.tocsr().data if is_sparse(problem.quad_PP) else problem.quad_PP.sum(axis=1)
+    if not np.isfinite(problem.linear_P).all() or not np.isfinite(stored).all():
         raise ValueError("the objective has NaN or infinite entries; forbid options with allowed_P instead")
     if not math.isfinite(problem.constant):
         raise ValueError(f"constant is {problem.constant}; must be finite")

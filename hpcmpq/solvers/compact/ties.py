@@ -7,7 +7,9 @@ classes of ties.
 import math
 
 import numpy as np
+import scipy.sparse
 
+from hpcmpq.cross_terms import CrossTerms, is_sparse, tidy
 from hpcmpq.problem import Problem, search_limit
 from hpcmpq.solvers.compact.compact import Compact, JointCost
 
@@ -96,9 +98,11 @@ def _tie_roots(problem: Problem) -> np.ndarray:
 
 def _merged_objective(
     problem: Problem, order: np.ndarray, starts: np.ndarray, offset_H: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, CrossTerms]:
     """c and H of the merged options: EᵀHE with the terms inside a merged option moved into c."""
     quad_PP, linear_P = problem.quad_PP, np.asarray(problem.linear_P, dtype=np.float64)
+    if is_sparse(quad_PP):
+        return _merged_sparse(linear_P, quad_PP, order, starts, offset_H)
     if quad_PP.strides == (0, 0) and quad_PP[0, 0] == 0.0:  # a view of one zero, which stays one
         return np.add.reduceat(linear_P[order], starts), np.broadcast_to(0.0, (len(starts), len(starts)))
     if len(order) != len(linear_P) or (order != np.arange(len(order))).any():
@@ -112,6 +116,19 @@ def _merged_objective(
         for start, stop in zip(offset_H[:-1], offset_H[1:], strict=True):
             quad_PP[start:stop, start:stop] = 0.0
     return linear_P, quad_PP
+
+
+def _merged_sparse(
+    linear_P: np.ndarray, quad_PP: CrossTerms, order: np.ndarray, starts: np.ndarray, offset_H: np.ndarray
+) -> tuple[np.ndarray, CrossTerms]:
+    """c and H of the merged options where H is sparse."""
+    merged_M = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(order))))
+    shape = len(linear_P), len(starts)
+    pick_PS = scipy.sparse.csr_array((np.ones(len(order)), (order, merged_M)), shape=shape)
+    whole_SS = pick_PS.T @ scipy.sparse.csr_array(quad_PP) @ pick_PS
+    linear_S = pick_PS.T @ linear_P + 0.5 * whole_SS.diagonal()
+    group_S = np.repeat(np.arange(len(offset_H) - 1), np.diff(offset_H))
+    return linear_S, tidy(whole_SS, group_S)
 
 
 def _clean(quad_PP: np.ndarray, offset_H: np.ndarray) -> bool:

@@ -11,7 +11,7 @@ Lᵀ Z L ⪯ 0, so the bound needs no repair but for rounding, for which the eig
 is subtracted. The scheme follows Graham, Hu, Im, Li, Sun, Wolkowicz, "A restricted dual Peaceman-Rachford
 splitting method for a strengthened DNN relaxation for QAP" (INFORMS J. Computing 2022).
 
-Axis letters: N lifted coordinates, n subspace, X padded options.
+Axis letters: N lifted coordinates, n subspace, r its rank, X padded options.
 """
 
 import time
@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hpcmpq.solvers.proof.lift import Lift
+from hpcmpq.solvers.proof.positive_part import positive_part
 from hpcmpq.solvers.proof.projection import Projector
 from hpcmpq.solvers.proof.relaxation import Minimum, Relaxation, minimise
 
@@ -52,7 +53,7 @@ class Bound:
 
     Attributes:
         value: Lower bound on the compact objective; +inf proves that no allowed choice exists.
-        minimum: The excesses; a feasible choice x has f(x) ≥ value + Σ own excess + ½ Σ pair excess.
+        minimum: The excesses; a feasible choice x has f(x) ≥ value + Σ own excess + Σ pair excess.
     """
 
     value: float
@@ -92,10 +93,9 @@ def iterate(
     lift, beta, begun = relaxation.lift, state.penalty, time.perf_counter()
     w_nn = lift.down(state.y_NN + state.z_NN * (1.0 / beta))
     decomposing = time.perf_counter()
-    eigenvalue, vector = np.linalg.eigh(w_nn)
+    eigenvalue_r, vector_nr = positive_part(w_nn)
     decomposed = time.perf_counter()
-    first = int(np.searchsorted(eigenvalue, 0.0, side="right"))
-    factor_Nr = lift.up(vector[:, first:] * np.sqrt(eigenvalue[first:]))
+    factor_Nr = lift.up(vector_nr * np.sqrt(eigenvalue_r))
     x_NN = factor_Nr @ factor_Nr.T
     residual_NN = state.y_NN - x_NN
     residual_NN *= beta
@@ -114,7 +114,7 @@ def iterate(
         state.penalty = beta * balance(primal / max(dual, 1e-30), state.steps)
     gap_NN *= beta
     half_then = half_NN + gap_NN
-    state.z_NN, state.y_NN, state.rank = half_then, y_NN, len(eigenvalue) - first
+    state.z_NN, state.y_NN, state.rank = half_then, y_NN, len(eigenvalue_r)
     state.part_s["eigen-decomposition"] += decomposed - decomposing
     state.part_s["projection"] += projected - projecting
     state.part_s["products"] += (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpcmpq.cross_terms import size_among
 from hpcmpq.solvers.compact.compact import Compact
 
 PROOF = 4e-7
@@ -38,6 +39,6 @@ class Incumbent:
 def first_incumbent(root: Compact, choice_G: np.ndarray) -> Incumbent:
     """The incumbent of a feasible compact choice."""
     size = float(np.abs(root.linear_P[choice_G]).sum())
-    size += 0.5 * float(np.abs(root.quad_PP[np.ix_(choice_G, choice_G)]).sum())
+    size += 0.5 * size_among(root.quad_PP, choice_G)
     zero = -root.original_objective(0.0) / root.scale
     return Incumbent(root.expand(choice_G), root.objective(choice_G), zero, size)

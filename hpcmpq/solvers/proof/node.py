@@ -132,10 +132,14 @@ def exclude(node: Node, cutoff: float) -> int:
     rise_P = minimum.rise_X[columns]
     options_P = (rise_P <= slack) & np.diagonal(node.allowed_PP)
     group_P = node.compact.group_P
-    row_PG = 2.0 * minimum.row_XG[columns]
     # Options that are gone have infinite excesses; `options_P` keeps them out.
     gone_P = ~np.isfinite(rise_P)
-    row_PP = np.where(gone_P, 0.0, rise_P)[:, None] - np.where(gone_P[:, None], 0.0, row_PG)[:, group_P]
+    row_PG = np.where(gone_P[:, None], 0.0, minimum.row_XG[columns])
+    row_PP = (
+        np.where(gone_P, 0.0, minimum.own_X[columns])[:, None]
+        + row_PG.sum(axis=1)[:, None]
+        - row_PG[:, group_P]
+    )
     pair_PP = minimum.pair_XX[np.ix_(columns, columns)] + row_PP + row_PP.T
     own = np.arange(len(group_P))
     pair_PP[own, own] = 0.0

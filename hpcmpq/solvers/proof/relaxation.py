@@ -14,6 +14,7 @@ import numpy as np
 
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.proof.lift import Lift, make_lift
+from hpcmpq.solvers.proof.messages import tightened
 
 
 @dataclass(frozen=True)
@@ -131,14 +132,14 @@ def additive_floor(table: np.ndarray) -> tuple[list[np.ndarray], float]:
 
 @dataclass(frozen=True)
 class Minimum:
-    """The least value of a linear function over the polyhedral set, and what forcing options adds.
+    """A lower bound of a linear function at the lifted Y of every feasible choice, and what options add to it.
 
     Attributes:
-        value: The minimum; +inf when a group or pair of groups has nothing left to choose.
-        rise_X: Rise of the minimum when an option is forced, ≥ 0, [X]; inf if absent.
-        row_XG: Excess of an option's least entry with every group over the block's minimum, once, [X, G].
-        pair_XX: Excess of every pair's entry over its block's minimum, counted twice, ≥ 0, [X, X].
-        own_X: Excess of every option's own term over its group's minimum, ≥ 0, [X].
+        value: The bound; +inf when a group or pair of groups has nothing left to choose.
+        rise_X: What forcing an option adds, ≥ 0, [X]; inf if absent.
+        row_XG: Least of an option's pair excess with a group's options and half their own excess, ≥ 0, [X, G].
+        pair_XX: Excess of every pair, ≥ 0, inf where excluded, zero inside groups, [X, X].
+        own_X: Excess of every option's own term, ≥ 0, inf where excluded, [X].
     """
 
     value: float
@@ -149,7 +150,11 @@ class Minimum:
 
 
 def minimise(relaxation: Relaxation, m_NN: np.ndarray, allowed_XX: np.ndarray) -> Minimum:
-    """Min ⟨m, Y⟩ over the polyhedral set with the pairs `allowed_XX`; m is symmetric, float64."""
+    """A bound of ⟨m, Y⟩ over the polyhedral set with the pairs `allowed_XX`; m is symmetric, float64.
+
+    The minimum over the set is the sum of minima by group and pair of groups; messages between groups raise it further,
+    as each pair's distribution is known to have its groups' as sums.
+    """
     lift = relaxation.lift
     num_groups, width, padded = lift.num_groups, lift.width, lift.padded
     inner, slack = slice(1, 1 + padded), slice(1 + padded, None)
@@ -160,22 +165,30 @@ def minimise(relaxation: Relaxation, m_NN: np.ndarray, allowed_XX: np.ndarray) -
         value += 2.0 * float(np.minimum(m_NN[slack, 0] * relaxation.slack_limit_C, 0.0).sum())
         roof_CC = np.outer(relaxation.slack_limit_C, relaxation.slack_limit_C)
         value += float(np.minimum(m_NN[slack, slack] * roof_CC, 0.0).sum())
-    own_X = np.where(np.diagonal(allowed_XX), own_X, np.inf)
-    own_G = own_X.reshape(num_groups, width).min(axis=1)
-    pair_XX = np.where(allowed_XX, m_NN[inner, inner], np.inf)
+    own_Gk = np.where(np.diagonal(allowed_XX), own_X, np.inf).reshape(num_groups, width)
+    pair_GkGk = np.where(allowed_XX, 2.0 * m_NN[inner, inner], np.inf).reshape(
+        num_groups, width, num_groups, width
+    )
     groups = np.arange(num_groups)
-    view = pair_XX.reshape(num_groups, width, num_groups, width)
-    view[groups, :, groups, :] = 0.0  # own-group blocks are in own_X
-    row_XG = view.min(axis=3).reshape(padded, num_groups)  # inf for options that may not be chosen
-    block_GG = row_XG.reshape(num_groups, width, num_groups).min(axis=1)
-    value += float(own_G.sum()) + float(block_GG.sum())
-    if not np.isfinite(value):
+    pair_GkGk[groups, :, groups, :] = 0.0  # own-group blocks are in own_X
+    pair_GkkG = np.ascontiguousarray(pair_GkGk.transpose(0, 3, 1, 2))
+    rise, own_Gk, pair_GkkG = tightened(own_Gk, pair_GkkG)
+    if not np.isfinite(rise):
         infinite = np.full(padded, np.inf)
         return Minimum(np.inf, infinite, np.zeros((padded, num_groups)), np.zeros((padded, padded)), infinite)
-    own_X = own_X - np.repeat(own_G, width)
-    row_XG = row_XG - np.repeat(block_GG, width, axis=0)
-    row_XG[~np.diagonal(allowed_XX)] = 0.0
-    rise_X = own_X + 2.0 * row_XG.sum(axis=1)
-    view -= block_GG[:, None, :, None]
-    pair_XX *= 2.0
-    return Minimum(value, rise_X, row_XG, pair_XX, own_X)
+    row_GkG, half_GkG = (least_beside(pair_GkkG, share * own_Gk) for share in (1.0, 0.5))
+    return Minimum(
+        value + rise,
+        (own_Gk + row_GkG.sum(axis=2)).ravel(),
+        half_GkG.reshape(padded, num_groups),
+        pair_GkkG.transpose(0, 2, 3, 1).reshape(padded, padded),
+        own_Gk.ravel(),
+    )
+
+
+def least_beside(pair_GkkG: np.ndarray, own_Gk: np.ndarray) -> np.ndarray:
+    """Least pair excess plus own excess of a group's options, beside every option, [G, k, G]; 0 inside groups."""
+    row_GkG: np.ndarray = (pair_GkkG + own_Gk.T[None, :, None, :]).min(axis=1)
+    groups = np.arange(len(own_Gk))
+    row_GkG[groups, :, groups] = 0.0
+    return row_GkG

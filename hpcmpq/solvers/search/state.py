@@ -9,6 +9,7 @@ Axis letters: P options, G groups, C budgets, L first legs of a pair.
 
 import numpy as np
 
+from hpcmpq.cross_terms import add_row, rows_sum
 from hpcmpq.solvers.compact.compact import Compact, JointCost
 
 
@@ -28,7 +29,7 @@ class SearchState:
         """Recompute everything for a choice."""
         compact = self.compact
         self.choice_G = choice_G.copy()
-        self.marginal_P = compact.linear_P + compact.quad_PP[choice_G].sum(axis=0)
+        self.marginal_P = compact.linear_P + rows_sum(compact.quad_PP, choice_G)
         self.objective = compact.objective(choice_G)
         self.cost_CP = compact.cost_CP
         if compact.tables:
@@ -62,8 +63,8 @@ class SearchState:
             for other in table.groups:
                 if other != group:
                     self._add_slice(table, other, 1.0)
-        self.marginal_P += compact.quad_PP[option]
-        self.marginal_P -= compact.quad_PP[old]
+        add_row(compact.quad_PP, option, self.marginal_P, 1.0)
+        add_row(compact.quad_PP, old, self.marginal_P, -1.0)
         if compact.tables:
             self.slack_C = compact.limit_C - compact.costs(self.choice_G)
         else:

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from hpcmpq.cross_terms import dense_rows, rows_sum
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.compact.lagrangian import best_prices, cheapest
 from hpcmpq.solvers.search.anneal import anneal
@@ -27,9 +28,7 @@ def start_choices(compact: Compact, hint_G: np.ndarray | None, deadline: float) 
         if time.perf_counter() > deadline:
             break
         value_P = (
-            compact.linear_P
-            + 0.5 * compact.quad_PP[choice_G].sum(axis=0)
-            + 0.5 * (value_P - compact.linear_P)
+            compact.linear_P + 0.5 * rows_sum(compact.quad_PP, choice_G) + 0.5 * (value_P - compact.linear_P)
         )
     starts.append(cheapest(compact, compact.cost_CP.sum(axis=0)))
     return starts
@@ -162,8 +161,8 @@ def _best_move(
         return move if best < np.inf else None
     legs_L = np.argpartition(priced_P, count - 1)[:count]
     old_L = choice_G[group_P[legs_L]]
-    cross_LP = compact.quad_PP[legs_L]
-    cross_LP -= compact.quad_PP[old_L]
+    cross_LP = dense_rows(compact.quad_PP, legs_L)
+    cross_LP -= dense_rows(compact.quad_PP, old_L)
     cross_LP -= np.repeat(cross_LP[:, choice_G], compact.size_G, axis=1)
     cross_LP += delta_P
     cross_LP += delta_P[legs_L][:, None]

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.errors import UserError
-from hpcmpq.evaluate.stage import make_data
+from hpcmpq.evaluate.contents import make_data
 from hpcmpq.models.data.kept_samples import NAME, keep_samples, kept_samples
 from hpcmpq.models.data.samples import IGNORED, Samples
 from hpcmpq.plan import content_hash

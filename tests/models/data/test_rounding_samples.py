@@ -8,11 +8,14 @@ import string
 import pytest
 import torch
 
+from hpcmpq.executors.in_process import InProcess
 from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.load import load_model
 from hpcmpq.planning.stage import prepare
 from hpcmpq.quantized.stored_codes import StoredCodes
-from hpcmpq.rounding.options import make_codes
+from hpcmpq.rounding.option_units import round_options
+from hpcmpq.rounding.options import make_codes, stored_formats
+from hpcmpq.rounding.original_inputs import OriginalInputs
 from hpcmpq.settings import CalibrationConfig, Config, EvaluationConfig, GroupsConfig, ModelConfig, Quantizer
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
@@ -75,15 +78,15 @@ def test_where_the_data_hold_fewer_or_none_it_says_so(config, caplog):
 def test_a_plan_fits_codes_on_them(config, tmp_path):
     run = RunDir(tmp_path / "run")
     plan = prepare(config, run, ())
+    round_options(run, InProcess(), unseen)
     assert "calibration.rounding" in plan.facts
-    other = RunDir(tmp_path / "other")
-    (other.path / "rounded").mkdir(parents=True)
     model, splits = load_model(config.model), load_splits(config)
+    formats = stored_formats(plan.space, config.quantizer)
     codes = {}
     for name, samples in (("rounding", splits.rounding), ("calibration", splits.calibration)):
-        for path in (other.path / "rounded").iterdir():
-            path.unlink()
-        make_codes(other, plan.fingerprint, model, plan.space, config.quantizer, samples, 4)
+        other = RunDir(tmp_path / name)
+        inputs = OriginalInputs(model, plan.space.groups, list(samples.passes(4)), list(formats))
+        make_codes(StoredCodes(other, plan.fingerprint), inputs, formats, config.quantizer)
         codes[name] = all_codes(other, plan)
     assert torch.equal(all_codes(run, plan), codes["rounding"])
     assert not torch.equal(all_codes(run, plan), codes["calibration"])
@@ -96,11 +99,17 @@ def test_a_run_planned_before_there_were_any_keeps_its_codes(config, tmp_path, m
         patched.setattr("hpcmpq.models.data.splits.num_rounding_samples", lambda config: 0)
         plan = prepare(config, run, ())
     assert "calibration.rounding" not in plan.facts
+    round_options(run, InProcess(), unseen)
     before = all_codes(run, plan)
     next((run.path / "rounded").iterdir()).unlink()
     again = prepare(config, run, ())
     assert again.fingerprint == plan.fingerprint
+    round_options(run, InProcess(), unseen)
     assert torch.equal(all_codes(run, read_plan(run)), before)
+
+
+def unseen(*_) -> None:
+    pass
 
 
 def all_codes(run: RunDir, plan) -> torch.Tensor:

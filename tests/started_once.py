@@ -1,9 +1,10 @@
-"""`hpcmpq` for pages full of commands: each is a process that forks from one which has imported the libraries already.
+"""`hpcmpq` for tests of many commands: each is a process that forks from one which has imported the libraries already.
 
 That spares each command the seconds in which torch and transformers are read, and each worker that it starts, which
 forks too; all else is as when a shell starts it.
 """
 
+import gc
 import json
 import multiprocessing
 import os
@@ -18,15 +19,21 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = (
     "torch",
     "transformers.models.llama.modeling_llama",
     "h5py",
+    "matplotlib.figure",
     "ortools.sat.python.cp_model",
     "typer",
     "rich",
+    *(f"hpcmpq.{stage}.stage" for stage in ("planning", "calibrate", "solve", "refine", "evaluate")),
+    "hpcmpq.calibrate.worker",
+    "hpcmpq.export.fake_quantized",
+    "hpcmpq.report.html",
 )
+"""All but `hpcmpq.cli`, which asks the environment how wide a line is."""
 
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
@@ -39,14 +46,14 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
 
 
 @contextmanager
-def started_once() -> Iterator[str]:
+def serving() -> Iterator[str]:
     """A script that does what `hpcmpq` does: text for a file that can be executed."""
     with tempfile.TemporaryDirectory(
         prefix="hq", dir="/tmp"
     ) as folder:  # short, as names of sockets have to be
         path = f"{folder}/socket"
         with subprocess.Popen(
-            [sys.executable, "-m", "tests.docs.started_once", path],
+            [sys.executable, "-m", "tests.started_once", path],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -61,6 +68,7 @@ def serve(path: str) -> None:
     """Accept commands until standard input ends; returns in the process of each, with its words, folder and streams."""
     for name in LIBRARIES:
         import_module(name)
+    gc.freeze()  # what is read stays in memory that all share
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who wait for a command are not waited for
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(path)

@@ -1,0 +1,91 @@
+"""What making the codes of all options will take, before it runs: memory of a worker, and seconds of one."""
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.planning.part_times import timed
+from hpcmpq.quantizers import choose_qparams
+from hpcmpq.quantizers.gptq import compensated_codes, compensation
+from hpcmpq.rounding.options import StoredFormats
+from hpcmpq.rounding.original_inputs import SUMS_BYTES
+from hpcmpq.space import Member, SearchSpace
+
+TIMED = 1024
+"""Rows and columns of the weight that is timed, at most; times of others follow from its size."""
+
+FLOATS_OF_ROUNDING = 3
+"""Copies of a weight in float64 while it is rounded: as it is given, what is left of it, its codes."""
+
+FLOATS_OF_FACTOR = 4
+"""Matrices [K, K] in float64 while Σ x xᵀ is factorised, beside itself."""
+
+
+def rounding_bytes(
+    space: SearchSpace, formats: StoredFormats, weights: int, states: int, positions: int, activations: int
+) -> int:
+    """Most bytes of tensors at once in a worker.
+
+    Args:
+        space: Groups.
+        formats: What is made of each weight.
+        weights: Bytes of the model that are in memory.
+        states: Bytes of the hidden states of all samples.
+        positions: Inputs of a layer in one pass.
+        activations: Bytes of one pass.
+    """
+    sums: Counter[int | None] = Counter()
+    for group in space.groups:
+        sums[group.block] += sum(8 * m.num_columns**2 for m in group.members if m in formats)
+    widest = max(member.num_columns for member in formats)
+    rounding = max(
+        FLOATS_OF_ROUNDING * member.numel + FLOATS_OF_FACTOR * member.num_columns**2 for member in formats
+    )
+    summing = activations + 8 * (positions * widest + widest**2)
+    held = min(max(sums.values()), SUMS_BYTES + 8 * widest**2)
+    return weights + states + held + max(8 * rounding, summing)
+
+
+def rounding_seconds(
+    formats: StoredFormats, quantizer: Quantizer, positions: int, num_passes: float, forward_s: float
+) -> float:
+    """Seconds of one worker: a walk through the model, Σ x xᵀ, its factor, and the codes of every format.
+
+    Args:
+        formats: What is made of each weight.
+        quantizer: How.
+        positions: Inputs of a layer in one pass.
+        num_passes: Passes over the samples that rounding is fitted on.
+        forward_s: Seconds of one.
+    """
+    middle = sorted(formats, key=lambda member: member.numel)[len(formats) // 2]
+    names = [name for name in formats[middle] if name not in quantizer.checkpoints]
+    if not names:
+        return 0.0
+    rows, columns = min(middle.num_rows, TIMED), min(middle.num_columns, TIMED)
+    generator = torch.Generator().manual_seed(0)
+    x_NK = torch.randn(positions, columns, generator=generator, dtype=torch.float64)
+    weight_MK = torch.randn(rows, columns, generator=generator)
+    format = FORMATS[names[len(names) // 2]]
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        sum_s, hessian_KK = timed(lambda: x_NK.T @ x_NK, 1)
+        factor_s, factor = timed(lambda: compensation(hessian_KK, quantizer), 1)
+
+        def codes() -> Tensor:
+            qparams = choose_qparams(weight_MK, format, quantizer)
+            return compensated_codes(weight_MK, factor, qparams, format, quantizer)
+
+        codes_s, _ = timed(codes, 1)
+    finally:
+        torch.set_num_threads(num_threads)
+
+    def share(member: Member) -> float:
+        scale = member.num_columns / columns
+        each = codes_s * len(formats[member]) * scale * member.num_rows / rows
+        return num_passes * sum_s * scale**2 + factor_s * scale**3 + each
+
+    return num_passes * forward_s + sum(map(share, formats))
