@@ -20,7 +20,7 @@ from hpcmpq.export.compressed_schemes import scheme, stored
 from hpcmpq.export.kept_tensors import say_kept
 from hpcmpq.export.loadable import reason_not_loadable
 from hpcmpq.export.refusal import refuse_formats
-from hpcmpq.export.rewritten_files import Part, original_directory, parts_of, rewrite
+from hpcmpq.export.rewritten_files import StoredPart, original_directory, parts_of, rewrite
 from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.deployable import saved_one_by_one
@@ -183,7 +183,7 @@ def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> Non
                 )
 
 
-def _stored(variants: Variants, part: Part, format_name: str) -> dict[str, Tensor]:
+def _stored(variants: Variants, part: StoredPart, format_name: str) -> dict[str, Tensor]:
     """The tensors that stand for a weight, or for an expert's rows of one."""
     weight_format, member = FORMATS[format_name], part.member
     codes_MK, qparams = variants.encoded(member, format_name)

@@ -25,7 +25,7 @@ from hpcmpq.store.json_files import write_json
 
 
 @dataclass(frozen=True)
-class Part:
+class StoredPart:
     """What is saved of a weight in one tensor: all of it, or some rows, such as those of an expert.
 
     Attributes:
@@ -50,11 +50,11 @@ class Part:
         return slice(self.rows[0] // height, -(-self.rows[1] // height))
 
 
-def parts_of(variants: Variants, member: Member) -> list[Part]:
+def parts_of(variants: Variants, member: Member) -> list[StoredPart]:
     """The tensors in which transformers saves a weight."""
     if member.tensors == 1:
-        return [Part(member.parameter, member)]
-    return [Part(name, member, rows) for name, rows in stored_rows(variants.model, member).items()]
+        return [StoredPart(member.parameter, member)]
+    return [StoredPart(name, member, rows) for name, rows in stored_rows(variants.model, member).items()]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def rewrite(
     path: Path,
     directory: Path,
     members: Mapping[str, Member],
-    stand_for: Callable[[Part], dict[str, Tensor]],
+    stand_for: Callable[[StoredPart], dict[str, Tensor]],
     dtype: torch.dtype,
 ) -> Rewritten:
     """Write the model with `stand_for` in place of searched weights; the rest in a dtype.
@@ -115,7 +115,7 @@ def rewrite(
         if member.tensors > 1
         for part in parts_of(variants, member)
     }
-    whole = {name: Part(name, member) for name, member in members.items() if member.tensors == 1}
+    whole = {name: StoredPart(name, member) for name, member in members.items() if member.tensors == 1}
     written: set[str] = set()
     weight_map = {}
     exact = True
