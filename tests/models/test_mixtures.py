@@ -166,7 +166,7 @@ def test_what_a_token_reads_and_the_whole_are_budgets_at_once():
 def test_the_shipped_mixture_knows_its_text_and_no_expert_of_it_is_idle():
     """Trained with the loss of balance: of eight experts each gets about an eighth of the choices."""
     model = load_model(ModelConfig(path="configs/mixture_model"))
-    tokens = torch.tensor(list(evaluation_text()[:4096].encode())).view(-1, 128)
+    tokens = torch.tensor(list(evaluation_text().encode()[:4096])).view(-1, 128)
     chosen: list[Tensor] = []
     for name, module in model.named_modules():
         if name.endswith("mlp.gate"):
