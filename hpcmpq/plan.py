@@ -45,12 +45,18 @@ class UnitOutcome:
         seconds: Wall time of the measurement, without the start of its process; 0 if it failed.
         error: None when its shard is on disk, else one line that says what happened.
         final: False when the unit will be tried again.
+        node: Where it failed, or an empty string.
     """
 
     unit: WorkUnit
     seconds: float
     error: str | None = None
     final: bool = True
+    node: str = ""
+
+
+NODE_ATTEMPTS = 2
+"""Times that a unit fails on a node before it goes to another, if there is one."""
 
 
 @dataclass(frozen=True)

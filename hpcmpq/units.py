@@ -7,8 +7,10 @@ from functools import partial
 
 from hpcmpq.errors import IncompleteCalibration
 from hpcmpq.executors import Executor, Worker
+from hpcmpq.executors.world import node_name
 from hpcmpq.plan import Plan, UnitOutcome, WorkUnit
-from hpcmpq.store.attempts import recording
+from hpcmpq.store.attempts import read_processes, recording
+from hpcmpq.store.bad_nodes import failed_often
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import pending
 from hpcmpq.store.whole_files import remove_abandoned
@@ -58,14 +60,20 @@ def run_missing(
         run.shard_path(unit.id).unlink(missing_ok=True)  # damaged
     done = len(plan.units) - num_missing
     failed = []
-    outcomes = executor.run(partial(make_worker, run), units, keep)
-    with recording(run) as record, closing(outcomes):
-        for outcome in outcomes:
-            done += outcome.error is None
-            if outcome.error is not None and outcome.final:
-                failed.append(outcome)
-            record(outcome)
-            on_outcome(outcome, done, len(plan.units))
+    here, often = node_name(), failed_often(read_processes(run))
+    # What fails on this node comes last: another node may have done it by then.
+    last = [unit for unit in units if here in often.get(unit.id, ())]
+    batches = [batch for batch in ([unit for unit in units if unit not in last], last) if batch]
+    recipe = partial(make_worker, run)
+    with recording(run, here) as record:
+        for batch in batches:
+            with closing(executor.run(recipe, batch, keep or batch is not batches[-1])) as outcomes:
+                for outcome in outcomes:
+                    done += outcome.error is None
+                    if outcome.error is not None and outcome.final:
+                        failed.append(outcome)
+                    record(outcome)
+                    on_outcome(outcome, done, len(plan.units))
     if failed:
         raise IncompleteCalibration(
             f"{len(failed)} of {len(plan.units)} units failed, first {failed[0].unit}: {failed[0].error}; "

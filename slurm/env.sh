@@ -81,9 +81,10 @@ stage_model() {
 }
 
 # Runs a command in the background and waits. The warning that the time is over (USR2) and termination (TERM) go on
-# to the command. If it then stopped and is resumable, the job puts itself back into the queue.
+# to the command. If it then stopped and is resumable, the job puts itself back into the queue. So it does where units
+# fail on a node of the job and on no other: the job goes on elsewhere.
 run_resumable() {
-    local child status warned=0
+    local child status warned=0 bad node
     "$@" &
     child=$!
     trap 'warned=1; kill -USR2 $child 2>/dev/null' USR2
@@ -97,15 +98,35 @@ run_resumable() {
     trap requeue USR2
     trap - TERM
     if [ $warned = 1 ] && { [ $status = 75 ] || [ $status -gt 128 ]; }; then requeue; fi
+    if [ $status = 2 ]; then
+        bad=$(nodes_to_exclude)
+        for node in $(scontrol show hostnames "${SLURM_JOB_NODELIST:-}"); do
+            case ",$bad," in *",$node,"*) requeue "units fail on $node" ;; esac
+        done
+    fi
     return $status
 }
 
-# Puts this job back into the queue, under the same number, so that jobs which wait for it go on waiting.
+# Prints the nodes that this job excludes and those on which units of the run fail again and again and on no other;
+# nothing without the latter.
+nodes_to_exclude() {
+    local before
+    [ -n "${run:-}" ] || return 0
+    before=$(scontrol show job "$SLURM_JOB_ID" --oneliner | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
+    "${PYTHON[@]}" -m hpcmpq.slurm.excluded "$run" "${before#(null)}" || true
+}
+
+# Puts this job back into the queue, under the same number, so that jobs which wait for it go on waiting; without the
+# nodes on which units fail, where the site lets a job say so.
 requeue() {
+    local why=${1:-time is nearly over} nodes
+    nodes=$(nodes_to_exclude)
+    trap '' TERM   # which comes as soon as the job is in the queue
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "$HPCMPQ_MAX_REQUEUES" ]; then
         echo "not requeued: this was start $((SLURM_RESTART_COUNT + 1)), HPCMPQ_MAX_REQUEUES=$HPCMPQ_MAX_REQUEUES" >&2
     elif scontrol requeue "$SLURM_JOB_ID"; then
-        echo "time is nearly over; job $SLURM_JOB_ID is back in the queue" >&2
+        if [ -n "$nodes" ] && ! scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$nodes"; then nodes="" ; fi
+        echo "$why; job $SLURM_JOB_ID is back in the queue${nodes:+, without $nodes}" >&2
     else
         echo "job $SLURM_JOB_ID cannot requeue itself here; submit it again to go on" >&2
     fi

@@ -12,6 +12,7 @@ from hpcmpq.cli.json_output import Watched
 from hpcmpq.cli.stages import plan
 from hpcmpq.cli.usage import usage_parts
 from hpcmpq.errors import UserError
+from hpcmpq.slurm.excluded import nodes_to_exclude
 from hpcmpq.slurm.status import Status, read_status
 from hpcmpq.slurm.submit import make_files, submit_files
 from hpcmpq.slurm.usage import as_values, read_usage
@@ -31,6 +32,10 @@ def submit(
     from hpcmpq.config import read_config
 
     settings = read_config(config)
+    bad = nodes_to_exclude(RunDir(run_dir))
+    if bad and not any("exclude" in text for text in slurm or []):
+        slurm = [*(slurm or []), f"exclude={','.join(bad)}"]
+        console.say(f"--slurm {slurm[-1]}: units failed twice there and on no other node")
     files = make_files(
         RunDir(run_dir), config, executor, slurm or [], plan_on_cluster,
         refine=settings.calibration.held_out > 0, reround=settings.rounds_again,

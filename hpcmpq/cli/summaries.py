@@ -235,6 +235,9 @@ def status(state: Status) -> list[Table | Text]:
             )
         )
     parts += [Text(f"failed: unit {unit}: {error}") for unit, error in state.failed.items()]
+    for node, count in state.bad_nodes.items():
+        noun = "unit" if count == 1 else "units"
+        parts.append(Text(f"node {node}: {count} {noun} failed twice there and on no other node"))
     parts += [Text(f"damaged: {sentence}") for sentence in state.damaged]
     if state.jobs:
         parts.append(table(("job", "Slurm id", "state"), state.jobs))

@@ -1,11 +1,11 @@
-"""Units that wait for a worker, largest first, and how often each was tried."""
+"""Units that wait for a worker, largest first, and how often each was tried, and where."""
 
 import logging
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from hpcmpq.executors import MAX_ATTEMPTS
-from hpcmpq.plan import UnitOutcome, WorkUnit
+from hpcmpq.plan import NODE_ATTEMPTS, UnitOutcome, WorkUnit
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +20,7 @@ class Backlog:
     def __init__(self, units: Sequence[WorkUnit]) -> None:
         self._waiting = deque(sorted(units, key=lambda unit: unit.size, reverse=True))
         self._attempts: Counter[str] = Counter()
+        self._failures: Counter[tuple[str, str]] = Counter()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -28,16 +29,34 @@ class Backlog:
         """The next unit; it counts as waiting no more."""
         return self._waiting.popleft()
 
+    def take_for(self, node: str, others: Collection[str]) -> WorkUnit | None:
+        """The next unit for a node; None if each of those that wait failed too often there and not on all `others`."""
+        for unit in self._waiting:
+            avoided = self.avoided(unit)
+            if node not in avoided or avoided.issuperset(others):
+                self._waiting.remove(unit)
+                return unit
+        return None
+
+    def avoided(self, unit: WorkUnit) -> frozenset[str]:
+        """Nodes on which a unit failed `NODE_ATTEMPTS` times."""
+        return frozenset(
+            node
+            for (unit_id, node), count in self._failures.items()
+            if unit_id == unit.id and count >= NODE_ATTEMPTS
+        )
+
     def put_back(self, unit: WorkUnit) -> None:
         """Hand out a unit again that no worker looked at; this is no attempt."""
         self._waiting.appendleft(unit)
 
-    def failed(self, unit: WorkUnit, error: str, traceback: str = "") -> UnitOutcome:
+    def failed(self, unit: WorkUnit, error: str, traceback: str = "", node: str = "") -> UnitOutcome:
         """The outcome of a failed attempt; the unit waits again unless that was the last one allowed."""
         self._attempts[unit.id] += 1
+        self._failures[unit.id, node] += 1
         final = self._attempts[unit.id] >= MAX_ATTEMPTS
         if not final:
             self._waiting.append(unit)
         elif traceback:
             log.error("%s", traceback.rstrip())
-        return UnitOutcome(unit, 0.0, error, final)
+        return UnitOutcome(unit, 0.0, error, final, node)

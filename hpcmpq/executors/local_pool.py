@@ -23,6 +23,7 @@ from hpcmpq.executors import MAX_ATTEMPTS, Worker
 from hpcmpq.executors.backlog import Backlog
 from hpcmpq.executors.devices import take_gpu, visible_gpus
 from hpcmpq.executors.reply import Reply, attempt, check_started, outcome_of, start
+from hpcmpq.executors.world import node_name
 from hpcmpq.plan import UnitOutcome, WorkUnit
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,9 @@ class LocalPool:
                         del busy[connection]
                         death = _death(worker.process)
                         if worker.started:
-                            outcome = backlog.failed(worker.unit, f"its worker process {death}")
+                            outcome = backlog.failed(
+                                worker.unit, f"its worker process {death}", node=node_name()
+                            )
                         else:
                             num_deaths_at_start += 1
                             _check_starts(num_deaths_at_start, death)

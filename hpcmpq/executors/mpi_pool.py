@@ -25,11 +25,14 @@ from hpcmpq.executors.devices import local_rank, take_gpu
 from hpcmpq.executors.local_pool import LocalPool
 from hpcmpq.executors.reply import Reply, attempt, outcome_of, start
 from hpcmpq.executors.roll_call import signals_heard
-from hpcmpq.executors.world import NAMES, is_lone_shell
+from hpcmpq.executors.world import NAMES, is_lone_shell, node_name
 from hpcmpq.plan import UnitOutcome, WorkUnit
 
 _WORLD_SIZES = [size for launcher in ("mpiexec", "srun") for _, size, _ in NAMES[launcher]] + ["SLURM_NTASKS"]
 """What the launcher says it started; the last is sbatch."""
+
+LEAVE_S = 0.2
+"""Time in which another node may take a unit that this one leaves to it."""
 
 ABORT_DELAY_S = 0.5
 """Time that launchers need to pass on the last message: what is still in the pipe at an abort is lost."""
@@ -65,9 +68,10 @@ def open_pool(num_workers: int) -> Iterator["MpiPool | LocalPool | None"]:
         if comm.Get_rank() > 0:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
                 signal.signal(number, signal.SIG_IGN)  # they go to all ranks; rank 0 decides
+        nodes = comm.allgather(node_name())
         with futures.MPICommExecutor(comm, root=0) as executor:
             if executor is not None:
-                pool = MpiPool(executor, comm.Get_size() - 1)
+                pool = MpiPool(executor, comm.Get_size() - 1, frozenset(nodes[1:]))
                 try:
                     yield pool
                 except BaseException as error:
@@ -84,10 +88,11 @@ def open_pool(num_workers: int) -> Iterator["MpiPool | LocalPool | None"]:
 
 @dataclass(frozen=True)
 class MpiPool:
-    """The `num_workers` ranks behind an `MPICommExecutor`."""
+    """The `num_workers` ranks behind an `MPICommExecutor`, and their nodes."""
 
     executor: Any
     num_workers: int
+    nodes: frozenset[str]
     running: "dict[Future[Reply], WorkUnit]" = field(default_factory=dict)
 
     def run(
@@ -99,9 +104,15 @@ class MpiPool:
         while backlog or self.running:
             while backlog and len(self.running) < self.num_workers:
                 unit = backlog.take()
-                self.running[self.executor.submit(_measure, recipe, unit)] = unit
+                avoided = backlog.avoided(unit)
+                if avoided >= self.nodes:
+                    avoided = frozenset()
+                self.running[self.executor.submit(_measure, recipe, unit, avoided)] = unit
             for future in wait(self.running, return_when=FIRST_COMPLETED).done:
                 reply, unit = future.result(), self.running.pop(future)
+                if reply.left:
+                    backlog.put_back(unit)
+                    continue
                 if reply.start and reply.error is not None:
                     sys.stderr.write(reply.traceback)
                     raise UserError(reply.error if reply.fatal else f"a rank cannot start: {reply.error}")
@@ -115,9 +126,12 @@ class MpiPool:
 _made: tuple[bytes, Worker] | None = None
 
 
-def _measure(recipe: bytes, unit: WorkUnit) -> Reply:
-    """Measure a unit on this rank, with the worker that its previous unit left here."""
+def _measure(recipe: bytes, unit: WorkUnit, avoided: frozenset[str] = frozenset()) -> Reply:
+    """Measure a unit on this rank, with the worker that its previous unit left here; not on a node that it avoids."""
     global _made
+    if node_name() in avoided:
+        time.sleep(LEAVE_S)
+        return Reply(left=True)
     if _made is None or _made[0] != recipe:
         _made = None  # frees the old model before the new one is loaded
         worker, reply = start(lambda: pickle.loads(recipe)())

@@ -8,10 +8,8 @@ error, for resources that a lost node has taken with it.
 import logging
 import os
 import pickle
-import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,16 +19,16 @@ from typing import Any
 from hpcmpq.errors import UserError
 from hpcmpq.executors import MAX_ATTEMPTS, Worker
 from hpcmpq.executors.backlog import Backlog
+from hpcmpq.executors.held_signals import signals_held
 from hpcmpq.executors.ray_demand import Demand, count_places, read_demand
 from hpcmpq.executors.reply import Reply, attempt, one_line, outcome_of, start
+from hpcmpq.executors.world import node_name
 from hpcmpq.plan import UnitOutcome, WorkUnit
 
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 """Seconds between looks at what the cluster offers."""
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 OBJECT_STORE_BYTES = 128 << 20
 """Shared memory of a Ray that we start, for units and replies; Ray's default is 30 % of the machine's."""
@@ -53,7 +51,7 @@ def open_pool(num_workers: int) -> Iterator["RayPool"]:
         return
     address = os.environ.get("RAY_ADDRESS")
     with ExitStack() as stack:
-        with _signals_held():
+        with signals_held():
             try:
                 if address:
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -95,11 +93,12 @@ class RayPool:
         crew = _Crew(pickle.dumps(make_worker), Backlog(units), self.num_workers, self.demand)
         try:
             while crew.has_work():
-                with _signals_held():
+                with signals_held():
                     crew.grow()
                     replies = crew.replies()
                 for actor, reply in replies:
                     outcome = None
+                    actor.node = reply.node or actor.node
                     if reply.start:
                         crew.check_start(reply)
                     else:
@@ -114,10 +113,11 @@ class RayPool:
 
 @dataclass
 class _Actor:
-    """A Ray actor and what it is busy with; no unit means that it is making its worker."""
+    """A Ray actor and what it is busy with; no unit means that it is making its worker, or rests."""
 
     handle: Any
     unit: WorkUnit | None = None
+    node: str = ""
 
 
 @dataclass
@@ -182,7 +182,7 @@ class _Crew:
             try:
                 reply = ray.get(reference, timeout=POLL_S)
             except RayError as error:
-                reply = Reply(error=_cause(error), start=actor.unit is None, died=True)
+                reply = Reply(error=_cause(error), start=actor.unit is None, died=True, node=actor.node)
             arrived.append((actor, reply))
         return arrived
 
@@ -197,8 +197,11 @@ class _Crew:
     def go_on(self, actor: _Actor, alive: bool) -> None:
         """Give an actor its next unit, or let it go."""
         if alive and self.backlog:
-            actor.unit = self.backlog.take()
-            self.actors[actor.handle.measure.remote(actor.unit)] = actor
+            actor.unit = self.backlog.take_for(actor.node, {other.node for other in self.actors.values()})
+            task = (
+                actor.handle.rest.remote() if actor.unit is None else actor.handle.measure.remote(actor.unit)
+            )
+            self.actors[task] = actor
         else:
             _kill(actor)
 
@@ -219,6 +222,11 @@ class _RayWorker:
         self._worker, reply = start(lambda: pickle.loads(recipe)())
         return reply
 
+    def rest(self) -> Reply:
+        """Leave the units that wait to other nodes for a while."""
+        time.sleep(POLL_S)
+        return Reply(start=True, node=node_name())
+
     def measure(self, unit: WorkUnit) -> Reply:
         """Try a unit once."""
         assert self._worker is not None
@@ -237,24 +245,3 @@ def _cause(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "because" in line or "exit detail" in line or "Error" in line]
     return f"its Ray worker was lost ({type(error).__name__}: {(telling or lines or [''])[-1][:200]})"
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Signals of the block are handled at its end, by the handlers from before it.
-
-    A handler that raises inside Ray's compiled code surfaces as a SystemError, and `ray.init` puts handlers
-    of its own in place of ours.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hpcmpq.errors import UserError, in_words
 from hpcmpq.executors import Worker
 from hpcmpq.executors.backlog import Backlog
+from hpcmpq.executors.world import node_name
 from hpcmpq.plan import UnitOutcome, WorkUnit
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ class Reply:
         fatal: The error would meet every unit (a `UserError`), so the run ends with it.
         start: It was the worker that could not be made; no unit was looked at.
         died: Nobody replied: the process or its node is gone.
+        left: The unit was left to another node, since it failed too often on this one.
+        node: Where the worker is.
         traceback: Of an error that is not a `UserError`.
     """
 
@@ -32,13 +35,15 @@ class Reply:
     fatal: bool = False
     start: bool = False
     died: bool = False
+    left: bool = False
+    node: str = ""
     traceback: str = ""
 
 
 def start(make_worker: Callable[[], Worker]) -> tuple[Worker | None, Reply]:
     """Make the worker of this process."""
     try:
-        return make_worker(), Reply(start=True)
+        return make_worker(), Reply(start=True, node=node_name())
     except Exception as any_error:
         error = in_words(any_error)
         if isinstance(error, UserError):
@@ -65,8 +70,9 @@ def attempt(worker: Worker, unit: WorkUnit) -> Reply:
     except Exception as error:
         known = in_words(error)
         if isinstance(known, UserError):
-            return Reply(error=str(known))  # perhaps a neighbour took the memory, so the unit is tried again
-        return Reply(error=one_line(error), traceback=traceback.format_exc())
+            # Perhaps a neighbour took the memory, so the unit is tried again.
+            return Reply(error=str(known), node=node_name())
+        return Reply(error=one_line(error), node=node_name(), traceback=traceback.format_exc())
     return Reply(seconds=time.monotonic() - start_s)
 
 
@@ -79,7 +85,7 @@ def outcome_of(reply: Reply, unit: WorkUnit, backlog: Backlog) -> UnitOutcome:
     if reply.fatal and reply.error is not None:
         raise UserError(reply.error)
     if reply.error is not None:
-        return backlog.failed(unit, reply.error, reply.traceback)
+        return backlog.failed(unit, reply.error, reply.traceback, reply.node)
     return UnitOutcome(unit, reply.seconds)
 
 

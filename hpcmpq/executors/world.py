@@ -4,6 +4,7 @@ The same command runs under the deepspeed launcher or torchrun, `mpiexec` and `s
 """
 
 import os
+import socket
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ class World:
 
 
 ALONE = World()
+
+
+def node_name() -> str:
+    """This machine, as Slurm calls it in a job, else as it calls itself."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def find_world(environment: Mapping[str, str] | None = None) -> World:

@@ -10,6 +10,7 @@ from hpcmpq.plan import Plan
 from hpcmpq.settings import Config
 from hpcmpq.slurm.memory import memory_here
 from hpcmpq.store.attempts import Attempt, CalibrateProcess, failures, read_processes
+from hpcmpq.store.bad_nodes import bad_nodes
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
@@ -49,6 +50,7 @@ class Status:
         memory_bytes: Resident memory of calibrate processes on this machine, or None where none runs.
         seconds_left: Until the last unit at that throughput, or None.
         failed: {unit as text: error} of missing units whose last attempt failed.
+        bad_nodes: {node: units that failed again and again there and on no other}.
         damaged: A sentence for each shard that has to be measured again.
         jobs: (job, Slurm id, state) of the latest submission.
     """
@@ -61,6 +63,7 @@ class Status:
     memory_bytes: int | None
     seconds_left: float | None
     failed: dict[str, str]
+    bad_nodes: dict[str, int]
     damaged: tuple[str, ...]
     jobs: tuple[tuple[str, str, str], ...]
 
@@ -78,7 +81,7 @@ def read_status(run: RunDir, verified: set[str] | None = None) -> Status:
     """
     jobs = job_states(run)
     if jobs and not run.plan_path.exists():
-        return Status((), 0, 0, None, None, None, None, {}, (), jobs)
+        return Status((), 0, 0, None, None, None, None, {}, {}, (), jobs)
     plan = read_plan(run)
     missing, damaged = pending(plan, run, verified)
     processes = read_processes(run)
@@ -94,6 +97,7 @@ def read_status(run: RunDir, verified: set[str] | None = None) -> Status:
         memory_bytes=memory_here(run),
         seconds_left=len(missing) / rate if rate and missing else None,
         failed={str(unit): errors[unit.id] for unit in missing if unit.id in errors},
+        bad_nodes=bad_nodes(processes),
         damaged=tuple(damaged),
         jobs=jobs,
     )

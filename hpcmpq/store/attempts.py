@@ -30,6 +30,7 @@ class Attempt:
         finished: Unix time.
         error: None, or why it failed.
         final: False when the same process tried it again.
+        node: Where it failed, or an empty string.
     """
 
     unit_id: str
@@ -37,6 +38,7 @@ class Attempt:
     finished: float
     error: str | None
     final: bool
+    node: str = ""
 
 
 _NUMBER = int, float
@@ -47,8 +49,9 @@ _ATTEMPT: dict[str, tuple[type, ...]] = {
     "finished": _NUMBER,
     "error": (str, type(None)),
     "final": (bool,),
+    "node": (str,),
 }
-"""Fields of a line and their types."""
+"""Fields of a line and their types; `node` is missing in older files."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,17 @@ class CalibrateProcess:
 
 
 @contextmanager
-def recording(run: RunDir) -> Iterator[Callable[[UnitOutcome], None]]:
+def recording(run: RunDir, host: str = "") -> Iterator[Callable[[UnitOutcome], None]]:
     """Yields the function that appends an outcome to this process's file.
+
+    Args:
+        run: The run directory.
+        host: This machine's name, if another than it calls itself by.
 
     Raises:
         UserError: If the file cannot be written.
     """
-    host, started = socket.gethostname(), time.time()
+    host, started = host or socket.gethostname(), time.time()
     path = run.attempts_path / f"{started:.3f}-{host}-{os.getpid()}.jsonl"
 
     def append(values: dict[str, object]) -> None:
@@ -90,8 +97,8 @@ def recording(run: RunDir) -> Iterator[Callable[[UnitOutcome], None]]:
             ) from error
 
     def record(outcome: UnitOutcome) -> None:
-        attempt = Attempt(outcome.unit.id, outcome.seconds, time.time(), outcome.error, outcome.final)
-        append(dataclasses.asdict(attempt))
+        told = outcome.seconds, time.time(), outcome.error, outcome.final, outcome.node
+        append(dataclasses.asdict(Attempt(outcome.unit.id, *told)))
 
     append({"host": host, "job_id": os.environ.get("SLURM_JOB_ID", ""), "started": started})
     yield record
@@ -105,7 +112,8 @@ def read_processes(run: RunDir) -> list[CalibrateProcess]:
             _fields(line) for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
         ] or [{}]
         if _fits(first, _PROCESS):
-            attempts = tuple(Attempt(**fields) for fields in others if _fits(fields, _ATTEMPT))
+            full = ({"node": "", **fields} for fields in others)
+            attempts = tuple(Attempt(**fields) for fields in full if _fits(fields, _ATTEMPT))
             processes.append(CalibrateProcess(**first, attempts=attempts))
     return processes
 

@@ -1,0 +1,141 @@
+"""Units that failed twice on a node go to another, if there is one: pools with nodes that are only names."""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcmpq.executors import MAX_ATTEMPTS, mpi_pool, reply
+from hpcmpq.executors.backlog import Backlog
+from hpcmpq.executors.in_process import InProcess
+from hpcmpq.executors.mpi_pool import MpiPool
+from hpcmpq.executors.ray_demand import Demand
+from hpcmpq.executors.ray_pool import _Actor, _Crew
+from hpcmpq.plan import NODE_ATTEMPTS, Plan, WorkUnit
+from hpcmpq.store.attempts import recording
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.units import run_missing
+from tests.executors.toy_units import UNITS
+from tests.synthetic_run import synthetic_plan
+
+UNIT = UNITS[0]
+HERE = [""]
+"""The node that runs now."""
+
+
+def fails_on_a() -> Callable[[WorkUnit], None]:
+    def work(unit: WorkUnit) -> None:
+        if HERE[0] == "a":
+            raise ArithmeticError("wrong")
+
+    return work
+
+
+def fails() -> Callable[[WorkUnit], None]:
+    def work(unit: WorkUnit) -> None:
+        raise ArithmeticError("wrong")
+
+    return work
+
+
+SEEN: list[WorkUnit] = []
+
+
+def notes(run: RunDir) -> Callable[[WorkUnit], None]:
+    return SEEN.append
+
+
+class InTurn:
+    """Ranks that take tasks in turn, each on the node of its name."""
+
+    def __init__(self, nodes: str) -> None:
+        self.nodes = itertools.cycle(nodes)
+
+    def submit(self, function: Callable[..., Any], *arguments: object) -> Future[Any]:
+        HERE[0], done = next(self.nodes), Future[Any]()
+        done.set_result(function(*arguments))
+        return done
+
+
+@pytest.fixture(autouse=True)
+def named_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (mpi_pool, reply):
+        monkeypatch.setattr(module, "node_name", lambda: HERE[0])
+    monkeypatch.setattr(mpi_pool, "LEAVE_S", 0.0)
+    monkeypatch.setattr(mpi_pool, "_made", None)
+
+
+@pytest.mark.parametrize("nodes", ["ab", "aab", "aaaab"])
+def test_mpi_ranks_leave_a_unit_that_failed_twice_to_another_node(nodes: str):
+    outcomes = list(MpiPool(InTurn(nodes), len(nodes), frozenset(nodes)).run(fails_on_a, UNITS))
+    assert sorted(outcome.unit.id for outcome in outcomes if outcome.error is None) == sorted(
+        u.id for u in UNITS
+    )
+    failures = Counter(outcome.unit.id for outcome in outcomes if outcome.error is not None)
+    assert failures and max(failures.values()) <= NODE_ATTEMPTS
+    assert {outcome.node for outcome in outcomes if outcome.error is not None} == {"a"}
+
+
+@pytest.mark.parametrize("nodes", ["a", "aa", "ab"])
+def test_a_unit_that_always_fails_ends_wherever_it_runs(nodes: str):
+    outcomes = list(MpiPool(InTurn(nodes), len(nodes), frozenset(nodes)).run(fails, UNITS[:2]))
+    assert Counter(outcome.unit.id for outcome in outcomes) == {unit.id: MAX_ATTEMPTS for unit in UNITS[:2]}
+    assert sum(outcome.final for outcome in outcomes) == 2
+
+
+def test_the_backlog_gives_a_node_what_did_not_fail_there_if_another_may_take_the_rest():
+    backlog = Backlog(UNITS[:2])
+    for unit in UNITS[:2]:
+        assert backlog.take_for("a", {"b"}) == unit
+    for _ in range(NODE_ATTEMPTS):
+        backlog.failed(UNIT, "no", node="a")
+        assert backlog.take() == UNIT
+    backlog.put_back(UNIT)
+    backlog.put_back(UNITS[1])
+    assert backlog.take_for("a", {"b"}) == UNITS[1]
+    assert backlog.take_for("a", {"a", "b"}) is None and len(backlog) == 1
+    assert backlog.take_for("a", {"a"}) == UNIT, "nobody else is there"
+
+
+class Handle:
+    """An actor that only says what it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        handle = type("Method", (), {})()
+        handle.remote = lambda *arguments: (name, id(self), *arguments)
+        return handle
+
+
+def test_ray_actors_rest_while_only_another_nodes_units_wait():
+    backlog = Backlog([UNIT])
+    backlog.take()
+    for _ in range(NODE_ATTEMPTS):
+        backlog.failed(UNIT, "no", node="a")
+        backlog.take()
+    backlog.put_back(UNIT)
+    crew = _Crew(b"", backlog, 2, Demand())
+    first, second = _Actor(Handle(), node="a"), _Actor(Handle(), node="b")
+    crew.actors["elsewhere"] = second
+    crew.go_on(first, alive=True)
+    assert first.unit is None and [task[0] for task in crew.actors] == ["e", "rest"] and crew.has_work()
+    del crew.actors["elsewhere"]
+    crew.go_on(second, alive=True)
+    assert second.unit == UNIT
+
+
+def test_what_failed_twice_on_this_node_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plan: Plan = synthetic_plan()
+    run, bad = RunDir(tmp_path), plan.units[2]
+    monkeypatch.setattr("hpcmpq.units.node_name", lambda: "a")
+    with recording(run, "a") as record:
+        backlog = Backlog([])
+        for _ in range(NODE_ATTEMPTS):
+            record(backlog.failed(bad, "no", node="a"))
+    SEEN.clear()
+    run_missing(run, plan, notes, InProcess(), lambda *_: None)
+    assert len(SEEN) == len(plan.units) and SEEN[-1] == bad
+    assert SEEN[:-1] == sorted((u for u in plan.units if u != bad), key=lambda u: -u.size)
