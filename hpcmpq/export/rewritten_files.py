@@ -12,12 +12,14 @@ from torch import Tensor
 
 from hpcmpq.errors import UserError
 from hpcmpq.export.kept_tensors import INDEX, keep_unused
+from hpcmpq.export.streamed_files import write_streamed
 from hpcmpq.export.whole_directory import copy_small_files
 from hpcmpq.export.written import holds
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.models.split_weights import stored_rows
 from hpcmpq.models.stored_weights import names_in_model
+from hpcmpq.models.streaming import Streamed
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Member
@@ -107,6 +109,8 @@ def rewrite(
         UserError: If transformers saves a searched weight under a name that leads nowhere.
     """
     copy_small_files(str(path), directory)
+    if variants.streamed is not None:
+        return _rewrite_streamed(variants.streamed, directory, members, stand_for, dtype)
     with quiet_transformers():
         variants.model.save_pretrained(directory)  # type: ignore[operator]
     split = {
@@ -143,3 +147,24 @@ def rewrite(
         values = json.loads((directory / INDEX).read_text(encoding="utf-8"))
         write_json(directory / INDEX, {**values, "weight_map": weight_map})
     return Rewritten(keep_unused(variants.model, path, directory), exact)
+
+
+def _rewrite_streamed(
+    streamed: Streamed,
+    directory: Path,
+    members: Mapping[str, Member],
+    stand_for: Callable[[StoredPart], dict[str, Tensor]],
+    dtype: torch.dtype,
+) -> Rewritten:
+    exact = True
+
+    def stands_for(name: str, stored_name: str, tensor: Tensor) -> dict[str, Tensor]:
+        nonlocal exact
+        if name in members:
+            return stand_for(StoredPart(name, members[name]))
+        kept = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        exact = exact and holds(tensor, kept.dtype)
+        return {stored_name: kept}
+
+    done = write_streamed(streamed, directory, stands_for)
+    return Rewritten(done.kept, exact)
