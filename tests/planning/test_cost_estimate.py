@@ -1,5 +1,6 @@
 """Predicted bytes of shards and peak memory are within a stated factor of what a run takes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from hpcmpq.planning.part_times import PartTimes, total_seconds
 from hpcmpq.planning.stage import prepare
 from hpcmpq.refine.inquiries import Around, keep_inquiry, plan_of
 from hpcmpq.refine.worker import make_worker as make_refine_worker
-from hpcmpq.settings import CalibrationConfig, Config, ModelConfig, SensitivityConfig
+from hpcmpq.rounding.option_units import units_of
+from hpcmpq.rounding.worker import make_worker as make_rounding_worker
+from hpcmpq.settings import CalibrationConfig, Config, ModelConfig, Quantizer, SensitivityConfig
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.run_dir import RunDir
 from tests.allocations import peak_bytes
@@ -92,6 +95,22 @@ def test_memory_of_refinement_is_predicted_too(tmp_path: Path, deep, stream):
     assert peak / PEAK_FACTOR < predicted < PEAK_FACTOR * peak
     weights = 4 * sum(group.numel for group in plan.space.groups)
     assert (peak < 2 * weights) == stream  # original and rounded weights in memory, or some blocks
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_memory_of_rounding_is_predicted_too(tmp_path: Path, deep, stream):
+    run = RunDir(tmp_path / "run")
+    config = replace(
+        config_of(deep, 24, stream, probes=4), quantizer=Quantizer(rounding="gptq", group_size=32)
+    )
+    plan = prepare(config, run, ())
+    predicted = read_json(run.file("cost.json"), "")
+    first, *_ = units_of(plan)
+    _, peak = peak_bytes(lambda: make_rounding_worker(run)(first))
+    assert peak / PEAK_FACTOR < predicted["round_peak_bytes"] < PEAK_FACTOR * peak
+    weights = 4 * sum(group.numel for group in plan.space.groups)
+    assert (peak < weights) == stream  # all blocks in memory, or one
+    assert (predicted["round_seconds"] is None) == stream
 
 
 def test_seconds_are_the_sum_of_what_every_pass_and_every_worker_does():
