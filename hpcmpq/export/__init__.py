@@ -128,7 +128,8 @@ def _write(
         return written, Verification(None, "--no-verify was given")
     if name == "tool_configs":
         return written, check_tool_configs(plan, assignment, attempt)
-    if (reason := written.unreadable or missing_reader(name)) is not None:
+    reader = written.reader or name
+    if (reason := written.unreadable or missing_reader(reader)) is not None:
         return written, Verification(None, reason)
     if variants.streamed is not None and name != "fake_quantized":
         return written, Verification(
@@ -145,8 +146,8 @@ def _write(
     layers = searched_layers(variants)
     expected = expected_behaviour(variants, assignment, written, inputs)
     del variants
-    read = read_back(name, plan.config, plan.import_paths, attempt, inputs, layers)
-    return written, compare(name, reader_name(name), read, expected, written)
+    read = read_back(reader, plan.config, plan.import_paths, attempt, inputs, layers)
+    return written, compare(name, reader_name(reader), read, expected, written)
 
 
 def _opened(run: RunDir, plan: Plan, name: str) -> "Variants":
