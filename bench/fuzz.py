@@ -15,8 +15,10 @@ import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
+import scipy.sparse
 
 from bench.results import table, write_section
 from bench.small_instances import Instance, faults, least, random_instance
@@ -27,6 +29,7 @@ from hpcmpq.solvers.compact.presolve import presolve
 from hpcmpq.solvers.diagonal import DiagonalSolver
 from hpcmpq.solvers.greedy import GreedySolver
 from hpcmpq.solvers.linear import LinearSolver
+from hpcmpq.solvers.proof.blocks import block_bound
 from hpcmpq.solvers.proof.gilmore_lawler import full_bound
 from hpcmpq.solvers.proof.node import advance, all_pairs, make_node, preconditioner
 from hpcmpq.solvers.proof.spectral import spectral_bound
@@ -46,10 +49,17 @@ LIMITS_S = (10.0, 10.0, 1.0, 0.05, 0.01, 0.002)
 BOUNDS: dict[str, Callable[[Compact, np.ndarray], float]] = {
     "bound: Gilmore-Lawler": lambda compact, choice_G: full_bound(compact),
     "bound: spectral": lambda compact, choice_G: spectral_bound(compact, choice_G, np.inf, 0),
+    "bound: blocks of a group or two": lambda compact, choice_G: blocks_bound(compact, choice_G),
     "bound: relaxation, 3 steps": lambda compact, choice_G: relaxation_bound(compact, choice_G, 3),
     "bound: relaxation, 20 steps": lambda compact, choice_G: relaxation_bound(compact, choice_G, 20),
 }
 """Bounds on the compact objective, each from the instance and a good choice."""
+
+
+def blocks_bound(compact: Compact, choice_G: np.ndarray) -> float:
+    """The bound of sparse cross terms from blocks of at most one group and of at most two, the larger one."""
+    sparse = replace(compact, quad_PP=scipy.sparse.csr_array(compact.quad_PP))
+    return max(block_bound(sparse, choice_G, np.inf, largest, 3) for largest in (1, 2))
 
 
 def relaxation_bound(compact: Compact, choice_G: np.ndarray, steps: int) -> float:

@@ -4,9 +4,11 @@ Axis letters: P options, G groups, R directions.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from hpcmpq.cross_terms import blocked
 from hpcmpq.problem import Budget, Cost, Problem
 
 SHAPES = {"resnet18": 20, "tiny28": 28, "resnet50": 54, "llama8b": 224, "llama70b": 560, "moe": 2000}
@@ -85,3 +87,43 @@ def make_instance(shape: Shape) -> Problem:
     cost_P = (size_G[:, None] * bits_O[None, :]).ravel() / size_G.sum()
     budget = Budget(Cost("weight_bits", "bits per weight", cost_P), shape.bits)
     return Problem(linear_P, quad_PP, group_P, (budget,))
+
+
+def make_blocked_instance(num_blocks: int, groups: int = 60, bits: float = 3.5, seed: int = 0) -> Problem:
+    """Dense blocks of `make_instance` (experts), 2 to 5 bits, medium coherence, and few cross terms between them.
+
+    Every group is linked to about four groups of other blocks. A link's correlations have a common part of 0.08 and
+    parts of their own of 0.06, as large as those of two groups of one block without coherence.
+    """
+    rng = np.random.default_rng(seed)
+    parts = [make_instance(Shape(groups, 4, bits=bits, seed=1000 * seed + b)) for b in range(num_blocks)]
+    linear_P = np.concatenate([part.linear_P for part in parts])
+    cost_P = np.concatenate([part.budgets[0].cost.linear_P for part in parts]) / num_blocks
+    first = np.repeat(np.arange(num_blocks * groups), 2)
+    second = rng.integers(0, num_blocks * groups, len(first))
+    apart = first // groups != second // groups
+    first, second = first[apart], second[apart]
+    option_O = np.arange(4)
+    row, column = np.broadcast_arrays(
+        4 * first[:, None, None] + option_O[:, None], 4 * second[:, None, None] + option_O
+    )
+    common = 0.08 * rng.standard_normal((len(first), 1, 1))
+    correlation = common + 0.06 * rng.standard_normal((len(first), 4, 4))
+    value = correlation * 2.0 * np.sqrt(linear_P[row] * linear_P[column])
+    width = 4 * groups
+    blocks = [(np.arange(b * width, (b + 1) * width), part.quad_PP) for b, part in enumerate(parts)]
+    quad_PP = blocked(len(linear_P), blocks, row.ravel(), column.ravel(), value.ravel())
+    budget = Budget(Cost("weight_bits", "bits per weight", cost_P), bits)
+    return Problem(linear_P, quad_PP, np.repeat(np.arange(num_blocks * groups), 4), (budget,))
+
+
+def measured_instance(path: Path, bits: float) -> Problem:
+    """A measured quadratic with all cross terms, from a numpy file with linear, quad, group, bits and numel."""
+    kept = np.load(path)
+    group_P = kept["group"].astype(np.int64)
+    quad_PP = kept["quad"].astype(np.float64)
+    quad_PP = 0.5 * (quad_PP + quad_PP.T)
+    quad_PP[group_P[:, None] == group_P] = 0.0
+    cost_P = kept["numel"][group_P] * kept["bits"] / kept["numel"].sum()
+    budget = Budget(Cost("weight_bits", "bits per weight", cost_P), bits)
+    return Problem(kept["linear"], quad_PP, group_P, (budget,))

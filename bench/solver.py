@@ -3,7 +3,7 @@
     python -m bench.solver                 about 30 minutes; writes section `solver` of bench/RESULTS.md
     python -m bench.solver --groups 20 54  only these sizes; other rows of the section stay as they are
     python -m bench.solver --full          every coherence, curvature and number of bits
-    python -m bench.solver --runs runs/a   adds the quadratics measured in these run directories
+    python -m bench.solver --runs runs/a b.npz   adds quadratics measured in run directories, or kept as numpy files
 
 Every solve is a process of its own, so that peak memory is that solve's. The search column is the search
 alone after 5 s (30 s from 560 groups on), as its distance from the best objective that any method found.
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.instances import COHERENCE, Shape, make_instance
+from bench.instances import COHERENCE, Shape, make_blocked_instance, make_instance, measured_instance
 from bench.results import ROOT, read_section, table, write_section
 from hpcmpq.errors import UserError
 from hpcmpq.problem import Problem, Solution
@@ -35,16 +35,25 @@ from hpcmpq.solvers.linear import LinearSolver
 from hpcmpq.solvers.quadratic import QuadraticSolver
 from hpcmpq.solvers.search.tabu import search
 
+BLOCK = 60
+"""Groups of a block."""
+
 
 @dataclass(frozen=True)
 class Case:
-    """One row: a synthetic shape, or a run directory with a measured quadratic and its average bits."""
+    """One row: a synthetic shape, blocks of groups, or a measured quadratic (a run directory or .npz) and its bits."""
 
     name: str
     limit_s: float
     shape: Shape | None = None
     run: str = ""
     bits: float = 0.0
+    blocks: int = 0
+
+    @property
+    def groups(self) -> int | None:
+        """Of a synthetic instance."""
+        return BLOCK * self.blocks or (None if self.shape is None else self.shape.groups)
 
 
 def cases(full: bool, groups: list[int] | None, runs: list[str]) -> list[Case]:
@@ -53,7 +62,7 @@ def cases(full: bool, groups: list[int] | None, runs: list[str]) -> list[Case]:
     for run in runs:
         rows += [
             Case(f"{Path(run).name}, measured, {bits} bits", 60.0, None, run, bits)
-            for bits in (2.25, 2.5, 3, 4, 5)
+            for bits in ((3.5, 4, 4.5, 6) if run.endswith(".npz") else (2.25, 2.5, 3, 4, 5))
         ]
     for count, options, bits in ((6, 4, 3.0), (12, 5, 3.0)):
         for indefinite in (False, True):
@@ -74,7 +83,10 @@ def cases(full: bool, groups: list[int] | None, runs: list[str]) -> list[Case]:
             rows.append(
                 _case(Shape(count, 7, COHERENCE[coherence], indefinite, bits), limits.get(count, 60.0))
             )
-    return [row for row in rows if groups is None or row.shape is None or row.shape.groups in groups]
+    rows.append(
+        Case("15000 × 4, blocks of 60, medium, PSD, 3.5 bits", 300.0, bits=3.5, blocks=15000 // BLOCK)
+    )
+    return [row for row in rows if groups is None or row.groups is None or row.groups in groups]
 
 
 def _case(shape: Shape, limit_s: float) -> Case:
@@ -87,6 +99,10 @@ def problem_of(case: Case) -> Problem:
     """The case's problem."""
     if case.shape is not None:
         return make_instance(case.shape)
+    if case.blocks:
+        return make_blocked_instance(case.blocks, BLOCK, case.bits)
+    if case.run.endswith(".npz"):
+        return measured_instance(Path(case.run), case.bits)
     from hpcmpq.solve.formulate import make_problem
     from hpcmpq.solve.settings import settings_of
     from hpcmpq.solve.shrinkage import shrunk

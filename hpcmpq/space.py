@@ -25,6 +25,7 @@ class Member:
         transposed: Whether the stored tensor is [K, M] (transformers' Conv1D).
         macs: Multiply-accumulates of one sample's forward pass.
         active: Share of its numbers that a token reads on average, see `hpcmpq.models.active_weights`.
+        tensors: Tensors of as many rows each in which checkpoints hold it, such as one of each expert.
     """
 
     parameter: str
@@ -33,6 +34,7 @@ class Member:
     transposed: bool = False
     macs: int = 0
     active: float = 1.0
+    tensors: int = 1
 
     @property
     def numel(self) -> int:

@@ -3,9 +3,11 @@
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +35,7 @@ def ray_cluster(pytestconfig: pytest.Config) -> Iterator:
     """A `ray.cluster_utils.Cluster` of two nodes; RAY_ADDRESS and what its clients need is in os.environ."""
     if find_spec("ray") is None:
         pytest.skip("ray is not installed")
+    import ray._private.services
     from ray.cluster_utils import Cluster
 
     # A short name: a socket's has at most 107 bytes. And all of Ray's files below it, with RAY_TMPDIR rather than the
@@ -42,6 +45,7 @@ def ray_cluster(pytestconfig: pytest.Config) -> Iterator:
         tempfile.TemporaryDirectory(prefix="hq", dir="/tmp", ignore_cleanup_errors=True) as temporary,
         pytest.MonkeyPatch.context() as patch,
     ):
+        patch.setattr("ray._private.services.get_node", patient(ray._private.services.get_node))
         for name, value in {**ENVIRONMENT, "RAY_TMPDIR": temporary}.items():
             patch.setenv(name, value)
         head = {**node(), "include_dashboard": True, "dashboard_port": free_port()}
@@ -53,6 +57,22 @@ def ray_cluster(pytestconfig: pytest.Config) -> Iterator:
             yield cluster
         finally:
             cluster.shutdown()
+
+
+def patient(look_up: Callable[..., Any]) -> Callable[..., Any]:
+    """Wait for a node that starts for two minutes: Ray's 30 seconds are fixed, and pass on a busy machine."""
+
+    def wait(*arguments: object) -> Any:
+        limit_s = time.monotonic() + 120
+        while True:
+            try:
+                return look_up(*arguments)
+            except RuntimeError:
+                if time.monotonic() > limit_s:
+                    raise
+                time.sleep(0.5)
+
+    return wait
 
 
 def node() -> dict[str, int]:

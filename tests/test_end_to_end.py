@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 FEWER = {
-    "num_samples: 64\n  sequence_length": "num_samples: 16\n  sequence_length",
+    "num_samples: 64\n  sequence_length: 128": "num_samples: 16\n  sequence_length: 64",
     "held_out: 32": "held_out: 16",
     "max_evaluations: 40": "max_evaluations: 12",
 }

@@ -31,8 +31,8 @@ def planned(plan: Plan) -> None:
 
 def cost(values: dict[str, Any]) -> None:
     """What calibration will cost."""
-    also = {"to refine": values.get("refine_peak_bytes"), "to round before": values.get("round_peak_bytes")}
-    beside = ", ".join(f"{show_bytes(size)} {what}" for what, size in also.items() if size is not None)
+    sizes = ((name.partition("_peak_bytes"), size) for name, size in values.items() if size is not None)
+    beside = ", ".join(f"{show_bytes(size)} to {stage}" for (stage, peak, _), size in sizes if peak)
     times = {"": values["seconds"], " to round before": values.get("round_seconds")}
     took = " and ".join(f"{duration(s)}{what}" for what, s in times.items() if s is not None)
     say(

@@ -33,6 +33,9 @@ EXPORTERS = {
     "tool_configs": "hpcmpq.export.tool_configs:export",
 }
 
+STREAMING = ("fake_quantized", "compressed_tensors", "modelopt", "gguf")
+"""Those that write a streamed model block after block."""
+
 WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data")
 """Ends of the names of files that hold weights."""
 
@@ -108,6 +111,7 @@ def _write(
 ) -> "tuple[Written, Verification]":
     """Write an export and read it back; the original leaves memory before the reader's model enters it."""
     from hpcmpq.export.readers import missing_reader, read_back, reader_name
+    from hpcmpq.export.streamed_check import expected_of_streamed, read_back_streamed
     from hpcmpq.export.tool_config_check import check_tool_configs
     from hpcmpq.export.verification import (
         Verification,
@@ -117,20 +121,42 @@ def _write(
         searched_layers,
     )
     from hpcmpq.models.data.kept_samples import kept_samples, planned_splits
-    from hpcmpq.quantized.solved import open_solved
 
-    variants = open_solved(run, plan).under(assignment)
+    variants = _opened(run, plan, name).under(assignment)
     written = exporter(plan, variants, assignment, attempt)
     if not verify:
         return written, Verification(None, "--no-verify was given")
     if name == "tool_configs":
         return written, check_tool_configs(plan, assignment, attempt)
-    if (reason := written.unreadable or missing_reader(name)) is not None:
+    reader = written.reader or name
+    if (reason := written.unreadable or missing_reader(reader)) is not None:
         return written, Verification(None, reason)
+    if variants.streamed is not None and name != "fake_quantized":
+        return written, Verification(
+            None,
+            f"{reader_name(name)} holds the whole model, which is streamed; where it fits, use model.stream: false",
+        )
     samples = kept_samples(run, plan) or planned_splits(plan).calibration
     inputs = one_sample(samples, written.max_positions)
+    if variants.streamed is not None:
+        expected = expected_of_streamed(variants, assignment, inputs)
+        del variants
+        read = read_back_streamed(plan.config.model, attempt, inputs)
+        return written, compare(name, reader_name(name), read, expected, written)
     layers = searched_layers(variants)
     expected = expected_behaviour(variants, assignment, written, inputs)
     del variants
-    read = read_back(name, plan.config, plan.import_paths, attempt, inputs, layers)
-    return written, compare(name, reader_name(name), read, expected, written)
+    read = read_back(reader, plan.config, plan.import_paths, attempt, inputs, layers)
+    return written, compare(name, reader_name(reader), read, expected, written)
+
+
+def _opened(run: RunDir, plan: Plan, name: str) -> "Variants":
+    """The options of a run, streamed where the model is and the exporter takes one block after the other."""
+    from hpcmpq.models.streaming import load_streamed
+    from hpcmpq.quantized.solved import open_solved
+
+    if plan.config.model.stream and name in STREAMING:
+        streamed = load_streamed(plan.config.model)
+        if not streamed.weights.joined:  # else tensors of the files are parts of the model's
+            return open_solved(run, plan, streamed=streamed)
+    return open_solved(run, plan)

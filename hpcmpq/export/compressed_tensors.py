@@ -8,7 +8,7 @@ Zero points are refused: transformers 5.23 builds modules for unpacked ones and 
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,20 @@ from hpcmpq.export.compressed_schemes import scheme, stored
 from hpcmpq.export.kept_tensors import say_kept
 from hpcmpq.export.loadable import reason_not_loadable
 from hpcmpq.export.refusal import refuse_formats
-from hpcmpq.export.rewritten_files import original_directory, rewrite
+from hpcmpq.export.rewritten_files import StoredPart, original_directory, parts_of, rewrite
 from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.models.deployable import saved_one_by_one
+from hpcmpq.models.layer_kinds import are_experts
 from hpcmpq.models.stored_weights import shapes_in_files
 from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.space import Member
 from hpcmpq.store.json_files import write_json
 from hpcmpq.targets import TARGETS, narrowed
+
+_EXPERT = re.compile(r"(\.experts)\.\d+\.(\w+)$")
+"""An expert's layer, one by one as files have them."""
 
 
 def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> Written:
@@ -47,17 +51,24 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         path,
         directory,
         {member.parameter: member for member in chosen},
-        lambda member: _stored(variants, member, chosen[member]),
+        lambda part: _stored(variants, part, chosen[part.member]),
         stored_dtype,
     )
-    config = quantization_config(variants.model, chosen, variants.quantizer, matrices(directory))
+    parts = {part.layer: chosen[member] for member in chosen for part in parts_of(variants, member)}
+    config = quantization_config(variants.model, parts, variants.quantizer, matrices(directory))
     # transformers writes and reads infinite limits, as of the time steps of Mamba 2.
     write_json(directory / "config.json", {**original, "quantization_config": config}, allow_nan=True)
-    packed = [m.parameter.removesuffix(".weight") for m, name in chosen.items() if FORMATS[name].scaled]
-    reason = reason_not_loadable(variants.model, packed, done.known)
+    packed = [
+        m.parameter.removesuffix(".weight")
+        for m, name in chosen.items()
+        if FORMATS[name].scaled and m.is_layer_weight
+    ]
+    has_experts = any(are_experts(module) for module in variants.model.modules())
+    reason = None if has_experts else reason_not_loadable(variants.model, packed)
     return Written(
         "compressed-tensors checkpoint",
         tuple(say_kept(done.kept)),
+        reader="compressed experts" if has_experts else None,
         unreadable=reason and f"this version of transformers cannot load it: {reason}",
         rounding=tuple({"fp8_e4m3"} & set(assignment.values())),
         narrowed=None if done.exact else stored_dtype,
@@ -65,22 +76,22 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
 
 
 def quantization_config(
-    model: nn.Module, chosen: Mapping[Member, str], quantizer: Quantizer, in_files: Iterable[str] = ()
+    model: nn.Module, chosen: Mapping[str, str], quantizer: Quantizer, in_files: Iterable[str] = ()
 ) -> dict[str, Any]:
     """The value of `quantization_config` in `config.json`: one group of layers for each format in use.
 
     Args:
         model: The original.
-        chosen: {weight: format} of all that is searched.
+        chosen: {layer in the files: format} of all that is searched, experts one by one.
         quantizer: How weights are rounded.
         in_files: Names of all tensors of two axes and more in the checkpoint's files.
     """
     layers: dict[str, list[str]] = {}
-    for member, name in chosen.items():
+    for layer, name in chosen.items():
         if FORMATS[name].scaled:
-            layers.setdefault(name, []).append(member.parameter.removesuffix(".weight"))
+            layers.setdefault(name, []).append(layer)
     groups = {
-        f"group_{index}": {"targets": layers[name], **scheme(FORMATS[name], quantizer)}
+        f"group_{index}": {"targets": targets_of(layers[name], chosen), **scheme(FORMATS[name], quantizer)}
         for index, name in enumerate(sorted(layers))
     }
     quantized = {layer for names in layers.values() for layer in names}
@@ -105,10 +116,35 @@ def ignored(model: nn.Module, in_files: Iterable[str], quantized: Collection[str
     names = {name.rpartition(".")[0] for name, parameter in parameters if parameter.ndim > 1}
     names |= {name.rpartition(".")[0] for name in in_files}
     names -= {"", *quantized}
+    names -= {
+        name
+        for name in names
+        if name.endswith(".experts") and any(q.startswith(f"{name}.") for q in quantized)
+    }
     experts = {name[: found.end()] for name in names if (found := re.search(r"\.experts\b", name))}
     whole = {layer for layer in experts if not any(name.startswith(f"{layer}.") for name in quantized)}
     one_by_one = {name for name in names if any(name.startswith(f"{layer}.") for layer in whole)}
     return [*sorted(names - one_by_one), *sorted(_inside(layer, quantized) for layer in whole)]
+
+
+def targets_of(layers: Sequence[str], chosen: Mapping[str, str]) -> list[str]:
+    """Names for a config group; one pattern for the experts of a layer, which engines ask for under names of their own.
+
+    Args:
+        layers: Of one format, experts one by one.
+        chosen: {layer: format} of all.
+    """
+    names = [name for name in layers if not _EXPERT.search(name)]
+    projections: dict[str, dict[str, None]] = {}
+    for name in layers:
+        if found := _EXPERT.search(name):
+            projections.setdefault(name[: found.end(1)], {})[found[2]] = None
+    for experts, own in projections.items():
+        others = {n for n in chosen if n.startswith(f"{experts}.") and n not in layers}
+        end = r"\..*" if not others else rf"\.\d+\.({'|'.join(own)})$"
+        _, marked, stem = experts.rpartition("layers.")
+        names.append(rf"re:.*{re.escape(marked + stem)}{end}")
+    return names
 
 
 def _inside(layer: str, quantized: Collection[str]) -> str:
@@ -138,7 +174,8 @@ def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> Non
         narrowed(target, [group], [assignment[group.name]], variants.quantizer)
         for member in group.members:
             module = holder_of(variants.model, member)
-            if type(module) is not nn.Linear and FORMATS[assignment[group.name]].scaled:
+            linear = type(module) is nn.Linear or saved_one_by_one(member, module)
+            if not linear and FORMATS[assignment[group.name]].scaled:
                 raise UserError(
                     f"compressed_tensors holds linear layers only, {member.parameter} is of a "
                     f"{type(module).__name__}; export fake_quantized or tool_configs, or plan a new run with it in "
@@ -146,11 +183,14 @@ def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> Non
                 )
 
 
-def _stored(variants: Variants, member: Member, format_name: str) -> dict[str, Tensor]:
-    """The tensors that stand for a weight."""
-    weight_format, name = FORMATS[format_name], member.parameter
+def _stored(variants: Variants, part: StoredPart, format_name: str) -> dict[str, Tensor]:
+    """The tensors that stand for a weight, or for an expert's rows of one."""
+    weight_format, member = FORMATS[format_name], part.member
     codes_MK, qparams = variants.encoded(member, format_name)
+    codes_MK = codes_MK[part.blocks()]
     if not weight_format.scaled:
-        shape = variants.model.get_parameter(name).shape
-        return {name: codes_MK.reshape(shape).contiguous()}
-    return stored(name, codes_MK, qparams, weight_format, variants.quantizer)
+        shape = variants.model.get_parameter(member.parameter).shape
+        return {part.name: (codes_MK.reshape(shape) if member.tensors == 1 else codes_MK).contiguous()}
+    height = weight_format.block[0] if weight_format.block else 1
+    qparams = qparams.rows(part.blocks(height))
+    return stored(part.name, codes_MK, qparams, weight_format, variants.quantizer)

@@ -1,12 +1,14 @@
 """A checkpoint in the original's own layout whose weights are exactly the quantizer's values."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_model
+from torch import Tensor
 
 from hpcmpq.export.kept_tensors import keep_unused, say_kept
+from hpcmpq.export.streamed_files import write_streamed
 from hpcmpq.export.whole_directory import copy_small_files
 from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS
@@ -25,14 +27,12 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     """
     path = plan.config.model.path
     notes = []
-    with torch.no_grad(), variants.assigned(assignment):
-        if path is not None:
-            copy_small_files(path, directory)
-            with quiet_transformers():
-                variants.model.save_pretrained(directory)  # type: ignore[operator]
-            notes += say_kept(keep_unused(variants.model, Path(path), directory))
-        else:
-            save_model(variants.model, str(directory / "model.safetensors"))
+    if variants.streamed is not None and path is not None:
+        copy_small_files(path, directory)
+        done = write_streamed(variants.streamed, directory, _rounding(variants, assignment))
+        notes += say_kept(done.kept)
+    else:
+        notes += _write_whole(variants, assignment, path, directory)
     rounded = rounded_inputs(variants, assignment)
     if rounded:
         write_json(directory / "activations.json", rounded)
@@ -40,6 +40,31 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
             f"weights only, the inputs of {len(rounded)} modules are rounded as its activations.json says"
         )
     return Written("fake-quantized checkpoint", tuple(notes), holds_codes=False)
+
+
+def _write_whole(
+    variants: Variants, assignment: Mapping[str, str], path: str | None, directory: Path
+) -> list[str]:
+    with torch.no_grad(), variants.assigned(assignment):
+        if path is None:
+            save_model(variants.model, str(directory / "model.safetensors"))
+            return []
+        copy_small_files(path, directory)
+        with quiet_transformers():
+            variants.model.save_pretrained(directory)  # type: ignore[operator]
+        return say_kept(keep_unused(variants.model, Path(path), directory))
+
+
+def _rounding(
+    variants: Variants, assignment: Mapping[str, str]
+) -> Callable[[str, str, Tensor], dict[str, Tensor]]:
+    """What `write_streamed` writes in the place of a weight: its rounded values."""
+    chosen = {m.parameter: (m, assignment[g.name]) for g in variants.space.groups for m in g.members}
+
+    def stand_for(name: str, stored_name: str, tensor: Tensor) -> dict[str, Tensor]:
+        return {stored_name: variants.rounded(*chosen[name], tensor) if name in chosen else tensor}
+
+    return stand_for
 
 
 def rounded_inputs(variants: Variants, assignment: Mapping[str, str]) -> dict[str, dict[str, object]]:

@@ -6,19 +6,20 @@ Vocabularies are not converted: a file `vocab.gguf` in the model's directory, as
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.export.gguf_blocks import num_rounded, to_blocks
 from hpcmpq.export.gguf_super_blocks import to_super_blocks
 from hpcmpq.export.kept_tensors import say_left_out
 from hpcmpq.export.refusal import refuse_formats
+from hpcmpq.export.streamed_files import tensors_in_turn
 from hpcmpq.export.written import Written, holds
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.gguf_config import check_describable, context_length, resolved_config
@@ -53,7 +54,9 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     exact = True
     rounded = 0
     logging.getLogger("gguf").setLevel(logging.WARNING)  # it reports the byte order and temporary names
-    writer = gguf.GGUFWriter(directory / "model.gguf", architecture)
+    # A temporary file keeps the tensors of a streamed model: the sizes of all come first in the file.
+    streamed = variants.streamed
+    writer = gguf.GGUFWriter(directory / "model.gguf", architecture, use_temp_file=streamed is not None)
     for key, value in metadata(architecture, model_config):
         getattr(writer, f"add_{key}")(value)
     vocabulary = path / VOCABULARY
@@ -61,11 +64,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         _copy_vocabulary(gguf, writer, vocabulary)
     else:
         writer.add_tokenizer_model("none")
-    seen = set()
-    for name, tensor in variants.model.state_dict().items():
-        if tensor.data_ptr() in seen:
-            continue  # a head tied to the embedding
-        seen.add(tensor.data_ptr())
+    for name, tensor in _whole(variants.model) if streamed is None else tensors_in_turn(streamed):
         place = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if place is None:
             raise UserError(f"llama.cpp has no place for {name}; use another export")
@@ -91,6 +90,15 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         narrowed=torch.bfloat16 if not exact else torch.float16 if rounded else None,
         max_positions=context_length(model_config),
     )
+
+
+def _whole(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a model in memory; a head tied to the embedding is not there twice."""
+    seen = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            yield name, tensor
 
 
 def _unreadable(values: Mapping[str, Any]) -> str | None:

@@ -2,31 +2,25 @@
 
 import copy
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
-from hpcmpq.models.layer_kinds import are_experts
-
 log = logging.getLogger(__name__)
 
 
-def reason_not_loadable(model: nn.Module, layers: Iterable[str], stored: Collection[str]) -> str | None:
+def reason_not_loadable(model: nn.Module, layers: Iterable[str]) -> str | None:
     """Why transformers will fail to load the model with these layers compressed, or None if nothing is known.
 
     It initialises whatever a checkpoint does not name before it decompresses, and the `_init_weights` of some models
-    reads `weight` of layers that have only `weight_packed` then. Experts that are stored one by one it looks for among
-    the compressed tensors.
+    reads `weight` of layers that have only `weight_packed` then. Of models with experts it is not asked, see
+    `hpcmpq.export.decompressed`.
 
     Args:
         model: Of transformers.
         layers: Names of the layers whose weights are stored packed.
-        stored: Names of parameters that are stored as the model has them.
     """
-    for name, module in model.named_modules():
-        if are_experts(module) and not all(f"{name}.{own}" in stored for own in module._parameters):
-            return "it does not find experts that are stored one by one beside compressed layers"
     initialise = getattr(model, "_init_weights", None)
     if initialise is None:
         return None

@@ -48,7 +48,13 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     chosen = {m: assignment[g.name] for g in plan.space.groups for m in g.members}
     members = {member.parameter: member for member in chosen}
     done = rewrite(
-        "modelopt", variants, path, directory, members, lambda m: stored(variants, m, chosen[m]), dtype
+        "modelopt",
+        variants,
+        path,
+        directory,
+        members,
+        lambda part: stored(variants, part.member, chosen[part.member]),
+        dtype,
     )
     layers = {
         member.parameter.removesuffix(".weight"): ALGORITHMS[name]

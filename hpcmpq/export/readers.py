@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import NotReproduced, UserError, in_words
+from hpcmpq.export.decompressed import load_decompressed
 from hpcmpq.export.verification import Behaviour, full_precision
 from hpcmpq.export.weight_probes import probed
 from hpcmpq.models.description import describe_model
@@ -27,6 +28,7 @@ Reader = Callable[[Config, tuple[str, ...], Path], nn.Module]
 PACKAGES = {
     "fake_quantized": ("transformers",),
     "compressed_tensors": ("transformers", "compressed-tensors"),
+    "compressed experts": ("compressed-tensors", "transformers"),
     "gguf": ("transformers", "gguf"),
     "onnx": ("onnxruntime",),
 }
@@ -60,7 +62,7 @@ def read_back(
     """What an export does as its reader runs it, and what its weights make of probes where that is a model of torch.
 
     Args:
-        name: Of the export.
+        name: Of the reader, which is that of the export or another that it asks for.
         config: Of the run.
         import_paths: Where factories are.
         directory: What was exported.
@@ -112,6 +114,10 @@ def _by_transformers(config: Config, import_paths: tuple[str, ...], directory: P
     return model
 
 
+def _decompressed(config: Config, import_paths: tuple[str, ...], directory: Path) -> Any:
+    return load_decompressed(describe_model(config.model).architecture, directory, _dtype(config))
+
+
 def _leave_blocks_of_inputs(model: Any) -> None:
     """Let layers whose inputs are rounded in blocks run with weights alone: kernels round scales up, it to nearest."""
     for module in model.modules():
@@ -147,5 +153,6 @@ def _dtype(config: Config) -> torch.dtype:
 _READERS: dict[str, Reader] = {
     "fake_quantized": _by_transformers,
     "compressed_tensors": _by_transformers,
+    "compressed experts": _decompressed,
     "gguf": _gguf,
 }

@@ -12,11 +12,14 @@ from torch import Tensor
 
 from hpcmpq.errors import UserError
 from hpcmpq.export.kept_tensors import INDEX, keep_unused
+from hpcmpq.export.streamed_files import write_streamed
 from hpcmpq.export.whole_directory import copy_small_files
 from hpcmpq.export.written import holds
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.load import quiet_transformers
+from hpcmpq.models.split_weights import stored_rows
 from hpcmpq.models.stored_weights import names_in_model
+from hpcmpq.models.streaming import Streamed
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Member
@@ -24,16 +27,47 @@ from hpcmpq.store.json_files import write_json
 
 
 @dataclass(frozen=True)
+class StoredPart:
+    """What is saved of a weight in one tensor: all of it, or some rows, such as those of an expert.
+
+    Attributes:
+        name: Of the tensor.
+        member: The weight.
+        rows: Start and stop of those of its matrix; None for all.
+    """
+
+    name: str
+    member: Member
+    rows: tuple[int, int] | None = None
+
+    @property
+    def layer(self) -> str:
+        """The layer that it is the weight of, for an engine."""
+        return self.name.removesuffix(".weight")
+
+    def blocks(self, height: int = 1) -> slice:
+        """Its rows, or those of blocks of some rows."""
+        if self.rows is None:
+            return slice(None)
+        return slice(self.rows[0] // height, -(-self.rows[1] // height))
+
+
+def parts_of(variants: Variants, member: Member) -> list[StoredPart]:
+    """The tensors in which transformers saves a weight."""
+    if member.tensors == 1:
+        return [StoredPart(member.parameter, member)]
+    return [StoredPart(name, member, rows) for name, rows in stored_rows(variants.model, member).items()]
+
+
+@dataclass(frozen=True)
 class Rewritten:
     """What was found while writing.
 
     Attributes:
-        known: Names of parameters that are stored as the model has them.
         kept: Names of tensors that the model does not use, see `keep_unused`.
         exact: Whether the dtype of the files holds every tensor that is not searched.
     """
 
-    known: frozenset[str]
     kept: tuple[str, ...]
     exact: bool
 
@@ -57,7 +91,7 @@ def rewrite(
     path: Path,
     directory: Path,
     members: Mapping[str, Member],
-    stand_for: Callable[[Member], dict[str, Tensor]],
+    stand_for: Callable[[StoredPart], dict[str, Tensor]],
     dtype: torch.dtype,
 ) -> Rewritten:
     """Write the model with `stand_for` in place of searched weights; the rest in a dtype.
@@ -68,30 +102,37 @@ def rewrite(
         path: Its directory.
         directory: Where to write.
         members: {parameter: searched weight}.
-        stand_for: The tensors of a weight.
+        stand_for: The tensors of a weight, or of what is saved of it in one tensor.
         dtype: Of floating tensors that are not searched.
 
     Raises:
         UserError: If transformers saves a searched weight under a name that leads nowhere.
     """
     copy_small_files(str(path), directory)
+    if variants.streamed is not None:
+        return _rewrite_streamed(variants.streamed, directory, members, stand_for, dtype)
     with quiet_transformers():
         variants.model.save_pretrained(directory)  # type: ignore[operator]
+    split = {
+        part.name: part
+        for member in members.values()
+        if member.tensors > 1
+        for part in parts_of(variants, member)
+    }
+    whole = {name: StoredPart(name, member) for name, member in members.items() if member.tensors == 1}
     written: set[str] = set()
-    known: set[str] = set()
     weight_map = {}
     exact = True
     for file in sorted(directory.glob("*.safetensors")):
         tensors: dict[str, Tensor] = {}
         loaded = load_file(file)
         renamed = {old: name for name, old in names_in_model(variants.model, loaded).items()}
-        known.update(renamed.values())
         for old, tensor in loaded.items():
             # Searched layers keep the model's names, which are those that the config names.
-            name = renamed[old] if renamed.get(old) in members else old
-            if name in members:
-                tensors.update(stand_for(members[name]))
-                written.add(name)
+            name = renamed[old] if renamed.get(old) in whole else old
+            if part := whole.get(name) or split.get(name):
+                tensors.update(stand_for(part))
+                written.add(part.member.parameter)
             else:
                 tensors[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
                 exact = exact and holds(tensor, tensors[name].dtype)
@@ -105,4 +146,25 @@ def rewrite(
     if (directory / INDEX).exists():
         values = json.loads((directory / INDEX).read_text(encoding="utf-8"))
         write_json(directory / INDEX, {**values, "weight_map": weight_map})
-    return Rewritten(frozenset(known), keep_unused(variants.model, path, directory), exact)
+    return Rewritten(keep_unused(variants.model, path, directory), exact)
+
+
+def _rewrite_streamed(
+    streamed: Streamed,
+    directory: Path,
+    members: Mapping[str, Member],
+    stand_for: Callable[[StoredPart], dict[str, Tensor]],
+    dtype: torch.dtype,
+) -> Rewritten:
+    exact = True
+
+    def stands_for(name: str, stored_name: str, tensor: Tensor) -> dict[str, Tensor]:
+        nonlocal exact
+        if name in members:
+            return stand_for(StoredPart(name, members[name]))
+        kept = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        exact = exact and holds(tensor, kept.dtype)
+        return {stored_name: kept}
+
+    done = write_streamed(streamed, directory, stands_for)
+    return Rewritten(done.kept, exact)

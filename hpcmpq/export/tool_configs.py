@@ -95,10 +95,9 @@ def _gptqmodel(chosen: Chosen, quantizer: Quantizer) -> str:
 
 def _llm_compressor(chosen: Chosen, variants: Variants) -> str:
     target = TARGETS["vllm"]
-    for member in chosen:
-        _layer(member)  # which must have a name
+    layers = {_layer(member): name for member, name in chosen.items()}
     _refuse("llm-compressor", chosen, lambda name: name in target.formats)
-    config = quantization_config(variants.model, chosen, variants.quantizer)
+    config = quantization_config(variants.model, layers, variants.quantizer)
     groups = {
         name: {key: value for key, value in group.items() if key != "format"}
         for name, group in config["config_groups"].items()

@@ -27,8 +27,7 @@ def probed(model: nn.Module, layers: Iterable[str]) -> Rows:
     found: Rows = {}
     for name, parameter in model.named_parameters():
         if parameter.dtype in (torch.float32, torch.float64):
-            matrix = _matrix(parameter)
-            found[name] = (matrix @ _probes(matrix.shape[1]).to(matrix)).float().cpu()
+            found[name] = products(parameter)
     modules = dict(model.named_modules())
     for name in layers:
         module = modules.get(name)
@@ -40,6 +39,12 @@ def probed(model: nn.Module, layers: Iterable[str]) -> Rows:
             )
             found[f"layer {name}"] = module(x_PK).T.float().cpu()
     return found
+
+
+def products(tensor: Tensor) -> Tensor:
+    """What each row of a tensor makes of the probes, float32 [rows, `NUM_PROBES`]."""
+    matrix = _matrix(tensor)
+    return (matrix @ _probes(matrix.shape[1]).to(matrix)).float().cpu()
 
 
 def largest_difference(read: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[str, float, int]:

@@ -12,6 +12,7 @@ class Written:
     Attributes:
         text: What it is, such as ``GGUF file model.gguf``.
         notes: Clauses for people, each of which goes on from the text.
+        reader: Name in `hpcmpq.export.readers` of what reads it back, where it is not that of the export.
         unreadable: Why the documented reader cannot load it, where that is known.
         rounding: Formats in use whose inputs the reader rounds too; it runs all others with weights alone.
         narrowed: The dtype that holds some tensor inexactly, if one does.
@@ -21,6 +22,7 @@ class Written:
 
     text: str
     notes: tuple[str, ...] = ()
+    reader: str | None = None
     unreadable: str | None = None
     rounding: tuple[str, ...] = ()
     narrowed: torch.dtype | None = None

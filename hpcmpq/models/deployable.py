@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.models.groups import find_groups
+from hpcmpq.models.layer_kinds import are_experts
 from hpcmpq.models.weights import holder_of
 from hpcmpq.settings import GroupsConfig
-from hpcmpq.space import Group
+from hpcmpq.space import Group, Member
 from hpcmpq.targets import Target
 
 _log = logging.getLogger(__name__)
@@ -36,7 +37,9 @@ def deployable_groups(
     members = [member for group in groups for member in group.members]
     searched = [member.parameter.removesuffix(".weight") for member in members]
     for member, name in zip(members, searched, strict=True):
-        if type(module := holder_of(model, member)) is not nn.Linear:
+        if type(module := holder_of(model, member)) is not nn.Linear and not (
+            target.holds_experts and saved_one_by_one(member, module)
+        ):
             raise UserError(
                 f"target {target.name} holds linear layers only, {name} is a {type(module).__name__}; add it to "
                 "groups.exclude"
@@ -44,6 +47,8 @@ def deployable_groups(
     fused = fused_layers(model, target)
     _check_whole(model, searched, target, fused)
     rules = _missing_rules(searched, config.tie, target, fused)
+    if target.fuses_experts:
+        rules += _rules_of_experts(model, searched, config.tie, target)
     if not rules:
         return groups
     return find_groups(model, dataclasses.replace(config, tie=(*config.tie, *rules)), sample_inputs)
@@ -77,6 +82,12 @@ def _check_whole(
                     f"target {target.name} runs {name} and {left_out[0]} as one matrix, and groups searches "
                     "only the first; include or exclude both"
                 )
+    for name, own in _fused_experts(model).items() if target.fuses_experts else ():
+        if left_out := [each for each in own if each not in there] if there.intersection(own) else []:
+            raise UserError(
+                f"target {target.name} runs all projections of {name} in one format, and groups does not search "
+                f"{left_out[0]}; include or exclude all"
+            )
     experts: dict[str, list[str]] = {}
     for name in known if target.fuses_experts else ():
         if found := _EXPERT.search(name):
@@ -113,6 +124,47 @@ def _missing_rules(
         if len(present) > 1 and not covering:
             rules.append(present)
     return rules
+
+
+def _rules_of_experts(
+    model: nn.Module, searched: Sequence[str], ties: Sequence[Sequence[str]], target: Target
+) -> list[tuple[str, ...]]:
+    """Rules that tie all projections of experts that are kept in one tensor each."""
+    wanted = {
+        tuple(".".join(name.split(".")[-2:]) for name in own)
+        for own in _fused_experts(model).values()
+        if set(own) <= set(searched)
+    }
+    rules = []
+    for rule in sorted(wanted):
+        covering = [{part for part in rule if _named(part, own)} for own in ties]
+        covering = [covered for covered in covering if covered]
+        if covering and covering != [set(rule)]:
+            raise UserError(
+                f"groups.tie splits {', '.join(rule)}, which target {target.name} runs in one format; put them in "
+                "one rule or remove it"
+            )
+        if len(rule) > 1 and not covering:
+            rules.append(rule)
+    return rules
+
+
+def _fused_experts(model: nn.Module) -> dict[str, list[str]]:
+    """{module: its weights of all experts}."""
+    return {
+        name: [
+            f"{name}.{own}"
+            for own, weight in module._parameters.items()
+            if weight is not None and weight.ndim == 3
+        ]
+        for name, module in model.named_modules()
+        if are_experts(module)
+    }
+
+
+def saved_one_by_one(member: Member, module: nn.Module) -> bool:
+    """Whether a weight is that of all experts of a layer, which transformers saves in a matrix of each."""
+    return are_experts(module) and not member.transposed and member.tensors > 1
 
 
 def _named(last: str, rule: Sequence[str]) -> bool:

@@ -26,6 +26,7 @@ from hpcmpq.models.active_weights import active_shares
 from hpcmpq.models.attention_products import with_products
 from hpcmpq.models.blocks import block_numbers
 from hpcmpq.models.searchable_layers import Layer, trace_layers
+from hpcmpq.models.split_weights import num_stored_tensors
 from hpcmpq.models.weights import as_matrix, from_matrix, holder_of, num_fixed_bytes, swapped
 from hpcmpq.settings import GroupsConfig
 from hpcmpq.space import Group, Member
@@ -243,5 +244,12 @@ def _member(model: nn.Module, layer: Layer, shares: Mapping[str, float]) -> Memb
         columns = weight.shape[-2 if layer.transposed else -1]
     else:
         columns = weight[0].numel()
-    active = shares.get(layer.parameter, 1.0)
-    return Member(layer.parameter, weight.numel() // columns, columns, layer.transposed, layer.macs, active)
+    return Member(
+        layer.parameter,
+        weight.numel() // columns,
+        columns,
+        layer.transposed,
+        layer.macs,
+        active=shares.get(layer.parameter, 1.0),
+        tensors=num_stored_tensors(model, layer.parameter) if layer.is_parameter and weight.ndim == 3 else 1,
+    )

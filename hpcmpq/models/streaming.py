@@ -82,6 +82,10 @@ class Streamed:
         finally:
             self._change = before
 
+    def names_by_block(self) -> list[list[str]]:
+        """The parameters that are read with each block."""
+        return [[name for _, _, name in owners] for owners in self._owners]
+
     def is_streamed(self, parameter: str) -> bool:
         """Whether a parameter is read with its block."""
         return any(name == parameter for owners in self._owners for _, _, name in owners)

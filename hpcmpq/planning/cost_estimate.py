@@ -5,7 +5,7 @@ a pass that are timed alone. Only methods that run options through an engine (`f
 are predicted.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.linear_head import LinearHead
 from hpcmpq.models.outputs import Inputs, forward
 from hpcmpq.plan import WorkUnit
+from hpcmpq.planning.later_peaks import later_peaks
 from hpcmpq.planning.part_times import time_parts, total_seconds
 from hpcmpq.planning.rounding_estimate import rounding_bytes, rounding_seconds
 from hpcmpq.quantized.losses import MAX_KEPT_BYTES
@@ -50,6 +51,8 @@ class CostEstimate:
         refine_peak_bytes: The same of a worker that refines: two neighbours a group, around other weights.
         round_peak_bytes: The same of a worker that makes codes of options; None where none are made.
         round_seconds: As `seconds`, of making them.
+        evaluate_peak_bytes: Of tensors in a process that evaluates with engine ``torch``.
+        export_peak_bytes: Of tensors in a process that exports the checkpoint and reads it back.
         seconds: On one worker like the machine that planned; None where the model is streamed.
         engine: ``wavefront``, ``whole``.
     """
@@ -63,6 +66,8 @@ class CostEstimate:
     engine: str
     round_peak_bytes: int | None = None
     round_seconds: float | None = None
+    evaluate_peak_bytes: int | None = None
+    export_peak_bytes: int | None = None
 
 
 @torch.no_grad()
@@ -125,15 +130,13 @@ def estimate_cost(
     )
     formats, round_bytes, round_s = stored_formats(space, config.quantizer), None, None
     if formats:
-        positions = z_NTV.shape[:2].numel()
-        states, pass_bytes = (state if chain else 0) * num_rounding_samples // len(batch), 3 * widest
-        itemsize = z_NTV.element_size()
-        round_bytes = rounding_bytes(
-            space, formats, weights, itemsize * states, positions, itemsize * pass_bytes
-        )
+        positions, itemsize = z_NTV.shape[:2].numel(), z_NTV.element_size()
+        states = itemsize * (state if chain else 0) * num_rounding_samples // len(batch)
+        round_bytes = rounding_bytes(space, formats, weights, states, positions, 3 * itemsize * widest)
         if times is not None:
             num_passes = num_rounding_samples / len(batch)
             round_s = rounding_seconds(formats, config.quantizer, positions, num_passes, times.forward)
+    later = later_peaks(model, config, space, z_NTV, state if chain else 0, block_bytes)
     return CostEstimate(
         forwards,
         flops,
@@ -144,6 +147,7 @@ def estimate_cost(
         "whole" if chain is None else "wavefront",
         round_bytes,
         round_s,
+        *astuple(later),
     )
 
 

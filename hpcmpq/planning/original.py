@@ -1,7 +1,7 @@
 """The model that is planned for, whole in memory or streamed one block at a time, and what planning sees of it."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +147,16 @@ def find_groups(original: Original, samples: Samples, target: Target | None) -> 
     if config.model.path and (target is None or target.keeps_unused):
         fixed_bytes += num_unused_bytes(original.model, Path(config.model.path), count)
     return Found(groups, fixed_bytes, active_bytes, tokens)
+
+
+def say_of_experts(config: Config, groups: Sequence[Group]) -> None:
+    """Warn where interactions would be taken for what they are not: options that flip the same choice of experts."""
+    chosen = any(member.tensors > 1 and member.active < 1 for group in groups for member in group.members)
+    if chosen and not config.solver.drop_cross_terms:
+        log.warning(
+            "options change which experts are chosen, and interactions between groups count the same changes several "
+            "times; set solver.drop_cross_terms: true"
+        )
 
 
 def _num_tokens(inputs: dict[str, Tensor]) -> int:

@@ -26,7 +26,7 @@ from hpcmpq.planning.facts import (
     find_environment,
     find_facts,
 )
-from hpcmpq.planning.original import Original, check_method, find_groups, load_original
+from hpcmpq.planning.original import Original, check_method, find_groups, load_original, say_of_experts
 from hpcmpq.planning.rounded_activations import check_activations, keep_ranges
 from hpcmpq.planning.scaling import Site, Workload, best_samples_per_unit
 from hpcmpq.quantized.activations import rounds_activations
@@ -71,6 +71,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     splits = load_splits(config, import_paths)
     found = find_groups(original, splits.calibration, target)
     groups = found.groups
+    say_of_experts(config, groups)
     space = _search_space(config, groups, target)
     first = splits.calibration[:1].to(original.device)
     with torch.no_grad():

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hpcmpq.cross_terms import any_entry
+from hpcmpq.cross_terms import any_entry, is_sparse
 from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.solvers.answer import find_feasible, prepare, solution
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.cp_sat.integer import solve_linear
+from hpcmpq.solvers.proof.blocks import block_bound
 from hpcmpq.solvers.proof.branch import prove
 from hpcmpq.solvers.proof.gilmore_lawler import full_bound
 from hpcmpq.solvers.proof.node import STEP_COST_S
@@ -43,6 +44,8 @@ class QuadraticSolver:
         compact = prepare(problem, started, time_limit_s)
         if isinstance(compact, Solution):
             return compact
+        if is_sparse(compact.quad_PP) and compact.num_options <= LARGEST_LIFT:
+            compact = replace(compact, quad_PP=compact.quad_PP.toarray())
         deadline = started + time_limit_s
         hint, bound = None if hint_G is None else compact.compress(hint_G), -np.inf
         if not any_entry(compact.quad_PP):
@@ -83,8 +86,12 @@ class QuadraticSolver:
             if lifted:  # a quick bound in case that the relaxation gets few steps
                 until = time.perf_counter() + 0.15 * left_s
             begun = time.perf_counter()
-            bound = max(bound, spectral_bound(compact, found[0], until, seed))
-            part_s["convex bound"] = time.perf_counter() - begun
+            if is_sparse(compact.quad_PP):
+                bound = max(bound, block_bound(compact, found[0], until))
+            else:
+                bound = max(bound, spectral_bound(compact, found[0], until, seed))
+            name = "bound by blocks" if is_sparse(compact.quad_PP) else "convex bound"
+            part_s[name] = time.perf_counter() - begun
         choice_G = compact.expand(found[0])
         if lifted:
             record = ProofRecord()
@@ -98,9 +105,7 @@ class QuadraticSolver:
             part_s.update(record.part_s)
         if answer.termination is not Termination.OPTIMAL:
             detail = (
-                "the problem is too large for more than a convex bound"
-                if record is None
-                else limited_by(record)
+                f"the problem is too large for more than a {name}" if record is None else limited_by(record)
             )
             answer = replace(answer, detail=detail)
         return replace(answer, proof=() if record is None else tuple(record.lines), part_s=part_s)

@@ -55,6 +55,7 @@ class Target:
         fused: Architecture -> tie rules: last parts of module names that share a format; None if it is unknown.
         fused_otherwise: Tie rules of an unknown architecture.
         fuses_experts: Whether all experts of a layer share a format.
+        holds_experts: Whether its file holds experts that transformers keeps in one tensor and saves one by one.
         member_bytes: Bytes of one weight's tensors and their entries in the file's directory.
         fixed_bytes: Bytes of a tensor that is not quantized: (name, shape, bytes of one number) -> bytes.
         model_types: `model_type` of the models that its file can describe; empty for any.
@@ -71,6 +72,7 @@ class Target:
     fused: Callable[[str], tuple[tuple[str, ...], ...] | None] = lambda architecture: ()
     fused_otherwise: tuple[tuple[str, ...], ...] = ()
     fuses_experts: bool = False
+    holds_experts: bool = False
     model_types: tuple[str, ...] = ()
     keeps_unused: bool = True
 
@@ -83,6 +85,7 @@ TARGETS: dict[str, Target] = {
     "transformers": Target(
         name="transformers",
         export="compressed_tensors",
+        holds_experts=True,
         formats=(*_INTEGERS, *_FLOATS),
         group_sizes=(),
         symmetric=True,
@@ -100,6 +103,7 @@ TARGETS: dict[str, Target] = {
         fused=fused_layers,
         fused_otherwise=GENERAL,
         fuses_experts=True,
+        holds_experts=True,
     ),
     "llama_cpp": Target(
         name="llama_cpp",
@@ -195,7 +199,9 @@ def narrowed(
 def _whole(member: Member, format: Format, quantizer: Quantizer) -> bool:
     """Whether a weight is a whole number of the format's groups or blocks."""
     if format.block is not None:
-        return member.num_rows % format.block[0] == 0 and member.num_columns % format.block[1] == 0
+        return (member.num_rows // member.tensors) % format.block[
+            0
+        ] == 0 and member.num_columns % format.block[1] == 0
     return (
         format.type != "int" or quantizer.group_size is None or member.num_columns % quantizer.group_size == 0
     )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hpcmpq.formats import GLOBAL_SCALE_BITS, SCALE_BITS, Format, Quantizer
 from hpcmpq.space import Member
@@ -26,7 +27,10 @@ def packed_words(num_columns: int, num_bits: int) -> int:
 
 
 def compressed_bytes(member: Member, format: Format, quantizer: Quantizer) -> int:
-    """compressed-tensors' pack-quantized, float-quantized, or the plain tensor."""
+    """compressed-tensors' pack-quantized, float-quantized, or the plain tensor; of experts one of each."""
+    if member.tensors > 1:
+        one = replace(member, num_rows=member.num_rows // member.tensors, tensors=1)
+        return member.tensors * compressed_bytes(one, format, quantizer)
     rows, columns = member.num_rows, member.num_columns
     if not format.scaled:
         total = rows * columns * format.num_bits // 8

@@ -48,7 +48,7 @@ def samples() -> Tensor:
 
 
 def more_samples() -> Tensor:
-    return torch.randn(80, 6, generator=torch.Generator().manual_seed(1))
+    return torch.randn(400, 6, generator=torch.Generator().manual_seed(1))
 
 
 def write_config(path: Path, method: str = "secant") -> Path:

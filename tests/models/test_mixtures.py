@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from bench.family_models import make_inputs, make_model
 from bench.family_recipes import FAMILIES
+from hpcmpq.examples.topics import evaluation_text
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.active_weights import active_shares
 from hpcmpq.models.groups import find_groups, num_fixed_bytes
-from hpcmpq.models.load import quiet_transformers
+from hpcmpq.models.load import load_model, quiet_transformers
 from hpcmpq.models.stored_weights import find_weights
+from hpcmpq.planning.original import say_of_experts
 from hpcmpq.problem import Budget, Problem
-from hpcmpq.settings import GroupsConfig
+from hpcmpq.settings import CalibrationConfig, Config, GroupsConfig, ModelConfig, SolverConfig
 from hpcmpq.solve.costs import active_bytes_cost, active_macs_cost, size_bytes_cost
 from hpcmpq.solvers.exhaustive import ExhaustiveSolver
 from hpcmpq.space import SearchSpace
@@ -159,3 +161,30 @@ def test_what_a_token_reads_and_the_whole_are_budgets_at_once():
     one_G = solved(0)
     assert costs[1].value(one_G, space.offset_G) > limits[1]
     assert loss_P[one_G].sum() < loss_P[both_G].sum()
+
+
+@torch.no_grad()
+def test_the_shipped_mixture_knows_its_text_and_no_expert_of_it_is_idle():
+    """Trained with the loss of balance: the least chosen of a layer's eight experts gets 1 of 130 choices."""
+    model = load_model(ModelConfig(path="configs/mixture_model"))
+    tokens = torch.tensor(list(evaluation_text().encode()[:4096])).view(-1, 128)
+    chosen: list[Tensor] = []
+    for name, module in model.named_modules():
+        if name.endswith("mlp.gate"):
+            module.register_forward_hook(lambda _module, _inputs, output: chosen.append(output[2]))
+    assert float(model(input_ids=tokens, labels=tokens).loss) < 1.4
+    shares = torch.stack([torch.bincount(each.flatten(), minlength=8) / each.numel() for each in chosen])
+    assert shares.shape == (4, 8)
+    assert shares.min() > 0.005 and shares.max() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "dropped", "said"), [("Qwen2Moe", False, 1), ("Qwen2Moe", True, 0), ("Llama", False, 0)]
+)
+def test_interactions_of_models_with_experts_are_warned_of(name, dropped, said, caplog):
+    groups = find_groups(make_model(FAMILIES[name]), GroupsConfig(), make_inputs(FAMILIES[name], 1, 6))
+    solver = SolverConfig(drop_cross_terms=dropped)
+    say_of_experts(Config(ModelConfig(), CalibrationConfig(""), solver=solver), groups)
+    assert [record.message.endswith("solver.drop_cross_terms: true") for record in caplog.records] == [
+        True
+    ] * said

@@ -1,5 +1,6 @@
 """Predicted bytes of shards and peak memory are within a stated factor of what a run takes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,27 @@ from torch import nn
 
 from hpcmpq.calibrate.neighbourhood import Neighbourhood
 from hpcmpq.calibrate.worker import make_worker
+from hpcmpq.evaluate import evaluate
+from hpcmpq.export import export, streamed_files
 from hpcmpq.planning.cost_estimate import PEAK_FACTOR
 from hpcmpq.planning.part_times import PartTimes, total_seconds
 from hpcmpq.planning.stage import prepare
 from hpcmpq.refine.inquiries import Around, keep_inquiry, plan_of
 from hpcmpq.refine.worker import make_worker as make_refine_worker
-from hpcmpq.settings import CalibrationConfig, Config, ModelConfig, SensitivityConfig
-from hpcmpq.store.json_files import read_json
+from hpcmpq.rounding.option_units import units_of
+from hpcmpq.rounding.worker import make_worker as make_rounding_worker
+from hpcmpq.settings import (
+    CalibrationConfig,
+    Config,
+    EvaluationConfig,
+    ModelConfig,
+    Quantizer,
+    SensitivityConfig,
+)
+from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
 from tests.allocations import peak_bytes
+from tests.export.planned import TEXT, solve_by_turns
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +42,8 @@ def deep(tmp_path_factory) -> str:
     torch.manual_seed(0)
     shape = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4}
     directory = tmp_path_factory.mktemp("deep")
-    LlamaForCausalLM(LlamaConfig(**shape, vocab_size=256)).save_pretrained(directory)
+    # Small files, since one that is mapped counts as a whole.
+    LlamaForCausalLM(LlamaConfig(**shape, vocab_size=256)).save_pretrained(directory, max_shard_size="200KB")
     return str(directory)
 
 
@@ -92,6 +106,47 @@ def test_memory_of_refinement_is_predicted_too(tmp_path: Path, deep, stream):
     assert peak / PEAK_FACTOR < predicted < PEAK_FACTOR * peak
     weights = 4 * sum(group.numel for group in plan.space.groups)
     assert (peak < 2 * weights) == stream  # original and rounded weights in memory, or some blocks
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_memory_of_evaluation_and_export_is_predicted_too(tmp_path: Path, deep, stream, monkeypatch):
+    monkeypatch.setattr(streamed_files.write_streamed, "__defaults__", (200_000,))
+    run = RunDir(tmp_path / "run")
+    config = config_of(deep, 24, stream)
+    (tmp_path / "text.txt").write_text(TEXT)  # the other has as many tokens as the model weights
+    data = replace(config.calibration, data=str(tmp_path / "text.txt"))
+    config = replace(config, calibration=data, evaluation=EvaluationConfig(num_samples=4))
+    plan = prepare(config, run, ())
+    solve_by_turns(run, plan)
+    solution = read_json(run.solution_path, "")
+    uniform = {name: {"costs": {"weight_bits": float(name[3:])}} for name in plan.config.formats}
+    write_json(run.solution_path, solution | {"budgets": {"weight_bits": 5.0}, "uniform": uniform})
+    predicted = read_json(run.file("cost.json"), "")
+    peaks = {
+        "evaluate": peak_bytes(lambda: evaluate(run))[1],
+        "export": peak_bytes(lambda: export(run, "fake_quantized"))[1],
+    }
+    weights = 4 * sum(group.numel for group in plan.space.groups)
+    for stage, peak in peaks.items():
+        print(stage, stream, peak, predicted[f"{stage}_peak_bytes"], weights)
+        assert peak / PEAK_FACTOR < predicted[f"{stage}_peak_bytes"] < PEAK_FACTOR * peak
+        assert (peak < 0.7 * weights) == stream
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_memory_of_rounding_is_predicted_too(tmp_path: Path, deep, stream):
+    run = RunDir(tmp_path / "run")
+    config = replace(
+        config_of(deep, 24, stream, probes=4), quantizer=Quantizer(rounding="gptq", group_size=32)
+    )
+    plan = prepare(config, run, ())
+    predicted = read_json(run.file("cost.json"), "")
+    first, *_ = units_of(plan)
+    _, peak = peak_bytes(lambda: make_rounding_worker(run)(first))
+    assert peak / PEAK_FACTOR < predicted["round_peak_bytes"] < PEAK_FACTOR * peak
+    weights = 4 * sum(group.numel for group in plan.space.groups)
+    assert (peak < weights) == stream  # all blocks in memory, or one
+    assert (predicted["round_seconds"] is None) == stream
 
 
 def test_seconds_are_the_sum_of_what_every_pass_and_every_worker_does():

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hpcmpq.solvers.proof.definite import largest_eigenvalue
 from hpcmpq.solvers.proof.lift import Lift
 from hpcmpq.solvers.proof.positive_part import positive_part
 from hpcmpq.solvers.proof.projection import Projector
@@ -93,7 +94,7 @@ def iterate(
     lift, beta, begun = relaxation.lift, state.penalty, time.perf_counter()
     w_nn = lift.down(state.y_NN + state.z_NN * (1.0 / beta))
     decomposing = time.perf_counter()
-    eigenvalue_r, vector_nr = positive_part(w_nn)
+    eigenvalue_r, vector_nr = positive_part(w_nn, state.rank)
     decomposed = time.perf_counter()
     factor_Nr = lift.up(vector_nr * np.sqrt(eigenvalue_r))
     x_NN = factor_Nr @ factor_Nr.T
@@ -145,7 +146,7 @@ def certified(relaxation: Relaxation, z_NN: np.ndarray, allowed_XX: np.ndarray) 
     z_NN = z_NN.astype(np.float64)
     z_NN = 0.5 * (z_NN + z_NN.T)
     epsilon = np.finfo(np.float64).eps
-    largest = float(np.linalg.eigvalsh(lift.down(z_NN))[-1])
+    largest = largest_eigenvalue(lift.down(z_NN))
     largest += 4.0 * lift.dimension * epsilon * float(np.linalg.norm(z_NN))
     scale_N = full_scale(lift)
     m_NN = z_NN * scale_N

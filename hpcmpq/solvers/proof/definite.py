@@ -61,3 +61,34 @@ def proven_shift(
             if rows is own:
                 trace += float((lower_PP[rows, reach] ** 2).sum())
     return 1.01 * squared**0.5 + 4.0 * size * float(np.finfo(np.float64).eps) * trace
+
+
+def largest_eigenvalue(a_nn: np.ndarray) -> float:
+    """The largest eigenvalue of a symmetric float64 matrix, or, of a large one, a number not far above it.
+
+    A Cholesky factorisation that succeeds on δ I − A proves λ_max ≤ δ + 2 (n + 2) ε tr(δ I − A) (Higham, Accuracy and
+    Stability of Numerical Algorithms, theorem 10.5); δ grows until one does. Where A has no positive eigenvalues
+    but by rounding, as after a step, that takes a tenth of the eigenvalues' time.
+
+    Example:
+        >>> largest_eigenvalue(np.diag([1.0, -2.0]))
+        1.0
+    """
+    size = len(a_nn)
+    if size >= FACTOR_FROM:
+        delta = 1e-13 * float(np.linalg.norm(a_nn))
+        for _ in range(14):
+            shifted_nn = -a_nn
+            shifted_nn[np.arange(size), np.arange(size)] += delta
+            trace = float(np.trace(shifted_nn))
+            try:
+                np.linalg.cholesky(shifted_nn)
+            except np.linalg.LinAlgError:
+                delta *= 8.0
+                continue
+            return delta + 2.0 * (size + 2) * float(np.finfo(np.float64).eps) * trace
+    return float(np.linalg.eigvalsh(a_nn)[-1])
+
+
+FACTOR_FROM = 1000
+"""Rows from which factorisations are faster than eigenvalues."""

@@ -90,6 +90,7 @@ def simplex(linear_EB: np.ndarray, weight_EB: np.ndarray) -> np.ndarray:
     for _ in range(len(linear_EB) + 1):
         active_EB = linear_EB > threshold_B
         mass_B = np.where(active_EB, inverse_EB, 0.0).sum(axis=0)
+        mass_B = np.maximum(mass_B, 1e-300)  # none is active where a weight is lost beside its linear term
         new_B = (np.where(active_EB, finite_EB, 0.0).sum(axis=0) - 1.0) / mass_B
         if not (new_B > threshold_B + 1e-6 * (1.0 + np.abs(threshold_B))).any():
             break

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpcmpq.solvers.proof import definite
 from hpcmpq.solvers.proof.definite import proven_shift
 
 
@@ -49,3 +50,18 @@ def test_a_factor_is_not_trusted_but_checked(block, monkeypatch):
     monkeypatch.setattr(np.linalg, "cholesky", lambda a: right(a) * 1.1)
     delta = shift_of(a_PP, block)
     assert delta is None or delta > 0.1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_largest_eigenvalue_is_bounded_by_factorisations(seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(rng.standard_normal((30, 30)))[0]
+    for highest in (-1.0, -1e-7, 0.0, 1e-9, 1e-3, 1.0):
+        a_nn = basis @ np.diag(highest - np.append(0.0, rng.exponential(size=29))) @ basis.T
+        a_nn = 0.5 * (a_nn + a_nn.T)
+        exact = np.linalg.eigvalsh(a_nn)[-1]
+        monkeypatch.setattr(definite, "FACTOR_FROM", 1)
+        found = definite.largest_eigenvalue(a_nn)
+        assert exact <= found <= max(8.1 * exact, 1e-11)
+        monkeypatch.setattr(definite, "FACTOR_FROM", 31)
+        assert definite.largest_eigenvalue(a_nn) == exact
