@@ -43,6 +43,9 @@ from hpcmpq.store.solution_file import read_solution
 NEIGHBOUR_BUDGETS = (0.85, 0.9, 0.95, 1.05, 1.1, 1.15)
 """Factors on all budgets whose solutions are points of the link."""
 
+LOCAL_SOLVER = "quadratic"
+"""Of the problems around an assignment, which have cross terms whatever `solver` made of the quadratic model."""
+
 EVALUATIONS_PER_GROUP = 4
 """Default budget: about two rounds, of two neighbours a group each."""
 
@@ -122,8 +125,8 @@ def refine(
             on_evaluation,
             lambda key, make: asking.agreed([*key, *asked_for], make),
         ),
-        make_solver(settings.name),
-        0.0 if settings.drop_cross_terms else settings.shrink,
+        make_solver(LOCAL_SOLVER),
+        settings.shrink,
         settings.seed,
         min(settings.time_limit_s, LOCAL_SOLVE_S),
     )

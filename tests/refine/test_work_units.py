@@ -145,6 +145,12 @@ def test_no_solve_is_given_more_time_than_the_config_says(copied: RunDir, monkey
     assert len(given) > 10 and set(given) == {0.25}
 
 
+@pytest.mark.parametrize("name", ["diagonal", "greedy", "linear"])
+def test_whatever_solver_made_the_start_is_refined(name: str, copied: RunDir):
+    solve(copied, {"weight_bits": 3.0}, settings_of(read_plan(copied), name=name, drop_cross_terms=True))
+    assert refine(copied, InProcess(), unseen)["refine"]["evaluations"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", [pytest.param("mpi", marks=MARKS["mpi"])])
 def test_launchers_give_the_same_bits(executor: str, copied: RunDir, alone: bytes):
