@@ -34,7 +34,9 @@ def load_decompressed(architecture: str, directory: Path, dtype: torch.dtype) ->
     del config.quantization_config
     tensors = decompressed(directory, settings, dtype)
     made = getattr(transformers, architecture)
-    model: nn.Module = made.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+    model: nn.Module = made.from_pretrained(
+        None, config=config, state_dict=tensors, dtype=dtype, trust_remote_code=False
+    )
     return model
 
 

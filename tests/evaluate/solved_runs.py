@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from hpcmpq.config import parse_config
+from hpcmpq.executors.in_process import InProcess
 from hpcmpq.planning.stage import prepare
+from hpcmpq.rounding.option_units import round_options
 from hpcmpq.store.json_files import write_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
@@ -29,7 +31,8 @@ def solved_run(path: Path, values: Mapping[str, Any], text: str | None = None) -
         calibration["data"] = str(path / "text.txt")
     config = parse_config({**values, "calibration": {**calibration, **values.get("calibration", {})}})
     run = RunDir(path)
-    prepare(config, run, (str(ROOT),))
+    if prepare(config, run, (str(ROOT),)).config.quantizer.stores_codes:
+        round_options(run, InProcess(), lambda *_: None)
     groups, formats = read_plan(run).space.groups, sorted(config.formats)
     assignment = {group.name: formats[place % 2] for place, group in enumerate(groups)}
     costs = {name: {"weight_bits": float(place)} for place, name in enumerate(formats)}

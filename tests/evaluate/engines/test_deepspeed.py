@@ -59,7 +59,7 @@ def test_one_rank(tmp_path: Path):
 
 def test_two_ranks_of_the_deepspeed_launcher(model_directory, tmp_path: Path):
     # Weights stored transposed, a head tied to the embedding, an odd number of chunks, rounded inputs, and codes
-    # that were made when the run was planned.
+    # that were made before.
     config = {
         "model": {"path": str(model_directory("gpt2"))},
         "formats": ["int2", "w4a8"],
