@@ -29,8 +29,8 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     notes = []
     if variants.streamed is not None and path is not None:
         copy_small_files(path, directory)
-        done = write_streamed(variants.streamed, directory, _rounding(variants, assignment))
-        notes += say_kept(done.kept)
+        kept = write_streamed(variants.streamed, directory, _rounding(variants, assignment))
+        notes += say_kept(kept)
     else:
         notes += _write_whole(variants, assignment, path, directory)
     rounded = rounded_inputs(variants, assignment)

@@ -166,5 +166,5 @@ def _rewrite_streamed(
         exact = exact and holds(tensor, kept.dtype)
         return {stored_name: kept}
 
-    done = write_streamed(streamed, directory, stands_for)
-    return Rewritten(done.kept, exact)
+    unused = write_streamed(streamed, directory, stands_for)
+    return Rewritten(unused, exact)

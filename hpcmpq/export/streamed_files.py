@@ -4,7 +4,6 @@ Tensors keep the names that the original's files give them. Those that the model
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,25 +21,12 @@ PARTS = 4
 _LONGEST_END = "_zero_point_packed"
 
 
-@dataclass(frozen=True)
-class StreamedFiles:
-    """What was written.
-
-    Attributes:
-        known: Names of the model's parameters and buffers that have a place in the files.
-        kept: Names of tensors that the model does not use.
-    """
-
-    known: frozenset[str]
-    kept: tuple[str, ...]
-
-
 def write_streamed(
     streamed: Streamed,
     directory: Path,
     stand_for: Callable[[str, str, Tensor], dict[str, Tensor]],
     max_bytes: int = MAX_SHARD_BYTES,
-) -> StreamedFiles:
+) -> tuple[str, ...]:
     """Write config and weights.
 
     Args:
@@ -49,6 +35,9 @@ def write_streamed(
         stand_for: (the model's name, name in the files, tensor in the run's dtype) → what is written instead; the
             model has the values of the tensor's block meanwhile.
         max_bytes: Of a file.
+
+    Returns:
+        Names of tensors that the model does not use; they are written as they are.
     """
     weights = streamed.weights
     with quiet_transformers():
@@ -66,7 +55,7 @@ def write_streamed(
         with safe_open(weights.directory / file_name, "pt") as file:
             shards.add(name, file.get_tensor(name))
     shards.end()
-    return StreamedFiles(frozenset(weights.aliases), tuple(sorted(unused)))
+    return tuple(sorted(unused))
 
 
 @torch.no_grad()
