@@ -112,18 +112,8 @@ def _missing_rules(
     lasts = {
         name.rpartition(".")[2] for name in searched if not (target.fuses_experts and _EXPERT.search(name))
     }
-    for rule in fused:
-        present = tuple(last for last in rule if last in lasts)
-        covering = [{last for last in present if _named(last, own)} for own in ties]
-        covering = [covered for covered in covering if covered]
-        if covering and covering != [set(present)]:
-            raise UserError(
-                f"groups.tie splits {', '.join(present)}, which target {target.name} runs as one matrix; put "
-                "them in one rule or remove it"
-            )
-        if len(present) > 1 and not covering:
-            rules.append(present)
-    return rules
+    present = [tuple(last for last in rule if last in lasts) for rule in fused]
+    return rules + _untied(present, ties, target, "as one matrix")
 
 
 def _rules_of_experts(
@@ -135,13 +125,24 @@ def _rules_of_experts(
         for own in _fused_experts(model).values()
         if set(own) <= set(searched)
     }
+    return _untied(sorted(wanted), ties, target, "in one format")
+
+
+def _untied(
+    wanted: Sequence[tuple[str, ...]], ties: Sequence[Sequence[str]], target: Target, how: str
+) -> list[tuple[str, ...]]:
+    """The wanted rules of several parts that no rule of the config covers; `how` a target runs such parts.
+
+    Raises:
+        UserError: If a rule of the config splits one.
+    """
     rules = []
-    for rule in sorted(wanted):
+    for rule in wanted:
         covering = [{part for part in rule if _named(part, own)} for own in ties]
         covering = [covered for covered in covering if covered]
         if covering and covering != [set(rule)]:
             raise UserError(
-                f"groups.tie splits {', '.join(rule)}, which target {target.name} runs in one format; put them in "
+                f"groups.tie splits {', '.join(rule)}, which target {target.name} runs {how}; put them in "
                 "one rule or remove it"
             )
         if len(rule) > 1 and not covering:
