@@ -60,9 +60,11 @@ class Weights:
         from safetensors import safe_open
 
         with safe_open(self.directory / self.files[stored], "pt") as file:
-            tensor = file.get_tensor(stored)
+            return self._own(file.get_tensor(stored))
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        """A copy in the model's dtype: the file's own pages would stay in memory as long as the tensor."""
         dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
-        # A copy: the file's own pages would stay in memory as long as the tensor.
         return tensor.to(device=self.device, dtype=dtype, copy=True)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
@@ -76,9 +78,7 @@ class Weights:
             stored_rows = file.get_slice(stored)
             if not stored_rows.get_shape():
                 return self.read(name).reshape(1)
-            tensor = stored_rows[start:stop]
-        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(device=self.device, dtype=dtype, copy=True)
+            return self._own(stored_rows[start:stop])
 
 
 def find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: torch.device) -> Weights:
