@@ -96,23 +96,12 @@ def _keeps_first_axis(operation: Any) -> bool:
 
 
 def joined_weights(model: nn.Module, names: Iterable[str]) -> dict[str, JoinedWeight]:
-    """{name that transformers gives a tensor: how it is made} of all that it makes of those in a model's files.
-
-    Empty with transformers 4, which stores the model's own tensors.
-    """
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import (
-            WeightConverter,
-            WeightRenaming,
-            dot_natural_key,
-            rename_source_key,
-        )
-    except ImportError:
+    """{name that transformers gives a tensor: how it is made} of all that it makes of those in a model's files."""
+    renamings, converters = conversions(model)
+    if not converters:
         return {}
-    transforms = get_model_conversion_mapping(model)
-    renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
+    from transformers.core_model_loading import dot_natural_key, rename_source_key
+
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
     collected: dict[str, list[tuple[str, str]]] = {}
     for name in sorted(names, key=dot_natural_key):
@@ -130,3 +119,21 @@ def joined_weights(model: nn.Module, names: Iterable[str]) -> dict[str, JoinedWe
             if own is not None:
                 found[name] = JoinedWeight(name, first, converter, tuple(sources), model, shapes[own])
     return found
+
+
+def conversions(model: nn.Module) -> tuple[list[Any], list[Any]]:
+    """What transformers renames between a model and its files, and what it joins and takes apart.
+
+    Empty with transformers 4, which stores the model's own tensors, and of models that are not of transformers.
+    """
+    if not hasattr(model, "config"):
+        return [], []
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+    except ImportError:
+        return [], []
+    found = get_model_conversion_mapping(model)
+    kinds = (WeightRenaming, WeightConverter)
+    renamings, converters = ([each for each in found if isinstance(each, kind)] for kind in kinds)
+    return renamings, converters

@@ -4,13 +4,14 @@ import torch
 from torch import nn
 
 from hpcmpq.errors import UserError
+from hpcmpq.models.joined_weights import conversions
 from hpcmpq.space import Member
 
 
 def num_stored_tensors(model: nn.Module, parameter: str) -> int:
     """Tensors in which transformers saves the experts of a layer that the model keeps in one; 1 if it saves it so."""
     weight = model.get_parameter(parameter)
-    for converter in _converters(model):
+    for converter in conversions(model)[1]:
         stacked = type(converter.operations[0]).__name__ == "MergeModulelist"
         if stacked and any(target in parameter for target in converter.target_patterns):
             return len(weight) * len(converter.source_patterns)
@@ -40,14 +41,3 @@ def stored_rows(model: nn.Module, member: Member) -> dict[str, tuple[int, int]]:
             )
         found[name] = first, first + number
     return found
-
-
-def _converters(model: nn.Module) -> list:
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter
-    except ImportError:  # transformers 4 keeps experts as layers
-        return []
-    if not hasattr(model, "config"):
-        return []
-    return [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightConverter)]
