@@ -45,7 +45,9 @@ def schemes(job: dict) -> dict[str, str]:
     from vllm.platforms import current_platform
     from vllm.platforms.interface import DeviceCapability
 
-    stated = json.loads((Path(job["directory"]) / "config.json").read_text())["quantization_config"]
+    stated = json.loads((Path(job["directory"]) / "config.json").read_text(encoding="utf-8"))[
+        "quantization_config"
+    ]
     config = CompressedTensorsConfig.from_config(stated)
     config.packed_modules_mapping = job["fused"]
     found, own = {}, type(current_platform).get_device_capability

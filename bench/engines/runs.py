@@ -108,7 +108,7 @@ def exported(case: Case, num_samples: int, num_tokens: int) -> Exported:
 
 
 def by_turns(plan: Plan) -> dict[str, str]:
-    """{group name: format name}: the formats by turns, shifted by one where the number of kinds of layer divides them."""
+    """{group name: format name}: the formats by turns; every kind of layer begins with another."""
     space = plan.space
     kinds: dict[str, int] = {}
     taken = {}

@@ -220,8 +220,8 @@ def _not_whole(member: Member, format: Format, quantizer: Quantizer, target: str
     advice = f"as target {target} needs; {{}}add bf16 to formats, or exclude it"
     if format.block is None and _cuts_zero_points(member, format, quantizer):
         return (
-            f"{member.parameter} has {member.num_rows // member.tensors} outputs, whose zero points of {format.num_bits} "
-            f"bits are no whole words of 32 bits {advice.format('set quantizer.symmetric: true, ')}"
+            f"{member.parameter} has {member.num_rows // member.tensors} outputs, whose zero points of "
+            f"{format.num_bits} bits are no whole words of 32 bits {advice.format('set quantizer.symmetric: true, ')}"
         )
     if format.block is None:
         return (
