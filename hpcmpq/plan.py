@@ -55,6 +55,9 @@ class UnitOutcome:
     node: str = ""
 
 
+CHOICES, KEPT = "sensitivity.choices", "kept"
+"""A fact, and its value, of models whose options keep the original's choices of experts while they are measured."""
+
 NODE_ATTEMPTS = 2
 """Times that a unit fails on a node before it goes to another, if there is one."""
 

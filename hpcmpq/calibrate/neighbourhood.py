@@ -20,6 +20,7 @@ import torch
 from hpcmpq.models.outputs import Inputs
 from hpcmpq.quantized.activations import rounds_activations
 from hpcmpq.response.engine import ResponseEngine, make_engine
+from hpcmpq.response.kept_choices import KeptChoices
 from hpcmpq.response.whole_model import ChangedAssignments
 from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.settings import SensitivityConfig
@@ -58,12 +59,12 @@ def around(
         settings: How options run.
         inputs: Of one sample or two, to find the model's chain of blocks with.
     """
-    variants, head = subject.variants, subject.head
+    variants, head, choices = subject.variants, subject.head, subject.choices or KeptChoices()
     options = variants.among(neighbourhood.space(subject.space))
     engine: ResponseEngine
     base: Callable[[], AbstractContextManager[None]] = nullcontext
     if rounds_activations(subject.space):
-        engine = ChangedAssignments(variants, options.space, neighbourhood.assignment)
+        engine = ChangedAssignments(variants, options.space, neighbourhood.assignment, choices)
     else:
         base = variants.weighting(neighbourhood.assignment)
         with base():
@@ -73,6 +74,7 @@ def around(
                 inputs,
                 options_per_pass=settings.options_per_pass,
                 options_per_wave=settings.options_per_wave,
+                choices=choices,
             )
     searched = [member.parameter for group in subject.space.groups for member in group.members]
     return replace(

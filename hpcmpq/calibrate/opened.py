@@ -14,12 +14,13 @@ from hpcmpq.models.memory import keep_freed_memory
 from hpcmpq.models.original_marks import check_same_outputs
 from hpcmpq.models.streaming import load_streamed
 from hpcmpq.objective import OBJECTIVES
-from hpcmpq.plan import Plan
+from hpcmpq.plan import CHOICES, KEPT, Plan
 from hpcmpq.quantized.variants import Variants, open_variants
+from hpcmpq.response.kept_choices import KeptChoices
 from hpcmpq.sensitivity.probes import num_probes
 from hpcmpq.sensitivity.sampled_positions import find_head
 from hpcmpq.sensitivity.subject import Subject
-from hpcmpq.settings import Config, ModelConfig
+from hpcmpq.settings import ModelConfig
 from hpcmpq.store.run_dir import RunDir
 
 
@@ -71,8 +72,9 @@ def open_run(run: RunDir, plan: Plan, source: ModelConfig, attention: str | None
     return Opened(variants, samples, first_NTV.shape[-1], device)
 
 
-def make_subject(config: Config, opened: Opened, *, forward_only: bool) -> Subject:
-    """What is measured, as the config says; the model's head is looked for where methods run forward passes only."""
+def make_subject(plan: Plan, opened: Opened, *, forward_only: bool) -> Subject:
+    """What is measured, as the plan says; the model's head is looked for where methods run forward passes only."""
+    config = plan.config
     model, positions = opened.variants.model, config.sensitivity.loss_positions
     probes = num_probes(config.sensitivity.probes, opened.num_outputs)
     head = None
@@ -88,6 +90,7 @@ def make_subject(config: Config, opened: Opened, *, forward_only: bool) -> Subje
         seed=config.calibration.seed,
         head=head,
         loss_positions=positions,
+        choices=KeptChoices() if plan.facts.get(CHOICES) == KEPT else None,
     )
 
 

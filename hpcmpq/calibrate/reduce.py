@@ -7,7 +7,7 @@ import numpy as np
 
 from hpcmpq.errors import CorruptShard, IncompleteCalibration
 from hpcmpq.plan import Plan, WorkUnit
-from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.quadratic import QuadraticModel, flip_terms
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import write_quadratic
 from hpcmpq.store.run_dir import RunDir
@@ -67,6 +67,8 @@ def add_shards(plan: Plan, shards: Iterator[tuple[WorkUnit, Shard]]) -> Reductio
     batch_linear = np.zeros((num_batches, num_options))
     batch_quad = np.zeros((num_batches, num_options, num_options))
     batch_samples = np.zeros(num_batches)
+    kept = np.zeros(num_options)
+    keeps = False
     losses: dict[tuple[int, int], tuple[float, int, int]] = {}
     loss_squares: list[float] = []
     for unit, shard in shards:
@@ -76,6 +78,8 @@ def add_shards(plan: Plan, shards: Iterator[tuple[WorkUnit, Shard]]) -> Reductio
         linear[rows] += arrays["linear"]
         linear_square[rows] += arrays["linear_square"]
         quad[rows] += arrays["quad"]
+        keeps = keeps or "kept" in arrays
+        kept[rows] += arrays.get("kept", 0.0)
         quad_square[rows] += arrays["quad_square"]
         if num_batches:
             batch_linear[batch_of[samples], rows] += arrays["linear"]
@@ -97,11 +101,13 @@ def add_shards(plan: Plan, shards: Iterator[tuple[WorkUnit, Shard]]) -> Reductio
     own_PP = group_P[:, None] == group_P[None, :]
     asymmetry = float(np.abs(np.where(own_PP, quad - quad.T, 0.0)).max() / max(np.abs(quad).max(), 1e-300))
     batch_weight = np.maximum(batch_samples, 1.0)
+    flips_P = np.maximum(linear - kept, 0.0) / num_samples if keeps else None
+    flips_PP = 0.0 if flips_P is None else flip_terms(flips_P, group_P)
     model = QuadraticModel(
         option_group=tuple(space.groups[option.group].name for option in space.options),
         option_format=tuple(option.format for option in space.options),
         linear_P=linear / num_samples,
-        quad_PP=mirror(quad, group_P) / num_samples,
+        quad_PP=mirror(quad, group_P) / num_samples + flips_PP,
         stderr_linear_P=standard_error(linear, linear_square, num_samples, num_parts),
         stderr_quad_PP=mirror(standard_error(quad, quad_square, num_samples, num_parts), group_P),
         loss0=sum(part[0] for part in losses.values()) / num_samples,
@@ -110,9 +116,11 @@ def add_shards(plan: Plan, shards: Iterator[tuple[WorkUnit, Shard]]) -> Reductio
         num_samples=num_samples,
         batch_linear_BP=batch_linear / batch_weight[:, None],
         batch_quad_BPP=np.stack([mirror(part, group_P) for part in batch_quad]) / batch_weight[:, None, None]
+        + flips_PP
         if num_batches
         else batch_quad,
         task_loss_mean_square=sum(loss_squares) / num_samples if loss_squares else None,
+        flips_P=flips_P,
     )
     return Reduction(model, np.diagonal(quad).copy() / num_samples, asymmetry)
 
@@ -165,6 +173,7 @@ def _multiplied(plan: Plan, run: RunDir, unit: WorkUnit, shard: Shard) -> Shard:
         "linear_square": (columns["increase"] ** 2).sum(1),
         "quad": quad,
         "quad_square": quad_square,
+        **({"kept": columns["kept"].sum(1)} if "kept" in columns else {}),
     }
     return Shard("sums", shard.unit_id, shard.fingerprint, shard.num_samples, shard.num_batches, arrays)
 

@@ -27,15 +27,17 @@ def products(parts: Iterable[Features]) -> Iterator[Contribution]:
     """The contribution of every sample."""
     for part in parts:
         for n in range(len(part.loss_N)):
-            yield Contribution(1, float(part.loss_N[n]), part.increase_NR[n], gram(part.phi_NRF[n]))
+            kept_R = None if part.kept_NR is None else part.kept_NR[n]
+            loss, increase_R = float(part.loss_N[n]), part.increase_NR[n]
+            yield Contribution(1, loss, increase_R, gram(part.phi_NRF[n]), kept_R=kept_R)
 
 
 def add_up(contributions: Iterable[Contribution]) -> tuple[dict[str, np.ndarray], int, int]:
     """Sums over batches, and of squares over batch sizes, from which `reduce` gets means and standard errors.
 
     Returns:
-        Arrays `loss` [], `linear`, `linear_square` [R], `quad`, `quad_square` [R, P], and `task_loss_square` []
-        where the method gives it; samples; batches.
+        Arrays `loss` [], `linear`, `linear_square` [R], `quad`, `quad_square` [R, P], and `task_loss_square` [] and
+        `kept` [R] where the method gives them; samples; batches.
 
     Raises:
         ValueError: If a contribution is not finite.
@@ -58,6 +60,8 @@ def add_up(contributions: Iterable[Contribution]) -> tuple[dict[str, np.ndarray]
         }
         if part.task_loss_square is not None:
             terms["task_loss_square"] = np.array(part.task_loss_square)
+        if part.kept_R is not None:
+            terms["kept"] = part.kept_R
         for name, term in terms.items():
             arrays[name] = arrays[name] + term if name in arrays else term.astype(np.float64)
         num_samples += part.num_samples

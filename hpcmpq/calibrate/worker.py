@@ -29,7 +29,7 @@ def make_worker(run: RunDir) -> Worker:
     if is_bfloat16 and low_precision is not None:
         source = dataclasses.replace(source, dtype="float32")
     opened = open_run(run, plan, source, method.attention)
-    subject = make_subject(config, opened, forward_only=method.forward_only)  # before products are patched
+    subject = make_subject(plan, opened, forward_only=method.forward_only)  # before products are patched
     if method.forward_only:
         engine = make_engine(
             config.sensitivity.engine,
@@ -39,6 +39,7 @@ def make_worker(run: RunDir) -> Worker:
             exact_original=not is_bfloat16,
             options_per_pass=config.sensitivity.options_per_pass,
             options_per_wave=config.sensitivity.options_per_wave,
+            choices=subject.choices,
         )
         subject = dataclasses.replace(subject, engine=engine)
     measures = measurer(run, plan.fingerprint, subject, opened.calibration, method.measure)

@@ -38,6 +38,11 @@ def active_shares(model: nn.Module) -> dict[str, float]:
     return {name: share for name, share in shares.items() if id(parameters[name]) not in read_whole}
 
 
+def chooses_experts(model: nn.Module) -> bool:
+    """Whether tokens are given to some of several experts."""
+    return chosen_experts(getattr(model, "config", None)) is not None and any(True for _ in mixtures(model))
+
+
 def chosen_experts(config: Any) -> int | None:
     """How many experts each token is given to, as a configuration of transformers says; None if it does not."""
     for name in _CHOSEN:

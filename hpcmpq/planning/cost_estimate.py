@@ -76,6 +76,7 @@ def estimate_cost(
     batch: Samples,
     block_bytes: tuple[int, int] | None = None,
     num_rounding_samples: int = 0,
+    keeps: bool = False,
 ) -> CostEstimate:
     """The predicted cost of a plan's calibration by an engine.
 
@@ -87,16 +88,16 @@ def estimate_cost(
         batch: The samples of one pass.
         block_bytes: Of a streamed model, bytes outside its blocks and of the largest block.
         num_rounding_samples: That codes are fitted on.
+        keeps: Whether options run twice, once with the original's choices of experts.
     """
     chain = None if config.sensitivity.engine == "whole" else find_chain(model, batch.inputs, space.groups)
     seen = see(model, chain, space.groups, batch.inputs)
     positions, num_outputs = config.sensitivity.loss_positions, seen.z_NTV.shape[2]
     probes = num_probes(config.sensitivity.probes, num_outputs)
     head = find_head(positions, num_outputs, probes, config.objective, model, batch)
-    seen = replace(seen, head_width=None if head is None else head.weight.shape[1])
-    times = None
-    if block_bytes is None:
-        times = time_parts(model, chain, head, config, space, batch, probes)
+    width = None if head is None else head.weight.shape[1]
+    seen = replace(seen, head_width=width, repeats=2 if keeps else 1)
+    times = time_parts(model, chain, head, config, space, batch, probes) if block_bytes is None else None
     return cost_of_pass(
         seen, model, config, space, units, len(batch), block_bytes, num_rounding_samples, times
     )
@@ -128,14 +129,13 @@ def cost_of_pass(
     """
     z_NTV, widest, chained = seen.z_NTV, seen.widest, seen.num_blocks is not None
     num_samples = max(unit.sample_stop for unit in units)
-    probes, positions = (
-        num_probes(config.sensitivity.probes, z_NTV.shape[2]),
-        config.sensitivity.loss_positions,
-    )
+    positions = config.sensitivity.loss_positions
+    probes = num_probes(config.sensitivity.probes, z_NTV.shape[2])
     num_features = z_NTV.shape[1] * (probes or z_NTV.shape[2])
-    shares = [share for share, names in zip(seen.shares, space.formats, strict=True) for _ in names]
+    pairs = zip(seen.shares, space.formats, strict=True)
+    shares = [share for share, names in pairs for _ in names] * seen.repeats
     macs = sum(group.macs for group in space.groups) * num_samples
-    forwards, seconds = 1.0 + sum(shares), None
+    forwards, seconds = seen.repeats + sum(shares), None
     flops = 2.0 * macs * forwards
     if times is not None:
         num_passes = num_samples / per_pass

@@ -11,7 +11,7 @@ from hpcmpq.errors import PlanMismatch
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.kept_samples import ROUNDING
 from hpcmpq.models.data.samples import Splits
-from hpcmpq.plan import content_hash
+from hpcmpq.plan import CHOICES, KEPT, content_hash
 from hpcmpq.quantized.activations import rounds_activations
 from hpcmpq.quantized.checkpoint import open_checkpoint
 from hpcmpq.sensitivity import find_method
@@ -29,7 +29,7 @@ SPECIAL_TOKENS = "calibration.special_tokens"
 
 
 def find_facts(
-    config: Config, weights: str, splits: Splits, space: SearchSpace, num_outputs: int
+    config: Config, weights: str, splits: Splits, space: SearchSpace, num_outputs: int, chooses: bool
 ) -> dict[str, object]:
     """All that changes a measured number; not where files lie nor what is solved for.
 
@@ -39,6 +39,7 @@ def find_facts(
         splits: Its samples.
         space: Groups and formats.
         num_outputs: Of the model, at one position.
+        chooses: Whether the model chooses experts.
 
     Raises:
         UserError: If sensitivity.loss_positions cannot be used.
@@ -69,6 +70,7 @@ def find_facts(
     return {
         **flatten(kept),
         **({SPECIAL_TOKENS: splits.special_tokens} if framed else {}),
+        **({CHOICES: KEPT} if keeps_choices(config, chooses) else {}),
         "model.weights": weights,
         "calibration.samples": content_hash(samples.content_hashes()),
         "groups.found": content_hash([[m.parameter for m in g.members] for g in space.groups]),
@@ -76,6 +78,11 @@ def find_facts(
         **({} if targets is None else {TARGETS: targets}),
         **({} if splits.rounding is None else {ROUNDING: content_hash(splits.rounding.content_hashes())}),
     }
+
+
+def keeps_choices(config: Config, chooses: bool) -> bool:
+    """Whether options keep the original's choices of experts while they are measured."""
+    return chooses and find_method(config.sensitivity.method).forward_only
 
 
 def _loss_positions(config: Config, num_outputs: int) -> int | str | None:

@@ -1,7 +1,7 @@
 """The model that is planned for, whole in memory or streamed one block at a time, and what planning sees of it."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
-from hpcmpq.models.active_weights import active_shares
+from hpcmpq.models.active_weights import active_shares, chooses_experts
 from hpcmpq.models.blocks import block_bytes
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.deployable import deployable_groups
@@ -113,12 +113,14 @@ class Found:
         fixed_bytes: Of the checkpoint outside them.
         active_fixed_bytes: Of these, bytes that are read for a token; None where samples are no tokens.
         tokens_per_sample: Of the sample that arithmetic was counted on; 0 where samples are no tokens.
+        chooses: Whether the model chooses experts.
     """
 
     groups: tuple[Group, ...]
     fixed_bytes: int
     active_fixed_bytes: int | None
     tokens_per_sample: int
+    chooses: bool = False
 
 
 def find_groups(original: Original, samples: Samples, target: Target | None) -> Found:
@@ -146,17 +148,24 @@ def find_groups(original: Original, samples: Samples, target: Target | None) -> 
         check_repeatable(original.model, batch.inputs)
     if config.model.path and (target is None or target.keeps_unused):
         fixed_bytes += num_unused_bytes(original.model, Path(config.model.path), count)
-    return Found(groups, fixed_bytes, active_bytes, tokens)
+    return Found(groups, fixed_bytes, active_bytes, tokens, chooses_experts(original.model))
 
 
-def say_of_experts(config: Config, groups: Sequence[Group]) -> None:
-    """Warn where interactions would be taken for what they are not: options that flip the same choice of experts."""
-    chosen = any(member.tensors > 1 and member.active < 1 for group in groups for member in group.members)
-    if chosen and not config.solver.drop_cross_terms:
+def say_of_experts(config: Config, chooses: bool) -> None:
+    """Warn where what flips of experts' choices cost is taken for something else, or not seen."""
+    method = config.sensitivity.method
+    if not chooses or find_method(method).forward_only:
+        return
+    if method == "pairwise" and not config.solver.drop_cross_terms:
         log.warning(
-            "options change which experts are chosen, and interactions between groups count the same changes several "
-            "times; set solver.drop_cross_terms: true"
+            "options change which experts are chosen, and measured pairs count the same changes several times; use "
+            "sensitivity secant, or set solver.drop_cross_terms: true"
         )
+    elif method != "pairwise":
+        log.warning(
+            "options change which experts are chosen, and derivatives see nothing of it: what %s predicts will be too "
+            "small; secant measures it", method,
+        )  # fmt: skip
 
 
 def _num_tokens(inputs: dict[str, Tensor]) -> int:

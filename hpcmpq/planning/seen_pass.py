@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hpcmpq.models.active_weights import chooses_experts
 from hpcmpq.models.blocks import largest_list
 from hpcmpq.models.chain.chain import Chain
 from hpcmpq.models.chain.places import Places, first_block, is_outside, places_of_groups
@@ -32,6 +33,7 @@ class SeenPass:
         num_blocks: Of the chain of blocks, or None where the model is none.
         shares: Share of a pass that an option of each group runs.
         head_width: Inputs of the head before which options are projected, or None where all logits are made.
+        repeats: Times that an option runs.
     """
 
     z_NTV: Tensor
@@ -40,6 +42,7 @@ class SeenPass:
     num_blocks: int | None
     shares: tuple[float, ...]
     head_width: int | None = None
+    repeats: int = 1
 
 
 def see(model: nn.Module, chain: Chain | None, groups: Sequence[Group], inputs: Inputs) -> SeenPass:
@@ -62,7 +65,8 @@ def see_shapes(
     before = samples_positions(config.sensitivity.loss_positions, num_outputs, probes, config.objective)
     shares = tuple(1.0 if g.block is None else _share_from(g.block, len(blocks)) for g in groups)
     width = head.weight.shape[1] if before and head is not None else None
-    return SeenPass(z_NTV, widest, state, len(blocks), shares, width)
+    repeats = 2 if chooses_experts(model) else 1
+    return SeenPass(z_NTV, widest, state, len(blocks), shares, width, repeats)
 
 
 def share_of_pass(places: Places) -> float:

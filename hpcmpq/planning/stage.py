@@ -15,7 +15,7 @@ from hpcmpq.models.original_marks import check_same_outputs, check_same_settings
 from hpcmpq.models.outputs import forward
 from hpcmpq.models.stored_dtype import check_scales
 from hpcmpq.models.weight_digests import weight_marks
-from hpcmpq.plan import Plan, content_hash, make_units, plan_to_json
+from hpcmpq.plan import CHOICES, Plan, content_hash, make_units, plan_to_json
 from hpcmpq.planning.cost_estimate import estimate_cost
 from hpcmpq.planning.facts import (
     TARGETS,
@@ -60,7 +60,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     splits = load_splits(config, import_paths)
     found = find_groups(original, splits.calibration, target)
     groups = found.groups
-    say_of_experts(config, groups)
+    say_of_experts(config, found.chooses)
     space = search_space(config, groups, target)
     first = splits.calibration[:1].to(original.device)
     with torch.no_grad():
@@ -69,9 +69,9 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     check_rounding(original.model, space, config.quantizer)
     if target and target.export == "gguf":
         check_scales(original.model, space, torch.float16)
-    facts = find_facts(config, original.fingerprint(), splits, space, outputs_NTV.shape[-1])
+    facts = find_facts(config, original.fingerprint(), splits, space, outputs_NTV.shape[-1], found.chooses)
     if planned is not None:
-        unknown = {name: facts[name] for name in (TARGETS, ROUNDING) if name in facts}
+        unknown = {name: facts[name] for name in (TARGETS, ROUNDING, CHOICES) if name in facts}
         check_same_facts(planned.facts, facts, str(run.path), default_facts() | unknown)
         check_same_settings(original.model, planned)
         check_same_outputs(planned, first.inputs, outputs_NTV)
@@ -123,8 +123,9 @@ def _keep(run: RunDir, plan: Plan, config: Config, original: Original, splits: S
         batch = calibration[:size].to(original.device)
         fitted = splits.rounding if splits.rounding is not None and ROUNDING in plan.facts else calibration
         cost = estimate_cost(
-            original.model, config, plan.space, plan.units, batch, original.block_bytes, len(fitted)
-        )
+            original.model, config, plan.space, plan.units, batch, original.block_bytes, len(fitted),
+            keeps=CHOICES in plan.facts,
+        )  # fmt: skip
         write_artefact(run.file("cost.json"), dataclasses.asdict(cost))
 
 

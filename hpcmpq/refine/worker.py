@@ -55,7 +55,7 @@ def answerer(
     """The function that measures a unit of one inquiry."""
     config = plan.config
     if isinstance(inquiry, Around):
-        whole = make_subject(config, opened, forward_only=True)
+        whole = make_subject(plan, opened, forward_only=True)
         inputs = opened.calibration[:2].inputs
         subject = around(whole, inquiry.neighbourhood, config.sensitivity, inputs)
         return measurer(run, fingerprint, subject, opened.calibration, secant.measure)

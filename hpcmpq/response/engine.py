@@ -17,6 +17,7 @@ from hpcmpq.models.streaming import streamed_chain
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.block_options import Changes
 from hpcmpq.response.fallback import Fallback
+from hpcmpq.response.kept_choices import KeptChoices
 from hpcmpq.response.low_precision import run_low_precision
 from hpcmpq.response.wavefront import Wavefront
 from hpcmpq.response.whole_model import WholeModel
@@ -53,6 +54,7 @@ def make_engine(
     exact_original: bool = False,
     options_per_pass: int | None = None,
     options_per_wave: int | None = None,
+    choices: KeptChoices | None = None,
 ) -> ResponseEngine:
     """The engine for a model: the wavefront where it is a chain, else one whole pass per option, with a notice.
 
@@ -66,6 +68,7 @@ def make_engine(
         exact_original: Whether the original runs its own products in the dtype of its parameters nevertheless.
         options_per_pass: Options of one pass through a block.
         options_per_wave: Options whose states are held at once.
+        choices: Of experts, which options keep where they are active.
 
     Raises:
         UserError: If a streamed model is not a chain.
@@ -75,14 +78,16 @@ def make_engine(
     chain = None if kind == "whole" else find_chain(model, inputs, variants.space.groups)
     streamed = variants.streamed
     chain = streamed_chain(chain, streamed)
+    whole = WholeModel(model, variants, products, choices or KeptChoices())
     if chain is None:
-        return WholeModel(model, variants, products)
+        return whole
     per_wave, wave_bytes = wave_size(
         options_per_wave, variants.space.num_options, streamed is not None, products is not None
     )
     changes = Changes(chain, variants, products)
-    fallback = None if streamed is not None else Fallback(WholeModel(model, variants, products))
-    return Wavefront(chain, changes, options_per_pass or OPTIONS_PER_PASS, per_wave, wave_bytes, fallback)
+    fallback = None if streamed is not None else Fallback(whole)
+    at_once = options_per_pass or OPTIONS_PER_PASS
+    return Wavefront(chain, changes, at_once, per_wave, wave_bytes, fallback, choices=whole.choices)
 
 
 def wave_size(

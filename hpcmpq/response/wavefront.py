@@ -26,6 +26,7 @@ from hpcmpq.models.outputs import Inputs
 from hpcmpq.models.weights import Tensors
 from hpcmpq.response.block_options import Changes
 from hpcmpq.response.fallback import Fallback, Responses
+from hpcmpq.response.kept_choices import KeptChoices
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +45,11 @@ class Wavefront:
         chain: The model.
         changes: What the options do to it.
         options_per_pass: Options that one vmap runs.
-        options_per_wave: Options that walk together: their states are all in memory, and each wave needs the blocks.
-        wave_bytes: A wave may have more options as long as their states are no larger.
+        options_per_wave: Options that walk together: their states are all in memory, each wave needs the blocks, and it
+            may have more options as long as their states are no larger than `wave_bytes`.
         fallback: What runs a batch on which the model's code raises, or None to let it raise.
         vectorised: Whether vmap works on this model; otherwise options run one by one.
+        choices: Of experts, which options keep where they are active.
         _batches: {(block, N): whether it takes several options as one batch}, found by comparing.
     """
 
@@ -58,12 +60,13 @@ class Wavefront:
     wave_bytes: int = 0
     fallback: Fallback | None = None
     vectorised: bool = True
+    choices: KeptChoices = field(default_factory=KeptChoices)
     _batches: dict[tuple[int, int], bool] = field(default_factory=dict)
 
     def respond(self, inputs: Inputs, options: Sequence[int]) -> Responses:
         """The original's outputs z0 [N, T, V], and (options, z [Q, N, T, V]) of all `options`, block by block."""
-        own = self._respond
-        return own(inputs, options) if self.fallback is None else self.fallback.respond(own, inputs, options)
+        own, other = self._respond, self.fallback
+        return own(inputs, options) if other is None else other.respond(own, inputs, options)
 
     def _respond(self, inputs: Inputs, options: Sequence[int]) -> Responses:
         with self.changes.recording("enter"):
@@ -75,10 +78,8 @@ class Wavefront:
             z0_NTV = self.chain.leave(inputs, base[-1])
 
         def outputs() -> Iterator[tuple[list[int], Tensor]]:
-            wave = first
-            for place in range(len(waves)):
-                if place:
-                    wave = self._walk(inputs, base, calls, waves[place])
+            for place, members in enumerate(waves):
+                wave = self._walk(inputs, base, calls, members) if place else first
                 while wave:
                     yield from self._leave(inputs, *self._together(wave))
 
@@ -106,7 +107,7 @@ class Wavefront:
                 continue
             with self.chain.resident(k):
                 if not known or self.changes.products is not None:
-                    with self.changes.recording("block"):
+                    with self.changes.recording("block"), self.choices.recording(k):
                         state = self.chain.run(k, base[k], calls[k])
                     if not known:
                         base.append(state)
@@ -132,9 +133,7 @@ class Wavefront:
         own = [p for p in options if self.changes.is_inside(p, k)]
         after: Wave = []
 
-        def run(state: Tensor, tensors: Tensors) -> Tensor:
-            return self.chain.run(k, state, call, tensors)
-
+        run = partial(self._block, k, call)
         while wave:
             members, states = wave.pop(0)
             if set(own).isdisjoint(members):
@@ -158,7 +157,7 @@ class Wavefront:
         if key not in self._batches and len(states) > 1:
             self._batches[key] = self._takes_batches(k, call, states[:2])
         if not self._batches.get(key, True):
-            return [(members, self._apart(k, call, states))]
+            return [(members, self._map("block", partial(self._block, k, call), states))]
         elements = max(PUSHED_ELEMENTS, PUSHED_ROWS * states.shape[-1])
         size = max(1, elements // states[0].numel()) if states.device.type == "cpu" else len(states)
         parts = []
@@ -167,9 +166,9 @@ class Wavefront:
                 parts.append(self._run_flat(k, call, part))
         return [(members[i * size : (i + 1) * size], part) for i, part in enumerate(parts)]
 
-    def _apart(self, k: int, call: Call, states: Tensor) -> Tensor:
-        """The block on every option's states alone."""
-        return self._map("block", lambda state, _: self.chain.run(k, state, call), states)
+    def _block(self, k: int, call: Call, state: Tensor, tensors: Tensors | None = None) -> Tensor:
+        with self.choices.replaying(k):
+            return self.chain.run(k, state, call, tensors)
 
     def _takes_batches(self, k: int, call: Call, states: Tensor) -> bool:
         """Whether block k gives several options in one batch what it gives each alone, in every precision used."""
@@ -178,12 +177,12 @@ class Wavefront:
             return bool((batch - alone).abs().max() <= eps * alone.abs().max())
 
         products, eps = self.changes.products, 64 * torch.finfo(states.dtype).eps
-        alone = self._apart(k, call, states)
+        alone = self._map("block", partial(self._block, k, call), states)
         if not self.vectorised:  # what a block does may depend on values, so also on who else is in the batch
             return False
         try:
             if products is not None:
-                each = torch.stack([self.chain.run(k, state, call) for state in states])
+                each = torch.stack([self._block(k, call, state) for state in states])
                 if not alike(self._run_flat(k, call, states), each, eps):
                     return False
                 eps = torch.finfo(products.dtype).eps
@@ -203,7 +202,7 @@ class Wavefront:
             return value
 
         wide = Call(tree_map(repeat, call.args), tree_map(repeat, call.kwargs), call.key)
-        return self.chain.run(k, states.flatten(0, 1), wide).unflatten(0, (count, num_samples))
+        return self._block(k, wide, states.flatten(0, 1)).unflatten(0, (count, num_samples))
 
     def _together(self, wave: Wave) -> tuple[list[int], Tensor]:
         """Options from the front of a wave that leave in one pass: pushed apart, alike for the epilogue."""
@@ -256,5 +255,5 @@ class Wavefront:
                 raise_if_no_room(error)
                 log.info("options run one by one: vmap cannot run this model (%s)", str(error).split("\n")[0])
                 self.vectorised = False
-        count = len(tree_leaves(stacks)[0])
-        return torch.stack([one(*tree_map(lambda stack, i=i: stack[i], stacks)) for i in range(count)])
+        each = range(len(tree_leaves(stacks)[0]))
+        return torch.stack([one(*tree_map(lambda stack, i=i: stack[i], stacks)) for i in each])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -10,6 +10,7 @@ from hpcmpq.models.load import forward
 from hpcmpq.models.outputs import Inputs
 from hpcmpq.models.weights import swapped
 from hpcmpq.quantized.variants import Variants
+from hpcmpq.response.kept_choices import KeptChoices
 from hpcmpq.response.low_precision import LowPrecisionLayers
 from hpcmpq.space import SearchSpace
 
@@ -22,25 +23,29 @@ class WholeModel:
         model: In eval mode.
         variants: Quantized weights.
         products: Low-precision matrix products with compensated differences, or None.
+        choices: Of experts, which options keep where they are active.
     """
 
     model: nn.Module
     variants: Variants
     products: LowPrecisionLayers | None = None
+    choices: KeptChoices = field(default_factory=KeptChoices)
 
     def respond(
         self, inputs: Inputs, options: Sequence[int]
     ) -> tuple[Tensor, Iterator[tuple[list[int], Tensor]]]:
         """The original's outputs z0 [N, T, V], and ([p], z [1, N, T, V]) of all `options` in order."""
         if self.products is None:
-            return forward(self.model, inputs), self._outputs(inputs, options)
-        with self.products.recording("model"):
+            with self.choices.recording("model"):
+                z0_NTV = forward(self.model, inputs)
+            return z0_NTV, self._outputs(inputs, options)
+        with self.products.recording("model"), self.choices.recording("model"):
             z0_NTV = forward(self.model, inputs)
         return z0_NTV, self._compensated(inputs, options, self.products)
 
     def _outputs(self, inputs: Inputs, options: Sequence[int]) -> Iterator[tuple[list[int], Tensor]]:
         for p in options:
-            with swapped(self.model, self._quantized(p)), self._rounded(p):
+            with swapped(self.model, self._quantized(p)), self._rounded(p), self.choices.replaying("model"):
                 z_NTV = forward(self.model, inputs)
             yield [p], z_NTV[None]
 
@@ -52,7 +57,8 @@ class WholeModel:
             deltas = {
                 n: tensors.pop(n) - self.model.get_parameter(n) for n in products.weights & tensors.keys()
             }
-            with swapped(self.model, tensors), products.replaying("model", deltas), self._rounded(p):
+            replayed = products.replaying("model", deltas), self.choices.replaying("model")
+            with swapped(self.model, tensors), replayed[0], self._rounded(p), replayed[1]:
                 z_NTV = forward(self.model, inputs)
             yield [p], z_NTV[None]
 
@@ -75,11 +81,13 @@ class ChangedAssignments:
         variants: The original and all its options.
         space: The options that are run.
         assignment: {group: format} of the model in which options replace a group's.
+        choices: Of experts, which options keep where they are active.
     """
 
     variants: Variants
     space: SearchSpace
     assignment: Mapping[str, str]
+    choices: KeptChoices = field(default_factory=KeptChoices)
 
     def respond(
         self, inputs: Inputs, options: Sequence[int]
@@ -89,9 +97,13 @@ class ChangedAssignments:
         def outputs() -> Iterator[tuple[list[int], Tensor]]:
             for p in options:
                 own = {self.space.groups[self.space.options[p].group].name: self.space.options[p].format}
-                yield [p], self._run(inputs, {**self.assignment, **own})[None]
+                with self.choices.replaying("model"):
+                    z_NTV = self._run(inputs, {**self.assignment, **own})
+                yield [p], z_NTV[None]
 
-        return self._run(inputs, self.assignment), outputs()
+        with self.choices.recording("model"):
+            z0_NTV = self._run(inputs, self.assignment)
+        return z0_NTV, outputs()
 
     def _run(self, inputs: Inputs, assignment: Mapping[str, str]) -> Tensor:
         with self.variants.assigned(assignment):

@@ -26,11 +26,14 @@ class Features:
         loss_N: Loss of the original, float64 [N].
         increase_NR: Loss increase of each option alone, float64 [N, R].
         phi_NRF: Features; H_pq = mean over samples of φ_p · φ_q. float32 or float64 [N, R, F].
+        kept_NR: Loss increase of each option with the original's choices of experts, float64 [N, R], where features
+            are of these; None where the model chooses none.
     """
 
     loss_N: np.ndarray
     increase_NR: np.ndarray
     phi_NRF: Tensor
+    kept_NR: np.ndarray | None = None
 
 
 def gram(first_RF: Tensor, second_CF: Tensor | None = None) -> np.ndarray:
@@ -51,14 +54,16 @@ def gram(first_RF: Tensor, second_CF: Tensor | None = None) -> np.ndarray:
 
 
 def to_columns(parts: Iterable[Features]) -> dict[str, np.ndarray]:
-    """A unit's columns as the arrays of a shard: `phi` [R, N, F], `increase` [R, N], `loss` [N]."""
-    loss, increase, phi = [], [], []
+    """A unit's columns as the arrays of a shard: `phi` [R, N, F], `increase` and perhaps `kept` [R, N], `loss` [N]."""
+    loss, increase, phi, kept = [], [], [], []
     for part in parts:
         check_finite(part)
         loss.append(part.loss_N)
         increase.append(part.increase_NR.T)
         phi.append(part.phi_NRF.transpose(0, 1).cpu().numpy())
+        kept += [] if part.kept_NR is None else [part.kept_NR.T]
     return {
+        **({"kept": np.concatenate(kept, axis=1)} if kept else {}),
         "loss": np.concatenate(loss),
         "increase": np.concatenate(increase, axis=1),
         "phi": np.concatenate(phi, axis=1),
@@ -82,7 +87,8 @@ def multiply(columns: dict[str, np.ndarray], other_RNF: np.ndarray | None) -> tu
 
 def check_finite(part: Features) -> None:
     """Raise `ValueError` if some option makes the outputs infinite or NaN."""
-    finite = np.isfinite(part.increase_NR).all() and np.isfinite(part.loss_N).all()
+    known = (part.increase_NR, part.loss_N, *(() if part.kept_NR is None else (part.kept_NR,)))
+    finite = all(np.isfinite(values).all() for values in known)
     if not (finite and bool(torch.isfinite(part.phi_NRF.sum()))):
         raise ValueError(
             "the model's outputs are not finite for some option; use model.dtype float32 or drop its format"

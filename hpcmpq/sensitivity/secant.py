@@ -6,6 +6,9 @@
 with Λ the Hessian of the loss in the outputs at the original. z(p) − z_0 is the finite displacement, so each
 option's own non-linearity is in φ; only interactions are expanded to second order.
 
+Of a mixture of experts φ is of the option with the experts that the original's routers chose, and c_p is measured
+twice, so and with the option's own: the difference is what flips of choices cost (`hpcmpq.quadratic.flip_terms`).
+
 Around a quantized model (`Subject.base`) z_0 is what that gives, and the loss still compares with the original.
 """
 
@@ -21,6 +24,7 @@ from hpcmpq.models.linear_head import LinearHead
 from hpcmpq.models.memory import large_empty
 from hpcmpq.models.outputs import forward
 from hpcmpq.response.engine import ResponseEngine
+from hpcmpq.response.kept_choices import KeptChoices
 from hpcmpq.response.whole_model import WholeModel
 from hpcmpq.sensitivity.features import Features
 from hpcmpq.sensitivity.probes import make_probes
@@ -33,7 +37,9 @@ from hpcmpq.sensitivity.subject import Subject
 def measure(subject: Subject, samples: Samples, groups: range, first_sample: int) -> Iterator[Features]:
     """Features of the options of `groups`, one part per pass of `samples_per_pass` samples."""
     options = [option.index for option in subject.space.options if option.group in groups]
-    engine = subject.engine or WholeModel(subject.model, subject.variants)
+    engine = subject.engine or WholeModel(
+        subject.model, subject.variants, choices=subject.choices or KeptChoices()
+    )
     for start in range(0, len(samples), subject.samples_per_pass):
         batch = samples[start : start + subject.samples_per_pass]
         if subject.base is None:
@@ -65,9 +71,18 @@ def _measure_pass(
         original: Outputs of the original, or, where the subject has a head, what it is given, if the subject's model
             is not the original itself but a quantized one, around which options are expanded.
     """
-    if subject.head is None:
-        return _from_logits(subject, engine, batch, options, first_sample, original)
-    return _from_projections(subject, engine, subject.head, batch, options, first_sample, original)
+
+    def run() -> Features:
+        if subject.head is None:
+            return _from_logits(subject, engine, batch, options, first_sample, original)
+        return _from_projections(subject, engine, subject.head, batch, options, first_sample, original)
+
+    if subject.choices is None:
+        return run()
+    increase_NR = run().increase_NR
+    with subject.choices.kept():
+        kept = run()
+    return Features(kept.loss_N, increase_NR, kept.phi_NRF, kept.increase_NR)
 
 
 def _from_logits(

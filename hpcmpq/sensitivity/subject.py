@@ -12,6 +12,7 @@ from hpcmpq.models.linear_head import LinearHead
 from hpcmpq.objective import Objective
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import ResponseEngine
+from hpcmpq.response.kept_choices import KeptChoices
 from hpcmpq.sensitivity.features import Features
 from hpcmpq.sensitivity.sampled_positions import LossPositions
 from hpcmpq.space import SearchSpace
@@ -33,6 +34,7 @@ class Subject:
         head: A linear head before which options are projected, or None to compute all their logits.
         loss_positions: Positions of a sample whose logits are computed nevertheless, or None for a share of them.
         base: Makes contexts in which the model is the quantized one that options change; None where it is the original.
+        choices: Of experts, which the engine keeps; None where the model chooses none.
     """
 
     model: nn.Module
@@ -46,6 +48,7 @@ class Subject:
     head: LinearHead | None = None
     loss_positions: LossPositions = None
     base: Callable[[], AbstractContextManager[None]] | None = None
+    choices: KeptChoices | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Contribution:
         linear_R: Sum of the loss increase of each option alone, float64 [R].
         quad_RP: Sum of second derivatives, float64 [R, P]; only columns of the same or a later group count.
         task_loss_square: Sum of the squared task loss, where the method is about loss mean-squared error.
+        kept_R: As `linear_R`, with the original's choices of experts, where second derivatives are of these.
     """
 
     num_samples: int
@@ -65,6 +69,7 @@ class Contribution:
     linear_R: np.ndarray
     quad_RP: np.ndarray
     task_loss_square: float | None = None
+    kept_R: np.ndarray | None = None
 
 
 Measure = Callable[[Subject, Samples, range, int], Iterator[Contribution] | Iterator[Features]]

@@ -10,7 +10,8 @@ an entry at or below k standard errors becomes zero, one at ten times that loses
 
 Two remarks. Consistency: standard errors fall as 1/√N, so H̃ − H = O(1/N) wherever the true entry is not zero.
 Definiteness: shrinkage of a positive semidefinite matrix entry by entry need not keep it so; the solver assumes no
-definiteness, and what an option does alone (`linear_P`) is never shrunk.
+definiteness, and what an option does alone (`linear_P`) is never shrunk. What flips of experts' choices add to cross
+terms (`hpcmpq.quadratic.flip_terms`) comes from that, and is not shrunk either.
 
 Axis letters: P options.
 """
@@ -19,7 +20,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.quadratic import QuadraticModel, flip_terms
 from hpcmpq.solve.reliability import reliability
 
 
@@ -32,23 +33,26 @@ def shrunk(model: QuadraticModel, shrink: float | str) -> QuadraticModel:
     """
     if shrink == 0 or not model.quad_PP.any():
         return model
+    group_P = _group_numbers(model.option_group)
+    flips_PP = 0.0 if model.flips_P is None else flip_terms(model.flips_P, group_P)
+    quad_PP = model.quad_PP - flips_PP
     if isinstance(shrink, str):
         factor_PP = reliability(
-            model.quad_PP,
+            quad_PP,
             model.stderr_quad_PP,
             model.linear_P,
             model.stderr_linear_P,
-            _group_numbers(model.option_group),
+            group_P,
             np.array(model.option_format),
             model.num_samples,
         )
     else:
-        factor_PP = james_stein_factors(model.quad_PP, model.stderr_quad_PP, shrink)
+        factor_PP = james_stein_factors(quad_PP, model.stderr_quad_PP, shrink)
     return replace(
         model,
-        quad_PP=factor_PP * model.quad_PP,
+        quad_PP=factor_PP * quad_PP + flips_PP,
         stderr_quad_PP=factor_PP * model.stderr_quad_PP,
-        batch_quad_BPP=factor_PP * model.batch_quad_BPP,
+        batch_quad_BPP=factor_PP * (model.batch_quad_BPP - flips_PP) + flips_PP,
     )
 
 

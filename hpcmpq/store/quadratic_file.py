@@ -22,6 +22,8 @@ def write_quadratic(path: Path, model: QuadraticModel, diagonal_P: np.ndarray, f
         "options/group": np.array(model.option_group, dtype=object),
         "options/format": np.array(model.option_format, dtype=object),
     }
+    if model.flips_P is not None:
+        arrays["flips"] = model.flips_P
     attributes: dict[str, Scalar] = {
         "objective": model.objective,
         "method": model.method,
@@ -58,4 +60,5 @@ def read_quadratic(path: Path) -> QuadraticModel:
         batch_linear_BP=arrays["batches/linear"],
         batch_quad_BPP=arrays["batches/quadratic"],
         task_loss_mean_square=attributes.get("task_loss_mean_square"),
+        flips_P=arrays.get("flips"),
     )

@@ -11,13 +11,20 @@ from bench.family_models import make_inputs, make_model
 from bench.family_recipes import FAMILIES
 from hpcmpq.examples.topics import evaluation_text
 from hpcmpq.formats import Quantizer
-from hpcmpq.models.active_weights import active_shares
+from hpcmpq.models.active_weights import active_shares, chooses_experts
 from hpcmpq.models.groups import find_groups, num_fixed_bytes
 from hpcmpq.models.load import load_model, quiet_transformers
 from hpcmpq.models.stored_weights import find_weights
 from hpcmpq.planning.original import say_of_experts
 from hpcmpq.problem import Budget, Problem
-from hpcmpq.settings import CalibrationConfig, Config, GroupsConfig, ModelConfig, SolverConfig
+from hpcmpq.settings import (
+    CalibrationConfig,
+    Config,
+    GroupsConfig,
+    ModelConfig,
+    SensitivityConfig,
+    SolverConfig,
+)
 from hpcmpq.solve.costs import active_bytes_cost, active_macs_cost, size_bytes_cost
 from hpcmpq.solvers.exhaustive import ExhaustiveSolver
 from hpcmpq.space import SearchSpace
@@ -179,11 +186,23 @@ def test_the_shipped_mixture_knows_its_text_and_no_expert_of_it_is_idle():
 
 
 @pytest.mark.parametrize(
-    ("name", "dropped", "said"), [("Qwen2Moe", False, 1), ("Qwen2Moe", True, 0), ("Llama", False, 0)]
+    ("method", "dropped", "said"),
+    [
+        ("secant", False, ""),
+        ("pairwise", False, "solver.drop_cross_terms: true"),
+        ("pairwise", True, ""),
+        ("fisher", False, "secant measures it"),
+    ],
 )
-def test_interactions_of_models_with_experts_are_warned_of(name, dropped, said, caplog):
-    groups = find_groups(make_model(FAMILIES[name]), GroupsConfig(), make_inputs(FAMILIES[name], 1, 6))
-    solver = SolverConfig(drop_cross_terms=dropped)
-    say_of_experts(Config(ModelConfig(), CalibrationConfig(""), solver=solver), groups)
-    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert [message.endswith("solver.drop_cross_terms: true") for message in warnings] == [True] * said
+def test_methods_that_take_flips_for_something_else_are_warned_of(method, dropped, said, caplog):
+    settings = {"sensitivity": SensitivityConfig(method), "solver": SolverConfig(drop_cross_terms=dropped)}
+    for chooses in (False, True):
+        caplog.clear()
+        say_of_experts(Config(ModelConfig(), CalibrationConfig(""), **settings), chooses)
+        warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert [message.endswith(said) for message in warnings] == [True] * bool(said and chooses)
+
+
+def test_models_that_choose_experts_are_known():
+    chosen = {name: chooses_experts(make_model(FAMILIES[name])) for name in ("Llama", "Qwen2Moe", "GptOss")}
+    assert chosen == {"Llama": False, "Qwen2Moe": True, "GptOss": True}

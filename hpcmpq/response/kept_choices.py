@@ -1,0 +1,89 @@
+"""Choices of experts that options keep: routers choose as they did in the model that the options change.
+
+An option moves what later routers see, and some tokens get other experts: a jump, which no quadratic adds up (see
+docs/mixtures.md). With choices kept, an option's displacement is smooth; the same option with its own choices shows
+what flips cost. Routers are known by what they do: they call `topk`. In a pass that is recorded the entries that it
+chose are kept, and in one that replays them these entries are taken, with the values that they have there.
+"""
+
+from collections.abc import Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+@dataclass
+class KeptChoices:
+    """What was chosen in each place of a model, such as a block.
+
+    Attributes:
+        active: Whether passes are recorded and replayed at all.
+    """
+
+    active: bool = False
+    _chosen: dict[Hashable, list[Tensor]] = field(default_factory=dict)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Inside, options keep the choices."""
+        self.active = True
+        try:
+            yield
+        finally:
+            self.active = False
+            self._chosen.clear()
+
+    def recording(self, place: Hashable) -> AbstractContextManager[Any]:
+        """Context of one pass through a place whose choices are to be kept."""
+        if not self.active:
+            return nullcontext()
+        self._chosen[place] = []
+        return _Recorded(self._chosen[place])
+
+    def replaying(self, place: Hashable) -> AbstractContextManager[Any]:
+        """Context of one pass through a place that was recorded, with the same choices.
+
+        The pass may be of several batches like the recorded one, one after another along the first axis.
+        """
+        return _Replayed(self._chosen[place]) if self.active else nullcontext()
+
+
+class _Recorded(TorchFunctionMode):
+    def __init__(self, chosen: list[Tensor]) -> None:
+        super().__init__()
+        self._chosen = chosen
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if _chooses(func):
+            self._chosen.append(result.indices)
+        return result
+
+
+class _Replayed(TorchFunctionMode):
+    def __init__(self, chosen: list[Tensor]) -> None:
+        super().__init__()
+        self._left = list(chosen)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not _chooses(func):
+            return func(*args, **(kwargs or {}))
+        value, axis = _value_and_axis(*args, **(kwargs or {}))
+        indices = self._left.pop(0)
+        count = value.shape[0] // indices.shape[0] if indices.ndim > 1 else 1
+        if count > 1:
+            indices = indices.repeat(count, *[1] * (indices.ndim - 1))
+        return torch.return_types.topk((value.gather(axis, indices), indices))
+
+
+def _chooses(func: Any) -> bool:
+    return getattr(func, "__name__", "") == "topk"
+
+
+def _value_and_axis(input: Tensor, k: int, dim: int = -1, *_: Any, **__: Any) -> tuple[Tensor, int]:
+    """Of the arguments of `topk`."""
+    return input, dim
