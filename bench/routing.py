@@ -199,7 +199,8 @@ def section(found: dict[str, np.ndarray]) -> str:
         "## Experts: what adds up\n\n`python -m bench.routing`: configs/mixture.yaml, "
         f"{NUM_SAMPLES} calibration samples, {MIXES} random mixes in each range; predicted / measured, and Spearman's "
         "rank within the range. The smooth part is singles and cross terms measured with the experts that the original "
-        "chose, compared with mixes run so; flips of an option are its own loss less that one. The last column is what calibration by `secant` makes of the two. Mean rank over the "
+        "chose, compared with mixes run so; flips of an option are its own loss less that one. The last column is what "
+        "calibration by `secant` makes of the two. Mean rank over the "
         f"ranges: {mean}.\n\n{table(header, lines)}"
     )
 

@@ -28,6 +28,7 @@ class QuadraticModel:
             (`first_order`), which thresholds are a share of; else None.
         flips_P: What changed choices of experts add to the loss of each option alone, ≥ 0; `quad_PP` then holds what
             `flip_terms` makes of them, beside the second derivatives; None where no choices were kept.
+        tokens_LE: Calibration tokens that each expert was given, by layer, [L, E]; None where that was not counted.
     """
 
     option_group: tuple[str, ...]
@@ -44,6 +45,7 @@ class QuadraticModel:
     batch_quad_BPP: np.ndarray
     task_loss_mean_square: float | None = None
     flips_P: np.ndarray | None = None
+    tokens_LE: np.ndarray | None = None
 
     def predicted_loss(self, choice_G: np.ndarray) -> float:
         """Predicted loss of one option index per group, in loss units."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from hpcmpq.executors import THREADS_PER_WORKER
+from hpcmpq.models.active_weights import num_experts
 from hpcmpq.models.data.kept_samples import kept_samples, planned_splits
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.load import forward, load_model, pick_device
@@ -90,7 +91,7 @@ def make_subject(plan: Plan, opened: Opened, *, forward_only: bool) -> Subject:
         seed=config.calibration.seed,
         head=head,
         loss_positions=positions,
-        choices=KeptChoices() if plan.facts.get(CHOICES) == KEPT else None,
+        choices=KeptChoices(num_experts=num_experts(model)) if plan.facts.get(CHOICES) == KEPT else None,
     )
 
 

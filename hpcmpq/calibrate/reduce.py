@@ -71,6 +71,7 @@ def add_shards(plan: Plan, shards: Iterator[tuple[WorkUnit, Shard]]) -> Reductio
     keeps = False
     losses: dict[tuple[int, int], tuple[float, int, int]] = {}
     loss_squares: list[float] = []
+    tokens: list[np.ndarray] = []
     for unit, shard in shards:
         samples = (unit.sample_start, unit.sample_stop)
         rows = slice(space.slice_of(unit.group_start).start, space.slice_of(unit.group_stop - 1).stop)
@@ -87,6 +88,7 @@ def add_shards(plan: Plan, shards: Iterator[tuple[WorkUnit, Shard]]) -> Reductio
         loss = float(arrays["loss"])
         if samples not in losses:
             losses[samples] = (loss, shard.num_samples, shard.num_batches)
+            tokens += [arrays["tokens"]] if "tokens" in arrays else []
             loss_squares += [float(arrays[name]) for name in ("task_loss_square",) if name in arrays]
             if num_batches:
                 batch_samples[batch_of[samples]] += shard.num_samples
@@ -121,6 +123,7 @@ def add_shards(plan: Plan, shards: Iterator[tuple[WorkUnit, Shard]]) -> Reductio
         else batch_quad,
         task_loss_mean_square=sum(loss_squares) / num_samples if loss_squares else None,
         flips_P=flips_P,
+        tokens_LE=np.sum(tokens, axis=0) if tokens else None,
     )
     return Reduction(model, np.diagonal(quad).copy() / num_samples, asymmetry)
 
@@ -174,6 +177,7 @@ def _multiplied(plan: Plan, run: RunDir, unit: WorkUnit, shard: Shard) -> Shard:
         "quad": quad,
         "quad_square": quad_square,
         **({"kept": columns["kept"].sum(1)} if "kept" in columns else {}),
+        **({"tokens": columns["tokens"]} if "tokens" in columns else {}),
     }
     return Shard("sums", shard.unit_id, shard.fingerprint, shard.num_samples, shard.num_batches, arrays)
 

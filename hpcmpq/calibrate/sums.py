@@ -29,7 +29,8 @@ def products(parts: Iterable[Features]) -> Iterator[Contribution]:
         for n in range(len(part.loss_N)):
             kept_R = None if part.kept_NR is None else part.kept_NR[n]
             loss, increase_R = float(part.loss_N[n]), part.increase_NR[n]
-            yield Contribution(1, loss, increase_R, gram(part.phi_NRF[n]), kept_R=kept_R)
+            tokens_LE = None if part.tokens_NLE is None else part.tokens_NLE[n]
+            yield Contribution(1, loss, increase_R, gram(part.phi_NRF[n]), kept_R=kept_R, tokens_LE=tokens_LE)
 
 
 def add_up(contributions: Iterable[Contribution]) -> tuple[dict[str, np.ndarray], int, int]:
@@ -37,7 +38,7 @@ def add_up(contributions: Iterable[Contribution]) -> tuple[dict[str, np.ndarray]
 
     Returns:
         Arrays `loss` [], `linear`, `linear_square` [R], `quad`, `quad_square` [R, P], and `task_loss_square` [] and
-        `kept` [R] where the method gives them; samples; batches.
+        `kept` [R] and `tokens` [L, E] where the method gives them; samples; batches.
 
     Raises:
         ValueError: If a contribution is not finite.
@@ -62,6 +63,8 @@ def add_up(contributions: Iterable[Contribution]) -> tuple[dict[str, np.ndarray]
             terms["task_loss_square"] = np.array(part.task_loss_square)
         if part.kept_R is not None:
             terms["kept"] = part.kept_R
+        if part.tokens_LE is not None:
+            terms["tokens"] = part.tokens_LE
         for name, term in terms.items():
             arrays[name] = arrays[name] + term if name in arrays else term.astype(np.float64)
         num_samples += part.num_samples

@@ -9,6 +9,7 @@ from rich.text import Text
 from hpcmpq.calibrate.reduce import Reduction
 from hpcmpq.cli.console import rows, say, show, table
 from hpcmpq.plan import Plan
+from hpcmpq.report.experts import tokens_of_experts
 from hpcmpq.slurm.status import Status
 from hpcmpq.wording import show_bytes
 
@@ -50,6 +51,12 @@ def reduced(reduction: Reduction) -> None:
         f", asymmetry of measured second derivatives {reduction.asymmetry:.2g}" if reduction.asymmetry else ""
     )
     say(f"quadratic model of {model.objective} from {model.num_samples} samples{original}{check}")
+    if model.tokens_LE is not None:
+        enough, sentence = tokens_of_experts(model.tokens_LE)
+        say(
+            f"{sentence}{'' if enough else '; give more samples (calibration.num_samples)'}",
+            None if enough else "yellow",
+        )
     if model.num_samples == 1 and model.quad_PP.any():
         say(
             "One sample gives no standard errors, so its cross terms are taken as they are, noise and all. Give more "

@@ -43,6 +43,12 @@ def chooses_experts(model: nn.Module) -> bool:
     return chosen_experts(getattr(model, "config", None)) is not None and any(True for _ in mixtures(model))
 
 
+def num_experts(model: nn.Module) -> int:
+    """Experts of a layer, where all layers that have some have as many; otherwise 0."""
+    sizes = {size for _, _, size in mixtures(model)}
+    return sizes.pop() if len(sizes) == 1 else 0
+
+
 def chosen_experts(config: Any) -> int | None:
     """How many experts each token is given to, as a configuration of transformers says; None if it does not."""
     for name in _CHOSEN:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hpcmpq.report.display import STYLE_OF_COST, cost_title, show, show_interval
+from hpcmpq.report.experts import tokens_of_experts
 from hpcmpq.report.findings import Z95, Findings
 from hpcmpq.report.paired import Verdict, judge, paired_with_uniform
 from hpcmpq.wording import label
@@ -46,7 +47,7 @@ def all_checks(findings: Findings) -> list[Check]:
         _prediction(findings),
         *_interactions(findings),
     ]
-    checks += [_optimality(findings), *_calibration(findings), *_evaluation(findings)]
+    checks += [_optimality(findings), *_calibration(findings), *_experts(findings), *_evaluation(findings)]
     return checks
 
 
@@ -226,6 +227,13 @@ def _calibration(findings: Findings) -> Iterator[Check]:
         f"{len(findings.quadratic.batch_linear_BP)} disjoint batches of the {findings.quadratic.num_samples} samples"
     )
     yield _enough("calibration", sentence, share <= 2 * NOISY_SHARE)
+
+
+def _experts(findings: Findings) -> Iterator[Check]:
+    """Whether calibration showed every expert of a mixture enough tokens."""
+    if findings.quadratic.tokens_LE is not None:
+        enough, sentence = tokens_of_experts(findings.quadratic.tokens_LE)
+        yield _enough("calibration", sentence, enough)
 
 
 def _evaluation(findings: Findings) -> Iterator[Check]:

@@ -11,9 +11,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+WHOLE = "model"
+"""The place of whole passes; where there were some, for want of passes through blocks, they alone are counted."""
 
 
 @dataclass
@@ -22,10 +26,13 @@ class KeptChoices:
 
     Attributes:
         active: Whether passes are recorded and replayed at all.
+        num_experts: Of a layer; 0 where nobody counts the tokens of each.
     """
 
     active: bool = False
+    num_experts: int = 0
     _chosen: dict[Hashable, list[Tensor]] = field(default_factory=dict)
+    _among: dict[Hashable, list[int]] = field(default_factory=dict)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -36,13 +43,31 @@ class KeptChoices:
         finally:
             self.active = False
             self._chosen.clear()
+            self._among.clear()
+
+    def tokens(self, num_samples: int) -> np.ndarray | None:
+        """How many tokens of each sample each expert was given, by router in the order they ran, int64 [N, L, E].
+
+        A choice among another number of things is no router's. None where nobody counts, or no router was seen.
+
+        Args:
+            num_samples: Of the recorded passes, whose tokens follow one another.
+        """
+        layers = []
+        for place in [WHOLE] if WHOLE in self._chosen else list(self._chosen):
+            for index, size in zip(self._chosen[place], self._among[place], strict=True):
+                if size == self.num_experts:
+                    chosen_NC = index.reshape(num_samples, -1).cpu()
+                    counts_NE = torch.zeros(num_samples, size, dtype=torch.int64)
+                    layers.append(counts_NE.scatter_add_(1, chosen_NC, torch.ones_like(chosen_NC)).numpy())
+        return np.stack(layers, axis=1) if layers else None
 
     def recording(self, place: Hashable) -> AbstractContextManager[Any]:
         """Context of one pass through a place whose choices are to be kept."""
         if not self.active:
             return nullcontext()
-        self._chosen[place] = []
-        return _Recorded(self._chosen[place])
+        self._chosen[place], self._among[place] = [], []
+        return _Recorded(self._chosen[place], self._among[place])
 
     def replaying(self, place: Hashable) -> AbstractContextManager[Any]:
         """Context of one pass through a place that was recorded, with the same choices.
@@ -53,14 +78,16 @@ class KeptChoices:
 
 
 class _Recorded(TorchFunctionMode):
-    def __init__(self, chosen: list[Tensor]) -> None:
+    def __init__(self, chosen: list[Tensor], among: list[int]) -> None:
         super().__init__()
-        self._chosen = chosen
+        self._chosen, self._among = chosen, among
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if _chooses(func):
+            value, axis = _value_and_axis(*args, **(kwargs or {}))
             self._chosen.append(result.indices)
+            self._among.append(value.shape[axis])
         return result
 
 

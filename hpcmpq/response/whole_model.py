@@ -10,7 +10,7 @@ from hpcmpq.models.load import forward
 from hpcmpq.models.outputs import Inputs
 from hpcmpq.models.weights import swapped
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.response.kept_choices import KeptChoices
+from hpcmpq.response.kept_choices import WHOLE, KeptChoices
 from hpcmpq.response.low_precision import LowPrecisionLayers
 from hpcmpq.space import SearchSpace
 
@@ -36,16 +36,16 @@ class WholeModel:
     ) -> tuple[Tensor, Iterator[tuple[list[int], Tensor]]]:
         """The original's outputs z0 [N, T, V], and ([p], z [1, N, T, V]) of all `options` in order."""
         if self.products is None:
-            with self.choices.recording("model"):
+            with self.choices.recording(WHOLE):
                 z0_NTV = forward(self.model, inputs)
             return z0_NTV, self._outputs(inputs, options)
-        with self.products.recording("model"), self.choices.recording("model"):
+        with self.products.recording("model"), self.choices.recording(WHOLE):
             z0_NTV = forward(self.model, inputs)
         return z0_NTV, self._compensated(inputs, options, self.products)
 
     def _outputs(self, inputs: Inputs, options: Sequence[int]) -> Iterator[tuple[list[int], Tensor]]:
         for p in options:
-            with swapped(self.model, self._quantized(p)), self._rounded(p), self.choices.replaying("model"):
+            with swapped(self.model, self._quantized(p)), self._rounded(p), self.choices.replaying(WHOLE):
                 z_NTV = forward(self.model, inputs)
             yield [p], z_NTV[None]
 
@@ -57,7 +57,7 @@ class WholeModel:
             deltas = {
                 n: tensors.pop(n) - self.model.get_parameter(n) for n in products.weights & tensors.keys()
             }
-            replayed = products.replaying("model", deltas), self.choices.replaying("model")
+            replayed = products.replaying("model", deltas), self.choices.replaying(WHOLE)
             with swapped(self.model, tensors), replayed[0], self._rounded(p), replayed[1]:
                 z_NTV = forward(self.model, inputs)
             yield [p], z_NTV[None]
@@ -97,11 +97,11 @@ class ChangedAssignments:
         def outputs() -> Iterator[tuple[list[int], Tensor]]:
             for p in options:
                 own = {self.space.groups[self.space.options[p].group].name: self.space.options[p].format}
-                with self.choices.replaying("model"):
+                with self.choices.replaying(WHOLE):
                     z_NTV = self._run(inputs, {**self.assignment, **own})
                 yield [p], z_NTV[None]
 
-        with self.choices.recording("model"):
+        with self.choices.recording(WHOLE):
             z0_NTV = self._run(inputs, self.assignment)
         return z0_NTV, outputs()
 

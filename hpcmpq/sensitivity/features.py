@@ -28,12 +28,14 @@ class Features:
         phi_NRF: Features; H_pq = mean over samples of φ_p · φ_q. float32 or float64 [N, R, F].
         kept_NR: Loss increase of each option with the original's choices of experts, float64 [N, R], where features
             are of these; None where the model chooses none.
+        tokens_NLE: Tokens of each sample that each expert is given, int64 [N, L routers, E], where that is counted.
     """
 
     loss_N: np.ndarray
     increase_NR: np.ndarray
     phi_NRF: Tensor
     kept_NR: np.ndarray | None = None
+    tokens_NLE: np.ndarray | None = None
 
 
 def gram(first_RF: Tensor, second_CF: Tensor | None = None) -> np.ndarray:
@@ -55,15 +57,17 @@ def gram(first_RF: Tensor, second_CF: Tensor | None = None) -> np.ndarray:
 
 def to_columns(parts: Iterable[Features]) -> dict[str, np.ndarray]:
     """A unit's columns as the arrays of a shard: `phi` [R, N, F], `increase` and perhaps `kept` [R, N], `loss` [N]."""
-    loss, increase, phi, kept = [], [], [], []
+    loss, increase, phi, kept, tokens = [], [], [], [], []
     for part in parts:
         check_finite(part)
         loss.append(part.loss_N)
         increase.append(part.increase_NR.T)
         phi.append(part.phi_NRF.transpose(0, 1).cpu().numpy())
         kept += [] if part.kept_NR is None else [part.kept_NR.T]
+        tokens += [] if part.tokens_NLE is None else [part.tokens_NLE.sum(0)]
     return {
         **({"kept": np.concatenate(kept, axis=1)} if kept else {}),
+        **({"tokens": np.sum(tokens, axis=0)} if tokens else {}),
         "loss": np.concatenate(loss),
         "increase": np.concatenate(increase, axis=1),
         "phi": np.concatenate(phi, axis=1),

@@ -82,7 +82,8 @@ def _measure_pass(
     increase_NR = run().increase_NR
     with subject.choices.kept():
         kept = run()
-    return Features(kept.loss_N, increase_NR, kept.phi_NRF, kept.increase_NR)
+        tokens_NLE = subject.choices.tokens(len(batch))
+    return Features(kept.loss_N, increase_NR, kept.phi_NRF, kept.increase_NR, tokens_NLE)
 
 
 def _from_logits(

@@ -62,6 +62,7 @@ class Contribution:
         quad_RP: Sum of second derivatives, float64 [R, P]; only columns of the same or a later group count.
         task_loss_square: Sum of the squared task loss, where the method is about loss mean-squared error.
         kept_R: As `linear_R`, with the original's choices of experts, where second derivatives are of these.
+        tokens_LE: Tokens that each expert is given, int64 [L routers, E], where that is counted.
     """
 
     num_samples: int
@@ -70,6 +71,7 @@ class Contribution:
     quad_RP: np.ndarray
     task_loss_square: float | None = None
     kept_R: np.ndarray | None = None
+    tokens_LE: np.ndarray | None = None
 
 
 Measure = Callable[[Subject, Samples, range, int], Iterator[Contribution] | Iterator[Features]]

@@ -24,6 +24,8 @@ def write_quadratic(path: Path, model: QuadraticModel, diagonal_P: np.ndarray, f
     }
     if model.flips_P is not None:
         arrays["flips"] = model.flips_P
+    if model.tokens_LE is not None:
+        arrays["tokens"] = model.tokens_LE
     attributes: dict[str, Scalar] = {
         "objective": model.objective,
         "method": model.method,
@@ -61,4 +63,5 @@ def read_quadratic(path: Path) -> QuadraticModel:
         batch_quad_BPP=arrays["batches/quadratic"],
         task_loss_mean_square=attributes.get("task_loss_mean_square"),
         flips_P=arrays.get("flips"),
+        tokens_LE=arrays.get("tokens"),
     )

@@ -73,6 +73,15 @@ def test_units_of_some_groups_give_the_same(runs):
     np.testing.assert_allclose(parts.quad_PP, whole.quad_PP, rtol=0, atol=1e-3 * scale)
 
 
+def test_tokens_of_every_expert_are_counted(runs):
+    """Four samples of twelve tokens, each given to two of four experts in both layers; by whatever units."""
+    whole, parts = runs["whole"], runs["parts"]
+    assert runs["older"].tokens_LE is None
+    assert whole.tokens_LE.shape == (2, 4)
+    assert whole.tokens_LE.sum(1).tolist() == [2 * 4 * 12, 2 * 4 * 12]
+    assert np.array_equal(whole.tokens_LE, parts.tokens_LE)
+
+
 def test_shrinking_leaves_what_flips_add(runs):
     whole = runs["whole"]
     groups = np.repeat(np.arange(len(whole.option_group) // 2), 2)

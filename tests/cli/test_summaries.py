@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hpcmpq.calibrate.reduce import Reduction
@@ -70,6 +71,16 @@ def test_a_predicted_loss_that_cannot_be_is_questioned(capsys):
     assert "solver.shrink" not in said
     summaries.solved(solution(-0.01, shrink=0.0))
     assert "solver.shrink: auto" in " ".join(capsys.readouterr().out.split())
+
+
+def test_experts_that_saw_few_tokens_are_pointed_out(capsys):
+    for fewest, advice in ((120, False), (7, True)):
+        model = dataclasses.replace(synthetic_model(), tokens_LE=np.array([[300, 200], [fewest, 400]]))
+        summaries.reduced(Reduction(model, model.linear_P, 0.0))
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"{fewest} to 400 calibration tokens went to each of 2 experts in 2 layers" in said
+        assert ("1 had fewer than 100, the fewest expert 0 of mixture 1" in said) == advice
+        assert ("give more samples" in said) == advice
 
 
 @pytest.mark.parametrize(("num_samples", "warned"), [(1, True), (2, False)])

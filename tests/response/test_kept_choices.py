@@ -76,7 +76,7 @@ def test_kept_choices_are_those_that_a_router_is_told():
         logits, _, _ = output
         index = told[id(module)]
         weight = logits.float().softmax(-1).gather(-1, index)
-        return logits, (weight / weight.sum(-1, keepdim=True)).to(logits.dtype), index
+        return logits, weight.to(logits.dtype), index
 
     handles = [router.register_forward_hook(listen) for router in routers]
     model(**inputs)
@@ -89,7 +89,7 @@ def test_kept_choices_are_those_that_a_router_is_told():
         with swapped(model, variants.quantized(variants.space.groups[option.group], "int2")):
             expected = model(**inputs).logits
         torch.testing.assert_close(kept[p], expected, rtol=0, atol=1e-4 * float(z0_NTV.abs().max()))
-    assert model.config.norm_topk_prob
+    assert not model.config.norm_topk_prob
 
 
 def test_without_keeping_nothing_is_recorded():
@@ -109,3 +109,18 @@ def test_without_keeping_nothing_is_recorded():
     assert indices.tolist() == [[0, 2], [1, 2]] and values.tolist() == [[-3.0, -2.0], [-5.0, -4.0]]
     assert both.indices.tolist() == 2 * [[0, 2], [1, 2]]
     assert np.array_equal(both.values.numpy(), [[-3, -2], [-5, -4], [6, 4], [10, 8]])
+
+
+def test_tokens_are_counted_by_sample_and_expert():
+    """Two samples of two tokens; a choice among two groups of experts beside is no router's."""
+    choices = KeptChoices(num_experts=3)
+    assert choices.tokens(2) is None
+    scores = torch.tensor([[3.0, 1.0, 2.0], [3.0, 2.0, 1.0], [0.0, 5.0, 4.0], [0.0, 5.0, -4.0]])
+    with choices.kept():
+        with choices.recording(0):
+            torch.topk(scores[:, :2], k=1)
+            scores.topk(1, dim=-1)
+        with choices.recording(1):
+            scores.neg().topk(2)
+        found = choices.tokens(2)
+    assert found.tolist() == [[[2, 0, 0], [0, 2, 2]], [[0, 2, 0], [2, 0, 2]]]

@@ -1,0 +1,32 @@
+"""How many calibration tokens the experts of a mixture were given, in a sentence."""
+
+import numpy as np
+
+FEW_TOKENS = 100
+"""Tokens below which what is measured of an expert, and its standard error, rest on little."""
+
+
+def tokens_of_experts(tokens_LE: np.ndarray) -> tuple[bool, str]:
+    """Whether every expert had enough tokens, and a sentence without its end.
+
+    Args:
+        tokens_LE: Tokens by layer and expert, int [L, E].
+
+    Example:
+        >>> enough, sentence = tokens_of_experts(np.array([[500, 12], [300, 212]]))
+        >>> enough, sentence.partition(", the fewest")[0]
+        (False, '12 to 500 calibration tokens went to each of 2 experts in 2 layers; 1 had fewer than 100')
+    """
+    num_layers, num_experts = tokens_LE.shape
+    sentence = (
+        f"{tokens_LE.min():,} to {tokens_LE.max():,} calibration tokens went to each of {num_experts} experts in "
+        f"{num_layers} layers"
+    )
+    few = int((tokens_LE < FEW_TOKENS).sum())
+    if not few:
+        return True, sentence
+    layer, expert = np.unravel_index(int(tokens_LE.argmin()), tokens_LE.shape)
+    return False, (
+        f"{sentence}; {few} had fewer than {FEW_TOKENS}, the fewest expert {expert} of mixture {layer} in the model's "
+        "order: what is measured of them, and its standard errors, rest on little"
+    )
