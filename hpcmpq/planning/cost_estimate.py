@@ -6,7 +6,6 @@ are predicted.
 """
 
 from dataclasses import astuple, dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +14,11 @@ from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.chain.places import Places, first_block, is_outside, places_of_groups
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.linear_head import LinearHead
-from hpcmpq.models.outputs import Inputs, forward
 from hpcmpq.plan import WorkUnit
-from hpcmpq.planning.later_peaks import later_peaks
+from hpcmpq.planning.later_peaks import COPIES_READ, later_peaks
 from hpcmpq.planning.part_times import time_parts, total_seconds
-from hpcmpq.planning.rounding_estimate import rounding_bytes, rounding_seconds
+from hpcmpq.planning.rounding_estimate import again_bytes, rounding_bytes, rounding_seconds
+from hpcmpq.planning.watched_pass import watched_pass
 from hpcmpq.quantized.losses import MAX_KEPT_BYTES
 from hpcmpq.quantized.variants import KEPT_BYTES
 from hpcmpq.response.engine import OPTIONS_PER_PASS, wave_size
@@ -53,6 +52,7 @@ class CostEstimate:
         round_seconds: As `seconds`, of making them.
         evaluate_peak_bytes: Of tensors in a process that evaluates with engine ``torch``.
         export_peak_bytes: Of tensors in a process that exports the checkpoint and reads it back.
+        reround_peak_bytes: Of tensors in a process that rounds the solution again; None where no weight can be.
         seconds: On one worker like the machine that planned; None where the model is streamed.
         engine: ``wavefront``, ``whole``.
     """
@@ -68,6 +68,7 @@ class CostEstimate:
     round_seconds: float | None = None
     evaluate_peak_bytes: int | None = None
     export_peak_bytes: int | None = None
+    reround_peak_bytes: int | None = None
 
 
 @torch.no_grad()
@@ -79,6 +80,7 @@ def estimate_cost(
     batch: Samples,
     block_bytes: tuple[int, int] | None = None,
     num_rounding_samples: int = 0,
+    read_bytes: int = 0,
 ) -> CostEstimate:
     """The predicted cost of a plan's calibration by an engine.
 
@@ -90,11 +92,12 @@ def estimate_cost(
         batch: The samples of one pass.
         block_bytes: Of a streamed model, bytes outside its blocks and of the largest block.
         num_rounding_samples: That codes are fitted on.
+        read_bytes: Of all samples in the data.
     """
     inputs = batch.inputs
     chain = None if config.sensitivity.engine == "whole" else find_chain(model, inputs, space.groups)
     num_samples = max(unit.sample_stop for unit in units)
-    z_NTV, widest, state = _watch(model, inputs, None if chain is None else chain.blocks[0])
+    z_NTV, widest, state = watched_pass(model, inputs, None if chain is None else chain.blocks[0])
     probes = num_probes(config.sensitivity.probes, z_NTV.shape[2])
     positions, objective = config.sensitivity.loss_positions, config.objective
     head = find_head(positions, z_NTV.shape[2], probes, objective, model, batch)
@@ -129,20 +132,23 @@ def estimate_cost(
         for among, unit in ((space, units[0]), (beside, whole))
     )
     formats, round_bytes, round_s = stored_formats(space, config.quantizer), None, None
+    rows, itemsize = z_NTV.shape[:2].numel(), z_NTV.element_size()
+    states = itemsize * (state if chain else 0) * -(-num_rounding_samples // len(batch))
     if formats:
-        positions, itemsize = z_NTV.shape[:2].numel(), z_NTV.element_size()
-        states = itemsize * (state if chain else 0) * num_rounding_samples // len(batch)
-        round_bytes = rounding_bytes(space, formats, weights, states, positions, 3 * itemsize * widest)
+        round_bytes = rounding_bytes(space, formats, weights, states, rows, 3 * itemsize * widest)
         if times is not None:
             num_passes = num_rounding_samples / len(batch)
-            round_s = rounding_seconds(formats, config.quantizer, positions, num_passes, times.forward)
-    later = later_peaks(model, config, space, z_NTV, state if chain else 0, block_bytes)
+            round_s = rounding_seconds(formats, config.quantizer, rows, num_passes, times.forward)
+    again = again_bytes(model, space, config.quantizer, weights, 2 * states, rows, 3 * itemsize * widest)
+    later = later_peaks(
+        model, config, space, z_NTV, state if chain else 0, block_bytes, COPIES_READ * read_bytes, again
+    )
     return CostEstimate(
         forwards,
         flops,
         sum(_shard_bytes(space, unit, num_features) for unit in units),
         peak,
-        max(refine_peak, whole_losses) + base,
+        max(max(refine_peak, whole_losses) + base, COPIES_READ * read_bytes),
         seconds,
         "whole" if chain is None else "wavefront",
         round_bytes,
@@ -231,30 +237,3 @@ def _peak_bytes(
     # Features are complete when states are gone but for the last; products come after both.
     working = max(spawned + activations, outputs) + states + features
     return weights + scales + variants + max(working, features + products)
-
-
-def _watch(model: nn.Module, inputs: Inputs, block: nn.Module | None) -> tuple[Tensor, int, int]:
-    """Outputs, elements of the widest output of any layer, and of a hidden state: at most the widest where the
-    blocks are pieces of a graph, which the model itself does not call.
-    """
-    sizes = [0]
-    state = [0]
-
-    def leaf(_: nn.Module, __: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            sizes.append(output.numel())
-
-    def first(_: nn.Module, __: Any, output: Any) -> None:
-        state.append((output[0] if isinstance(output, tuple) else output).numel())
-
-    inner = [module for module in model.modules() if not any(True for _ in module.children())]
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    handles = [module.register_forward_hook(leaf) for module in inner if module is not head]
-    if block is not None:
-        handles.append(block.register_forward_hook(first))
-    try:
-        z_NTV = forward(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return z_NTV, max(sizes), max(state) or max(sizes)
