@@ -1,8 +1,8 @@
-"""A compressed checkpoint with experts, read back as a whole: compressed-tensors unpacks, transformers puts together.
+"""A compressed checkpoint that transformers cannot load packed: compressed-tensors unpacks, transformers puts together.
 
-transformers reads the experts of all layers of a checkpoint in one format, vLLM those of each layer in its own. So
-tensors are unpacked here one by one, by the library whose layout it is and the scheme that names them, and transformers
-loads what comes out as it loads the original.
+transformers reads the experts of all layers of a checkpoint in one format, vLLM those of each layer in its own, and
+packed zero points it rejects. So tensors are unpacked here one by one, by the library whose layout it is and the scheme
+that names them, and transformers loads what comes out as it loads the original.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
