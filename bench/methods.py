@@ -11,6 +11,8 @@ Seconds are CPU seconds on one thread, forward-equivalents the same over those o
 
 import argparse
 import json
+import shutil
+import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,17 +22,18 @@ import numpy as np
 from bench.rank import PER_RANGE, random_choices, ranges_of, rank
 from bench.results import ROOT, table, write_section
 from bench.workload import CACHE, Calibrated, Judge, calibrated
+from hpcmpq.errors import Infeasible
+from hpcmpq.executors.in_process import InProcess
 from hpcmpq.models.load import forward
 from hpcmpq.problem import Problem
 from hpcmpq.quadratic import quadratic_increase
-from hpcmpq.refine.descent import TrueLoss, descend
-from hpcmpq.refine.stage import EVALUATIONS_PER_GROUP
+from hpcmpq.refine import stage as refine_stage
 from hpcmpq.sensitivity import METHODS
 from hpcmpq.solve.formulate import make_problem, uniform_choices, uniform_hint
 from hpcmpq.solve.outcome import solve_problem
 from hpcmpq.solve.settings import settings_of
-from hpcmpq.solvers import make_solver
-from hpcmpq.space import SearchSpace
+from hpcmpq.solve.stage import solve
+from hpcmpq.store.run_dir import RunDir
 
 LIMITS = (2.25, 2.5, 3.0, 3.5, 4.0, 5.0)
 CONFIGS = ("configs/quickstart.yaml", "configs/digits.yaml", "configs/vit.yaml")
@@ -119,7 +122,7 @@ def rows_of(config: str, methods: list[str], pairwise: bool) -> list[Row]:
                 dropped = [solved(run, problem_at(run, limit, drop=True)) for limit in LIMITS]
                 rows.append(row(DROPPED, run, dropped, np.zeros_like(run.quadratic.quad_PP)))
                 start = time.process_time()
-                refined = [refine(judge, p, c, space) for p, c in zip(problems, found, strict=True)]
+                refined = [refine(run, limit) for limit in LIMITS]
                 extra_s = (time.process_time() - start) / len(LIMITS)
                 rows.append(row(REFINED, run, refined, run.quadratic.quad_PP, extra_s))
     uniform = [list(feasible_uniform(first, problem_at(first, limit)).values())[-1:] for limit in LIMITS]
@@ -160,19 +163,17 @@ def feasible_uniform(run: Calibrated, problem: Problem) -> dict[str, np.ndarray]
     return {n: c for n, c in uniform_choices(run.plan.space).items() if problem.is_feasible(c)}
 
 
-def refine(
-    judge: Judge, problem: Problem, start_G: np.ndarray | None, space: SearchSpace
-) -> np.ndarray | None:
-    """What `hpcmpq refine` makes of a solution, with its default number of evaluations."""
-    if start_G is None:
-        return None
-    uniforms = [c for c in uniform_choices(space).values() if problem.is_feasible(c)]
-    true_loss = TrueLoss(
-        lambda choice_G: judge.per_sample([choice_G], judge.splits.calibration)[0],
-        EVALUATIONS_PER_GROUP * len(space.groups),
-        lambda done, most: None,
-    )
-    return descend(problem, start_G, uniforms[-1:], true_loss, make_solver("quadratic"), 0)[0]
+def refine(run: Calibrated, limit: float) -> np.ndarray | None:
+    """What `hpcmpq refine` makes of the solution within average payload bits, in a copy of the run."""
+    with tempfile.TemporaryDirectory() as folder:
+        copied = RunDir(Path(folder) / "run")
+        shutil.copytree(run.run.path, copied.path)
+        try:
+            solve(copied, {"weight_bits": limit}, settings_of(run.plan, time_limit_s=SOLVE_S))
+        except Infeasible:
+            return None
+        solution = refine_stage.refine(copied, InProcess(), lambda done, most: None)
+    return run.plan.space.choice(solution["assignment"])
 
 
 def losses_of(judge: Judge, choices: list[np.ndarray | None]) -> list[np.ndarray | None]:

@@ -77,6 +77,7 @@ class Calibrated:
         quadratic: Its quadratic model as the solver sees it.
         seconds: CPU seconds of all units, on one thread.
         peak_bytes: Peak resident memory of the measuring process, weights and libraries included.
+        run: Where it lies.
     """
 
     config: Config
@@ -84,6 +85,7 @@ class Calibrated:
     quadratic: QuadraticModel
     seconds: float
     peak_bytes: int
+    run: RunDir
 
 
 def calibrated(
@@ -121,7 +123,7 @@ def calibrated(
         write_json(cost_path, {"seconds": process.seconds, "peak_bytes": process.peak_bytes})
     cost = read_json(cost_path, "the bench")
     model = shrunk(read_quadratic(run.quadratic_path), config.solver.shrink)
-    return Calibrated(config, plan, model, cost["seconds"], cost["peak_bytes"])
+    return Calibrated(config, plan, model, cost["seconds"], cost["peak_bytes"], run)
 
 
 @dataclass

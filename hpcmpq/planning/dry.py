@@ -116,7 +116,7 @@ def dry_plan(config: Config, device: Device, site: Site) -> DryPlan:
     with tempfile.TemporaryDirectory() as scratch:
         model = unpacked(config.model, Path(scratch) / "model", weights=False)
         config = replace(config, model=model)
-        plan, cost, block_sizes = _counted(config)
+        plan, cost, block_sizes, repeats = _counted(config)
         stored = stored_dtype(config) or torch.float32
     check_solvable(plan)
     costs, space = plan_costs(plan), plan.space
@@ -127,14 +127,16 @@ def dry_plan(config: Config, device: Device, site: Site) -> DryPlan:
     outside, blocks = block_sizes
     model_bytes = outside + sum(blocks)
     read_bytes = model_bytes * stored.itemsize // getattr(torch, config.model.dtype).itemsize
-    seconds, work = _times(plan, cost, read_bytes, device, site)
+    seconds, work = _times(plan, cost, read_bytes, repeats, device, site)
     counts = [2**k for k in range(len(plan.units).bit_length())]
     found = tuple(predict(work, site, count) for count in counts)
     return DryPlan(plan, cost, model_bytes, (outside, max(blocks)), by_format, seconds, found)
 
 
-def _counted(config: Config) -> tuple[Plan, CostEstimate, tuple[int, list[int]]]:
-    """The plan of a model of shapes, what calibration costs, and bytes outside its blocks and of each."""
+def _counted(config: Config) -> tuple[Plan, CostEstimate, tuple[int, list[int]], int]:
+    """The plan of a model of shapes, what calibration costs, bytes outside its blocks and of each, and how often an
+    option runs.
+    """
     target = find_target(config.target) if config.target else None
     count, dtype = target.fixed_bytes if target else None, stored_dtype(config)
     calibration, active = config.calibration, None
@@ -164,7 +166,7 @@ def _counted(config: Config) -> tuple[Plan, CostEstimate, tuple[int, list[int]]]
         config=config, space=space, units=units, facts={}, fingerprint="dry", import_paths=(), fixed_bytes=fixed,
         environment={}, active_fixed_bytes=active, tokens_per_sample=length,
     )  # fmt: skip
-    return plan, cost, sizes
+    return plan, cost, sizes, seen.repeats
 
 
 def _inputs(config: Config) -> tuple[dict[str, Tensor], int]:
@@ -178,14 +180,14 @@ def _inputs(config: Config) -> tuple[dict[str, Tensor], int]:
 
 
 def _times(
-    plan: Plan, cost: CostEstimate, read_bytes: int, device: Device, site: Site
+    plan: Plan, cost: CostEstimate, read_bytes: int, repeats: int, device: Device, site: Site
 ) -> tuple[dict[str, float], Workload]:
     """Seconds of one worker that does all, by what for, and the units that workers share.
 
     Ranges are chosen once a worker. A streamed model is read once a pass, by as many workers at once as a node has.
     """
     config, space = plan.config, plan.space
-    passes = -(-config.calibration.num_samples // config.calibration.samples_per_pass)
+    passes = repeats * -(-config.calibration.num_samples // config.calibration.samples_per_pass)
     numel = sum(group.numel * len(names) for group, names in zip(space.groups, space.formats, strict=True))
     candidates = NUM_FACTORS if config.quantizer.range == "mse" else 1
     read_s = read_bytes / (site.node_bytes_per_s / site.workers_per_node)

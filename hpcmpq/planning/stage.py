@@ -124,7 +124,7 @@ def _keep(run: RunDir, plan: Plan, config: Config, original: Original, splits: S
         fitted = splits.rounding if splits.rounding is not None and ROUNDING in plan.facts else calibration
         cost = estimate_cost(
             original.model, config, plan.space, plan.units, batch, original.block_bytes, len(fitted),
-            keeps=CHOICES in plan.facts,
+            splits.pool_bytes, keeps=CHOICES in plan.facts,
         )  # fmt: skip
         write_artefact(run.file("cost.json"), dataclasses.asdict(cost))
 
