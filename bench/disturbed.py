@@ -190,12 +190,12 @@ def _slow_renames(draw: random.Random) -> None:
 
 
 def _some_file(run: Path, draw: random.Random) -> Path:
-    """A file of the run with something in it; every directory is as likely as another."""
-    folders = sorted({path.parent for path in run.rglob("*") if path.is_file() and path.stat().st_size > 0})
-    folder = draw.choice(folders)
-    return draw.choice(
-        sorted(path for path in folder.iterdir() if path.is_file() and path.stat().st_size > 0)
-    )
+    """A file of the run with something in it, seldom one of its records; every directory is as likely as another."""
+    files = sorted(path for path in run.rglob("*") if path.is_file() and path.stat().st_size > 0)
+    results = [path for path in files if path.parent.name not in ("attempts", "timings")]
+    chosen = results if draw.random() < 0.9 else files
+    folder = draw.choice(sorted({path.parent for path in chosen}))
+    return draw.choice([path for path in chosen if path.parent == folder])
 
 
 def _flip(run: Path, draw: random.Random) -> str:

@@ -46,6 +46,8 @@ STAGES = {
     "export": "export RUN",
     "evaluate": "evaluate RUN",
 }
+CHECKS = {"calibrate": STAGES["calibrate"], "report": "report RUN"}
+"""What looks at every shard, and at the rest."""
 LIBRARIES = (
     *(f"hpcmpq.{stage}.stage" for stage in ("planning", "calibrate", "solve", "refine", "evaluate")),
     "hpcmpq.calibrate.worker", "hpcmpq.rounding.worker", "hpcmpq.refine.worker", "hpcmpq.export.fake_quantized",
@@ -103,7 +105,7 @@ class Undisturbed:
     def run(self, stage: str, work: Path, fault: str | None, draw: random.Random) -> Ended:
         """A stage in a directory; `calibrate` under the launcher, where there is one."""
         launched = stage == "calibrate" and self.launcher
-        command = "calibrate RUN --executor mpi" if launched else STAGES[stage]
+        command = "calibrate RUN --executor mpi" if launched else {**STAGES, **CHECKS}[stage]
         words = [{"CONFIG": str(self.config), "RUN": str(work)}.get(word, word) for word in command.split()]
         chosen = NONE if fault is None else FAULTS[fault]
         return run(words, chosen, draw, self.seconds.get(stage, 0.0), self.launcher if launched else ())
@@ -197,7 +199,7 @@ def _ending(
     left = _differing(work, whole.folder / stage)
     if ending in PASSED and left == {damaged}:
         stages = list(whole.seconds)
-        for later in (*stages[stages.index(stage) + 1 :], "calibrate"):  # which looks at every shard
+        for later in (*stages[stages.index(stage) + 1 :], *CHECKS):
             ending = _completed(later, None, damaged, whole, work, draw, say)
             if ending not in PASSED:
                 return f"{later}: {ending}"
@@ -224,7 +226,9 @@ def _completed(
         if ended.status not in (0, 2, 75) and not killed:
             return f"exit status {ended.status}"
         commands = [c for c in dict.fromkeys(re.findall(r"`hpcmpq ([a-z]+)", ended.said)) if c in STAGES]
-        wrong = ended.status != 0 or _differing(work, whole.folder / stage) - {damaged}
+        wrong = ended.status != 0 or (
+            stage in whole.seconds and _differing(work, whole.folder / stage) - {damaged}
+        )
         if not wrong or (ended.status == 0 and not commands):
             return "named" if named else "unhurt" if start == 0 else "again"
         for command in commands:
