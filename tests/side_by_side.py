@@ -1,7 +1,7 @@
 """Which tests run side by side: pytest's hooks, for `tests/conftest.py`.
 
-Three workers of pytest-xdist share all tests, one more than a small machine has cores: a job in Slurm's queue and a Ray
-that starts are waited for. Tests that need the same thing stay in one worker, in order: there is one Ray, one Slurm and
+Four workers of pytest-xdist share all tests, two more than a small machine has cores: a job in Slurm's queue, a Ray that
+starts and ranks that meet are waited for. Tests that need the same thing stay in one worker, in order: there is one Ray, one Slurm and
 one MPI launcher at a time, each ends with its last test, and what tests of a file share is made once.
 
 Workers tell the scheduler of their groups in a file: `--dist loadgroup` of pytest-xdist 3.8 writes them into names of
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-NUM_WORKERS, NUM_QUICK_WORKERS = 3, 2
+NUM_WORKERS, NUM_QUICK_WORKERS = 4, 2
 """Of about 1 GiB each; quick tests wait for nothing."""
 
 LAUNCHED = {"slurm": ("cluster",), "ray": ("ray",), "mpi": ("mpi", "deepspeed"), "pages": ("started_once",)}
@@ -36,6 +36,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     if all(Path(argument.split("::")[0]).is_file() for argument in config.args):
         return 0
     return NUM_QUICK_WORKERS if config.getoption("markexpr") == "quick" else NUM_WORKERS
+
+
+def only_deals_out(config: pytest.Config) -> bool:
+    """Whether tests run in workers of this process, and none here."""
+    return not (
+        hasattr(config, "workerinput")
+        or config.getoption("dist", "no") == "no"
+        or config.getoption("collectonly")
+    )
 
 
 def pytest_configure_node(node: Any) -> None:

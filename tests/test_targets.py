@@ -36,6 +36,10 @@ def test_formats_are_narrowed_group_by_group():
         ("bf16",),
     )
     assert narrowed(VLLM, groups[:1], names, Quantizer()) == (("int3", "int4", "int8", "bf16"),)
+    with_zero_points = Quantizer(symmetric=False)  # of 8 outputs, 24 bits of int3 are no whole word
+    assert narrowed(VLLM, groups[:1], names, with_zero_points) == (("int4", "int8", "bf16"),)
+    with pytest.raises(UserError, match="a.weight has 8 outputs, whose zero points of 3 bits"):
+        narrowed(VLLM, groups[:1], ("int3",), with_zero_points)
 
 
 def test_a_group_that_can_hold_nothing_is_refused():
@@ -59,7 +63,10 @@ def test_models_that_a_file_cannot_describe_are_refused():
     [
         ({"target": "vlm"}, "unknown target 'vlm'; known: transformers, vllm, llama_cpp"),
         ({"target": "llama_cpp"}, "target llama_cpp holds groups of 32 weights, quantizer.group_size is 64"),
-        ({"target": "vllm", "quantizer": {"symmetric": False}}, "symmetric codes only"),
+        (
+            {"target": "transformers", "quantizer": {"symmetric": False}},
+            "symmetric codes only; .* target: vllm",
+        ),
         ({"target": "vllm", "model": {"factory": "a:b"}}, "target vllm needs a Hugging Face directory"),
     ],
 )

@@ -3,14 +3,13 @@
 import importlib.metadata
 import os
 import resource
-import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from bench import environments
 from bench.peers.calibration import Calibrated, add_seconds
 from bench.workload import CACHE
 from hpcmpq.formats import FORMATS
@@ -101,19 +100,8 @@ def _run(name: str, folder: Path) -> None:
 
 
 def environment(name: str) -> Path:
-    """The Python of a package's environment, built by uv where there is one, else by venv and pip."""
+    """The Python of a package's environment."""
     package = PACKAGES[name]
     folder = CACHE / "peers" / "environments" / package.requirement
-    python, built = folder / "bin" / "python", folder / "built"
-    if not built.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        own = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "transformers")]
-        if uv := shutil.which("uv"):
-            steps = [[uv, "venv", "-q", str(folder)], [uv, "pip", "install", "-q", "-p", str(python)]]
-        else:
-            steps = [[sys.executable, "-m", "venv", str(folder)], [str(python), "-m", "pip", "install", "-q"]]
-        steps[1] += [*own, "accelerate", package.requirement, *package.undeclared]
-        for step in steps:
-            subprocess.run(step, check=True)
-        built.touch()
-    return python
+    own = [f"{name}=={importlib.metadata.version(name)}" for name in ("torch", "transformers")]
+    return environments.environment(folder, [*own, "accelerate", package.requirement, *package.undeclared])

@@ -19,7 +19,8 @@ _E4M3 = {"scale_dtype": "torch.float8_e4m3fn", "zp_dtype": "torch.float8_e4m3fn"
 
 def scheme(format: Format, quantizer: Quantizer) -> dict[str, Any]:
     """`weights`, `input_activations` and `format` of a config group."""
-    numbers = {"num_bits": format.num_bits, "type": format.type, "symmetric": True}
+    symmetric = format.type != "int" or quantizer.symmetric
+    numbers = {"num_bits": format.num_bits, "type": format.type, "symmetric": symmetric}
     channel = {**numbers, "strategy": "channel", "dynamic": False}
     if format.type == "int":
         if quantizer.group_size is not None:
@@ -59,11 +60,15 @@ def stored(
     """The tensors that stand for a weight called `name` in a scaled format."""
     if format.type == "int":
         lowest, _ = code_limits(format, quantizer)
-        return {
+        found = {
             f"{name}_packed": pack(codes_MK, format.num_bits, lowest),
             f"{name}_scale": narrow_exactly(qparams.scale),
             f"{name}_shape": torch.tensor(codes_MK.shape),
         }
+        if qparams.zero_point is not None:  # packed along outputs
+            packed_SW = pack(qparams.zero_point.T, format.num_bits, lowest)
+            found[f"{name}_zero_point"] = packed_SW.T.contiguous()
+        return found
     codes = (
         {f"{name}_packed": pack_fp4(codes_MK)} if format.number == "e2m1" else {name: codes_MK.contiguous()}
     )

@@ -4,7 +4,8 @@ Integer formats are stored `pack-quantized`: codes of b bits packed densely, 32 
 their scales. fp8 is `float-quantized` with inputs rounded per token, or per block of them, while running; fp4 and
 mxfp8 have layouts of their own, see `compressed_schemes.py`. bf16 and whatever is not searched is stored as it is.
 Layout: compressed-tensors 0.18 and later (before, only 4 and 8 bits are dense).
-Zero points are refused: transformers 5.23 builds modules for unpacked ones and then rejects packed ones.
+Zero points, packed along outputs, are for vLLM: transformers 5.23 builds modules for unpacked ones and then rejects
+packed ones, so compressed-tensors alone reads such checkpoints back.
 """
 
 import re
@@ -63,12 +64,12 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         for m, name in chosen.items()
         if FORMATS[name].scaled and m.is_layer_weight
     ]
-    has_experts = any(are_experts(module) for module in variants.model.modules())
-    reason = None if has_experts else reason_not_loadable(variants.model, packed)
+    alone = not variants.quantizer.symmetric or any(are_experts(m) for m in variants.model.modules())
+    reason = None if alone else reason_not_loadable(variants.model, packed)
     return Written(
         "compressed-tensors checkpoint",
         tuple(say_kept(done.kept)),
-        reader="compressed experts" if has_experts else None,
+        reader="decompressed" if alone else None,
         unreadable=reason and f"this version of transformers cannot load it: {reason}",
         rounding=tuple({"fp8_e4m3"} & set(assignment.values())),
         narrowed=None if done.exact else stored_dtype,
@@ -164,7 +165,7 @@ def matrices(attempt: Path) -> list[str]:
 
 
 def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> None:
-    target = TARGETS["transformers"]
+    target = TARGETS["vllm" if plan.config.target == "vllm" else "transformers"]
     refuse_formats("compressed_tensors", plan, assignment, target.formats, target.name)
     if variants.quantizer.activations == "static" and any(
         FORMATS[n].activation_bits == 8 for n in assignment.values()

@@ -28,7 +28,7 @@ Reader = Callable[[Config, tuple[str, ...], Path], nn.Module]
 PACKAGES = {
     "fake_quantized": ("transformers",),
     "compressed_tensors": ("transformers", "compressed-tensors"),
-    "compressed experts": ("compressed-tensors", "transformers"),
+    "decompressed": ("compressed-tensors", "transformers"),
     "gguf": ("transformers", "gguf"),
     "onnx": ("onnxruntime",),
 }
@@ -153,6 +153,6 @@ def _dtype(config: Config) -> torch.dtype:
 _READERS: dict[str, Reader] = {
     "fake_quantized": _by_transformers,
     "compressed_tensors": _by_transformers,
-    "compressed experts": _decompressed,
+    "decompressed": _decompressed,
     "gguf": _gguf,
 }

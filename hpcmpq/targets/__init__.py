@@ -51,7 +51,7 @@ class Target:
         export: The exporter that writes for it, a name in `hpcmpq.export.EXPORTERS`.
         formats: Formats that its file holds exactly and its kernels run.
         group_sizes: Values of `quantizer.group_size` that it takes; empty for any.
-        symmetric: Whether codes must be centred on zero.
+        symmetric: Whether codes must be centred on zero, without zero points.
         fused: Architecture -> tie rules: last parts of module names that share a format; None if it is unknown.
         fused_otherwise: Tie rules of an unknown architecture.
         fuses_experts: Whether all experts of a layer share a format.
@@ -97,7 +97,7 @@ TARGETS: dict[str, Target] = {
         export="compressed_tensors",
         formats=(*_INTEGERS, *_FLOATS),
         group_sizes=(None, 32, 64, 128),
-        symmetric=True,
+        symmetric=False,
         member_bytes=compressed_bytes,
         fixed_bytes=safetensors_bytes,
         fused=fused_layers,
@@ -149,7 +149,10 @@ def check_quantizer(target: Target, quantizer: Quantizer) -> None:
             f"{'null' if quantizer.group_size is None else quantizer.group_size}; use one of these"
         )
     if target.symmetric and not quantizer.symmetric:
-        raise UserError(f"target {target.name} holds symmetric codes only; set quantizer.symmetric: true")
+        raise UserError(
+            f"target {target.name} holds symmetric codes only; set quantizer.symmetric: true, or take target: vllm, "
+            "whose files hold zero points"
+        )
 
 
 def check_model(target: Target, values: Mapping[str, Any]) -> None:
@@ -202,13 +205,24 @@ def _whole(member: Member, format: Format, quantizer: Quantizer) -> bool:
         return (member.num_rows // member.tensors) % format.block[
             0
         ] == 0 and member.num_columns % format.block[1] == 0
-    return (
-        format.type != "int" or quantizer.group_size is None or member.num_columns % quantizer.group_size == 0
-    )
+    if format.type != "int":
+        return True
+    whole = quantizer.group_size is None or member.num_columns % quantizer.group_size == 0
+    return whole and not _cuts_zero_points(member, format, quantizer)
+
+
+def _cuts_zero_points(member: Member, format: Format, quantizer: Quantizer) -> bool:
+    """Whether packed zero points of a weight's outputs end inside a word, where engines cannot join layers."""
+    return not quantizer.symmetric and member.num_rows // member.tensors * format.num_bits % 32 != 0
 
 
 def _not_whole(member: Member, format: Format, quantizer: Quantizer, target: str) -> str:
     advice = f"as target {target} needs; {{}}add bf16 to formats, or exclude it"
+    if format.block is None and _cuts_zero_points(member, format, quantizer):
+        return (
+            f"{member.parameter} has {member.num_rows // member.tensors} outputs, whose zero points of "
+            f"{format.num_bits} bits are no whole words of 32 bits {advice.format('set quantizer.symmetric: true, ')}"
+        )
     if format.block is None:
         return (
             f"{member.parameter} has {member.num_columns} inputs, not a multiple of quantizer.group_size "

@@ -41,6 +41,9 @@ def compressed_bytes(member: Member, format: Format, quantizer: Quantizer) -> in
     words = packed_words(columns, format.num_bits)
     shapes = {"_packed": (rows, words), "_scale": (rows, num_scales), "_shape": (2,)}
     total = 4 * rows * words + rows * num_scales * SCALE_BITS // 8 + 16
+    if not quantizer.symmetric:
+        shapes["_zero_point"] = (packed_words(rows, format.num_bits), num_scales)
+        total += 4 * math.prod(shapes["_zero_point"])
     return total + sum(safetensors_entry_bytes(member.parameter + s, shape) for s, shape in shapes.items())
 
 

@@ -16,7 +16,9 @@ from hpcmpq.models.data.samples import Samples
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.sensitivity import METHODS, find_method
 from hpcmpq.sensitivity.features import Features
+from hpcmpq.sensitivity.hessian_trace import directions
 from hpcmpq.sensitivity.subject import Subject
+from tests.sensitivity.tiny import FORMATS as FORMATS_OF_TESTS
 from tests.sensitivity.tiny import losses_at, make_subject, outputs_at
 
 pytestmark = pytest.mark.slow
@@ -149,6 +151,7 @@ def loss_noise(subject: Subject, samples: Samples) -> Pair:
 
 
 def trace_energy(subject: Subject, samples: Samples) -> Pair:
+    """½ tr(H) / numel ‖δ‖², the trace by the mean of εᵀHε over the method's own random signs ε."""
     linear_P = np.zeros(subject.space.num_options)
     args = (samples.inputs["input"],)
     z0 = subject.model(*args)
@@ -159,9 +162,11 @@ def trace_energy(subject: Subject, samples: Samples) -> Pair:
             z = torch.func.functional_call(subject.model, {name: flat.view(shape)}, args)
             return subject.objective.value(z.unsqueeze(1), z0.unsqueeze(1), samples.targets).sum()
 
-        trace = float(hessian(loss)(weight.detach().flatten()).trace())
+        hess_KK = hessian(loss)(weight.detach().flatten())
+        signs_rK = directions(subject, index)[name].flatten(1)
+        trace = torch.einsum("rk,kl,rl->r", signs_rK, hess_KK, signs_rK).mean()
         energy = subject.variants.errors(index)[name].flatten(1).square().sum(1)
-        linear_P[subject.space.slice_of(index)] = (0.5 * trace / weight.numel() * energy).numpy()
+        linear_P[subject.space.slice_of(index)] = (0.5 * float(trace) / weight.numel() * energy).numpy()
     return linear_P, np.zeros((len(linear_P), len(linear_P)))
 
 
@@ -212,7 +217,7 @@ def test_every_method_has_a_definition():
 
 @pytest.mark.parametrize("family", ["mlp", "cnn"])
 @pytest.mark.parametrize("objective", ["kl", "ce", "mse"])
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in SAMPLED])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "fisher"])
 def test_equals_its_dense_definition(name: str, objective: str, family: str):
     subject, samples = make_subject(family, objective)
     linear_P, quad_PP = measured(name, subject, samples)
@@ -227,7 +232,8 @@ def test_equals_its_dense_definition(name: str, objective: str, family: str):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "fused"])
 @pytest.mark.parametrize("name", ["secant", "gauss_newton", "pairwise"])
 def test_transformers_and_shared_weights_equal_the_dense_definition(name: str, family: str):
-    subject, samples = make_subject(family, "kl", num_samples=2)
+    formats = ("int2", "int8") if name == "pairwise" else FORMATS_OF_TESTS  # one forward pass a pair
+    subject, samples = make_subject(family, "kl", num_samples=2, formats=formats)
     linear_P, quad_PP = measured(name, subject, samples)
     dense_P, dense_PP = DENSE[name](subject, samples)
     np.testing.assert_allclose(linear_P, dense_P, rtol=0, atol=1e-9 * np.abs(dense_P).max())
@@ -250,13 +256,14 @@ def test_fisher_is_right_on_average(family: str, objective: str):
     np.testing.assert_allclose(linear_P, dense_P, rtol=6 / np.sqrt(probes))
 
 
-@pytest.mark.parametrize("objective", ["kl", "ce", "mse"])
-def test_trace_is_right_on_average(objective: str):
-    """200 probes; at 3,000 a tolerance of a quarter of this one holds as well."""
-    subject, samples = make_subject("mlp", objective, num_probes=200, per_pass=3)
-    linear_P, _ = measured("trace", subject, samples)
-    dense_P, _ = DENSE["trace"](subject, samples)
-    np.testing.assert_allclose(linear_P, dense_P, atol=0.25 * np.abs(dense_P).max())
+def test_signs_of_the_trace_are_independent():
+    """So E[εᵀHε] = tr H for every H: over 3,000 draws, no mean of one or of two multiplied is off by 5.5 deviations."""
+    subject, _ = make_subject("mlp", "kl", num_probes=3000)
+    signs_rK = torch.cat([signs.flatten(1) for g in range(3) for signs in directions(subject, g).values()], 1)
+    assert set(signs_rK.unique().tolist()) == {-1.0, 1.0}
+    ones_rK = torch.cat([torch.ones(3000, 1, dtype=signs_rK.dtype), signs_rK], 1)
+    means_KK = ones_rK.T @ ones_rK / 3000
+    assert (means_KK - torch.eye(len(means_KK), dtype=means_KK.dtype)).abs().max() < 5.5 / 3000**0.5
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -314,7 +321,7 @@ def test_additive_methods_have_no_interactions(name: str):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("objective", ["kl", "ce"])
 def test_reports_the_loss_of_the_original(name: str, objective: str):
-    subject, samples = make_subject("llama", objective, num_probes=1)
+    subject, samples = make_subject("llama", objective, num_probes=1, formats=("int4",))
     _, arrays, _, _ = contents(
         find_method(name).measure(subject, samples, range(len(subject.space.groups)), 0), True
     )
@@ -325,7 +332,7 @@ def test_reports_the_loss_of_the_original(name: str, objective: str):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_float32_agrees_with_float64(name: str):
-    options = {"num_probes": 4 if name in SAMPLED else None, "per_pass": 3}
+    options = {"num_probes": 2 if name in SAMPLED else None, "per_pass": 3, "formats": ("int2", "int8")}
     double, single = (
         make_subject("llama", "ce", dtype=dtype, **options) for dtype in (torch.float64, torch.float32)
     )

@@ -14,8 +14,8 @@ from hpcmpq.evaluate import evaluate
 from hpcmpq.executors.in_process import InProcess
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
-from tests.conftest import llama
 from tests.evaluate.solved_runs import TEXT, solved_run
+from tests.tiny_models import llama
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.export import EXPORTERS, export, weight_bytes
-from hpcmpq.formats import Quantizer
+from hpcmpq.export.compressed_schemes import stored
+from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants, open_variants
+from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.packing import pack
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.tables import named_by
@@ -234,6 +236,36 @@ def test_checkpoints_that_transformers_cannot_load_are_named(tmp_path, made, exc
     assert re.search(f"not verified: this version of transformers cannot load it: .*{reason}", line)
     with pytest.raises((RuntimeError, AttributeError)):
         load(run.path / "exports" / "compressed_tensors")
+
+
+def test_zero_points_for_vllm_are_read_back_without_a_difference(tmp_path):
+    formats = ["int3", "int4", "int8", "bf16"]
+    made = llama(num_key_value_heads=4, intermediate_size=256)
+    run, plan = plan_run(tmp_path, made, target="vllm", formats=formats, quantizer={"symmetric": False})
+    assert set(solve_by_turns(run, plan).values()) == set(formats)
+    assert "verified: compressed-tensors" in export(run, "compressed_tensors")
+    directory = run.path / "exports" / "compressed_tensors"
+    found = json.loads((directory / "verification.json").read_text())
+    assert found["difference"] < 1e-6
+    assert found["largest_row_difference"] < 1e-6
+    settings = json.loads((directory / "config.json").read_text())["quantization_config"]
+    assert not any(group["weights"]["symmetric"] for group in settings["config_groups"].values())
+    predicted = json.loads(run.solution_path.read_text())["costs"]["size_bytes"]
+    assert weight_bytes(directory) == pytest.approx(predicted, rel=0.005)
+
+
+def test_packed_zero_points_are_those_of_compressed_tensors():
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    for num_bits in range(2, 9):
+        zero_MS = torch.randint(
+            2**num_bits, (64, 3), generator=torch.Generator().manual_seed(num_bits), dtype=torch.int32
+        )
+        qparams = QParams(torch.ones(64, 3), zero_MS)
+        format, quantizer = FORMATS[f"int{num_bits}"], Quantizer(group_size=8, symmetric=False)
+        ours = stored("w", torch.zeros(64, 24, dtype=torch.uint8), qparams, format, quantizer)
+        signed_MS = (zero_MS - 2 ** (num_bits - 1)).to(torch.int8)
+        assert torch.equal(ours["w_zero_point"], pack_to_int32(signed_MS, num_bits, packed_dim=0))
 
 
 def test_packed_words_are_those_of_compressed_tensors():

@@ -19,7 +19,7 @@ from hpcmpq.planning.stage import prepare
 from hpcmpq.planning.starter import write_starter
 from hpcmpq.settings import ModelConfig
 from hpcmpq.store.run_dir import RunDir
-from tests.conftest import MODELS
+from tests.tiny_models import MODELS
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ from hpcmpq.models.load import quiet_transformers
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.calling import status_of
-from tests.conftest import llama
+from tests.tiny_models import llama
 
 pytestmark = pytest.mark.slow
 

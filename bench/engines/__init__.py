@@ -1,0 +1,1 @@
+"""Exports in the engines that serve them, run for real: `python -m bench.engines`."""

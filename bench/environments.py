@@ -1,0 +1,37 @@
+"""Virtual environments of packages that cannot share this one, each built once and kept under runs/bench."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def environment(folder: Path, requirements: Sequence[str], without_dependencies: Sequence[str] = ()) -> Path:
+    """The Python of an environment, built by uv where there is one, else by venv and pip.
+
+    Args:
+        folder: Where it is kept; another list of requirements wants another folder.
+        requirements: What pip installs.
+        without_dependencies: What it installs after them, alone.
+
+    Raises:
+        subprocess.CalledProcessError: If something cannot be installed.
+    """
+    python, built = folder / "bin" / "python", folder / "built"
+    if built.exists():
+        return python
+    shutil.rmtree(folder, ignore_errors=True)
+    if uv := shutil.which("uv"):
+        make, install = [uv, "venv", "-q", str(folder)], [uv, "pip", "install", "-q", "-p", str(python)]
+    else:
+        make, install = (
+            [sys.executable, "-m", "venv", str(folder)],
+            [str(python), "-m", "pip", "install", "-q"],
+        )
+    subprocess.run(make, check=True)
+    subprocess.run([*install, *requirements], check=True)
+    if without_dependencies:
+        subprocess.run([*install, "--no-deps", *without_dependencies], check=True)
+    built.touch()
+    return python
