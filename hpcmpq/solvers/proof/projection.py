@@ -50,7 +50,7 @@ class Projector:
         self.relaxation, self.lift = relaxation, relaxation.lift
         self.dtype = dtype
         scale_X = self.lift.scale_X
-        weight_Y = np.outer(scale_X, scale_X).astype(dtype).ravel()
+        weight_Y: np.ndarray = np.outer(scale_X, scale_X).astype(dtype).ravel()
         upper, lower = block_columns(self.lift)
         parts = [slice(first, first + CHUNK) for first in range(0, upper.shape[1], CHUNK)]
         self.blocks = [
@@ -72,7 +72,9 @@ class Projector:
         allowed_Y = allowed_XX.ravel()
         for place, blocks in enumerate(self.blocks):
             allowed = allowed_Y[blocks.upper]
-            penalty = None if allowed.all() else np.where(allowed, 0.0, -np.inf).astype(self.dtype)
+            penalty: np.ndarray | None = None
+            if not allowed.all():
+                penalty = np.where(allowed, 0.0, -np.inf).astype(self.dtype)
             self.blocks[place] = replace(blocks, penalty=penalty)
         exists = np.diagonal(allowed_XX).reshape(self.lift.num_groups, self.lift.width).T
         self.own_penalty: np.ndarray = np.where(exists, 0.0, -np.inf).astype(self.dtype)
