@@ -122,7 +122,7 @@ def _gguf(streamed: Streamed, directory: Path, dtype: torch.dtype) -> Iterator[t
         yield names[tensor.name], torch.from_numpy(np.ascontiguousarray(weight))
 
 
-_IN_TURN = {"compressed_tensors": ("compressed experts", _compressed), "gguf": ("gguf", _gguf)}
+_IN_TURN = {"compressed_tensors": ("decompressed", _compressed), "gguf": ("gguf", _gguf)}
 """What reads each export one tensor at a time: its name in `hpcmpq.export.readers`, and how."""
 
 
