@@ -1,0 +1,43 @@
+"""An MLX directory as mlx-lm runs it, in float32."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcmpq.export.weight_probes import Rows, probes
+from hpcmpq.models.outputs import Inputs
+
+
+def run_mlx(directory: Path, inputs: Inputs, layers: Sequence[str]) -> tuple[Tensor, Rows]:
+    """Logits [N, T, V], and what every layer's rows make of the probes of `weight_probes`.
+
+    Args:
+        directory: What was exported.
+        inputs: With `input_ids` [N, T].
+        layers: Names of linear layers.
+    """
+    import mlx.core as mx
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(directory)
+    model.set_dtype(mx.float32)
+    logits_NTV = model(mx.array(inputs["input_ids"].cpu().numpy()))
+    modules = dict(model.named_modules())
+    rows = {}
+    for name in layers:
+        x_PK = probes(columns(modules[name])).T.numpy()
+        rows[f"layer {name}"] = _tensor(modules[name](mx.array(x_PK))).T
+    return _tensor(logits_NTV), rows
+
+
+def columns(layer: object) -> int:
+    """Inputs of a linear layer, quantized or not."""
+    width: int = layer.weight.shape[-1]  # type: ignore[attr-defined]
+    return width * 32 // getattr(layer, "bits", 32)
+
+
+def _tensor(array: object) -> Tensor:
+    return torch.from_numpy(np.array(array, dtype=np.float32))
