@@ -26,8 +26,8 @@ from hpcmpq.models.linear_head import find_linear_head
 from hpcmpq.models.load import forward, load_model
 from hpcmpq.models.memory import keep_freed_memory
 from hpcmpq.objective import OBJECTIVES
-from hpcmpq.planning.cost_estimate import share_of_pass
 from hpcmpq.planning.part_times import time_parts, total_seconds
+from hpcmpq.planning.seen_pass import share_of_pass
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.engine import make_engine
 from hpcmpq.response.wavefront import Wavefront

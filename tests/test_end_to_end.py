@@ -23,9 +23,10 @@ pytestmark = pytest.mark.slow
 
 
 FEWER = {
-    "num_samples: 64\n  sequence_length: 128": "num_samples: 16\n  sequence_length: 64",
-    "held_out: 32": "held_out: 16",
-    "max_evaluations: 40": "max_evaluations: 12",
+    "num_samples: 64\n  sequence_length: 128": "num_samples: 8\n  sequence_length: 64",
+    "held_out: 32": "held_out: 8",
+    "max_evaluations: 40": "max_evaluations: 8",
+    'evaluation_text", num_samples: 64': 'evaluation_text", num_samples: 16',
 }
 """Of the quickstart: calibration takes most of its time, in proportion, and the same path with any number."""
 

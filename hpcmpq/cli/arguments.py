@@ -48,6 +48,31 @@ RunOption = Annotated[
         "--run-dir", metavar="RUN", help="The run directory.", autocompletion=completion.run_directories
     ),
 ]
+RunOrNone = Annotated[
+    Path | None,
+    typer.Option(
+        "--run-dir",
+        metavar="RUN",
+        help="The run directory; needed without --dry.",
+        autocompletion=completion.run_directories,
+    ),
+]
+PlannedConfig = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG",
+        help="The YAML config; with --dry also a model's config.json.",
+        show_default=False,
+        autocompletion=completion.configs,
+    ),
+]
+Dry = Annotated[
+    bool,
+    typer.Option("--dry", help="Predict from config.json alone: no weights, no data; nothing is written."),
+]
+TeraFlops = Annotated[
+    float, typer.Option("--tflops", metavar="X", help="With --dry: TFLOP/s that a worker's device sustains.")
+]
 ExecutorName = Annotated[
     str,
     typer.Option(

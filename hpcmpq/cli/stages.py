@@ -1,24 +1,20 @@
 """One command per stage; `run` chains them. What a stage does by default stands in `hpcmpq.api.stages`."""
 
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
 
 from hpcmpq.api import limits, stages
-from hpcmpq.cli import arguments, console, run_summary, summaries
+from hpcmpq.cli import arguments, console, predictions, run_summary, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.cli.arguments import parse_part
 from hpcmpq.cli.first_config import config_of
 from hpcmpq.errors import UserError
 from hpcmpq.executors import Executor, open_executor
 from hpcmpq.executors.world import ALONE, World, find_world
-from hpcmpq.planning.scaling import Site, measured_workload, predict
-from hpcmpq.store.attempts import read_processes
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.store.shards import pending
 from hpcmpq.store.solution_file import read_solution
 
 
@@ -60,35 +56,34 @@ def run(
     return {"run": run_dir, "solution": solution, "evaluation": evaluation, **written}
 
 
-@command("hpcmpq plan configs/quickstart.yaml --run-dir runs/quickstart")
+@command("hpcmpq plan configs/quickstart.yaml --run-dir runs/quickstart; hpcmpq plan config.json --dry")
 def plan(
-    config: arguments.ConfigPath, run_dir: arguments.RunOption, workers: arguments.PredictWorkers = 0
+    config: arguments.PlannedConfig,
+    run_dir: arguments.RunOrNone = None,
+    workers: arguments.PredictWorkers = 0,
+    dry: arguments.Dry = False,
+    tflops: arguments.TeraFlops = predictions.TFLOPS,
 ) -> dict[str, Any]:
-    """Look at the model and the data; write RUN/plan.json. With --workers, say how long N workers take."""
+    """Look at the model and the data; write RUN/plan.json. With --workers, say how long N workers take.
+
+    With --dry, of a config or a model's config.json alone: what would be planned, its bytes, device hours and memory.
+    """
     from hpcmpq.config import read_config
 
     console.title("plan")
-    import_paths = (str(Path.cwd()), str(config.resolve().parent))
-    made = stages.plan(read_config(config), RunDir(run_dir), import_paths)
+    if dry:
+        return predictions.dry(config, tflops)
+    if run_dir is None:
+        raise UserError("say where with --run-dir RUN, or give --dry to predict without writing anything")
+    run, import_paths = RunDir(run_dir), (str(Path.cwd()), str(config.resolve().parent))
+    made = stages.plan(read_config(config), run, import_paths)
     summaries.planned(made)
-    values: dict[str, Any] = {
-        "plan": RunDir(run_dir).plan_path,
-        "num_groups": len(made.space.groups),
-        "num_weights": sum(group.numel for group in made.space.groups),
-        "num_options": made.space.num_options,
-        "num_units": len(made.units),
-        "fingerprint": made.fingerprint,
-    }
-    if RunDir(run_dir).file("cost.json").exists():
-        values["cost"] = read_json(RunDir(run_dir).file("cost.json"), "hpcmpq plan")
+    values = {"plan": run.plan_path, **predictions.counts(made), "fingerprint": made.fingerprint}
+    if run.file("cost.json").exists():
+        values["cost"] = read_json(run.file("cost.json"), "hpcmpq plan")
         summaries.cost(values["cost"])
     if workers:
-        missing, _ = pending(made, RunDir(run_dir))
-        work = measured_workload(made, read_processes(RunDir(run_dir)), missing)
-        counts = sorted({1, 2, workers // 2 or 1, workers}) if missing else []
-        found = [predict(work, Site(), count) for count in counts]
-        summaries.predicted(found)
-        values["predictions"] = [dataclasses.asdict(prediction) for prediction in found]
+        values["predictions"] = predictions.of_missing(made, run, workers)
     return values
 
 

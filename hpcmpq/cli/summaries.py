@@ -9,7 +9,6 @@ from rich.text import Text
 from hpcmpq.calibrate.reduce import Reduction
 from hpcmpq.cli.console import rows, say, show, table
 from hpcmpq.plan import Plan
-from hpcmpq.planning.scaling import Prediction
 from hpcmpq.slurm.status import Status
 from hpcmpq.wording import show_bytes
 
@@ -41,23 +40,6 @@ def cost(values: dict[str, Any]) -> None:
         f"{show_bytes(values['peak_bytes'])} of tensors in a worker{f' ({beside})' * bool(beside)}"
         f"{f', about {took} and start-up on one worker like this' * bool(took)}"
     )
-
-
-def predicted(predictions: list[Prediction]) -> None:
-    """How long calibration takes on several numbers of workers, and why."""
-    if not predictions:
-        say("every unit is measured: nothing to predict")
-        return
-    lines = [
-        (
-            str(found.num_workers),
-            duration(found.makespan_s),
-            f"{100 * found.efficiency:.0f} %",
-            found.bound_by,
-        )
-        for found in predictions
-    ]
-    rows(("workers", "time", "efficiency", "bound by"), lines, title="prediction from measured units")
 
 
 def reduced(reduction: Reduction) -> None:

@@ -47,3 +47,9 @@ def largest_list(model: nn.Module) -> tuple[nn.Module, ...]:
         if isinstance(blocks, nn.ModuleList):
             return tuple(blocks)
     raise UserError("the model has no list of blocks to stream; set model.stream: false")
+
+
+def block_bytes(model: nn.Module, blocks: Sequence[nn.Module], itemsize: int) -> tuple[int, list[int]]:
+    """Bytes of the parameters outside a model's blocks, and of those of each block, at `itemsize` bytes a number."""
+    sizes = [itemsize * sum(p.numel() for p in block.parameters()) for block in blocks]
+    return itemsize * sum(p.numel() for p in model.parameters()) - sum(sizes), sizes

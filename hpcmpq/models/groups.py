@@ -18,6 +18,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.models.active_weights import active_shares
 from hpcmpq.models.attention_products import with_products
 from hpcmpq.models.blocks import block_numbers
+from hpcmpq.models.joined_weights import conversions
 from hpcmpq.models.searchable_layers import Layer, trace_layers
 from hpcmpq.models.split_weights import num_stored_tensors
 from hpcmpq.models.weights import as_matrix, from_matrix, holder_of, num_fixed_bytes, swapped
@@ -213,11 +215,11 @@ def _tie(model: nn.Module, layers: Sequence[Layer], rules: Sequence[Sequence[str
                     + ", ".join(lasts[:_NUM_LISTED])
                 )
     blocks = block_numbers(model, [bundle[0].names[0] for bundle in bundles.values()])
-    shares = active_shares(model)
+    shares, (_, converters) = active_shares(model), conversions(model)
     return tuple(
         Group(
             _group_name(key[0], bundle, named[key]),
-            tuple(_member(model, layer, shares) for layer in bundle),
+            tuple(_member(model, layer, shares, converters) for layer in bundle),
             block,
         )
         for (key, bundle), block in zip(bundles.items(), blocks, strict=True)
@@ -238,8 +240,9 @@ def _group_name(parent: str, bundle: Sequence[Layer], named: Iterable[str]) -> s
     return f"{parent}.{{{lasts}}}" if parent else f"{{{lasts}}}"
 
 
-def _member(model: nn.Module, layer: Layer, shares: Mapping[str, float]) -> Member:
+def _member(model: nn.Module, layer: Layer, shares: Mapping[str, float], converters: list[Any]) -> Member:
     weight = model.get_parameter(layer.parameter)
+    stacked = layer.is_parameter and weight.ndim == 3
     if layer.is_parameter or layer.transposed:  # all axes but that of the inputs are outputs, experts too
         columns = weight.shape[-2 if layer.transposed else -1]
     else:
@@ -251,5 +254,5 @@ def _member(model: nn.Module, layer: Layer, shares: Mapping[str, float]) -> Memb
         layer.transposed,
         layer.macs,
         active=shares.get(layer.parameter, 1.0),
-        tensors=num_stored_tensors(model, layer.parameter) if layer.is_parameter and weight.ndim == 3 else 1,
+        tensors=num_stored_tensors(model, layer.parameter, converters) if stacked else 1,
     )

@@ -1,17 +1,25 @@
 """Tensors of a model that transformers takes apart when it saves them, such as all experts of a layer: one of each."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import nn
 
 from hpcmpq.errors import UserError
-from hpcmpq.models.joined_weights import conversions
 from hpcmpq.space import Member
 
 
-def num_stored_tensors(model: nn.Module, parameter: str) -> int:
-    """Tensors in which transformers saves the experts of a layer that the model keeps in one; 1 if it saves it so."""
+def num_stored_tensors(model: nn.Module, parameter: str, converters: Sequence[Any]) -> int:
+    """Tensors in which transformers saves the experts of a layer that the model keeps in one; 1 if it saves it so.
+
+    Args:
+        model: That the parameter is one of.
+        parameter: Its name.
+        converters: From `hpcmpq.models.joined_weights.conversions` of the model.
+    """
     weight = model.get_parameter(parameter)
-    for converter in conversions(model)[1]:
+    for converter in converters:
         stacked = type(converter.operations[0]).__name__ == "MergeModulelist"
         if stacked and any(target in parameter for target in converter.target_patterns):
             return len(weight) * len(converter.source_patterns)

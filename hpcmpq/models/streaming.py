@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from hpcmpq.errors import UserError
 from hpcmpq.models.blocks import largest_list
@@ -23,6 +24,9 @@ from hpcmpq.models.load import model_class, own_code, pick_device, quiet_transfo
 from hpcmpq.models.searchable_layers import plain_experts
 from hpcmpq.models.stored_weights import Weights, find_weights
 from hpcmpq.settings import ModelConfig
+
+LARGE = 2**24
+"""Numbers from which on a tensor without values is not made in memory while a model of shapes is built."""
 
 Change = Callable[[str, Tensor], Tensor]
 """(parameter, its weight as it is stored) → the weight that its block runs with; the same tensor if it is unchanged."""
@@ -146,10 +150,25 @@ def skeleton(config: ModelConfig) -> nn.Module:
     """The model of a directory with parameters on the meta device and real buffers."""
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), _LargeOnMeta():
         model = _build(config)
     model.tie_weights()  # type: ignore[operator]
     return model
+
+
+class _LargeOnMeta(TorchFunctionMode):
+    """While active, large tensors that are made without values are made without memory too.
+
+    Experts are such tensors of many gigabytes, which accelerate throws away only after they were made.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and "device" not in kwargs:
+            made = func(*args, **kwargs, device="meta")
+            if made.numel() >= LARGE:
+                return made
+        return func(*args, **kwargs)
 
 
 def _build(config: ModelConfig) -> nn.Module:

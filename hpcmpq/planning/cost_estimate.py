@@ -5,21 +5,19 @@ a pass that are timed alone. Only methods that run options through an engine (`f
 are predicted.
 """
 
-from dataclasses import astuple, dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from hpcmpq.models.chain.find_chain import find_chain
-from hpcmpq.models.chain.places import Places, first_block, is_outside, places_of_groups
 from hpcmpq.models.data.samples import Samples
-from hpcmpq.models.linear_head import LinearHead
-from hpcmpq.models.outputs import Inputs, forward
 from hpcmpq.plan import WorkUnit
 from hpcmpq.planning.later_peaks import later_peaks
-from hpcmpq.planning.part_times import time_parts, total_seconds
+from hpcmpq.planning.part_times import PartTimes, time_parts, total_seconds
 from hpcmpq.planning.rounding_estimate import rounding_bytes, rounding_seconds
+from hpcmpq.planning.seen_pass import SeenPass, see
 from hpcmpq.quantized.losses import MAX_KEPT_BYTES
 from hpcmpq.quantized.variants import KEPT_BYTES
 from hpcmpq.response.engine import OPTIONS_PER_PASS, wave_size
@@ -33,9 +31,6 @@ from hpcmpq.space import SearchSpace
 
 PEAK_FACTOR = 2.0
 """Peak memory and shards are within this factor of what a run measures (tests/planning/test_cost_estimate.py)."""
-
-SPAWNED_SHARE = 0.65
-"""Share of a block that an option of its own weights runs, on average over the weights of a transformer block."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +48,7 @@ class CostEstimate:
         round_seconds: As `seconds`, of making them.
         evaluate_peak_bytes: Of tensors in a process that evaluates with engine ``torch``.
         export_peak_bytes: Of tensors in a process that exports the checkpoint and reads it back.
+        peak_parts: `peak_bytes` by what takes them.
         seconds: On one worker like the machine that planned; None where the model is streamed.
         engine: ``wavefront``, ``whole``.
     """
@@ -68,6 +64,7 @@ class CostEstimate:
     round_seconds: float | None = None
     evaluate_peak_bytes: int | None = None
     export_peak_bytes: int | None = None
+    peak_parts: Mapping[str, int] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -91,70 +88,94 @@ def estimate_cost(
         block_bytes: Of a streamed model, bytes outside its blocks and of the largest block.
         num_rounding_samples: That codes are fitted on.
     """
-    inputs = batch.inputs
-    chain = None if config.sensitivity.engine == "whole" else find_chain(model, inputs, space.groups)
-    num_samples = max(unit.sample_stop for unit in units)
-    z_NTV, widest, state = _watch(model, inputs, None if chain is None else chain.blocks[0])
-    probes = num_probes(config.sensitivity.probes, z_NTV.shape[2])
-    positions, objective = config.sensitivity.loss_positions, config.objective
-    head = find_head(positions, z_NTV.shape[2], probes, objective, model, batch)
-    num_features = z_NTV.shape[1] * (probes or z_NTV.shape[2])
-    num_blocks = None if chain is None else len(chain.blocks)
-    places = [None] * len(space.groups) if chain is None else places_of_groups(chain, model, space.groups)
-    shares = [
-        1.0 if place is None else share_of_pass(place)
-        for place, formats in zip(places, space.formats, strict=True)
-        for _ in formats
-    ]
-    macs = sum(group.macs for group in space.groups) * num_samples
-    forwards, seconds, times = 1.0 + sum(shares), None, None
-    flops = 2.0 * macs * forwards
+    chain = None if config.sensitivity.engine == "whole" else find_chain(model, batch.inputs, space.groups)
+    seen = see(model, chain, space.groups, batch.inputs)
+    positions, num_outputs = config.sensitivity.loss_positions, seen.z_NTV.shape[2]
+    probes = num_probes(config.sensitivity.probes, num_outputs)
+    head = find_head(positions, num_outputs, probes, config.objective, model, batch)
+    seen = replace(seen, head_width=None if head is None else head.weight.shape[1])
+    times = None
     if block_bytes is None:
         times = time_parts(model, chain, head, config, space, batch, probes)
-        num_passes = num_samples / len(batch)
+    return cost_of_pass(
+        seen, model, config, space, units, len(batch), block_bytes, num_rounding_samples, times
+    )
+
+
+def cost_of_pass(
+    seen: SeenPass,
+    model: nn.Module,
+    config: Config,
+    space: SearchSpace,
+    units: tuple[WorkUnit, ...],
+    per_pass: int,
+    block_bytes: tuple[int, int] | None,
+    num_rounding_samples: int,
+    times: PartTimes | None = None,
+) -> CostEstimate:
+    """The cost of a calibration whose passes are like one that was seen.
+
+    Args:
+        seen: A pass.
+        model: In memory, streamed, or shapes alone.
+        config: Of the run.
+        space: Its groups and options.
+        units: Its work units.
+        per_pass: Samples of a pass.
+        block_bytes: Of a streamed model, bytes outside its blocks and of the largest block.
+        num_rounding_samples: That codes are fitted on.
+        times: Of the pass's parts, if they were timed.
+    """
+    z_NTV, widest, chained = seen.z_NTV, seen.widest, seen.num_blocks is not None
+    num_samples = max(unit.sample_stop for unit in units)
+    probes, positions = (
+        num_probes(config.sensitivity.probes, z_NTV.shape[2]),
+        config.sensitivity.loss_positions,
+    )
+    num_features = z_NTV.shape[1] * (probes or z_NTV.shape[2])
+    shares = [share for share, names in zip(seen.shares, space.formats, strict=True) for _ in names]
+    macs = sum(group.macs for group in space.groups) * num_samples
+    forwards, seconds = 1.0 + sum(shares), None
+    flops = 2.0 * macs * forwards
+    if times is not None:
+        num_passes = num_samples / per_pass
         seconds = total_seconds(times, shares, num_passes, _kept_bytes(model, space) <= KEPT_BYTES)
         forwards = seconds / (num_passes * times.forward)
-    outputs = _output_elements(z_NTV, head, probes, positions)
+    outputs = _output_elements(z_NTV, seen.head_width, probes, positions)
     beside = SearchSpace(space.groups, tuple(formats[:2] for formats in space.formats))
     whole = replace(units[0], group_start=0, group_stop=len(space.groups))
     searched = z_NTV.element_size() * sum(group.numel for group in space.groups)
     base = searched if block_bytes is None else block_bytes[1]
     weights = sum(block_bytes or (p.numel() * p.element_size() for p in model.parameters()))
-    passes = -(-(units[0].sample_stop - units[0].sample_start) // len(batch))
+    passes = -(-(units[0].sample_stop - units[0].sample_start) // per_pass)
     whole_losses = weights + min(MAX_KEPT_BYTES, passes * z_NTV.nbytes) + 4 * z_NTV.nbytes
-    peak, refine_peak = (
-        _peak_bytes(
-            model, config, among, unit, z_NTV, widest, state, num_features, num_blocks, block_bytes, outputs
-        )
+    peak_parts, refine_parts = (
+        _peak_parts(seen, weights, config, among, unit, num_features, block_bytes is not None, outputs)
         for among, unit in ((space, units[0]), (beside, whole))
     )
     formats, round_bytes, round_s = stored_formats(space, config.quantizer), None, None
     if formats:
-        positions, itemsize = z_NTV.shape[:2].numel(), z_NTV.element_size()
-        states = itemsize * (state if chain else 0) * num_rounding_samples // len(batch)
-        round_bytes = rounding_bytes(space, formats, weights, states, positions, 3 * itemsize * widest)
+        num_positions, itemsize = z_NTV.shape[:2].numel(), z_NTV.element_size()
+        states = itemsize * (seen.state if chained else 0) * num_rounding_samples // per_pass
+        round_bytes = rounding_bytes(space, formats, weights, states, num_positions, 3 * itemsize * widest)
         if times is not None:
-            num_passes = num_rounding_samples / len(batch)
-            round_s = rounding_seconds(formats, config.quantizer, positions, num_passes, times.forward)
-    later = later_peaks(model, config, space, z_NTV, state if chain else 0, block_bytes)
+            num_passes = num_rounding_samples / per_pass
+            round_s = rounding_seconds(formats, config.quantizer, num_positions, num_passes, times.forward)
+    later = later_peaks(model, config, space, z_NTV, seen.state if chained else 0, block_bytes)
     return CostEstimate(
         forwards,
         flops,
         sum(_shard_bytes(space, unit, num_features) for unit in units),
-        peak,
-        max(refine_peak, whole_losses) + base,
+        sum(peak_parts.values()),
+        max(sum(refine_parts.values()), whole_losses) + base,
         seconds,
-        "whole" if chain is None else "wavefront",
+        "wavefront" if chained else "whole",
         round_bytes,
         round_s,
-        *astuple(later),
+        later.evaluate,
+        later.export,
+        peak_parts,
     )
-
-
-def share_of_pass(places: Places) -> float:
-    """Share of a forward pass that an option of a group at these places of a chain runs."""
-    num_blocks = len(places) - 1
-    return 1.0 if is_outside(places) else (num_blocks - first_block(places) - 1 + SPAWNED_SHARE) / num_blocks
 
 
 def _kept_bytes(model: nn.Module, space: SearchSpace) -> int:
@@ -164,13 +185,13 @@ def _kept_bytes(model: nn.Module, space: SearchSpace) -> int:
 
 
 def _output_elements(
-    z_NTV: Tensor, head: LinearHead | None, probes: int | None, positions: LossPositions
+    z_NTV: Tensor, width: int | None, probes: int | None, positions: LossPositions
 ) -> tuple[int, int]:
     """Numbers for the outputs of the original, and of each option that is scored at once."""
     num_samples, num_tokens, num_outputs = z_NTV.shape
-    if head is None or probes is None:
+    if width is None or probes is None:
         return 6 * z_NTV.numel(), z_NTV.numel()
-    width, likely = head.weight.shape[1], min(LIKELY_OUTPUTS, num_outputs)
+    likely = min(LIKELY_OUTPUTS, num_outputs)
     known = num_samples * num_tokens * (1 + probes + likely) * width
     exact = num_samples * num_drawn(positions, num_tokens) * num_outputs
     table = num_samples * probes * (num_outputs + STRIDE * num_tokens)
@@ -189,72 +210,51 @@ def _shard_bytes(space: SearchSpace, unit: WorkUnit, num_features: int) -> int:
     return samples * (8 + 8 * columns + 4 * columns * num_features)
 
 
-def _peak_bytes(
-    model: nn.Module,
+def _peak_parts(
+    seen: SeenPass,
+    weights: int,
     config: Config,
     space: SearchSpace,
     unit: WorkUnit,
-    z_NTV: Tensor,
-    widest: int,
-    state: int,
     num_features: int,
-    num_blocks: int | None,
-    block_bytes: tuple[int, int] | None,
+    streamed: bool,
     output_elements: tuple[int, int],
-) -> int:
+) -> dict[str, int]:
+    """The most bytes at once, by what takes them; of what is never there at once what it adds."""
+    z_NTV, state, num_blocks = seen.z_NTV, seen.state, seen.num_blocks
     itemsize = 8 if z_NTV.dtype == torch.float64 else 4
     columns, per_pass = _options(space, unit), len(z_NTV)
     at_once = (
         1 if num_blocks is None else min(config.sensitivity.options_per_pass or OPTIONS_PER_PASS, columns)
     )
-    if block_bytes is None:
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    else:
-        weights = sum(block_bytes)
     in_wave = 0
     if num_blocks is not None:
         options, wave_bytes = wave_size(
-            config.sensitivity.options_per_wave, columns, block_bytes is not None, config.low_precision
+            config.sensitivity.options_per_wave, columns, streamed, config.low_precision
         )
         in_wave = min(columns, max(options, wave_bytes // (itemsize * state)))
     numel = [g.numel * len(names) for g, names in zip(space.groups, space.formats, strict=True)]
     scales = 4 * sum(numel) // (config.quantizer.group_size or 64)
     kept = itemsize * sum(numel)
-    variants = kept if kept <= KEPT_BYTES and block_bytes is None else 0
+    variants = kept if kept <= KEPT_BYTES and not streamed else 0
     largest = max(g.numel for g in space.groups)
     spawned = itemsize * largest * (min(at_once, max(map(len, space.formats))) + 2)
     states = itemsize * state * (in_wave + at_once + (num_blocks or 0) + 1)
-    activations = itemsize * widest * at_once * 3
+    activations = itemsize * seen.widest * at_once * 3
     outputs = itemsize * (output_elements[0] + at_once * output_elements[1])
     features = itemsize * per_pass * columns * num_features
     products = 8 * 6 * columns * min(columns + COLUMNS_PER_STEP, space.num_options)
     # Features are complete when states are gone but for the last; products come after both.
-    working = max(spawned + activations, outputs) + states + features
-    return weights + scales + variants + max(working, features + products)
-
-
-def _watch(model: nn.Module, inputs: Inputs, block: nn.Module | None) -> tuple[Tensor, int, int]:
-    """Outputs, elements of the widest output of any layer, and of a hidden state: at most the widest where the
-    blocks are pieces of a graph, which the model itself does not call.
-    """
-    sizes = [0]
-    state = [0]
-
-    def leaf(_: nn.Module, __: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            sizes.append(output.numel())
-
-    def first(_: nn.Module, __: Any, output: Any) -> None:
-        state.append((output[0] if isinstance(output, tuple) else output).numel())
-
-    inner = [module for module in model.modules() if not any(True for _ in module.children())]
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    handles = [module.register_forward_hook(leaf) for module in inner if module is not head]
-    if block is not None:
-        handles.append(block.register_forward_hook(first))
-    try:
-        z_NTV = forward(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return z_NTV, max(sizes), max(state) or max(sizes)
+    parts = {
+        "weights of the model": weights,
+        "ranges of all options": scales,
+        "rounded weights kept": variants,
+        "states of options": states,
+        "features": features,
+        "one group in its formats": spawned,
+        "activations": activations,
+    }
+    rest = products - states - spawned - activations
+    parts["outputs"] = max(0, outputs - spawned - activations)
+    parts["products of features"] = max(0, rest - parts["outputs"])
+    return {name: size for name, size in parts.items() if size}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.models.active_weights import active_shares
+from hpcmpq.models.blocks import block_bytes
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.description import describe_model
@@ -99,8 +100,7 @@ def load_original(config: Config, import_paths: tuple[str, ...]) -> Original:
         return Original(config, model, device)
     streamed = load_streamed(config.model)
     itemsize = getattr(torch, config.model.dtype).itemsize
-    sizes = [itemsize * sum(p.numel() for p in block.parameters()) for block in streamed.blocks]
-    outside = itemsize * sum(p.numel() for p in streamed.model.parameters()) - sum(sizes)
+    outside, sizes = block_bytes(streamed.model, streamed.blocks, itemsize)
     return Original(config, streamed.model, device, streamed.weights, (outside, max(sizes)))
 
 

@@ -4,11 +4,9 @@ import dataclasses
 import logging
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from hpcmpq.errors import DamagedFile
-from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.kept_samples import ROUNDING, ROUNDING_NAME, keep_samples
 from hpcmpq.models.data.splits import Splits, load_splits
 from hpcmpq.models.dequantized import unpacked
@@ -28,27 +26,18 @@ from hpcmpq.planning.facts import (
 )
 from hpcmpq.planning.original import Original, check_method, find_groups, load_original, say_of_experts
 from hpcmpq.planning.rounded_activations import check_activations, keep_ranges
-from hpcmpq.planning.scaling import Site, Workload, best_samples_per_unit
+from hpcmpq.planning.search import default_samples_per_unit, search_space
 from hpcmpq.quantized.activations import rounds_activations
 from hpcmpq.rounding.options import check_rounding
 from hpcmpq.sensitivity import find_method
 from hpcmpq.settings import Config
 from hpcmpq.solve.feasibility import check_solvable
-from hpcmpq.space import Group, SearchSpace
 from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.targets import Target, find_target, narrowed
+from hpcmpq.targets import Target, find_target
 
 log = logging.getLogger(__name__)
-
-PLANNED_WORKERS = 64
-"""Units are cut for this many workers when the config does not say: the same on every machine, since the plan
-must not depend on where it is made. More workers help little once start-up takes as long as the units
-(bench/scaling.py)."""
-
-SAMPLE_S, SPREAD = 10.0, 0.1
-"""A sample's time and how much it varies, for the same purpose; only the order of magnitude matters."""
 
 
 def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
@@ -72,7 +61,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     found = find_groups(original, splits.calibration, target)
     groups = found.groups
     say_of_experts(config, groups)
-    space = _search_space(config, groups, target)
+    space = search_space(config, groups, target)
     first = splits.calibration[:1].to(original.device)
     with torch.no_grad():
         outputs_NTV = forward(original.model, first.inputs)
@@ -95,7 +84,8 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
             len(groups),
             len(splits.calibration),
             groups_per_unit=config.sensitivity.groups_per_unit or len(groups),
-            samples_per_unit=config.calibration.samples_per_unit or _samples_per_unit(config, splits),
+            samples_per_unit=config.calibration.samples_per_unit
+            or default_samples_per_unit(config, len(splits.calibration)),
         )
     plan = Plan(
         config=config,
@@ -171,27 +161,3 @@ def _with_scales(config: Config, target: Target | None, planned: Plan | None) ->
     if planned is not None and planned.config.quantizer.scales != "float16":
         return config
     return dataclasses.replace(config, quantizer=dataclasses.replace(config.quantizer, scales="float16"))
-
-
-def _samples_per_unit(config: Config, splits: Splits) -> int:
-    return best_samples_per_unit(
-        SAMPLE_S,
-        len(splits.calibration),
-        config.calibration.samples_per_pass,
-        PLANNED_WORKERS,
-        Workload(np.array([]), SPREAD),
-        Site(),
-    )
-
-
-def _search_space(config: Config, groups: tuple[Group, ...], target: Target | None) -> SearchSpace:
-    """The groups with the formats, from few bits to many, that the target can hold of each."""
-    names = tuple(sorted(config.formats, key=lambda name: (FORMATS[name].num_bits, name)))
-    formats = (names,) * len(groups) if target is None else narrowed(target, groups, names, config.quantizer)
-    lost = [name for name in names if not any(name in kept for kept in formats)]
-    if lost:
-        log.info("target %s cannot hold %s: left out", config.target, ", ".join(lost))
-    partly = sum(len(kept) < len(names) - len(lost) for kept in formats)
-    if partly:
-        log.info("%d groups are no whole number of quantization groups wide and get fewer formats", partly)
-    return SearchSpace(groups, formats)

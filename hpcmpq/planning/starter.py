@@ -96,7 +96,7 @@ def make_starter(
         length = sequence_length or min(SEQUENCE_LENGTH, description.max_positions or SEQUENCE_LENGTH)
         counts = Counts(length)
         if data is None:
-            inputs = _example_inputs(description, Path(str(config.path)))
+            inputs = example_inputs(description, Path(str(config.path)))
         else:
             counts, samples = _count(data, f"{place} {data}", description, length)
             inputs = samples.of_all_lengths(CalibrationConfig.samples_per_pass).inputs
@@ -142,7 +142,7 @@ def _grouped(
     return (find_groups(model, GroupsConfig(tie=ties), inputs) if ties else alone), ties
 
 
-def _example_inputs(description: ModelDescription, directory: Path) -> dict[str, Tensor]:
+def example_inputs(description: ModelDescription, directory: Path) -> dict[str, Tensor]:
     """Inputs of a batch, whose values nobody looks at."""
     if description.takes_tokens:
         return {"input_ids": torch.zeros(2, SHORTEST, dtype=torch.int64)}

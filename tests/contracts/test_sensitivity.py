@@ -321,7 +321,7 @@ def test_additive_methods_have_no_interactions(name: str):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("objective", ["kl", "ce"])
 def test_reports_the_loss_of_the_original(name: str, objective: str):
-    subject, samples = make_subject("llama", objective, num_probes=1)
+    subject, samples = make_subject("llama", objective, num_probes=1, formats=("int4",))
     _, arrays, _, _ = contents(
         find_method(name).measure(subject, samples, range(len(subject.space.groups)), 0), True
     )
@@ -332,7 +332,7 @@ def test_reports_the_loss_of_the_original(name: str, objective: str):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_float32_agrees_with_float64(name: str):
-    options = {"num_probes": 4 if name in SAMPLED else None, "per_pass": 3}
+    options = {"num_probes": 2 if name in SAMPLED else None, "per_pass": 3, "formats": ("int2", "int8")}
     double, single = (
         make_subject("llama", "ce", dtype=dtype, **options) for dtype in (torch.float64, torch.float32)
     )

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 from safetensors.torch import load_file, save_file
 
 from hpcmpq.export import compressed_tensors, fake_quantized, gguf, tool_configs
@@ -30,6 +29,8 @@ def _gguf(directory: Path) -> None:
 
 
 def _onnx(directory: Path) -> None:
+    import onnx
+
     graph = onnx.load(directory / "model.onnx")
     [scales] = [t for t in graph.graph.initializer if t.name == "model.layers.1.mlp.down_proj.weight.scales"]
     scales.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scales) * FACTOR, scales.name))

@@ -3,8 +3,6 @@
 import json
 import re
 
-from compressed_tensors.quantization import QuantizationScheme
-
 from hpcmpq.export import export
 from tests.export.planned import llama, mixtral, plan_run, solve_by_turns
 
@@ -12,6 +10,8 @@ Q0 = "model.layers.0.self_attn.q_proj"
 
 
 def test_all_tools_get_every_layer(tmp_path):
+    from compressed_tensors.quantization import QuantizationScheme
+
     run, plan = plan_run(tmp_path, llama(), formats=["int3", "int4", "int8", "bf16"])
     assignment = solve_by_turns(run, plan)
     line = export(run, "tool_configs")

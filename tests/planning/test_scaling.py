@@ -19,7 +19,7 @@ from hpcmpq.planning.scaling import (
     read_seconds,
     schedule,
 )
-from hpcmpq.planning.stage import PLANNED_WORKERS, SAMPLE_S, SPREAD
+from hpcmpq.planning.search import PLANNED_WORKERS, SAMPLE_S, SPREAD
 from hpcmpq.store.attempts import Attempt, CalibrateProcess
 from tests.synthetic_run import synthetic_plan
 

@@ -1,0 +1,202 @@
+"""One command of the package, and what happens to it: signals, a full disk, slow renames, damaged files.
+
+A command is a process that forks from this one, which has read all libraries, with workers that fork too.
+"""
+
+import fcntl
+import io
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+PATIENCE_S = 300.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit status, negative for a signal; what it said; how long it took."""
+
+    status: int
+    said: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to a command.
+
+    Attributes:
+        before: To the run directory, before it starts; returns the name of the file that it damaged.
+        inside: In its process, before it begins.
+        during: To it, by its process group, while it runs; `undisturbed` is how long it takes otherwise.
+    """
+
+    before: Callable[[Path, random.Random], str] | None = None
+    inside: Callable[[random.Random], None] | None = None
+    during: Callable[[int, random.Random, float], None] | None = None
+
+
+def run(words: Sequence[str], fault: Fault, draw: random.Random, undisturbed_s: float) -> Ended:
+    """`hpcmpq WORDS` with a fault, to its end; nothing of it is left."""
+    begun = time.monotonic()
+    reader, writer = os.pipe()  # which has room on the fullest disk
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 1 << 20)
+    process = os.fork()
+    if process == 0:
+        os.close(reader)
+        _become(words, writer, fault, draw)
+    os.close(writer)
+    with suppress(ProcessLookupError, PermissionError):  # the child does so too, whoever is first
+        os.setpgid(process, process)
+    if fault.during is not None:
+        fault.during(process, draw, undisturbed_s)
+    while (ended := os.waitpid(process, os.WNOHANG))[0] == 0:
+        if time.monotonic() - begun > PATIENCE_S:
+            os.killpg(process, signal.SIGKILL)
+        time.sleep(0.005)
+    with suppress(ProcessLookupError):  # workers of a killed command, which leave by themselves
+        os.killpg(process, signal.SIGKILL)
+    os.set_blocking(reader, False)
+    with os.fdopen(reader, "rb") as file:
+        said = (file.read() or b"").decode(errors="replace")
+    return Ended(os.waitstatus_to_exitcode(ended[1]), said, time.monotonic() - begun)
+
+
+def _become(words: Sequence[str], writer: int, fault: Fault, draw: random.Random) -> None:
+    """The rest of the life of a forked process."""
+    status = 1
+    try:
+        os.setpgid(0, 0)
+        for number in (1, 2):
+            os.dup2(writer, number)
+        os.close(writer)
+        sys.stdout, sys.stderr = map(_text, (1, 2))
+        sys.argv = ["hpcmpq", *words]
+        forking = multiprocessing.get_context("fork")
+        multiprocessing.get_context = lambda method=None: forking  # type: ignore[assignment]
+        if fault.inside is not None:
+            fault.inside(draw)
+        from hpcmpq.cli import main
+
+        main()
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _text(number: int) -> io.TextIOWrapper:
+    return io.TextIOWrapper(
+        io.BufferedWriter(io.FileIO(number, "w", closefd=False)), "utf-8", line_buffering=True
+    )
+
+
+def _members(group: int) -> list[int]:
+    """Processes of a group, the command first."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError, IndexError):
+            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                found.append(int(path.parent.name))
+    return sorted(found, key=lambda number: number != group)
+
+
+def _wait(draw: random.Random, undisturbed_s: float) -> None:
+    time.sleep(draw.uniform(0, 1.1 * undisturbed_s))
+
+
+def _kill_all(group: int, draw: random.Random, undisturbed_s: float) -> None:
+    _wait(draw, undisturbed_s)
+    os.killpg(group, signal.SIGKILL)
+
+
+def _kill_one(group: int, draw: random.Random, undisturbed_s: float) -> None:
+    """The command itself, or a worker where there is one then."""
+    _wait(draw, undisturbed_s)
+    with suppress(ProcessLookupError):
+        os.kill(draw.choice(_members(group)[1:] or [group]), signal.SIGKILL)
+
+
+def _warn(group: int, draw: random.Random, undisturbed_s: float) -> None:
+    _wait(draw, undisturbed_s)
+    os.killpg(group, draw.choice((signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)))
+
+
+def _stop(group: int, draw: random.Random, undisturbed_s: float) -> None:
+    """One process of the command or all, for a while."""
+    _wait(draw, undisturbed_s)
+    everyone = draw.random() < 0.5
+    with suppress(ProcessLookupError):
+        chosen = -group if everyone else draw.choice(_members(group) or [group])
+        os.kill(chosen, signal.SIGSTOP)
+        time.sleep(draw.uniform(0.1, 1.0))
+        os.kill(chosen, signal.SIGCONT)
+
+
+def _full_disk(draw: random.Random) -> None:
+    """No file grows beyond a random size, as on a disk with so much room."""
+    size = int(10 ** draw.uniform(1, 4.5))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def _slow_renames(draw: random.Random) -> None:
+    """Renames take their time, as between the servers of a busy file system."""
+    replace, pause_s = os.replace, draw.uniform(0.05, 0.5)
+
+    def slow(*paths: Path) -> None:
+        time.sleep(pause_s)
+        replace(*paths)
+
+    os.replace = slow  # type: ignore[assignment]
+
+
+def _some_file(run: Path, draw: random.Random) -> Path:
+    """A file of the run with something in it; every directory is as likely as another."""
+    folders = sorted({path.parent for path in run.rglob("*") if path.is_file() and path.stat().st_size > 0})
+    folder = draw.choice(folders)
+    return draw.choice(
+        sorted(path for path in folder.iterdir() if path.is_file() and path.stat().st_size > 0)
+    )
+
+
+def _flip(run: Path, draw: random.Random) -> str:
+    path = _some_file(run, draw)
+    data = bytearray(path.read_bytes())
+    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    path.write_bytes(bytes(data))
+    return path.relative_to(run).as_posix()
+
+
+def _truncate(run: Path, draw: random.Random) -> str:
+    path = _some_file(run, draw)
+    path.write_bytes(path.read_bytes()[: draw.randrange(path.stat().st_size)])
+    return path.relative_to(run).as_posix()
+
+
+NONE = Fault()
+FAULTS = {
+    "all its processes killed": Fault(during=_kill_all),
+    "one of its processes killed": Fault(during=_kill_one),
+    "told to stop (TERM, USR2 or INT)": Fault(during=_warn),
+    "stopped and continued": Fault(during=_stop),
+    "disk full": Fault(inside=_full_disk),
+    "renames delayed, then killed": Fault(inside=_slow_renames, during=_kill_all),
+    "a bit of a file flipped": Fault(before=_flip),
+    "a file cut short": Fault(before=_truncate),
+}
+"""What can happen, by name."""

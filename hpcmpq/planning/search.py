@@ -1,0 +1,46 @@
+"""What is searched, and in how many samples at a time: the parts of a plan that need no weights and no data."""
+
+import logging
+
+import numpy as np
+
+from hpcmpq.formats import FORMATS
+from hpcmpq.planning.scaling import Site, Workload, best_samples_per_unit
+from hpcmpq.settings import Config
+from hpcmpq.space import Group, SearchSpace
+from hpcmpq.targets import Target, narrowed
+
+log = logging.getLogger(__name__)
+
+PLANNED_WORKERS = 64
+"""Units are cut for this many workers when the config does not say: the same on every machine, since the plan
+must not depend on where it is made. More workers help little once start-up takes as long as the units
+(bench/scaling.py)."""
+
+SAMPLE_S, SPREAD = 10.0, 0.1
+"""A sample's time and how much it varies, for the same purpose; only the order of magnitude matters."""
+
+
+def default_samples_per_unit(config: Config, num_samples: int) -> int:
+    """Samples of a work unit where the config does not say."""
+    return best_samples_per_unit(
+        SAMPLE_S,
+        num_samples,
+        config.calibration.samples_per_pass,
+        PLANNED_WORKERS,
+        Workload(np.array([]), SPREAD),
+        Site(),
+    )
+
+
+def search_space(config: Config, groups: tuple[Group, ...], target: Target | None) -> SearchSpace:
+    """The groups with the formats, from few bits to many, that the target can hold of each."""
+    names = tuple(sorted(config.formats, key=lambda name: (FORMATS[name].num_bits, name)))
+    formats = (names,) * len(groups) if target is None else narrowed(target, groups, names, config.quantizer)
+    lost = [name for name in names if not any(name in kept for kept in formats)]
+    if lost:
+        log.info("target %s cannot hold %s: left out", config.target, ", ".join(lost))
+    partly = sum(len(kept) < len(names) - len(lost) for kept in formats)
+    if partly:
+        log.info("%d groups are no whole number of quantization groups wide and get fewer formats", partly)
+    return SearchSpace(groups, formats)

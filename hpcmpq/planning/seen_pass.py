@@ -1,0 +1,101 @@
+"""What one forward pass shows of a model: sizes of its outputs and states, and how much of it each option runs.
+
+The pass may run on tensors that have shapes and no values.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from hpcmpq.models.blocks import largest_list
+from hpcmpq.models.chain.chain import Chain
+from hpcmpq.models.chain.places import Places, first_block, is_outside, places_of_groups
+from hpcmpq.models.outputs import Inputs, forward
+from hpcmpq.sensitivity.sampled_positions import samples_positions
+from hpcmpq.settings import Config
+from hpcmpq.space import Group
+
+SPAWNED_SHARE = 0.65
+"""Share of a block that an option of its own weights runs, on average over the weights of a transformer block."""
+
+
+@dataclass(frozen=True)
+class SeenPass:
+    """A pass over one batch.
+
+    Attributes:
+        z_NTV: The outputs.
+        widest: Numbers in the widest output of any layer.
+        state: Numbers in a hidden state.
+        num_blocks: Of the chain of blocks, or None where the model is none.
+        shares: Share of a pass that an option of each group runs.
+        head_width: Inputs of the head before which options are projected, or None where all logits are made.
+    """
+
+    z_NTV: Tensor
+    widest: int
+    state: int
+    num_blocks: int | None
+    shares: tuple[float, ...]
+    head_width: int | None = None
+
+
+def see(model: nn.Module, chain: Chain | None, groups: Sequence[Group], inputs: Inputs) -> SeenPass:
+    """A pass of a model that was taken apart."""
+    z_NTV, widest, state = _watch(model, inputs, None if chain is None else chain.blocks[0])
+    if chain is None:
+        return SeenPass(z_NTV, widest, state, None, (1.0,) * len(groups))
+    shares = tuple(map(share_of_pass, places_of_groups(chain, model, groups)))
+    return SeenPass(z_NTV, widest, state, len(chain.blocks), shares)
+
+
+def see_shapes(
+    model: nn.Module, groups: Sequence[Group], inputs: Inputs, config: Config, probes: int | None
+) -> SeenPass:
+    """A pass of a model that has shapes alone, as if its largest list of blocks were its chain."""
+    blocks = largest_list(model)
+    z_NTV, widest, state = _watch(model, inputs, blocks[0])
+    get_head = getattr(model, "get_output_embeddings", lambda: None)
+    head, num_outputs = get_head(), z_NTV.shape[2]
+    before = samples_positions(config.sensitivity.loss_positions, num_outputs, probes, config.objective)
+    shares = tuple(1.0 if g.block is None else _share_from(g.block, len(blocks)) for g in groups)
+    width = head.weight.shape[1] if before and head is not None else None
+    return SeenPass(z_NTV, widest, state, len(blocks), shares, width)
+
+
+def share_of_pass(places: Places) -> float:
+    """Share of a forward pass that an option of a group at these places of a chain runs."""
+    return 1.0 if is_outside(places) else _share_from(first_block(places), len(places) - 1)
+
+
+def _share_from(block: int, num_blocks: int) -> float:
+    return (num_blocks - block - 1 + SPAWNED_SHARE) / num_blocks
+
+
+def _watch(model: nn.Module, inputs: Inputs, block: nn.Module | None) -> tuple[Tensor, int, int]:
+    """Outputs, elements of the widest output of any layer, and of a hidden state: at most the widest where the
+    blocks are pieces of a graph, which the model itself does not call.
+    """
+    sizes = [0]
+    state = [0]
+
+    def leaf(_: nn.Module, __: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.numel())
+
+    def first(_: nn.Module, __: Any, output: Any) -> None:
+        state.append((output[0] if isinstance(output, tuple) else output).numel())
+
+    inner = [module for module in model.modules() if not any(True for _ in module.children())]
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    handles = [module.register_forward_hook(leaf) for module in inner if module is not head]
+    if block is not None:
+        handles.append(block.register_forward_hook(first))
+    try:
+        z_NTV = forward(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return z_NTV, max(sizes), max(state) or max(sizes)

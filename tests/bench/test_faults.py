@@ -1,0 +1,37 @@
+"""A short version of `python -m bench.faults`, and that its judge sees what is lost."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bench.faults import PASSED, Undisturbed, results, suffer, undisturbed
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return undisturbed(tmp_path_factory.mktemp("faults") / "whole", ("plan", "calibrate", "reduce"))
+
+
+@pytest.mark.parametrize("number", [0, 2, 5, 7, 9])
+def test_whatever_happens_the_same_command_ends_with_the_same_bits(number: int, whole: Undisturbed):
+    said: list[str] = []
+    outcome = suffer(number, whole, said.append)
+    assert outcome.ending in PASSED, (outcome, said)
+
+
+def test_a_shard_that_differs_or_is_gone_is_seen(whole: Undisturbed, tmp_path: Path):
+    shutil.copytree(whole.folder / "reduce", tmp_path / "run")
+    expected = results(whole.folder / "reduce")
+    assert results(tmp_path / "run") == expected
+    assert {name.partition("/")[0] for name in expected} >= {"plan.json", "rounded", "shards", "quadratic.h5"}
+    first, second, *_ = sorted((tmp_path / "run" / "shards").iterdir())
+    first.write_bytes(first.read_bytes()[:-1] + b"?")
+    second.unlink()
+    found = results(tmp_path / "run")
+    assert {name for name in expected if found.get(name) != expected[name]} == {
+        f"shards/{first.name}",
+        f"shards/{second.name}",
+    }
