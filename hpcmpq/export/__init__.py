@@ -112,7 +112,7 @@ def _write(
 ) -> "tuple[Written, Verification]":
     """Write an export and read it back; the original leaves memory before the reader's model enters it."""
     from hpcmpq.export.readers import missing_reader, read_back, reader_name
-    from hpcmpq.export.streamed_check import expected_of_streamed, read_back_streamed
+    from hpcmpq.export.streamed_check import check_in_turn, expected_of_streamed, read_back_streamed
     from hpcmpq.export.tool_config_check import check_tool_configs
     from hpcmpq.export.verification import (
         Verification,
@@ -133,10 +133,7 @@ def _write(
     if (reason := written.unreadable or missing_reader(reader)) is not None:
         return written, Verification(None, reason)
     if variants.streamed is not None and name != "fake_quantized":
-        return written, Verification(
-            None,
-            f"{reader_name(name)} holds the whole model, which is streamed; where it fits, use model.stream: false",
-        )
+        return written, check_in_turn(name, variants, assignment, attempt, written)
     samples = kept_samples(run, plan) or planned_splits(plan).calibration
     inputs = one_sample(samples, written.max_positions)
     if variants.streamed is not None:

@@ -5,10 +5,12 @@ packed zero points it rejects. So tensors are unpacked here one by one, by the l
 that names them, and transformers loads what comes out as it loads the original.
 """
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
@@ -46,26 +48,93 @@ def decompressed(directory: Path, settings: Any, dtype: torch.dtype) -> dict[str
     Raises:
         UserError: If no scheme, or more than one, names a packed layer.
     """
-    from compressed_tensors.compressors import BaseCompressor
-    from compressed_tensors.quantization import QuantizationConfig
-    from compressed_tensors.utils.match import match_name
     from safetensors.torch import load_file
 
-    values = settings if isinstance(settings, dict) else read_model_json(directory)["quantization_config"]
-    schemes = list(QuantizationConfig.model_validate(values).config_groups.values())
+    schemes = schemes_of(directory, settings)
     tensors: dict[str, Tensor] = {}
     for path in sorted(directory.glob("*.safetensors")):
         tensors |= load_file(path)
-    for layer in [name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")]:
-        named = [each for each in schemes if any(match_name(layer, target) for target in each.targets)]
-        if len(named) != 1:
-            raise UserError(f"{len(named)} schemes of {directory} name {layer}, which is packed")
-        own = {"weight": tensors.pop(f"{layer}.weight", None)}
-        own |= {f"weight_{part}": tensors.pop(f"{layer}.weight_{part}", None) for part in _PARTS}
-        given = {name: _widened(tensor, dtype) for name, tensor in own.items() if tensor is not None}
-        compressor = BaseCompressor.get_value_from_registry(named[0].format)
-        tensors[f"{layer}.weight"] = compressor.decompress(given, named[0])["weight"].to(dtype)
+    for layer in packed_layers(tensors):
+        own = {name: tensors.pop(name, None) for name in parts_of_layer(layer)}
+        tensors[f"{layer}.weight"] = unpacked(layer, own, schemes, dtype)
     return tensors
+
+
+def decompressed_in_turn(directory: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a directory, those of weights unpacked; one is in memory at a time.
+
+    Raises:
+        UserError: If no scheme, or more than one, names a packed layer.
+    """
+    schemes = schemes_of(directory, read_model_json(directory).get("quantization_config"))
+    files = files_of(directory)
+
+    def read(name: str) -> Tensor | None:
+        # Opened for every tensor: pages of a file that is open count as memory.
+        if name not in files:
+            return None
+        with safe_open(files[name], "pt") as file:
+            return file.get_tensor(name).clone()
+
+    taken: set[str] = set()
+    for layer in packed_layers(files):
+        own = {name: read(name) for name in parts_of_layer(layer)}
+        taken |= own.keys()
+        yield f"{layer}.weight", unpacked(layer, own, schemes, dtype)
+    for name in files:
+        if name not in taken and (tensor := read(name)) is not None:
+            yield name, tensor
+
+
+def files_of(directory: Path) -> dict[str, Path]:
+    """{tensor: its file}."""
+    found: dict[str, Path] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found |= dict.fromkeys(file.keys(), path)
+    return found
+
+
+def packed_layers(names: Iterable[str]) -> list[str]:
+    """The layers that have scales."""
+    return [name.removesuffix(".weight_scale") for name in names if name.endswith(".weight_scale")]
+
+
+def parts_of_layer(layer: str) -> list[str]:
+    """Names of all that may stand for a layer's weight."""
+    return [f"{layer}.weight", *(f"{layer}.weight_{part}" for part in _PARTS)]
+
+
+def schemes_of(directory: Path, settings: Any) -> list[Any]:
+    """The groups of a configuration, or of that in a directory."""
+    from compressed_tensors.quantization import QuantizationConfig
+
+    values = settings if isinstance(settings, dict) else read_model_json(directory)["quantization_config"]
+    return list(QuantizationConfig.model_validate(values).config_groups.values())
+
+
+def unpacked(
+    layer: str, parts: Mapping[str, Tensor | None], schemes: Sequence[Any], dtype: torch.dtype
+) -> Tensor:
+    """A layer's weight, by the scheme that names it.
+
+    Raises:
+        UserError: If none does, or more than one.
+    """
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.utils.match import match_name
+
+    named = [each for each in schemes if any(match_name(layer, target) for target in each.targets)]
+    if len(named) != 1:
+        raise UserError(f"{len(named)} schemes name {layer}, which is packed")
+    given = {
+        name.removeprefix(f"{layer}."): _widened(tensor, dtype)
+        for name, tensor in parts.items()
+        if tensor is not None
+    }
+    compressor = BaseCompressor.get_value_from_registry(named[0].format)
+    weight: Tensor = compressor.decompress(given, named[0])["weight"]
+    return weight.to(dtype)
 
 
 def _widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,13 +1,16 @@
-"""An MLX directory as mlx-lm runs it, in float32."""
+"""An MLX directory as mlx-lm runs it and MLX dequantizes it, in float32."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
+from hpcmpq.export.decompressed import files_of
 from hpcmpq.export.weight_probes import Rows, probes
+from hpcmpq.models.description import read_model_json
 from hpcmpq.models.outputs import Inputs
 
 
@@ -31,6 +34,30 @@ def run_mlx(directory: Path, inputs: Inputs, layers: Sequence[str]) -> tuple[Ten
         x_PK = probes(columns(modules[name])).T.numpy()
         rows[f"layer {name}"] = _tensor(modules[name](mx.array(x_PK))).T
     return _tensor(logits_NTV), rows
+
+
+def dequantized_in_turn(directory: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a directory, those of weights dequantized by MLX to float32; one is in memory at a time."""
+    import mlx.core as mx
+
+    settings, files = read_model_json(directory).get("quantization", {}), files_of(directory)
+
+    def read(name: str) -> Tensor:
+        # Opened for every tensor: pages of a file that is open count as memory.
+        with safe_open(files[name], "pt") as file:
+            tensor: Tensor = file.get_tensor(name).clone()
+            return tensor
+
+    for name in files:
+        layer, _, part = name.rpartition(".")
+        packed = f"{layer}.scales" in files
+        if packed and part == "weight":
+            given = [read(f"{layer}.{each}") for each in ("scales", "biases") if f"{layer}.{each}" in files]
+            exact = [mx.array((t.float() if t.is_floating_point() else t).numpy()) for t in given]
+            found = mx.dequantize(mx.array(read(name).numpy()), *exact, **settings[layer], dtype=mx.float32)
+            yield name, _tensor(found)
+        elif not packed or part == "bias":
+            yield name, read(name)
 
 
 def columns(layer: object) -> int:

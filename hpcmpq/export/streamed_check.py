@@ -1,38 +1,138 @@
-"""A streamed model's checkpoint, read back block after block: by transformers' class of the model, and safetensors.
+"""A streamed model's exports, read back a block or a tensor at a time.
 
-Both models run in the dtype of the run, and every tensor of the files is compared, so that no difference is explained.
+A checkpoint of plain weights runs in transformers' class of the model: both models run in the dtype of the run, and
+every tensor of the files is compared, so that no difference is explained. Of the other exports every tensor is unpacked
+by the library that does so when their users load them, and compared.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from hpcmpq.errors import NotReproduced, raise_if_no_room
+from hpcmpq.export.decompressed import decompressed_in_turn
+from hpcmpq.export.mlx_reader import dequantized_in_turn
+from hpcmpq.export.readers import reader_name
 from hpcmpq.export.streamed_files import tensors_in_turn
-from hpcmpq.export.verification import Behaviour, full_precision
-from hpcmpq.export.weight_probes import products
-from hpcmpq.models.load import forward
+from hpcmpq.export.verification import ADVICE, Behaviour, Verification, compare_rows, full_precision
+from hpcmpq.export.weight_probes import Rows, products
+from hpcmpq.export.written import Written
+from hpcmpq.formats import FORMATS
+from hpcmpq.models.factories import describe
+from hpcmpq.models.load import forward, quiet_transformers
 from hpcmpq.models.outputs import Inputs
 from hpcmpq.models.streaming import Streamed, load_streamed
+from hpcmpq.models.weights import from_matrix
 from hpcmpq.quantized.variants import Variants
+from hpcmpq.quantizers import decode
 from hpcmpq.settings import ModelConfig
 from hpcmpq.space import Assignment
+from hpcmpq.targets import GGUF_ARCHITECTURES
 
 
 @torch.no_grad()
 def expected_of_streamed(variants: Variants, assignment: Assignment, inputs: Inputs) -> Behaviour:
     """What the run's model does with all weights of an assignment, and nothing else rounded."""
+    rows = rows_of_streamed(variants, assignment, codes=False)
+    assert variants.streamed is not None
+    with variants.weighting(assignment)():
+        return Behaviour(_outputs(variants.streamed, inputs), rows)
+
+
+@torch.no_grad()
+def rows_of_streamed(variants: Variants, assignment: Assignment, codes: bool) -> Rows:
+    """What weights under an assignment make of probes: codes times scales in full precision, or as the run has them."""
     streamed = variants.streamed
     assert streamed is not None
     chosen = {m.parameter: (m, assignment[g.name]) for g in variants.space.groups for m in g.members}
     rows = {}
     for name, tensor in tensors_in_turn(streamed):
-        value = variants.rounded(*chosen[name], tensor) if name in chosen else tensor
+        value = tensor
+        if name in chosen:
+            member, format_name = chosen[name]
+            format = FORMATS[format_name]
+            if codes and format.scaled:
+                matrix_MK = decode(*variants.encoded(member, format_name), format, variants.quantizer)
+                like = torch.empty_like(tensor, dtype=full_precision(tensor.dtype))
+                value = from_matrix(matrix_MK, member, like)
+            else:
+                value = variants.rounded(member, format_name, tensor)
         if value.is_floating_point():
             rows[name] = products(value.to(full_precision(value.dtype)))
-    with variants.weighting(assignment)():
-        return Behaviour(_outputs(streamed, inputs), rows)
+    return rows
+
+
+@torch.no_grad()
+def check_in_turn(
+    name: str, variants: Variants, assignment: Assignment, directory: Path, written: Written
+) -> Verification:
+    """That every tensor of an export means the run's.
+
+    Raises:
+        NotReproduced: If one does not, or is missing, or cannot be read.
+    """
+    streamed = variants.streamed
+    assert streamed is not None
+    reader, read_in_turn = _IN_TURN[name]
+    expected = rows_of_streamed(variants, assignment, codes=True)
+    names = {stored: own for own, stored in reversed(streamed.weights.aliases.items())}
+    dtype = full_precision(streamed.weights.dtype)
+    rows: Rows = {}
+    try:
+        with quiet_transformers():
+            for stored, tensor in read_in_turn(streamed, directory, dtype):
+                own = names.get(stored, stored)
+                if own in expected:
+                    rows[own] = products(tensor.to(dtype))
+    except Exception as error:  # another library's, on files that may be wrong in any way
+        raise_if_no_room(error)
+        raise NotReproduced(
+            f"{reader_name(reader)} cannot read the {name} export back ({describe(error)}); {ADVICE}"
+        ) from error
+    return compare_rows(name, reader_name(reader), rows, expected, written)
+
+
+def _compressed(streamed: Streamed, directory: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    return decompressed_in_turn(directory, dtype)
+
+
+def _gguf(streamed: Streamed, directory: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Of model.gguf, as transformers orders rows and names tensors, read from the file without mapping it."""
+    import gguf
+    from transformers.modeling_gguf_pytorch_utils import (
+        TENSOR_PROCESSORS,
+        TensorProcessor,
+        get_gguf_hf_weights_map,
+    )
+
+    path, settings = directory / "model.gguf", streamed.model.config.to_dict()  # type: ignore[operator, union-attr]
+    architecture = GGUF_ARCHITECTURES[settings["model_type"]]
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=settings)
+    names = get_gguf_hf_weights_map(streamed.model, processor, model_type=architecture)
+    for tensor in gguf.GGUFReader(path).tensors:
+        data = tensor.data
+        own = np.fromfile(path, data.dtype, data.size, offset=tensor.data_offset).reshape(data.shape)
+        weight = gguf.dequantize(own, tensor.tensor_type)
+        weight = processor.process(
+            weights=weight, name=tensor.name, tensor_key_mapping=names, parsed_parameters={}
+        ).weights
+        yield names[tensor.name], torch.from_numpy(np.ascontiguousarray(weight))
+
+
+def _mlx(streamed: Streamed, directory: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    return dequantized_in_turn(directory)
+
+
+_IN_TURN = {
+    "compressed_tensors": ("decompressed", _compressed),
+    "gguf": ("gguf", _gguf),
+    "mlx": ("mlx", _mlx),
+}
+"""What reads each export one tensor at a time: its name in `hpcmpq.export.readers`, and how."""
 
 
 @torch.no_grad()

@@ -69,8 +69,10 @@ class Verification:
         if self.reason is not None:
             return f"not verified: {self.reason}"
         figures = dict(self.figures)
-        if "difference" not in figures:
+        if "num_weights" not in figures:
             return f"verified: {self.reader}"
+        if "difference" not in figures:
+            return f"verified: {self.reader} reads all {figures['num_weights']} tensors back, one by one"
         return f"verified: {self.reader} reads it back, outputs differ by {figures['difference']:.1e} of their spread"
 
 
@@ -151,16 +153,11 @@ def compare(name: str, reader: str, read: Behaviour, expected: Behaviour, writte
     Raises:
         NotReproduced: If they differ by more than rounding explains.
     """
-    place, of_rows, count = largest_difference(read.rows, expected.rows)
-    if not of_rows <= OF_ROWS[written.narrowed]:
-        raise NotReproduced(
-            f"{reader} reads {place} of the {name} export back with a row that differs from the run's model by "
-            f"{of_rows:.2g} of its size, where rounding explains {OF_ROWS[written.narrowed]:g}; {_ADVICE}"
-        )
+    of_weights = _row_figures(name, reader, read.rows, expected.rows, written)
     read_NTV, expected_NTV = read.outputs_NTV, expected.outputs_NTV
     if read_NTV.shape != expected_NTV.shape:
         shapes = f"{list(read_NTV.shape)}, the run's model gives {list(expected_NTV.shape)}"
-        raise NotReproduced(f"{reader} gives outputs {shapes}, from the {name} export; {_ADVICE}")
+        raise NotReproduced(f"{reader} gives outputs {shapes}, from the {name} export; {ADVICE}")
     error = read_NTV.double() - expected_NTV.double()
     scale = float(expected_NTV.double().std()) or float(expected_NTV.abs().max()) or 1.0
     share = float(error.square().mean().sqrt()) / scale
@@ -168,7 +165,7 @@ def compare(name: str, reader: str, read: Behaviour, expected: Behaviour, writte
     if not share <= tolerance:  # NaN, too
         raise NotReproduced(
             f"{reader} reads the {name} export back with outputs that differ from the run's model by "
-            f"{share:.2g} of their spread, where rounding explains {tolerance:g}; {_ADVICE}"
+            f"{share:.2g} of their spread, where rounding explains {tolerance:g}; {ADVICE}"
         )
     figures = {
         "difference": share,
@@ -176,13 +173,36 @@ def compare(name: str, reader: str, read: Behaviour, expected: Behaviour, writte
         "largest_difference": float(error.abs().max()),
         "spread": float(expected_NTV.double().std()),
         "num_positions": expected_NTV.shape[1],
-        "num_weights": count,
-        "largest_row_difference": of_rows,
+        **of_weights,
     }
     return Verification(reader, figures=tuple(figures.items()))
 
 
-_ADVICE = (
+def compare_rows(name: str, reader: str, read: Rows, expected: Rows, written: Written) -> Verification:
+    """That weights which were read one by one are the run's; arguments as in `compare`.
+
+    Raises:
+        NotReproduced: If one differs by more than rounding explains, or is missing.
+    """
+    if missing := [weight for weight in expected if weight not in read]:
+        raise NotReproduced(
+            f"{reader} finds no {missing[0]} in the {name} export ({len(missing)} of {len(expected)} tensors are "
+            f"missing); {ADVICE}"
+        )
+    return Verification(reader, figures=tuple(_row_figures(name, reader, read, expected, written).items()))
+
+
+def _row_figures(name: str, reader: str, read: Rows, expected: Rows, written: Written) -> dict[str, Any]:
+    place, of_rows, count = largest_difference(read, expected)
+    if not of_rows <= OF_ROWS[written.narrowed]:
+        raise NotReproduced(
+            f"{reader} reads {place} of the {name} export back with a row that differs from the run's model by "
+            f"{of_rows:.2g} of its size, where rounding explains {OF_ROWS[written.narrowed]:g}; {ADVICE}"
+        )
+    return {"num_weights": count, "largest_row_difference": of_rows}
+
+
+ADVICE = (
     "nothing of it is kept: take another format, or keep it unverified with `hpcmpq export --no-verify`, and please "
     "report this"
 )

@@ -9,23 +9,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.plan import WorkUnit
-from hpcmpq.planning.later_peaks import later_peaks
+from hpcmpq.planning.later_peaks import COPIES_READ, later_peaks
 from hpcmpq.planning.part_times import PartTimes, time_parts, total_seconds
-from hpcmpq.planning.rounding_estimate import rounding_bytes, rounding_seconds
-from hpcmpq.planning.seen_pass import SeenPass, see
+from hpcmpq.planning.rounding_estimate import again_bytes, rounding_bytes, rounding_seconds
+from hpcmpq.planning.seen_pass import SeenPass, output_elements, see
 from hpcmpq.quantized.losses import MAX_KEPT_BYTES
 from hpcmpq.quantized.variants import KEPT_BYTES
 from hpcmpq.response.engine import OPTIONS_PER_PASS, wave_size
 from hpcmpq.rounding.options import stored_formats
 from hpcmpq.sensitivity.features import COLUMNS_PER_STEP
-from hpcmpq.sensitivity.probes import STRIDE, num_probes
-from hpcmpq.sensitivity.projected_scores import LIKELY_OUTPUTS
-from hpcmpq.sensitivity.sampled_positions import LossPositions, find_head, num_drawn
+from hpcmpq.sensitivity.probes import num_probes
+from hpcmpq.sensitivity.sampled_positions import find_head
 from hpcmpq.settings import Config
 from hpcmpq.space import SearchSpace
 
@@ -49,6 +48,7 @@ class CostEstimate:
         evaluate_peak_bytes: Of tensors in a process that evaluates with engine ``torch``.
         export_peak_bytes: Of tensors in a process that exports the checkpoint and reads it back.
         peak_parts: `peak_bytes` by what takes them.
+        reround_peak_bytes: Of tensors in a process that rounds the solution again; None where no weight can be.
         seconds: On one worker like the machine that planned; None where the model is streamed.
         engine: ``wavefront``, ``whole``.
     """
@@ -65,6 +65,7 @@ class CostEstimate:
     evaluate_peak_bytes: int | None = None
     export_peak_bytes: int | None = None
     peak_parts: Mapping[str, int] = field(default_factory=dict)
+    reround_peak_bytes: int | None = None
 
 
 @torch.no_grad()
@@ -76,6 +77,7 @@ def estimate_cost(
     batch: Samples,
     block_bytes: tuple[int, int] | None = None,
     num_rounding_samples: int = 0,
+    read_bytes: int = 0,
 ) -> CostEstimate:
     """The predicted cost of a plan's calibration by an engine.
 
@@ -87,6 +89,7 @@ def estimate_cost(
         batch: The samples of one pass.
         block_bytes: Of a streamed model, bytes outside its blocks and of the largest block.
         num_rounding_samples: That codes are fitted on.
+        read_bytes: Of all samples in the data.
     """
     chain = None if config.sensitivity.engine == "whole" else find_chain(model, batch.inputs, space.groups)
     seen = see(model, chain, space.groups, batch.inputs)
@@ -97,8 +100,9 @@ def estimate_cost(
     times = None
     if block_bytes is None:
         times = time_parts(model, chain, head, config, space, batch, probes)
+    per_pass = len(batch)
     return cost_of_pass(
-        seen, model, config, space, units, len(batch), block_bytes, num_rounding_samples, times
+        seen, model, config, space, units, per_pass, block_bytes, num_rounding_samples, times, read_bytes
     )
 
 
@@ -112,6 +116,7 @@ def cost_of_pass(
     block_bytes: tuple[int, int] | None,
     num_rounding_samples: int,
     times: PartTimes | None = None,
+    read_bytes: int = 0,
 ) -> CostEstimate:
     """The cost of a calibration whose passes are like one that was seen.
 
@@ -125,13 +130,11 @@ def cost_of_pass(
         block_bytes: Of a streamed model, bytes outside its blocks and of the largest block.
         num_rounding_samples: That codes are fitted on.
         times: Of the pass's parts, if they were timed.
+        read_bytes: Of all samples in the data, if they were read.
     """
     z_NTV, widest, chained = seen.z_NTV, seen.widest, seen.num_blocks is not None
     num_samples = max(unit.sample_stop for unit in units)
-    probes, positions = (
-        num_probes(config.sensitivity.probes, z_NTV.shape[2]),
-        config.sensitivity.loss_positions,
-    )
+    probes = num_probes(config.sensitivity.probes, z_NTV.shape[2])
     num_features = z_NTV.shape[1] * (probes or z_NTV.shape[2])
     shares = [share for share, names in zip(seen.shares, space.formats, strict=True) for _ in names]
     macs = sum(group.macs for group in space.groups) * num_samples
@@ -141,7 +144,7 @@ def cost_of_pass(
         num_passes = num_samples / per_pass
         seconds = total_seconds(times, shares, num_passes, _kept_bytes(model, space) <= KEPT_BYTES)
         forwards = seconds / (num_passes * times.forward)
-    outputs = _output_elements(z_NTV, seen.head_width, probes, positions)
+    outputs = output_elements(seen, probes, config.sensitivity.loss_positions)
     beside = SearchSpace(space.groups, tuple(formats[:2] for formats in space.formats))
     whole = replace(units[0], group_start=0, group_stop=len(space.groups))
     searched = z_NTV.element_size() * sum(group.numel for group in space.groups)
@@ -154,20 +157,25 @@ def cost_of_pass(
         for among, unit in ((space, units[0]), (beside, whole))
     )
     formats, round_bytes, round_s = stored_formats(space, config.quantizer), None, None
+    num_positions, itemsize = z_NTV.shape[:2].numel(), z_NTV.element_size()
+    states = itemsize * (seen.state if chained else 0) * -(-num_rounding_samples // per_pass)
     if formats:
-        num_positions, itemsize = z_NTV.shape[:2].numel(), z_NTV.element_size()
-        states = itemsize * (seen.state if chained else 0) * num_rounding_samples // per_pass
         round_bytes = rounding_bytes(space, formats, weights, states, num_positions, 3 * itemsize * widest)
         if times is not None:
             num_passes = num_rounding_samples / per_pass
             round_s = rounding_seconds(formats, config.quantizer, num_positions, num_passes, times.forward)
-    later = later_peaks(model, config, space, z_NTV, seen.state if chained else 0, block_bytes)
+    again = again_bytes(
+        model, space, config.quantizer, weights, 2 * states, num_positions, 3 * itemsize * widest
+    )
+    reading = COPIES_READ * read_bytes
+    state = seen.state if chained else 0
+    later = later_peaks(model, config, space, z_NTV, state, block_bytes, reading, again)
     return CostEstimate(
         forwards,
         flops,
         sum(_shard_bytes(space, unit, num_features) for unit in units),
         sum(peak_parts.values()),
-        max(sum(refine_parts.values()), whole_losses) + base,
+        max(max(sum(refine_parts.values()), whole_losses) + base, reading),
         seconds,
         "wavefront" if chained else "whole",
         round_bytes,
@@ -175,6 +183,7 @@ def cost_of_pass(
         later.evaluate,
         later.export,
         peak_parts,
+        later.reround,
     )
 
 
@@ -182,21 +191,6 @@ def _kept_bytes(model: nn.Module, space: SearchSpace) -> int:
     pairs = zip(space.groups, space.formats, strict=True)
     itemsize = next(model.parameters()).element_size()
     return itemsize * sum(group.numel * len(formats) for group, formats in pairs)
-
-
-def _output_elements(
-    z_NTV: Tensor, width: int | None, probes: int | None, positions: LossPositions
-) -> tuple[int, int]:
-    """Numbers for the outputs of the original, and of each option that is scored at once."""
-    num_samples, num_tokens, num_outputs = z_NTV.shape
-    if width is None or probes is None:
-        return 6 * z_NTV.numel(), z_NTV.numel()
-    likely = min(LIKELY_OUTPUTS, num_outputs)
-    known = num_samples * num_tokens * (1 + probes + likely) * width
-    exact = num_samples * num_drawn(positions, num_tokens) * num_outputs
-    table = num_samples * probes * (num_outputs + STRIDE * num_tokens)
-    check = 8 * num_tokens * num_outputs  # of one sample, when the head is looked for
-    return max(check, known + 2 * exact + table), num_samples * num_tokens * (2 * width + 4 * likely)
 
 
 def _options(space: SearchSpace, unit: WorkUnit) -> int:

@@ -1,4 +1,4 @@
-"""What evaluation and export will hold, before they run: the most bytes of tensors at once in one process."""
+"""What evaluation, rounding again and export will hold: the most bytes of tensors at once in one process."""
 
 from dataclasses import dataclass
 
@@ -11,6 +11,9 @@ from hpcmpq.space import SearchSpace
 
 MODELS = 3
 """Original, quantized and uniform."""
+
+COPIES_READ = 2
+"""Copies of the data while they are read: stages that need other samples than those of calibration choose again."""
 
 COPIES_OF_ROUNDING = 4
 """Copies of a weight while it is rounded: scaled, its codes, decoded, and what it becomes."""
@@ -29,10 +32,12 @@ class LaterPeaks:
     Attributes:
         evaluate: Of an evaluation with engine ``torch``.
         export: Of an export of the checkpoint, read back.
+        reround: Of rounding the solution again and comparing it; None where no weight can be.
     """
 
     evaluate: int
     export: int
+    reround: int | None
 
 
 def later_peaks(
@@ -42,8 +47,10 @@ def later_peaks(
     z_NTV: Tensor,
     state: int,
     block_bytes: tuple[int, int] | None,
+    reading: int,
+    again: int | None,
 ) -> LaterPeaks:
-    """The peaks of both.
+    """All peaks.
 
     Args:
         model: In memory, or streamed.
@@ -52,6 +59,8 @@ def later_peaks(
         z_NTV: The outputs of one pass.
         state: Numbers in a hidden state of one pass; 0 where the model is no chain of blocks.
         block_bytes: Of a streamed model, bytes outside its blocks and of the largest block.
+        reading: Bytes while the data are read, which is before the model is.
+        again: Bytes while weights are rounded again; None where none can be.
     """
     output_bytes, state_bytes = z_NTV.nbytes, z_NTV.element_size() * state
     parameters = list(model.parameters())
@@ -61,27 +70,30 @@ def later_peaks(
     rounding = COPIES_OF_ROUNDING * max(itemsize, FULL_PRECISION) * largest
     scales = FULL_PRECISION * 2 * searched // (config.quantizer.group_size or 64)
     outputs = COPIES_OF_OUTPUTS * output_bytes
-    passes = -(-config.evaluation.num_samples // config.calibration.samples_per_pass)
+    weights, in_block = sum(block_bytes or (p.nbytes for p in parameters)), itemsize * searched_at_once(space)
+
+    def measuring(num_models: int, num_samples: int) -> int:
+        """Bytes while whole assignments are measured."""
+        passes = -(-num_samples // config.calibration.samples_per_pass)
+        if block_bytes is None:
+            kept = min(MAX_KEPT_BYTES, passes * output_bytes)
+            return weights + itemsize * searched + scales + kept + max(rounding, outputs)
+        states = min(MAX_STATE_BYTES, num_models * passes * state_bytes)
+        return weights + scales + states + max(in_block + rounding, outputs)
+
     if block_bytes is None:
-        weights = sum(p.nbytes for p in parameters)
         numel = sum(p.numel() for p in parameters)
-        kept = min(MAX_KEPT_BYTES, passes * output_bytes)
         in_full = max(weights + FULL_PRECISION * searched, FULL_PRECISION * numel)
-        return LaterPeaks(
-            weights + itemsize * searched + scales + kept + max(rounding, outputs),
-            in_full + scales + max(rounding, outputs),
-        )
-    outside, block = block_bytes
-    states = min(MAX_STATE_BYTES, MODELS * passes * state_bytes)
-    compared = FULL_PRECISION * max(p.numel() for p in parameters)  # one tensor at a time
-    held = outside + block + scales
-    in_block = itemsize * _searched_in_a_block(space)
-    return LaterPeaks(
-        held + states + max(in_block + rounding, outputs), held + max(in_block + rounding, compared, outputs)
-    )
+        exporting = in_full + scales + max(rounding, outputs)
+    else:
+        compared = FULL_PRECISION * max(p.numel() for p in parameters)  # one tensor at a time
+        exporting = weights + scales + max(in_block + rounding, compared, outputs)
+    again = None if again is None else max(reading, again, measuring(2, config.calibration.held_out))
+    return LaterPeaks(max(reading, measuring(MODELS, config.evaluation.num_samples)), exporting, again)
 
 
-def _searched_in_a_block(space: SearchSpace) -> int:
+def searched_at_once(space: SearchSpace) -> int:
+    """Searched numbers of the block that has most, or of what lies outside the blocks."""
     numel: dict[int | None, int] = {}
     for group in space.groups:
         numel[group.block] = numel.get(group.block, 0) + group.numel

@@ -1,14 +1,17 @@
-"""What making the codes of all options will take, before it runs: memory of a worker, and seconds of one."""
+"""What rounding will take: memory and seconds of a worker that makes codes, and the memory of rounding again."""
 
 from collections import Counter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.planning.later_peaks import searched_at_once
 from hpcmpq.planning.part_times import timed
 from hpcmpq.quantizers import choose_qparams
 from hpcmpq.quantizers.gptq import compensated_codes, compensation
+from hpcmpq.rounding.again import is_rounded_again
+from hpcmpq.rounding.linear_layers import is_linear_weight
 from hpcmpq.rounding.options import StoredFormats
 from hpcmpq.rounding.original_inputs import SUMS_BYTES
 from hpcmpq.space import Member, SearchSpace
@@ -21,6 +24,10 @@ FLOATS_OF_ROUNDING = 3
 
 FLOATS_OF_FACTOR = 4
 """Matrices [K, K] in float64 while Σ x xᵀ is factorised, beside itself."""
+
+
+MATRICES_AGAIN = 7
+"""Matrices [K, K] while a weight is rounded again: Σ x̃ x̃ᵀ, Σ (x − x̃) x̃ᵀ, and what is made of them."""
 
 
 def rounding_bytes(
@@ -46,6 +53,43 @@ def rounding_bytes(
     summing = activations + 8 * (positions * widest + widest**2)
     held = min(max(sums.values()), SUMS_BYTES + 8 * widest**2)
     return weights + states + held + max(8 * rounding, summing)
+
+
+def again_bytes(
+    model: nn.Module,
+    space: SearchSpace,
+    quantizer: Quantizer,
+    weights: int,
+    states: int,
+    positions: int,
+    activations: int,
+) -> int | None:
+    """Most bytes of tensors at once while a solution is rounded again, or None where no weight can be.
+
+    Args:
+        model: The original.
+        space: Groups and options.
+        quantizer: How weights are rounded.
+        weights: Bytes of the model that are in memory.
+        states: Bytes of the hidden states of all samples, of both models; 0 where it is no chain of blocks.
+        positions: Inputs of a layer in one pass.
+        activations: Bytes of one pass.
+    """
+    members = [
+        member
+        for group, names in zip(space.groups, space.formats, strict=True)
+        if any(is_rounded_again(name, quantizer) for name in names)
+        for member in group.members
+        if is_linear_weight(model, member)
+    ]
+    if not members:
+        return None
+    itemsize = next(model.parameters()).element_size()
+    rounded = itemsize * (searched_at_once(space) if states else sum(group.numel for group in space.groups))
+    widest = max(member.num_columns for member in members)
+    rounding = max(FLOATS_OF_ROUNDING * m.numel + MATRICES_AGAIN * m.num_columns**2 for m in members)
+    summing = activations + 8 * (3 * positions * widest + 3 * widest**2)
+    return weights + rounded + states + max(8 * rounding, summing)
 
 
 def rounding_seconds(

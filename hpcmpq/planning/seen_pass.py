@@ -13,7 +13,9 @@ from hpcmpq.models.blocks import largest_list
 from hpcmpq.models.chain.chain import Chain
 from hpcmpq.models.chain.places import Places, first_block, is_outside, places_of_groups
 from hpcmpq.models.outputs import Inputs, forward
-from hpcmpq.sensitivity.sampled_positions import samples_positions
+from hpcmpq.sensitivity.probes import STRIDE
+from hpcmpq.sensitivity.projected_scores import LIKELY_OUTPUTS
+from hpcmpq.sensitivity.sampled_positions import LossPositions, num_drawn, samples_positions
 from hpcmpq.settings import Config
 from hpcmpq.space import Group
 
@@ -63,6 +65,20 @@ def see_shapes(
     shares = tuple(1.0 if g.block is None else _share_from(g.block, len(blocks)) for g in groups)
     width = head.weight.shape[1] if before and head is not None else None
     return SeenPass(z_NTV, widest, state, len(blocks), shares, width)
+
+
+def output_elements(seen: SeenPass, probes: int | None, positions: LossPositions) -> tuple[int, int]:
+    """Numbers for the outputs of the original, and of each option that is scored at once."""
+    z_NTV, width = seen.z_NTV, seen.head_width
+    num_samples, num_tokens, num_outputs = z_NTV.shape
+    if width is None or probes is None:
+        return 6 * z_NTV.numel(), z_NTV.numel()
+    likely = min(LIKELY_OUTPUTS, num_outputs)
+    known = num_samples * num_tokens * (1 + probes + likely) * width
+    exact = num_samples * num_drawn(positions, num_tokens) * num_outputs
+    table = num_samples * probes * (num_outputs + STRIDE * num_tokens)
+    check = 8 * num_tokens * num_outputs  # of one sample, when the head is looked for
+    return max(check, known + 2 * exact + table), num_samples * num_tokens * (2 * width + 4 * likely)
 
 
 def share_of_pass(places: Places) -> float:

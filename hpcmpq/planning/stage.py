@@ -123,7 +123,14 @@ def _keep(run: RunDir, plan: Plan, config: Config, original: Original, splits: S
         batch = calibration[:size].to(original.device)
         fitted = splits.rounding if splits.rounding is not None and ROUNDING in plan.facts else calibration
         cost = estimate_cost(
-            original.model, config, plan.space, plan.units, batch, original.block_bytes, len(fitted)
+            original.model,
+            config,
+            plan.space,
+            plan.units,
+            batch,
+            original.block_bytes,
+            len(fitted),
+            splits.pool_bytes,
         )
         write_artefact(run.file("cost.json"), dataclasses.asdict(cost))
 

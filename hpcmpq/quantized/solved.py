@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from hpcmpq.models.streaming import Streamed
+from hpcmpq.models.streaming import Streamed, load_streamed
 from hpcmpq.plan import Plan, content_hash
 from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes
 from hpcmpq.quantized.variants import Variants, open_variants
@@ -38,6 +38,12 @@ def open_solved(
     if not run.solution_path.exists():
         return variants
     return replace(variants, solved=solution_codes(run, plan, read_solution(run)))
+
+
+def open_as_planned(run: RunDir, plan: Plan) -> Variants:
+    """As `open_solved`, with the model as the config has it: in memory, or one block at a time."""
+    streamed = load_streamed(plan.config.model) if plan.config.model.stream else None
+    return open_solved(run, plan, streamed=streamed)
 
 
 def kept_codes(solution: Mapping[str, Any]) -> str | None:

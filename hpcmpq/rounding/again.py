@@ -71,6 +71,7 @@ class RoundingAgain:
             self.batches,
             self.method.needs_original,
             partial(variants.activations.rounded, self.assignment) if rounds else nullcontext,
+            variants.streamed,
         )
         done: set[str] = set()
         for piece in states.pieces(variants.space.groups):

@@ -14,9 +14,10 @@ import numpy as np
 
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.kept_samples import planned_splits
+from hpcmpq.models.load import pick_device
 from hpcmpq.plan import content_hash
 from hpcmpq.quantized.losses import Comparison
-from hpcmpq.quantized.solved import codes_called, kept_codes, open_solved
+from hpcmpq.quantized.solved import codes_called, kept_codes, open_as_planned
 from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes
 from hpcmpq.refine.descent import is_better
 from hpcmpq.refine.portfolio import paired
@@ -60,8 +61,8 @@ def reround(
         [plan.fingerprint, assignment, name, strength, samples.digest(), config.calibration.samples_per_pass]
     )[:16]
     own = codes_called(run, attempt, name, strength)
-    variants = open_solved(run, plan)
-    device = next(variants.model.parameters()).device
+    variants = open_as_planned(run, plan)
+    device = pick_device(config.model.device)
     start = time.monotonic()
     again = RoundingAgain(
         replace(variants, solved=None),

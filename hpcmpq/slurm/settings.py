@@ -44,6 +44,9 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 """Slurm settings, and the jobs that they hold for when no job is named."""
 
+ARRAYS = ("calibrate", "refine")
+"""Jobs whose work units an array can share out."""
+
 _GPU_KEYS = ("gpus", "gpus_per_node", "gpus_per_task", "gres")
 _RANK_KEYS = ("ntasks", "ntasks_per_node")
 _ONE_GPU = ("refine", "reround", "finish", "export")
@@ -86,6 +89,8 @@ def parse_settings(texts: Sequence[str], executor: str) -> Settings:
             near = difflib.get_close_matches(job_key, KEYS, n=1, cutoff=0.6)
             hint = f"did you mean {near[0]!r}? " if near and near[0] != job_key else ""
             raise UserError(f"unknown Slurm setting {name!r}; {hint}{_valid_keys()}")
+        elif dot and job_key == "array" and job not in ARRAYS:
+            raise UserError(f"--slurm {name}: only {' and '.join(ARRAYS)} are shared out over a job array")
         elif dot:
             special[job, job_key] = value
         else:
@@ -118,7 +123,7 @@ def _options_of(
         *_RANK_KEYS,
     }:
         options["ntasks"] = "4" if job == "calibrate" else "2"
-    if job == "calibrate" and executor == "array":
+    if (job, executor) == ("calibrate", "array") or (job == "refine" and "array" in options):
         count, percent, at_once = options.get("array", "4").partition("%")
         if count.isdigit() and int(count) > 0:
             options["array"] = f"0-{int(count) - 1}{percent}{at_once}"

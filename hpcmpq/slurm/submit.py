@@ -66,10 +66,11 @@ def make_jobs(
         UserError: If there are settings for the last job of the other kind of chain.
     """
     path = str(run.path.resolve())
+    refining = CALIBRATE_SCRIPTS["array"] if "array" in settings.options["refine"] else "solve.sbatch"
     calls = {
         "calibrate": (CALIBRATE_SCRIPTS[executor], path),
         "solve": ("solve.sbatch", path, "reduce", "solve"),
-        "refine": ("solve.sbatch", path, "refine"),
+        "refine": (refining, path, "refine"),
         "reround": ("solve.sbatch", path, "reround"),
     }
     if sharded:

@@ -13,6 +13,7 @@ from hpcmpq.export.modelopt import quantization
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.quantized.variants import open_variants
 from hpcmpq.quantizers import choose_qparams, encode
+from hpcmpq.store.json_files import read_json, write_json
 from tests.export.planned import llama, plan_run, solve_by_turns
 
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
@@ -35,6 +36,7 @@ def unpacked(tensors: dict[str, Tensor], name: str, algorithm: str) -> Tensor:
 
 
 def test_every_layer_means_the_runs_weight_and_fused_layers_share_their_global_scale(tmp_path):
+    """Of a model in memory, and streamed."""
     made = llama(num_key_value_heads=4, intermediate_size=256)
     formats = ["nvfp4a16", "fp8_e4m3", "fp8_block", "mxfp8", "bf16"]
     run, plan = plan_run(tmp_path, made, torch.float32, target="tensorrt_llm", formats=formats)
@@ -61,6 +63,17 @@ def test_every_layer_means_the_runs_weight_and_fused_layers_share_their_global_s
     assert {"lm_head", "model.embed_tokens"} <= set(settings["exclude_modules"])
     predicted = json.loads(run.solution_path.read_text())["costs"]["size_bytes"]
     assert weight_bytes(directory) == pytest.approx(predicted, rel=0.01)
+
+    values = read_json(run.plan_path, "")
+    values["config"]["model"]["stream"] = True
+    write_json(run.plan_path, values)
+    export(run, "modelopt")
+    streamed = load_file(directory / "model.safetensors")
+    assert streamed.keys() == tensors.keys()
+    for name, tensor in streamed.items():
+        assert tensor.dtype == tensors[name].dtype and tensor.shape == tensors[name].shape
+        assert torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (tensor, tensors[name]))), name
+    assert json.loads((directory / "hf_quant_config.json").read_text())["quantization"] == settings
 
 
 def test_one_algorithm_for_all_is_named_without_a_list():

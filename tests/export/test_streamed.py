@@ -10,7 +10,9 @@ import transformers
 from safetensors import safe_open
 from torch import Tensor
 
+import hpcmpq.export.compressed_tensors as compressed_tensors
 import hpcmpq.export.fake_quantized as fake_quantized
+import hpcmpq.export.gguf as gguf_export
 from hpcmpq.errors import NotReproduced
 from hpcmpq.export import export, streamed_files
 from hpcmpq.models.streaming import load_streamed
@@ -78,7 +80,12 @@ def test_safetensors_of_a_streamed_model_are_those_of_one_in_memory(runs, name: 
     assert index["weight_map"].keys() == expected.keys()
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in expected.values())
     assert same(tensors(directories[1]), expected)
-    assert ("verified: transformers" if name == "fake_quantized" else "not verified: ") in line
+    reader = "transformers" if name == "fake_quantized" else "compressed-tensors"
+    assert f", verified: {reader}" in line
+    num_weights = read_json(directories[1] / "verification.json", "")["num_weights"]
+    assert (
+        num_weights == len(load_streamed(read_plan(streamed).config.model).weights.aliases) - 1
+    )  # the head is tied
     read = transformers.AutoModelForCausalLM.from_pretrained(directories[1], dtype=torch.float32)
     other = transformers.AutoModelForCausalLM.from_pretrained(directories[0], dtype=torch.float32)
     ids = torch.arange(16)[None]
@@ -89,11 +96,63 @@ def test_gguf_of_a_streamed_model_has_the_tensors_of_one_in_memory(runs):
     import gguf
 
     found = []
-    for run in runs:
-        export(run, "gguf", verify=False)
+    for run, ending in zip(runs, ("outputs differ", "reads all 74 tensors back, one by one"), strict=True):
+        assert ending in export(run, "gguf")
         reader = gguf.GGUFReader(run.path / "exports" / "gguf" / "model.gguf")
         found.append({each.name: (each.tensor_type, each.data.tobytes()) for each in reader.tensors})
     assert found[0] == found[1]
+
+
+def test_mlx_of_a_streamed_model_has_the_tensors_of_one_in_memory(runs):
+    pytest.importorskip("mlx.core", reason="needs mlx-lm[cpu], whose wheels want glibc 2.35")
+    whole, streamed = runs
+    assert "outputs differ" in export(whole, "mlx")
+    assert "reads all 74 tensors back, one by one" in export(streamed, "mlx")
+    assert same(tensors(streamed.path / "exports" / "mlx"), tensors(whole.path / "exports" / "mlx"))
+
+
+def test_a_wrong_scale_a_wrong_order_and_a_missing_tensor_are_found(runs, monkeypatch):
+    """In exports of which every tensor is read alone."""
+    _, streamed = runs
+    packed, order = compressed_tensors.stored, gguf_export._row_order
+
+    def scaled(name, *args):
+        factor = 1.25 if name.endswith("layers.3.mlp.down_proj.weight") else 1.0
+        return {
+            own: value * factor if own.endswith("_scale") else value
+            for own, value in packed(name, *args).items()
+        }
+
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(NotReproduced, match=r"layers\.3\.mlp\.down_proj\.weight"),
+    ):
+        patched.setattr(compressed_tensors, "stored", scaled)
+        export(streamed, "compressed_tensors")
+
+    def reversed_order(name, *args):
+        return (
+            torch.arange(64).flip(0)
+            if name.endswith("layers.3.self_attn.k_proj.weight")
+            else order(name, *args)
+        )
+
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(NotReproduced, match=r"layers\.3\.self_attn\.k_proj\.weight"),
+    ):
+        patched.setattr(gguf_export, "_row_order", reversed_order)
+        export(streamed, "gguf")
+
+    def without_last(name, *args):
+        return {} if name.endswith("layers.5.mlp.down_proj.weight") else packed(name, *args)
+
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(NotReproduced, match=r"finds no .*layers\.5\.mlp\.down_proj"),
+    ):
+        patched.setattr(compressed_tensors, "stored", without_last)
+        export(streamed, "compressed_tensors")
 
 
 def test_a_wrong_weight_in_the_files_of_a_streamed_model_is_found(runs, monkeypatch):

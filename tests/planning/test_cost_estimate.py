@@ -11,12 +11,15 @@ from hpcmpq.calibrate.neighbourhood import Neighbourhood
 from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.evaluate import evaluate
 from hpcmpq.export import export, streamed_files
+from hpcmpq.models.data.splits import load_splits
 from hpcmpq.planning.cost_estimate import PEAK_FACTOR
+from hpcmpq.planning.later_peaks import COPIES_READ
 from hpcmpq.planning.part_times import PartTimes, total_seconds
 from hpcmpq.planning.stage import prepare
 from hpcmpq.refine.inquiries import Around, keep_inquiry, plan_of
 from hpcmpq.refine.worker import make_worker as make_refine_worker
 from hpcmpq.rounding.option_units import units_of
+from hpcmpq.rounding.stage import reround
 from hpcmpq.rounding.worker import make_worker as make_rounding_worker
 from hpcmpq.settings import (
     CalibrationConfig,
@@ -63,6 +66,12 @@ def config_of(path: str, length: int, stream: bool = False, **sensitivity) -> Co
     )
 
 
+def on_text(config: Config, folder: Path, text: str = TEXT) -> Config:
+    """The config with a short text, where the other's tokens take more memory than the model."""
+    (folder / "text.txt").write_text(text)
+    return replace(config, calibration=replace(config.calibration, data=str(folder / "text.txt")))
+
+
 @pytest.mark.parametrize(
     "stream, length, sensitivity",
     [
@@ -95,7 +104,7 @@ def test_prediction_is_within_the_stated_factor_of_the_measured(
 @pytest.mark.parametrize("stream", [False, True])
 def test_memory_of_refinement_is_predicted_too(tmp_path: Path, deep, stream):
     run = RunDir(tmp_path / "run", "refine")
-    plan = prepare(config_of(deep, 24, stream, probes=4), run, ())
+    plan = prepare(on_text(config_of(deep, 24, stream, probes=4), tmp_path), run, ())
     predicted = read_json(run.file("cost.json"), "")["refine_peak_bytes"]
     assignment = {group.name: "int4" for group in plan.space.groups}
     beside = tuple(option.index for option in plan.space.options if option.format != "int4")
@@ -109,28 +118,35 @@ def test_memory_of_refinement_is_predicted_too(tmp_path: Path, deep, stream):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_memory_of_evaluation_and_export_is_predicted_too(tmp_path: Path, deep, stream, monkeypatch):
+def test_memory_of_the_stages_after_a_solution_is_predicted_too(tmp_path: Path, deep, stream, monkeypatch):
     monkeypatch.setattr(streamed_files.write_streamed, "__defaults__", (200_000,))
     run = RunDir(tmp_path / "run")
-    config = config_of(deep, 24, stream)
-    (tmp_path / "text.txt").write_text(TEXT)  # the other has as many tokens as the model weights
-    data = replace(config.calibration, data=str(tmp_path / "text.txt"))
-    config = replace(config, calibration=data, evaluation=EvaluationConfig(num_samples=4))
-    plan = prepare(config, run, ())
+    config = replace(config_of(deep, 24, stream), evaluation=EvaluationConfig(num_samples=4))
+    plan = prepare(on_text(config, tmp_path), run, ())
     solve_by_turns(run, plan)
     solution = read_json(run.solution_path, "")
     uniform = {name: {"costs": {"weight_bits": float(name[3:])}} for name in plan.config.formats}
     write_json(run.solution_path, solution | {"budgets": {"weight_bits": 5.0}, "uniform": uniform})
     predicted = read_json(run.file("cost.json"), "")
     peaks = {
+        "reround": peak_bytes(lambda: reround(run, "qep", None, lambda *_: None))[1],
         "evaluate": peak_bytes(lambda: evaluate(run))[1],
         "export": peak_bytes(lambda: export(run, "fake_quantized"))[1],
     }
     weights = 4 * sum(group.numel for group in plan.space.groups)
     for stage, peak in peaks.items():
-        print(stage, stream, peak, predicted[f"{stage}_peak_bytes"], weights)
         assert peak / PEAK_FACTOR < predicted[f"{stage}_peak_bytes"] < PEAK_FACTOR * peak
-        assert (peak < 0.7 * weights) == stream
+        share = (
+            1.2 if stage == "reround" else 0.7
+        )  # with matrices of as many rows as a weight has columns, in float64
+        assert (peak < share * weights) == stream
+
+
+def test_memory_of_reading_the_data_is_predicted_too(tmp_path: Path, deep):
+    config = on_text(config_of(deep, 24), tmp_path, TEXT * 5)
+    splits, peak = peak_bytes(lambda: load_splits(config))
+    assert peak / PEAK_FACTOR < COPIES_READ * splits.pool_bytes < PEAK_FACTOR * peak
+    assert splits.pool_bytes > 16 * 5 * 0.9 * len(TEXT)  # two numbers of 8 bytes a token
 
 
 @pytest.mark.parametrize("stream", [False, True])

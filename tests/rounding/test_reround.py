@@ -26,7 +26,7 @@ from hpcmpq.rounding import METHODS
 from hpcmpq.rounding import stage as reround_stage
 from hpcmpq.rounding.stage import reround
 from hpcmpq.space import Member
-from hpcmpq.store.json_files import read_json
+from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import llama, plan_run, solve_by_turns
 from tests.quantizers.test_gptq import by_definition
@@ -49,6 +49,13 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Plan]:
     )  # fmt: skip
     solve_by_turns(*made)
     return made
+
+
+def stream(run: RunDir) -> None:
+    """Read the run's model block after block from now on."""
+    values = read_json(run.plan_path, "")
+    values["config"]["model"]["stream"] = True
+    write_json(run.plan_path, values)
 
 
 @pytest.fixture
@@ -162,8 +169,10 @@ def test_what_chance_explains_is_not_kept_and_each_look_is_harder(run, monkeypat
 
 
 def test_an_interrupted_attempt_goes_on_with_the_weights_that_are_left(run, tmp_path):
+    """And ends with the bytes of a run that was not, and has one block at a time in memory."""
     other = RunDir(tmp_path / "other")
     shutil.copytree(run.path, other.path)
+    stream(other)
 
     def stop(done: int, total: int) -> None:
         if done == 5:
@@ -184,6 +193,8 @@ def test_an_interrupted_attempt_goes_on_with_the_weights_that_are_left(run, tmp_
     assert len(names) == 11 and names == {path.name for path in folders[1].iterdir()}
     for name in names:
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    lasting = [{k: v for k, v in each["reround"]["history"][0].items() if k != "seconds"} for each in values]
+    assert lasting[0] == lasting[1]  # the losses too, of passes and of a walk
 
     damaged = next(folders[0].iterdir())
     whole = damaged.read_bytes()

@@ -117,6 +117,17 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path):
         parse_settings([f"env={tmp_path / 'mine.sh'}"], "mpi")
 
 
+def test_refinement_is_shared_out_over_an_array_where_one_is_named(tmp_path: Path):
+    settings = parse_settings(["refine.array=8%2", "refine.mem=4G"], "mpi")
+    jobs = {job.name: job for job in make_jobs(RunDir(tmp_path), "mpi", settings, refine=True)}
+    assert jobs["refine"].script == "calibrate_array.sbatch"
+    assert jobs["refine"].arguments == (str(tmp_path), "refine")
+    assert jobs["refine"].options == {"array": "0-7%2", "mem": "4G"}
+    assert all("array" not in job.options for name, job in jobs.items() if name != "refine")
+    with pytest.raises(UserError, match="only calibrate and refine are shared out over a job array"):
+        parse_settings(["finish.array=8"], "array")
+
+
 def test_settings_of_a_job_that_the_chain_lacks_are_refused(tmp_path: Path):
     for sharded, text in ((True, "finish.time=1"), (False, "evaluate.ntasks=4")):
         with pytest.raises(UserError, match="there is no job"):

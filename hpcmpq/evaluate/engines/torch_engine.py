@@ -13,12 +13,11 @@ from torch import Tensor
 
 from hpcmpq.errors import UserError
 from hpcmpq.executors.world import World
-from hpcmpq.models.load import forward, load_model, pick_device, quiet_transformers
+from hpcmpq.models.load import forward, pick_device, quiet_transformers
 from hpcmpq.models.memory import live_bytes, peak_bytes
-from hpcmpq.models.streaming import load_streamed
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.side_by_side import SideBySide, find_walk
-from hpcmpq.quantized.solved import open_solved
+from hpcmpq.quantized.solved import open_as_planned
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.settings import Config
 from hpcmpq.store.run_dir import RunDir
@@ -88,8 +87,4 @@ def make_engine(run: RunDir, plan: Plan, config: Config) -> TorchEngine:
     with quiet_transformers():
         import transformers  # noqa: F401  (before memory is counted)
     start_bytes = live_bytes(device)
-    if config.model.stream:
-        variants = open_solved(run, plan, streamed=load_streamed(config.model))
-    else:
-        variants = open_solved(run, plan, load_model(config.model, import_paths=plan.import_paths))
-    return TorchEngine(variants, device, start_bytes)
+    return TorchEngine(open_as_planned(run, plan), device, start_bytes)

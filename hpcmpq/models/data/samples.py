@@ -74,6 +74,12 @@ class Samples:
         inputs = {name: cut(x) for name, x in self.inputs.items()}
         return Samples(inputs, None if self.targets is None else cut(self.targets), self.labelled)
 
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors."""
+        tensors = (*self.inputs.values(), *(() if self.targets is None else (self.targets,)))
+        return sum(tensor.nbytes for tensor in tensors)
+
     def counts(self, n: int) -> bool:
         """Whether sample n has a position that counts; without one it has no loss."""
         return self.targets is None or bool((self.targets[n] != IGNORED).any())
@@ -121,6 +127,7 @@ class Splits:
         num_overlapping: Samples dropped because earlier sets hold half or more of their tokens, in long runs.
         special_tokens: What begins and ends every calibration sample, as ``<bos> ...``, or empty.
         rounding: Error-compensated rounding is fitted on these; None without it, and where the data hold no more.
+        pool_bytes: Of all samples that these were chosen from.
     """
 
     calibration: Samples
@@ -131,3 +138,4 @@ class Splits:
     num_overlapping: int = 0
     special_tokens: str = ""
     rounding: Samples | None = None
+    pool_bytes: int = 0

@@ -134,6 +134,7 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
         num_overlapping=passed[OVERLAPPING],
         special_tokens=pool.frame.words,
         rounding=pool.part(for_rounding) if for_rounding else None,
+        pool_bytes=pool.samples.nbytes + (eval_pool.samples.nbytes if separate else 0),
     )
     if config.objective == "ce" and not all(
         part.labelled for part in (splits.calibration, splits.evaluation)
