@@ -18,7 +18,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_S = 300.0
+_MARK = "HPCMPQ_FAULT_MARK"
+"""Environment variable of processes under a launcher."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,21 @@ class Fault:
     during: Callable[[int, random.Random, float], None] | None = None
 
 
-def run(words: Sequence[str], fault: Fault, draw: random.Random, undisturbed_s: float) -> Ended:
-    """`hpcmpq WORDS` with a fault, to its end; nothing of it is left."""
+def run(
+    words: Sequence[str],
+    fault: Fault,
+    draw: random.Random,
+    undisturbed_s: float,
+    launcher: Sequence[str] = (),
+) -> Ended:
+    """`hpcmpq WORDS` with a fault, to its end; nothing of it is left. A launcher starts processes of its own."""
     begun = time.monotonic()
     reader, writer = os.pipe()  # which has room on the fullest disk
     fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 1 << 20)
     process = os.fork()
     if process == 0:
         os.close(reader)
-        _become(words, writer, fault, draw)
+        _become(words, writer, fault, draw, launcher)
     os.close(writer)
     with suppress(ProcessLookupError, PermissionError):  # the child does so too, whoever is first
         os.setpgid(process, process)
@@ -61,17 +70,18 @@ def run(words: Sequence[str], fault: Fault, draw: random.Random, undisturbed_s: 
         fault.during(process, draw, undisturbed_s)
     while (ended := os.waitpid(process, os.WNOHANG))[0] == 0:
         if time.monotonic() - begun > PATIENCE_S:
-            os.killpg(process, signal.SIGKILL)
+            _send(_members(process), signal.SIGKILL)
         time.sleep(0.005)
-    with suppress(ProcessLookupError):  # workers of a killed command, which leave by themselves
-        os.killpg(process, signal.SIGKILL)
+    _send(_members(process), signal.SIGKILL)  # workers of a killed command, which leave by themselves
     os.set_blocking(reader, False)
     with os.fdopen(reader, "rb") as file:
         said = (file.read() or b"").decode(errors="replace")
     return Ended(os.waitstatus_to_exitcode(ended[1]), said, time.monotonic() - begun)
 
 
-def _become(words: Sequence[str], writer: int, fault: Fault, draw: random.Random) -> None:
+def _become(
+    words: Sequence[str], writer: int, fault: Fault, draw: random.Random, launcher: Sequence[str]
+) -> None:
     """The rest of the life of a forked process."""
     status = 1
     try:
@@ -85,6 +95,14 @@ def _become(words: Sequence[str], writer: int, fault: Fault, draw: random.Random
         multiprocessing.get_context = lambda method=None: forking  # type: ignore[assignment]
         if fault.inside is not None:
             fault.inside(draw)
+        if launcher:
+            environment = {
+                **os.environ,
+                _MARK: str(os.getpid()),
+                "PYTHONPATH": str(ROOT),
+                "OMP_NUM_THREADS": "1",
+            }
+            os.execve(launcher[0], [*launcher, sys.executable, "-m", "hpcmpq", *words], environment)
         from hpcmpq.cli import main
 
         main()
@@ -106,14 +124,20 @@ def _text(number: int) -> io.TextIOWrapper:
 
 
 def _members(group: int) -> list[int]:
-    """Processes of a group, the command first."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    """Processes of a command, itself first: those of its group, and those that a launcher started in others."""
+    found, mark = [], f"{_MARK}={group}".encode()
+    for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError, IndexError):
-            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            if int(fields[2]) == group and fields[0] != "Z":
-                found.append(int(path.parent.name))
+            fields = (path / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            if fields[0] != "Z" and (int(fields[2]) == group or mark in (path / "environ").read_bytes()):
+                found.append(int(path.name))
     return sorted(found, key=lambda number: number != group)
+
+
+def _send(processes: Sequence[int], number: int) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def _wait(draw: random.Random, undisturbed_s: float) -> None:
@@ -122,30 +146,30 @@ def _wait(draw: random.Random, undisturbed_s: float) -> None:
 
 def _kill_all(group: int, draw: random.Random, undisturbed_s: float) -> None:
     _wait(draw, undisturbed_s)
-    os.killpg(group, signal.SIGKILL)
+    _send(_members(group), signal.SIGKILL)
 
 
 def _kill_one(group: int, draw: random.Random, undisturbed_s: float) -> None:
     """The command itself, or a worker where there is one then."""
     _wait(draw, undisturbed_s)
-    with suppress(ProcessLookupError):
-        os.kill(draw.choice(_members(group)[1:] or [group]), signal.SIGKILL)
+    _send([draw.choice(_members(group)[1:] or [group])], signal.SIGKILL)
 
 
 def _warn(group: int, draw: random.Random, undisturbed_s: float) -> None:
+    """As a batch system does: all processes, or the one that passes it on."""
     _wait(draw, undisturbed_s)
-    os.killpg(group, draw.choice((signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)))
+    number, members = draw.choice((signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)), _members(group)
+    _send(members if draw.random() < 0.5 else members[:1], number)
 
 
 def _stop(group: int, draw: random.Random, undisturbed_s: float) -> None:
     """One process of the command or all, for a while."""
     _wait(draw, undisturbed_s)
-    everyone = draw.random() < 0.5
-    with suppress(ProcessLookupError):
-        chosen = -group if everyone else draw.choice(_members(group) or [group])
-        os.kill(chosen, signal.SIGSTOP)
-        time.sleep(draw.uniform(0.1, 1.0))
-        os.kill(chosen, signal.SIGCONT)
+    members = _members(group)
+    chosen = members if draw.random() < 0.5 else [draw.choice(members or [group])]
+    _send(chosen, signal.SIGSTOP)
+    time.sleep(draw.uniform(0.1, 1.0))
+    _send(chosen, signal.SIGCONT)
 
 
 def _full_disk(draw: random.Random) -> None:
@@ -166,12 +190,12 @@ def _slow_renames(draw: random.Random) -> None:
 
 
 def _some_file(run: Path, draw: random.Random) -> Path:
-    """A file of the run with something in it; every directory is as likely as another."""
-    folders = sorted({path.parent for path in run.rglob("*") if path.is_file() and path.stat().st_size > 0})
-    folder = draw.choice(folders)
-    return draw.choice(
-        sorted(path for path in folder.iterdir() if path.is_file() and path.stat().st_size > 0)
-    )
+    """A file of the run with something in it, seldom one of its records; every directory is as likely as another."""
+    files = sorted(path for path in run.rglob("*") if path.is_file() and path.stat().st_size > 0)
+    results = [path for path in files if path.parent.name not in ("attempts", "timings")]
+    chosen = results if draw.random() < 0.9 else files
+    folder = draw.choice(sorted({path.parent for path in chosen}))
+    return draw.choice([path for path in chosen if path.parent == folder])
 
 
 def _flip(run: Path, draw: random.Random) -> str:
@@ -200,3 +224,5 @@ FAULTS = {
     "a file cut short": Fault(before=_truncate),
 }
 """What can happen, by name."""
+FORKED = ("renames delayed, then killed",)
+"""What happens inside a process, and is over where a launcher takes its place."""

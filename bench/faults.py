@@ -2,6 +2,7 @@
 
     python -m bench.faults                    1,000 faults, an hour at most; writes section `faults` of bench/RESULTS.md
     python -m bench.faults --faults 50        up to number 50 in all
+    python -m bench.faults --mpi --faults 10  beside them, calibrations over three MPI ranks
     python -m bench.faults --first 7 --faults 8 --no-write     number 7 again, with all that was said
 
 Every fault is drawn from its number: a stage of a run of three small layers, with codes of their own and two local
@@ -14,9 +15,11 @@ version of the package only when the file is removed.
 import argparse
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -27,10 +30,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import h5py
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from bench.disturbed import FAULTS, NONE, Ended, run
+from bench.disturbed import FAULTS, FORKED, NONE, Ended, run
 from bench.results import ROOT, table, write_section
 
 STAGES = {
@@ -42,13 +46,15 @@ STAGES = {
     "export": "export RUN",
     "evaluate": "evaluate RUN",
 }
+CHECKS = {"calibrate": STAGES["calibrate"], "report": "report RUN"}
+"""What looks at every shard, and at the rest."""
 LIBRARIES = (
     *(f"hpcmpq.{stage}.stage" for stage in ("planning", "calibrate", "solve", "refine", "evaluate")),
     "hpcmpq.calibrate.worker", "hpcmpq.rounding.worker", "hpcmpq.refine.worker", "hpcmpq.export.fake_quantized",
     "ortools.sat.python.cp_model", "hpcmpq.cli",
 )  # fmt: skip
-CHANGING = {"digest", "peak_bytes"}
-"""Keys of JSON files whose values follow from times, or change like them."""
+CHANGING = {"digest", "peak_bytes", "environment"}
+"""Keys of JSON files whose values follow from times, or are for people."""
 COMPARED = (
     "plan.json", "samples.safetensors", "rounded/*.h5", "shards/*.h5", "quadratic.h5", "solution.json",
     "checkpoint/*.safetensors", "checkpoint/assignment.json", "evaluation.json", "evaluation_samples.npz",
@@ -69,6 +75,7 @@ class Outcome:
         stage: What was running.
         fault: A name in `FAULTS`.
         damaged: The file, where one was damaged.
+        mpi: Whether three ranks of MPI ran it.
         ending: ``unhurt`` (ended well, with the same bits), ``again`` (the same command went on), ``named`` (another
             command had to run first, and the sentence said which), ``later`` (a damaged file that the stage does not
             read was mended when it was read), or what is wrong.
@@ -79,6 +86,7 @@ class Outcome:
     fault: str
     damaged: str
     ending: str
+    mpi: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,17 +96,24 @@ class Undisturbed:
     folder: Path
     config: Path
     seconds: Mapping[str, float]
+    launcher: tuple[str, ...] = ()
 
     def before(self, stage: str) -> Path:
         """The run as a stage finds it."""
         return self.folder / ("nothing", *self.seconds)[list(self.seconds).index(stage)]
 
-    def words(self, stage: str, run_dir: Path) -> list[str]:
-        """The command line of a stage."""
-        return [{"CONFIG": str(self.config), "RUN": str(run_dir)}.get(w, w) for w in STAGES[stage].split()]
+    def run(self, stage: str, work: Path, fault: str | None, draw: random.Random) -> Ended:
+        """A stage in a directory; `calibrate` under the launcher, where there is one."""
+        launched = stage == "calibrate" and self.launcher
+        command = "calibrate RUN --executor mpi" if launched else {**STAGES, **CHECKS}[stage]
+        words = [{"CONFIG": str(self.config), "RUN": str(work)}.get(word, word) for word in command.split()]
+        chosen = NONE if fault is None else FAULTS[fault]
+        return run(words, chosen, draw, self.seconds.get(stage, 0.0), self.launcher if launched else ())
 
 
-def undisturbed(folder: Path, stages: Sequence[str] = tuple(STAGES)) -> Undisturbed:
+def undisturbed(
+    folder: Path, stages: Sequence[str] = tuple(STAGES), launcher: tuple[str, ...] = ()
+) -> Undisturbed:
     """The first stages without faults, kept after each; libraries are read once, here."""
     from tests.executors.tiny_model import CONFIG
 
@@ -108,11 +123,11 @@ def undisturbed(folder: Path, stages: Sequence[str] = tuple(STAGES)) -> Undistur
     seconds: dict[str, float] = {}
     text = CONFIG.format(method="secant", rounding="gptq", samples="more_samples")
     (folder / "config.yaml").write_text(f"{text}evaluation: {{num_samples: 8}}\n", encoding="utf-8")
-    made = Undisturbed(folder, folder / "config.yaml", seconds)
+    made = Undisturbed(folder, folder / "config.yaml", seconds, launcher)
     work = folder / "run"
     (folder / "nothing").mkdir()
     for stage in stages:
-        ended = run(made.words(stage, work), NONE, random.Random(0), 0.0)
+        ended = made.run(stage, work, None, random.Random(0))
         if ended.status != 0:
             raise RuntimeError(f"{stage} without a fault ended with status {ended.status}: {ended.said}")
         seconds[stage] = ended.seconds
@@ -127,9 +142,11 @@ def results(run_dir: Path) -> dict[str, str]:
     for pattern in COMPARED:
         for path in run_dir.glob(pattern):
             data = path.read_bytes()
-            with suppress(ValueError, SafetensorError):  # what is damaged is compared as it is
+            with suppress(ValueError, OSError, KeyError, RuntimeError, SafetensorError):  # damaged: as it is
                 if path.suffix == ".json":
                     data = json.dumps(_less_times(json.loads(data)), sort_keys=True).encode()
+                elif path.suffix == ".h5":  # some of its bytes mean nothing
+                    data = _contents(path)
                 elif path.suffix == ".safetensors":
                     tensors = load(data)
                     data = b"".join(name.encode() + tensors[name].tobytes() for name in sorted(tensors))
@@ -143,11 +160,25 @@ def _less_times(values: Any) -> Any:
     return [_less_times(value) for value in values] if isinstance(values, list) else values
 
 
+def _contents(path: Path) -> bytes:
+    """All that an HDF5 file says."""
+    said = []
+    with h5py.File(path) as file:
+        items = [("", file)]
+        file.visititems(lambda name, item: items.append((name, item)))
+        for name, item in items:
+            said += [name, *(f"{key} {value!r}" for key, value in sorted(item.attrs.items()))]
+            if isinstance(item, h5py.Dataset):
+                said += [str(item.dtype), str(item.shape), repr(item[()].tolist())]
+    return "\n".join(said).encode()
+
+
 def suffer(number: int, whole: Undisturbed, say: Say = lambda _: None) -> Outcome:
     """Draw a fault, let it happen, and do as a user would."""
     draw = random.Random(number)
-    stages = list(whole.seconds)
-    stage, fault = draw.choice(stages), draw.choice(list(FAULTS))
+    stages = ["calibrate"] if whole.launcher else list(whole.seconds)
+    faults = [name for name in FAULTS if not (whole.launcher and name in FORKED)]
+    stage, fault = draw.choice(stages), draw.choice(faults)
     if stage == "plan" and FAULTS[fault].before is not None:  # there is no file yet
         stage = draw.choice(stages[1:])
     work = whole.folder / "run"  # the same path each time, as plans name paths
@@ -157,7 +188,7 @@ def suffer(number: int, whole: Undisturbed, say: Say = lambda _: None) -> Outcom
     before = FAULTS[fault].before
     damaged = "" if before is None else before(work, draw)
     ending = _ending(stage, fault, damaged, whole, work, draw, say)
-    return Outcome(number, stage, fault, damaged, ending)
+    return Outcome(number, stage, fault, damaged, ending, bool(whole.launcher))
 
 
 def _ending(
@@ -168,7 +199,7 @@ def _ending(
     left = _differing(work, whole.folder / stage)
     if ending in PASSED and left == {damaged}:
         stages = list(whole.seconds)
-        for later in (*stages[stages.index(stage) + 1 :], "calibrate"):  # which looks at every shard
+        for later in (*stages[stages.index(stage) + 1 :], *CHECKS):
             ending = _completed(later, None, damaged, whole, work, draw, say)
             if ending not in PASSED:
                 return f"{later}: {ending}"
@@ -185,12 +216,19 @@ def _completed(
         ended = _run(stage, whole, work, fault if start == 0 else None, draw, say)
         if "Traceback" in ended.said:
             return "a traceback"
-        if ended.status == 2 and len(re.findall(r"^hpcmpq: ", ended.said, flags=re.MULTILINE)) != 1:
+        if (
+            ended.status == 2
+            and not whole.launcher
+            and len(re.findall(r"^hpcmpq: ", ended.said, flags=re.MULTILINE)) != 1
+        ):
             return "not one sentence"
-        if ended.status not in (0, 2, 75) and (start > 0 or ended.status > 0):
+        killed = start == 0 and (ended.status < 0 or whole.launcher)  # mpiexec has a status of its own then
+        if ended.status not in (0, 2, 75) and not killed:
             return f"exit status {ended.status}"
         commands = [c for c in dict.fromkeys(re.findall(r"`hpcmpq ([a-z]+)", ended.said)) if c in STAGES]
-        wrong = ended.status != 0 or _differing(work, whole.folder / stage) - {damaged}
+        wrong = ended.status != 0 or (
+            stage in whole.seconds and _differing(work, whole.folder / stage) - {damaged}
+        )
         if not wrong or (ended.status == 0 and not commands):
             return "named" if named else "unhurt" if start == 0 else "again"
         for command in commands:
@@ -207,15 +245,9 @@ def _differing(run_dir: Path, other: Path) -> set[str]:
 
 
 def _run(
-    stage: str,
-    whole: Undisturbed,
-    work: Path,
-    fault: str | None,
-    draw: random.Random,
-    say: Callable[[str], None],
+    stage: str, whole: Undisturbed, work: Path, fault: str | None, draw: random.Random, say: Say
 ) -> Ended:
-    chosen = NONE if fault is None else FAULTS[fault]
-    ended = run(whole.words(stage, work), chosen, draw, whole.seconds[stage])
+    ended = whole.run(stage, work, fault, draw)
     say(f"--- {stage}{f', {fault}' if fault else ''}: status {ended.status}\n{ended.said}")
     return ended
 
@@ -235,7 +267,7 @@ def report(outcomes: list[Outcome]) -> str:
     stages = ", ".join(f"{stage} {met[stage]}" for stage in STAGES)
     return (
         f"## Faults\n\n`python -m bench.faults`: {len(outcomes)} faults at random moments of stages of a small run, "
-        "with two local workers;\n"
+        f"with two local workers or, {sum(o.mpi for o in outcomes)} of them, three ranks of MPI;\n"
         "after each, the results have to be those of the undisturbed run, bit for bit, less times. "
         f"Stages met: {stages}.\n\n{table(header, rows)}"
     )
@@ -247,28 +279,32 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first fault")
     parser.add_argument("--faults", type=int, default=1000, help="number after the last")
     parser.add_argument("--time-limit", type=float, default=3600.0, help="seconds")
+    parser.add_argument("--mpi", action="store_true", help="calibrations over three ranks of MPI")
     parser.add_argument("--no-write", action="store_true", help="print all that is said, and keep nothing")
     arguments = parser.parse_args()
     kept = ROOT / "runs" / "faults.jsonl"
     lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() and not arguments.no_write else []
-    outcomes = {o.number: o for o in (Outcome(**json.loads(line)) for line in lines)}
+    outcomes = {(o.mpi, o.number): o for o in (Outcome(**json.loads(line)) for line in lines)}
+    mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if arguments.mpi and mpiexec is None:
+        parser.error("there is no mpiexec")
+    shown = (("plan", "calibrate"), (str(mpiexec), "-n", "3")) if arguments.mpi else (tuple(STAGES), ())
     begun = time.monotonic()
+    numbers = [n for n in range(arguments.first, arguments.faults) if (arguments.mpi, n) not in outcomes]
     with tempfile.TemporaryDirectory(prefix="hpcmpq-faults-") as folder:
-        whole = undisturbed(Path(folder) / "whole")
-        for number in range(arguments.first, arguments.faults):
-            if number in outcomes:
-                continue
-            if time.monotonic() - begun > arguments.time_limit:
+        whole = undisturbed(Path(folder) / "whole", *shown) if numbers else None
+        for number in numbers:
+            if whole is None or time.monotonic() - begun > arguments.time_limit:
                 break
             outcome = suffer(number, whole, print if arguments.no_write else lambda _: None)
-            outcomes[number] = outcome
+            outcomes[arguments.mpi, number] = outcome
             print(outcome, flush=True)
             if not arguments.no_write:
                 kept.parent.mkdir(exist_ok=True)
                 with kept.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(outcome)) + "\n")
     if not arguments.no_write:
-        text = report([outcomes[number] for number in sorted(outcomes)])
+        text = report([outcomes[key] for key in sorted(outcomes)])
         print(text)
         write_section("faults", text)
 

@@ -21,6 +21,7 @@ from hpcmpq.models.chain.chain import Chain
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.factories import describe
 from hpcmpq.models.load import model_class, own_code, pick_device, quiet_transformers
+from hpcmpq.models.memory import return_what_is_free
 from hpcmpq.models.searchable_layers import plain_experts
 from hpcmpq.models.stored_weights import Weights, find_weights
 from hpcmpq.settings import ModelConfig
@@ -76,6 +77,8 @@ class Streamed:
             for module, own_name, name, parameter in absent:
                 module._parameters[own_name] = parameter
                 self.originals.pop(name, None)
+            if absent:
+                return_what_is_free()
 
     @contextmanager
     def changed(self, change: Change) -> Iterator[None]:
