@@ -30,6 +30,7 @@ from hpcmpq.solvers.diagonal import DiagonalSolver
 from hpcmpq.solvers.greedy import GreedySolver
 from hpcmpq.solvers.linear import LinearSolver
 from hpcmpq.solvers.proof.blocks import block_bound
+from hpcmpq.solvers.proof.convex_start import start
 from hpcmpq.solvers.proof.gilmore_lawler import full_bound
 from hpcmpq.solvers.proof.node import advance, all_pairs, make_node, preconditioner
 from hpcmpq.solvers.proof.spectral import spectral_bound
@@ -52,6 +53,9 @@ BOUNDS: dict[str, Callable[[Compact, np.ndarray], float]] = {
     "bound: blocks of a group or two": lambda compact, choice_G: blocks_bound(compact, choice_G),
     "bound: relaxation, 3 steps": lambda compact, choice_G: relaxation_bound(compact, choice_G, 3),
     "bound: relaxation, 20 steps": lambda compact, choice_G: relaxation_bound(compact, choice_G, 20),
+    "bound: relaxation from a convex form, 5 steps": lambda compact, choice_G: convex_start_bound(
+        compact, choice_G, 5
+    ),
 }
 """Bounds on the compact objective, each from the instance and a good choice."""
 
@@ -65,6 +69,14 @@ def blocks_bound(compact: Compact, choice_G: np.ndarray) -> float:
 def relaxation_bound(compact: Compact, choice_G: np.ndarray, steps: int) -> float:
     """The doubly nonnegative relaxation's certificate after some steps."""
     node = make_node(compact, all_pairs(compact), preconditioner(compact, choice_G))
+    advance(node, steps, np.inf)
+    return node.bound
+
+
+def convex_start_bound(compact: Compact, choice_G: np.ndarray, steps: int) -> float:
+    """The certificate after some steps from a convex form."""
+    node = make_node(compact, all_pairs(compact), preconditioner(compact, choice_G))
+    node.state = start(compact, node.relaxation, node.projector, node.state, choice_G, 0, np.inf)
     advance(node, steps, np.inf)
     return node.bound
 

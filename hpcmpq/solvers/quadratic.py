@@ -24,9 +24,6 @@ from hpcmpq.solvers.search.tabu import search
 LARGEST_LIFT = 6000
 """Options up to which the doubly nonnegative relaxation fits into memory and time."""
 
-SLOW_LIFT = 2500
-"""Options from which its steps take so long that a convex bound comes first."""
-
 
 @dataclass(frozen=True)
 class QuadraticSolver:
@@ -81,7 +78,7 @@ class QuadraticSolver:
         if not lifted and compact.num_options <= LARGEST_LIFT:  # too little time for the proof: search on
             again = search(compact, deadline=started + 0.6 * time_limit_s, seed=seed + 1, hint_G=found[0])
             found = min(found, again or found, key=lambda one: one[1])
-        if not lifted or compact.num_options > SLOW_LIFT or left_s < 10.0 * first_s:
+        if not lifted or left_s < 4.0 * first_s:
             until = deadline - 0.05 * time_limit_s
             if lifted:  # a quick bound in case that the relaxation gets few steps
                 until = time.perf_counter() + 0.15 * left_s

@@ -35,6 +35,8 @@ class Iterate:
         y_NN: Polyhedral iterate.
         z_NN: Multiplier.
         penalty: β.
+        from_convex: Whether it started from a convex form, whose multiplier is good and needs a small β.
+        falling: Whether β still falls step by step.
         rank: Rank of the last R.
         steps: Steps done.
         part_s: Seconds of the steps by part; shared with the iterates made from this one.
@@ -43,6 +45,8 @@ class Iterate:
     y_NN: np.ndarray
     z_NN: np.ndarray
     penalty: float
+    from_convex: bool = False
+    falling: bool = False
     rank: int = 0
     steps: int = 0
     part_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -109,10 +113,15 @@ def iterate(
     projected = time.perf_counter()
     gap_NN = y_NN - x_NN
     state.steps += 1
+    if state.falling:
+        state.penalty = FALL * beta
     if state.steps % (10 if state.steps <= 100 else 25) == 0:
         primal = float(np.linalg.norm(gap_NN)) / max(float(np.linalg.norm(y_NN)), 1e-30)
         dual = beta * float(np.linalg.norm(y_NN - state.y_NN)) / max(float(np.linalg.norm(half_NN)), 1e-30)
-        state.penalty = beta * balance(primal / max(dual, 1e-30), state.steps)
+        ratio = primal / max(dual, 1e-30)
+        state.falling = state.falling and ratio < CONVEX_RATIO
+        if not state.falling:
+            state.penalty = beta * balance(ratio, state.steps, state.from_convex)
     gap_NN *= beta
     half_then = half_NN + gap_NN
     state.z_NN, state.y_NN, state.rank = half_then, y_NN, len(eigenvalue_r)
@@ -124,12 +133,18 @@ def iterate(
     return half_NN
 
 
-def balance(ratio: float, steps: int) -> float:
+FALL, CONVEX_RATIO = 0.9, 70.0
+"""Factor of β a step from a convex form, and the ratio of changes at which it stops to fall and is balanced."""
+
+
+def balance(ratio: float, steps: int, from_convex: bool = False) -> float:
     """Factor for β from the ratio of the relative primal and dual changes.
 
     On realistic instances the fastest convergence came with ratios of 6 after 10 steps and 5 until 150; the
-    ratio falls as 1/β. Later a smaller one serves the tail.
+    ratio falls as 1/β. Later a smaller one serves the tail. From a convex form ratios of 50 to 100 did.
     """
+    if from_convex:
+        return float(np.clip(np.sqrt(ratio / CONVEX_RATIO), 0.7, 1.5))
     if steps <= 30:
         return float(np.clip(ratio / (6.0 if steps <= 10 else 5.0), 0.2, 5.0))
     target = 5.0 if steps <= 150 else 2.0

@@ -225,6 +225,8 @@ def shrink(node: Node, keep_P: np.ndarray) -> Node | Compact | None:
         child.projector.project(y_NN),
         z_NN,
         node.state.penalty,
+        from_convex=node.state.from_convex,
+        falling=node.state.falling,
         steps=max(node.state.steps, 60),
         part_s=node.state.part_s,
     )

@@ -4,6 +4,8 @@ Axis letters: N lifted coordinates, X padded options G·k, G groups, k padded op
 i < j, E entries of a block k·k.
 """
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 
 from hpcmpq.solvers.proof.lift import Lift
@@ -20,15 +22,45 @@ def block_columns(lift: Lift) -> tuple[np.ndarray, np.ndarray]:
     return rows * lift.padded + columns, columns * lift.padded + rows
 
 
+CHUNK = 1024
+"""Blocks projected at a time: few enough that their arrays stay in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Some of the blocks of two groups i < j, one a column.
+
+    Attributes:
+        upper: Their entries' flat places in [X, X], int64 [k·k, B].
+        lower: Those of their mirrors.
+        weight_EB: d_p d_q of every entry.
+        penalty: −inf where a pair is excluded, else zero, like `weight_EB`; None where none is.
+    """
+
+    upper: np.ndarray
+    lower: np.ndarray
+    weight_EB: np.ndarray
+    penalty: np.ndarray | None = None
+
+
 class Projector:
     """Projects lifted matrices; keeps the index arrays of one relaxation."""
 
     def __init__(self, relaxation: Relaxation, dtype: type) -> None:
         self.relaxation, self.lift = relaxation, relaxation.lift
-        self.upper, self.lower = block_columns(self.lift)
         self.dtype = dtype
         scale_X = self.lift.scale_X
-        self.weight_EB = np.outer(scale_X, scale_X).ravel()[self.upper].astype(dtype)
+        weight_Y: np.ndarray = np.outer(scale_X, scale_X).astype(dtype).ravel()
+        upper, lower = block_columns(self.lift)
+        parts = [slice(first, first + CHUNK) for first in range(0, upper.shape[1], CHUNK)]
+        self.blocks = [
+            Blocks(
+                np.ascontiguousarray(upper[:, part]),
+                np.ascontiguousarray(lower[:, part]),
+                weight_Y[upper[:, part]],
+            )
+            for part in parts
+        ]
         scale_kG = scale_X.reshape(self.lift.num_groups, self.lift.width).T
         self.own_weight_kG: np.ndarray = (scale_kG**4 + 2.0 * scale_kG**2).astype(dtype)
         self.scale_X: np.ndarray = scale_X.astype(dtype)
@@ -37,10 +69,13 @@ class Projector:
 
     def set_allowed(self, allowed_XX: np.ndarray) -> None:
         """Exclude more pairs."""
-        blocks = allowed_XX.ravel()[self.upper]
-        self.penalty: np.ndarray | None = (
-            None if blocks.all() else np.where(blocks, 0.0, -np.inf).astype(self.dtype)
-        )
+        allowed_Y = allowed_XX.ravel()
+        for place, blocks in enumerate(self.blocks):
+            allowed = allowed_Y[blocks.upper]
+            penalty: np.ndarray | None = None
+            if not allowed.all():
+                penalty = np.where(allowed, 0.0, -np.inf).astype(self.dtype)
+            self.blocks[place] = replace(blocks, penalty=penalty)
         exists = np.diagonal(allowed_XX).reshape(self.lift.num_groups, self.lift.width).T
         self.own_penalty: np.ndarray = np.where(exists, 0.0, -np.inf).astype(self.dtype)
 
@@ -51,15 +86,17 @@ class Projector:
         inner = slice(1, 1 + padded)
         out_NN = np.zeros_like(w_NN)
         w_XX = np.ascontiguousarray(w_NN[inner, inner])
-        blocks = w_XX.ravel()[self.upper]
-        blocks *= self.weight_EB
-        if self.penalty is not None:
-            blocks += self.penalty
-        blocks = simplex(blocks, self.weight_EB**2)
-        blocks *= self.weight_EB
         out_XX = np.zeros_like(w_XX)
-        out_XX.ravel()[self.upper] = blocks
-        out_XX.ravel()[self.lower] = blocks
+        from_Y, to_Y = w_XX.ravel(), out_XX.ravel()
+        for blocks in self.blocks:
+            entries = from_Y[blocks.upper]
+            entries *= blocks.weight_EB
+            if blocks.penalty is not None:
+                entries += blocks.penalty
+            entries = simplex(entries, blocks.weight_EB**2)
+            entries *= blocks.weight_EB
+            to_Y[blocks.upper] = entries
+            to_Y[blocks.lower] = entries
         # A group's distribution appears three times: on the diagonal, in the first row and column.
         own_X = self.scale_X**2 * np.diagonal(w_XX) + 2.0 * self.scale_X * w_NN[0, inner]
         own_kG = own_X.reshape(lift.num_groups, width).T + self.own_penalty

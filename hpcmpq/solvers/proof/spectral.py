@@ -89,6 +89,21 @@ def _scales(compact: Compact, choice_G: np.ndarray, power: float) -> np.ndarray:
     return root_P / float(np.sqrt((root_P[choice_G] ** 2).mean()))
 
 
+def convex_form(
+    compact: Compact, choice_G: np.ndarray, seed: int, deadline: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """A shift d that makes the objective convex, but for the error of Lanczos, and an approximate minimiser y."""
+    rng = np.random.default_rng(seed)
+    root_P = _scales(compact, choice_G, POWERS[0])
+    scaled_PP = _scaled(compact.quad_PP, root_P)
+    normal_P = _normals(compact, root_P)
+    least, most = _extreme_eigenvalues(scaled_PP, normal_P, compact.group_P, rng, deadline)
+    alpha = max(0.0, -1.01 * least)
+    lipschitz = max(alpha + max(most, 0.0), 1e-9)
+    y_P = _minimise_convex(compact, scaled_PP, root_P, alpha, lipschitz, choice_G, deadline)
+    return alpha * root_P**2, y_P
+
+
 def tangent_bound(compact: Compact, shift_P: np.ndarray, y_P: np.ndarray) -> float:
     """The bound of a certified shift d at a point y, float64, less a rounding margin."""
     product_P = compact.quad_PP @ y_P + shift_P * y_P
