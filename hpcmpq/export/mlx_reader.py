@@ -48,13 +48,18 @@ def dequantized_in_turn(directory: Path) -> Iterator[tuple[str, Tensor]]:
             tensor: Tensor = file.get_tensor(name).clone()
             return tensor
 
+    def array(name: str) -> mx.array:
+        tensor = read(name)
+        return mx.array((tensor.float() if tensor.is_floating_point() else tensor).numpy())
+
     for name in files:
         layer, _, part = name.rpartition(".")
         packed = f"{layer}.scales" in files
         if packed and part == "weight":
-            given = [read(f"{layer}.{each}") for each in ("scales", "biases") if f"{layer}.{each}" in files]
-            exact = [mx.array((t.float() if t.is_floating_point() else t).numpy()) for t in given]
-            found = mx.dequantize(mx.array(read(name).numpy()), *exact, **settings[layer], dtype=mx.float32)
+            biases = array(f"{layer}.biases") if f"{layer}.biases" in files else None
+            found = mx.dequantize(
+                array(name), array(f"{layer}.scales"), biases, **settings[layer], dtype=mx.float32
+            )
             yield name, _tensor(found)
         elif not packed or part == "bias":
             yield name, read(name)
