@@ -61,7 +61,7 @@ def test_models_that_a_file_cannot_describe_are_refused():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"target": "vlm"}, "unknown target 'vlm'; known: transformers, vllm, llama_cpp"),
+        ({"target": "vlm"}, "unknown target 'vlm'; known: transformers, vllm, llama_cpp, mlx"),
         ({"target": "llama_cpp"}, "target llama_cpp holds groups of 32 weights, quantizer.group_size is 64"),
         (
             {"target": "transformers", "quantizer": {"symmetric": False}},

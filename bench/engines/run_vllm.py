@@ -33,39 +33,62 @@ def main() -> None:
         answer |= run(job)
     except (ValueError, NotImplementedError, RuntimeError) as error:
         traceback.print_exc()
-        answer["refused"] = str(error).strip().splitlines()[0]
+        answer["refused"] = next(
+            (
+                line
+                for line in traceback.format_exc().splitlines()[::-1]
+                if "support" in line or "kernel" in line
+            ),
+            str(error),
+        ).strip()
     Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")
 
 
 def schemes(job: dict) -> dict[str, str]:
-    """What vLLM's own resolution makes of every linear layer, on a GPU of compute capability 10.0."""
-    from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (
-        CompressedTensorsConfig,
-    )
+    """What vLLM's own resolution makes of every linear layer, on a GPU of compute capability 10.0.
+
+    The classes of schemes are replaced by their names: made, they look for kernels, which only a GPU has.
+    """
+    from vllm.model_executor.layers.quantization.compressed_tensors import compressed_tensors as module
     from vllm.platforms import current_platform
     from vllm.platforms.interface import DeviceCapability
 
-    stated = json.loads((Path(job["directory"]) / "config.json").read_text(encoding="utf-8"))[
-        "quantization_config"
-    ]
-    config = CompressedTensorsConfig.from_config(stated)
+    stated = json.loads((Path(job["directory"]) / "config.json").read_text(encoding="utf-8"))
+    config = module.CompressedTensorsConfig.from_config(stated["quantization_config"])
     config.packed_modules_mapping = job["fused"]
-    found, own = {}, type(current_platform).get_device_capability
-    for name in job["layers"]:
-        layer = torch.nn.Linear(1, 1)
-        type(current_platform).get_device_capability = classmethod(lambda cls, *_: DeviceCapability(10, 0))
-        try:
-            scheme = config.get_scheme(layer, name)
-            bits = getattr(scheme, "num_bits", None)
-            bits = bits or (getattr(scheme, "pack_factor", 0) and 32 // scheme.pack_factor)
-            found[name] = type(scheme).__name__.removeprefix("CompressedTensors") + (
-                f" {bits}" if bits else ""
-            )
-        except Exception as error:
-            found[name] = f"refused: {type(error).__name__}: {error}"
-        finally:
-            type(current_platform).get_device_capability = own
+    names = [name for name in vars(module) if name.startswith("CompressedTensorsW")]
+    classes = {name: getattr(module, name) for name in names}
+    platform = type(current_platform)
+    capability = platform.get_device_capability
+    found = {}
+    try:
+        platform.get_device_capability = classmethod(lambda cls, *_: DeviceCapability(10, 0))
+        for name, made in classes.items():
+            setattr(module, name, _named(name, made))
+        for name in job["layers"]:
+            try:
+                scheme = config.get_scheme(torch.nn.Linear(1, 1), name)
+                found[name] = "none" if scheme is None else scheme.text
+            except (ValueError, NotImplementedError, RuntimeError) as error:
+                found[name] = f"refused: {error}"
+    finally:
+        platform.get_device_capability = capability
+        for name, made in classes.items():
+            setattr(module, name, made)
     return found
+
+
+def _named(name: str, made: type) -> type:
+    """A class that stands for a scheme: what it was made with."""
+
+    class Named:
+        get_min_capability = made.get_min_capability
+
+        def __init__(self, *_: object, **given: object) -> None:
+            bits = f" {given['num_bits']}" if "num_bits" in given else ""
+            self.text = f"{name.removeprefix('CompressedTensors')}{bits}"
+
+    return Named
 
 
 def run(job: dict) -> dict:

@@ -39,6 +39,7 @@ class Case:
         exporter: Name in `hpcmpq.export.EXPORTERS`.
         formats: What its groups take by turns.
         group_size: Columns that share a scale.
+        symmetric: Whether integers have no zero points.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Case:
     exporter: str
     formats: tuple[str, ...]
     group_size: int = 64
+    symmetric: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def exported(case: Case, num_samples: int, num_tokens: int) -> Exported:
         read,
         target=case.target,
         formats=case.formats,
-        quantizer=Quantizer(group_size=case.group_size, symmetric=True, range="mse"),
+        quantizer=Quantizer(group_size=case.group_size, symmetric=case.symmetric, range="mse"),
         calibration=dataclasses.replace(
             read.calibration, num_samples=4, held_out=4, rounding_samples=None, sequence_length=num_tokens
         ),

@@ -46,20 +46,24 @@ SCHEMES = {
     "mxfp4": "W4A4Mxfp4",
     "mxfp4a16": "W4A4Mxfp4",
     "nvfp4a16": "W4A4Fp4",
-    "bf16": "NoneType",
+    "bf16": "none",
 }
 """{format: what vLLM should make of a layer of it}."""
 
+MIXES = (
+    (("int4", "bf16"), True),
+    (("int4", "bf16"), False),
+    (("int4", "int8", "bf16"), True),
+    (("nvfp4a16", "fp8_e4m3", "bf16"), True),
+    (("int2", "int3", "int5", "int6", "int7"), True),
+    (("mxfp4a16", "mxfp8", "fp8_block"), True),
+)
+"""Formats and whether integers go without zero points."""
+
 CASES = [
-    Case(model, "vllm", "compressed_tensors", formats)
+    Case(model, "vllm", "compressed_tensors", formats, symmetric=symmetric)
     for model in ("quickstart", "smollm2")
-    for formats in (
-        ("int4", "bf16"),
-        ("int4", "int8", "bf16"),
-        ("nvfp4a16", "fp8_e4m3", "bf16"),
-        ("int2", "int3", "int5", "int6", "int7"),
-        ("mxfp4a16", "mxfp8", "fp8_block"),
-    )
+    for formats, symmetric in MIXES
 ]
 
 COLUMNS = (
@@ -87,7 +91,7 @@ def row(case: Case, num_samples: int, num_tokens: int) -> list[str]:
     file_bytes = weight_bytes(made.directory)
     return [
         case.model,
-        ", ".join(case.formats),
+        ", ".join(case.formats) + ("" if case.symmetric else ", with zero points"),
         f"{right} of {len(planned)}",
         f"{file_bytes:,} ({file_bytes / made.size_bytes - 1:+.2%} of size_bytes)",
         *compared(made, answer),

@@ -29,11 +29,12 @@ EXPORTERS = {
     "compressed_tensors": "hpcmpq.export.compressed_tensors:export",
     "modelopt": "hpcmpq.export.modelopt:export",
     "gguf": "hpcmpq.export.gguf:export",
+    "mlx": "hpcmpq.export.mlx:export",
     "onnx": "hpcmpq.export.onnx:export",
     "tool_configs": "hpcmpq.export.tool_configs:export",
 }
 
-STREAMING = ("fake_quantized", "compressed_tensors", "modelopt", "gguf")
+STREAMING = ("fake_quantized", "compressed_tensors", "modelopt", "gguf", "mlx")
 """Those that write a streamed model block after block."""
 
 WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data")

@@ -13,6 +13,7 @@ ORIGINAL = "README-original.md"
 SERVED_BY = {
     "compressed_tensors": "vllm serve {}",
     "modelopt": "trtllm-serve {}",
+    "mlx": "mlx_lm.server --model {}",
     "gguf": "llama-server -m {}/model.gguf",
 }
 """{export: the command that serves a directory}."""

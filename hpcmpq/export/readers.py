@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import NotReproduced, UserError, in_words
 from hpcmpq.export.decompressed import load_decompressed
+from hpcmpq.export.mlx_reader import run_mlx
 from hpcmpq.export.verification import Behaviour, full_precision
 from hpcmpq.export.weight_probes import probed
 from hpcmpq.models.description import describe_model
@@ -31,6 +32,7 @@ PACKAGES = {
     "decompressed": ("compressed-tensors", "transformers"),
     "gguf": ("transformers", "gguf"),
     "onnx": ("onnxruntime",),
+    "mlx": ("mlx-lm", "mlx"),
 }
 """What reads each export; the first is named."""
 
@@ -41,7 +43,8 @@ def missing_reader(name: str) -> str | None:
         try:
             version(package)
         except PackageNotFoundError:
-            return f"{package} is not installed; pip install 'hpcmpq[export]'"
+            extra = "mlx" if name == "mlx" else "export"
+            return f"{package} is not installed; pip install 'hpcmpq[{extra}]'"
     return None
 
 
@@ -78,6 +81,8 @@ def read_back(
         with torch.no_grad(), quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
             if name == "onnx":
                 return Behaviour(_run_onnx(directory, inputs), {})
+            if name == "mlx":
+                return Behaviour(*run_mlx(directory, inputs, layers))
             device = pick_device(config.model.device)
             model = _READERS[name](config, import_paths, directory).eval().to(device)
             if (

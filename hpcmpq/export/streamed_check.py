@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hpcmpq.errors import NotReproduced, raise_if_no_room
 from hpcmpq.export.decompressed import decompressed_in_turn
+from hpcmpq.export.mlx_reader import dequantized_in_turn
 from hpcmpq.export.readers import reader_name
 from hpcmpq.export.streamed_files import tensors_in_turn
 from hpcmpq.export.verification import ADVICE, Behaviour, Verification, compare_rows, full_precision
@@ -122,7 +123,15 @@ def _gguf(streamed: Streamed, directory: Path, dtype: torch.dtype) -> Iterator[t
         yield names[tensor.name], torch.from_numpy(np.ascontiguousarray(weight))
 
 
-_IN_TURN = {"compressed_tensors": ("decompressed", _compressed), "gguf": ("gguf", _gguf)}
+def _mlx(streamed: Streamed, directory: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    return dequantized_in_turn(directory)
+
+
+_IN_TURN = {
+    "compressed_tensors": ("decompressed", _compressed),
+    "gguf": ("gguf", _gguf),
+    "mlx": ("mlx", _mlx),
+}
 """What reads each export one tensor at a time: its name in `hpcmpq.export.readers`, and how."""
 
 

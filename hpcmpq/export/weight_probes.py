@@ -34,7 +34,7 @@ def probed(model: nn.Module, layers: Iterable[str]) -> Rows:
         if module is not None and hasattr(module, "in_features"):
             bias = getattr(module, "bias", None)
             like = bias if bias is not None else next(model.parameters())
-            x_PK = _probes(module.in_features).T.to(
+            x_PK = probes(module.in_features).T.to(
                 like.device, torch.promote_types(like.dtype, torch.float32)
             )
             found[f"layer {name}"] = module(x_PK).T.float().cpu()
@@ -44,7 +44,7 @@ def probed(model: nn.Module, layers: Iterable[str]) -> Rows:
 def products(tensor: Tensor) -> Tensor:
     """What each row of a tensor makes of the probes, float32 [rows, `NUM_PROBES`]."""
     matrix = _matrix(tensor)
-    return (matrix @ _probes(matrix.shape[1]).to(matrix)).float().cpu()
+    return (matrix @ probes(matrix.shape[1]).to(matrix)).float().cpu()
 
 
 def largest_difference(read: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[str, float, int]:
@@ -73,7 +73,7 @@ def _matrix(parameter: Tensor) -> Tensor:
     return parameter.flatten(0, 1) if parameter.ndim == 3 else parameter.flatten(1)
 
 
-def _probes(num_columns: int) -> Tensor:
+def probes(num_columns: int) -> Tensor:
     """[K, `NUM_PROBES`], the same for every K."""
     generator = torch.Generator().manual_seed(num_columns)
     probes_KP = torch.randint(1, 8, (num_columns, NUM_PROBES), generator=generator) / 4.0

@@ -18,6 +18,7 @@ from hpcmpq.targets.file_bytes import (
     compressed_bytes,
     gguf_bytes,
     gguf_fixed_bytes,
+    mlx_bytes,
     modelopt_bytes,
     safetensors_bytes,
 )
@@ -37,6 +38,9 @@ GGUF_TYPES = {
     "bf16": "BF16",
 }
 """Types of llama.cpp (ggml-common.h); Q4_0, Q5_0 and Q8_0 have the grid of symmetric integers in groups of 32."""
+
+MLX_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+"""`model_type` of models that mlx-lm builds with the layers' names of transformers; each is run in the tests."""
 
 GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """`model_type` of transformers: llama.cpp's name of the architecture."""
@@ -116,6 +120,17 @@ TARGETS: dict[str, Target] = {
         model_types=tuple(GGUF_ARCHITECTURES),
         keeps_unused=False,
     ),
+    "mlx": Target(
+        name="mlx",
+        export="mlx",
+        formats=("int2", "int3", "int4", "int5", "int6", "int8", "mxfp4a16", "bf16"),
+        group_sizes=(32, 64, 128),
+        symmetric=True,
+        member_bytes=mlx_bytes,
+        fixed_bytes=safetensors_bytes,
+        model_types=MLX_MODEL_TYPES,
+        keeps_unused=False,
+    ),
     "tensorrt_llm": Target(
         name="tensorrt_llm",
         export="modelopt",
@@ -160,9 +175,13 @@ def check_model(target: Target, values: Mapping[str, Any]) -> None:
     if not target.model_types:
         return
     if values.get("model_type") not in target.model_types:
+        instead = {
+            "gguf": "for others export tool_configs, which has a list for llama-quantize",
+            "mlx": "for others take target: transformers",
+        }
         raise UserError(
             f"the {target.export} export knows the architectures {', '.join(target.model_types)}, not "
-            f"{values.get('model_type')!r}; for others export tool_configs, which has a list for llama-quantize"
+            f"{values.get('model_type')!r}; {instead[target.export]}"
         )
 
 

@@ -75,6 +75,23 @@ def modelopt_bytes(member: Member, format: Format, quantizer: Quantizer) -> int:
     return total
 
 
+def mlx_bytes(member: Member, format: Format, quantizer: Quantizer) -> int:
+    """Codes, and a scale and a bias of 16 bits for every group; of mxfp4 a scale of 8 bits alone."""
+    rows, columns = member.num_rows, member.num_columns
+    if not format.scaled:
+        return safetensors_bytes(member.parameter, (rows, columns), format.num_bits // 8)
+    layer = member.parameter.removesuffix(".weight")
+    words = (rows, packed_words(columns, format.num_bits))
+    if format.type == "float":
+        scales = (rows, columns // 32)
+        return safetensors_bytes(member.parameter, words, 4) + safetensors_bytes(f"{layer}.scales", scales, 1)
+    scales = (rows, columns // (quantizer.group_size or columns))
+    ends = (f"{layer}.scales", f"{layer}.biases")
+    return safetensors_bytes(member.parameter, words, 4) + sum(
+        safetensors_bytes(name, scales, SCALE_BITS // 8) for name in ends
+    )
+
+
 def safetensors_bytes(name: str, shape: Sequence[int], itemsize: int) -> int:
     """The plain tensor and its entry."""
     return math.prod(shape) * itemsize + safetensors_entry_bytes(name, shape)

@@ -45,6 +45,20 @@ def qwen2(**settings) -> nn.Module:
     return model
 
 
+def mistral() -> nn.Module:
+    """The same sizes, without a sliding window."""
+    torch.manual_seed(0)
+    return transformers.MistralForCausalLM(transformers.MistralConfig(**SIZE, sliding_window=None))
+
+
+def qwen3(**settings) -> nn.Module:
+    """The same sizes with norms of queries and keys, and rotations of another base."""
+    torch.manual_seed(0)
+    rope = {"rope_type": "default", "rope_theta": 500.0}
+    made = transformers.Qwen3Config(**{**SIZE, "head_dim": 32, "rope_parameters": rope, **settings})
+    return transformers.Qwen3ForCausalLM(made)
+
+
 def opt() -> nn.Module:
     """Biases, and linear layers that take their inputs flattened."""
     torch.manual_seed(0)

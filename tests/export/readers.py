@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -39,9 +41,20 @@ def onnx_runtime(directory: Path) -> Logits:
     return lambda tokens_NT: torch.from_numpy(session.run(None, {"input_ids": tokens_NT.numpy()})[0])
 
 
+def mlx(directory: Path) -> Logits:
+    """mlx-lm on the CPU, all that is floating in float32."""
+    core = pytest.importorskip("mlx.core", reason="needs mlx-lm[cpu], whose wheels want glibc 2.35")
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(directory)
+    model.set_dtype(core.float32)
+    return lambda tokens_NT: torch.from_numpy(np.array(model(core.array(tokens_NT.numpy())), np.float32))
+
+
 READERS: dict[str, Callable[[Path], Logits]] = {
     "fake_quantized": transformers_model,
     "compressed_tensors": transformers_model,
     "gguf": gguf_by_transformers,
     "onnx": onnx_runtime,
+    "mlx": mlx,
 }

@@ -21,13 +21,24 @@ from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.packing import pack
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.tables import named_by
-from tests.export.planned import llama, mixtral, opt, plan_run, qwen2, solve_by_turns, t5_encoder
+from tests.export.planned import (
+    llama,
+    mistral,
+    mixtral,
+    opt,
+    plan_run,
+    qwen2,
+    qwen3,
+    solve_by_turns,
+    t5_encoder,
+)
 from tests.export.readers import READERS
 
 pytestmark = pytest.mark.slow
 
 INTEGERS = [f"int{bits}" for bits in range(2, 9)]
 GGUF = ["int4", "int5", "int8"]
+MLX = ["int2", "int3", "int4", "int5", "int6", "int8", "mxfp4a16"]
 CASES = {
     "fake_quantized": {"formats": INTEGERS},
     "compressed_tensors": {"target": "vllm", "formats": [*INTEGERS, "fp8_e4m3"]},
@@ -40,6 +51,11 @@ CASES = {
         "quantizer": {"group_size": 32},
     },
     "onnx": {"formats": ["int2", "int4", "int8"]},
+    "mlx": {"target": "mlx", "formats": MLX, "quantizer": {"group_size": 32}},
+    **{
+        f"mlx of {name}": {"target": "mlx", "formats": MLX, "quantizer": {"group_size": 32}}
+        for name in ("mistral", "qwen2", "qwen3")
+    },
     "onnx of opt": {"formats": ["int2", "int4", "int8"]},
     "fake_quantized of mixtral": {"formats": INTEGERS},
     "compressed_tensors of float32 weights": {"target": "vllm", "dtype": torch.float32},
@@ -49,6 +65,8 @@ MADE = {
     "super-blocks": lambda: llama(hidden_size=256, intermediate_size=256, num_key_value_heads=4),
     "blocks": lambda: llama(num_key_value_heads=4, intermediate_size=256),
     "qwen2": qwen2,
+    "qwen3": qwen3,
+    "mistral": mistral,
     "opt": opt,
     "mixtral": mixtral,
 }

@@ -103,6 +103,14 @@ def test_gguf_of_a_streamed_model_has_the_tensors_of_one_in_memory(runs):
     assert found[0] == found[1]
 
 
+def test_mlx_of_a_streamed_model_has_the_tensors_of_one_in_memory(runs):
+    pytest.importorskip("mlx.core", reason="needs mlx-lm[cpu], whose wheels want glibc 2.35")
+    whole, streamed = runs
+    assert "outputs differ" in export(whole, "mlx")
+    assert "reads all 74 tensors back, one by one" in export(streamed, "mlx")
+    assert same(tensors(streamed.path / "exports" / "mlx"), tensors(whole.path / "exports" / "mlx"))
+
+
 def test_a_wrong_scale_a_wrong_order_and_a_missing_tensor_are_found(runs, monkeypatch):
     """In exports of which every tensor is read alone."""
     _, streamed = runs
