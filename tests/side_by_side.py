@@ -1,9 +1,9 @@
 """Which tests run side by side: pytest's hooks, for `tests/conftest.py`.
 
-Four workers of pytest-xdist share all tests, two more than a small machine has cores: a job in Slurm's queue, a Ray
-that starts and ranks that meet are waited for. Tests that need the same thing stay in one worker, in order: there is
-one Ray, one Slurm and one MPI launcher at a time, each ends with its last test, and what tests of a file share is made
-once.
+Three workers of pytest-xdist share all tests, one more than a small machine has cores: a job in Slurm's queue, a Ray
+that starts and ranks that meet are waited for; with four, two cores took longer. Tests that need the same thing stay in
+one worker, in order: there is one Ray, one Slurm and one MPI launcher at a time, each ends with its last test, and what
+tests of a file share is made once.
 
 Workers tell the scheduler of their groups in a file: `--dist loadgroup` of pytest-xdist 3.8 writes them into names of
 tests, where pytest 9.2 no longer looks, and so keeps nothing together.
@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-NUM_WORKERS, NUM_QUICK_WORKERS = 4, 2
+NUM_WORKERS, NUM_QUICK_WORKERS = 3, 2
 """Of about 1 GiB each; quick tests wait for nothing."""
 
 LAUNCHED = {"slurm": ("cluster",), "ray": ("ray",), "mpi": ("mpi", "deepspeed"), "pages": ("started_once",)}

@@ -10,6 +10,17 @@ from torch import Tensor
 
 from hpcmpq.models.load import quiet_transformers
 
+NEEDED = {"mlx": ("mlx_lm", "needs mlx-lm[cpu], whose wheels want glibc 2.35")}
+"""{export: the module that reads it back, and why it may be missing}; what reads the others comes with the tests."""
+
+
+def skip_without_reader(export: str) -> None:
+    """Skip the calling test where nothing here reads an export back."""
+    if export in NEEDED:
+        module, reason = NEEDED[export]
+        pytest.importorskip(module, reason=reason)
+
+
 Logits = Callable[[Tensor], Tensor]
 
 
@@ -43,7 +54,7 @@ def onnx_runtime(directory: Path) -> Logits:
 
 def mlx(directory: Path) -> Logits:
     """mlx-lm on the CPU, all that is floating in float32."""
-    core = pytest.importorskip("mlx.core", reason="needs mlx-lm[cpu], whose wheels want glibc 2.35")
+    import mlx.core as core
     from mlx_lm.utils import load_model
 
     model, _ = load_model(directory)

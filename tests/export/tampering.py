@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from hpcmpq.export import compressed_tensors, fake_quantized, gguf, tool_configs
+from hpcmpq.export import compressed_tensors, fake_quantized, gguf, mlx, tool_configs
 from hpcmpq.export import onnx as onnx_export
 
 FACTOR = 1.05
@@ -56,6 +56,7 @@ TAMPERED = {
     "fake_quantized": _then(fake_quantized.export, _safetensors),
     "compressed_tensors": _then(compressed_tensors.export, _safetensors),
     "gguf": _then(gguf.export, _gguf),
+    "mlx": _then(mlx.export, _safetensors),
     "onnx": _then(onnx_export.export, _onnx),
     "tool_configs": _then(tool_configs.export, _tool_configs),
 }

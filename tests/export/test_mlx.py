@@ -9,6 +9,7 @@ from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.quantized.rounded_weights import choose_qparams, encode, fake_quantize
 from hpcmpq.targets import TARGETS
 from tests.export.planned import llama
+from tests.export.readers import skip_without_reader
 from tests.export.test_round_trips import check_refused
 
 QUANTIZER = Quantizer(group_size=32)
@@ -16,7 +17,9 @@ QUANTIZER = Quantizer(group_size=32)
 
 @pytest.mark.parametrize("name", [name for name in TARGETS["mlx"].formats if name != "bf16"])
 def test_mlx_dequantizes_what_is_stored_to_the_quantizers_weights(name):
-    mx = pytest.importorskip("mlx.core", reason="needs mlx-lm[cpu], whose wheels want glibc 2.35")
+    skip_without_reader("mlx")
+    import mlx.core as mx
+
     weight_MK = torch.randn(6, 96, generator=torch.Generator().manual_seed(0))
     format = FORMATS[name]
     qparams = choose_qparams(weight_MK, format, QUANTIZER)

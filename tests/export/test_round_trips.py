@@ -32,7 +32,7 @@ from tests.export.planned import (
     solve_by_turns,
     t5_encoder,
 )
-from tests.export.readers import READERS
+from tests.export.readers import READERS, skip_without_reader
 
 pytestmark = pytest.mark.slow
 
@@ -106,6 +106,7 @@ def test_every_exporter_has_a_reader_and_a_case():
 @torch.no_grad()
 def test_reader_gives_the_fake_quantized_models_outputs(tmp_path, case):
     name = case.split()[0]
+    skip_without_reader(name)
     made = MADE.get(case.partition(" of ")[2], llama)()
     run, plan = plan_run(tmp_path, made, **CASES[case])
     assignment = solve_by_turns(run, plan)

@@ -22,6 +22,7 @@ from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.allocations import peak_bytes
 from tests.export.planned import plan_run, qwen2, solve_by_turns
+from tests.export.readers import skip_without_reader
 
 pytestmark = pytest.mark.slow
 
@@ -104,7 +105,7 @@ def test_gguf_of_a_streamed_model_has_the_tensors_of_one_in_memory(runs):
 
 
 def test_mlx_of_a_streamed_model_has_the_tensors_of_one_in_memory(runs):
-    pytest.importorskip("mlx.core", reason="needs mlx-lm[cpu], whose wheels want glibc 2.35")
+    skip_without_reader("mlx")
     whole, streamed = runs
     assert "outputs differ" in export(whole, "mlx")
     assert "reads all 74 tensors back, one by one" in export(streamed, "mlx")

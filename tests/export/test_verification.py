@@ -18,6 +18,7 @@ from hpcmpq.export.verification import Behaviour, compare, one_sample
 from hpcmpq.export.written import Written
 from hpcmpq.models.data.samples import Samples
 from tests.export.planned import llama, plan_run, solve_by_turns
+from tests.export.readers import skip_without_reader
 from tests.export.tampering import TAMPERED
 
 pytestmark = pytest.mark.slow
@@ -45,6 +46,7 @@ def test_every_exporter_is_tampered_with():
 
 @pytest.mark.parametrize("name", READ_BACK)
 def test_an_export_that_gives_other_outputs_is_an_error_and_not_kept(solved, monkeypatch, name):
+    skip_without_reader(name)
     monkeypatch.setitem(exports.EXPORTERS, name, f"tests.export.tampering:tampered_{name}")
     with pytest.raises(
         NotReproduced,
@@ -58,6 +60,7 @@ def test_an_export_that_gives_other_outputs_is_an_error_and_not_kept(solved, mon
 
 @pytest.mark.parametrize("name", sorted(set(READ_BACK) - {"onnx"}))  # of which one more takes long
 def test_what_came_of_reading_back_is_said_and_kept(solved, name):
+    skip_without_reader(name)
     line = export(solved, name, verify=False)
     assert "not verified: --no-verify was given" in line
     kept = json.loads((place(solved, name) / "verification.json").read_text())
