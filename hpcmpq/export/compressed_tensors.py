@@ -13,25 +13,23 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.export.compressed_schemes import scheme, stored
 from hpcmpq.export.kept_tensors import say_kept
 from hpcmpq.export.loadable import reason_not_loadable
-from hpcmpq.export.refusal import refuse_formats
+from hpcmpq.export.refusal import refuse_formats, refuse_layers
 from hpcmpq.export.rewritten_files import StoredPart, original_directory, parts_of, rewrite
 from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.deployable import saved_one_by_one
 from hpcmpq.models.layer_kinds import are_experts
-from hpcmpq.models.stored_weights import shapes_in_files
-from hpcmpq.models.weights import holder_of
+from hpcmpq.models.stored_weights import shapes_in_files, tensors_in
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.store.json_files import write_json
-from hpcmpq.targets import TARGETS, narrowed
+from hpcmpq.targets import TARGETS
 
 _EXPERT = re.compile(r"(\.experts)\.\d+\.(\w+)$")
 """An expert's layer, one by one as files have them."""
@@ -157,10 +155,7 @@ def _inside(layer: str, quantized: Collection[str]) -> str:
 
 def matrices(attempt: Path) -> list[str]:
     """Names of the tensors of two axes and more in a directory's files."""
-    files: dict[str, str] = {}
-    for path in sorted(attempt.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            files |= dict.fromkeys(file.keys(), path.name)
+    files = tensors_in(attempt)
     return [name for name, (shape, _) in shapes_in_files(attempt, files).items() if len(shape) > 1]
 
 
@@ -171,17 +166,10 @@ def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> Non
         FORMATS[n].activation_bits == 8 for n in assignment.values()
     ):
         raise UserError("compressed_tensors holds dynamic ranges of activations only; plan with dynamic ones")
-    for group in plan.space.groups:
-        narrowed(target, [group], [assignment[group.name]], variants.quantizer)
-        for member in group.members:
-            module = holder_of(variants.model, member)
-            linear = type(module) is nn.Linear or saved_one_by_one(member, module)
-            if not linear and FORMATS[assignment[group.name]].scaled:
-                raise UserError(
-                    f"compressed_tensors holds linear layers only, {member.parameter} is of a "
-                    f"{type(module).__name__}; export fake_quantized or tool_configs, or plan a new run with it in "
-                    "groups.exclude"
-                )
+    refuse_layers(
+        "compressed_tensors holds linear layers only", target, plan, variants, assignment,
+        "fake_quantized or tool_configs", saved_one_by_one,
+    )  # fmt: skip
 
 
 def _stored(variants: Variants, part: StoredPart, format_name: str) -> dict[str, Tensor]:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.models.description import read_model_json
+from hpcmpq.models.stored_weights import read_tensor, tensors_in
 
 _PARTS = ("packed", "scale", "shape", "global_scale", "zero_point")
 
@@ -32,9 +32,8 @@ def load_decompressed(architecture: str, directory: Path, dtype: torch.dtype) ->
     config = transformers.AutoConfig.from_pretrained(
         directory, local_files_only=True, trust_remote_code=False
     )
-    settings = config.quantization_config
     del config.quantization_config
-    tensors = decompressed(directory, settings, dtype)
+    tensors = decompressed(directory, dtype)
     made = getattr(transformers, architecture)
     model: nn.Module = made.from_pretrained(
         None, config=config, state_dict=tensors, dtype=dtype, trust_remote_code=False
@@ -42,7 +41,7 @@ def load_decompressed(architecture: str, directory: Path, dtype: torch.dtype) ->
     return model
 
 
-def decompressed(directory: Path, settings: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+def decompressed(directory: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """{name: tensor} of a directory, those of weights unpacked.
 
     Raises:
@@ -50,12 +49,12 @@ def decompressed(directory: Path, settings: Any, dtype: torch.dtype) -> dict[str
     """
     from safetensors.torch import load_file
 
-    schemes = schemes_of(directory, settings)
+    schemes = schemes_of(directory)
     tensors: dict[str, Tensor] = {}
     for path in sorted(directory.glob("*.safetensors")):
         tensors |= load_file(path)
     for layer in packed_layers(tensors):
-        own = {name: tensors.pop(name, None) for name in parts_of_layer(layer)}
+        own = {name: tensors.pop(name) for name in parts_of_layer(layer) if name in tensors}
         tensors[f"{layer}.weight"] = unpacked(layer, own, schemes, dtype)
     return tensors
 
@@ -66,33 +65,15 @@ def decompressed_in_turn(directory: Path, dtype: torch.dtype) -> Iterator[tuple[
     Raises:
         UserError: If no scheme, or more than one, names a packed layer.
     """
-    schemes = schemes_of(directory, read_model_json(directory).get("quantization_config"))
-    files = files_of(directory)
-
-    def read(name: str) -> Tensor | None:
-        # Opened for every tensor: pages of a file that is open count as memory.
-        if name not in files:
-            return None
-        with safe_open(files[name], "pt") as file:
-            return file.get_tensor(name).clone()
-
+    schemes, files = schemes_of(directory), tensors_in(directory)
     taken: set[str] = set()
     for layer in packed_layers(files):
-        own = {name: read(name) for name in parts_of_layer(layer)}
+        parts = [name for name in parts_of_layer(layer) if name in files]
+        own = {name: read_tensor(directory / files[name], name) for name in parts}
         taken |= own.keys()
         yield f"{layer}.weight", unpacked(layer, own, schemes, dtype)
-    for name in files:
-        if name not in taken and (tensor := read(name)) is not None:
-            yield name, tensor
-
-
-def files_of(directory: Path) -> dict[str, Path]:
-    """{tensor: its file}."""
-    found: dict[str, Path] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            found |= dict.fromkeys(file.keys(), path)
-    return found
+    for name in [each for each in files if each not in taken]:
+        yield name, read_tensor(directory / files[name], name)
 
 
 def packed_layers(names: Iterable[str]) -> list[str]:
@@ -105,17 +86,15 @@ def parts_of_layer(layer: str) -> list[str]:
     return [f"{layer}.weight", *(f"{layer}.weight_{part}" for part in _PARTS)]
 
 
-def schemes_of(directory: Path, settings: Any) -> list[Any]:
-    """The groups of a configuration, or of that in a directory."""
+def schemes_of(directory: Path) -> list[Any]:
+    """The groups of the configuration in a directory."""
     from compressed_tensors.quantization import QuantizationConfig
 
-    values = settings if isinstance(settings, dict) else read_model_json(directory)["quantization_config"]
+    values = read_model_json(directory)["quantization_config"]
     return list(QuantizationConfig.model_validate(values).config_groups.values())
 
 
-def unpacked(
-    layer: str, parts: Mapping[str, Tensor | None], schemes: Sequence[Any], dtype: torch.dtype
-) -> Tensor:
+def unpacked(layer: str, parts: Mapping[str, Tensor], schemes: Sequence[Any], dtype: torch.dtype) -> Tensor:
     """A layer's weight, by the scheme that names it.
 
     Raises:
@@ -127,11 +106,7 @@ def unpacked(
     named = [each for each in schemes if any(match_name(layer, target) for target in each.targets)]
     if len(named) != 1:
         raise UserError(f"{len(named)} schemes name {layer}, which is packed")
-    given = {
-        name.removeprefix(f"{layer}."): _widened(tensor, dtype)
-        for name, tensor in parts.items()
-        if tensor is not None
-    }
+    given = {name.removeprefix(f"{layer}."): _widened(tensor, dtype) for name, tensor in parts.items()}
     compressor = BaseCompressor.get_value_from_registry(named[0].format)
     weight: Tensor = compressor.decompress(given, named[0])["weight"]
     return weight.to(dtype)

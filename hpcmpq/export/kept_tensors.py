@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from hpcmpq.models.stored_weights import unused_tensors
+from hpcmpq.models.stored_weights import tensors_in, unused_tensors
 from hpcmpq.store.json_files import write_json
 
 INDEX = "model.safetensors.index.json"
@@ -25,10 +25,7 @@ def keep_unused(model: nn.Module, original: Path, attempt: Path) -> tuple[str, .
         original: Its directory.
         attempt: With the safetensors of all that the model does use.
     """
-    files: dict[str, str] = {}
-    for path in sorted(attempt.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            files |= dict.fromkeys(file.keys(), path.name)
+    files = tensors_in(attempt)
     unused = {name: file for name, file in unused_tensors(model, original).items() if name not in files}
     if not unused:
         return ()

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpcmpq.errors import UserError
 from hpcmpq.export.compressed_schemes import e8m0, narrow_exactly, pack_fp4
-from hpcmpq.export.refusal import refuse_formats
+from hpcmpq.export.refusal import refuse_formats, refuse_layers
 from hpcmpq.export.rewritten_files import original_directory, rewrite
 from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS, Format, Quantizer
-from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.quantizers.codes import QParams
@@ -27,7 +26,7 @@ from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.quantizers.packing import pack
 from hpcmpq.space import Member
 from hpcmpq.store.json_files import write_json
-from hpcmpq.targets import TARGETS, check_model, narrowed
+from hpcmpq.targets import TARGETS, check_model
 
 
 def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> Written:
@@ -113,12 +112,4 @@ def stored(
 def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> None:
     target = TARGETS["mlx"]
     refuse_formats("mlx", plan, assignment, target.formats, target.name)
-    for group in plan.space.groups:
-        narrowed(target, [group], [assignment[group.name]], variants.quantizer)
-        for member in group.members:
-            module = holder_of(variants.model, member)
-            if type(module) is not nn.Linear and FORMATS[assignment[group.name]].scaled:
-                raise UserError(
-                    f"mlx holds linear layers only here, {member.parameter} is of a {type(module).__name__}; export "
-                    "fake_quantized, or plan a new run with it in groups.exclude"
-                )
+    refuse_layers("mlx holds linear layers only here", target, plan, variants, assignment)

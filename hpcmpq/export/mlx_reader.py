@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from hpcmpq.export.decompressed import files_of
 from hpcmpq.export.weight_probes import Rows, probes
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.outputs import Inputs
+from hpcmpq.models.stored_weights import read_tensor, tensors_in
 
 
 def run_mlx(directory: Path, inputs: Inputs, layers: Sequence[str]) -> tuple[Tensor, Rows]:
@@ -40,13 +39,10 @@ def dequantized_in_turn(directory: Path) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of a directory, those of weights dequantized by MLX to float32; one is in memory at a time."""
     import mlx.core as mx
 
-    settings, files = read_model_json(directory).get("quantization", {}), files_of(directory)
+    settings, files = read_model_json(directory).get("quantization", {}), tensors_in(directory)
 
     def read(name: str) -> Tensor:
-        # Opened for every tensor: pages of a file that is open count as memory.
-        with safe_open(files[name], "pt") as file:
-            tensor: Tensor = file.get_tensor(name).clone()
-            return tensor
+        return read_tensor(directory / files[name], name)
 
     def array(name: str) -> mx.array:
         tensor = read(name)

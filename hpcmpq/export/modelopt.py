@@ -9,22 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hpcmpq.errors import UserError
 from hpcmpq.export.compressed_schemes import e8m0, fp8_codes, pack_fp4
 from hpcmpq.export.compressed_tensors import ignored, matrices
 from hpcmpq.export.kept_tensors import say_kept
-from hpcmpq.export.refusal import refuse_formats
+from hpcmpq.export.refusal import refuse_formats, refuse_layers
 from hpcmpq.export.rewritten_files import original_directory, rewrite
 from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS
-from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Member
 from hpcmpq.store.json_files import write_json
-from hpcmpq.targets import TARGETS, narrowed
+from hpcmpq.targets import TARGETS
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "fp8_e4m3": {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"},
@@ -116,12 +114,4 @@ def stored(variants: Variants, member: Member, format_name: str) -> dict[str, Te
 def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> None:
     target = TARGETS["tensorrt_llm"]
     refuse_formats("modelopt", plan, assignment, target.formats, target.name)
-    for group in plan.space.groups:
-        narrowed(target, [group], [assignment[group.name]], variants.quantizer)
-        for member in group.members:
-            module = holder_of(variants.model, member)
-            if type(module) is not nn.Linear and FORMATS[assignment[group.name]].scaled:
-                raise UserError(
-                    f"modelopt holds linear layers only, {member.parameter} is of a {type(module).__name__}; export "
-                    "fake_quantized, or plan a new run with it in groups.exclude"
-                )
+    refuse_layers("modelopt holds linear layers only", target, plan, variants, assignment)

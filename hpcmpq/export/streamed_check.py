@@ -18,7 +18,14 @@ from hpcmpq.export.decompressed import decompressed_in_turn
 from hpcmpq.export.mlx_reader import dequantized_in_turn
 from hpcmpq.export.readers import reader_name
 from hpcmpq.export.streamed_files import tensors_in_turn
-from hpcmpq.export.verification import ADVICE, Behaviour, Verification, compare_rows, full_precision
+from hpcmpq.export.verification import (
+    ADVICE,
+    Behaviour,
+    Verification,
+    compare_rows,
+    decoded,
+    full_precision,
+)
 from hpcmpq.export.weight_probes import Rows, products
 from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS
@@ -26,9 +33,7 @@ from hpcmpq.models.factories import describe
 from hpcmpq.models.load import forward, quiet_transformers
 from hpcmpq.models.outputs import Inputs
 from hpcmpq.models.streaming import Streamed, load_streamed
-from hpcmpq.models.weights import from_matrix
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.quantizers import decode
 from hpcmpq.settings import ModelConfig
 from hpcmpq.space import Assignment
 from hpcmpq.targets import GGUF_ARCHITECTURES
@@ -54,11 +59,8 @@ def rows_of_streamed(variants: Variants, assignment: Assignment, codes: bool) ->
         value = tensor
         if name in chosen:
             member, format_name = chosen[name]
-            format = FORMATS[format_name]
-            if codes and format.scaled:
-                matrix_MK = decode(*variants.encoded(member, format_name), format, variants.quantizer)
-                like = torch.empty_like(tensor, dtype=full_precision(tensor.dtype))
-                value = from_matrix(matrix_MK, member, like)
+            if codes and FORMATS[format_name].scaled:
+                value = decoded(variants, member, format_name, tensor)
             else:
                 value = variants.rounded(member, format_name, tensor)
         if value.is_floating_point():

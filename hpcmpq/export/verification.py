@@ -21,6 +21,7 @@ from hpcmpq.models.load import forward
 from hpcmpq.models.weights import from_matrix, holder_of
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.quantizers import decode
+from hpcmpq.space import Member
 
 TOLERANCE = {None: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
 """Differences of outputs that rounding explains, by a dtype that the file narrows to."""
@@ -124,6 +125,14 @@ def searched_layers(variants: Variants) -> list[str]:
     ]
 
 
+def decoded(variants: Variants, member: Member, name: str, weight: Tensor) -> Tensor:
+    """Codes times scales of a weight in a scaled format, in full precision and the weight's shape."""
+    like = torch.empty_like(weight, dtype=full_precision(weight.dtype))
+    return from_matrix(
+        decode(*variants.encoded(member, name), FORMATS[name], variants.quantizer), member, like
+    )
+
+
 def _assign(variants: Variants, assignment: dict[str, str], codes: bool) -> None:
     """Replace searched weights by rounded ones: by codes times scales in full precision, or as the run has them."""
     model = variants.model
@@ -132,10 +141,7 @@ def _assign(variants: Variants, assignment: dict[str, str], codes: bool) -> None
         name = assignment[group.name]
         tensors |= variants.quantized(group, name)
         for member in group.members if codes and FORMATS[name].scaled else ():
-            weight = model.get_parameter(member.parameter)
-            like = torch.empty_like(weight, dtype=full_precision(weight.dtype))
-            matrix_MK = decode(*variants.encoded(member, name), FORMATS[name], variants.quantizer)
-            tensors[member.parameter] = from_matrix(matrix_MK, member, like)
+            tensors[member.parameter] = decoded(variants, member, name, model.get_parameter(member.parameter))
     for parameter, tensor in tensors.items():
         model.get_parameter(parameter).data = tensor
 

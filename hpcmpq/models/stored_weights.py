@@ -202,6 +202,26 @@ def num_unused_bytes(
     return sum(count(name, *found) for name, found in shapes.items()) if count else sum(plain)
 
 
+def tensors_in(directory: Path) -> dict[str, str]:
+    """{tensor: name of its file} of all safetensors in a directory, whatever an index says."""
+    from safetensors import safe_open
+
+    found: dict[str, str] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found |= dict.fromkeys(file.keys(), path.name)
+    return found
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """A copy of a tensor of a file that is opened for it alone: pages of an open file count as memory."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+        return tensor.clone()
+
+
 def _files(directory: Path) -> dict[str, str]:
     from safetensors import safe_open
 

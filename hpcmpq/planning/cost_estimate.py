@@ -160,17 +160,15 @@ def cost_of_pass(
     )
     formats, round_bytes, round_s = stored_formats(space, config.quantizer), None, None
     num_positions, itemsize = z_NTV.shape[:2].numel(), z_NTV.element_size()
-    states = itemsize * (seen.state if chained else 0) * -(-num_rounding_samples // per_pass)
+    state, activations = seen.state if chained else 0, 3 * itemsize * widest
+    states = itemsize * state * -(-num_rounding_samples // per_pass)
     if formats:
-        round_bytes = rounding_bytes(space, formats, weights, states, num_positions, 3 * itemsize * widest)
+        round_bytes = rounding_bytes(space, formats, weights, states, num_positions, activations)
         if times is not None:
             num_passes = num_rounding_samples / per_pass
             round_s = rounding_seconds(formats, config.quantizer, num_positions, num_passes, times.forward)
-    again = again_bytes(
-        model, space, config.quantizer, weights, 2 * states, num_positions, 3 * itemsize * widest
-    )
+    again = again_bytes(model, space, config.quantizer, weights, 2 * states, num_positions, activations)
     reading = COPIES_READ * read_bytes
-    state = seen.state if chained else 0
     later = later_peaks(model, config, space, z_NTV, state, block_bytes, reading, again)
     return CostEstimate(
         forwards,

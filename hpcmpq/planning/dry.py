@@ -22,11 +22,11 @@ from hpcmpq.models.description import describe_model
 from hpcmpq.models.groups import num_fixed_bytes
 from hpcmpq.models.outputs import tried_forward
 from hpcmpq.models.streaming import shapes_only
-from hpcmpq.plan import Plan, make_units
+from hpcmpq.plan import Plan
 from hpcmpq.planning.cost_estimate import CostEstimate, cost_of_pass
 from hpcmpq.planning.original import check_method, stored_dtype
 from hpcmpq.planning.scaling import Prediction, Site, Workload, predict
-from hpcmpq.planning.search import SPREAD, default_samples_per_unit, search_space
+from hpcmpq.planning.search import SPREAD, search_space, units_of
 from hpcmpq.planning.seen_pass import see_shapes
 from hpcmpq.planning.starter import example_inputs
 from hpcmpq.quantizers.ranges import NUM_FACTORS
@@ -148,13 +148,7 @@ def _counted(config: Config) -> tuple[Plan, CostEstimate, tuple[int, list[int]],
         fixed = num_fixed_bytes(model, groups, dtype, count)
         if length:
             active = num_fixed_bytes(model, groups, dtype, count, active_shares(model))
-        samples_per_unit = calibration.samples_per_unit or default_samples_per_unit(
-            config, calibration.num_samples
-        )
-        units = make_units(
-            "dry", len(groups), calibration.num_samples,
-            groups_per_unit=config.sensitivity.groups_per_unit or len(groups), samples_per_unit=samples_per_unit,
-        )  # fmt: skip
+        units = units_of(config, "dry", len(groups), calibration.num_samples)
         sizes = block_bytes(model, largest_list(model), getattr(torch, config.model.dtype).itemsize)
         probes = num_probes(config.sensitivity.probes, describe_model(config.model).vocab_size or 0)
         seen = see_shapes(model, groups, shapes, config, probes)

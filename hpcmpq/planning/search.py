@@ -5,6 +5,7 @@ import logging
 import numpy as np
 
 from hpcmpq.formats import FORMATS
+from hpcmpq.plan import WorkUnit, make_units
 from hpcmpq.planning.scaling import Site, Workload, best_samples_per_unit
 from hpcmpq.settings import Config
 from hpcmpq.space import Group, SearchSpace
@@ -21,7 +22,18 @@ SAMPLE_S, SPREAD = 10.0, 0.1
 """A sample's time and how much it varies, for the same purpose; only the order of magnitude matters."""
 
 
-def default_samples_per_unit(config: Config, num_samples: int) -> int:
+def units_of(config: Config, fingerprint: str, num_groups: int, num_samples: int) -> tuple[WorkUnit, ...]:
+    """The work units of a calibration, of as many groups and samples as the config says."""
+    return make_units(
+        fingerprint,
+        num_groups,
+        num_samples,
+        groups_per_unit=config.sensitivity.groups_per_unit or num_groups,
+        samples_per_unit=config.calibration.samples_per_unit or _samples_per_unit(config, num_samples),
+    )
+
+
+def _samples_per_unit(config: Config, num_samples: int) -> int:
     """Samples of a work unit where the config does not say."""
     return best_samples_per_unit(
         SAMPLE_S,

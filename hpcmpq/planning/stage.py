@@ -15,7 +15,7 @@ from hpcmpq.models.original_marks import check_same_outputs, check_same_settings
 from hpcmpq.models.outputs import forward
 from hpcmpq.models.stored_dtype import check_scales
 from hpcmpq.models.weight_digests import weight_marks
-from hpcmpq.plan import CHOICES, Plan, content_hash, make_units, plan_to_json
+from hpcmpq.plan import CHOICES, Plan, content_hash, plan_to_json
 from hpcmpq.planning.cost_estimate import estimate_cost
 from hpcmpq.planning.facts import (
     TARGETS,
@@ -26,7 +26,7 @@ from hpcmpq.planning.facts import (
 )
 from hpcmpq.planning.original import Original, check_method, find_groups, load_original, say_of_experts
 from hpcmpq.planning.rounded_activations import check_activations, keep_ranges
-from hpcmpq.planning.search import default_samples_per_unit, search_space
+from hpcmpq.planning.search import search_space, units_of
 from hpcmpq.quantized.activations import rounds_activations
 from hpcmpq.rounding.options import check_rounding
 from hpcmpq.sensitivity import find_method
@@ -79,14 +79,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         facts, fingerprint, units = planned.facts, planned.fingerprint, planned.units
     else:
         fingerprint = content_hash(facts)
-        units = make_units(
-            fingerprint,
-            len(groups),
-            len(splits.calibration),
-            groups_per_unit=config.sensitivity.groups_per_unit or len(groups),
-            samples_per_unit=config.calibration.samples_per_unit
-            or default_samples_per_unit(config, len(splits.calibration)),
-        )
+        units = units_of(config, fingerprint, len(groups), len(splits.calibration))
     plan = Plan(
         config=config,
         space=space,

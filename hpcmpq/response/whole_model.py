@@ -57,8 +57,12 @@ class WholeModel:
             deltas = {
                 n: tensors.pop(n) - self.model.get_parameter(n) for n in products.weights & tensors.keys()
             }
-            replayed = products.replaying("model", deltas), self.choices.replaying(WHOLE)
-            with swapped(self.model, tensors), replayed[0], self._rounded(p), replayed[1]:
+            with (
+                swapped(self.model, tensors),
+                products.replaying("model", deltas),
+                self._rounded(p),
+                self.choices.replaying(WHOLE),
+            ):
                 z_NTV = forward(self.model, inputs)
             yield [p], z_NTV[None]
 

@@ -22,7 +22,7 @@ def memory_here(run: RunDir, proc: Path = PROC) -> int | None:
         run: The run directory, whose files of attempts name their writers.
         proc: Where the system lists its processes.
     """
-    host, parents, started = socket.gethostname(), *_processes(proc)
+    host, parents, started = socket.gethostname(), *processes(proc)
     writers = set()
     for path in run.attempts_path.glob("*.jsonl"):
         before, _, pid = path.stem.rpartition("-")
@@ -47,7 +47,7 @@ def descendants(of: Iterable[int], parents: Mapping[int, int]) -> set[int]:
     return found
 
 
-def _processes(proc: Path) -> tuple[dict[int, int], dict[int, float]]:
+def processes(proc: Path) -> tuple[dict[int, int], dict[int, float]]:
     """{process: its parent} and {process: the Unix time at which it began}."""
     boot_s = float((proc / "stat").read_text(encoding="utf-8").partition("btime ")[2].split()[0])
     parents, started = {}, {}

@@ -63,6 +63,7 @@ class Target:
         member_bytes: Bytes of one weight's tensors and their entries in the file's directory.
         fixed_bytes: Bytes of a tensor that is not quantized: (name, shape, bytes of one number) -> bytes.
         model_types: `model_type` of the models that its file can describe; empty for any.
+        instead: What to do with models of other types.
         keeps_unused: Whether its file holds tensors of the original's files that the model does not use, too.
     """
 
@@ -78,6 +79,7 @@ class Target:
     fuses_experts: bool = False
     holds_experts: bool = False
     model_types: tuple[str, ...] = ()
+    instead: str = ""
     keeps_unused: bool = True
 
 
@@ -118,6 +120,7 @@ TARGETS: dict[str, Target] = {
         member_bytes=gguf_bytes,
         fixed_bytes=gguf_fixed_bytes,
         model_types=tuple(GGUF_ARCHITECTURES),
+        instead="export tool_configs, which has a list for llama-quantize",
         keeps_unused=False,
     ),
     "mlx": Target(
@@ -129,6 +132,7 @@ TARGETS: dict[str, Target] = {
         member_bytes=mlx_bytes,
         fixed_bytes=safetensors_bytes,
         model_types=MLX_MODEL_TYPES,
+        instead="take target: transformers",
         keeps_unused=False,
     ),
     "tensorrt_llm": Target(
@@ -175,13 +179,9 @@ def check_model(target: Target, values: Mapping[str, Any]) -> None:
     if not target.model_types:
         return
     if values.get("model_type") not in target.model_types:
-        instead = {
-            "gguf": "for others export tool_configs, which has a list for llama-quantize",
-            "mlx": "for others take target: transformers",
-        }
         raise UserError(
             f"the {target.export} export knows the architectures {', '.join(target.model_types)}, not "
-            f"{values.get('model_type')!r}; {instead[target.export]}"
+            f"{values.get('model_type')!r}; for others {target.instead}"
         )
 
 

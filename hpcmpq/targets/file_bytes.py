@@ -81,15 +81,11 @@ def mlx_bytes(member: Member, format: Format, quantizer: Quantizer) -> int:
     if not format.scaled:
         return safetensors_bytes(member.parameter, (rows, columns), format.num_bits // 8)
     layer = member.parameter.removesuffix(".weight")
-    words = (rows, packed_words(columns, format.num_bits))
-    if format.type == "float":
-        scales = (rows, columns // 32)
-        return safetensors_bytes(member.parameter, words, 4) + safetensors_bytes(f"{layer}.scales", scales, 1)
-    scales = (rows, columns // (quantizer.group_size or columns))
-    ends = (f"{layer}.scales", f"{layer}.biases")
-    return safetensors_bytes(member.parameter, words, 4) + sum(
-        safetensors_bytes(name, scales, SCALE_BITS // 8) for name in ends
-    )
+    floating = format.type == "float"
+    scales = (rows, columns // (32 if floating else quantizer.group_size or columns))
+    beside = {"scales": 1} if floating else dict.fromkeys(("scales", "biases"), SCALE_BITS // 8)
+    codes = safetensors_bytes(member.parameter, (rows, packed_words(columns, format.num_bits)), 4)
+    return codes + sum(safetensors_bytes(f"{layer}.{end}", scales, size) for end, size in beside.items())
 
 
 def safetensors_bytes(name: str, shape: Sequence[int], itemsize: int) -> int:
