@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.results import table, write_section
-from hpcmpq.slurm.memory import descendants
+from bench.results import table, without_keys, write_section
+from hpcmpq.slurm.memory import PROC, descendants, processes
 
 STAGES: dict[str, list[str]] = {
     "plan": ["plan", "{config}", "--run-dir", "{run}"],
@@ -226,7 +226,7 @@ def watched(command: list[str], limit_mb: float, kill_after_s: float | None = No
         peak = max(peak, *resident_mb(process.pid), 0.0)
         late = kill_after_s is not None and time.monotonic() - start > kill_after_s
         if late or peak > limit_mb:
-            for pid in descendants([process.pid], parents()):
+            for pid in descendants([process.pid], processes(PROC)[0]):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.2)
@@ -235,34 +235,18 @@ def watched(command: list[str], limit_mb: float, kill_after_s: float | None = No
 
 def resident_mb(pid: int) -> Iterator[float]:
     """The most that a process and each of its descendants had in memory."""
-    for each in descendants([pid], parents()):
+    for each in descendants([pid], processes(PROC)[0]):
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{each}/status").read_text(encoding="utf-8").splitlines():
                 if line.startswith("VmHWM:"):
                     yield int(line.split()[1]) / 1024
 
 
-def parents() -> dict[int, int]:
-    """{process: its parent} of all there are."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            found[int(path.parent.name)] = int(
-                path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]
-            )
-    return found
-
-
-def lasting(values: Any) -> Any:
-    """JSON values without those of a process."""
-    if isinstance(values, dict):
-        return {key: lasting(value) for key, value in values.items() if key not in PASSING}
-    return [lasting(value) for value in values] if isinstance(values, list) else values
-
-
 def of_json(name: str) -> Any:
     """Function from a run to what stays of one of its artefacts."""
-    return lambda run: lasting(json.loads((run / name).read_text(encoding="utf-8")))
+    return lambda run: without_keys(
+        json.loads((run / name).read_text(encoding="utf-8")), PASSING.__contains__
+    )
 
 
 def digests(folder: str, end: str = "safetensors") -> Any:

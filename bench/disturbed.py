@@ -18,7 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from bench.results import ROOT
+
 PATIENCE_S = 300.0
 _MARK = "HPCMPQ_FAULT_MARK"
 """Environment variable of processes under a launcher."""

@@ -1,9 +1,10 @@
 """Virtual environments of packages that cannot share this one, each built once and kept under runs/bench."""
 
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -35,3 +36,24 @@ def environment(folder: Path, requirements: Sequence[str], without_dependencies:
         subprocess.run([*install, "--no-deps", *without_dependencies], check=True)
     built.touch()
     return python
+
+
+def answer(python: Path, program: Path, folder: Path, settings: Mapping[str, str]) -> Path:
+    """Run ``PROGRAM folder/job.json ANSWER`` on one thread and offline; the file of its whole answer.
+
+    Args:
+        python: Of an environment.
+        program: A file.
+        folder: Where it runs; what it says goes to folder/log.
+        settings: Further environment variables.
+
+    Raises:
+        subprocess.CalledProcessError: If it fails.
+    """
+    unfinished, whole = folder / "unfinished.json", folder / "answer.json"
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **settings}
+    with (folder / "log").open("w", encoding="utf-8") as log:
+        command = [str(python), str(program), str(folder / "job.json"), str(unfinished)]
+        subprocess.run(command, check=True, env=variables, stdout=log, stderr=log, cwd=folder)
+    unfinished.rename(whole)
+    return whole

@@ -28,14 +28,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import h5py
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from bench.disturbed import FAULTS, FORKED, NONE, Ended, run
-from bench.results import ROOT, table, write_section
+from bench.results import ROOT, table, without_keys, write_section
 
 STAGES = {
     "plan": "plan CONFIG --run-dir RUN",
@@ -144,7 +143,7 @@ def results(run_dir: Path) -> dict[str, str]:
             data = path.read_bytes()
             with suppress(ValueError, OSError, KeyError, RuntimeError, SafetensorError):  # damaged: as it is
                 if path.suffix == ".json":
-                    data = json.dumps(_less_times(json.loads(data)), sort_keys=True).encode()
+                    data = json.dumps(without_keys(json.loads(data), _is_changing), sort_keys=True).encode()
                 elif path.suffix == ".h5":  # some of its bytes mean nothing
                     data = _contents(path)
                 elif path.suffix == ".safetensors":
@@ -154,10 +153,8 @@ def results(run_dir: Path) -> dict[str, str]:
     return found
 
 
-def _less_times(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {k: _less_times(v) for k, v in values.items() if k not in CHANGING and "seconds" not in k}
-    return [_less_times(value) for value in values] if isinstance(values, list) else values
+def _is_changing(key: str) -> bool:
+    return key in CHANGING or "seconds" in key
 
 
 def _contents(path: Path) -> bytes:

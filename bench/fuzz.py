@@ -53,8 +53,8 @@ BOUNDS: dict[str, Callable[[Compact, np.ndarray], float]] = {
     "bound: blocks of a group or two": lambda compact, choice_G: blocks_bound(compact, choice_G),
     "bound: relaxation, 3 steps": lambda compact, choice_G: relaxation_bound(compact, choice_G, 3),
     "bound: relaxation, 20 steps": lambda compact, choice_G: relaxation_bound(compact, choice_G, 20),
-    "bound: relaxation from a convex form, 5 steps": lambda compact, choice_G: convex_start_bound(
-        compact, choice_G, 5
+    "bound: relaxation from a convex form, 5 steps": lambda compact, choice_G: relaxation_bound(
+        compact, choice_G, 5, from_convex=True
     ),
 }
 """Bounds on the compact objective, each from the instance and a good choice."""
@@ -66,17 +66,11 @@ def blocks_bound(compact: Compact, choice_G: np.ndarray) -> float:
     return max(block_bound(sparse, choice_G, np.inf, largest, 3) for largest in (1, 2))
 
 
-def relaxation_bound(compact: Compact, choice_G: np.ndarray, steps: int) -> float:
-    """The doubly nonnegative relaxation's certificate after some steps."""
+def relaxation_bound(compact: Compact, choice_G: np.ndarray, steps: int, from_convex: bool = False) -> float:
+    """The doubly nonnegative relaxation's certificate after some steps, from a cold start or a convex form."""
     node = make_node(compact, all_pairs(compact), preconditioner(compact, choice_G))
-    advance(node, steps, np.inf)
-    return node.bound
-
-
-def convex_start_bound(compact: Compact, choice_G: np.ndarray, steps: int) -> float:
-    """The certificate after some steps from a convex form."""
-    node = make_node(compact, all_pairs(compact), preconditioner(compact, choice_G))
-    node.state = start(compact, node.relaxation, node.projector, node.state, choice_G, 0, np.inf)
+    if from_convex:
+        node.state = start(compact, node.relaxation, node.projector, node.state, choice_G, 0, np.inf)
     advance(node, steps, np.inf)
     return node.bound
 

@@ -1,10 +1,18 @@
 """Where the benches keep what they found: Markdown tables in sections of `RESULTS.md`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "RESULTS.md"
+
+
+def without_keys(values: Any, passes: Callable[[str], bool]) -> Any:
+    """JSON values without those of the keys that pass, at any depth: of times and processes, not of results."""
+    if isinstance(values, dict):
+        return {key: without_keys(value, passes) for key, value in values.items() if not passes(key)}
+    return [without_keys(value, passes) for value in values] if isinstance(values, list) else values
 
 
 def write_section(name: str, text: str) -> None:

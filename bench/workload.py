@@ -37,6 +37,9 @@ from hpcmpq.store.run_dir import RunDir
 
 CACHE = ROOT / "runs" / "bench"
 
+IMPORT_PATHS = (str(ROOT), str(ROOT / "configs"))
+"""Where factories of texts and models are found."""
+
 
 @dataclass
 class MeteredProcess:
@@ -106,12 +109,11 @@ def calibrated(
     parts = [Path(path).stem, method, objective, *([str(probes)] if probes else []), *(formats or ())]
     name = "-".join([*parts, *(["products"] if attention_products else [])])
     run = RunDir(CACHE / name)
-    import_paths = (str(ROOT), str(ROOT / "configs"))
     try:
-        plan = prepare(config, run, import_paths)
+        plan = prepare(config, run, IMPORT_PATHS)
     except PlanMismatch:
         shutil.rmtree(run.path)
-        plan = prepare(config, run, import_paths)
+        plan = prepare(config, run, IMPORT_PATHS)
     cost_path = run.file("metered.json")
     if not (run.quadratic_path.exists() and cost_path.exists()):
         shutil.rmtree(run.shards_path, ignore_errors=True)

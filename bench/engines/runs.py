@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from bench.results import ROOT
-from bench.workload import CACHE
+from bench.workload import CACHE, IMPORT_PATHS
 from hpcmpq.config import read_config
 from hpcmpq.executors.in_process import InProcess
 from hpcmpq.export import export
@@ -22,8 +22,6 @@ from hpcmpq.settings import SensitivityConfig
 from hpcmpq.solve.formulate import cost_values
 from hpcmpq.store.json_files import write_json
 from hpcmpq.store.run_dir import RunDir
-
-IMPORT_PATHS = (str(ROOT), str(ROOT / "configs"))
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """Layers that vLLM's `LlamaForCausalLM` joins (`packed_modules_mapping`)."""

@@ -1,14 +1,12 @@
 """vLLM on compressed-tensors directories: its own resolution of every layer's scheme, and its CPU build's outputs."""
 
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from bench.engines.runs import FUSED, Case, Exported, exported, linear_layers, log_probabilities
-from bench.environments import environment
+from bench.environments import answer, environment
 from bench.workload import CACHE
 from hpcmpq.export import weight_bytes
 from hpcmpq.store.json_files import read_json, write_json
@@ -82,10 +80,10 @@ FACTS = (
 def row(case: Case, num_samples: int, num_tokens: int) -> list[str]:
     """One line of the table."""
     made = exported(case, num_samples, num_tokens)
-    answer = asked(made)
+    said = asked(made)
     planned = {layer: SCHEMES[name] for layer, name in linear_layers(made).items()}
-    right = sum(answer["schemes"][layer] == scheme for layer, scheme in planned.items())
-    wrong = {f"{planned[layer]} -> {s}" for layer, s in answer["schemes"].items() if s != planned[layer]}
+    right = sum(said["schemes"][layer] == scheme for layer, scheme in planned.items())
+    wrong = {f"{planned[layer]} -> {s}" for layer, s in said["schemes"].items() if s != planned[layer]}
     for line in sorted(wrong):
         print(f"{case.model}: {line}", flush=True)
     file_bytes = weight_bytes(made.directory)
@@ -94,7 +92,7 @@ def row(case: Case, num_samples: int, num_tokens: int) -> list[str]:
         ", ".join(case.formats) + ("" if case.symmetric else ", with zero points"),
         f"{right} of {len(planned)}",
         f"{file_bytes:,} ({file_bytes / made.size_bytes - 1:+.2%} of size_bytes)",
-        *compared(made, answer),
+        *compared(made, said),
     ]
 
 
@@ -112,22 +110,18 @@ def asked(made: Exported) -> dict:
     }
     write_json(folder / "job.json", job)
     python = environment(CACHE / "engines" / ALONE[0], BESIDE, ALONE)
-    program = Path(__file__).with_name("run_vllm.py")
-    settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with (folder / "log").open("w", encoding="utf-8") as log:
-        command = [str(python), str(program), str(folder / "job.json"), str(folder / "answer.json")]
-        subprocess.run(command, check=True, env={**os.environ, **settings}, stdout=log, stderr=log)
-    return read_json(folder / "answer.json", "python -m bench.engines vllm")
+    said = answer(python, Path(__file__).with_name("run_vllm.py"), folder, {})
+    return read_json(said, "python -m bench.engines vllm")
 
 
-def compared(made: Exported, answer: dict) -> list[str]:
+def compared(made: Exported, said: dict) -> list[str]:
     """Whether it ran, and the differences."""
-    if "refused" in answer:
-        return [f"no: {answer['refused']}", "", "", ""]
+    if "refused" in said:
+        return [f"no: {said['refused']}", "", "", ""]
     exact_NTV = log_probabilities(made.checkpoint, made.samples_NT, torch.float32)
     places = [
         (sample, position, int(token), value)
-        for sample, positions in enumerate(answer["positions"])
+        for sample, positions in enumerate(said["positions"])
         for position, at in enumerate(positions)
         for token, value in at.items()
     ]
@@ -138,6 +132,6 @@ def compared(made: Exported, answer: dict) -> list[str]:
     differences = [found - exact_NTV[n, t, v]]
     differences += [(other_NTV - exact_NTV)[n, t, v] for other_NTV in (narrow_NTV, original_NTV)]
     return [
-        f"yes, writes {answer['written']}",
+        f"yes, writes {said['written']}",
         *(f"{float(d.square().mean().sqrt()):.4f} ({float(d.abs().max()):.3f})" for d in differences),
     ]

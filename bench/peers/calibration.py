@@ -5,8 +5,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bench.results import ROOT
-from bench.workload import CACHE
+from bench.workload import CACHE, IMPORT_PATHS
 from hpcmpq.calibrate.reduce import reduce
 from hpcmpq.calibrate.stage import calibrate
 from hpcmpq.executors import Worker
@@ -19,9 +18,6 @@ from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
-
-IMPORT_PATHS = (str(ROOT), str(ROOT / "configs"))
-"""Where factories of texts are found."""
 
 
 @dataclass(frozen=True)

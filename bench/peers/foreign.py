@@ -1,9 +1,7 @@
 """Other packages' own searches, each run in a virtual environment of its own that the bench builds."""
 
 import importlib.metadata
-import os
 import resource
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,16 +85,9 @@ def foreign_assignments(
 def _run(name: str, folder: Path) -> None:
     """Write folder/answer.json; what the package says goes to folder/log."""
     python = environment(name)
-    settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "AR_AUTO_SCHEME_CACHE": str(folder / "scores")}
+    print(f"{name} searches; its log is {folder / 'log'}", flush=True)
     program = Path(__file__).with_name(PACKAGES[name].program)
-    unfinished = folder / "unfinished.json"
-    with (folder / "log").open("w", encoding="utf-8") as log:
-        print(f"{name} searches; its log is {folder / 'log'}", flush=True)
-        command = [str(python), str(program), str(folder / "job.json"), str(unfinished)]
-        subprocess.run(
-            command, check=True, env={**os.environ, **settings}, stdout=log, stderr=log, cwd=folder
-        )
-    unfinished.rename(folder / "answer.json")
+    environments.answer(python, program, folder, {"AR_AUTO_SCHEME_CACHE": str(folder / "scores")})
 
 
 def environment(name: str) -> Path:

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -117,6 +119,11 @@ def test_a_wrong_scale_a_wrong_order_and_a_missing_tensor_are_found(runs, monkey
     _, streamed = runs
     packed, order = compressed_tensors.stored, gguf_export._row_order
 
+    def check_found(exporter: ModuleType, name: str, wrong: Callable, message: str) -> None:
+        with monkeypatch.context() as patched, pytest.raises(NotReproduced, match=message):
+            patched.setattr(exporter, name, wrong)
+            export(streamed, exporter.__name__.rpartition(".")[2])
+
     def scaled(name, *args):
         factor = 1.25 if name.endswith("layers.3.mlp.down_proj.weight") else 1.0
         return {
@@ -124,12 +131,7 @@ def test_a_wrong_scale_a_wrong_order_and_a_missing_tensor_are_found(runs, monkey
             for own, value in packed(name, *args).items()
         }
 
-    with (
-        monkeypatch.context() as patched,
-        pytest.raises(NotReproduced, match=r"layers\.3\.mlp\.down_proj\.weight"),
-    ):
-        patched.setattr(compressed_tensors, "stored", scaled)
-        export(streamed, "compressed_tensors")
+    check_found(compressed_tensors, "stored", scaled, r"layers\.3\.mlp\.down_proj\.weight")
 
     def reversed_order(name, *args):
         return (
@@ -138,22 +140,12 @@ def test_a_wrong_scale_a_wrong_order_and_a_missing_tensor_are_found(runs, monkey
             else order(name, *args)
         )
 
-    with (
-        monkeypatch.context() as patched,
-        pytest.raises(NotReproduced, match=r"layers\.3\.self_attn\.k_proj\.weight"),
-    ):
-        patched.setattr(gguf_export, "_row_order", reversed_order)
-        export(streamed, "gguf")
+    check_found(gguf_export, "_row_order", reversed_order, r"layers\.3\.self_attn\.k_proj\.weight")
 
     def without_last(name, *args):
         return {} if name.endswith("layers.5.mlp.down_proj.weight") else packed(name, *args)
 
-    with (
-        monkeypatch.context() as patched,
-        pytest.raises(NotReproduced, match=r"finds no .*layers\.5\.mlp\.down_proj"),
-    ):
-        patched.setattr(compressed_tensors, "stored", without_last)
-        export(streamed, "compressed_tensors")
+    check_found(compressed_tensors, "stored", without_last, r"finds no .*layers\.5\.mlp\.down_proj")
 
 
 def test_a_wrong_weight_in_the_files_of_a_streamed_model_is_found(runs, monkeypatch):

@@ -7,26 +7,20 @@ import pytest
 import scipy.sparse
 
 from bench.instances import make_blocked_instance
-from bench.small_instances import least, random_instance
 from hpcmpq.solvers import quadratic
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.compact.presolve import presolve
 from hpcmpq.solvers.proof.blocks import block_bound, make_cut, share
 from hpcmpq.solvers.proof.partition import block_of_groups
 from hpcmpq.solvers.quadratic import QuadraticSolver
+from tests.solvers.proof.enumerated import enumerated
 
 
 @pytest.mark.parametrize("largest", [1, 2])
 def test_no_bound_exceeds_the_enumerated_optimum(largest: int) -> None:
     num_bounds = 0
-    for seed in range(40):
-        instance = random_instance(seed)
-        best, compact = least(instance), presolve(instance.problem())
-        if best is None or not isinstance(compact, Compact) or compact.num_groups == 0:
-            continue
+    for instance, best, compact, choice_G in enumerated(40):
         compact = replace(compact, quad_PP=scipy.sparse.csr_array(compact.quad_PP))
-        choice_G = compact.compress(instance.choice(best[1]))
-        assert choice_G is not None
         bound = compact.original_objective(block_bound(compact, choice_G, np.inf, largest, 2))
         assert np.isfinite(bound)
         assert bound <= best[0] + 1e-12 * sum(map(abs, instance.terms(best[1])))

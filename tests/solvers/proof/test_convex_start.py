@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from bench.instances import Shape, make_instance
-from bench.small_instances import least, random_instance
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.compact.presolve import presolve
 from hpcmpq.solvers.proof import convex_start
@@ -12,6 +11,7 @@ from hpcmpq.solvers.proof.admm import certified
 from hpcmpq.solvers.proof.node import Node, advance, all_pairs, make_node, padded_pairs, preconditioner
 from hpcmpq.solvers.proof.spectral import convex_form, tangent_bound
 from hpcmpq.solvers.search.tabu import search
+from tests.solvers.proof.enumerated import enumerated
 
 
 def started(compact: Compact, choice_G: np.ndarray) -> Node:
@@ -22,13 +22,7 @@ def started(compact: Compact, choice_G: np.ndarray) -> Node:
 
 def test_no_bound_of_a_convex_start_exceeds_the_enumerated_optimum() -> None:
     num_bounds = 0
-    for seed in range(25):
-        instance = random_instance(seed)
-        best, compact = least(instance), presolve(instance.problem())
-        if best is None or not isinstance(compact, Compact) or compact.num_groups == 0:
-            continue
-        choice_G = compact.compress(instance.choice(best[1]))
-        assert choice_G is not None
+    for instance, best, compact, choice_G in enumerated(25):
         for steps in (1, 7):
             node = started(compact, choice_G)
             advance(node, steps, np.inf)
