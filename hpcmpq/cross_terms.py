@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import scipy.sparse
+import scipy  # reads scipy.sparse where it is used: most runs have no sparse terms, and commands start without it
 
 CrossTerms = Any
 """float64 [P, P], a numpy array or a `scipy.sparse` matrix or array; symmetric, zero inside groups."""
@@ -19,7 +19,7 @@ CrossTerms = Any
 
 def is_sparse(quad_PP: CrossTerms) -> bool:
     """Whether only some entries are stored."""
-    return bool(scipy.sparse.issparse(quad_PP))
+    return not isinstance(quad_PP, np.ndarray) and bool(scipy.sparse.issparse(quad_PP))
 
 
 def blocked(
@@ -28,7 +28,7 @@ def blocked(
     row_E: np.ndarray,
     column_E: np.ndarray,
     value_E: np.ndarray,
-) -> scipy.sparse.csr_array:
+) -> "scipy.sparse.csr_array":
     """Sparse cross terms from symmetric dense blocks and entries between them, mirrored; what coincides adds up.
 
     Args:

@@ -7,7 +7,7 @@ classes of ties.
 import math
 
 import numpy as np
-import scipy.sparse
+import scipy
 
 from hpcmpq.cross_terms import CrossTerms, is_sparse, tidy
 from hpcmpq.problem import Problem, search_limit

@@ -7,7 +7,7 @@ Axis letters: P options, G groups, E pairs of groups.
 """
 
 import numpy as np
-import scipy.sparse
+import scipy
 
 from hpcmpq.solvers.compact.compact import Compact
 

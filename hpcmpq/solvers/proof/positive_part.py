@@ -8,7 +8,7 @@ Axis letters: n rows, r positive eigenvalues.
 """
 
 import numpy as np
-import scipy.linalg
+import scipy
 
 PARTIAL_FROM = 200
 """Rows from which a part of the decomposition is faster than the whole."""
