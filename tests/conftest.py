@@ -1,5 +1,6 @@
 """Settings of every process of a test run; libraries and fixtures where tests run."""
 
+import gc
 import os
 
 import pytest
@@ -34,4 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("fresh", database=None, deadline=None, print_blob=True)
     settings.register_profile("quick", parent=settings.get_profile("fresh"), max_examples=20)
     settings.load_profile("quick" if config.getoption("markexpr") == "quick" else "fresh")
+    gc.disable()  # until all is read: it stays, and looking through it again and again takes a tenth of the time
     config.pluginmanager.import_plugin("tests.fixtures")
+
+
+def pytest_collection_finish() -> None:
+    """What libraries and tests hold is never looked through again."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()

@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import functools
 import importlib
 import re
 import subprocess
@@ -30,6 +31,11 @@ def test_file_names_say_what_is_inside(folder: str):
     assert not vague, f"name the idea instead of {vague}"
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
 def test_files_hold_one_idea_each():
     lengths = {name_of(path): len(path.read_text().splitlines()) for path in SOURCES}
     long = {name: length for name, length in lengths.items() if length > MAX_LINES}
@@ -52,7 +58,7 @@ def test_classes_of_ours_do_not_inherit_from_one_another():
 
 def nouns(path: Path) -> list[str]:
     """Names of a file's classes and of its types that are other types' names; constants are all capitals."""
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     found = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
@@ -80,7 +86,7 @@ def test_range_is_the_builtin():
     """What codes mean are qparams, as the field says."""
     found = []
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             name = node.id if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else None
             if "range" in (name, getattr(node, "arg", None) if isinstance(node, ast.arg) else None):
                 found.append(f"{name_of(path)}:{node.lineno}")
@@ -126,10 +132,10 @@ PROGRAMS = [
 ]
 
 
-def calls_in_the_encoding_of_the_locale(source: str) -> list[int]:
+def calls_in_the_encoding_of_the_locale(tree: ast.Module) -> list[int]:
     """Lines of calls that turn text to bytes or back without saying how; binary ones have a b in their mode."""
     found = []
-    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         owner = call.func.value if isinstance(call.func, ast.Attribute) else None
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
         given = {keyword.arg: keyword.value for keyword in call.keywords}
@@ -145,7 +151,7 @@ def calls_in_the_encoding_of_the_locale(source: str) -> list[int]:
 
 
 def test_text_files_do_not_depend_on_the_locale():
-    found = {name_of(path): calls_in_the_encoding_of_the_locale(path.read_text("utf-8")) for path in PROGRAMS}
+    found = {name_of(path): calls_in_the_encoding_of_the_locale(tree_of(path)) for path in PROGRAMS}
     assert not {name: lines for name, lines in found.items() if lines}, 'say encoding="utf-8"'
 
 
@@ -158,7 +164,7 @@ def test_text_files_do_not_depend_on_the_locale():
     ],
 )  # fmt: skip
 def test_calls_in_the_encoding_of_the_locale_are_found(source: str, found: list[int]):
-    assert calls_in_the_encoding_of_the_locale(source) == found
+    assert calls_in_the_encoding_of_the_locale(ast.parse(source)) == found
 
 
 @pytest.mark.parametrize("config", [name_of(path) for path in sorted((ROOT / "configs").glob("*.yaml"))])

@@ -16,6 +16,8 @@ from hpcmpq.sensitivity.secant import measure
 from hpcmpq.settings import SensitivityConfig
 from tests.sensitivity.tiny import make_subject
 
+pytestmark = pytest.mark.slow
+
 
 @dataclasses.dataclass(frozen=True)
 class Found:

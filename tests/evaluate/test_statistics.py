@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import scipy.stats
+import scipy  # which reads scipy.stats when a test asks for it
 
 from hpcmpq.evaluate.statistics import (
     mean_with_interval,

@@ -1,5 +1,6 @@
 """The digits example: what its config promises."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import forward, load_model
 
-pytest.importorskip("sklearn")
+pytestmark = pytest.mark.skipif(find_spec("sklearn") is None, reason="needs the extra examples")
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "digits.yaml"
 

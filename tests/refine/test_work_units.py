@@ -22,6 +22,8 @@ from hpcmpq.store.run_dir import RunDir
 from tests.executors.launch import MARKS, command_line, run
 from tests.executors.tiny_run import plan_run
 
+pytestmark = pytest.mark.slow
+
 
 def unseen(*_: object) -> None:
     """Nobody looks."""
@@ -151,7 +153,6 @@ def test_whatever_solver_made_the_start_is_refined(name: str, copied: RunDir):
     assert refine(copied, InProcess(), unseen)["refine"]["evaluations"] > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("executor", [pytest.param("mpi", marks=MARKS["mpi"])])
 def test_launchers_give_the_same_bits(executor: str, copied: RunDir, alone: bytes):
     ended = run(command_line(executor, "hpcmpq", "refine", copied.path, "--executor", executor))

@@ -1,11 +1,14 @@
 """The report in a real browser: light and dark, wide and narrow, printed, by keyboard and for screen readers."""
 
+from __future__ import annotations
+
 import io
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,9 +23,10 @@ from hpcmpq.store.run_dir import RunDir
 from tests.report.other_runs import transformer, write_other_run
 from tests.synthetic_run import write_run
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
 pytestmark = pytest.mark.browser
-pytest.importorskip("playwright", reason="Playwright, of the extra test, drives the browser")
-from playwright.sync_api import Browser, Error, Page, sync_playwright  # noqa: E402
 
 WIDE, PHONE = {"width": 1200, "height": 900}, {"width": 360, "height": 740}
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -45,6 +49,9 @@ OVERLAPPING = """() => [...document.querySelectorAll('figure svg')].flatMap(svg 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    pytest.importorskip("playwright", reason="Playwright, of the extra test, drives the browser")
+    from playwright.sync_api import Error, sync_playwright
+
     with sync_playwright() as playwright:
         own = playwright.chromium.executable_path
         found = own if os.path.exists(own) else next(filter(None, map(shutil.which, NAMES)), None)

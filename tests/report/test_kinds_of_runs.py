@@ -1,12 +1,12 @@
 """The report of other kinds of runs: many groups, no blocks, no interactions, other formats, objectives and goals."""
 
 import csv
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from hpcmpq.report import write_report
-from hpcmpq.report.curves import below_uniform, measured_against_uniform, uniform_curve
 from hpcmpq.report.findings import read_findings
 from hpcmpq.report.provenance import commands, config_text
 from hpcmpq.store.json_files import read_json, write_json
@@ -14,9 +14,10 @@ from hpcmpq.store.run_dir import RunDir
 from tests.report.other_runs import transformer, write_other_run
 from tests.report.parsed_page import Page, squeezed
 
-pytestmark = pytest.mark.slow
-
-pytest.importorskip("matplotlib")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs the extra report"),
+]
 
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up", "mlp.down")
 NAMES = {"stem.conv": None, "layer1.conv": None, "layer2.conv": None, "head": None}
@@ -133,6 +134,8 @@ def test_one_uniform_format_alone(tmp_path: Path):
 
 
 def test_measured_change_is_shown_only_beside_a_uniform_model_of_the_same_size(tmp_path: Path):
+    from hpcmpq.report.curves import measured_against_uniform
+
     measured = {"original": 0.0, "quantized": 0.02, "uniform": 0.05}
     mixed = write_other_run(tmp_path / "mixed", NAMES, INTEGERS, measured=measured)
     assert measured_against_uniform(read_findings(mixed)) is None
@@ -143,6 +146,8 @@ def test_measured_change_is_shown_only_beside_a_uniform_model_of_the_same_size(t
 
 
 def test_nothing_is_said_between_uniform_formats_that_lie_far_apart(tmp_path: Path):
+    from hpcmpq.report.curves import below_uniform, uniform_curve
+
     findings = read_findings(write_other_run(tmp_path / "run", NAMES, ("int3", "int4", "int8")))
     increase = {name: loss for name, _, loss in uniform_curve(findings)}
     middle = (increase["int3"] * increase["int4"]) ** 0.5

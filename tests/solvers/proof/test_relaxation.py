@@ -280,6 +280,7 @@ def test_bounds_of_large_problems_hold_on_small_ones(indefinite: bool) -> None:
     assert spectral_bound(compact, best, np.inf, 0) <= compact.objective(best)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [3, 5, 6, 7, 8, 9, 12])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_nearly_separable_problems_have_a_spectral_bound(seed: int, power: int) -> None:
