@@ -39,6 +39,7 @@ class Iterate:
         falling: Whether β still falls step by step.
         rank: Rank of the last R.
         steps: Steps done.
+        largest: λ_max(Lᵀ Z L) of the last certificate.
         part_s: Seconds of the steps by part; shared with the iterates made from this one.
     """
 
@@ -49,6 +50,7 @@ class Iterate:
     falling: bool = False
     rank: int = 0
     steps: int = 0
+    largest: float = 0.0
     part_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
@@ -59,10 +61,12 @@ class Bound:
     Attributes:
         value: Lower bound on the compact objective; +inf proves that no allowed choice exists.
         minimum: The excesses; a feasible choice x has f(x) ≥ value + Σ own excess + Σ pair excess.
+        largest: What was proven of λ_max(Lᵀ Z L).
     """
 
     value: float
     minimum: Minimum
+    largest: float = 0.0
 
 
 def start(relaxation: Relaxation, projector: Projector) -> tuple[Iterate, np.ndarray]:
@@ -152,16 +156,22 @@ def balance(ratio: float, steps: int, from_convex: bool = False) -> float:
     return factor if not 0.9 < factor < 1.1 else 1.0
 
 
-def certified(relaxation: Relaxation, z_NN: np.ndarray, allowed_XX: np.ndarray) -> Bound:
+def certified(relaxation: Relaxation, z_NN: np.ndarray, allowed_XX: np.ndarray, like: float = 0.0) -> Bound:
     """The valid bound of a multiplier, in float64 with a margin for rounding.
 
     Only the multiplier's symmetric part acts on Y; `minimise` reads one half of some blocks, so that part is taken.
+
+    Args:
+        relaxation: Whose Y is bounded.
+        z_NN: The multiplier.
+        allowed_XX: Pairs that may be chosen together.
+        like: λ_max(Lᵀ Z L) of a similar multiplier; saves attempts at this one's.
     """
     lift = relaxation.lift
     z_NN = z_NN.astype(np.float64)
     z_NN = 0.5 * (z_NN + z_NN.T)
     epsilon = np.finfo(np.float64).eps
-    largest = largest_eigenvalue(lift.down(z_NN))
+    largest = proven = largest_eigenvalue(lift.down(z_NN), like / 8.0)
     largest += 4.0 * lift.dimension * epsilon * float(np.linalg.norm(z_NN))
     scale_N = full_scale(lift)
     m_NN = z_NN * scale_N
@@ -169,7 +179,7 @@ def certified(relaxation: Relaxation, z_NN: np.ndarray, allowed_XX: np.ndarray) 
     m_NN += relaxation.objective_NN
     minimum = minimise(relaxation, m_NN, allowed_XX)
     margin = 4.0 * epsilon * lift.num_groups**2 * float(np.abs(m_NN).max())
-    return Bound(minimum.value - lift.trace * max(0.0, largest) - margin, minimum)
+    return Bound(minimum.value - lift.trace * max(0.0, largest) - margin, minimum, proven)
 
 
 def full_scale(lift: Lift) -> np.ndarray:

@@ -63,12 +63,16 @@ def proven_shift(
     return 1.01 * squared**0.5 + 4.0 * size * float(np.finfo(np.float64).eps) * trace
 
 
-def largest_eigenvalue(a_nn: np.ndarray) -> float:
+def largest_eigenvalue(a_nn: np.ndarray, first: float = 0.0) -> float:
     """The largest eigenvalue of a symmetric float64 matrix, or, of a large one, a number not far above it.
 
     A Cholesky factorisation that succeeds on δ I − A proves λ_max ≤ δ + 2 (n + 2) ε tr(δ I − A) (Higham, Accuracy and
     Stability of Numerical Algorithms, theorem 10.5); δ grows until one does. Where A has no positive eigenvalues
     but by rounding, as after a step, that takes a tenth of the eigenvalues' time.
+
+    Args:
+        a_nn: The matrix, float64 [n, n].
+        first: A δ to try first, such as an eighth of what a similar matrix needed.
 
     Example:
         >>> largest_eigenvalue(np.diag([1.0, -2.0]))
@@ -76,7 +80,7 @@ def largest_eigenvalue(a_nn: np.ndarray) -> float:
     """
     size = len(a_nn)
     if size >= FACTOR_FROM:
-        delta = 1e-13 * float(np.linalg.norm(a_nn))
+        delta = max(1e-13 * float(np.linalg.norm(a_nn)), first)
         for _ in range(14):
             shifted_nn = -a_nn
             shifted_nn[np.arange(size), np.arange(size)] += delta

@@ -112,7 +112,8 @@ def advance(node: Node, steps: int, deadline: float) -> int:
         if earlier_NN is not None:
             half_NN = 0.5 * (half_NN + earlier_NN)
         begun = time.perf_counter()
-        bound = certified(node.relaxation, half_NN, padded_pairs(node))
+        bound = certified(node.relaxation, half_NN, padded_pairs(node), node.state.largest)
+        node.state.largest = bound.largest
         node.state.part_s["certificates"] += time.perf_counter() - begun
         node.bound = max(node.bound, bound.value)
         node.last = bound

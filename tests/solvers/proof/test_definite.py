@@ -63,5 +63,6 @@ def test_the_largest_eigenvalue_is_bounded_by_factorisations(seed, monkeypatch):
         monkeypatch.setattr(definite, "FACTOR_FROM", 1)
         found = definite.largest_eigenvalue(a_nn)
         assert exact <= found <= max(8.1 * exact, 1e-11)
+        assert exact <= definite.largest_eigenvalue(a_nn, 1e-5) <= max(8.1 * exact, 1.001e-5)
         monkeypatch.setattr(definite, "FACTOR_FROM", 31)
         assert definite.largest_eigenvalue(a_nn) == exact
