@@ -229,6 +229,15 @@ def test_layers_that_are_not_linear_are_refused(tiny_model, tiny_inputs):
         deployable_groups(model, GroupsConfig(), tiny_inputs("gpt2"), VLLM)
 
 
+def test_embeddings_and_heads_are_searched_where_the_file_holds_them(tiny_model, tiny_inputs):
+    model, inputs = tiny_model("llama"), tiny_inputs("llama")
+    config = GroupsConfig(include=("*",))
+    names = {group.name for group in deployable_groups(model, config, inputs, LLAMA_CPP)}
+    assert {"model.embed_tokens", "lm_head"} <= names
+    with pytest.raises(UserError, match="vllm holds linear layers only, model.embed_tokens is a Embedding"):
+        deployable_groups(model, config, inputs, VLLM)
+
+
 def test_an_unknown_target_is_named_with_the_known_ones():
     with pytest.raises(UserError, match="unknown target 'x'; known: transformers"):
         find_target("x")

@@ -26,7 +26,8 @@ def to_super_blocks(codes_MK: Tensor, qparams: QParams, format: Format) -> np.nd
         _multiples(qparams.scale, qparams.super_scale),
         _multiples(qparams.offset, qparams.super_offset),
     )
-    halves = {"d": qparams.super_scale, "m": qparams.super_offset}
+    offset = qparams.super_offset
+    halves = {"d": qparams.super_scale, "m": offset, "-m": None if offset is None else -offset}
     blocks = [_half(halves[part]) if isinstance(part, str) else part.astype(np.uint8) for part in parts]
     return np.concatenate(blocks, axis=1).reshape(len(codes_MK), -1)
 
@@ -69,10 +70,21 @@ def _iq4_nl(q: np.ndarray, s: np.ndarray, m: np.ndarray) -> list:
     return ["d", _in_turns(q.reshape(-1, 1, 2, 16), 4)]
 
 
+def _q4_1(q: np.ndarray, s: np.ndarray, m: np.ndarray) -> list:
+    return ["d", "-m", _in_turns(q.reshape(-1, 1, 2, 16), 4)]
+
+
+def _q5_1(q: np.ndarray, s: np.ndarray, m: np.ndarray) -> list:
+    high = np.packbits((q >> 4).astype(np.uint8), axis=-1, bitorder="little")
+    return ["d", "-m", high, _in_turns((q & 15).reshape(-1, 1, 2, 16), 4)]
+
+
 _PARTS = {
     "q2_k": _q2_k, "q3_k": _q3_k, "q4_k": _q4_k, "q5_k": _q5_k, "q6_k": _q6_k, "iq4_xs": _iq4_xs, "iq4_nl": _iq4_nl,
+    "q4_1": _q4_1, "q5_1": _q5_1,
 }  # fmt: skip
-"""What each type stores in order: bytes, and ``d`` and ``m``, the float16 numbers of scales and offsets."""
+"""What each type stores in order: bytes, and ``d`` and ``m``, the float16 numbers of scales and offsets (``-m``: with
+the other sign, a number to add)."""
 
 
 def _in_turns(fields: np.ndarray, num_bits: int) -> np.ndarray:

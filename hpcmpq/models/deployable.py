@@ -28,8 +28,8 @@ def deployable_groups(
     """`find_groups` with the target's fused layers tied; without a target the same as `find_groups`.
 
     Raises:
-        UserError: Also if a searched weight is not that of an `nn.Linear`, if a tie rule of the config splits
-            layers that the engine fuses, or if only some of them are searched.
+        UserError: Also if a searched weight is of a layer that the target's file does not hold, if a tie rule of
+            the config splits layers that the engine fuses, or if only some of them are searched.
     """
     groups = find_groups(model, config, sample_inputs)
     if target is None:
@@ -37,11 +37,12 @@ def deployable_groups(
     members = [member for group in groups for member in group.members]
     searched = [member.parameter.removesuffix(".weight") for member in members]
     for member, name in zip(members, searched, strict=True):
-        if type(module := holder_of(model, member)) is not nn.Linear and not (
-            target.holds_experts and saved_one_by_one(member, module)
-        ):
+        module = holder_of(model, member)
+        held = type(module) is nn.Linear or (target.holds_embeddings and type(module) is nn.Embedding)
+        if not held and not (target.holds_experts and saved_one_by_one(member, module)):
+            layers = "linear layers and embeddings" if target.holds_embeddings else "linear layers"
             raise UserError(
-                f"target {target.name} holds linear layers only, {name} is a {type(module).__name__}; add it to "
+                f"target {target.name} holds {layers} only, {name} is a {type(module).__name__}; add it to "
                 "groups.exclude"
             )
     fused = fused_layers(model, target)

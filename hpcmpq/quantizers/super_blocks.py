@@ -3,6 +3,7 @@
     w ≈ d·s·q − d′·m      q2_k, q4_k, q5_k: q from 0, s and m ≥ 0
     w ≈ d·s·q             q3_k, q6_k: signed q and s
     w ≈ d·s·v[q]          iq4_xs, iq4_nl: v is a table; iq4_nl has s = 1 and blocks of 32
+    w ≈ d·q − d′          q4_1, q5_1: q from 0, d′ of any sign, blocks of 32
 
 Every product is exact in float32, so what `decode` gives is what llama.cpp's kernels make of the bytes, bit for bit.
 Shape letters: M output channels, K inputs, N super-blocks, G groups of one, L weights of a group, F factors.
@@ -33,7 +34,8 @@ class Layout:
         length: Weights that share a scale, L.
         codes: Smallest and largest code.
         largest_scale: Of the small integers; 1 where the float16 is the scale.
-        offsets: Whether groups have offsets, and scales no sign.
+        offsets: Whether groups have offsets, and scales no sign. Offsets are never negative but where the
+            float16 is the offset.
         values: What codes stand for; empty for themselves.
     """
 
@@ -42,6 +44,11 @@ class Layout:
     largest_scale: int
     offsets: bool = False
     values: tuple[int, ...] = ()
+
+    @property
+    def signed_offsets(self) -> bool:
+        """Whether offsets may be negative, so that zero need not lie within the codes."""
+        return self.offsets and self.largest_scale == 1
 
 
 LAYOUTS: Mapping[str, Layout] = {
@@ -52,6 +59,8 @@ LAYOUTS: Mapping[str, Layout] = {
     "q6_k": Layout(16, (-32, 31), 127),
     "iq4_xs": Layout(32, (0, 15), 31, values=VALUES_IQ4),
     "iq4_nl": Layout(32, (0, 15), 1, values=VALUES_IQ4),
+    "q4_1": Layout(32, (0, 15), 1, offsets=True),
+    "q5_1": Layout(32, (0, 31), 1, offsets=True),
 }
 
 FACTORS = (1.0, 0.7, 0.76, 0.82, 0.88, 0.94, 1.06, 1.12)
@@ -126,8 +135,9 @@ def _fit(x_NGL: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     low, high = layout.codes
     zero_NG = torch.zeros_like(x_NGL[..., 0])
     if layout.offsets:
-        first_NG = -x_NGL.amin(-1).clamp(max=0)
-        start_NG = (x_NGL.amax(-1).clamp(min=0) + first_NG) / high
+        limit = torch.inf if layout.signed_offsets else 0.0
+        first_NG = -x_NGL.amin(-1).clamp(max=limit)
+        start_NG = (x_NGL.amax(-1).clamp(min=-limit) + first_NG) / high
     else:
         largest_NG1 = x_NGL.abs().argmax(-1, keepdim=True)
         end = min(layout.values) if layout.values else low
@@ -147,7 +157,7 @@ def _fit(x_NGL: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
 
 
 def _least_squares(x_NGL: Tensor, value_NGL: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """The scale and offset that bring given values closest to x; offsets are never negative."""
+    """The scale and offset that bring given values closest to x."""
     square_NG, product_NG = value_NGL.square().sum(-1), (value_NGL * x_NGL).sum(-1)
     alone_NG = torch.where(square_NG > 0, product_NG / square_NG, 0.0)
     if not layout.offsets:
@@ -158,6 +168,8 @@ def _least_squares(x_NGL: Tensor, value_NGL: Tensor, layout: Layout) -> tuple[Te
         spread_NG > 0, (product_NG - mean_NG * middle_NG * layout.length) / spread_NG, 0.0
     ).clamp(min=0)
     offset_NG = slope_NG * mean_NG - middle_NG
+    if layout.signed_offsets:
+        return slope_NG, offset_NG
     free_NG = offset_NG >= 0
     return torch.where(free_NG, slope_NG, alone_NG.clamp(min=0)), offset_NG.clamp(min=0)
 

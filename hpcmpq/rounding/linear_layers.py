@@ -1,4 +1,4 @@
-"""Which weights error-compensated rounding takes: those of linear layers."""
+"""Which weights error-compensated rounding takes: those of linear layers. Embeddings are rounded to the nearest."""
 
 from torch import nn
 
@@ -13,10 +13,15 @@ def is_linear_weight(model: nn.Module, member: Member) -> bool:
     return linear and member.is_layer_weight
 
 
+def is_embedding(model: nn.Module, member: Member) -> bool:
+    """Whether a weight is that of an embedding, which is given numbers of rows and no inputs to sum."""
+    return isinstance(holder_of(model, member), nn.Embedding)
+
+
 def check_linear(model: nn.Module, member: Member) -> None:
-    """Raise `UserError` unless a weight is that of a linear layer."""
-    if not is_linear_weight(model, member):
+    """Raise `UserError` unless a weight is that of a linear layer or an embedding."""
+    if not is_linear_weight(model, member) and not is_embedding(model, member):
         raise UserError(
-            f"quantizer.rounding gptq and quantizer.checkpoints take linear layers only, {member.parameter} is of "
-            f"a {type(holder_of(model, member)).__name__}; add it to groups.exclude"
+            f"quantizer.rounding gptq and quantizer.checkpoints take linear layers and embeddings only, "
+            f"{member.parameter} is of a {type(holder_of(model, member)).__name__}; add it to groups.exclude"
         )

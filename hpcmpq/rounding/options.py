@@ -14,7 +14,7 @@ from hpcmpq.quantized.stored_codes import StoredCodes, is_stored
 from hpcmpq.quantizers import choose_qparams, encode
 from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.gptq import compensated_codes, compensation
-from hpcmpq.rounding.linear_layers import check_linear
+from hpcmpq.rounding.linear_layers import check_linear, is_embedding
 from hpcmpq.rounding.original_inputs import OriginalInputs
 from hpcmpq.space import Member, SearchSpace
 
@@ -38,7 +38,8 @@ def check_rounding(model: nn.Module, space: SearchSpace, quantizer: Quantizer) -
     """Refuse weights that cannot have codes, before anything is measured.
 
     Raises:
-        UserError: If one is not that of a linear layer, or missing in a checkpoint, or the first does not fit there.
+        UserError: If one is neither that of a linear layer nor an embedding, or missing in a checkpoint, or the
+            first does not fit there.
     """
     formats = stored_formats(space, quantizer)
     for member in formats:
@@ -80,10 +81,11 @@ def make_codes(
         stored.write(member, {**made, **taken}, quantizer, num_inputs)
 
     made_here = {m: [name for name in formats[m] if name not in checkpoints] for m in missing}
-    compensated = [member for member, names in made_here.items() if names]
-    for member in missing:
-        if not made_here[member]:
-            write(member, {}, None)
+    nearest = {m for m, names in made_here.items() if not names or is_embedding(inputs.model, m)}
+    for member in (member for member in missing if member in nearest):
+        weight_MK = as_matrix(inputs.model.get_parameter(member.parameter), member)
+        write(member, _codes(weight_MK, None, made_here[member], quantizer), None)
+    compensated = [member for member in missing if member not in nearest]
     for members, sums in inputs.of(compensated) if compensated else ():
         factor = compensation(sums.hessian_KK, quantizer) if sums.num_rows >= FEWEST_INPUTS else None
         for member in members:

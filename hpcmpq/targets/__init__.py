@@ -28,6 +28,8 @@ _GGML_NAMES = {
     **{f"q{bits}_k": f"Q{bits}_K" for bits in range(2, 7)},
     "iq4_xs": "IQ4_XS",
     "iq4_nl": "IQ4_NL",
+    "q4_1": "Q4_1",
+    "q5_1": "Q5_1",
 }
 
 GGUF_TYPES = {
@@ -59,6 +61,7 @@ class Target:
         fused: Architecture -> tie rules: last parts of module names that share a format; None if it is unknown.
         fused_otherwise: Tie rules of an unknown architecture.
         fuses_experts: Whether all experts of a layer share a format.
+        holds_embeddings: Whether its file holds embeddings in any format, beside linear layers.
         holds_experts: Whether its file holds experts that transformers keeps in one tensor and saves one by one.
         member_bytes: Bytes of one weight's tensors and their entries in the file's directory.
         fixed_bytes: Bytes of a tensor that is not quantized: (name, shape, bytes of one number) -> bytes.
@@ -77,6 +80,7 @@ class Target:
     fused: Callable[[str], tuple[tuple[str, ...], ...] | None] = lambda architecture: ()
     fused_otherwise: tuple[tuple[str, ...], ...] = ()
     fuses_experts: bool = False
+    holds_embeddings: bool = False
     holds_experts: bool = False
     model_types: tuple[str, ...] = ()
     instead: str = ""
@@ -114,6 +118,7 @@ TARGETS: dict[str, Target] = {
     "llama_cpp": Target(
         name="llama_cpp",
         export="gguf",
+        holds_embeddings=True,
         formats=tuple(GGUF_TYPES),
         group_sizes=(GGUF_BLOCK,),
         symmetric=True,

@@ -47,8 +47,17 @@ CASES = {
     "gguf of qwen2": {"target": "llama_cpp", "formats": GGUF, "quantizer": {"group_size": 32}},
     "gguf of super-blocks": {
         "target": "llama_cpp",
-        "formats": ["q2_k", "q3_k", "q4_k", "iq4_nl", "iq4_xs", "q5_k", "q6_k"],
+        "formats": ["q2_k", "q3_k", "q4_k", "iq4_nl", "iq4_xs", "q5_k", "q6_k", "q4_1", "q5_1"],
         "quantizer": {"group_size": 32},
+    },
+    **{
+        f"gguf of {made}": {
+            "target": "llama_cpp",
+            "formats": ["int5", "iq4_nl", "int8", "q5_1"],
+            "quantizer": {"group_size": 32, "rounding": rounding},
+            "groups": {"include": ["*"]},
+        }
+        for made, rounding in (("embedding and head", "nearest"), ("one tied embedding", "gptq"))
     },
     "onnx": {"formats": ["int2", "int4", "int8"]},
     "mlx": {"target": "mlx", "formats": MLX, "quantizer": {"group_size": 32}},
@@ -64,6 +73,8 @@ CASES = {
 MADE = {
     "super-blocks": lambda: llama(hidden_size=256, intermediate_size=256, num_key_value_heads=4),
     "blocks": lambda: llama(num_key_value_heads=4, intermediate_size=256),
+    "embedding and head": llama,
+    "one tied embedding": qwen2,
     "qwen2": qwen2,
     "qwen3": qwen3,
     "mistral": mistral,

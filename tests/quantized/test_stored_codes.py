@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from hpcmpq.calibrate.reduce import reduce
 from hpcmpq.calibrate.worker import make_worker
@@ -18,8 +19,9 @@ from hpcmpq.models.load import load_model
 from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.stored_codes import StoredCodes
 from hpcmpq.quantized.variants import Variants, open_variants
-from hpcmpq.quantizers import decode
+from hpcmpq.quantizers import choose_qparams, decode, encode
 from hpcmpq.quantizers.codes import QParams
+from hpcmpq.rounding.linear_layers import check_linear
 from hpcmpq.rounding.options import make_codes, stored_formats
 from hpcmpq.rounding.original_inputs import OriginalInputs
 from hpcmpq.space import Member
@@ -145,10 +147,29 @@ def test_codes_are_packed_and_those_of_earlier_versions_a_byte_each_are_read(tmp
     assert old_MK.dtype == kind and torch.equal(old_MK, codes_MK)
 
 
-def test_what_is_not_linear_is_refused(tmp_path):
+def test_what_is_neither_linear_nor_an_embedding_is_refused():
+    model = nn.Sequential(nn.Conv1d(4, 6, 1), nn.Embedding(8, 4), nn.Linear(4, 2))
+    check_linear(model, Member("1.weight", 8, 4))
+    check_linear(model, Member("2.weight", 2, 4))
+    with pytest.raises(UserError, match="take linear layers and embeddings only, 0.weight is of a Conv1d"):
+        check_linear(model, Member("0.weight", 6, 4))
+
+
+def test_embeddings_are_rounded_to_the_nearest(tmp_path):
     groups = {"include": ["*.embed_tokens", "*.o_proj"]}
-    with pytest.raises(UserError, match="take linear layers only, model.embed_tokens.weight is of a Emb"):
-        plan_run(tmp_path, llama(), formats=["int4"], quantizer=GPTQ, groups=groups)
+    run, plan = plan_run(tmp_path, llama(), formats=["int4"], quantizer=GPTQ, groups=groups)
+    model = load_model(plan.config.model)
+    stored, quantizer = StoredCodes(run, plan.fingerprint), plan.config.quantizer
+    members = [member for group in plan.space.groups for member in group.members]
+    nearest = {}
+    for member in members:
+        weight_MK = model.get_parameter(member.parameter)
+        qparams = choose_qparams(weight_MK, TABLE["int4"], quantizer)
+        codes_MK, _ = stored.read(member, "int4", weight_MK)
+        expected_MK = encode(weight_MK, qparams, TABLE["int4"], quantizer)
+        nearest[member.parameter] = torch.equal(codes_MK, expected_MK)
+    assert len(members) == 3
+    assert [name for name, same in nearest.items() if same] == ["model.embed_tokens.weight"]
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from torch import Tensor
 from hpcmpq.export.gguf_super_blocks import to_super_blocks
 from hpcmpq.formats import FORMATS, Quantizer, stored_bits
 from hpcmpq.quantizers import choose_qparams, decode, encode, fake_quantize
+from hpcmpq.quantizers.super_blocks import LAYOUTS
 from hpcmpq.targets import GGUF_TYPES
 
 NAMES = [name for name, format in FORMATS.items() if format.type == "ggml"]
@@ -22,6 +23,8 @@ def weight() -> Tensor:
     weight_MK[:, 100:130] *= 5
     weight_MK[3], weight_MK[4, :256], weight_MK[5, 7] = 0.0, 0.0, -40.0
     weight_MK[6] = weight_MK[6].abs() + 1
+    weight_MK[7, :64] = weight_MK[7, :64].abs() + 0.5
+    weight_MK[8, 32:64] = -0.25
     return weight_MK
 
 
@@ -56,6 +59,8 @@ BEST = {
     "q5_k": 0.003495,
     "q6_k": 0.001041,
     "iq4_xs": 0.009497,
+    "q4_1": 0.01154,
+    "q5_1": 0.003495,
 }
 
 
@@ -64,3 +69,11 @@ def test_scales_of_groups_lose_less_than_the_best_quantizer_with_one_scale(name)
     weight_MK = torch.randn(16, 1024, generator=torch.Generator().manual_seed(0))
     error = (fake_quantize(weight_MK, FORMATS[name], QUANTIZER) - weight_MK).square().mean()
     assert error < 0.65 * BEST[name]
+
+
+@pytest.mark.parametrize("name", ["q4_1", "q5_1"])
+def test_an_offset_of_either_sign_keeps_a_grid_that_lies_beside_zero(name):
+    low, high = LAYOUTS[name].codes
+    codes_MK = torch.arange(64).reshape(2, 32) % (high + 1)
+    weight_MK = 0.25 * codes_MK + torch.tensor([[3.0], [-21.0]])
+    assert torch.equal(fake_quantize(weight_MK, FORMATS[name], QUANTIZER), weight_MK)
