@@ -8,13 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
-def environment(folder: Path, requirements: Sequence[str], without_dependencies: Sequence[str] = ()) -> Path:
+def environment(
+    folder: Path,
+    requirements: Sequence[str],
+    without_dependencies: Sequence[str] = (),
+    settings: Mapping[str, str] | None = None,
+) -> Path:
     """The Python of an environment, built by uv where there is one, else by venv and pip.
 
     Args:
         folder: Where it is kept; another list of requirements wants another folder.
         requirements: What pip installs.
         without_dependencies: What it installs after them, alone.
+        settings: Further environment variables of what builds packages.
 
     Raises:
         subprocess.CalledProcessError: If something cannot be installed.
@@ -30,10 +36,11 @@ def environment(folder: Path, requirements: Sequence[str], without_dependencies:
             [sys.executable, "-m", "venv", str(folder)],
             [str(python), "-m", "pip", "install", "-q"],
         )
+    variables = {**os.environ, **(settings or {})}
     subprocess.run(make, check=True)
-    subprocess.run([*install, *requirements], check=True)
+    subprocess.run([*install, *requirements], check=True, env=variables)
     if without_dependencies:
-        subprocess.run([*install, "--no-deps", *without_dependencies], check=True)
+        subprocess.run([*install, "--no-deps", *without_dependencies], check=True, env=variables)
     built.touch()
     return python
 

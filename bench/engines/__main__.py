@@ -1,6 +1,7 @@
 """Exports in the engines that serve them: what an engine computes against what was measured.
 
     python -m bench.engines vllm                    both models, vLLM's CPU build in an environment of its own
+    python -m bench.engines llama_cpp               the same in llama.cpp, compiled once: about ten minutes of one core
     python -m bench.engines vllm --models quickstart
 
 Writes section `engines_NAME` of bench/RESULTS.md. Environments and runs are kept under runs/bench/engines.
@@ -8,10 +9,10 @@ Writes section `engines_NAME` of bench/RESULTS.md. Environments and runs are kep
 
 import argparse
 
-from bench.engines import vllm_cpu
+from bench.engines import llama_cpp_python, vllm_cpu
 from bench.results import table, write_section
 
-ENGINES = {"vllm": vllm_cpu}
+ENGINES = {"vllm": vllm_cpu, "llama_cpp": llama_cpp_python}
 
 
 def main() -> None:
@@ -29,10 +30,11 @@ def main() -> None:
         for case in engine.CASES
         if case.model in args.models.split(",")
     ]
+    chosen = "" if args.models == parser.get_default("models") else f" --models {args.models}"
     text = "\n\n".join(
         [
             f"## Exports in {engine.NAME}",
-            f"`python -m bench.engines {args.engine}`, {args.samples} samples of {args.tokens} tokens of the "
+            f"`python -m bench.engines {args.engine}{chosen}`, {args.samples} samples of {args.tokens} tokens of the "
             f"evaluation text. {engine.FACTS}",
             table(engine.COLUMNS, rows),
         ]
