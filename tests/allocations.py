@@ -2,11 +2,11 @@
 
 import gc
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class Allocations(TorchDispatchMode):
@@ -17,18 +17,29 @@ class Allocations(TorchDispatchMode):
         self.live = self.peak = 0
         self._seen: dict[int, Any] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; to make sure of that at every operation would take as long as the rest."""
+        return False
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves((args, kwargs, result)):
-            if isinstance(leaf, torch.Tensor) and leaf.device.type != "meta":
-                self._add(leaf.untyped_storage())
+        self._look_at((*args, *kwargs.values(), result) if kwargs else (*args, result))
         return result
 
+    def _look_at(self, values: Iterable[Any]) -> None:
+        """Count the tensors among what an operation takes and gives; its only containers are sequences."""
+        seen = self._seen
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                storage = value.untyped_storage()
+                if storage._cdata not in seen and value.device.type != "meta":
+                    self._add(storage)
+            elif isinstance(value, list | tuple):
+                self._look_at(value)
+
     def _add(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._seen:
-            return
-        size = storage.nbytes()
+        key, size = storage._cdata, storage.nbytes()
 
         def forget(_: Any) -> None:
             self._seen.pop(key, None)

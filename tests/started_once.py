@@ -66,9 +66,11 @@ def serving() -> Iterator[str]:
 
 def serve(path: str) -> None:
     """Accept commands until standard input ends; returns in the process of each, with its words, folder and streams."""
+    gc.disable()  # a tenth of the time in which libraries are read would go into looking for what nobody left
     for name in LIBRARIES:
         import_module(name)
     gc.freeze()  # what is read stays in memory that all share
+    gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who wait for a command are not waited for
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(path)
