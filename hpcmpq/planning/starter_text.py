@@ -137,7 +137,10 @@ def _target_line(name: str) -> str:
 
 
 def _width(description: ModelDescription) -> str:
-    return "" if description.vocab_size is None else f"{description.vocab_size:,} "
+    """The number of outputs of a position where it is known: words of a language model."""
+    if description.vocab_size is None or not description.kind.endswith("lm"):
+        return ""
+    return f"{description.vocab_size:,} "
 
 
 def _kinds_of_data(description: ModelDescription) -> str:

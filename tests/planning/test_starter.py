@@ -46,6 +46,16 @@ def test_written_config_is_planned_as_it_is(model_directory: Save, text: Path, t
     assert len(groups) == 8
 
 
+@pytest.mark.parametrize(("name", "outputs"), [("bert", "the outputs;"), ("bert_masked", "the 256 outputs;")])
+def test_outputs_are_words_only_of_a_language_model(
+    model_directory: Save, tmp_path: Path, name: str, outputs: str
+):
+    output = tmp_path / "config.yaml"
+    write_starter(model_directory(name), output)
+    assert f"Random projections of {outputs}" in output.read_text()
+    assert "vocabulary of 256" in output.read_text()
+
+
 def test_without_data_there_is_a_placeholder(model_directory: Save, tmp_path: Path):
     output = tmp_path / "deep" / "config.yaml"
     write_starter(model_directory("gpt2"), output)
