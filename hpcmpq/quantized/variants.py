@@ -1,6 +1,5 @@
 """Quantized variants of a model's groups, made on the fly: never all of them at once."""
 
-from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -72,8 +71,14 @@ class Variants:
         return {member.parameter: self._weight(member) for member in group.members}
 
     def _weight(self, member: Member) -> Tensor:
-        sources = self.sources or {}
-        return sources.get(member.parameter, self.model.get_parameter(member.parameter))
+        """The original weight, wherever it is: the model's own may be changed, or absent, while its block is read."""
+        name = member.parameter
+        if self.sources is not None and name in self.sources:
+            return self.sources[name]
+        if self.streamed is not None and name in self.streamed.originals:
+            return self.streamed.originals[name]
+        weight = self.model.get_parameter(name)
+        return self.streamed.weights.read(name) if weight.is_meta and self.streamed is not None else weight
 
     @torch.no_grad()
     def quantized(self, group: Group, format_name: str) -> dict[str, Tensor]:
@@ -181,12 +186,9 @@ class Variants:
 
     def among(self, space: SearchSpace) -> "Variants":
         """Some of the options, always rounded from the weights that the model has now, whatever it has later."""
-        sources: Mapping[str, Tensor] = {
-            name: tensor.detach() for group in space.groups for name, tensor in self.originals(group).items()
-        }
-        if self.streamed is not None:
-            sources = ChainMap(self.streamed.originals, {n: t for n, t in sources.items() if not t.is_meta})
-        return replace(self, space=space, sources=sources)
+        members = [member for group in space.groups for member in group.members]
+        present = [m for m in members if not self.model.get_parameter(m.parameter).is_meta]
+        return replace(self, space=space, sources={m.parameter: self._weight(m).detach() for m in present})
 
 
 def open_variants(
