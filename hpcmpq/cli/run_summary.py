@@ -25,14 +25,16 @@ def summary(run: RunDir) -> None:
         f"{costs['average_bits']:.4g} bits per searched weight with scales; size_bytes {costs['size_bytes']:,.0f}, "
         f"uniform {evaluation['uniform_costs']['size_bytes']:,.0f}"
     )
-    _against_uniform(evaluation)
+    _against_uniform(evaluation, costs["size_bytes"])
     _other_budgets(run, solution)
     say(f"checkpoint: {run.checkpoint_path}, not packed; `hpcmpq export {run.path} --format ...` packs it")
     say(f"report: {run.report_path}")
 
 
-def _against_uniform(evaluation: dict[str, Any]) -> None:
-    """By how much the mix beats, or does not beat, the uniform model that is at least as large."""
+def _against_uniform(evaluation: dict[str, Any], size_bytes: float) -> None:
+    """By how much the mix of a size beats, or does not beat, the uniform model that is at least as large."""
+    larger = evaluation["uniform_costs"]["size_bytes"] / size_bytes - 1
+    beside = f", which is {100 * larger:.0f} % larger" if larger >= 0.01 else ""
     for name in dict.fromkeys((evaluation["objective"], "ce")):
         found = evaluation["paired"].get(name, {}).get("quantized - uniform")
         if found is None or found["interval"] is None:
@@ -43,9 +45,10 @@ def _against_uniform(evaluation: dict[str, Any]) -> None:
             verdict = "cannot be told apart from"
         else:
             verdict = "is lower than" if high < 0 else "is higher than"
-        share = f", {100 * abs(found['difference'] / uniform):.0f} % of its increase" if uniform > 0 else ""
+        part = abs(found["difference"]) / uniform if uniform > 0 else 0.0
+        share = f", {100 * part:.0f} % of its increase" if 0 < part <= 1 else ""
         say(
-            f"{name} of the mix {verdict} that of uniform {evaluation['uniform_format']}: "
+            f"{name} of the mix {verdict} that of uniform {evaluation['uniform_format']}{beside}: "
             f"{found['difference']:+.3g} (95 % interval {low:+.3g} to {high:+.3g}){share}"
         )
 

@@ -141,8 +141,15 @@ def test_a_stage_with_nothing_to_do_says_so(capsys):
     ],
 )
 def test_a_run_ends_with_what_the_mix_won(capsys, interval, verdict):
-    run_summary._against_uniform(evaluation(24, interval))
+    values = {**evaluation(24, interval), "uniform_costs": {"size_bytes": 1000.0}}
+    run_summary._against_uniform(values, 1000.0)
     assert f"kl of the mix {verdict}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_larger_uniform_model_is_said_to_be_larger(capsys):
+    values = {**evaluation(24, [-0.2, 0.1]), "uniform_costs": {"size_bytes": 1500.0}}
+    run_summary._against_uniform(values, 1000.0)
+    assert "that of uniform int3, which is 50 % larger: " in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_run_ends_with_what_other_budgets_would_give(tmp_path: Path, capsys):
