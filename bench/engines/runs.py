@@ -21,6 +21,7 @@ from hpcmpq.rounding.option_units import round_options
 from hpcmpq.settings import SensitivityConfig
 from hpcmpq.solve.formulate import cost_values
 from hpcmpq.store.json_files import write_json
+from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -88,22 +89,29 @@ def exported(case: Case, num_samples: int, num_tokens: int) -> Exported:
     )
     key = content_hash([dataclasses.asdict(case), num_samples, num_tokens])[:8]
     run = RunDir(CACHE / "engines" / f"{case.model}-{case.exporter}-{key}")
-    plan = prepare(config, run, IMPORT_PATHS)
-    if plan.config.quantizer.stores_codes:
-        round_options(run, InProcess(), lambda *_: None)
-    assignment = by_turns(plan)
-    costs = cost_values(plan, plan.space.choice(assignment))
-    write_json(run.solution_path, {"assignment": assignment, "costs": costs})
-    for name in ("fake_quantized", case.exporter):
-        print(export(run, name), flush=True)
+    if run.solution_path.exists():
+        plan = read_plan(run)
+        assignment = by_turns(plan)
+        costs = cost_values(plan, plan.space.choice(assignment))
+    else:
+        plan = prepare(config, run, IMPORT_PATHS)
+        if plan.config.quantizer.stores_codes:
+            round_options(run, InProcess(), lambda *_: None)
+        assignment = by_turns(plan)
+        costs = cost_values(plan, plan.space.choice(assignment))
+        write_json(run.solution_path, {"assignment": assignment, "costs": costs})
+    places = {"fake_quantized": run.checkpoint_path, case.exporter: run.path / "exports" / case.exporter}
+    for name, place in places.items():
+        if not place.exists():
+            print(export(run, name), flush=True)
     return Exported(
         plan,
         assignment,
-        run.path / "exports" / case.exporter,
+        places[case.exporter],
         kept if (kept := run.path / "original").exists() else Path(config.model.path),
-        run.path / "checkpoint",
+        run.checkpoint_path,
         costs["size_bytes"],
-        load_splits(config, IMPORT_PATHS).evaluation.inputs["input_ids"],
+        load_splits(plan.config, IMPORT_PATHS).evaluation.inputs["input_ids"],
     )
 
 
