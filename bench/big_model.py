@@ -85,7 +85,7 @@ def main() -> None:
             shutil.rmtree(folder)
     print(text)
     if not options.print:
-        write_section("big model", text)
+        write_section("big_model", text)
 
 
 def bench(folder: Path, options: argparse.Namespace) -> str:
