@@ -11,7 +11,8 @@ An added option q takes after its likest neighbour n(q) in the group, by strengt
 - what the slacks' products say about the budget is kept: Z_pq rises as cost_p Z_sq + cost_q Z_sp − cost_p
   cost_q Z_ss does from the neighbours;
 - Z_0q makes Z orthogonal to v̄ = (1, y, s) along e_q − e_n(q), as Y ≈ v̄ v̄ᵀ asks for;
-- Z_qq is as low as the own excess that this leaves q allows, which brings LᵀZL nearest to LᵀZL ⪯ 0.
+- Z_qq takes six tenths of the own excess that this leaves q, which brings LᵀZL near to LᵀZL ⪯ 0; the rest is kept
+  to exclude q by.
 
 Axis letters: N lifted coordinates, M those of the narrower problem, P options, G groups, C budgets.
 """
@@ -34,6 +35,10 @@ GROWTH = 1.34
 
 TIME_SHARE = 0.4
 """Of the time, at most, for the narrower problems."""
+
+
+TAKEN = 0.6
+"""Share of the added options' own excess that goes into LᵀZL ⪯ 0: with all of it nothing is left that excludes them."""
 
 
 def start(compact: Compact, scale_P: np.ndarray, choice_G: np.ndarray, seed: int, deadline: float) -> Node:
@@ -149,7 +154,7 @@ def widen(wide: Node, narrow: Node, keep_P: np.ndarray) -> bool:
     first_P[added] -= along_P[added] - along_P[near_P[added]]
     own_P = np.diagonal(z_PP) + 2.0 * first_P + compact.linear_P
     least_G = np.minimum.reduceat(np.where(keep_P, own_P, np.inf), starts)
-    z_PP[added, added] -= np.maximum(own_P - least_G[compact.group_P], 0.0)[added]
+    z_PP[added, added] -= TAKEN * np.maximum(own_P - least_G[compact.group_P], 0.0)[added]
     unit_C = wide.relaxation.unit_C / narrow.relaxation.unit_C
     options, slacks = 1 + new.column_P, np.arange(1 + new.padded, new.size)
     z_NN: np.ndarray = np.zeros((new.size, new.size))
