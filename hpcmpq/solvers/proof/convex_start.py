@@ -43,9 +43,9 @@ def start(
     """
     shift_P, y_P = convex_form(compact, choice_G, seed, deadline)
     lift = relaxation.lift
-    cost_CP, limit_C = separable_budgets(compact)
-    used_C = limit_C > 1e-12
-    cost_CP, limit_C = cost_CP[used_C] / relaxation.unit_C[:, None], np.ones(lift.num_budgets)
+    used_C = relaxation.used_C
+    cost_CP = separable_budgets(compact)[0][used_C] / relaxation.unit_C[:, None]
+    limit_C = np.ones(lift.num_budgets)
     product_P = 0.5 * (compact.quad_PP @ y_P + shift_P * y_P)
     gradient_P = compact.linear_P - 0.5 * shift_P + 2.0 * product_P
     price_C = best_prices(compact, gradient_P)[used_C] * relaxation.unit_C

@@ -27,6 +27,7 @@ class Relaxation:
         allowed_XX: Pairs that may be chosen together, on the diagonal existing options, bool [X, X].
         slack_limit_CX: Largest (scaled) slack beside every option, [C, X].
         slack_limit_C: Largest slack.
+        used_C: Budgets of the compact problem that leave a slack, and so have one here, bool; C counts these.
         unit_C: The limits that the slacks are measured in, in the compact problem's units.
     """
 
@@ -35,6 +36,7 @@ class Relaxation:
     allowed_XX: np.ndarray
     slack_limit_CX: np.ndarray
     slack_limit_C: np.ndarray
+    used_C: np.ndarray
     unit_C: np.ndarray
 
 
@@ -84,6 +86,7 @@ def make_relaxation(compact: Compact, scale_P: np.ndarray | None = None) -> Rela
         allowed_XX,
         np.maximum(slack_limit_CX, 0.0),
         np.maximum(slack_limit_C, 0.0),
+        used_C,
         unit_C,
     )
 

@@ -36,7 +36,6 @@ GROWTH = 1.34
 TIME_SHARE = 0.4
 """Of the time, at most, for the narrower problems."""
 
-
 TAKEN = 0.6
 """Share of the added options' own excess that goes into LᵀZL ⪯ 0: with all of it nothing is left that excludes them."""
 
@@ -135,8 +134,7 @@ def widen(wide: Node, narrow: Node, keep_P: np.ndarray) -> bool:
     y_P = np.zeros(compact.num_options)
     y_P[kept] = y_MM[0, inner] / scale_N[inner]
     # Costs as the narrower problem counts them: above its cheapest option, in units of its limits.
-    starts, used_C = compact.offset_H[:-1], _limits_used(compact)
-    cost_CP = compact.cost_CP[used_C]
+    starts, cost_CP = compact.offset_H[:-1], compact.cost_CP[wide.relaxation.used_C]
     least_CG = np.minimum.reduceat(np.where(keep_P, cost_CP, np.inf), starts, axis=1)
     cost_CP = (cost_CP - least_CG[:, compact.group_P]) / narrow.relaxation.unit_C[:, None]
     place_P = (np.cumsum(keep_P) - 1)[near_P]
@@ -181,10 +179,3 @@ def widen(wide: Node, narrow: Node, keep_P: np.ndarray) -> bool:
     state.y_NN, state.z_NN, state.penalty = y_NN, z_NN.astype(dtype), narrow.state.penalty
     state.from_convex, state.falling, state.rank = narrow.state.from_convex, False, narrow.state.rank
     return True
-
-
-def _limits_used(compact: Compact) -> np.ndarray:
-    """Budgets that the relaxation has a slack for, bool [C]: as in `make_relaxation`."""
-    least_CG = np.minimum.reduceat(compact.cost_CP, compact.offset_H[:-1], axis=1)
-    used_C: np.ndarray = compact.limit_C - least_CG.sum(axis=1) > 1e-12
-    return used_C
