@@ -1,11 +1,15 @@
 """Virtual environments of packages that cannot share this one, each built once and kept under runs/bench."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from hpcmpq.store.json_files import write_json
 
 
 def environment(
@@ -45,22 +49,30 @@ def environment(
     return python
 
 
-def answer(python: Path, program: Path, folder: Path, settings: Mapping[str, str]) -> Path:
-    """Run ``PROGRAM folder/job.json ANSWER`` on one thread and offline; the file of its whole answer.
+def answer(
+    python: Path,
+    program: Path,
+    folder: Path,
+    job: Mapping[str, Any],
+    settings: Mapping[str, str] | None = None,
+) -> Any:
+    """What ``PROGRAM folder/job.json ANSWER`` answers, run on one thread and offline; kept in folder/answer.json.
 
     Args:
         python: Of an environment.
         program: A file.
         folder: Where it runs; what it says goes to folder/log.
+        job: What it reads, as JSON.
         settings: Further environment variables.
 
     Raises:
         subprocess.CalledProcessError: If it fails.
     """
     unfinished, whole = folder / "unfinished.json", folder / "answer.json"
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **settings}
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(settings or {})}
+    write_json(folder / "job.json", job)
     with (folder / "log").open("w", encoding="utf-8") as log:
         command = [str(python), str(program), str(folder / "job.json"), str(unfinished)]
         subprocess.run(command, check=True, env=variables, stdout=log, stderr=log, cwd=folder)
     unfinished.rename(whole)
-    return whole
+    return json.loads(whole.read_text(encoding="utf-8"))

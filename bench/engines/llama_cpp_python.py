@@ -4,14 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
 from bench.engines.dequantized_gguf import write_dequantized
-from bench.engines.runs import Case, exported
+from bench.engines.runs import Case, exported, logits
 from bench.environments import answer, environment
 from bench.workload import CACHE
 from hpcmpq.export import weight_bytes
-from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.targets import GGUF_TYPES
 
 PACKAGE = "llama-cpp-python==0.3.36"
@@ -67,17 +65,16 @@ def row(case: Case, num_samples: int, num_tokens: int) -> list[str]:
     files = {"exported": made.directory / "model.gguf", "float32": folder / "float32.gguf"}
     write_dequantized(files["exported"], made.checkpoint, files["float32"])
     np.save(folder / "samples.npy", made.samples_NT.numpy())
-    exact_NTV = logits(made.checkpoint, made.samples_NT)
+    exact_NTV = logits(made.checkpoint, made.samples_NT, torch.float32)
     np.save(folder / "expected.npy", exact_NTV.numpy())
-    said = asked(
-        folder,
-        {
-            "decode": [{"file": str(files["exported"]), "expected": str(files["float32"])}],
-            "samples": str(folder / "samples.npy"),
-            "expected": str(folder / "expected.npy"),
-            "files": [str(path) for path in files.values()],
-        },
-    )
+    job = {
+        "decode": [{"file": str(files["exported"]), "expected": str(files["float32"])}],
+        "samples": str(folder / "samples.npy"),
+        "expected": str(folder / "expected.npy"),
+        "files": [str(path) for path in files.values()],
+    }
+    python = environment(CACHE / "engines" / PACKAGE, (*BESIDE, PACKAGE), settings=BUILD)
+    said = answer(python, Path(__file__).with_name("run_llama_cpp.py"), folder, job)
     (decoded,) = said["decoded"]
     file_bytes = weight_bytes(made.directory)
     return [
@@ -86,23 +83,8 @@ def row(case: Case, num_samples: int, num_tokens: int) -> list[str]:
         f"{decoded['equal']} of {decoded['tensors']}",
         f"{file_bytes:,} ({file_bytes / made.size_bytes - 1:+.2%} of size_bytes)",
         *(f"{found['largest'] / found['spread']:.2g}, {np.mean(found['kl']):.2g}" for found in said["files"]),
-        unquantized(exact_NTV, logits(made.original, made.samples_NT)),
+        unquantized(exact_NTV, logits(made.original, made.samples_NT, torch.float32)),
     ]
-
-
-def asked(folder: Path, job: dict) -> dict:
-    """What `run_llama_cpp.py` answers to a job, in an environment of its own."""
-    write_json(folder / "job.json", job)
-    python = environment(CACHE / "engines" / PACKAGE, (*BESIDE, PACKAGE), settings=BUILD)
-    said = answer(python, Path(__file__).with_name("run_llama_cpp.py"), folder, {})
-    return read_json(said, "python -m bench.engines llama_cpp")
-
-
-@torch.no_grad()
-def logits(directory: Path, samples_NT: torch.Tensor) -> torch.Tensor:
-    """[N, T, V] float32: what transformers computes."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    return torch.cat([model(row).logits for row in samples_NT.split(1)])
 
 
 def unquantized(exact_NTV: torch.Tensor, original_NTV: torch.Tensor) -> str:

@@ -91,14 +91,13 @@ def exported(case: Case, num_samples: int, num_tokens: int) -> Exported:
     run = RunDir(CACHE / "engines" / f"{case.model}-{case.exporter}-{key}")
     if run.solution_path.exists():
         plan = read_plan(run)
-        assignment = by_turns(plan)
-        costs = cost_values(plan, plan.space.choice(assignment))
     else:
         plan = prepare(config, run, IMPORT_PATHS)
         if plan.config.quantizer.stores_codes:
             round_options(run, InProcess(), lambda *_: None)
-        assignment = by_turns(plan)
-        costs = cost_values(plan, plan.space.choice(assignment))
+    assignment = by_turns(plan)
+    costs = cost_values(plan, plan.space.choice(assignment))
+    if not run.solution_path.exists():
         write_json(run.solution_path, {"assignment": assignment, "costs": costs})
     places = {"fake_quantized": run.checkpoint_path, case.exporter: run.path / "exports" / case.exporter}
     for name, place in places.items():
@@ -128,10 +127,15 @@ def by_turns(plan: Plan) -> dict[str, str]:
 
 
 @torch.no_grad()
-def log_probabilities(checkpoint: Path, samples_NT: Tensor, dtype: torch.dtype) -> Tensor:
+def logits(checkpoint: Path, samples_NT: Tensor, dtype: torch.dtype) -> Tensor:
     """[N, T, V] float32: what transformers computes in some dtype."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).eval()
-    return torch.cat([torch.log_softmax(model(row).logits.float(), -1) for row in samples_NT.split(1)])
+    return torch.cat([model(row).logits.float() for row in samples_NT.split(1)])
+
+
+def log_probabilities(checkpoint: Path, samples_NT: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N, T, V] float32: of every token, from `logits`."""
+    return torch.log_softmax(logits(checkpoint, samples_NT, dtype), -1)
 
 
 def linear_layers(exported: Exported) -> dict[str, str]:

@@ -9,7 +9,6 @@ from bench.engines.runs import FUSED, Case, Exported, exported, linear_layers, l
 from bench.environments import answer, environment
 from bench.workload import CACHE
 from hpcmpq.export import weight_bytes
-from hpcmpq.store.json_files import read_json, write_json
 
 NAME = "vLLM 0.32.0"
 
@@ -108,10 +107,8 @@ def asked(made: Exported) -> dict:
         "layers": list(linear_layers(made)),
         "fused": FUSED,
     }
-    write_json(folder / "job.json", job)
     python = environment(CACHE / "engines" / ALONE[0], BESIDE, ALONE)
-    said = answer(python, Path(__file__).with_name("run_vllm.py"), folder, {})
-    return read_json(said, "python -m bench.engines vllm")
+    return answer(python, Path(__file__).with_name("run_vllm.py"), folder, job)
 
 
 def compared(made: Exported, said: dict) -> list[str]:

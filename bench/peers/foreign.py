@@ -2,8 +2,10 @@
 
 import importlib.metadata
 import resource
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from bench.workload import CACHE
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.plan import content_hash
-from hpcmpq.store.json_files import read_json, write_json
+from hpcmpq.store.json_files import read_json
 
 Assignments = dict[float, dict[str, str]]
 """{bits per weight: {group name: format name}}."""
@@ -69,9 +71,8 @@ def foreign_assignments(
     if not answer.exists():
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "samples.npy", ids)
-        write_json(folder / "job.json", {**job, "samples": str(folder / "samples.npy")})
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        _run(name, folder)
+        _run(name, folder, {**job, "samples": str(folder / "samples.npy")})
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         used_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         add_seconds(calibrated.kept, name, used_s)
@@ -82,12 +83,12 @@ def foreign_assignments(
     }
 
 
-def _run(name: str, folder: Path) -> None:
+def _run(name: str, folder: Path, job: Mapping[str, Any]) -> None:
     """Write folder/answer.json; what the package says goes to folder/log."""
     python = environment(name)
     print(f"{name} searches; its log is {folder / 'log'}", flush=True)
     program = Path(__file__).with_name(PACKAGES[name].program)
-    environments.answer(python, program, folder, {"AR_AUTO_SCHEME_CACHE": str(folder / "scores")})
+    environments.answer(python, program, folder, job, {"AR_AUTO_SCHEME_CACHE": str(folder / "scores")})
 
 
 def environment(name: str) -> Path:

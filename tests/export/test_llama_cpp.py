@@ -1,8 +1,5 @@
 """GGUF files in llama.cpp itself, where llama-cpp-python is installed; `bench.engines` keeps it in an environment."""
 
-import ctypes
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -39,14 +36,12 @@ def test_ggml_decodes_the_bytes_to_the_weights_that_are_measured(llama_cpp, name
     qparams = choose_qparams(weight_MK, format, QUANTIZER)
     codes_MK = encode(weight_MK, qparams, format, QUANTIZER)
     if format.type == "ggml":
-        blocks = np.ascontiguousarray(to_super_blocks(codes_MK, qparams, format))
+        blocks = to_super_blocks(codes_MK, qparams, format)
     else:
-        blocks = np.ascontiguousarray(to_blocks(codes_MK, qparams.scale, format.num_bits))
-    library = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
-    to_float = getattr(library, f"dequantize_row_{GGUF_TYPES[name].lower().replace('_k', '_K')}")
-    to_float.argtypes, to_float.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
-    decoded_MK = np.full(weight_MK.shape, np.nan, np.float32)
-    to_float(blocks.ctypes.data, decoded_MK.ctypes.data, decoded_MK.size)
+        blocks = to_blocks(codes_MK, qparams.scale, format.num_bits)
+    from bench.engines.run_llama_cpp import decoded_row
+
+    decoded_MK = decoded_row(GGUF_TYPES[name], blocks, weight_MK.numel()).reshape(weight_MK.shape)
     assert np.array_equal(decoded_MK, decode(codes_MK, qparams, format, QUANTIZER).numpy())
 
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.load import load_model
@@ -39,13 +38,9 @@ def test_outputs_are_those_of_the_model_in_memory(planned: Plan, name: str):
     ids = torch.arange(16)[None]
     found = []
     for streamed in (None, load_streamed(planned.config.model)):
-        model = in_memory(planned) if streamed is None else streamed.model
+        model = load_model(planned.config.model) if streamed is None else streamed.model
         variants = Variants(model, space, planned.config.quantizer, streamed=streamed)
         with variants.assigned(assignment):
             found.append(model(input_ids=ids).logits)
     assert torch.equal(*found)
-    assert not torch.equal(found[0], in_memory(planned)(input_ids=ids).logits)
-
-
-def in_memory(plan: Plan) -> nn.Module:
-    return load_model(plan.config.model)
+    assert not torch.equal(found[0], load_model(planned.config.model)(input_ids=ids).logits)
