@@ -15,6 +15,7 @@ from hpcmpq import __version__
 from hpcmpq.cli import console
 from hpcmpq.cli.json_output import Reported, described, print_error, status_of
 from hpcmpq.errors import EXIT_BAD_INPUT, EXIT_UNREAD, Infeasible, Interrupted, UserError, in_words
+from hpcmpq.executors.collector import collect_rarely
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -66,6 +67,7 @@ def _options(
 
 def main() -> None:
     """Entry point: exit status 0 done, 2 bad input, 3 infeasible, 75 interrupted and resumable, 141 unread."""
+    collect_rarely()
     _open_streams()
     try:
         status = _flushed(_run())

@@ -21,6 +21,7 @@ from multiprocessing.context import SpawnProcess
 from hpcmpq.errors import UserError
 from hpcmpq.executors import MAX_ATTEMPTS, Worker
 from hpcmpq.executors.backlog import Backlog
+from hpcmpq.executors.collector import collect_rarely
 from hpcmpq.executors.devices import take_gpu, visible_gpus
 from hpcmpq.executors.reply import Reply, attempt, check_started, outcome_of, start
 from hpcmpq.executors.world import node_name
@@ -190,6 +191,7 @@ def _serve(connection: Connection, recipe: bytes, place: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     take_gpu(place)
+    collect_rarely()
     worker, reply = start(lambda: pickle.loads(recipe)())
     with suppress(EOFError, OSError):  # the parent ended
         connection.send(reply)

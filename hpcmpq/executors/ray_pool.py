@@ -19,6 +19,7 @@ from typing import Any
 from hpcmpq.errors import UserError
 from hpcmpq.executors import MAX_ATTEMPTS, Worker
 from hpcmpq.executors.backlog import Backlog
+from hpcmpq.executors.collector import collect_rarely
 from hpcmpq.executors.held_signals import signals_held
 from hpcmpq.executors.ray_demand import Demand, count_places, read_demand
 from hpcmpq.executors.reply import Reply, attempt, one_line, outcome_of, start
@@ -219,6 +220,7 @@ class _RayWorker:
         with suppress(OSError):
             os.chdir(directory)
         sys.path.extend(path for path in import_paths if path not in sys.path)
+        collect_rarely()
         self._worker, reply = start(lambda: pickle.loads(recipe)())
         return reply
 
