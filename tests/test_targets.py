@@ -9,9 +9,11 @@ from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.deployable import deployable_groups
 from hpcmpq.models.groups import find_groups
+from hpcmpq.planning.search import search_space
 from hpcmpq.settings import GroupsConfig
 from hpcmpq.space import Group, Member, Product
 from hpcmpq.targets import TARGETS, check_model, find_target, narrowed
+from hpcmpq.targets.gpus import GPUS, LEAST_CAPABILITY, computed_as_measured, menu
 
 VLLM, LLAMA_CPP = TARGETS["vllm"], TARGETS["llama_cpp"]
 
@@ -68,12 +70,48 @@ def test_models_that_a_file_cannot_describe_are_refused():
             "symmetric codes only; .* target: vllm",
         ),
         ({"target": "vllm", "model": {"factory": "a:b"}}, "target vllm needs a Hugging Face directory"),
+        ({"gpu": "h100"}, "set target: vllm, or leave out gpu"),
+        ({"gpu": "h100", "target": "tensorrt_llm"}, "set target: vllm, or leave out gpu"),
+        ({"target": "vllm", "gpu": "voodoo"}, "unknown gpu 'voodoo'; known: ampere, a100"),
+        (
+            {"target": "vllm", "gpu": "a100", "formats": ["fp8_e4m3", "mxfp8"]},
+            "gpu a100 computes none of the formats fp8_e4m3, mxfp8 .* leave formats out for int4, int8, bf16",
+        ),
     ],
 )
 def test_what_a_target_cannot_do_is_refused_when_the_config_is_read(values, message):
     given = {"model": {"path": "m"}, "calibration": {"data": "t.txt"}, **values}
     with pytest.raises(UserError, match=message):
         parse_config(given)
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_a_gpus_menu_is_what_it_computes_as_measured(gpu):
+    config = parse_config(
+        {"model": {"path": "m"}, "calibration": {"data": "t.txt"}, "target": "vllm", "gpu": gpu}
+    )
+    assert config.formats == menu(gpu) == computed_as_measured(gpu, menu(gpu))
+    assert set(menu(gpu)) <= set(VLLM.formats)
+    assert {FORMATS[name].num_bits for name in menu(gpu)} == {4, 8, 16}
+
+
+def test_newer_gpus_compute_what_older_ones_do_and_all_formats_of_vllm_are_known():
+    assert set(LEAST_CAPABILITY) == set(VLLM.formats)
+    by_age = [
+        set(computed_as_measured(gpu, VLLM.formats)) for gpu in ("ampere", "ada", "hopper", "blackwell")
+    ]
+    assert all(old <= new for old, new in zip(by_age, by_age[1:], strict=False))
+    assert by_age[1] - by_age[0] == {"fp8_e4m3", "fp8_block"}
+    assert by_age[3] - by_age[2] == {"mxfp4", "mxfp8"}
+
+
+def test_formats_that_a_gpu_computes_otherwise_are_left_out_and_said(caplog):
+    values = {"model": {"path": "m"}, "calibration": {"data": "t.txt"}, "target": "vllm", "gpu": "l40s"}
+    config = parse_config({**values, "formats": ["int4", "mxfp4", "fp8_e4m3", "mxfp4a16"]})
+    with caplog.at_level("INFO"):
+        space = search_space(config, (Group("a", (Member("a.weight", 8, 64),)),), VLLM)
+    assert space.formats == (("int4", "mxfp4a16", "fp8_e4m3"),)
+    assert "vLLM on gpu l40s computes mxfp4 otherwise than measured: left out" in caplog.text
 
 
 def test_products_of_activations_are_refused():

@@ -10,6 +10,7 @@ from hpcmpq.formats import FORMATS, check_format
 from hpcmpq.settings import Config
 from hpcmpq.tables import table_name
 from hpcmpq.targets import check_quantizer, find_target
+from hpcmpq.targets.gpus import computed_as_measured
 
 
 def check_keys(values: Mapping[str, Any], kind: type, source: str, place: str) -> None:
@@ -39,6 +40,12 @@ def check_values(config: Config, source: str) -> None:
         check_quantizer(find_target(config.target), config.quantizer)
         if config.model.path is None:
             raise UserError(f"{source}: target {config.target} needs a Hugging Face directory in model.path")
+    if config.gpu is not None:
+        if config.target != "vllm":
+            raise UserError(
+                f"{source}: gpu names what target vllm runs on; set target: vllm, or leave out gpu"
+            )
+        computed_as_measured(config.gpu, config.formats)
     for name in config.quantizer.checkpoints:
         check_format(name, f"{source}: quantizer.checkpoints")
         if FORMATS[name].type != "int" or name not in config.formats:

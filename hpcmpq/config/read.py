@@ -8,6 +8,7 @@ from hpcmpq.config.checks import check_keys, check_values
 from hpcmpq.config.names import with_table_names
 from hpcmpq.errors import UserError
 from hpcmpq.settings import Config, is_factory
+from hpcmpq.targets.gpus import menu
 
 
 def read_config(path: Path) -> Config:
@@ -77,6 +78,8 @@ def parse_config(values: dict[str, Any], source: str = "config") -> Config:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{source}: {place}: {first['msg']}, got {_short(first.get('input'))}") from None
+    if config.gpu is not None and "formats" not in values:
+        config = dataclasses.replace(config, formats=menu(config.gpu))
     check_values(config, source)
     return config
 

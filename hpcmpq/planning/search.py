@@ -10,6 +10,7 @@ from hpcmpq.planning.scaling import Site, Workload, best_samples_per_unit
 from hpcmpq.settings import Config
 from hpcmpq.space import Group, SearchSpace
 from hpcmpq.targets import Target, narrowed
+from hpcmpq.targets.gpus import computed_as_measured
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,15 @@ def _samples_per_unit(config: Config, num_samples: int) -> int:
 def search_space(config: Config, groups: tuple[Group, ...], target: Target | None) -> SearchSpace:
     """The groups with the formats, from few bits to many, that the target can hold of each."""
     names = tuple(sorted(config.formats, key=lambda name: (FORMATS[name].num_bits, name)))
+    if config.gpu is not None:
+        kept = computed_as_measured(config.gpu, names)
+        if otherwise := [name for name in names if name not in kept]:
+            log.info(
+                "vLLM on gpu %s computes %s otherwise than measured: left out",
+                config.gpu,
+                ", ".join(otherwise),
+            )
+        names = kept
     formats = (names,) * len(groups) if target is None else narrowed(target, groups, names, config.quantizer)
     lost = [name for name in names if not any(name in kept for kept in formats)]
     if lost:

@@ -214,7 +214,9 @@ class Config:
     """One run, as read from its YAML file.
 
     `target` names the engine in `hpcmpq.targets.TARGETS` that is to run the result: formats that it cannot hold
-    are left out, layers that it fuses share a format, and ``size_bytes`` counts the bytes of its weight file.
+    are left out, layers that it fuses share a format, and ``size_bytes`` counts the bytes of its weight file. `gpu`
+    names the GPU in `hpcmpq.targets.gpus.GPUS` that target ``vllm`` is to run on: formats that its kernels do not
+    compute as they are measured are left out, and where a config names no formats, the GPU's menu is searched.
     """
 
     model: ModelConfig
@@ -231,6 +233,7 @@ class Config:
     evaluation: EvaluationConfig = EvaluationConfig()
     timing: TimingConfig = TimingConfig()
     target: str | None = None
+    gpu: str | None = None
 
     @property
     def rounds_again(self) -> bool:
