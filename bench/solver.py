@@ -72,7 +72,7 @@ def cases(full: bool, groups: list[int] | None, runs: list[str]) -> list[Case]:
         28: [("medium", False, 2.5), ("strong", True, 3.0)],
         54: [("weak", False, 4.0), ("medium", True, 2.5), ("strong", False, 3.0)],
         224: [("weak", False, 4.0), ("medium", False, 4.0), ("strong", False, 4.0)],
-        560: [("medium", False, 4.0)],
+        560: [("medium", False, 4.0), ("medium", True, 4.0)],
         2000: [("medium", False, 4.0)],
     }  # fmt: skip
     limits = {560: 300.0, 2000: 600.0}
