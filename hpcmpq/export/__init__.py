@@ -154,7 +154,5 @@ def _opened(run: RunDir, plan: Plan, name: str) -> "Variants":
     from hpcmpq.quantized.solved import open_solved
 
     if plan.config.model.stream and name in STREAMING:
-        streamed = load_streamed(plan.config.model)
-        if not streamed.weights.joined:  # else tensors of the files are parts of the model's
-            return open_solved(run, plan, streamed=streamed)
+        return open_solved(run, plan, streamed=load_streamed(plan.config.model))
     return open_solved(run, plan)

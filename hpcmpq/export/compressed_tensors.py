@@ -9,10 +9,12 @@ packed ones, so compressed-tensors alone reads such checkpoints back.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
@@ -26,8 +28,10 @@ from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.deployable import saved_one_by_one
 from hpcmpq.models.layer_kinds import are_experts
 from hpcmpq.models.stored_weights import shapes_in_files, tensors_in
+from hpcmpq.models.weights import from_matrix
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
+from hpcmpq.space import Member
 from hpcmpq.store.json_files import write_json
 from hpcmpq.targets import TARGETS
 
@@ -50,7 +54,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         path,
         directory,
         {member.parameter: member for member in chosen},
-        lambda part: _stored(variants, part, chosen[part.member]),
+        _storing(variants, chosen),
         stored_dtype,
     )
     parts = {part.layer: chosen[member] for member in chosen for part in parts_of(variants, member)}
@@ -172,14 +176,21 @@ def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> Non
     )  # fmt: skip
 
 
-def _stored(variants: Variants, part: StoredPart, format_name: str) -> dict[str, Tensor]:
-    """The tensors that stand for a weight, or for an expert's rows of one."""
-    weight_format, member = FORMATS[format_name], part.member
-    codes_MK, qparams = variants.encoded(member, format_name)
-    codes_MK = codes_MK[part.blocks()]
-    if not weight_format.scaled:
-        shape = variants.model.get_parameter(member.parameter).shape
-        return {part.name: (codes_MK.reshape(shape) if member.tensors == 1 else codes_MK).contiguous()}
-    height = weight_format.block[0] if weight_format.block else 1
-    qparams = qparams.rows(part.blocks(height))
-    return stored(part.name, codes_MK, qparams, weight_format, variants.quantizer)
+def _storing(variants: Variants, chosen: Mapping[Member, str]) -> Callable[[StoredPart], dict[str, Tensor]]:
+    """What makes the tensors that stand for a weight, or for an expert's rows of one."""
+    # Files name experts before projections, so two weights of a layer come by turns.
+    encoded = lru_cache(2)(lambda member: variants.encoded(member, chosen[member]))
+
+    def stored_part(part: StoredPart) -> dict[str, Tensor]:
+        weight_format, member = FORMATS[chosen[part.member]], part.member
+        codes_MK, qparams = encoded(member)
+        if not weight_format.scaled:
+            if part.rows is not None:
+                return {part.name: codes_MK[part.rows].contiguous()}
+            like = torch.empty_like(variants.model.get_parameter(member.parameter), device=codes_MK.device)
+            return {part.name: from_matrix(codes_MK, member, like.to(codes_MK.dtype)).contiguous()}
+        height = weight_format.block[0] if weight_format.block else 1
+        qparams = qparams.rows(part.blocks(height))
+        return stored(part.name, codes_MK[part.blocks()], qparams, weight_format, variants.quantizer)
+
+    return stored_part

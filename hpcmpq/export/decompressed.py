@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.models.description import read_model_json
+from hpcmpq.models.joined_weights import joined_weights
+from hpcmpq.models.layer_kinds import are_experts, is_transposed
 from hpcmpq.models.stored_weights import read_tensor, tensors_in
 
 _PARTS = ("packed", "scale", "shape", "global_scale", "zero_point")
@@ -33,12 +35,50 @@ def load_decompressed(architecture: str, directory: Path, dtype: torch.dtype) ->
         directory, local_files_only=True, trust_remote_code=False
     )
     del config.quantization_config
-    tensors = decompressed(directory, dtype)
     made = getattr(transformers, architecture)
+    with torch.device("meta"):
+        bare = made(config)
+    tensors = put_together(bare, decompressed(directory, dtype))
     model: nn.Module = made.from_pretrained(
         None, config=config, state_dict=tensors, dtype=dtype, trust_remote_code=False
     )
     return model
+
+
+def put_together(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with fused experts in place of those of each that transformers does not fuse itself.
+
+    Args:
+        model: Whose experts they are; its parameters need no values.
+        tensors: {name: tensor}, experts as ``EXPERTS.0.gate_proj.weight`` and so on, or ``w1``, ``w3`` and ``w2``.
+    """
+    found, fused_by_transformers = dict(tensors), joined_weights(model, tensors)
+    for path, module in model.named_modules():
+        for own in module._parameters if are_experts(module) else ():
+            name, parameter = f"{path}.{own}", module._parameters[own]
+            if parameter is None or name in found or name in fused_by_transformers:
+                continue
+            layer, end = (own.removesuffix("_bias"), "bias") if own.endswith("_bias") else (own, "weight")
+            alike = [f"{path}.{{}}.{each}.{end}" for each in _LAYERS.get(layer, ())]
+            parts = [
+                [found.pop(each.format(expert)) for expert in range(len(parameter))]
+                for each in alike if each.format(0) in found
+            ]  # fmt: skip
+            if not parts:
+                continue
+            by_turns = getattr(module, "is_concatenated", True) is False
+            stacks = [torch.stack(part) for part in parts]
+            whole = torch.stack(stacks, 2).flatten(1, 2) if by_turns else torch.cat(stacks, 1)
+            found[name] = whole.mT.contiguous() if end == "weight" and is_transposed(module) else whole
+    return found
+
+
+_LAYERS = {
+    "gate_up_proj": ("gate_proj", "up_proj", "w1", "w3"),
+    "up_proj": ("up_proj", "w3"),
+    "down_proj": ("down_proj", "w2"),
+}
+"""{parameter of fused experts: names of the layers that it is made of, in order}."""
 
 
 def decompressed(directory: Path, dtype: torch.dtype) -> dict[str, Tensor]:

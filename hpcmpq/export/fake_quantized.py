@@ -55,14 +55,12 @@ def _write_whole(
         return say_kept(keep_unused(variants.model, Path(path), directory))
 
 
-def _rounding(
-    variants: Variants, assignment: Mapping[str, str]
-) -> Callable[[str, str, Tensor], dict[str, Tensor]]:
+def _rounding(variants: Variants, assignment: Mapping[str, str]) -> Callable[[str, Tensor], Tensor]:
     """What `write_streamed` writes in the place of a weight: its rounded values."""
     chosen = {m.parameter: (m, assignment[g.name]) for g in variants.space.groups for m in g.members}
 
-    def stand_for(name: str, stored_name: str, tensor: Tensor) -> dict[str, Tensor]:
-        return {stored_name: variants.rounded(*chosen[name], tensor) if name in chosen else tensor}
+    def stand_for(name: str, tensor: Tensor) -> Tensor:
+        return variants.rounded(*chosen[name], tensor) if name in chosen else tensor
 
     return stand_for
 

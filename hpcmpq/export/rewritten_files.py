@@ -33,12 +33,12 @@ class StoredPart:
     Attributes:
         name: Of the tensor.
         member: The weight.
-        rows: Start and stop of those of its matrix; None for all.
+        rows: Those of its matrix; None for all.
     """
 
     name: str
     member: Member
-    rows: tuple[int, int] | None = None
+    rows: slice | None = None
 
     @property
     def layer(self) -> str:
@@ -46,14 +46,14 @@ class StoredPart:
         return self.name.removesuffix(".weight")
 
     def blocks(self, height: int = 1) -> slice:
-        """Its rows, or those of blocks of some rows."""
-        if self.rows is None:
-            return slice(None)
-        return slice(self.rows[0] // height, -(-self.rows[1] // height))
+        """Its rows, or those of blocks of some rows, which then follow one another."""
+        if self.rows is None or height == 1:
+            return self.rows or slice(None)
+        return slice(self.rows.start // height, -(-self.rows.stop // height))
 
 
 def parts_of(variants: Variants, member: Member) -> list[StoredPart]:
-    """The tensors in which transformers saves a weight."""
+    """The tensors in which a packed checkpoint holds a weight."""
     if member.tensors == 1:
         return [StoredPart(member.parameter, member)]
     return [StoredPart(name, member, rows) for name, rows in stored_rows(variants.model, member).items()]
@@ -110,16 +110,11 @@ def rewrite(
     """
     copy_small_files(str(path), directory)
     if variants.streamed is not None:
-        return _rewrite_streamed(variants.streamed, directory, members, stand_for, dtype)
+        return _rewrite_streamed(variants, variants.streamed, directory, members, stand_for, dtype)
     with quiet_transformers():
         variants.model.save_pretrained(directory)  # type: ignore[operator]
-    split = {
-        part.name: part
-        for member in members.values()
-        if member.tensors > 1
-        for part in parts_of(variants, member)
-    }
-    whole = {name: StoredPart(name, member) for name, member in members.items() if member.tensors == 1}
+    parts = {member.parameter: parts_of(variants, member) for member in members.values()}
+    by_name = {part.name: part for own in parts.values() for part in own}
     written: set[str] = set()
     weight_map = {}
     exact = True
@@ -128,14 +123,14 @@ def rewrite(
         loaded = load_file(file)
         renamed = {old: name for name, old in names_in_model(variants.model, loaded).items()}
         for old, tensor in loaded.items():
-            # Searched layers keep the model's names, which are those that the config names.
-            name = renamed[old] if renamed.get(old) in whole else old
-            if part := whole.get(name) or split.get(name):
-                tensors.update(stand_for(part))
-                written.add(part.member.parameter)
+            if own := [by_name[old]] if old in by_name else parts.get(renamed.get(old, old)):
+                for part in own:
+                    tensors.update(stand_for(part))
+                    written.add(part.member.parameter)
             else:
-                tensors[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-                exact = exact and holds(tensor, tensors[name].dtype)
+                kept = tensor.to(dtype) if tensor.is_floating_point() else tensor
+                exact = exact and holds(tensor, kept.dtype)
+                tensors.update(_biases(parts, renamed.get(old, old), kept) or {old: kept})
         save_file(tensors, file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(tensors, file.name))
     if lost := sorted(set(members) - written):
@@ -150,6 +145,7 @@ def rewrite(
 
 
 def _rewrite_streamed(
+    variants: Variants,
     streamed: Streamed,
     directory: Path,
     members: Mapping[str, Member],
@@ -157,14 +153,23 @@ def _rewrite_streamed(
     dtype: torch.dtype,
 ) -> Rewritten:
     exact = True
+    parts = {member.parameter: parts_of(variants, member) for member in members.values()}
 
-    def stands_for(name: str, stored_name: str, tensor: Tensor) -> dict[str, Tensor]:
+    def stands_for(name: str, tensor: Tensor) -> dict[str, Tensor] | Tensor:
         nonlocal exact
-        if name in members:
-            return stand_for(StoredPart(name, members[name]))
+        if name in parts:
+            return {key: value for part in parts[name] for key, value in stand_for(part).items()}
         kept = tensor.to(dtype) if tensor.is_floating_point() else tensor
         exact = exact and holds(tensor, kept.dtype)
-        return {stored_name: kept}
+        return _biases(parts, name, kept) or kept
 
-    unused = write_streamed(streamed, directory, stands_for)
+    names = [part.name for own in parts.values() for part in own]
+    unused = write_streamed(streamed, directory, stands_for, names)
     return Rewritten(unused, exact)
+
+
+def _biases(parts: Mapping[str, list[StoredPart]], name: str, bias: Tensor) -> dict[str, Tensor]:
+    """{name: bias} of each expert where a tensor is the biases of experts that are taken apart; else nothing."""
+    own = parts.get(name.removesuffix("_bias"), ()) if name.endswith("_bias") else ()
+    flat = bias.reshape(-1)
+    return {f"{part.layer}.bias": flat[part.blocks()].contiguous() for part in own if part.rows is not None}

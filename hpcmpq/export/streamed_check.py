@@ -6,7 +6,8 @@ by the library that does so when their users load them, and compared.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from hpcmpq.errors import NotReproduced, raise_if_no_room
 from hpcmpq.export.decompressed import decompressed_in_turn
 from hpcmpq.export.mlx_reader import dequantized_in_turn
 from hpcmpq.export.readers import reader_name
-from hpcmpq.export.streamed_files import tensors_in_turn
+from hpcmpq.export.rewritten_files import parts_of
+from hpcmpq.export.streamed_files import in_files, tensors_in_turn
 from hpcmpq.export.verification import (
     ADVICE,
     Behaviour,
@@ -33,6 +35,7 @@ from hpcmpq.models.factories import describe
 from hpcmpq.models.load import forward, quiet_transformers
 from hpcmpq.models.outputs import Inputs
 from hpcmpq.models.streaming import Streamed, load_streamed
+from hpcmpq.models.weights import as_matrix
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.settings import ModelConfig
 from hpcmpq.space import Assignment
@@ -48,8 +51,17 @@ def expected_of_streamed(variants: Variants, assignment: Assignment, inputs: Inp
         return Behaviour(_outputs(variants.streamed, inputs), rows)
 
 
+Parts = Callable[[str, Tensor], dict[str, Tensor]]
+"""(the model's name, value) → {name: what is compared}."""
+
+
 @torch.no_grad()
-def rows_of_streamed(variants: Variants, assignment: Assignment, codes: bool) -> Rows:
+def rows_of_streamed(
+    variants: Variants,
+    assignment: Assignment,
+    codes: bool,
+    parts: Parts = lambda name, value: {name: value},
+) -> Rows:
     """What weights under an assignment make of probes: codes times scales in full precision, or as the run has them."""
     streamed = variants.streamed
     assert streamed is not None
@@ -63,8 +75,8 @@ def rows_of_streamed(variants: Variants, assignment: Assignment, codes: bool) ->
                 value = decoded(variants, member, format_name, tensor)
             else:
                 value = variants.rounded(member, format_name, tensor)
-        if value.is_floating_point():
-            rows[name] = products(value.to(full_precision(value.dtype)))
+        for own, part in parts(name, value).items() if value.is_floating_point() else ():
+            rows[own] = products(part.to(full_precision(part.dtype)))
     return rows
 
 
@@ -80,7 +92,8 @@ def check_in_turn(
     streamed = variants.streamed
     assert streamed is not None
     reader, read_in_turn = _IN_TURN[name]
-    expected = rows_of_streamed(variants, assignment, codes=True)
+    one_by_one = [partial(_one_by_one, variants, streamed)] if name == "compressed_tensors" else []
+    expected = rows_of_streamed(variants, assignment, True, *one_by_one)
     names = {stored: own for own, stored in reversed(streamed.weights.aliases.items())}
     dtype = full_precision(streamed.weights.dtype)
     rows: Rows = {}
@@ -96,6 +109,18 @@ def check_in_turn(
             f"{reader_name(reader)} cannot read the {name} export back ({describe(error)}); {ADVICE}"
         ) from error
     return compare_rows(name, reader_name(reader), rows, expected, written)
+
+
+def _one_by_one(variants: Variants, streamed: Streamed, name: str, value: Tensor) -> dict[str, Tensor]:
+    """Experts as packed checkpoints hold them, what else transformers takes apart as it does, the rest as it is."""
+    members = {m.parameter: m for group in variants.space.groups for m in group.members if m.tensors > 1}
+    if name in members:
+        matrix_MK = as_matrix(value, members[name])
+        return {part.name: matrix_MK[part.blocks()] for part in parts_of(variants, members[name])}
+    if (biased := members.get(name.removesuffix("_bias"))) is not None:
+        parts = [part for part in parts_of(variants, biased) if part.name not in streamed.weights.files]
+        return {f"{part.layer}.bias": value.reshape(-1)[part.blocks()] for part in parts} or {name: value}
+    return in_files(streamed, name, value) if name in streamed.weights.joined else {name: value}
 
 
 def _compressed(streamed: Streamed, directory: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

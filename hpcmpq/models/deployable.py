@@ -165,8 +165,8 @@ def _fused_experts(model: nn.Module) -> dict[str, list[str]]:
 
 
 def saved_one_by_one(member: Member, module: nn.Module) -> bool:
-    """Whether a weight is that of all experts of a layer, which transformers saves in a matrix of each."""
-    return are_experts(module) and not member.transposed and member.tensors > 1
+    """Whether a weight is that of all experts of a layer, which packed checkpoints hold in a matrix of each."""
+    return are_experts(module) and member.tensors > 1
 
 
 def _named(last: str, rule: Sequence[str]) -> bool:

@@ -83,8 +83,8 @@ def _may_cache(model: nn.Module) -> bool:
     if "use_cache" in parameters:
         return True
     passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    text_config = getattr(getattr(model, "config", None), "text_config", None)
-    return passes_on and hasattr(text_config, "use_cache")
+    config = getattr(model, "config", None)
+    return passes_on and any(hasattr(c, "use_cache") for c in (config, getattr(config, "text_config", None)))
 
 
 def outputs_NTV(result: Any) -> Tensor:

@@ -2,13 +2,19 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from hpcmpq.export import export, weight_bytes
+from bench.family_models import make_model
+from bench.family_recipes import FAMILIES
+from hpcmpq.errors import NotReproduced
+from hpcmpq.export import decompressed, export, weight_bytes
 from hpcmpq.quantized.variants import open_variants
+from hpcmpq.store.json_files import read_json, write_json
+from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import mixtral, plan_run, solve_by_turns
 
 pytestmark = pytest.mark.slow
@@ -108,3 +114,93 @@ def test_an_engine_finds_one_scheme_for_the_experts_of_each_layer(exported):
         ]
         assert not any(pattern.match(name) for pattern in skipped for name in (stem, f"{stem}.1.w2"))
         assert any(pattern.match(f"model.layers.{layer}.block_sparse_moe.gate") for pattern in skipped)
+
+
+FUSED = {
+    "GptOss": ("mlp", "gate_proj up_proj down_proj", (slice(0, None, 2), slice(1, None, 2))),
+    "Llama4": ("feed_forward", "gate_proj up_proj down_proj", (slice(0, 96), slice(96, None))),
+    "GraniteMoe": ("block_sparse_moe", "w1 w3 w2", (slice(0, 96), slice(96, None))),
+}
+"""{family that transformers saves in one tensor: where, layers in packed files, rows of gate and up}."""
+
+
+@pytest.fixture(scope="module", params=FUSED)
+def fused(request, tmp_path_factory):
+    """A run of such a family, whose layers take formats by turns, and the same streamed."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = {"formats": ["int4", "int5", "int8"], "quantizer": {"group_size": 32}, "objective": "kl"}
+    run, plan = plan_run(folder, with_bytes(request.param), **config)
+    streamed = RunDir(folder / "streamed" / "run")
+    assignment = solve_by_turns(run, plan)
+    shutil.copytree(run.path, streamed.path)
+    values = read_json(streamed.plan_path, "")
+    values["config"]["model"]["stream"] = True
+    write_json(streamed.plan_path, values)
+    return request.param, run, plan, assignment, streamed
+
+
+def with_bytes(family: str):
+    """The small random model of a family, on bytes."""
+    recipe = FAMILIES[family]
+    return make_model(type(recipe)(recipe.architecture, {**recipe.settings, "vocab_size": 256}))
+
+
+@torch.no_grad()
+def test_experts_of_one_tensor_are_layers_as_engines_look_for_them(fused):
+    """Codes times scales are the rows of the rounded weight that a layer has, exactly, and so are biases."""
+    family, run, plan, assignment, _ = fused
+    inside, layers, halves = FUSED[family]
+    assert "verified: compressed-tensors" in export(run, "compressed_tensors")
+    tensors = load_file(run.path / "exports/compressed_tensors/model.safetensors")
+    variants = open_variants(run, plan)
+    rounded, bits = {}, {}
+    for group in plan.space.groups:
+        rounded |= variants.quantized(group, assignment[group.name])
+        bits |= {member.parameter: int(assignment[group.name][3:]) for member in group.members}
+    own = zip(
+        ("gate_up_proj", "gate_up_proj", "down_proj"), layers.split(), (*halves, slice(None)), strict=True
+    )
+    for part, layer, rows in own:
+        parameter = f"model.layers.1.{inside}.experts.{part}"
+        for expert in range(4):
+            stem = f"model.layers.1.{inside}.experts.{expert}.{layer}"
+            weight_MK = rounded[parameter][expert]
+            expected_MK = (weight_MK if family == "GraniteMoe" else weight_MK.T)[rows]
+            codes_MK = unpacked(tensors[f"{stem}.weight_packed"], bits[parameter], expected_MK.shape[1])
+            scale_MK = tensors[f"{stem}.weight_scale"].float().repeat_interleave(32, 1)
+            assert torch.equal(codes_MK * scale_MK, expected_MK)
+            if family == "GptOss":
+                bias_M = variants.model.get_parameter(f"{parameter}_bias")[expert, rows]
+                assert torch.equal(tensors[f"{stem}.bias"].float(), bias_M)
+    assert not any(name.endswith(("experts.gate_up_proj", "linear.weight", "_bias")) for name in tensors)
+
+
+def test_streamed_experts_are_those_of_a_model_in_memory(fused):
+    """In packed files, and in such as the original's, each of which is read back."""
+    _, run, _, _, streamed = fused
+    for name, place in (
+        ("compressed_tensors", "exports/compressed_tensors"),
+        ("fake_quantized", "checkpoint"),
+    ):
+        lines = [export(each, name) for each in (run, streamed)]
+        assert all("verified" in line and "not verified" not in line for line in lines)
+        found, expected = (load_file(each.path / place / "model.safetensors") for each in (streamed, run))
+        assert found.keys() == expected.keys()
+        for key, tensor in expected.items():
+            assert torch.equal(found[key].view(torch.uint8), tensor.view(torch.uint8)), key
+
+
+def test_experts_in_the_wrong_order_are_found(fused, monkeypatch):
+    """By the reader that fuses what compressed-tensors unpacks."""
+    _, run, _, _, streamed = fused
+    unpack = decompressed.unpacked
+
+    def swapped(layer, parts, schemes, dtype):
+        if layer.endswith(("experts.2.down_proj", "experts.2.w2")):
+            return unpack(layer, parts, schemes, dtype).flip(0)
+        return unpack(layer, parts, schemes, dtype)
+
+    monkeypatch.setattr(decompressed, "unpacked", swapped)
+    for each in (run, streamed):
+        with pytest.raises(NotReproduced, match="experts"):
+            export(each, "compressed_tensors")

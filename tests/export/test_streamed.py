@@ -75,7 +75,7 @@ def test_safetensors_of_a_streamed_model_are_those_of_one_in_memory(runs, name: 
     assert same(tensors(directories[1]), expected)
     configs = [json.loads((directory / "config.json").read_text()) for directory in directories]
     assert configs[0] == configs[1]
-    monkeypatch.setattr(streamed_files.write_streamed, "__defaults__", (100_000,))
+    monkeypatch.setattr(streamed_files.write_streamed, "__defaults__", ((), 100_000))
     line = export(streamed, name)
     files = sorted(path.name for path in directories[1].glob("*.safetensors"))
     assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
@@ -155,9 +155,9 @@ def test_a_wrong_weight_in_the_files_of_a_streamed_model_is_found(runs, monkeypa
     def wrong(variants, assignment):
         stand_for = rounding(variants, assignment)
 
-        def scaled(name, stored_name, tensor):
+        def scaled(name, tensor):
             factor = 1.25 if name.endswith("layers.3.mlp.down_proj.weight") else 1.0
-            return {own: value * factor for own, value in stand_for(name, stored_name, tensor).items()}
+            return stand_for(name, tensor) * factor
 
         return scaled
 

@@ -119,7 +119,7 @@ def test_memory_of_refinement_is_predicted_too(tmp_path: Path, deep, stream):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_memory_of_the_stages_after_a_solution_is_predicted_too(tmp_path: Path, deep, stream, monkeypatch):
-    monkeypatch.setattr(streamed_files.write_streamed, "__defaults__", (200_000,))
+    monkeypatch.setattr(streamed_files.write_streamed, "__defaults__", ((), 200_000))
     run = RunDir(tmp_path / "run")
     config = replace(config_of(deep, 24, stream), evaluation=EvaluationConfig(num_samples=4))
     plan = prepare(on_text(config, tmp_path), run, ())
