@@ -85,7 +85,7 @@ ROOMS: dict[str, str] = {
 # Library: the only parts of the package that may import it.
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "h5py": ("store.h5_files",),
-    "mpi4py": ("executors.mpi_pool", "executors.pmi", "executors.world"),
+    "mpi4py": ("executors.mpi_pool", "executors.mpi_start", "executors.pmi", "executors.world"),
     "ray": ("executors.ray_pool",),
     "deepspeed": ("evaluate.engines.ranks",),
     "lm_eval": ("evaluate.tasks.harness",),

@@ -23,6 +23,7 @@ from hpcmpq.executors import Worker
 from hpcmpq.executors.backlog import Backlog
 from hpcmpq.executors.devices import local_rank, take_gpu
 from hpcmpq.executors.local_pool import LocalPool
+from hpcmpq.executors.mpi_start import started_mpi
 from hpcmpq.executors.reply import Reply, attempt, outcome_of, start
 from hpcmpq.executors.roll_call import signals_heard
 from hpcmpq.executors.world import NAMES, is_lone_shell, node_name
@@ -149,7 +150,8 @@ def _forget() -> None:
 
 def _load_mpi() -> tuple[Any, Any]:
     try:
-        from mpi4py import MPI, futures
+        MPI = started_mpi()
+        from mpi4py import futures
     except (ImportError, RuntimeError) as error:
         raise UserError(
             f"--executor mpi needs mpi4py and an MPI library ({str(error).splitlines()[0]}); on a cluster "

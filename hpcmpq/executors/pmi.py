@@ -10,6 +10,7 @@ import re
 import sys
 
 from hpcmpq.errors import UserError, exit_status
+from hpcmpq.executors.mpi_start import started_mpi
 
 PREFERRED = {
     "Open MPI": ("pmix", "pmi2"),
@@ -75,9 +76,7 @@ def loaded_library() -> str:
 
 def two_ranks_meet() -> bool:
     """Whether this process is one of two ranks that can add up numbers."""
-    from mpi4py import MPI
-
-    world = MPI.COMM_WORLD
+    world = started_mpi().COMM_WORLD
     return bool(world.Get_size() == 2 and world.allreduce(1 + world.Get_rank()) == 3)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from hpcmpq.evaluate import evaluate
 from tests.evaluate.solved_runs import TINY_CONFIG, assert_same, solved_run
+from tests.slurm.conftest import refusal
 from tests.slurm.toy_jobs import ToyRun, jobs_in, output, toy_run
 
 pytestmark = [
@@ -18,8 +19,9 @@ pytestmark = [
 
 
 def test_a_chain_whose_evaluation_is_sharded_and_interrupted(cluster: dict[str, str], tmp_path: Path):
-    # Both nodes are this machine, and no name of theirs leads to it.
-    toy = toy_run(tmp_path / "toy", {**cluster, "MASTER_ADDR": "127.0.0.1"}, unit_s=1.0)
+    # Nodes that are no hosts are this machine, and no name of theirs leads to it.
+    address = {"MASTER_ADDR": "127.0.0.1"} if refusal(cluster) else {}
+    toy = toy_run(tmp_path / "toy", {**cluster, **address}, unit_s=1.0)
     text = toy.config.read_text().replace("num_samples: 32", "num_samples: 4")
     sharded = 'evaluation: {data: "tests.slurm.slow_toy:more_samples", engine: deepspeed, num_samples: 20}'
     toy.config.write_text(f"{text}\n{sharded}\n")

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from hpcmpq.store.attempts import read_processes
 from hpcmpq.store.json_files import read_json
 from tests.side_by_side import the_only
+from tests.slurm.conftest import one_host_cluster, refusal
 from tests.slurm.toy_jobs import ROOT, ToyRun, jobs_in, output, toy_run
 
 pytestmark = pytest.mark.slow
@@ -81,7 +82,7 @@ def test_a_chain_of_jobs_does_what_one_machine_does(over_time: object, new_toy: 
 @pytest.mark.skipif(find_spec("mpi4py") is None, reason="mpi4py is not installed")
 def test_mpi_ranks_under_srun_do_what_one_machine_does(new_toy: NewToy, local: bytes):
     toy = new_toy()
-    job = toy.submit("mpi", "nodes=2", "ntasks=3")
+    job = toy.submit("mpi", "nodes=3", "ntasks=3")
     toy.wait_for_job(job, "COMPLETED", "FAILED")
     assert toy.field(job, "JobState") == "COMPLETED", toy.log()
     assert "connects two ranks of " in toy.log()  # nobody said which srun --mpi= it is
@@ -122,15 +123,25 @@ def test_a_job_whose_node_is_lost_goes_on_elsewhere(cluster: Cluster, new_toy: N
     job = toy.submit("local")
     toy.wait_for(lambda: toy.num_done() >= 2)
     node = toy.field(job, "NodeList")
-    pid_file = Path(cluster["HPCMPQ_CLUSTER_DIR"]) / "run" / f"slurmd.{node}.pid"
-    os.kill(int(pid_file.read_text()), signal.SIGKILL)
+    if refusal(cluster):
+        pid_file = Path(cluster["HPCMPQ_CLUSTER_DIR"]) / "run" / f"slurmd.{node}.pid"
+        os.kill(int(pid_file.read_text()), signal.SIGKILL)
+    else:
+        assert one_host_cluster(cluster, "cut", node).returncode == 0
     # What Slurm does by itself after a while. Nobody is there to end the first life of the job: it goes on,
     # and the second finds units that appear by themselves.
-    toy.scontrol("update", f"NodeName={node}", "State=down", "Reason=killed")
+    toy.scontrol("update", f"NodeName={node}", "State=down", "Reason=lost")
     toy.wait_for(lambda: toy.field(job, "Restarts") == "1")
+    toy.start_again(job)
+    toy.wait_for(lambda: toy.num_starts() == 2)
+    lives = [process.started for process in read_processes(toy.run)]
+    toy.wait_for(lambda: read_processes(toy.run)[0].attempts[-1].finished > lives[1])
+    if not refusal(cluster):  # its daemon hears that the job is another node's now
+        assert one_host_cluster(cluster, "mend", node).returncode == 0
     toy.wait_for_job(job, "COMPLETED")
-    toy.scontrol("update", f"NodeName={node}", "State=resume")
-    subprocess.run(["slurm/one_host_cluster.sh", "up"], env=cluster, check=True, capture_output=True)
+    if refusal(cluster):
+        toy.scontrol("update", f"NodeName={node}", "State=resume")
+    assert one_host_cluster(cluster, "up").returncode == 0
     assert_same_as_local(toy, local)
 
 
@@ -162,4 +173,8 @@ def test_a_ray_cluster_of_two_nodes_does_what_one_machine_does(
         toy.wait_for_job(job, "COMPLETED", "FAILED")
     assert toy.field(job, "JobState") == "COMPLETED", toy.log()
     assert_same_as_local(toy, local)
-    assert not list(Path("/tmp").glob(f"hq-{job}-*"))
+    left = output(
+        ["srun", "--nodes=3", "--ntasks=3", "find", "/tmp", "-maxdepth", "1", "-name", "hq-*"],
+        toy.environment,
+    )
+    assert f"hq-{job}-" not in left
