@@ -1,4 +1,4 @@
-"""One command of the package, and what happens to it: signals, a full disk, slow renames, damaged files.
+"""One command of the package, and what happens to it: signals, full and distant disks, wrong clocks, damaged files.
 
 A command is a process that forks from this one, which has read all libraries, with workers that fork too.
 """
@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.distant_files import see_late, skew_clock
 from bench.results import ROOT
 
 PATIENCE_S = 300.0
@@ -190,6 +191,17 @@ def _slow_renames(draw: random.Random) -> None:
     os.replace = slow  # type: ignore[assignment]
 
 
+def _wrong_clocks(draw: random.Random) -> None:
+    """Every process is wrong by up to two hours of its own, as if each were on another machine."""
+    seed = draw.random()
+    skew_clock(lambda: random.Random(f"{seed} {os.getpid()}").uniform(-7200, 7200))
+
+
+def _late_directories(draw: random.Random) -> None:
+    """Listings are up to three seconds old."""
+    see_late(draw.uniform(0.5, 3.0))
+
+
 def _some_file(run: Path, draw: random.Random) -> Path:
     """A file of the run with something in it, seldom one of its records; every directory is as likely as another."""
     files = sorted(path for path in run.rglob("*") if path.is_file() and path.stat().st_size > 0)
@@ -221,9 +233,11 @@ FAULTS = {
     "stopped and continued": Fault(during=_stop),
     "disk full": Fault(inside=_full_disk),
     "renames delayed, then killed": Fault(inside=_slow_renames, during=_kill_all),
+    "clocks that disagree, then killed": Fault(inside=_wrong_clocks, during=_kill_all),
+    "directories seen late, then killed": Fault(inside=_late_directories, during=_kill_all),
     "a bit of a file flipped": Fault(before=_flip),
     "a file cut short": Fault(before=_truncate),
 }
 """What can happen, by name."""
-FORKED = ("renames delayed, then killed",)
+FORKED = tuple(name for name, fault in FAULTS.items() if fault.inside not in (None, _full_disk))
 """What happens inside a process, and is over where a launcher takes its place."""
