@@ -47,17 +47,25 @@ class Member:
         return self.parameter.rpartition(".")[2] == "weight"
 
 
+KV_BYTES = "kv_bytes_per_token"
+"""The cost that counts what caches keep of a token."""
+
+
 @dataclass(frozen=True)
 class Product:
-    """A product of two activations inside attention, such as queries times keys.
+    """A product of two activations inside attention, such as queries times keys; or its cache of keys and values.
 
     Attributes:
-        module: Name of the module that multiplies, see `hpcmpq.models.attention_products`.
+        module: Name of the module that multiplies or keeps them, see `hpcmpq.models.attention_products`.
         macs: Multiply-accumulates of one sample's forward pass.
+        cached: Numbers that a token adds to a cache; 0 of a product.
+        vectors: Vectors, each of one head, that these numbers are; a scaled format stores a scale with each.
     """
 
     module: str
     macs: int = 0
+    cached: int = 0
+    vectors: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,8 @@ class Group:
         name: Unique name: the module's, or the tie rule's.
         members: The weights, in model order; none where the group is a product of activations.
         block: Index of the repeated block it lives in, or None.
-        products: Products of activations, whose two factors a format rounds as it rounds a layer's inputs.
+        products: Products of activations, whose two factors a format rounds as it rounds a layer's inputs, or a cache
+            of keys and values, which it rounds likewise.
     """
 
     name: str
@@ -80,6 +89,11 @@ class Group:
     def numel(self) -> int:
         """Number of weights."""
         return sum(member.numel for member in self.members)
+
+    @property
+    def is_cache(self) -> bool:
+        """Whether it is a cache of keys and values."""
+        return any(product.cached for product in self.products)
 
     @property
     def macs(self) -> int:
@@ -133,6 +147,13 @@ class SearchSpace:
         """The options of one group as a slice of the option index."""
         start = sum(len(names) for names in self.formats[:group])
         return slice(start, start + len(self.formats[group]))
+
+    def uniform(self, format_name: str) -> dict[str, str]:
+        """{group name: format name} with all weights and products in one format, and caches in their widest."""
+        return {
+            group.name: names[-1] if group.is_cache else format_name
+            for group, names in zip(self.groups, self.formats, strict=True)
+        }
 
     def assignment(self, choice_G: Sequence[int] | np.ndarray) -> dict[str, str]:
         """{group name: format name} of an option index per group."""

@@ -11,6 +11,7 @@ LABELS = {
     "macs": "16-bit multiply-accumulates",
     "active_bytes": "bytes of weights read for a token",
     "active_macs": "16-bit multiply-accumulates of a token",
+    "kv_bytes_per_token": "bytes of keys and values kept for a token",
     "mac_time": "16-bit multiply-accumulates by width of both factors",
     "latency_s": "latency in seconds",
     "predicted_cross_terms": "part of it from interactions",

@@ -27,6 +27,7 @@ COSTS = (
     "macs",
     "active_bytes",
     "active_macs",
+    "kv_bytes_per_token",
     *LATENCY_NAMES,
     "mac_time",
 )

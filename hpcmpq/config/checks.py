@@ -11,6 +11,7 @@ from hpcmpq.settings import Config
 from hpcmpq.tables import table_name
 from hpcmpq.targets import check_quantizer, find_target
 from hpcmpq.targets.gpus import computed_as_measured
+from hpcmpq.targets.kv_cache import check_cache_formats
 
 
 def check_keys(values: Mapping[str, Any], kind: type, source: str, place: str) -> None:
@@ -46,6 +47,7 @@ def check_values(config: Config, source: str) -> None:
                 f"{source}: gpu names what target vllm runs on; set target: vllm, or leave out gpu"
             )
         computed_as_measured(config.gpu, config.formats)
+    check_cache_formats(config.groups.kv_cache, config.target, source)
     for name in config.quantizer.checkpoints:
         check_format(name, f"{source}: quantizer.checkpoints")
         if FORMATS[name].type != "int" or name not in config.formats:

@@ -10,7 +10,16 @@ from typing import Any, Literal, get_args, get_origin
 
 from hpcmpq.tables import table_name
 
-NAMES = {"formats", "target", "gpu", "sensitivity.method", "solver.name", "solver.fixed", "solver.forbidden"}
+NAMES = {
+    "formats",
+    "target",
+    "gpu",
+    "groups.kv_cache",
+    "sensitivity.method",
+    "solver.name",
+    "solver.fixed",
+    "solver.forbidden",
+}
 """Keys whose values are names in tables; other choices are `Literal` types."""
 
 KEYED_BY_NAMES = {"budgets", "quantizer.checkpoints"}

@@ -12,7 +12,7 @@ from hpcmpq.models.data.kept_samples import planned_splits
 from hpcmpq.plan import Plan, content_hash
 from hpcmpq.quantized.losses import metric_names
 from hpcmpq.quantized.solved import kept_codes
-from hpcmpq.space import Assignment
+from hpcmpq.space import KV_BYTES, Assignment
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
@@ -56,7 +56,7 @@ def contents_of(run: RunDir, engine: str | None) -> Contents:
     plan, solution = read_plan(run), read_solution(run)
     config = plan.config
     uniform_format = baseline_format(solution)
-    uniform = dict.fromkeys(solution["assignment"], uniform_format)
+    uniform = plan.space.uniform(uniform_format)
     models: dict[str, Assignment] = dict(
         zip(MODELS, ({}, dict(solution["assignment"]), uniform), strict=True)
     )
@@ -96,9 +96,9 @@ def make_data(plan: Plan) -> DataPart:
 def baseline_format(solution: Mapping[str, Any]) -> str:
     """The smallest uniform format at least as large as the solution, or the largest there is.
 
-    Size is the solution's first budgeted cost, or its payload bits.
+    Size is the solution's first budgeted cost of weights, or its payload bits.
     """
-    cost = next(iter(solution["budgets"]), "weight_bits")
+    cost = next((name for name in solution["budgets"] if name != KV_BYTES), "weight_bits")
     reached = solution["costs"][cost]
     costs = {name: uniform["costs"] for name, uniform in solution["uniform"].items()}
     sizes = {name: values[cost] for name, values in costs.items() if cost in values}

@@ -68,15 +68,21 @@ def export(run: RunDir, name: str, verify: bool = True) -> str:
     plan = read_plan(run)
     solution = read_solution(run)
     directory = run.checkpoint_path if name == "fake_quantized" else run.path / "exports" / name
-    if name != "fake_quantized" and any(group.products for group in plan.space.groups):
+    caches = {group.name for group in plan.space.groups if group.is_cache}
+    if caches and name not in ("fake_quantized", "compressed_tensors"):
+        raise UserError(
+            f"{name} says nothing of a cache of keys and values; export compressed_tensors, whose command for vLLM does"
+        )
+    if name != "fake_quantized" and any(g.products for g in plan.space.groups if g.name not in caches):
         raise UserError(
             f"{name} holds no formats of attention products; plan without groups.attention_products, or export "
             "fake_quantized"
         )
+    assignment = dict(solution["assignment"])
+    if name != "fake_quantized":  # a cache is the server's, and not in the files
+        assignment = {group: chosen for group, chosen in assignment.items() if group not in caches}
     with replacing_directory(directory) as attempt:
-        written, verification = _write(
-            run, plan, name, named_by(exporter), solution["assignment"], attempt, verify
-        )
+        written, verification = _write(run, plan, name, named_by(exporter), assignment, attempt, verify)
         write_json(attempt / "assignment.json", dict(solution["assignment"]))
         write_json(attempt / VERIFICATION, verification.to_values())
         if name != "tool_configs":
@@ -88,7 +94,7 @@ def export(run: RunDir, name: str, verify: bool = True) -> str:
     predicted = solution["costs"]["size_bytes"]
     countable = not plan.config.target and any(target.export == name for target in TARGETS.values())
     why = "; with a target in the config it counts the bytes of such a file" if countable else ""
-    command = serve_command(name, directory)
+    command = serve_command(name, directory, plan, solution["assignment"])
     return (
         f"{line}: {num_bytes:,} bytes of weights, size_bytes says {predicted:,.0f} "
         f"({num_bytes / predicted - 1:+.2%}){why}"

@@ -6,6 +6,7 @@ from typing import Any
 
 from hpcmpq import __version__
 from hpcmpq.plan import Plan
+from hpcmpq.targets.kv_cache import CACHE_DTYPES, serve_options
 
 ORIGINAL = "README-original.md"
 """The original's own card, where it has one."""
@@ -19,9 +20,11 @@ SERVED_BY = {
 """{export: the command that serves a directory}."""
 
 
-def serve_command(export: str, directory: Path) -> str | None:
+def serve_command(export: str, directory: Path, plan: Plan, assignment: Mapping[str, str]) -> str | None:
     """What to type next, or None where no server takes such an export."""
-    return SERVED_BY[export].format(directory) if export in SERVED_BY else None
+    if export not in SERVED_BY:
+        return None
+    return SERVED_BY[export].format(directory) + serve_options(plan.space.groups, assignment)
 
 
 def write_card(directory: Path, plan: Plan, solution: Mapping[str, Any], export: str) -> None:
@@ -51,7 +54,7 @@ def card(plan: Plan, solution: Mapping[str, Any], export: str, has_original: boo
         + (f"; the original's own card is [{ORIGINAL}]({ORIGINAL})." if has_original else "."),
         "",
     ]
-    if (command := serve_command(export, Path("."))) is not None:
+    if (command := serve_command(export, Path("."), plan, solution["assignment"])) is not None:
         text += [f"    {command}", ""]
     text += [
         "| Budget | Limit | Reached |",
@@ -96,12 +99,16 @@ def _formats(plan: Plan, assignment: Mapping[str, str]) -> list[str]:
     """A row for each format in use, the one of most weights first."""
     numel: dict[str, int] = {}
     layers: dict[str, int] = {}
+    caches: list[str] = []
     for group in plan.space.groups:
         name = assignment[group.name]
+        if group.is_cache:
+            caches.append(CACHE_DTYPES[name])
+            continue
         numel[name] = numel.get(name, 0) + group.numel
         layers[name] = layers.get(name, 0) + len(group.members)
     total = sum(numel.values()) or 1
     return [
         f"| {name} | {layers[name]} | {100 * numel[name] / total:.1f} % |"
         for name in sorted(numel, key=lambda name: -numel[name])
-    ]
+    ] + [f"| cache {name} | {caches.count(name)} | |" for name in dict.fromkeys(caches)]

@@ -60,6 +60,8 @@ def refuse_layers(
         also_held: Of a weight and its module, whether it is held although the module is no linear layer.
     """
     for group in plan.space.groups:
+        if group.is_cache:
+            continue
         narrowed(target, [group], [assignment[group.name]], variants.quantizer)
         for member in group.members:
             module = holder_of(variants.model, member)

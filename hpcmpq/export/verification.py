@@ -138,6 +138,8 @@ def _assign(variants: Variants, assignment: dict[str, str], codes: bool) -> None
     model = variants.model
     tensors: dict[str, Tensor] = {}
     for group in variants.space.groups:
+        if group.is_cache:
+            continue
         name = assignment[group.name]
         tensors |= variants.quantized(group, name)
         for member in group.members if codes and FORMATS[name].scaled else ():

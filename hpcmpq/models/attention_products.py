@@ -1,8 +1,9 @@
-"""Products of two activations inside attention, queries · keys and attention weights · values, as modules.
+"""Inside attention, as modules: queries · keys and attention weights · values, and the cache of keys and values.
 
 A transformers model is given an attention function that multiplies through two small modules below every attention
-module, `query_key` and `attention_value`. They hold no weights; what rounds or watches the inputs of layers does the
-same to the two factors of a product. Everything else in the function is transformers' eager attention.
+module, `query_key` and `attention_value`, and hands keys and values through a third, `hpcmpq.models.kv_cache`. They
+hold no weights; what rounds or watches the inputs of layers does the same to the two factors of a product, and to keys
+and values. Everything else in the function is transformers' eager attention.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
+from hpcmpq.models.kv_cache import CACHE, KeyValueCache, check_cached
 from hpcmpq.models.outputs import forward
+from hpcmpq.settings import GroupsConfig
 from hpcmpq.space import Group, Product
 
 ATTENTION = "hpcmpq_products"
@@ -44,6 +47,9 @@ def product_attention(
     called = _called.get()
     if called is not None:
         called.append(module)
+    cache = module._modules.get(CACHE)
+    if cache is not None:
+        key, value = cache(key, value)
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
@@ -81,9 +87,15 @@ def attach_products(model: nn.Module, groups: Sequence[Group]) -> None:
 
 @torch.no_grad()
 def with_products(
-    model: nn.Module, groups: tuple[Group, ...], sample_inputs: dict[str, Tensor]
+    model: nn.Module, groups: tuple[Group, ...], config: GroupsConfig, sample_inputs: dict[str, Tensor]
 ) -> tuple[Group, ...]:
-    """The groups and, before the first that runs after it, one group for every product inside attention.
+    """The groups and, before the first that runs after it, one group for every product and cache inside attention.
+
+    Args:
+        model: Gets the modules.
+        groups: Of weights.
+        config: Says which of both are searched.
+        sample_inputs: Of at least one sample.
 
     Raises:
         UserError: If the model's attention cannot be replaced, or computes something else than ours.
@@ -99,17 +111,20 @@ def with_products(
         _called.reset(token)
     _check_agreement(model, modules, own_NTV, z_NTV)
     path_of = {module: path for path, module in model.named_modules()}
+    names = (*((CACHE,) if config.kv_cache else ()), *(NAMES if config.attention_products else ()))
+    if config.kv_cache:
+        check_cached(modules, path_of)
     products = {}
     for module in dict.fromkeys(modules):
-        for name in NAMES:
+        for name in names:
             products[_add(module, name)] = f"{path_of[module]}.{name}"
-    order, macs = _watch(model, groups, products, inputs)
+    order, found_products = _watch(model, groups, products, inputs)
     found = list(groups)
     for path in products.values():
         block = next((g.block for g in groups if g.name.startswith(path.rpartition(".")[0] + ".")), None)
         later = [place for place, group in enumerate(found) if order.get(group.name, 0) > order[path]]
         place = later[0] if later else len(found)
-        found.insert(place, Group(path, (), block, (Product(path, macs[path]),)))
+        found.insert(place, Group(path, (), block, (found_products[path],)))
     return tuple(found)
 
 
@@ -120,8 +135,8 @@ def _use_our_attention(model: nn.Module) -> None:
     set_attention = getattr(model, "set_attn_implementation", None)
     if not callable(set_attention):
         raise UserError(
-            "groups.attention_products needs a transformers model, whose attention can be replaced; "
-            f"{type(model).__name__} is none, leave it out"
+            "groups.attention_products and groups.kv_cache need a transformers model, whose attention can be replaced; "
+            f"{type(model).__name__} is none, leave them out"
         )
     AttentionInterface.register(ATTENTION, product_attention)
     AttentionMaskInterface.register(ATTENTION, eager_mask)
@@ -134,8 +149,8 @@ def _check_agreement(model: nn.Module, modules: list[nn.Module], own_NTV: Tensor
     name = type(model).__name__
     if not modules:
         raise UserError(
-            f"the attention of {name} cannot be replaced, so its products cannot be searched; "
-            "leave out groups.attention_products"
+            f"the attention of {name} cannot be replaced, so its products and caches cannot be searched; "
+            "leave out groups.attention_products and groups.kv_cache"
         )
     if isinstance(z_NTV, FakeTensor):
         return
@@ -143,31 +158,35 @@ def _check_agreement(model: nn.Module, modules: list[nn.Module], own_NTV: Tensor
     if not float((z_NTV - own_NTV).abs().max()) <= limit:
         raise UserError(
             f"the attention of {name} is not plain softmax attention: its outputs change when its products are "
-            "taken apart; leave out groups.attention_products"
+            "taken apart; leave out groups.attention_products and groups.kv_cache"
         )
 
 
 def _add(module: nn.Module, name: str) -> nn.Module:
-    if not isinstance(module._modules.get(name), MatrixProduct):
-        module.add_module(name, MatrixProduct().eval())
+    kind = KeyValueCache if name == CACHE else MatrixProduct
+    if not isinstance(module._modules.get(name), kind):
+        module.add_module(name, kind().eval())
     return module.get_submodule(name)
 
 
 def _watch(
     model: nn.Module, groups: tuple[Group, ...], products: dict[nn.Module, str], inputs: dict[str, Tensor]
-) -> tuple[dict[str, int], dict[str, int]]:
-    """{group or product: when it first ran}, {product: multiply-accumulates} of one forward pass."""
+) -> tuple[dict[str, int], dict[str, Product]]:
+    """{group or product: when it first ran}, {product or cache: what one forward pass saw of it}."""
     order: dict[str, int] = {}
-    macs = dict.fromkeys(products.values(), 0)
+    found = {path: Product(path) for path in products.values()}
 
-    def run(module: nn.Module, args: tuple[Tensor, ...], output: Tensor, name: str) -> None:
+    def run(module: nn.Module, args: tuple[Tensor, ...], output: Any, name: str) -> None:
         order.setdefault(name, len(order))
-        if name in macs:
-            macs[name] += output.numel() * args[0].shape[-1]
+        if isinstance(module, KeyValueCache):  # [N, heads, T, D]
+            cached = sum(x.shape[1] * x.shape[3] for x in args)
+            found[name] = Product(name, 0, cached, sum(x.shape[1] for x in args))
+        elif name in found:
+            found[name] = Product(name, found[name].macs + output.numel() * args[0].shape[-1])
 
     with _hooked(model, groups, products, run):
         forward(model, inputs)
-    return order, macs
+    return order, found
 
 
 @contextmanager

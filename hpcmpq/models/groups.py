@@ -11,7 +11,7 @@ everything searchable is searched but
   output is the model's output, or if it is called head, classifier, score, fc, output or the like.
 
 With `include` patterns exactly the searchable modules that match are searched. `exclude` always wins.
-`attention_products` adds groups without weights, see `hpcmpq.models.attention_products`.
+`attention_products` and `kv_cache` add groups without weights, see `hpcmpq.models.attention_products`.
 """
 
 import logging
@@ -86,7 +86,9 @@ def find_groups(
     _warn_of_unused(model, unused)
     _warn_of_uncounted(model, chosen)
     groups = _tie(model, chosen, config.tie)
-    return with_products(model, groups, sample_inputs) if config.attention_products else groups
+    if not (config.attention_products or config.kv_cache):
+        return groups
+    return with_products(model, groups, config, sample_inputs)
 
 
 def _other_weights(model: nn.Module, layers: Sequence[Layer]) -> dict[str, int]:

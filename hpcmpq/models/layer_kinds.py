@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpcmpq.models.attention_products import MatrixProduct
+from hpcmpq.models.kv_cache import KeyValueCache
 
 Multiply = Callable[[Tensor, Tensor], Tensor]
 """(x, weight) to W(x)."""
@@ -81,6 +82,8 @@ def operand_axes(module: nn.Module) -> tuple[tuple[int, ...], ...]:
         return ()
     if isinstance(module, MatrixProduct):
         return (-1,), (-2,)
+    if isinstance(module, KeyValueCache):
+        return (-1,), (-1,)
     if is_convolution(module):
         return (tuple(range(1 - module.weight.ndim, 0)),)  # type: ignore[operator]
     return ((-1,),)

@@ -54,8 +54,12 @@ def find_facts(
         del kept["quantizer"]["scales"]  # as in plans older than the choice
     if not config.groups.attention_products:
         del kept["groups"]["attention_products"]
+    if not config.groups.kv_cache:
+        del kept["groups"]["kv_cache"]
     if rounds_activations(space):
-        kept["activations"] = {name: FORMATS[name].activation for name in config.formats}
+        kept["activations"] = {
+            name: FORMATS[name].activation for name in (*config.formats, *config.groups.kv_cache)
+        }
     else:
         del kept["quantizer"]["activations"]
     if config.sensitivity.products is None:

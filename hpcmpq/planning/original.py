@@ -79,6 +79,8 @@ def check_method(config: Config) -> None:
             raise UserError(
                 f"sensitivity.{key} is for {' and '.join(names)}; leave it out with {given.method}"
             )
+    if config.groups.kv_cache:
+        raise UserError(f"groups.kv_cache is for {' and '.join(names)}; leave it out with {given.method}")
     if config.model.stream:
         raise UserError(
             f"{given.method} needs the whole model; use {' or '.join(names)}, or set model.stream: false"

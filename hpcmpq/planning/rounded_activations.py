@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from hpcmpq.errors import DamagedFile, UserError
+from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
@@ -38,7 +39,12 @@ def check_activations(config: Config, model: nn.Module, space: SearchSpace) -> N
         log.warning(
             "%s looks at weights alone: rounded activations cost it nothing", config.sensitivity.method
         )
-    for member in (m for group in space.groups for m in group.members):
+    rounded = [
+        group
+        for group, names in zip(space.groups, space.formats, strict=True)
+        if any(FORMATS[name].activation is not None for name in names)
+    ]
+    for member in (m for group in rounded for m in group.members):
         unseen = member.macs == 0 and not isinstance(holder_of(model, member), nn.Embedding)
         if unseen or not member.is_layer_weight:
             raise UserError(

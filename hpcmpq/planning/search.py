@@ -58,11 +58,16 @@ def search_space(config: Config, groups: tuple[Group, ...], target: Target | Non
                 ", ".join(otherwise),
             )
         names = kept
-    formats = (names,) * len(groups) if target is None else narrowed(target, groups, names, config.quantizer)
+    weights = [group for group in groups if not group.is_cache]
+    formats = (
+        (names,) * len(weights) if target is None else narrowed(target, weights, names, config.quantizer)
+    )
     lost = [name for name in names if not any(name in kept for kept in formats)]
     if lost:
         log.info("target %s cannot hold %s: left out", config.target, ", ".join(lost))
     partly = sum(len(kept) < len(names) - len(lost) for kept in formats)
     if partly:
         log.info("%d groups are no whole number of quantization groups wide and get fewer formats", partly)
-    return SearchSpace(groups, formats)
+    of_weights = iter(formats)
+    cached = tuple(sorted(config.groups.kv_cache, key=lambda name: FORMATS[name].num_bits))
+    return SearchSpace(groups, tuple(cached if group.is_cache else next(of_weights) for group in groups))

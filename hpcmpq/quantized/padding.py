@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from hpcmpq.models.attention_products import NAMES
+from hpcmpq.models.kv_cache import CACHE
 
 MASKS = ("attention_mask", "decoder_attention_mask")
 """Inputs [N, T] of a model that say which positions are real."""
 
-_POSITION_AXES = dict(zip(NAMES, ((2, 3), (2, 2)), strict=True))
+_POSITION_AXES = dict(zip((*NAMES, CACHE), ((2, 3), (2, 2), (2, 2)), strict=True))
 """Of the two factors of a product inside attention: queries [N, heads, T, D] by keys [N, heads, D, T], attention
-weights [N, heads, T, T] by values [N, heads, T, D]."""
+weights [N, heads, T, T] by values [N, heads, T, D]; and of keys and values in a cache."""
 
 
 def padding_masks(inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

@@ -69,12 +69,15 @@ class GroupsConfig:
             last part of the name, such as ``[q_proj, k_proj, v_proj]``.
         attention_products: Search the formats of the products inside attention too, queries · keys and attention
             weights · values, as groups of their own.
+        kv_cache: Formats, of `hpcmpq.targets.kv_cache.CACHE_DTYPES`, in which the keys and values of every attention
+            module may be kept, as groups of their own; empty leaves them as the model computes them.
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     tie: tuple[tuple[str, ...], ...] = ()
     attention_products: bool = False
+    kv_cache: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

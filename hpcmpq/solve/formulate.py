@@ -20,12 +20,13 @@ from hpcmpq.solve.costs import (
     active_macs_cost,
     average_bits_cost,
     bops_cost,
+    kv_bytes_cost,
     macs_cost,
     size_bytes_cost,
     weight_bits_cost,
 )
 from hpcmpq.solve.costs.latency import LATENCY_NAMES, latency_costs, mac_time_cost
-from hpcmpq.space import SearchSpace
+from hpcmpq.space import KV_BYTES, SearchSpace
 from hpcmpq.targets import find_target
 
 ACTIVE_NAMES = ("active_bytes", "active_macs")
@@ -48,6 +49,8 @@ def plan_costs(plan: Plan) -> dict[str, Cost]:
     if plan.active_fixed_bytes is not None:
         costs.append(active_bytes_cost(space, quantizer, plan.active_fixed_bytes, target))
         costs.append(active_macs_cost(space, plan.tokens_per_sample))
+    if any(group.is_cache for group in space.groups):
+        costs.append(kv_bytes_cost(space))
     return {cost.name: cost for cost in costs}
 
 
@@ -77,6 +80,10 @@ def known_cost(plan: Plan, costs: Mapping[str, Cost], name: str, kind: str = "bu
         raise UserError(
             f"{kind} {name} is per token and this plan counts none: its samples are no tokens, or it is older than "
             "this cost; `hpcmpq plan` again counts them"
+        )
+    if name == KV_BYTES:
+        raise UserError(
+            f"{kind} {name} needs caches to search; set groups.kv_cache, such as [fp8_e4m3, bf16]"
         )
     raise UserError(f"unknown {kind} {name!r}; known: {', '.join(costs)}")
 
@@ -124,10 +131,11 @@ def constrained(
 
 
 def uniform_choices(space: SearchSpace) -> dict[str, np.ndarray]:
-    """{format: option index per group} of every format that all groups can take, fewest bits first."""
-    shared = [name for name in space.formats[0] if all(name in names for names in space.formats)]
+    """{format: option index per group} of every format that all groups can take, fewest bits first; caches are wide."""
+    lists = [names for group, names in zip(space.groups, space.formats, strict=True) if not group.is_cache]
+    shared = [name for name in lists[0] if all(name in names for names in lists)]
     shared.sort(key=lambda name: FORMATS[name].num_bits)
-    return {name: space.choice({g.name: name for g in space.groups}) for name in shared}
+    return {name: space.choice(space.uniform(name)) for name in shared}
 
 
 def uniform_hint(space: SearchSpace, problem: Problem) -> np.ndarray | None:

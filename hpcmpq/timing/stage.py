@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.errors import DamagedFile, PlanMismatch
+from hpcmpq.errors import DamagedFile, PlanMismatch, UserError
 from hpcmpq.models.attention_products import attach_products
 from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.load import load_model
@@ -48,6 +48,10 @@ def measure_times(run: RunDir, on_round: Callable[[int, int], None]) -> dict[str
     config = plan.config
     if config.timing.threads is not None:
         torch.set_num_threads(config.timing.threads)
+    if any(group.is_cache for group in plan.space.groups):
+        raise UserError(
+            "decoding is timed without a cache, so formats of one have no time; plan without groups.kv_cache"
+        )
     model = load_model(config.model, import_paths=plan.import_paths)
     check_same_settings(model, plan)
     check_same_weights(model, plan)

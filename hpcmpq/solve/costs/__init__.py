@@ -4,6 +4,7 @@ from hpcmpq.solve.costs.compute import active_macs_cost, bops_cost, macs_cost
 from hpcmpq.solve.costs.memory import (
     active_bytes_cost,
     average_bits_cost,
+    kv_bytes_cost,
     size_bytes_cost,
     weight_bits_cost,
 )
@@ -13,6 +14,7 @@ __all__ = [
     "active_macs_cost",
     "average_bits_cost",
     "bops_cost",
+    "kv_bytes_cost",
     "macs_cost",
     "size_bytes_cost",
     "weight_bits_cost",

@@ -4,8 +4,9 @@ import numpy as np
 
 from hpcmpq.formats import FORMATS, Quantizer, stored_bits
 from hpcmpq.problem import Cost
-from hpcmpq.space import Member, Option, SearchSpace
+from hpcmpq.space import KV_BYTES, Member, Option, SearchSpace
 from hpcmpq.targets import Target
+from hpcmpq.targets.kv_cache import bytes_per_token
 
 
 def weight_bits_cost(space: SearchSpace) -> Cost:
@@ -50,6 +51,12 @@ def active_bytes_cost(
         for option in space.options
     ]
     return Cost("active_bytes", "bytes per token", np.array(bytes_P), constant=float(active_fixed_bytes))
+
+
+def kv_bytes_cost(space: SearchSpace) -> Cost:
+    """Bytes that a token adds to the caches of keys and values, with their scales."""
+    bytes_P = [bytes_per_token(space.groups[option.group], option.format) for option in space.options]
+    return Cost(KV_BYTES, "bytes per token", np.array(bytes_P))
 
 
 def _members(
