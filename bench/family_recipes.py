@@ -42,7 +42,8 @@ DECODERS = _alike(
 
 EXPERTS = _alike(
     "ForCausalLM",
-    Mixtral={}, Qwen2Moe={}, Qwen3Moe={}, Olmoe={}, GptOss={}, Phimoe={}, GraniteMoe={}, JetMoe={},
+    Mixtral={}, Qwen2Moe={}, Qwen3Moe={"norm_topk_prob": True}, Olmoe=_FULL, GptOss={}, Phimoe={},
+    GraniteMoe={}, JetMoe={},
     DeepseekV2={"first_k_dense_replace": 1, **_FULL},
     DeepseekV3={"first_k_dense_replace": 1, **_FULL}, Ernie4_5_Moe={}, HunYuanMoEV1={},
     LongcatFlash={"zero_expert_num": 2, **_FULL, "head_dim": 8},

@@ -10,7 +10,7 @@ from bench.engines.runs import Case, exported, logits
 from bench.environments import answer, environment
 from bench.workload import CACHE
 from hpcmpq.export import weight_bytes
-from hpcmpq.targets import GGUF_TYPES
+from hpcmpq.targets.llama_cpp import GGUF_TYPES
 
 PACKAGE = "llama-cpp-python==0.3.36"
 NAME = f"llama.cpp ({PACKAGE.replace('==', ' ')})"

@@ -1,6 +1,7 @@
 """A GGUF file with a type of its own for every tensor, for llama.cpp and what is built on it.
 
-int4, int5 and int8 become Q4_0, Q5_0 and Q8_0, formats of ggml their own types, bit for bit the same weights.
+int4, int5 and int8 become Q4_0, Q5_0 and Q8_0, formats of ggml their own types, bit for bit the same weights. All
+experts of a layer are one tensor for each projection.
 Vocabularies are not converted: a file `vocab.gguf` in the model's directory, as llama.cpp's `convert_hf_to_gguf.py
 --vocab-only` writes it, is copied in; without one the file takes token ids only.
 """
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.export.gguf_blocks import num_rounded, to_blocks
+from hpcmpq.export.gguf_metadata import metadata
+from hpcmpq.export.gguf_places import GGUFPlace, places_of
 from hpcmpq.export.gguf_super_blocks import to_super_blocks
 from hpcmpq.export.kept_tensors import say_left_out
 from hpcmpq.export.refusal import refuse_formats
@@ -23,10 +26,12 @@ from hpcmpq.export.streamed_files import tensors_in_turn
 from hpcmpq.export.written import Written, holds
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.gguf_config import check_describable, context_length, resolved_config
+from hpcmpq.models.layer_kinds import are_experts
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Member
-from hpcmpq.targets import GGUF_ARCHITECTURES, GGUF_TYPES, TARGETS, narrowed
+from hpcmpq.targets import TARGETS, narrowed
+from hpcmpq.targets.llama_cpp import GGUF_ARCHITECTURES, GGUF_TYPES
 
 VOCABULARY = "vocab.gguf"
 
@@ -65,17 +70,14 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     else:
         writer.add_tokenizer_model("none")
     for name, tensor in _whole(variants.model) if streamed is None else tensors_in_turn(streamed):
-        place = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if place is None:
-            raise UserError(f"llama.cpp has no place for {name}; use another export")
-        order_M = _row_order(name, architecture, model_config)
+        places = places_of(name, tensor, names, architecture, model_config)
         if name in chosen:
-            rounded += _add_quantized(gguf, writer, place, variants, *chosen[name], order_M)
-        else:
-            dtype = _stored_dtype(tensor, model_config)
+            rounded += _add_quantized(gguf, writer, places, variants, *chosen[name])
+            continue
+        for place in places:
+            dtype = _stored_dtype(place, tensor, model_config)
             exact = exact and holds(tensor, dtype)
-            rows = tensor if order_M is None else tensor[order_M]
-            _add_plain(gguf, writer, place, rows.to(dtype))
+            _add_plain(gguf, writer, place.name, place.of(tensor).to(dtype))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -86,6 +88,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     return Written(
         "GGUF file model.gguf",
         tuple(notes),
+        reader="gguf_experts" if any(are_experts(m) for m in variants.model.modules()) else None,
         unreadable=_unreadable(model_config),
         narrowed=torch.bfloat16 if not exact else torch.float16 if rounded else None,
         max_positions=context_length(model_config),
@@ -107,27 +110,6 @@ def _unreadable(values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def metadata(architecture: str, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """(name of `GGUFWriter`'s method after ``add_``, value) of what llama.cpp needs to know of a model."""
-    heads = values["num_attention_heads"]
-    head_dim = values.get("head_dim") or values["hidden_size"] // heads
-    rope = values.get("rope_parameters") or {}  # transformers 4 has rope_theta beside it
-    found = [
-        ("context_length", context_length(values)),
-        ("embedding_length", values["hidden_size"]),
-        ("block_count", values["num_hidden_layers"]),
-        ("feed_forward_length", values["intermediate_size"]),
-        ("head_count", heads),
-        ("head_count_kv", values.get("num_key_value_heads") or heads),
-        ("key_length", head_dim),
-        ("value_length", head_dim),
-        ("layer_norm_rms_eps", values["rms_norm_eps"]),
-        ("rope_freq_base", float(rope.get("rope_theta") or values.get("rope_theta") or 10000.0)),
-        ("vocab_size", values["vocab_size"]),
-    ]
-    return [*found, ("rope_dimension_count", head_dim)] if architecture == "llama" else found
-
-
 def _directory(plan: Plan) -> str:
     path = plan.config.model.path
     if path is None:
@@ -143,47 +125,28 @@ def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str], path: 
         narrowed(target, [group], [assignment[group.name]], variants.quantizer)
 
 
-def _row_order(name: str, architecture: str, values: Mapping[str, Any]) -> Tensor | None:
-    """Rows of queries and keys in the order of llama.cpp's rotary positions, which pairs neighbours, or None."""
-    layer = name.rpartition(".")[0].rpartition(".")[2]
-    if architecture != "llama" or layer not in ("q_proj", "k_proj"):
-        return None
-    heads = values["num_attention_heads"]
-    head_dim = values.get("head_dim") or values["hidden_size"] // heads
-    if layer == "k_proj":
-        heads = values.get("num_key_value_heads") or heads
-    return torch.arange(heads * head_dim).reshape(heads, 2, head_dim // 2).transpose(1, 2).reshape(-1)
-
-
 def _add_quantized(
-    gguf: Any,
-    writer: Any,
-    place: str,
-    variants: Variants,
-    member: Member,
-    format_name: str,
-    order_M: Tensor | None,
+    gguf: Any, writer: Any, places: Sequence[GGUFPlace], variants: Variants, member: Member, format_name: str
 ) -> int:
     """Add a weight as blocks; how many of its scales float16 does not hold."""
+    format = FORMATS[format_name]
     codes_MK, qparams = variants.encoded(member, format_name)
-    rows = slice(None) if order_M is None else order_M
     kind = getattr(gguf.GGMLQuantizationType, GGUF_TYPES[format_name])
-    if not FORMATS[format_name].scaled:
-        writer.add_tensor(place, _bytes_of(codes_MK[rows]), raw_dtype=kind)
-        return 0
-    if FORMATS[format_name].type == "ggml":
-        blocks = to_super_blocks(codes_MK, qparams, FORMATS[format_name])
-        writer.add_tensor(place, blocks[rows if order_M is None else order_M.numpy()], raw_dtype=kind)
-        return 0
-    blocks = to_blocks(codes_MK[rows], qparams.scale[rows], FORMATS[format_name].num_bits)
-    writer.add_tensor(place, blocks, raw_dtype=kind)
-    return num_rounded(qparams.scale)
+    if not format.scaled:
+        blocks_MB = _bytes_of(codes_MK)
+    elif format.type == "ggml":
+        blocks_MB = to_super_blocks(codes_MK, qparams, format)
+    else:
+        blocks_MB = to_blocks(codes_MK, qparams.scale, format.num_bits)
+    for place in places:
+        writer.add_tensor(place.name, place.rows(blocks_MB), raw_dtype=kind)
+    return num_rounded(qparams.scale) if format.scaled and format.type != "ggml" else 0
 
 
-def _stored_dtype(tensor: Tensor, values: Mapping[str, Any]) -> torch.dtype:
-    """As the model's directory stores it; vectors, which llama.cpp wants so, in float32."""
+def _stored_dtype(place: GGUFPlace, tensor: Tensor, values: Mapping[str, Any]) -> torch.dtype:
+    """As the model's directory stores it; vectors and routers, which llama.cpp wants so, in float32."""
     stored = values.get("dtype") or values.get("torch_dtype")
-    if tensor.ndim == 1 or stored not in ("bfloat16", "float16"):
+    if tensor.ndim == 1 or place.is_router or stored not in ("bfloat16", "float16"):
         return torch.float32
     return torch.bfloat16 if stored == "bfloat16" else torch.float16
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import NotReproduced, UserError, in_words
 from hpcmpq.export.decompressed import load_decompressed
+from hpcmpq.export.gguf_reader import load_gguf
 from hpcmpq.export.mlx_reader import run_mlx
 from hpcmpq.export.verification import Behaviour, full_precision
 from hpcmpq.export.weight_probes import probed
@@ -31,6 +32,7 @@ PACKAGES = {
     "compressed_tensors": ("transformers", "compressed-tensors"),
     "decompressed": ("compressed-tensors", "transformers"),
     "gguf": ("transformers", "gguf"),
+    "gguf_experts": ("gguf", "transformers"),
     "onnx": ("onnxruntime",),
     "mlx": ("mlx-lm", "mlx"),
 }
@@ -143,6 +145,13 @@ def _gguf(config: Config, import_paths: tuple[str, ...], directory: Path) -> Any
     )
 
 
+def _gguf_experts(config: Config, import_paths: tuple[str, ...], directory: Path) -> Any:
+    description = describe_model(config.model)
+    return load_gguf(
+        description.architecture, Path(str(description.path)), directory / "model.gguf", _dtype(config)
+    )
+
+
 def _run_onnx(directory: Path, inputs: Inputs) -> Tensor:
     import onnxruntime
 
@@ -160,4 +169,5 @@ _READERS: dict[str, Reader] = {
     "compressed_tensors": _by_transformers,
     "decompressed": _decompressed,
     "gguf": _gguf,
+    "gguf_experts": _gguf_experts,
 }

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hpcmpq.errors import NotReproduced, raise_if_no_room
+from hpcmpq.export import gguf_reader
 from hpcmpq.export.decompressed import decompressed_in_turn
 from hpcmpq.export.mlx_reader import dequantized_in_turn
 from hpcmpq.export.readers import reader_name
@@ -39,7 +39,6 @@ from hpcmpq.models.weights import as_matrix
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.settings import ModelConfig
 from hpcmpq.space import Assignment
-from hpcmpq.targets import GGUF_ARCHITECTURES
 
 
 @torch.no_grad()
@@ -128,26 +127,7 @@ def _compressed(streamed: Streamed, directory: Path, dtype: torch.dtype) -> Iter
 
 
 def _gguf(streamed: Streamed, directory: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Of model.gguf, as transformers orders rows and names tensors, read from the file without mapping it."""
-    import gguf
-    from transformers.modeling_gguf_pytorch_utils import (
-        TENSOR_PROCESSORS,
-        TensorProcessor,
-        get_gguf_hf_weights_map,
-    )
-
-    path, settings = directory / "model.gguf", streamed.model.config.to_dict()  # type: ignore[operator, union-attr]
-    architecture = GGUF_ARCHITECTURES[settings["model_type"]]
-    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=settings)
-    names = get_gguf_hf_weights_map(streamed.model, processor, model_type=architecture)
-    for tensor in gguf.GGUFReader(path).tensors:
-        data = tensor.data
-        own = np.fromfile(path, data.dtype, data.size, offset=tensor.data_offset).reshape(data.shape)
-        weight = gguf.dequantize(own, tensor.tensor_type)
-        weight = processor.process(
-            weights=weight, name=tensor.name, tensor_key_mapping=names, parsed_parameters={}
-        ).weights
-        yield names[tensor.name], torch.from_numpy(np.ascontiguousarray(weight))
+    return gguf_reader.dequantized_in_turn(streamed.model, directory / "model.gguf")
 
 
 def _mlx(streamed: Streamed, directory: Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

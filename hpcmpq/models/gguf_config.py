@@ -19,6 +19,9 @@ WRITTEN = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_parameters",
     "rope_theta", "tie_word_embeddings", "sliding_window", "model_type",
+    "num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts", "num_experts_per_tok",
+    "moe_intermediate_size", "shared_expert_intermediate_size", "first_k_dense_replace", "routed_scaling_factor",
+    "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "qk_head_dim", "v_head_dim",
 )  # fmt: skip
 """Keys whose values are in the file, as metadata, as its context length, or as which tensors it has."""
 
@@ -26,7 +29,8 @@ NEUTRAL = (
     "transformers_version", "architectures", "output_hidden_states", "output_attentions", "return_dict", "dtype",
     "torch_dtype", "chunk_size_feed_forward", "id2label", "label2id", "problem_type", "initializer_range", "use_cache",
     "pad_token_id", "bos_token_id", "eos_token_id", "pretraining_tp", "attention_dropout", "_name_or_path",
-    "max_window_layers", "use_sliding_window",
+    "max_window_layers", "use_sliding_window", "output_router_logits", "router_aux_loss_coef", "router_jitter_noise",
+    "num_mtp_layers",
 )  # fmt: skip
 """Keys without effect on the logits of a text, or of which `sliding_window` and `layer_types` hold the effect."""
 
@@ -38,6 +42,25 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
 }
 """Keys that the file cannot say, with the values that its readers take for granted."""
+
+FIXED_OF: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    "qwen2_moe": {"norm_topk_prob": (False,), "mlp_only_layers": ([], None), "decoder_sparse_step": (1,)},
+    "qwen3_moe": {"norm_topk_prob": (True,), "mlp_only_layers": ([], None), "decoder_sparse_step": (1,)},
+    "olmoe": {"norm_topk_prob": (False,), "clip_qkv": (None,)},
+    "deepseek_v2": {"topk_method": ("greedy",)},
+    "deepseek_v3": {"rope_interleave": (True,)},
+}
+"""The same of one `model_type`: what its architecture computes in llama.cpp's `src/models`."""
+
+WRITTEN_OF: Mapping[str, tuple[str, ...]] = {
+    "deepseek_v2": (
+        "norm_topk_prob",
+        "n_group",
+        "topk_group",
+    ),  # without effect where experts are chosen greedily
+    "deepseek_v3": ("norm_topk_prob", "n_group", "topk_group"),
+}
+"""Further keys that are written, or without effect, of one `model_type`."""
 
 READ_BY_MODELS = ("head_dim", "is_causal")
 """Keys that models read though their config class does not declare them; other such keys have no effect."""
@@ -80,21 +103,31 @@ def check_gguf_config(config: Any) -> None:
     names: list[str] = config.architectures or []
     if not all(name.endswith("ForCausalLM") for name in names):
         raise UserError(f"the gguf export takes language models with a head, not {names[0]}; {_INSTEAD}")
+    fixed = {**FIXED, **FIXED_OF.get(config.model_type, {})}
+    known = (*WRITTEN, *NEUTRAL, *fixed, *_CHECKED, *WRITTEN_OF.get(config.model_type, ()))
     for key, value in values.items():
-        if key in FIXED and value not in FIXED[key]:
+        if key in fixed and value not in fixed[key]:
             raise UserError(
                 f"config.json says {key}: {value!r}, and readers of a GGUF file of {config.model_type} take "
-                f"{FIXED[key][0]!r} for granted; {_INSTEAD}"
+                f"{fixed[key][0]!r} for granted; {_INSTEAD}"
             )
         declared = key in defaults or key in READ_BY_MODELS
-        if declared and key not in (*WRITTEN, *NEUTRAL, *FIXED, *_CHECKED) and value != defaults.get(key):
+        if declared and key not in known and value != defaults.get(key):
             raise UserError(f"the gguf export does not know what {key}: {value!r} changes; {_INSTEAD}")
     _check_positions(values)
-    head_dim = values["hidden_size"] // values["num_attention_heads"]
-    if config.model_type == "qwen2" and values.get("head_dim", head_dim) not in (None, head_dim):
+    if config.model_type == "olmoe" and values["num_key_value_heads"] != values["num_attention_heads"]:
         raise UserError(
-            f"config.json says head_dim: {values['head_dim']}, and readers of a GGUF file of qwen2 take hidden_size / "
-            f"num_attention_heads = {head_dim}; {_INSTEAD}"
+            f"config.json says num_key_value_heads: {values['num_key_value_heads']}, and llama.cpp takes as many heads "
+            f"of keys as of queries in an OLMoE, {values['num_attention_heads']}; {_INSTEAD}"
+        )
+    head_dim = values["hidden_size"] // values["num_attention_heads"]
+    if config.model_type in ("qwen2", "qwen2_moe") and values.get("head_dim", head_dim) not in (
+        None,
+        head_dim,
+    ):
+        raise UserError(
+            f"config.json says head_dim: {values['head_dim']}, and readers of a GGUF file of {config.model_type} take "
+            f"hidden_size / num_attention_heads = {head_dim}; {_INSTEAD}"
         )
 
 

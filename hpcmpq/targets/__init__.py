@@ -22,30 +22,11 @@ from hpcmpq.targets.file_bytes import (
     modelopt_bytes,
     safetensors_bytes,
 )
+from hpcmpq.targets.llama_cpp import GGUF_ARCHITECTURES, GGUF_TYPES
 from hpcmpq.targets.vllm import GENERAL, fused_layers
-
-_GGML_NAMES = {
-    **{f"q{bits}_k": f"Q{bits}_K" for bits in range(2, 7)},
-    "iq4_xs": "IQ4_XS",
-    "iq4_nl": "IQ4_NL",
-    "q4_1": "Q4_1",
-    "q5_1": "Q5_1",
-}
-
-GGUF_TYPES = {
-    "int4": "Q4_0",
-    "int5": "Q5_0",
-    "int8": "Q8_0",
-    **_GGML_NAMES,
-    "bf16": "BF16",
-}
-"""Types of llama.cpp (ggml-common.h); Q4_0, Q5_0 and Q8_0 have the grid of symmetric integers in groups of 32."""
 
 MLX_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 """`model_type` of models that mlx-lm builds with the layers' names of transformers; each is run in the tests."""
-
-GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""`model_type` of transformers: llama.cpp's name of the architecture."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +100,7 @@ TARGETS: dict[str, Target] = {
         name="llama_cpp",
         export="gguf",
         holds_embeddings=True,
+        holds_experts=True,
         formats=tuple(GGUF_TYPES),
         group_sizes=(GGUF_BLOCK,),
         symmetric=True,

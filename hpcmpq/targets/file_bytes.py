@@ -110,5 +110,6 @@ def gguf_bytes(member: Member, format: Format, quantizer: Quantizer) -> int:
 
 
 def gguf_fixed_bytes(name: str, shape: Sequence[int], itemsize: int) -> int:
-    """Vectors are float32, matrices at most as wide as they were."""
-    return math.prod(shape) * (4 if len(shape) == 1 else itemsize) + _gguf_entry_bytes(name, shape)
+    """Vectors and routers are float32, matrices at most as wide as they were."""
+    wide = len(shape) == 1 or name.endswith((".mlp.gate.weight", ".shared_expert_gate.weight"))
+    return math.prod(shape) * (4 if wide else itemsize) + _gguf_entry_bytes(name, shape)

@@ -9,7 +9,7 @@ from hpcmpq.export.gguf_blocks import to_blocks
 from hpcmpq.export.gguf_super_blocks import to_super_blocks
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.quantizers import choose_qparams, decode, encode
-from hpcmpq.targets import GGUF_TYPES
+from hpcmpq.targets.llama_cpp import GGUF_TYPES
 from tests.export.planned import llama, plan_run, qwen2, solve_by_turns
 from tests.export.test_round_trips import GGUF, fake_quantized_logits, tokens
 

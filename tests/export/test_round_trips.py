@@ -339,7 +339,7 @@ def test_what_onnx_cannot_hold_is_refused(tmp_path, config, message):
             {"formats": ["int4"], "quantizer": {"group_size": 64}},
             "target llama_cpp holds groups of 32",
         ),
-        ("gpt2", {"formats": ["int4"]}, "knows the architectures llama, mistral, qwen2, qwen3, not 'gpt2'"),
+        ("gpt2", {"formats": ["int4"]}, "knows the architectures llama, .*, deepseek_v3, not 'gpt2'"),
     ],
 )
 def test_what_gguf_cannot_hold_is_refused(tmp_path, tiny_model, model, config, message):

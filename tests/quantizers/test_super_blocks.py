@@ -9,7 +9,7 @@ from hpcmpq.export.gguf_super_blocks import to_super_blocks
 from hpcmpq.formats import FORMATS, Quantizer, stored_bits
 from hpcmpq.quantizers import choose_qparams, decode, encode, fake_quantize
 from hpcmpq.quantizers.super_blocks import LAYOUTS
-from hpcmpq.targets import GGUF_TYPES
+from hpcmpq.targets.llama_cpp import GGUF_TYPES
 
 NAMES = [name for name, format in FORMATS.items() if format.type == "ggml"]
 QUANTIZER = Quantizer(group_size=32)
