@@ -1,11 +1,12 @@
 """A model of a billion parameters through every stage, each process below 1.2 GB, every stage killed once and resumed.
 
     python -m bench.big_model [--layers 33] [--hidden 2048] [--inner 4096] [--limit-mb 1200] [--keep DIR]
+    python -m bench.big_model --experts 64 --layers 26 --hidden 1024 --inner 384 --limit-mb 1800
 
-Random weights of a Llama in bfloat16, in shards of 500 MB; few tokens and few groups, since memory is the
-question. One run goes through undisturbed; in the other every stage gets SIGKILL when half of that time has passed, and
-the same command again. Peaks are VmHWM of every process, pages of mapped files included; one that exceeds the limit is
-killed, and the bench fails.
+Random weights of a Llama, or with `--experts` of a Qwen3-MoE, in bfloat16, in shards of 500 MB; few tokens and few
+groups, since memory is the question. One run goes through undisturbed; in the other every stage gets SIGKILL when half
+of that time has passed, and the same command again. Peaks are VmHWM of every process, pages of mapped files included;
+one that exceeds the limit is killed, and the bench fails.
 """
 
 import argparse
@@ -50,6 +51,9 @@ SEARCHED = 3
 KILLED_AT = 0.5
 """Share of the undisturbed time after which a stage is killed."""
 
+CHOSEN = 8
+"""Experts of a token."""
+
 IMPORTS = "import time, torch, transformers.models.llama.modeling_llama, h5py, scipy; time.sleep(1)"
 
 PASSING = ("digest", "seconds", "peak_bytes", "model_bytes", "environment", "proof_seconds", "solver_seconds")
@@ -70,7 +74,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--layers", type=int, default=33)
     parser.add_argument("--hidden", type=int, default=2048)
-    parser.add_argument("--inner", type=int, default=4096)
+    parser.add_argument("--inner", type=int, default=4096, help="of each expert where there are some")
+    parser.add_argument(
+        "--experts", type=int, default=0, help="a mixture of so many a layer; 0 for a dense model"
+    )
     parser.add_argument("--vocabulary", type=int, default=16384)
     parser.add_argument("--limit-mb", type=float, default=1200.0)
     parser.add_argument("--keep", type=Path, help="work here, and leave it there")
@@ -85,7 +92,7 @@ def main() -> None:
             shutil.rmtree(folder)
     print(text)
     if not options.print:
-        write_section("big_model", text)
+        write_section("big_mixture" if options.experts else "big_model", text)
 
 
 def bench(folder: Path, options: argparse.Namespace) -> str:
@@ -110,7 +117,8 @@ def bench(folder: Path, options: argparse.Namespace) -> str:
         rows[name] = [f"{peak:.0f}", f"{alone.seconds:.0f}", after, f"{again.seconds:.0f}"]
         found.write_text(json.dumps(rows), encoding="utf-8")
         print(name, *rows[name], flush=True)
-    different = [name for name, of in RESULTS.items() if of(whole) != of(killed)]
+    results = {name: of for name, of in RESULTS.items() if not (options.experts and name == CODES)}
+    different = [name for name, of in results.items() if of(whole) != of(killed)]
     if different:
         raise SystemExit(f"not equal: {', '.join(different)}")
     head = (
@@ -120,45 +128,66 @@ def bench(folder: Path, options: argparse.Namespace) -> str:
         "killed after, s",
         "the same command again, s",
     )
+    experts, kind, searched = "", "Llama", "tied to a group, in int4 and int8 with GPTQ. "
+    if options.experts:
+        experts, kind = f" --experts {options.experts}", "Qwen3-MoE"
+        searched = (
+            "tied to a group, and the experts of the first of these blocks, in int4 and int8; each of the other blocks "
+            f"has {options.experts} experts too, of which a token is given {CHOSEN}. "
+        )
     return (
-        f"## Every stage under a limit of memory, killed once\n\n"
-        f"`python -m bench.big_model --layers {options.layers} --hidden {options.hidden} --inner {options.inner} "
-        f"--vocabulary {options.vocabulary} --limit-mb {options.limit_mb:.0f}`: a random Llama of "
+        f"## Every stage{' of a mixture' if options.experts else ''} under a limit of memory, killed once\n\n"
+        f"`python -m bench.big_model{experts} --layers {options.layers} --hidden {options.hidden} --inner "
+        f"{options.inner} --vocabulary {options.vocabulary} --limit-mb {options.limit_mb:.0f}`: a random {kind} of "
         f"{num_parameters / 1e6:.0f} million parameters, {num_bytes / 1e6:.0f} MB of safetensors in bfloat16 and twice "
         f"as much in float32, in which it is measured, with `model: {{stream: true}}`, "
         f"one thread a process; no process may exceed {options.limit_mb:.0f} MB of resident memory, program and "
         f"libraries included, which alone take {rows['imports']:.0f} MB. Keys, values and outputs of attention are "
-        f"searched in one block of {SEARCHED}, tied to a group, in int4 and int8 with GPTQ. "
+        f"searched in one block of {SEARCHED}, {searched}"
         "Every stage was killed once with SIGKILL. "
-        f"Equal to the undisturbed run, bit for bit: {', '.join(RESULTS)}.\n\n"
+        f"Equal to the undisturbed run, bit for bit: {', '.join(results)}.\n\n"
         + table(head, [[name, *rows[name]] for name in STAGES])
     )
 
 
-def write_model(directory: Path, options: argparse.Namespace) -> tuple[int, int]:
-    """A random Llama, tensor by tensor; bytes of its files and number of parameters."""
-    import torch
-
-    from hpcmpq.export.safetensors_shards import SafetensorsShards, room_for
-
+def shapes_of(options: argparse.Namespace) -> dict[str, tuple[int, ...]]:
+    """{tensor: shape} of the model."""
     width, inner, heads = options.hidden, options.inner, options.hidden // (2 * HEAD)
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (options.vocabulary, width),
         "model.norm.weight": (width,),
     }
-    for k in range(options.layers):
-        own: dict[str, tuple[int, ...]] = {
-            "self_attn.q_proj": (heads * HEAD, width),
-            "self_attn.k_proj": (heads // 4 * HEAD, width),
-            "self_attn.v_proj": (heads // 4 * HEAD, width),
-            "self_attn.o_proj": (width, heads * HEAD),
-            "mlp.gate_proj": (inner, width),
-            "mlp.up_proj": (inner, width),
-            "mlp.down_proj": (width, inner),
-            "input_layernorm": (width,),
-            "post_attention_layernorm": (width,),
+    multiplied = {"gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner)}
+    own: dict[str, tuple[int, ...]] = {
+        "self_attn.q_proj": (heads * HEAD, width),
+        "self_attn.k_proj": (heads // 4 * HEAD, width),
+        "self_attn.v_proj": (heads // 4 * HEAD, width),
+        "self_attn.o_proj": (width, heads * HEAD),
+        "input_layernorm": (width,),
+        "post_attention_layernorm": (width,),
+    }
+    if options.experts:
+        own |= {
+            "self_attn.q_norm": (HEAD,),
+            "self_attn.k_norm": (HEAD,),
+            "mlp.gate": (options.experts, width),
         }
+        for expert in range(options.experts):
+            own |= {f"mlp.experts.{expert}.{name}": shape for name, shape in multiplied.items()}
+    else:
+        own |= {f"mlp.{name}": shape for name, shape in multiplied.items()}
+    for k in range(options.layers):
         shapes |= {f"model.layers.{k}.{name}.weight": shape for name, shape in own.items()}
+    return shapes
+
+
+def write_model(directory: Path, options: argparse.Namespace) -> tuple[int, int]:
+    """The random model, tensor by tensor; bytes of its files and number of parameters."""
+    import torch
+
+    from hpcmpq.export.safetensors_shards import SafetensorsShards, room_for
+
+    width, heads, shapes = options.hidden, options.hidden // (2 * HEAD), shapes_of(options)
     if not (directory / "config.json").exists():
         directory.mkdir(parents=True, exist_ok=True)
         generator = torch.Generator().manual_seed(0)
@@ -169,11 +198,16 @@ def write_model(directory: Path, options: argparse.Namespace) -> tuple[int, int]
         shards.end()
         values = {
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16",
-            "vocab_size": options.vocabulary, "hidden_size": width, "intermediate_size": inner,
+            "vocab_size": options.vocabulary, "hidden_size": width, "intermediate_size": options.inner,
             "num_hidden_layers": options.layers, "num_attention_heads": heads, "num_key_value_heads": heads // 4,
             "head_dim": HEAD, "max_position_embeddings": 64, "tie_word_embeddings": True,
             "bos_token_id": None, "eos_token_id": None,
         }  # fmt: skip
+        if options.experts:
+            values |= {
+                "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": options.experts,
+                "moe_intermediate_size": options.inner, "num_experts_per_tok": CHOSEN, "norm_topk_prob": True,
+            }  # fmt: skip
         (directory / "config.json").write_text(json.dumps(values), encoding="utf-8")
     num_bytes = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     return num_bytes, sum(int(np.prod(shape)) for shape in shapes.values())
@@ -186,6 +220,10 @@ def write_config(folder: Path, options: argparse.Namespace) -> Path:
     path = folder / "config.yaml"
     blocks = range(0, options.layers, SEARCHED)
     searched = [f"*.layers.{k}.self_attn.{name}_proj" for k in blocks for name in "kvo"]
+    rounding = ", rounding: gptq"
+    if options.experts:  # which are rounded to the nearest: they are not called with their inputs
+        searched.append("*.layers.0.mlp.experts.*")
+        rounding = ""
     path.write_text(
         f"""\
 model: {{path: {folder / "model"}, stream: true, dtype: float32, device: cpu}}
@@ -193,7 +231,7 @@ calibration: {{data: {folder / "tokens.npy"}, num_samples: 2, held_out: 2, seque
   samples_per_pass: 1, samples_per_unit: 1, rounding_samples: 4}}
 groups: {{include: {json.dumps(searched)}, tie: [[k_proj, v_proj, o_proj]]}}
 formats: [int4, int8]
-quantizer: {{group_size: 64, range: absmax, rounding: gptq}}
+quantizer: {{group_size: 64, range: absmax{rounding}}}
 sensitivity: {{options_per_pass: 2, probes: 1}}
 solver: {{time_limit_s: 5}}
 refine: {{max_evaluations: {len(blocks)}, link_points: 3}}
@@ -262,8 +300,10 @@ def digests(folder: str, end: str = "safetensors") -> Any:
     return of
 
 
+CODES = "codes of all options"
+
 RESULTS = {
-    "codes of all options": digests("rounded", "h5"),
+    CODES: digests("rounded", "h5"),
     "the quadratic model": lambda run: (run / "quadratic.h5").read_bytes(),
     "the refined solution, rounded again": of_json("solution.json"),
     "the evaluation": of_json("evaluation.json"),

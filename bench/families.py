@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def try_family(name: str, folder: Path, said: Said, onnx: bool) -> dict[str, Any
     family = FAMILIES[name]
     row: dict[str, Any] = {"family": name, "architecture": family.architecture}
     try:
-        config, import_paths = _config(name, family, folder)
+        config, import_paths = starter_config(name, family, folder)
         run = RunDir(folder / "run")
         plan = prepare(config, run, import_paths)
     except (UserError, Infeasible) as error:
@@ -121,16 +121,16 @@ def try_family(name: str, folder: Path, said: Said, onnx: bool) -> dict[str, Any
     whole = [line for line in said.lines if "whole forward pass" in line]
     row["engine"] = "whole passes" if whole else "wavefront"
     row["why whole"] = whole[0] if whole else None
-    row["difference"] = _against_whole_passes(run, folder / "again")
+    row["difference"] = against_whole_passes(run, folder / "again")
     reduce(run)
     solve(run, BUDGET, settings_of(plan, time_limit_s=2.0))
     row["exports"] = {
-        each: _exported(run, each, folder) for each in EXPORTERS if each != "onnx" or onnx or name in ONNX
+        each: exported(run, each, folder) for each in EXPORTERS if each != "onnx" or onnx or name in ONNX
     }
     return row
 
 
-def _config(name: str, family: Family, folder: Path) -> tuple[Config, tuple[str, ...]]:
+def starter_config(name: str, family: Family, folder: Path) -> tuple[Config, tuple[str, ...]]:
     """What `init` writes for the model, made small; for a model that has no kind, by a factory."""
     small: dict[str, Any] = {"formats": FORMATS, "budgets": BUDGET}
     if family.factory:
@@ -154,7 +154,7 @@ def _config(name: str, family: Family, folder: Path) -> tuple[Config, tuple[str,
     return dataclasses.replace(config, calibration=calibration, **small), ()
 
 
-def _against_whole_passes(run: RunDir, again: Path) -> float:
+def against_whole_passes(run: RunDir, again: Path) -> float:
     """Largest difference of the unit's arrays from those of whole passes, as a share of each array's largest value."""
     values = json.loads(run.plan_path.read_text(encoding="utf-8"))
     values["config"]["sensitivity"]["engine"] = "whole"
@@ -175,7 +175,7 @@ def _against_whole_passes(run: RunDir, again: Path) -> float:
     )
 
 
-def _exported(run: RunDir, name: str, folder: Path) -> dict[str, Any]:
+def exported(run: RunDir, name: str, folder: Path) -> dict[str, Any]:
     """What came of an export: `difference` and `reader`, or why it was `refused` or is `unread`."""
     try:
         export(run, name)
@@ -247,13 +247,7 @@ def faults(row: dict[str, Any]) -> list[str]:
 
 def section(rows: list[dict[str, Any]]) -> str:
     """The Markdown of all rows; sentences are numbered, and stand below."""
-    sentences: dict[str, list[str]] = {}
-
-    def numbered(text: str, family: str) -> str:
-        key = _without_names(text)
-        known = [each for each in sentences if _without_names(each) == key] or [text]
-        sentences.setdefault(known[0], []).append(family)
-        return f"({list(sentences).index(known[0]) + 1})"
+    numbered, listed = numbered_sentences()
 
     def cell(outcome: dict[str, Any], family: str) -> str:
         if "difference" in outcome:
@@ -275,10 +269,6 @@ def section(rows: list[dict[str, Any]]) -> str:
         exports = [cell(row["exports"][each], name) if each in row["exports"] else "" for each in EXPORTERS]
         lines.append([*start, row["engine"], f"{row['difference']:.0e}", *exports])
     header = ["family", "class", "groups", "engine", "largest difference from whole passes", *EXPORTERS]
-    notes = [
-        f"{number}. {text.replace('|', chr(92) + '|')} ({_listed(names)})"
-        for number, (text, names) in enumerate(sentences.items(), 1)
-    ]
     wavefront = sum(row.get("engine") == "wavefront" for row in rows)
     verified = sum("difference" in outcome for row in rows for outcome in row.get("exports", {}).values())
     return (
@@ -289,8 +279,27 @@ def section(rows: list[dict[str, Any]]) -> str:
         f"model, as a share of their spread; `onnx` was tried on "
         f"{len(ONNX)} families. {wavefront} run as a wavefront, {verified} exports are verified, "
         f"{sum(map(len, map(faults, rows)))} faults; {sum(row.get('seconds', 0) for row in rows):.0f} CPU seconds.\n\n"
-        f"{table(header, lines)}\n\n" + "\n".join(notes)
+        f"{table(header, lines)}\n\n" + listed()
     )
+
+
+def numbered_sentences() -> tuple[Callable[[str, str], str], Callable[[], str]]:
+    """A function from a sentence and its family to the number of such sentences, and one to the list of all."""
+    sentences: dict[str, list[str]] = {}
+
+    def numbered(text: str, family: str) -> str:
+        key = _without_names(text)
+        known = [each for each in sentences if _without_names(each) == key] or [text]
+        sentences.setdefault(known[0], []).append(family)
+        return f"({list(sentences).index(known[0]) + 1})"
+
+    def listed() -> str:
+        return "\n".join(
+            f"{number}. {text.replace('|', chr(92) + '|')} ({_listed(names)})"
+            for number, (text, names) in enumerate(sentences.items(), 1)
+        )
+
+    return numbered, listed
 
 
 def _without_names(text: str) -> str:
