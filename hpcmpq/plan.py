@@ -3,8 +3,12 @@
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from hpcmpq.settings import Config, from_values, to_values
 from hpcmpq.space import Group, Member, Product, SearchSpace
@@ -83,6 +87,8 @@ class Plan:
             tokens.
         tokens_per_sample: Of the sample that arithmetic was counted on; 0 likewise.
         times: Values of `time.json` beside the plan, from which latencies are priced; None before `hpcmpq time`.
+        rounds: Of a run that is screened, a plan for each set of options that are measured together, see `in_rounds`.
+        whole_space: Of such a run, the groups with all formats, measured or not.
     """
 
     config: Config
@@ -98,6 +104,24 @@ class Plan:
     active_fixed_bytes: int | None = None
     tokens_per_sample: int = 0
     times: dict[str, Any] | None = None
+    rounds: tuple["Plan", ...] = ()
+    whole_space: SearchSpace | None = None
+
+    @property
+    def whole(self) -> "Plan":
+        """This plan with all options."""
+        return replace(self, space=self.whole_space or self.space, rounds=(), whole_space=None, times=None)
+
+    def rows_of(self, unit: WorkUnit) -> slice | np.ndarray:
+        """The options that a unit measures, in the order of its shard."""
+        own = self._round_of.get(unit.id, self)
+        start = own.space.slice_of(unit.group_start).start
+        part = slice(start, own.space.slice_of(unit.group_stop - 1).stop)
+        return part if own is self else self.space.places_of(own.space.options[part], own.space)
+
+    @cached_property
+    def _round_of(self) -> dict[str, "Plan"]:
+        return {unit.id: own for own in self.rounds for unit in own.units}
 
 
 def make_units(
@@ -112,6 +136,35 @@ def make_units(
             ranges = (group_start, group_stop, sample_start, sample_stop)
             units.append(WorkUnit(content_hash([fingerprint, *ranges])[:12], *ranges))
     return tuple(units)
+
+
+def in_rounds(plan: Plan, rounds: Sequence[Iterable[int]]) -> Plan:
+    """The plan of some options alone, measured a set after another on the same samples.
+
+    The units of a set are those of its own groups and options, and are named after them: a set that comes later leaves
+    what is measured as it is.
+
+    Args:
+        plan: Of all options.
+        rounds: Indices of each set's options; together they have some of every group.
+    """
+    parts, union = [], set[int]()
+    first, size = plan.units[0], plan.config.sensitivity.groups_per_unit
+    for options in map(sorted, rounds):
+        space = plan.space.among(options)
+        units = make_units(
+            content_hash([plan.fingerprint, "options", options]),
+            len(space.groups),
+            max(unit.sample_stop for unit in plan.units),
+            groups_per_unit=size or len(space.groups),
+            samples_per_unit=first.sample_stop - first.sample_start,
+        )
+        parts.append(replace(plan, space=space, units=units))
+        union |= set(options)
+    together = tuple(unit for part in parts for unit in part.units)
+    return replace(
+        plan, space=plan.space.among(union), units=together, rounds=tuple(parts), whole_space=plan.space
+    )
 
 
 def content_hash(values: Any) -> str:

@@ -4,7 +4,7 @@ Axis letters used across the package: P options, G groups, R rows, N samples, T 
 or outputs, K inputs, M output channels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -154,6 +154,20 @@ class SearchSpace:
             group.name: names[-1] if group.is_cache else format_name
             for group, names in zip(self.groups, self.formats, strict=True)
         }
+
+    def among(self, options: Iterable[int]) -> "SearchSpace":
+        """Some of the options alone, of the groups that have some; `options` are their indices."""
+        formats: dict[int, list[str]] = {}
+        for p in sorted(options):
+            formats.setdefault(self.options[p].group, []).append(self.options[p].format)
+        return SearchSpace(
+            tuple(self.groups[group] for group in formats), tuple(map(tuple, formats.values()))
+        )
+
+    def places_of(self, options: Iterable[Option], space: "SearchSpace") -> np.ndarray:
+        """Indices here of another space's options, int64."""
+        index = {(self.groups[o.group].name, o.format): o.index for o in self.options}
+        return np.array([index[space.groups[o.group].name, o.format] for o in options], dtype=np.int64)
 
     def assignment(self, choice_G: Sequence[int] | np.ndarray) -> dict[str, str]:
         """{group name: format name} of an option index per group."""

@@ -59,6 +59,7 @@ ROOMS: dict[str, str] = {
         "errors settings space objective quadratic plan executors store units models quantized "
         "response sensitivity"
     ),
+    "screening": "errors settings quadratic space plan executors store solve units sensitivity calibrate",
     "refine": (
         "errors settings space quadratic formats plan problem executors store solvers units models "
         "quantized solve sensitivity calibrate"
@@ -73,7 +74,7 @@ ROOMS: dict[str, str] = {
     ),
     "api": (
         "errors settings space quadratic tables plan executors store targets config slurm models "
-        "quantized timing solve report evaluate export calibrate refine rounding planning"
+        "quantized timing solve report evaluate export calibrate screening refine rounding planning"
     ),
     "cli": (
         "errors settings wording tables plan executors store tracking doctor solvers config slurm "

@@ -71,7 +71,7 @@ def round_options(
 
 def has_codes(run: RunDir) -> bool:
     """Whether codes are made before anything is measured."""
-    return read_plan(run).config.quantizer.stores_codes
+    return read_plan(run, screened=False).config.quantizer.stores_codes
 
 
 def calibrate(
@@ -81,8 +81,14 @@ def calibrate(
     part: tuple[int, int] = (0, 1),
     at_most: int | None = None,
 ) -> tuple[int, int]:
-    """See `hpcmpq.calibrate.stage.calibrate`; returns how many units are done, and how many there are."""
-    from hpcmpq.calibrate.stage import calibrate as calibrate_run
+    """See `hpcmpq.calibrate.stage.calibrate`; returns how many units are done, and how many there are.
+
+    With `sensitivity.screen` see `hpcmpq.screening.stage.calibrate_screened`.
+    """
+    if read_plan(run, screened=False).config.sensitivity.screen:
+        from hpcmpq.screening.stage import calibrate_screened as calibrate_run
+    else:
+        from hpcmpq.calibrate.stage import calibrate as calibrate_run
 
     with stage(run, "calibrate"):
         calibrate_run(run, pool, on_outcome, part, at_most)

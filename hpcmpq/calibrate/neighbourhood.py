@@ -41,10 +41,7 @@ class Neighbourhood:
 
     def space(self, space: SearchSpace) -> SearchSpace:
         """These options of a search space alone, of the groups that have some."""
-        chosen = [space.options[p] for p in self.options]
-        groups = sorted({option.group for option in chosen})
-        formats = (tuple(option.format for option in chosen if option.group == group) for group in groups)
-        return SearchSpace(tuple(space.groups[group] for group in groups), tuple(formats))
+        return space.among(self.options)
 
 
 @torch.no_grad()

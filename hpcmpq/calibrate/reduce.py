@@ -74,7 +74,7 @@ def add_shards(plan: Plan, shards: Iterator[tuple[WorkUnit, Shard]]) -> Reductio
     tokens: list[np.ndarray] = []
     for unit, shard in shards:
         samples = (unit.sample_start, unit.sample_stop)
-        rows = slice(space.slice_of(unit.group_start).start, space.slice_of(unit.group_stop - 1).stop)
+        rows = plan.rows_of(unit)
         arrays = shard.arrays
         linear[rows] += arrays["linear"]
         linear_square[rows] += arrays["linear_square"]
@@ -158,7 +158,10 @@ def _shards(plan: Plan, run: RunDir) -> Iterator[tuple[WorkUnit, Shard]]:
 
 
 def _multiplied(plan: Plan, run: RunDir, unit: WorkUnit, shard: Shard) -> Shard:
-    """Sums from the columns of a unit and of the units of later groups on the same samples, two at a time."""
+    """Sums from the columns of a unit and of the units of later groups on the same samples, two at a time.
+
+    Units of a run in rounds may have some options of a group each, so all of them are multiplied.
+    """
     from hpcmpq.sensitivity.features import multiply  # loads torch, which reading sums does without
 
     space, columns = plan.space, shard.arrays
@@ -166,8 +169,8 @@ def _multiplied(plan: Plan, run: RunDir, unit: WorkUnit, shard: Shard) -> Shard:
     quad_square = np.zeros_like(quad)
     for other in plan.units:
         same_samples = (other.sample_start, other.sample_stop) == (unit.sample_start, unit.sample_stop)
-        if same_samples and other.group_start >= unit.group_start:
-            part = slice(space.slice_of(other.group_start).start, space.slice_of(other.group_stop - 1).stop)
+        if same_samples and (plan.rounds or other.group_start >= unit.group_start):
+            part = plan.rows_of(other)
             phi_CNF = None if other == unit else read_shard_of(plan, run, other).arrays["phi"]
             quad[:, part], quad_square[:, part] = multiply(columns, phi_CNF)
     arrays = {

@@ -18,9 +18,16 @@ from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import Shard, write_shard
 
 
-def make_worker(run: RunDir) -> Worker:
-    """Load model and samples of a planned run once and return the function that measures a unit."""
+def make_worker(run: RunDir, number: int = 0) -> Worker:
+    """Load model and samples of a planned run once and return the function that measures a unit.
+
+    Args:
+        run: The run directory.
+        number: Of the round whose options are measured, of a plan that has rounds.
+    """
     plan = read_plan(run)
+    columns = bool(plan.rounds)
+    plan = plan.rounds[number] if plan.rounds else plan
     config = plan.config
     method = find_method(config.sensitivity.method)
     is_bfloat16 = config.model.dtype == "bfloat16"
@@ -42,7 +49,7 @@ def make_worker(run: RunDir) -> Worker:
             choices=subject.choices,
         )
         subject = dataclasses.replace(subject, engine=engine)
-    measures = measurer(run, plan.fingerprint, subject, opened.calibration, method.measure)
+    measures = measurer(run, plan.fingerprint, subject, opened.calibration, method.measure, columns)
     if method.attention != "eager":
         return measures
 
@@ -53,10 +60,18 @@ def make_worker(run: RunDir) -> Worker:
     return differentiable
 
 
-def measurer(run: RunDir, fingerprint: str, subject: Subject, samples: Samples, measure: Measure) -> Worker:
+def measurer(
+    run: RunDir,
+    fingerprint: str,
+    subject: Subject,
+    samples: Samples,
+    measure: Measure,
+    columns: bool = False,
+) -> Worker:
     """The function that measures a unit of the subject's groups and writes its shard.
 
-    A shard that has appeared meanwhile is another process's work, and its unit is left alone.
+    With `columns` shards keep features of all groups too, to be multiplied with those of other options. A shard that
+    has appeared meanwhile is another process's work, and its unit is left alone.
     """
 
     def work(unit: WorkUnit) -> None:
@@ -64,7 +79,9 @@ def measurer(run: RunDir, fingerprint: str, subject: Subject, samples: Samples, 
             return
         groups = range(unit.group_start, unit.group_stop)
         parts = measure(subject, samples[unit.sample_start : unit.sample_stop], groups, unit.sample_start)
-        kind, arrays, num_samples, num_batches = contents(parts, len(groups) == len(subject.space.groups))
+        kind, arrays, num_samples, num_batches = contents(
+            parts, len(groups) == len(subject.space.groups) and not columns
+        )
         write_shard(run, Shard(kind, unit.id, fingerprint, num_samples, num_batches, arrays))
 
     return work

@@ -23,6 +23,11 @@ def planned(plan: Plan) -> None:
         f"{plan.config.sensitivity.method} sensitivities of {plan.config.objective} "
         f"in {len(plan.units)} work units"
     )
+    if plan.config.sensitivity.screen:
+        say(
+            "a first pass of calibrate will rule out options that these budgets cannot choose (sensitivity.screen); "
+            "what follows is for all of them"
+        )
     if around := plan.facts.get("calibration.special_tokens"):
         say(f"samples begin and end as the tokenizer has it: {around}")
     elif not plan.config.calibration.special_tokens:

@@ -173,7 +173,7 @@ def cost_of_pass(
     return CostEstimate(
         forwards,
         flops,
-        sum(_shard_bytes(space, unit, num_features) for unit in units),
+        sum(_shard_bytes(space, unit, num_features, config.sensitivity.screen) for unit in units),
         sum(peak_parts.values()),
         max(max(sum(refine_parts.values()), whole_losses) + base, reading),
         seconds,
@@ -197,9 +197,9 @@ def _options(space: SearchSpace, unit: WorkUnit) -> int:
     return sum(len(names) for names in space.formats[unit.group_start : unit.group_stop])
 
 
-def _shard_bytes(space: SearchSpace, unit: WorkUnit, num_features: int) -> int:
+def _shard_bytes(space: SearchSpace, unit: WorkUnit, num_features: int, keeps_columns: bool) -> int:
     columns, samples = _options(space, unit), unit.sample_stop - unit.sample_start
-    if columns == space.num_options:
+    if columns == space.num_options and not keeps_columns:
         return 8 * (1 + 2 * columns + 2 * columns * space.num_options)
     return samples * (8 + 8 * columns + 4 * columns * num_features)
 

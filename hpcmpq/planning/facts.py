@@ -64,6 +64,8 @@ def find_facts(
         del kept["quantizer"]["activations"]
     if config.sensitivity.products is None:
         del kept["sensitivity"]["products"]
+    if not config.sensitivity.screen:
+        del kept["sensitivity"]["screen"]
     kept["sensitivity"]["loss_positions"] = _loss_positions(config, num_outputs)
     if kept["sensitivity"]["loss_positions"] is None:
         del kept["sensitivity"]["loss_positions"]

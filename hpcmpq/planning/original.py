@@ -25,6 +25,7 @@ from hpcmpq.models.streaming import load_streamed, shapes_only
 from hpcmpq.models.weight_digests import weights_fingerprint
 from hpcmpq.sensitivity import find_method, forward_only_names
 from hpcmpq.settings import Config
+from hpcmpq.solve.costs.latency import LATENCY_NAMES
 from hpcmpq.space import Group
 from hpcmpq.targets import Target
 
@@ -72,6 +73,8 @@ def check_method(config: Config) -> None:
         UserError: Naming the methods that have.
     """
     given, names = config.sensitivity, forward_only_names()
+    if given.screen:
+        _check_screening(config)
     if find_method(given.method).forward_only:
         return
     for key, value in (("products", given.products), ("loss_positions", given.loss_positions)):
@@ -85,6 +88,28 @@ def check_method(config: Config) -> None:
         raise UserError(
             f"{given.method} needs the whole model; use {' or '.join(names)}, or set model.stream: false"
         )
+
+
+def _check_screening(config: Config) -> None:
+    """Refuse what options cannot be ruled out for."""
+    without = "or leave out sensitivity.screen"
+    if config.sensitivity.method != "secant":
+        raise UserError(f"sensitivity.screen is for secant; use it, {without}")
+    if not config.budgets:
+        raise UserError(f"sensitivity.screen rules out what no budget asks for; name a budget, {without}")
+    for name in config.budgets:
+        if name in LATENCY_NAMES:
+            raise UserError(
+                f"sensitivity.screen needs budgets that add up over groups, and {name} does not; use others, {without}"
+            )
+    if config.model.stream:
+        raise UserError(
+            f"sensitivity.screen takes derivatives of the whole model; set model.stream: false, {without}"
+        )
+    if config.groups.kv_cache:
+        raise UserError(f"sensitivity.screen sees nothing of caches; leave out groups.kv_cache, {without}")
+    if config.solver.robust_k > 0:
+        raise UserError(f"sensitivity.screen is for the mean loss; set solver.robust_k: 0, {without}")
 
 
 def load_original(config: Config, import_paths: tuple[str, ...]) -> Original:

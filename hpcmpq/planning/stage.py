@@ -127,7 +127,7 @@ def _planned_before(run: RunDir) -> Plan | None:
     if not run.plan_path.exists():
         return None
     try:
-        return read_plan(run, with_times=False)
+        return read_plan(run, with_times=False, screened=False)
     except DamagedFile:
         log.warning("%s is damaged; planning anew", run.plan_path)
         return None

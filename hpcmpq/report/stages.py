@@ -75,7 +75,11 @@ def usage_table(findings: Findings) -> Table | None:
 
 
 def _plan(findings: Findings) -> str:
-    return f"{_count(len(findings.plan.space.groups), 'group')}, {findings.plan.space.num_options} options"
+    space, whole = findings.plan.space, findings.plan.whole_space
+    screened = (
+        "" if whole is None else f" of {whole.num_options}; the others were ruled out (sensitivity.screen)"
+    )
+    return f"{_count(len(space.groups), 'group')}, {space.num_options} options{screened}"
 
 
 def _calibrate(findings: Findings) -> str:

@@ -40,7 +40,7 @@ def round_options(
         IncompleteCalibration: If a unit failed for good; what others made is on disk.
     """
     run = replace(run, measuring="round")
-    plan = read_plan(run)
+    plan = read_plan(run, screened=False)
     own = replace(plan, units=units_of(plan))
     done: list[WorkUnit] = []
 

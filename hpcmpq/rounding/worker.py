@@ -14,7 +14,7 @@ from hpcmpq.store.run_dir import RunDir
 
 def make_worker(run: RunDir) -> Worker:
     """Load the original, perhaps to be streamed, and return the function that makes the codes of a unit's groups."""
-    plan = read_plan(run)
+    plan = read_plan(run, screened=False)
     config = plan.config
     opened = open_run(run, plan, config.model, find_method(config.sensitivity.method).attention)
     samples = rounding_samples(run, plan).to(opened.device)

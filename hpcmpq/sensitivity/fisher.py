@@ -16,13 +16,16 @@ from torch.func import vjp
 
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.sensitivity.features import Features
-from hpcmpq.sensitivity.slopes import row_slopes
+from hpcmpq.sensitivity.slopes import slopes_of_rows
 from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.sensitivity.taps import find_layers, run_with_taps
 from hpcmpq.sensitivity.uses import Layers
 
 DEFAULT_ROWS = 8
 """Cotangents per sample where the config does not set `sensitivity.probes`."""
+
+ROWS_AT_ONCE = 4
+"""Cotangents whose gradients of all outputs of layers are in memory together: options are rounded once for them."""
 
 
 def measure(subject: Subject, samples: Samples, groups: range, first_sample: int) -> Iterator[Features]:
@@ -40,11 +43,12 @@ def sampled(subject: Subject, layers: Layers, batch: Samples, groups: range, fir
     z0_NTV = z_NTV.detach()
     zero_NTV = torch.zeros_like(z0_NTV)
     pull = vjp(lambda u: subject.objective.scaled_displacement(u, z0_NTV, batch.targets), zero_NTV)[1]
-    rows = []
-    for row in range(count):
-        (v_NTV,) = pull(random_signs(z0_NTV, subject.seed, first_sample, row))
-        rows.append(row_slopes(subject, layers, groups, z_NTV, v_NTV, inputs, taps, weights))
-    phi_NRF = torch.stack(rows, 2) * count**-0.5
+    parts = []
+    for start in range(0, count, ROWS_AT_ONCE):
+        numbers = range(start, min(start + ROWS_AT_ONCE, count))
+        rows = [pull(random_signs(z0_NTV, subject.seed, first_sample, row))[0] for row in numbers]
+        parts.append(slopes_of_rows(subject, layers, groups, z_NTV, rows, inputs, taps, weights))
+    phi_NRF = torch.cat(parts, 2) * count**-0.5
     loss_N = subject.objective.value(z0_NTV, z0_NTV, batch.targets)
     increase_NR = 0.5 * phi_NRF.double().square().sum(2)
     return Features(loss_N.double().cpu().numpy(), increase_NR.cpu().numpy(), phi_NRF)

@@ -26,23 +26,34 @@ def row_slopes(
     inputs: list[Tensor], taps: list[Tensor], weights: Tensors,
 ) -> Tensor:  # fmt: skip
     """d(v_n·z_n)/dt_p of every sample and option of `groups`, [N, R], from one backward pass; keeps the graph."""
-    grads = torch.autograd.grad(z_NTV, [*taps, *weights.values()], v_NTV, retain_graph=True)
-    direct_grads = dict(zip(weights, grads[len(taps) :], strict=True))
+    return slopes_of_rows(subject, layers, groups, z_NTV, [v_NTV], inputs, taps, weights)[:, :, 0]
+
+
+def slopes_of_rows(
+    subject: Subject, layers: Layers, groups: range, z_NTV: Tensor, rows: list[Tensor],
+    inputs: list[Tensor], taps: list[Tensor], weights: Tensors,
+) -> Tensor:  # fmt: skip
+    """The same of several cotangents v_NTV, [N, R, rows]: a backward pass each, options' errors made once for all."""
+    leaves = [*taps, *weights.values()]
+    grads = [torch.autograd.grad(z_NTV, leaves, v_NTV, retain_graph=True) for v_NTV in rows]
+    direct_grads = [dict(zip(weights, grad[len(taps) :], strict=True)) for grad in grads]
     columns = []
     for group in groups:
         delta = subject.variants.errors(group)
-        slope_NQ = z_NTV.new_zeros(len(z_NTV), len(subject.space.formats[group]))
+        slopes = [z_NTV.new_zeros(len(z_NTV), len(subject.space.formats[group])) for _ in rows]
         for index in layers.uses_of(group):
-            use, x, grad_y = layers.uses[index], inputs[index], grads[index]
+            use, x = layers.uses[index], inputs[index]
             errors = errors_at(subject, use, x, delta)
-            if "weight" in errors:
-                slope_NQ = slope_NQ + use_slopes(use, errors["weight"], x, grad_y, len(z_NTV))
-            if "input" in errors:
-                grad_x = input_gradient(use, x, grad_y)
-                slope_NQ = slope_NQ + inner(errors["input"], grad_x[None], len(z_NTV))[:, :, 0]
+            for row, grad in enumerate(grads):
+                if "weight" in errors:
+                    slopes[row] = slopes[row] + use_slopes(use, errors["weight"], x, grad[index], len(z_NTV))
+                if "input" in errors:
+                    grad_x = input_gradient(use, x, grad[index])
+                    slopes[row] = slopes[row] + inner(errors["input"], grad_x[None], len(z_NTV))[:, :, 0]
         for name in layers.direct_of(group):  # a pass holds one sample here
-            slope_NQ = slope_NQ + inner(delta[name], direct_grads[name][None], 1)[:, :, 0]
-        columns.append(slope_NQ)
+            for row, direct in enumerate(direct_grads):
+                slopes[row] = slopes[row] + inner(delta[name], direct[name][None], 1)[:, :, 0]
+        columns.append(torch.stack(slopes, 2))
     return torch.cat(columns, 1).detach()
 
 

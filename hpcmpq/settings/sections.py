@@ -200,6 +200,8 @@ class SensitivityConfig:
         loss_positions: Positions of a sample on which the loss of an option of ``secant`` is computed from all logits;
             the others' is estimated before the head, and no logits are made. ``all`` makes all logits. None: all up
             to 4,096 outputs, a sixteenth and at least 8 above.
+        screen: Measure only options of ``secant`` that may be chosen within `budgets`, by the costs of a first pass
+            (see `hpcmpq.screening`). The others are no options of the run any more.
     """
 
     method: str = "secant"
@@ -210,6 +212,7 @@ class SensitivityConfig:
     options_per_wave: int | None = None
     products: Literal["bfloat16"] | None = None
     loss_positions: int | Literal["all"] | None = None
+    screen: bool = False
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.formulate import known_cost, make_problem, plan_costs, uniform_choices
 from hpcmpq.solve.frontier_points import SolvedPoints, open_points, remove_points
 from hpcmpq.solve.outcome import find_solution, objective_value, value_size
+from hpcmpq.solve.screened import say_unmeasured
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solvers.valid_bound import lowered
 from hpcmpq.store.json_files import write_artefact
@@ -52,6 +53,7 @@ def frontier(
         Infeasible: If not even the largest limit can be met.
     """
     plan = read_plan(run)
+    say_unmeasured(plan)
     model = shrunk(read_quadratic(run.quadratic_path), settings.shrink)
     known_cost(plan, plan_costs(plan), cost, "cost")
     problems = [

@@ -24,6 +24,7 @@ from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.costs.latency import original_latency_s
 from hpcmpq.solve.formulate import known_cost, make_problem, plan_costs
 from hpcmpq.solve.outcome import describe
+from hpcmpq.solve.screened import say_unmeasured
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.answer import PROVEN_GAP
@@ -74,6 +75,7 @@ def maximize(
         Infeasible: If no assignment keeps the loss and the budgets.
     """
     plan, model = read_plan(run), shrunk(read_quadratic(run.quadratic_path), settings.shrink)
+    say_unmeasured(plan)
     if settings.robust_k > 0:
         _log.warning("solver.robust_k does not act on --maximize: the limit is on the mean predicted loss")
     cost, original = gained_cost(plan, gain)

@@ -7,6 +7,7 @@ from typing import Any
 from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.formulate import make_problem, uniform_hint
 from hpcmpq.solve.outcome import describe, solve_problem
+from hpcmpq.solve.screened import screening_values
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.plan_file import read_plan
@@ -31,6 +32,8 @@ def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> 
     problem = make_problem(plan, model, budgets, settings)
     solution = solve_problem(problem, model, settings, uniform_hint(plan.space, problem))
     values = describe(plan, model, problem, solution, budgets, settings)
+    assert solution.choice_G is not None
+    values |= screening_values(run, plan, model, solution.choice_G, budgets, settings)
     lines = [{**dataclasses.asdict(line), "gap": line.gap} for line in solution.proof]
     write_artefact(
         run.file("proof.json"), {"lines": lines, "part_s": solution.part_s, "detail": solution.detail}

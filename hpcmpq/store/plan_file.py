@@ -1,19 +1,21 @@
-"""The plan in `plan.json`, with the times that were measured for it."""
+"""The plan in `plan.json`, with the times that were measured for it, and the options that screening chose."""
 
 from dataclasses import replace
 
 from hpcmpq.errors import DamagedFile
-from hpcmpq.plan import Plan, plan_from_json
+from hpcmpq.plan import Plan, in_rounds, plan_from_json
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.screening_rounds import read_rounds
 
 
-def read_plan(run: RunDir, with_times: bool = True) -> Plan:
+def read_plan(run: RunDir, with_times: bool = True, screened: bool = True) -> Plan:
     """The plan of a run directory.
 
     Args:
         run: The run directory.
         with_times: Whether the plan has the times that were measured there for it.
+        screened: Whether the options are those alone that screening chose, if it has, rather than all.
 
     Raises:
         UserError: If there is none.
@@ -35,6 +37,8 @@ def read_plan(run: RunDir, with_times: bool = True) -> Plan:
         for path in run.data_path.glob(f"{use}.*"):
             section = replace(getattr(plan.config, use), data=str(path.resolve()))
             plan = replace(plan, config=replace(plan.config, **{use: section}))
+    if screened and plan.config.sensitivity.screen and (rounds := read_rounds(run, plan)):
+        plan = in_rounds(plan, [values["options"] for values in rounds if values["options"]])
     if with_times and run.time_path.exists():
         times = read_json(run.time_path, f"hpcmpq time {run.path}")
         if times.get("fingerprint") == plan.fingerprint:

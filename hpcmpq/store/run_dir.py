@@ -12,16 +12,22 @@ class RunDir:
 
     Attributes:
         path: The directory.
-        measuring: Whose work units are meant: of ``calibrate``, or of ``round`` and ``refine``, which are kept apart.
+        measuring: Whose work units are meant: of ``calibrate``, or of others, such as ``round`` and ``refine``, which
+            are kept apart.
     """
 
     path: Path
     measuring: str = "calibrate"
 
     @property
+    def stage(self) -> str:
+        """The stage that runs the work units."""
+        return "calibrate" if self.measuring in ("round", "screen") else self.measuring
+
+    @property
     def command(self) -> str:
-        """The command that runs the work units."""
-        return f"hpcmpq {'calibrate' if self.measuring == 'round' else self.measuring} {self.path}"
+        """The command that does."""
+        return f"hpcmpq {self.stage} {self.path}"
 
     def file(self, name: str) -> Path:
         """Path of an artefact."""
@@ -109,5 +115,5 @@ class RunDir:
 
 def remove_leftovers(run: RunDir) -> None:
     """Remove what killed processes left beside artefacts; that of work units is for the stages that write those."""
-    for folder in (".", "exports", "refine", "report", "rounded", "slurm", "times", "timings"):
+    for folder in (".", "exports", "refine", "report", "rounded", "screen", "slurm", "times", "timings"):
         remove_abandoned(run.path / folder)

@@ -59,10 +59,10 @@ def read_shard_of(plan: Plan, run: RunDir, unit: WorkUnit) -> Shard:
         CorruptShard: If it is damaged, or that of another unit or plan.
     """
     path = run.shard_path(unit.id)
-    shard = read_shard(path, run.measuring)
+    shard = read_shard(path, run.stage)
     if shard.fingerprint != plan.fingerprint or shard.unit_id != unit.id:
         raise CorruptShard(
-            f"{path} belongs to another unit or plan; run `hpcmpq {run.measuring} {run.path}` again to recompute it"
+            f"{path} belongs to another unit or plan; run `{run.command}` again to recompute it"
         )
     return shard
 

@@ -44,7 +44,7 @@ def measure_times(run: RunDir, on_round: Callable[[int, int], None]) -> dict[str
         UserError: If the model cannot be traced, or a group has no kernel here.
         PlanMismatch: If the run directory holds times of another machine or plan.
     """
-    plan = read_plan(run, with_times=False)
+    plan = read_plan(run, with_times=False, screened=False)
     config = plan.config
     if config.timing.threads is not None:
         torch.set_num_threads(config.timing.threads)

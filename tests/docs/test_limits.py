@@ -81,6 +81,15 @@ def spared(column: int) -> list[str]:
     return [f"{100 - number(found[column]):.0f}" for found in rows("screening_smollm2")[2:]]
 
 
+def screened(*models: str) -> tuple[list[float], int, int, float]:
+    """Shares of the cost of some models' budgets; how many of how many have other solutions; how much worse at most."""
+    found = [cells for cells in rows("screened")[2:] if cells[0] in models]
+    other = [cells for cells in found if number(cells[6])]
+    assert all(number(cells[7]) == 0 for cells in found)
+    worst = max((number(cells[8]) for cells in other), default=0.0)
+    return [number(cells[4]) for cells in found], len(other), len(found), worst
+
+
 def gaps(groups: int) -> list[float]:
     return [number(found[2]) for found in solver_rows(groups)]
 
@@ -120,6 +129,26 @@ FIGURES: dict[str, Callable[[], str]] = {
             *difference_range("1,536", "3", "3.5", "4"),
             difference_range("512", "2.5")[0],
             difference_range("1,536", "2.5")[0],
+        )
+    ),
+    "screened transformers": lambda: "{:.0f} to {:.0f} % of the blocks".format(
+        *(f(screened("quickstart", "vit")[0]) for f in (min, max))
+    ),
+    "screened transformers, solutions": lambda: (
+        "another in {1} of {2} budgets, predicted to lose {3:.2f} % more at most".format(
+            *screened("quickstart", "vit")
+        )
+    ),
+    "screened digits": lambda: (
+        "{:.0f} to {:.0f} % of the blocks of the digits' six groups, with the same solutions".format(
+            *(f(screened("digits")[0]) for f in (min, max))
+        )
+        if not screened("digits")[1]
+        else "other solutions"
+    ),
+    "screened mixture": lambda: (
+        "On the mixture it ran {0[0]:.0f} %, and the solution was predicted to lose {3:.1f} % more".format(
+            *screened("mixture")
         )
     ),
     "screening": lambda: (

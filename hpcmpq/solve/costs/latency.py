@@ -73,8 +73,9 @@ def _part_terms(space: SearchSpace, groups: list[int], found: Mapping[str, Any])
     firsts = [own[0] for own in found["tied"]]
     table = np.full([len(space.formats[groups[place]]) for place in firsts], np.inf)
     for row in found["combinations"]:
-        cell = tuple(space.formats[groups[place]].index(row["formats"][place]) for place in firsts)
-        table[cell] = row["seconds"]
+        named = [(space.formats[groups[place]], row["formats"][place]) for place in firsts]
+        if all(name in names for names, name in named):  # all but those that screening ruled out
+            table[tuple(names.index(name) for names, name in named)] = row["seconds"]
     terms = [CostTerm(tuple(groups[place] for place in firsts), table)]
     for first, *others in found["tied"]:
         for other in others:

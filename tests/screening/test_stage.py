@@ -1,0 +1,168 @@
+"""A screened run of a tiny model beside one that measures everything: same numbers, same solution, same bits."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpcmpq.api import stages
+from hpcmpq.config import read_config
+from hpcmpq.errors import UserError
+from hpcmpq.executors.in_process import InProcess
+from hpcmpq.plan import Plan
+from hpcmpq.screening import stage
+from hpcmpq.store.json_files import read_json
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.quadratic_file import read_quadratic
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.screening_rounds import round_path
+from tests.calling import ROOT
+from tests.executors.tiny_model import write_config
+
+pytestmark = pytest.mark.slow
+
+
+def planned(path: Path, screen: bool = True) -> RunDir:
+    """A planned run of three groups and four formats, in units of one group and four samples."""
+    config = write_config(path.with_suffix(".yaml"))
+    text = config.read_text().replace("formats: [int2, int4]", "formats: [int2, int3, int4, int8]")
+    text = text.replace("weight_bits: 3.0", "weight_bits: 3.6")
+    text = text.replace("groups_per_unit: 1", f"groups_per_unit: 1, screen: {str(screen).lower()}")
+    config.write_text(text)
+    run = RunDir(path)
+    stages.plan(read_config(config), run, (str(ROOT),))
+    return run
+
+
+def calibrated(run: RunDir, part: tuple[int, int] = (0, 1), at_most: int | None = None) -> Plan:
+    stages.calibrate(run, InProcess(), lambda *_: None, part, at_most)
+    return read_plan(run)
+
+
+def solved(run: RunDir, **budgets: float) -> dict:
+    stages.reduce(run)
+    return stages.solve(run, budgets)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    run = planned(tmp_path_factory.mktemp("whole") / "run", screen=False)
+    calibrated(run)
+    solved(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def screened(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    run = planned(tmp_path_factory.mktemp("screened") / "run")
+    calibrated(run)
+    solved(run)
+    return run
+
+
+def assert_part_of(run: RunDir, whole: RunDir) -> None:
+    """What a screened run measured is what one measures that measures everything."""
+    space, everything = read_plan(run).space, read_plan(whole).space
+    index = everything.places_of(space.options, space)
+    own, other = read_quadratic(run.quadratic_path), read_quadratic(whole.quadratic_path)
+    both = np.ix_(index, index)
+    for name in ("linear_P", "stderr_linear_P"):
+        np.testing.assert_allclose(getattr(own, name), getattr(other, name)[index], rtol=1e-5, atol=1e-9)
+    for name in ("quad_PP", "stderr_quad_PP"):
+        np.testing.assert_allclose(getattr(own, name), getattr(other, name)[both], rtol=1e-4, atol=1e-9)
+    assert own.option_format == tuple(option.format for option in space.options)
+
+
+def test_fewer_options_are_measured_with_the_same_numbers_and_solution(screened: RunDir, whole: RunDir):
+    plan, solution = read_plan(screened), read_json(screened.solution_path, "")
+    assert plan.space.num_options < plan.whole_space.num_options == read_plan(whole).space.num_options
+    assert_part_of(screened, whole)
+    assert solution["assignment"] == read_json(whole.solution_path, "")["assignment"]
+    assert solution["screening"] == {
+        "measured": plan.space.num_options,
+        "options": plan.whole_space.num_options,
+        "rounds": len(plan.rounds),
+        "wanted": {},
+    }
+    assert "screening" not in read_json(whole.solution_path, "")
+
+
+def test_interrupted_shared_and_damaged_runs_end_with_the_same_bits(tmp_path: Path, screened: RunDir):
+    run = planned(tmp_path / "run")
+    for number in range(40):  # a unit each, by two processes in turn
+        plan = calibrated(run, (number % 2, 2), 1)
+        if number == 8:
+            round_path(run, 1).write_text("{")
+            for shard in run.shards_path.glob("*.h5"):
+                shard.write_bytes(shard.read_bytes()[:100])
+    assert plan.space == read_plan(screened).space
+    solved(run)
+    assert_same_bits(run, screened)
+
+
+def assert_same_bits(run: RunDir, other: RunDir) -> None:
+    own, theirs = read_quadratic(run.quadratic_path), read_quadratic(other.quadratic_path)
+    for name in ("linear_P", "quad_PP", "stderr_linear_P", "stderr_quad_PP", "batch_quad_BPP"):
+        np.testing.assert_array_equal(getattr(own, name), getattr(theirs, name))
+
+
+def test_a_first_choice_that_lacks_the_solution_is_made_up_for(
+    tmp_path: Path, whole: RunDir, monkeypatch: pytest.MonkeyPatch
+):
+    """The first round measures int2 and int4 alone, which is feasible and worse: the next go back for the others."""
+    space = read_plan(whole).space
+    few = [option.index for option in space.options if option.format in ("int2", "int4")]
+    monkeypatch.setattr(stage, "first_options", lambda *_: few)
+    run = planned(tmp_path / "run")
+    plan = calibrated(run)
+    solution = read_json(whole.solution_path, "")["assignment"]
+    assert "int3" in solution.values()
+    assert len(plan.rounds) > 1 and plan.rounds[0].space == space.among(few)
+    assert solved(run)["assignment"] == solution
+    assert_part_of(run, whole)
+
+
+def test_other_budgets_say_what_they_want_and_the_next_calibration_measures_it(
+    tmp_path: Path, whole: RunDir, caplog: pytest.LogCaptureFixture
+):
+    run = planned(tmp_path / "run")
+    before = calibrated(run).space.num_options
+    caplog.clear()
+    solution = solved(run, weight_bits=7.5)
+    wanted = solution["screening"]["wanted"]
+    assert wanted
+    [warning] = [record.getMessage() for record in caplog.records if "were not measured" in record.message]
+    assert f"`hpcmpq calibrate {run.path}` measures them" in warning
+    after = calibrated(run)
+    assert after.space.num_options >= before + sum(map(len, wanted.values()))
+    solution = solved(run, weight_bits=7.5)
+    assert_part_of(run, whole)
+    assert solution["assignment"] == stages.solve(whole, {"weight_bits": 7.5})["assignment"]
+    stages.solve(whole, {})
+
+
+def test_planning_again_keeps_the_whole_space_and_what_is_measured(screened: RunDir):
+    plan = read_plan(screened)
+    config = read_config(screened.path.with_suffix(".yaml"))
+    stages.plan(config, screened, (str(ROOT),))
+    assert read_plan(screened, screened=False).space == plan.whole_space
+    assert read_plan(screened) == plan
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("method: secant", "method: fisher", "sensitivity.screen is for secant"),
+        ("budgets: {weight_bits: 3.0}", "budgets: {}", "name a budget"),
+        ("budgets: {weight_bits: 3.0}", "budgets: {latency_s: 1.0}", "latency_s does not"),
+        ('include: ["*"]', 'include: ["*"], kv_cache: [fp8_e4m3, bf16]', "leave out groups.kv_cache"),
+        ("time_limit_s: 5", "time_limit_s: 5, robust_k: 1", "set solver.robust_k: 0"),
+    ],
+)
+def test_what_cannot_be_screened_is_refused_with_what_to_do(tmp_path: Path, old: str, new: str, says: str):
+    config = write_config(tmp_path / "config.yaml")
+    text = config.read_text().replace("groups_per_unit: 1", "screen: true")
+    assert old in text
+    config.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=says):
+        stages.plan(read_config(config), RunDir(tmp_path / "run"), (str(ROOT),))
