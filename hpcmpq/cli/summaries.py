@@ -233,6 +233,9 @@ def status(state: Status) -> list[Table | Text]:
         noun = "unit" if count == 1 else "units"
         parts.append(Text(f"node {node}: {count} {noun} failed twice there and on no other node"))
     parts += [Text(f"damaged: {sentence}") for sentence in state.damaged]
+    if state.expert_tokens:
+        enough, sentence = tokens_of_experts(state.expert_tokens)
+        parts.append(Text(f"experts: {sentence}", "" if enough else "yellow"))
     if state.jobs:
         parts.append(table(("job", "Slurm id", "state"), state.jobs))
     return parts

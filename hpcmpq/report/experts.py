@@ -1,22 +1,25 @@
 """How many calibration tokens the experts of a mixture were given, in a sentence."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 FEW_TOKENS = 100
 """Tokens below which what is measured of an expert, and its standard error, rest on little."""
 
 
-def tokens_of_experts(tokens_LE: np.ndarray) -> tuple[bool, str]:
+def tokens_of_experts(counts_LE: np.ndarray | Sequence[Sequence[int]]) -> tuple[bool, str]:
     """Whether every expert had enough tokens, and a sentence without its end.
 
     Args:
-        tokens_LE: Tokens by layer and expert, int [L, E].
+        counts_LE: Tokens by layer and expert, int [L, E].
 
     Example:
         >>> enough, sentence = tokens_of_experts(np.array([[500, 12], [300, 212]]))
         >>> enough, sentence.partition(", the fewest")[0]
         (False, '12 to 500 calibration tokens went to each of 2 experts in 2 layers; 1 had fewer than 100')
     """
+    tokens_LE = np.asarray(counts_LE)
     num_layers, num_experts = tokens_LE.shape
     sentence = (
         f"{tokens_LE.min():,} to {tokens_LE.max():,} calibration tokens went to each of {num_experts} experts in "

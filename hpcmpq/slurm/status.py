@@ -13,6 +13,7 @@ from hpcmpq.store.attempts import Attempt, CalibrateProcess, failures, read_proc
 from hpcmpq.store.bad_nodes import bad_nodes
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.quadratic_file import read_tokens
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import pending
 from hpcmpq.store.solution_file import read_solution
@@ -53,6 +54,8 @@ class Status:
         bad_nodes: {node: units that failed again and again there and on no other}.
         damaged: A sentence for each shard that has to be measured again.
         jobs: (job, Slurm id, state) of the latest submission.
+        expert_tokens: Calibration tokens that each expert of each layer was given, once calibration is reduced; empty
+            where there are no experts, or nothing counted them.
     """
 
     stages: tuple[Stage, ...]
@@ -66,6 +69,7 @@ class Status:
     bad_nodes: dict[str, int]
     damaged: tuple[str, ...]
     jobs: tuple[tuple[str, str, str], ...]
+    expert_tokens: tuple[tuple[int, ...], ...] = ()
 
 
 def read_status(run: RunDir, verified: set[str] | None = None) -> Status:
@@ -100,6 +104,7 @@ def read_status(run: RunDir, verified: set[str] | None = None) -> Status:
         bad_nodes=bad_nodes(processes),
         damaged=tuple(damaged),
         jobs=jobs,
+        expert_tokens=read_tokens(run.quadratic_path),
     )
 
 

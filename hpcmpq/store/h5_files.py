@@ -85,6 +85,15 @@ def read_attributes(path: Path) -> dict[str, Any]:
         return {}
 
 
+def read_array(path: Path, name: str) -> np.ndarray | None:
+    """One array of a file of `write_h5`, without reading the rest of it; None if it is not there or damaged."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return np.asarray(file[name][()])
+    except (OSError, RuntimeError, KeyError, ValueError):
+        return None
+
+
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from hpcmpq.errors import UserError
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.store.h5_files import Scalar, read_h5, write_h5
+from hpcmpq.store.h5_files import Scalar, read_array, read_h5, write_h5
 
 
 def write_quadratic(path: Path, model: QuadraticModel, diagonal_P: np.ndarray, fingerprint: str) -> None:
@@ -36,6 +36,15 @@ def write_quadratic(path: Path, model: QuadraticModel, diagonal_P: np.ndarray, f
     if model.task_loss_mean_square is not None:
         attributes["task_loss_mean_square"] = model.task_loss_mean_square
     write_h5(path, arrays, attributes)
+
+
+def read_tokens(path: Path) -> tuple[tuple[int, ...], ...]:
+    """Calibration tokens that each expert was given, by layer, of `quadratic.h5`; nothing else of it is read.
+
+    Empty where they were not counted, and where the file is missing or damaged.
+    """
+    tokens_LE = read_array(path, "tokens")
+    return () if tokens_LE is None else tuple(tuple(int(count) for count in row) for row in tokens_LE)
 
 
 def read_quadratic(path: Path) -> QuadraticModel:

@@ -1,5 +1,6 @@
 """What is submitted, word for word; what is refused; status with and without a cluster."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -19,10 +21,11 @@ from hpcmpq.slurm.status import read_status
 from hpcmpq.slurm.submit import chain_script, make_files, make_jobs, submit_files
 from hpcmpq.store.attempts import recording
 from hpcmpq.store.json_files import read_json, write_json
+from hpcmpq.store.quadratic_file import write_quadratic
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import Shard, write_shard
 from hpcmpq.units import starting_from
-from tests.synthetic_run import synthetic_plan
+from tests.synthetic_run import synthetic_model, synthetic_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -251,6 +254,19 @@ def test_status_counts_units_and_shows_failed_and_damaged_ones(tmp_path: Path):
         "is damaged",
     ):
         assert words in shown
+
+
+def test_status_says_how_many_tokens_experts_were_given(tmp_path: Path):
+    """Once calibration is reduced, where they were counted."""
+    run = planned(tmp_path / "run")
+    said = []
+    for tokens_LE in (None, np.array([[300, 200], [7, 400]])):
+        model = dataclasses.replace(synthetic_model(), tokens_LE=tokens_LE)
+        write_quadratic(run.quadratic_path, model, model.linear_P, "abc")
+        assert read_status(run).expert_tokens == (() if tokens_LE is None else ((300, 200), (7, 400)))
+        said.append(" ".join(CliRunner().invoke(app, ["status", str(run.path)]).stdout.split()))
+    assert "experts" not in said[0]
+    assert "experts: 7 to 400 calibration tokens" in said[1] and "1 had fewer than 100" in said[1]
 
 
 def test_a_torn_record_loses_its_last_line_only(tmp_path: Path):
