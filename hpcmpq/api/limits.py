@@ -100,6 +100,8 @@ def coarse_frontier(run: RunDir, on_point: Counted = unseen) -> str | None:
             return None
     cost = next(iter(plan.config.budgets), "weight_bits")
     found = uniform_range(plan, cost)
+    if found is None and plan.whole_space is not None:
+        return f"screening left fewer than two uniform formats; `hpcmpq frontier {run.path} --from A --to B` draws one"
     if found is None:
         return f"no two uniform formats differ in {cost}"
     step = (found[1] - found[0]) / COARSE_STEPS

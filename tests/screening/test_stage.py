@@ -1,11 +1,12 @@
 """A screened run of a tiny model beside one that measures everything: same numbers, same solution, same bits."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hpcmpq.api import stages
+from hpcmpq.api import limits, stages
 from hpcmpq.config import read_config
 from hpcmpq.errors import UserError
 from hpcmpq.executors.in_process import InProcess
@@ -139,6 +140,24 @@ def test_other_budgets_say_what_they_want_and_the_next_calibration_measures_it(
     assert_part_of(run, whole)
     assert solution["assignment"] == stages.solve(whole, {"weight_bits": 7.5})["assignment"]
     stages.solve(whole, {})
+
+
+def test_later_stages_have_the_measured_options_alone(screened: RunDir, caplog: pytest.LogCaptureFixture):
+    plan = read_plan(screened)
+    names = {
+        group.name: formats for group, formats in zip(plan.space.groups, plan.space.formats, strict=True)
+    }
+    refined = stages.refine(screened, InProcess())
+    assert all(refined["assignment"][group] in formats for group, formats in names.items())
+    assert refined["screening"]["measured"] == plan.space.num_options
+    evaluation = stages.evaluate(screened)
+    assert all(evaluation["uniform_format"] in formats for formats in names.values())
+    with caplog.at_level(logging.INFO):
+        points = limits.frontier(screened, "weight_bits", 3.0, 4.0, 0.5)["points"]
+    assert "options were not measured, since the budgets cannot choose them" in caplog.text
+    assert all(point["assignment"][group] in names[group] for point in points for group in names)
+    text = stages.report(screened).read_text()
+    assert f"{plan.space.num_options} options of 12; the others were ruled out (sensitivity.screen)" in text
 
 
 def test_planning_again_keeps_the_whole_space_and_what_is_measured(screened: RunDir):
