@@ -52,6 +52,9 @@ MIXTURES = (
 EXCLUDED = ("*conv1d*", "*short_conv*")
 """Convolutions, which no packed export holds, and some hybrids have."""
 
+GROUP_SIZE = 32
+"""Weights of a scale, as llama.cpp has them."""
+
 EXPORTS = ("fake_quantized", "compressed_tensors", "gguf", "mlx", "tool_configs")
 
 PASSING = ("seconds", "digest", "environment", "peak_bytes", "model_bytes", "proof_seconds", "solver_seconds")
@@ -67,6 +70,7 @@ def try_mixture(name: str, folder: Path) -> dict[str, Any]:
     config = dataclasses.replace(
         config,
         groups=_without_convolutions(config, folder),
+        quantizer=dataclasses.replace(config.quantizer, group_size=GROUP_SIZE),
         refine=dataclasses.replace(config.refine, max_evaluations=8, link_points=3),
         evaluation=dataclasses.replace(config.evaluation, num_samples=2),
     )
@@ -241,12 +245,13 @@ def section(rows: list[dict[str, Any]]) -> str:
     )
     return (
         "## Mixtures of experts through every stage\n\n"
-        f"`python -m bench.mixtures`: {len(rows)} families of transformers with small random weights, as those of the "
-        "section on families of models, without searching convolutions: planned, calibrated, solved, refined, rounded "
-        "again, evaluated by engine torch and exported, in memory and with `model: {stream: true}`. Numbers under an "
-        "export: difference of its outputs from the run's model, as a share of their spread. The last column names "
-        "what the streamed run has otherwise than the one in memory, bit for bit, among the shards of calibration, the "
-        "solution, its refinement, what rounding again did, the evaluation, and the tensors of verified exports. "
+        f"`python -m bench.mixtures`: {len(rows)} of {len(MIXTURES)} families of transformers with small random "
+        "weights, as in the section on families, without searching convolutions: planned, calibrated, solved, refined, "
+        "rounded again, evaluated by engine torch and exported, in memory and with `model: {stream: true}`. Numbers "
+        "under an export: difference of its outputs from the run's model, as a share of their spread. The last column "
+        "names what the streamed run has otherwise than the one in memory, bit for bit, among the shards of "
+        "calibration, the solution, its refinement, what rounding again did, the evaluation, and the tensors of "
+        "verified exports. "
         f"{sum(row.get('seconds', 0) for row in rows):.0f} CPU seconds.\n\n"
         f"{table(header, lines)}\n\n" + listed()
     )
