@@ -105,7 +105,7 @@ def test_units_in_any_order_give_the_same_bytes_in_memory_and_streamed(planned, 
     if streamed:
         model = dataclasses.replace(plan.config.model, stream=True)
         changed = dataclasses.replace(plan, config=dataclasses.replace(plan.config, model=model))
-        monkeypatch.setattr("hpcmpq.rounding.worker.read_plan", lambda _: changed)
+        monkeypatch.setattr("hpcmpq.rounding.worker.read_plan", lambda run, **how: changed)
     work = make_worker(run)
     for unit in units[::-1]:
         work(unit)
