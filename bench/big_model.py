@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from bench.results import table, without_keys, write_section
-from hpcmpq.slurm.memory import PROC, descendants, processes
+from hpcmpq.batch.memory import PROC, descendants, processes
 
 STAGES: dict[str, list[str]] = {
     "plan": ["plan", "{config}", "--run-dir", "{run}"],

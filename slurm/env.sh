@@ -100,12 +100,14 @@ run_resumable() {
     if [ $warned = 1 ] && { [ $status = 75 ] || [ $status -gt 128 ]; }; then requeue; fi
     if [ $status = 2 ]; then
         bad=$(nodes_to_exclude)
-        for node in $(scontrol show hostnames "${SLURM_JOB_NODELIST:-}"); do
+        for node in $(job_nodes); do
             case ",$bad," in *",$node,"*) requeue "units fail on $node" ;; esac
         done
     fi
     return $status
 }
+
+job_nodes() { scontrol show hostnames "${SLURM_JOB_NODELIST:-}"; }
 
 # Prints the nodes that this job excludes and those on which units of the run fail again and again and on no other;
 # nothing without the latter.

@@ -43,7 +43,9 @@ ROOMS: dict[str, str] = {
     "solvers": "cross_terms errors tables problem",
     "units": "errors plan executors store",
     "config": "errors settings tables formats targets",
-    "slurm": "errors settings tables plan store",
+    "batch": "errors settings tables plan store",
+    "slurm": "errors tables store batch",
+    "pbs": "errors tables store batch",
     "models": "errors settings space objective formats plan store targets",
     "quantized": "errors space objective formats plan quantizers store models",
     "timing": "errors settings space formats plan quantizers store models",
@@ -73,11 +75,11 @@ ROOMS: dict[str, str] = {
         "solve response sensitivity rounding"
     ),
     "api": (
-        "errors settings space quadratic tables plan executors store targets config slurm models "
+        "errors settings space quadratic tables plan executors store targets config batch models "
         "quantized timing solve report evaluate export calibrate screening refine rounding planning"
     ),
     "cli": (
-        "errors settings wording tables plan executors store tracking doctor solvers config slurm "
+        "errors settings wording tables plan executors store tracking doctor solvers config batch slurm pbs "
         "solve report export calibrate rounding planning api"
     ),
     "__main__": "cli",

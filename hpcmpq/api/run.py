@@ -21,7 +21,7 @@ from hpcmpq.store.solution_file import read_solution
 if TYPE_CHECKING:
     import pandas
 
-    from hpcmpq.slurm.status import Status
+    from hpcmpq.batch.status import Status
 
 
 @dataclass(frozen=True, repr=False)
@@ -178,7 +178,7 @@ class Run:
             >>> state.num_done == state.num_units
             True
         """
-        from hpcmpq.slurm.status import read_status
+        from hpcmpq.batch.status import read_status
 
         return read_status(self._run)
 

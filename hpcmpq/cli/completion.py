@@ -10,11 +10,14 @@ from typing import get_args, get_type_hints
 
 import typer
 
+from hpcmpq.batch.scheduler import JOBS
 from hpcmpq.executors import EXECUTORS
 from hpcmpq.export import EXPORTERS
+from hpcmpq.pbs import settings as pbs
 from hpcmpq.rounding import METHODS
 from hpcmpq.settings import EvaluationConfig
-from hpcmpq.slurm.settings import CALIBRATE_SCRIPTS, JOBS, KEYS
+from hpcmpq.slurm.settings import EXECUTORS as SUBMIT_EXECUTORS
+from hpcmpq.slurm.settings import KEYS
 from hpcmpq.solve.costs.latency import LATENCY_NAMES
 from hpcmpq.solve.largest_gain import GAINS
 from hpcmpq.solvers import SOLVERS
@@ -74,15 +77,25 @@ def executors(incomplete: str) -> list[str]:
 
 
 def submit_executors(incomplete: str) -> list[str]:
-    """Names of ways to calibrate under Slurm."""
-    return _starting(CALIBRATE_SCRIPTS, incomplete)
+    """Names of ways to calibrate in a job."""
+    return _starting(SUBMIT_EXECUTORS, incomplete)
 
 
 def slurm_settings(incomplete: str) -> list[str]:
     """``KEY=``, and after the name of a job ``JOB.KEY=``."""
+    return _settings(KEYS, incomplete)
+
+
+def pbs_settings(incomplete: str) -> list[str]:
+    """The same for PBS."""
+    return _settings(pbs.KEYS, incomplete)
+
+
+def _settings(keys: Iterable[str], incomplete: str) -> list[str]:
     job, dot, _ = incomplete.partition(".")
-    keys = ("env", *KEYS)
-    words = [f"{job}.{key}=" for key in KEYS] if dot and job in JOBS else [f"{key}=" for key in keys]
+    words = (
+        [f"{job}.{key}=" for key in keys] if dot and job in JOBS else [f"{key}=" for key in ("env", *keys)]
+    )
     return _starting(words, incomplete)
 
 

@@ -6,6 +6,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from hpcmpq.batch.scheduler import chosen
+from hpcmpq.batch.status import Status, read_status
+from hpcmpq.batch.submit import make_files, submit_files
 from hpcmpq.cli import arguments, console, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.cli.json_output import Watched
@@ -13,8 +16,6 @@ from hpcmpq.cli.stages import plan
 from hpcmpq.cli.usage import usage_parts
 from hpcmpq.errors import UserError
 from hpcmpq.slurm.excluded import nodes_to_exclude
-from hpcmpq.slurm.status import Status, read_status
-from hpcmpq.slurm.submit import make_files, submit_files
 from hpcmpq.slurm.usage import as_values, read_usage
 from hpcmpq.store.run_dir import RunDir
 
@@ -25,29 +26,34 @@ def submit(
     run_dir: arguments.RunOption,
     executor: arguments.SubmitExecutor = "mpi",
     slurm: arguments.SlurmSettings = None,
+    pbs: arguments.PbsSettings = None,
     plan_on_cluster: arguments.PlanOnCluster = False,
     dry_run: arguments.DryRun = False,
 ) -> dict[str, Any]:
-    """Plan, then submit a chain of Slurm jobs that does the rest; submit again to go on after a failure."""
+    """Plan, then submit a chain of jobs that does the rest; submit again to go on after a failure.
+
+    To Slurm or PBS, by whose settings are given; without any to the one that is here.
+    """
     from hpcmpq.config import read_config
 
     settings = read_config(config)
+    scheduler = chosen(slurm or [], pbs or [])
     bad = nodes_to_exclude(RunDir(run_dir))
-    if bad and not any("exclude" in text for text in slurm or []):
+    if bad and scheduler == "slurm" and not any("exclude" in text for text in slurm or []):
         slurm = [*(slurm or []), f"exclude={','.join(bad)}"]
         console.say(f"--slurm {slurm[-1]}: units failed twice there and on no other node")
     files = make_files(
-        RunDir(run_dir), config, executor, slurm or [], plan_on_cluster,
+        RunDir(run_dir), config, executor, slurm or pbs or [], plan_on_cluster, scheduler=scheduler,
         refine=settings.calibration.held_out > 0, reround=settings.rounds_again,
         sharded=settings.evaluation.engine == "deepspeed",
     )  # fmt: skip
     if dry_run:
         for name, text in files.items():
-            console.say_as_is(f"# ---- {run_dir / 'slurm' / name}\n{text}")
-        return {"files": {str(run_dir / "slurm" / name): text for name, text in files.items()}}
+            console.say_as_is(f"# ---- {run_dir / scheduler / name}\n{text}")
+        return {"files": {str(run_dir / scheduler / name): text for name, text in files.items()}}
     if not plan_on_cluster:
         plan(config, run_dir)
-    jobs = submit_files(RunDir(run_dir), files)
+    jobs = submit_files(RunDir(run_dir), files, scheduler)
     for name, number in jobs.items():
         console.say_as_is(f"{name} {number}")
     return {"jobs": jobs}
@@ -60,7 +66,7 @@ def status(
     every: arguments.Every = 2.0,
     usage: arguments.ShowUsage = False,
 ) -> dict[str, Any] | Watched:
-    """Show stages, work units, throughput, time left, failures and Slurm jobs of a run directory.
+    """Show stages, work units, throughput, time left, failures and jobs of a run directory.
 
     With --watch again and again until every stage is done; with --json too, a line each time. With --usage what
     the jobs used instead, from Slurm's accounting, and what to request the next time.

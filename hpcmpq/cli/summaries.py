@@ -6,11 +6,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from hpcmpq.batch.status import Status
 from hpcmpq.calibrate.reduce import Reduction
 from hpcmpq.cli.console import rows, say, show, table
 from hpcmpq.plan import Plan
 from hpcmpq.report.experts import tokens_of_experts
-from hpcmpq.slurm.status import Status
 from hpcmpq.wording import show_bytes
 
 
@@ -237,7 +237,7 @@ def status(state: Status) -> list[Table | Text]:
         enough, sentence = tokens_of_experts(state.expert_tokens)
         parts.append(Text(f"experts: {sentence}", "" if enough else "yellow"))
     if state.jobs:
-        parts.append(table(("job", "Slurm id", "state"), state.jobs))
+        parts.append(table(("job", "id", "state"), state.jobs))
     return parts
 
 

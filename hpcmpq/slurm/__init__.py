@@ -1,1 +1,1 @@
-"""Jobs under Slurm: what is submitted, with which settings, and how far they are."""
+"""Slurm: what its jobs may be told, how they are submitted, where they stand, and what they used."""

@@ -3,22 +3,14 @@
 import difflib
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from hpcmpq.batch.scheduler import JOBS, Settings
 from hpcmpq.errors import UserError
 from hpcmpq.tables import look_up
 
-CALIBRATE_SCRIPTS = {
-    "mpi": "calibrate_mpi.sbatch",
-    "ray": "calibrate_ray.sbatch",
-    "array": "calibrate_array.sbatch",
-    "local": "calibrate_array.sbatch",
-}
-"""How `hpcmpq submit --executor` calibrates; `array` is many local ones that share the run directory."""
-
-JOBS = ("plan", "calibrate", "solve", "refine", "reround", "finish", "export", "evaluate", "report")
-"""All that a chain may have: `finish` exports, evaluates and reports, or three jobs do, where evaluation is sharded."""
+EXECUTORS = dict.fromkeys(("mpi", "ray", "array", "local"))
+"""How a job can calibrate; `array` is many local ones that share the run directory."""
 
 _ALL, _MANY = JOBS, ("calibrate", "evaluate")
 KEYS: dict[str, tuple[str, ...]] = {
@@ -52,28 +44,13 @@ _RANK_KEYS = ("ntasks", "ntasks_per_node")
 _ONE_GPU = ("refine", "reround", "finish", "export")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What `--slurm` said.
-
-    Attributes:
-        options: {job: {sbatch option: value}}.
-        named: Jobs that were given settings of their own.
-        env: The site's own `env.sh`, or None for the one that comes with the package.
-    """
-
-    options: Mapping[str, Mapping[str, str]]
-    named: frozenset[str]
-    env: Path | None
-
-
 def parse_settings(texts: Sequence[str], executor: str) -> Settings:
     """Settings from KEY=VALUE and JOB.KEY=VALUE texts, several to a text where blanks separate them.
 
     Raises:
         UserError: If a key or job is unknown, listing all there are, or a value is missing.
     """
-    look_up(CALIBRATE_SCRIPTS, executor, "executor")
+    look_up(EXECUTORS, executor, "executor")
     general: dict[str, str] = {}
     special: dict[tuple[str, str], str] = {}
     env = None

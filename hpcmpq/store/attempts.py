@@ -60,7 +60,7 @@ class CalibrateProcess:
 
     Attributes:
         host: Where it ran.
-        job_id: Its Slurm job, or an empty string.
+        job_id: Its job of Slurm or PBS, or an empty string.
         started: Unix time.
         attempts: Outcomes, in order of time.
     """
@@ -100,7 +100,8 @@ def recording(run: RunDir, host: str = "") -> Iterator[Callable[[UnitOutcome], N
         told = outcome.seconds, time.time(), outcome.error, outcome.final, outcome.node
         append(dataclasses.asdict(Attempt(outcome.unit.id, *told)))
 
-    append({"host": host, "job_id": os.environ.get("SLURM_JOB_ID", ""), "started": started})
+    job_id = os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID", "")
+    append({"host": host, "job_id": job_id, "started": started})
     yield record
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hpcmpq.slurm import status as status_module
-from hpcmpq.slurm.memory import memory_here
-from hpcmpq.slurm.status import busy_workers, throughput
+from hpcmpq.batch import status as status_module
+from hpcmpq.batch.memory import memory_here
+from hpcmpq.batch.status import busy_workers, throughput
 from hpcmpq.store import shards
 from hpcmpq.store.attempts import Attempt
 from hpcmpq.store.run_dir import RunDir

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from hpcmpq.batch.scheduler import JOBS
+from hpcmpq.batch.status import read_status
+from hpcmpq.batch.submit import make_files, make_jobs, submit_files
 from hpcmpq.cli import app
 from hpcmpq.cli.arguments import parse_part
 from hpcmpq.errors import UserError
 from hpcmpq.plan import UnitOutcome, make_units, plan_to_json
-from hpcmpq.slurm.settings import JOBS, KEYS, one_rank_per_gpu, parse_settings
-from hpcmpq.slurm.status import read_status
-from hpcmpq.slurm.submit import chain_script, make_files, make_jobs, submit_files
+from hpcmpq.slurm.chain import chain_script
+from hpcmpq.slurm.settings import KEYS, one_rank_per_gpu, parse_settings
 from hpcmpq.store.attempts import recording
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.quadratic_file import write_quadratic

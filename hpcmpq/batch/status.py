@@ -1,14 +1,13 @@
-"""Where a run stands, from its files and from Slurm where there is one; works on any login node."""
+"""Where a run stands, from its files and from the batch system where there is one; works on any login node."""
 
 import shutil
-import subprocess
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hpcmpq.batch.memory import memory_here
+from hpcmpq.batch.scheduler import scheduler_of
 from hpcmpq.plan import Plan
 from hpcmpq.settings import Config
-from hpcmpq.slurm.memory import memory_here
 from hpcmpq.store.attempts import Attempt, CalibrateProcess, failures, read_processes
 from hpcmpq.store.bad_nodes import bad_nodes
 from hpcmpq.store.json_files import read_json
@@ -53,7 +52,7 @@ class Status:
         failed: {unit as text: error} of missing units whose last attempt failed.
         bad_nodes: {node: units that failed again and again there and on no other}.
         damaged: A sentence for each shard that has to be measured again.
-        jobs: (job, Slurm id, state) of the latest submission.
+        jobs: (job, the scheduler's id, state) of the latest submission.
         expert_tokens: Calibration tokens that each expert of each layer was given, once calibration is reduced; empty
             where there are no experts, or nothing counted them.
     """
@@ -155,40 +154,15 @@ def covered(intervals: Iterable[tuple[float, float]]) -> float:
 
 
 def job_states(run: RunDir) -> tuple[tuple[str, str, str], ...]:
-    """(job, id, state) of the latest submission; asks squeue, and sacct about what it has forgotten."""
+    """(job, id, state) of the latest submission."""
     if not run.jobs_path.exists():
         return ()
-    jobs: dict[str, str] = read_json(run.jobs_path, "hpcmpq submit")["submissions"][-1]["jobs"]
-    states = _ask(["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%F|%T|%r"])
-    if set(jobs.values()) - set(states):
-        ids = ",".join(jobs.values())
-        old = _ask(["sacct", "--noheader", "--parsable2", "-X", f"--jobs={ids}", "--format=JobID,State"])
-        states = {**old, **states}
-    unknown = "unknown" if shutil.which("squeue") else "unknown: no Slurm here"
+    submission = read_json(run.jobs_path, "hpcmpq submit")["submissions"][-1]
+    jobs: dict[str, str] = submission["jobs"]
+    system = scheduler_of(submission.get("scheduler", "slurm"))
+    unknown = "unknown" if shutil.which(system.command) else f"unknown: no {system.title} here"
+    states = system.states(run, list(jobs.values()))
     return tuple((name, number, states.get(number, unknown)) for name, number in jobs.items())
-
-
-def _ask(command: list[str]) -> dict[str, str]:
-    """{job id: state}, the tasks of an array counted by state; empty if the command is missing or fails."""
-    if shutil.which(command[0]) is None:
-        return {}
-    try:
-        shown = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=False
-        ).stdout
-    except subprocess.TimeoutExpired:
-        return {}
-    tasks: dict[str, Counter[str]] = {}
-    for line in shown.splitlines():
-        number, state, *reason = line.split("|")
-        words = f"{state} ({reason[0]})" if state == "PENDING" and reason else state
-        tasks.setdefault(number.split("_")[0], Counter())[words] += 1
-    return {
-        number: ", ".join(
-            state if counts.total() == 1 else f"{count} {state}" for state, count in counts.items()
-        )
-        for number, counts in tasks.items()
-    }
 
 
 def _stages(run: RunDir, calibrated: bool, config: Config) -> tuple[Stage, ...]:

@@ -1,0 +1,8 @@
+"""PBS, as one of the batch systems."""
+
+from hpcmpq.batch.scheduler import Scheduler
+from hpcmpq.pbs.chain import chain_script
+from hpcmpq.pbs.settings import parse_settings
+from hpcmpq.pbs.states import states
+
+PBS = Scheduler("PBS", "qsub", "qdel", "pbs", ("pbs.sh",), parse_settings, chain_script, states)

@@ -1,0 +1,106 @@
+"""What `--pbs` may say, and the qsub options of each job of a chain that follow from it."""
+
+import difflib
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hpcmpq.batch.scheduler import JOBS, Settings
+from hpcmpq.errors import UserError
+from hpcmpq.tables import look_up
+
+EXECUTORS = dict.fromkeys(("mpi", "array", "local"))
+"""How a job can calibrate; Ray's cluster would have to be started by hand."""
+
+KEYS = ("queue", "account", "project", "walltime", "place", "select", "array")
+"""PBS settings: those of all jobs, the chunks of calibration and evaluation, and the tasks of calibration."""
+
+_MANY, _ONE_GPU = ("calibrate", "evaluate"), ("refine", "reround", "finish", "export")
+ARRAYS = ("calibrate", "refine")
+"""Jobs whose work units an array can share out."""
+
+
+def parse_settings(texts: Sequence[str], executor: str) -> Settings:
+    """Settings from KEY=VALUE and JOB.KEY=VALUE texts, several to a text where blanks separate them.
+
+    Raises:
+        UserError: If a key or job is unknown, listing all there are, a value is missing, or chunks name no ranks.
+    """
+    look_up(EXECUTORS, executor, "executor")
+    general: dict[str, str] = {}
+    special: dict[tuple[str, str], str] = {}
+    env = None
+    for text in shlex.split(" ".join(texts)):
+        name, equals, value = text.partition("=")
+        job, dot, key = name.rpartition(".")
+        if not equals or not value:
+            raise UserError(f"--pbs {text!r} is not KEY=VALUE; {_valid_keys()}")
+        if name == "env":
+            env = Path(value)
+        elif key not in KEYS or (dot and job not in JOBS):
+            near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]!r}? " if near and near[0] != key else ""
+            raise UserError(f"unknown PBS setting {name!r}; {hint}{_valid_keys()}")
+        elif dot and key == "array" and job not in ARRAYS:
+            raise UserError(f"--pbs {name}: only {' and '.join(ARRAYS)} are shared out over a job array")
+        elif dot:
+            special[job, key] = value
+        else:
+            general[key] = value
+    if env is not None and not env.is_file():
+        raise UserError(f"--pbs env={env}: no such file; copy slurm/env.sh and edit the copy")
+    if executor != "array" and ("array" in general or ("calibrate", "array") in special):
+        raise UserError(f"--pbs array needs --executor array, not {executor}")
+    options = {job: _options_of(job, general, special, executor) for job in JOBS}
+    return Settings(options, frozenset(job for job, _ in special), env, "pbs")
+
+
+def _valid_keys() -> str:
+    return f"valid: env, {', '.join(KEYS)}, each but env also for one job as {'|'.join(JOBS)}.KEY"
+
+
+def _options_of(
+    job: str, general: Mapping[str, str], special: Mapping[tuple[str, str], str], executor: str
+) -> dict[str, str]:
+    own = {key: value for (name, key), value in special.items() if name == job}
+    shared = {key: value for key, value in general.items() if key not in ("select", "array")}
+    options = {**shared, **own}
+    chunks = general.get("select", "")
+    if job in _MANY:
+        options["select"] = own.get("select") or chunks or ""
+    elif "select" not in own:
+        options["select"] = "1:ncpus=1:ngpus=1" if job in _ONE_GPU and "ngpus=" in chunks else "1:ncpus=1"
+    if job == "evaluate":
+        options["select"] = one_rank_per_gpu(options["select"]) or "1:ncpus=2:mpiprocs=2"
+    if job == "calibrate":
+        options["select"] = options["select"] or (
+            "1:ncpus=4:mpiprocs=4" if executor == "mpi" else "1:ncpus=1"
+        )
+        if executor == "mpi" and "mpiprocs=" not in options["select"]:
+            raise UserError(
+                f"--pbs select={options['select']} names no ranks; say how many each chunk gets, such as "
+                "select=4:ncpus=8:mpiprocs=4"
+            )
+    if (job, executor) == ("calibrate", "array") or (job == "refine" and "array" in own):
+        count, percent, at_once = (own.get("array") or general.get("array", "4")).partition("%")
+        if not count.isdigit() or int(count) < 2:
+            raise UserError(
+                f"--pbs array={count} is not a number of tasks above 1, which is PBS's smallest array"
+            )
+        options["array"] = f"0-{int(count) - 1}{percent}{at_once}"
+    return options
+
+
+def one_rank_per_gpu(select: str) -> str:
+    """The same chunks with as many ranks as GPUs; as they are where they have no GPUs.
+
+    Example:
+        >>> one_rank_per_gpu("2:ncpus=32:ngpus=4:mpiprocs=16"), one_rank_per_gpu("2:ncpus=8:mpiprocs=8")
+        ('2:ncpus=32:ngpus=4:mpiprocs=4', '2:ncpus=8:mpiprocs=8')
+    """
+    chunks = []
+    for chunk in select.split("+"):
+        gpus = re.search(r":ngpus=(\d+)", chunk)
+        chunks.append(re.sub(r":mpiprocs=\d+", "", chunk) + f":mpiprocs={gpus[1]}" if gpus else chunk)
+    return "+".join(chunks)

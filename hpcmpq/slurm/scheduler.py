@@ -1,0 +1,8 @@
+"""Slurm, as one of the batch systems."""
+
+from hpcmpq.batch.scheduler import Scheduler
+from hpcmpq.slurm.chain import chain_script
+from hpcmpq.slurm.settings import parse_settings
+from hpcmpq.slurm.states import states
+
+SLURM = Scheduler("Slurm", "sbatch", "scancel", "sbatch", (), parse_settings, chain_script, states)

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Submits the jobs of one run, each waiting for the one before; prints their names and numbers.
+# With the name of a job: that one again.
+set -euo pipefail
+export HPCMPQ_ENV=/home/me/run/pbs/env.sh
+export HPCMPQ_SUBMIT_PYTHON=/home/me/venv/bin/python
+export HPCMPQ_STARTS=${HPCMPQ_STARTS:-1} HPCMPQ_TASKS=1
+. "$HPCMPQ_ENV"
+only=${1:-} before=()
+submit() {
+    local id
+    if [ -n "$only" ] && [ "$only" != "$1" ]; then return; fi
+    id=$(qsub -N "hpcmpq-$1" -j oe -r y -v HPCMPQ_ENV,HPCMPQ_SUBMIT_PYTHON,HPCMPQ_STARTS,HPCMPQ_TASKS \
+        ${before[@]+"${before[@]}"} "${@:2}")
+    before=(-W "depend=afterok:$id")
+    echo "$1 $id"
+}
+HPCMPQ_TASKS=16 submit calibrate \
+    -o /home/me/run/pbs/ \
+    -J 0-15%8 \
+    -l select=1:ncpus=8:mem=64gb \
+    -l walltime=1:00:00 \
+    -- /bin/bash /home/me/run/pbs/calibrate_array.pbs \
+    /home/me/run
+submit solve \
+    -o /home/me/run/pbs/ \
+    -l select=1:ncpus=1 \
+    -l walltime=1:00:00 \
+    -- /bin/bash /home/me/run/pbs/solve.pbs \
+    /home/me/run \
+    reduce \
+    solve
+submit refine \
+    -o /home/me/run/pbs/ \
+    -l select=1:ncpus=1 \
+    -l walltime=1:00:00 \
+    -- /bin/bash /home/me/run/pbs/solve.pbs \
+    /home/me/run \
+    refine
+submit finish \
+    -o /home/me/run/pbs/ \
+    -l select=1:ncpus=1 \
+    -l walltime=1:00:00 \
+    -- /bin/bash /home/me/run/pbs/solve.pbs \
+    /home/me/run \
+    export \
+    evaluate \
+    report
