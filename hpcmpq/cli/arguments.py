@@ -130,15 +130,8 @@ SlurmSettings = Annotated[
         autocompletion=completion.slurm_settings,
     ),
 ]
-PbsSettings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--pbs",
-        metavar="KEY=VALUE",
-        help="The same for PBS: queue, select, walltime, ...",
-        autocompletion=completion.pbs_settings,
-    ),
-]
+_PBS_HELP = "The same for PBS: queue, select, walltime, ..."
+PbsSettings = Annotated[list[str] | None, typer.Option("--pbs", metavar="KEY=VALUE", help=_PBS_HELP)]
 PlanOnCluster = Annotated[bool, typer.Option("--plan-on-cluster", help="Plan in a job of its own.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the scripts and do nothing.")]
 Budgets = Annotated[

@@ -13,7 +13,6 @@ import typer
 from hpcmpq.batch.scheduler import JOBS
 from hpcmpq.executors import EXECUTORS
 from hpcmpq.export import EXPORTERS
-from hpcmpq.pbs import settings as pbs
 from hpcmpq.rounding import METHODS
 from hpcmpq.settings import EvaluationConfig
 from hpcmpq.slurm.settings import EXECUTORS as SUBMIT_EXECUTORS
@@ -83,19 +82,9 @@ def submit_executors(incomplete: str) -> list[str]:
 
 def slurm_settings(incomplete: str) -> list[str]:
     """``KEY=``, and after the name of a job ``JOB.KEY=``."""
-    return _settings(KEYS, incomplete)
-
-
-def pbs_settings(incomplete: str) -> list[str]:
-    """The same for PBS."""
-    return _settings(pbs.KEYS, incomplete)
-
-
-def _settings(keys: Iterable[str], incomplete: str) -> list[str]:
     job, dot, _ = incomplete.partition(".")
-    words = (
-        [f"{job}.{key}=" for key in keys] if dot and job in JOBS else [f"{key}=" for key in ("env", *keys)]
-    )
+    keys = ("env", *KEYS)
+    words = [f"{job}.{key}=" for key in KEYS] if dot and job in JOBS else [f"{key}=" for key in keys]
     return _starting(words, incomplete)
 
 
