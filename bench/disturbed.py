@@ -211,7 +211,8 @@ def _some_file(run: Path, draw: random.Random) -> Path:
     return draw.choice([path for path in chosen if path.parent == folder])
 
 
-def _flip(run: Path, draw: random.Random) -> str:
+def flip(run: Path, draw: random.Random) -> str:
+    """Change a bit of a file of the run; its name."""
     path = _some_file(run, draw)
     data = bytearray(path.read_bytes())
     data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
@@ -219,7 +220,8 @@ def _flip(run: Path, draw: random.Random) -> str:
     return path.relative_to(run).as_posix()
 
 
-def _truncate(run: Path, draw: random.Random) -> str:
+def truncate(run: Path, draw: random.Random) -> str:
+    """Cut a file of the run short; its name."""
     path = _some_file(run, draw)
     path.write_bytes(path.read_bytes()[: draw.randrange(path.stat().st_size)])
     return path.relative_to(run).as_posix()
@@ -235,8 +237,8 @@ FAULTS = {
     "renames delayed, then killed": Fault(inside=_slow_renames, during=_kill_all),
     "clocks that disagree, then killed": Fault(inside=_wrong_clocks, during=_kill_all),
     "directories seen late, then killed": Fault(inside=_late_directories, during=_kill_all),
-    "a bit of a file flipped": Fault(before=_flip),
-    "a file cut short": Fault(before=_truncate),
+    "a bit of a file flipped": Fault(before=flip),
+    "a file cut short": Fault(before=truncate),
 }
 """What can happen, by name."""
 FORKED = tuple(name for name, fault in FAULTS.items() if fault.inside not in (None, _full_disk))

@@ -266,8 +266,15 @@ def report(outcomes: list[Outcome]) -> str:
         f"## Faults\n\n`python -m bench.faults`: {len(outcomes)} faults at random moments of stages of a small run, "
         f"with two local workers or, {sum(o.mpi for o in outcomes)} of them, three ranks of MPI;\n"
         "after each, the results have to be those of the undisturbed run, bit for bit, less times. "
-        f"Stages met: {stages}.\n\n{table(header, rows)}"
+        f"Stages met: {stages}.{_wrong(outcomes)}\n\n{table(header, rows)}"
     )
+
+
+def _wrong(outcomes: list[Outcome]) -> str:
+    """A sentence about each that did not pass."""
+    wrong = [o for o in outcomes if o.ending not in PASSED]
+    each = (f"number {o.number}, {o.fault}, before {o.stage}: {o.ending}" for o in wrong)
+    return f"\nNot passed: {'; '.join(each)}." if wrong else ""
 
 
 def main() -> None:

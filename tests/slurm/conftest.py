@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,21 +27,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     Each node has a name, an address, a /tmp and a /dev/shm of its own, unless that is not allowed here.
     """
     directory = tempfile.mkdtemp(prefix="hpcmpq-slurm-")
-    environment = {
-        **{
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("SLURM", "SBATCH", "HPCMPQ"))
-        },
-        "HPCMPQ_CLUSTER_DIR": directory,
-        "HPCMPQ_CLUSTER_PORT": str(free_ports(4)),
-        "HPCMPQ_CLUSTER_SHARED": f"{tmp_path_factory.getbasetemp()}:{ROOT}:{sys.prefix}",
-        "RAY_AUTH_MODE": "disabled",
-        "SLURM_CONF": f"{directory}/etc/slurm.conf",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
+    environment = cluster_environment(
+        Path(directory), [tmp_path_factory.getbasetemp(), ROOT, Path(sys.prefix)]
+    )
     done = one_host_cluster(environment, "up", "--hosts")
     if done.returncode == EXIT_UNAVAILABLE:
         why, done = done.stderr.strip(), one_host_cluster(environment, "up")
@@ -55,6 +43,25 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     finally:
         assert one_host_cluster(environment, "down").returncode == 0
         shutil.rmtree(directory)
+
+
+def cluster_environment(directory: Path, shared: Sequence[Path]) -> dict[str, str]:
+    """That of a cluster in a directory whose hosts share other directories too."""
+    return {
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SLURM", "SBATCH", "HPCMPQ"))
+        },
+        "HPCMPQ_CLUSTER_DIR": str(directory),
+        "HPCMPQ_CLUSTER_PORT": str(free_ports(4)),
+        "HPCMPQ_CLUSTER_SHARED": ":".join(map(str, shared)),
+        "RAY_AUTH_MODE": "disabled",
+        "SLURM_CONF": f"{directory}/etc/slurm.conf",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
 
 
 @pytest.fixture(scope="session")
