@@ -60,7 +60,9 @@ class Site:
 
     def processes(self, host: str) -> list[int]:
         """Those of jobs on a host."""
-        network = Path(self.environment["HPCMPQ_CLUSTER_DIR"], "run", "network").read_text().strip()
+        network = (
+            Path(self.environment["HPCMPQ_CLUSTER_DIR"], "run", "network").read_text(encoding="utf-8").strip()
+        )
         listed = output(["ip", "netns", "pids", f"{network}-{host[4:]}"], self.environment).split()
         found = []
         for process in map(int, listed):
@@ -92,7 +94,7 @@ def _cut(site: Site, job: str, draw: random.Random) -> None:
 
 def _kill_daemon(site: Site, job: str, draw: random.Random) -> None:
     daemon = Path(site.environment["HPCMPQ_CLUSTER_DIR"], "run", f"slurmd.{_host(draw)}.pid")
-    os.kill(int(daemon.read_text()), signal.SIGKILL)
+    os.kill(int(daemon.read_text(encoding="utf-8")), signal.SIGKILL)
     time.sleep(draw.uniform(1, 20))
     _script(site, "up")
 
@@ -202,7 +204,8 @@ def _prepared(site: Site, name: str) -> ToyRun:
 
 def _submit(site: Site, toy: ToyRun, executor: str, extra: str = "") -> str:
     env = toy.run.path.parent / "env.sh"
-    env.write_text(f"{(ROOT / 'slurm' / 'env.sh').read_text()}\n{extra}\n")
+    settings = (ROOT / "slurm" / "env.sh").read_text(encoding="utf-8")
+    env.write_text(f"{settings}\n{extra}\n", encoding="utf-8")
     (toy.run.path / "slurm").mkdir(exist_ok=True)
     log = f"--output={toy.run.path}/slurm/%x-%j.log"
     environment = {**toy.environment, "HPCMPQ_ENV": str(env), "HPCMPQ_MPI": "pmi2"}
@@ -244,7 +247,7 @@ def _script(site: Site, *words: str) -> None:
 def _slurm(site: Site, *words: str) -> str:
     """What a command of Slurm says, which may refuse: the job may have ended."""
     return subprocess.run(
-        words, env=site.environment, capture_output=True, text=True, timeout=60, check=False
+        words, env=site.environment, capture_output=True, encoding="utf-8", timeout=60, check=False
     ).stdout
 
 

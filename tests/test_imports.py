@@ -79,7 +79,7 @@ ROOMS: dict[str, str] = {
         "quantized timing solve report evaluate export calibrate screening refine rounding planning"
     ),
     "cli": (
-        "errors settings wording tables plan executors store tracking doctor solvers config batch slurm pbs "
+        "errors settings wording tables plan executors store tracking doctor solvers config batch slurm "
         "solve report export calibrate rounding planning api"
     ),
     "__main__": "cli",
