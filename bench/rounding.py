@@ -110,9 +110,9 @@ def found(made: Calibrated, limit: float, rounds: int, method: str | None) -> di
         }
     measured = evaluate(run)
     values |= {
-        "kl": measured["kl"]["quantized"]["mean"],
-        "perplexity": measured["perplexity"]["quantized"]["mean"],
-        "original": measured["perplexity"]["original"]["mean"],
+        "kl": measured["kl"]["quantized"],
+        "perplexity": measured["perplexity"]["quantized"],
+        "original": measured["perplexity"]["original"],
     }
     write_json(path, values)
     return values
