@@ -112,15 +112,42 @@ def test_axis_letters_mean_one_thing():
         assert not wrong, f"{name}: {wrong}"
 
 
+@functools.cache
+def listed_files() -> list[str]:
+    """Files that git tracks or would add."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [name for name in listed.split("\0") if name and (ROOT / name).exists()]
+
+
+def test_the_top_level_stays_as_it_is():
+    folders = {"hpcmpq", "jobs", "slurm", "tests", "configs", "bench", "docs", ".ci", "containers"}
+    files = {
+        "environment.yml", "pyproject.toml", "constraints.txt", "README.md", "CONTRIBUTING.md", "CHANGELOG.md",
+        "LICENSE", "CITATION.cff", "codemeta.json", ".gitignore", ".pre-commit-config.yaml",
+    }  # fmt: skip
+    assert {name.split("/")[0] for name in listed_files()} == folders | files
+
+
 def test_no_machine_path_or_registry_host_is_written_down():
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    texts = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".sh", ".sbatch", ".html", ".css", ".js", ""}
+    texts = {
+        ".py",
+        ".md",
+        ".toml",
+        ".txt",
+        ".yaml",
+        ".yml",
+        ".sh",
+        ".sbatch",
+        ".pbs",
+        ".html",
+        ".css",
+        ".js",
+        "",
+    }
     forbidden = re.compile("/wor" + r"k/|/ro" + r"ot/|pypi\.o" + r"rg|pythonhosted\.o" + r"rg|whl/c" + "pu")
     found = []
-    for name in filter(None, listed.split("\0")):
+    for name in listed_files():
         path = ROOT / name
         if path.is_file() and path.suffix in texts:
             found += [f"{name}: {hit}" for hit in set(forbidden.findall(path.read_text(errors="replace")))]

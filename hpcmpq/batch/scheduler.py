@@ -10,7 +10,7 @@ from hpcmpq.store.run_dir import RunDir
 from hpcmpq.tables import look_up, named_by
 
 SCHEDULERS = {"slurm": "hpcmpq.slurm.scheduler:SLURM", "pbs": "hpcmpq.pbs.scheduler:PBS"}
-"""Where each is, by the name of its option and of its folder of batch scripts."""
+"""Where each is, by the name of its option and of its folder in a run directory."""
 
 JOBS = ("plan", "calibrate", "solve", "refine", "reround", "finish", "export", "evaluate", "report")
 """All that a chain may have: `finish` exports, evaluates and reports, or three jobs do, where evaluation is sharded."""
@@ -58,7 +58,8 @@ class Scheduler:
         title: Its name for people.
         command: What submits a job, and is there where it is.
         cancel: What ends one.
-        suffix: Of its batch scripts.
+        folder: Of its batch scripts, beside the package.
+        suffix: Of these.
         files: Other files of its folder that jobs need.
         parse_settings: Settings from texts as people type them and the executor; UserError where they are wrong.
         chain_script: The shell script that submits the jobs of a run and prints a line `NAME ID` for each.
@@ -68,6 +69,7 @@ class Scheduler:
     title: str
     command: str
     cancel: str
+    folder: str
     suffix: str
     files: tuple[str, ...]
     parse_settings: Callable[[Sequence[str], str], Settings]

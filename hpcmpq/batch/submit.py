@@ -114,7 +114,7 @@ def make_files(
     scripts = _scripts_directory()
     names = dict.fromkeys([*system.files, *(job.script for job in jobs)])
     files = {"env.sh": (settings.env or scripts / "slurm" / "env.sh").read_text(encoding="utf-8")}
-    files |= {name: (scripts / scheduler / name).read_text(encoding="utf-8") for name in names}
+    files |= {name: (scripts / system.folder / name).read_text(encoding="utf-8") for name in names}
     files["submit.sh"] = system.chain_script(run, jobs)
     return files
 

@@ -5,4 +5,4 @@ from hpcmpq.pbs.chain import chain_script
 from hpcmpq.pbs.settings import parse_settings
 from hpcmpq.pbs.states import states
 
-PBS = Scheduler("PBS", "qsub", "qdel", "pbs", ("pbs.sh",), parse_settings, chain_script, states)
+PBS = Scheduler("PBS", "qsub", "qdel", "jobs/pbs", "pbs", ("pbs.sh",), parse_settings, chain_script, states)

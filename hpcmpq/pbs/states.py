@@ -48,7 +48,7 @@ def in_word(job: Mapping[str, Any]) -> str:
 
 
 def _latest(run: RunDir, number: str) -> str:
-    """The job that goes on with this one's work: `pbs/pbs.sh` notes where a job submits itself again."""
+    """The job that goes on with this one's work: `jobs/pbs/pbs.sh` notes where a job submits itself again."""
     with suppress(OSError):
         for line in (run.path / "pbs" / "again").read_text(encoding="utf-8", errors="replace").splitlines():
             before, _, after = line.partition(" ")

@@ -5,4 +5,4 @@ from hpcmpq.slurm.chain import chain_script
 from hpcmpq.slurm.settings import parse_settings
 from hpcmpq.slurm.states import states
 
-SLURM = Scheduler("Slurm", "sbatch", "scancel", "sbatch", (), parse_settings, chain_script, states)
+SLURM = Scheduler("Slurm", "sbatch", "scancel", "slurm", "sbatch", (), parse_settings, chain_script, states)

@@ -21,7 +21,7 @@ from hpcmpq.store.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden"
-SCRIPTS = sorted(path for path in (ROOT / "pbs").iterdir())
+SCRIPTS = sorted(path for path in (ROOT / "jobs" / "pbs").iterdir())
 
 CHAINS = {
     "mpi": ("mpi", ["queue=gpu account=abc", "select=4:ncpus=32:ngpus=4:mpiprocs=5", "solve.queue=cpu"]),
@@ -41,7 +41,7 @@ def test_the_chain_is_as_in_the_golden_file(name: str, tmp_path: Path):
     script = scheduler_of("pbs").chain_script(run, jobs)
     shown = script.replace(str(tmp_path), "/home/me").replace(sys.executable, "/home/me/venv/bin/python")
     assert shown == (GOLDEN / f"submit_{name}.sh").read_text()
-    assert all((ROOT / "pbs" / job.script).is_file() for job in jobs)
+    assert all((ROOT / "jobs" / "pbs" / job.script).is_file() for job in jobs)
 
 
 @pytest.mark.parametrize(
