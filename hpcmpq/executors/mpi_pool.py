@@ -180,3 +180,4 @@ def _abort(comm: Any, error: BaseException) -> None:
     sys.stderr.flush()
     time.sleep(ABORT_DELAY_S)
     comm.Abort(status)
+    os._exit(status)  # should it return before the launcher ends this process, the message is not said again

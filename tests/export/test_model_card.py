@@ -34,6 +34,10 @@ def test_the_originals_card_stays(tmp_path: Path):
     assert "README-original.md" in (tmp_path / "README.md").read_text()
 
 
-def test_every_engine_has_its_command():
-    assert serve_command("gguf", Path("a/b")) == "llama-server -m a/b/model.gguf"
-    assert serve_command("onnx", Path("a/b")) is None
+def test_every_engine_has_its_command(tmp_path: Path):
+    write_run(tmp_path / "run")
+    plan, solution = read_plan(RunDir(tmp_path / "run")), read_solution(RunDir(tmp_path / "run"))
+    commands = {
+        name: serve_command(name, Path("a/b"), plan, solution["assignment"]) for name in ("gguf", "onnx")
+    }
+    assert commands == {"gguf": "llama-server -m a/b/model.gguf", "onnx": None}

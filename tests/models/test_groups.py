@@ -251,7 +251,7 @@ def test_fused_experts_are_groups_of_all_experts_of_a_layer(name, is_transposed)
     assert names(groups) == [f"model.layers.1.mlp.experts.{part}_proj" for part in ("gate_up", "down")]
     assert [group.block for group in groups] == [1, 1]
     member = groups[0].members[0]
-    macs, tensors = 7 * 2 * 2 * 24 * 16, 1 if name == "gpt_oss" else 3 * 2  # gate and up of every expert
+    macs, tensors = 7 * 2 * 2 * 24 * 16, 3 * 2  # gate and up of every expert
     expected = Member(groups[0].name, 3 * 2 * 24, 16, is_transposed, macs, active=2 / 3, tensors=tensors)
     assert member == expected
     weight = model.get_parameter(member.parameter)
