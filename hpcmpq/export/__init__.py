@@ -78,11 +78,10 @@ def export(run: RunDir, name: str, verify: bool = True) -> str:
             f"{name} holds no formats of attention products; plan without groups.attention_products, or export "
             "fake_quantized"
         )
-    assignment = dict(solution["assignment"])
-    if name != "fake_quantized":  # a cache is the server's, and not in the files
-        assignment = {group: chosen for group, chosen in assignment.items() if group not in caches}
     with replacing_directory(directory) as attempt:
-        written, verification = _write(run, plan, name, named_by(exporter), assignment, attempt, verify)
+        written, verification = _write(
+            run, plan, name, named_by(exporter), solution["assignment"], attempt, verify
+        )
         write_json(attempt / "assignment.json", dict(solution["assignment"]))
         write_json(attempt / VERIFICATION, verification.to_values())
         if name != "tool_configs":

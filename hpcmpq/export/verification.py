@@ -108,7 +108,11 @@ def expected_behaviour(
     model = variants.model
     _assign(variants, assignment, written.holds_codes)
     model.to(full_precision(next(model.parameters()).dtype))
-    rounded = {group: name for group, name in assignment.items() if name in written.rounding}
+    rounded = {  # a cache is the server's, and not in the files
+        group.name: assignment[group.name]
+        for group in variants.space.groups
+        if not group.is_cache and assignment[group.name] in written.rounding
+    }
     device = next(model.parameters()).device
     with variants.activations.rounded(rounded):
         outputs_NTV = forward(model, {name: value.to(device) for name, value in inputs.items()}).cpu()
@@ -138,8 +142,6 @@ def _assign(variants: Variants, assignment: dict[str, str], codes: bool) -> None
     model = variants.model
     tensors: dict[str, Tensor] = {}
     for group in variants.space.groups:
-        if group.is_cache:
-            continue
         name = assignment[group.name]
         tensors |= variants.quantized(group, name)
         for member in group.members if codes and FORMATS[name].scaled else ():

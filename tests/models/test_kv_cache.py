@@ -10,17 +10,24 @@ from hpcmpq.calibrate.reduce import reduce
 from hpcmpq.calibrate.stage import calibrate
 from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError
+from hpcmpq.evaluate import evaluate
 from hpcmpq.executors.in_process import InProcess
 from hpcmpq.export import export
+from hpcmpq.export.decompressed import decompressed
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.outputs import forward
 from hpcmpq.plan import Plan
 from hpcmpq.planning.stage import prepare
+from hpcmpq.quantized.solved import open_solved
 from hpcmpq.quantized.variants import Variants
+from hpcmpq.rounding.stage import reround
 from hpcmpq.settings import GroupsConfig, Quantizer
 from hpcmpq.solve.formulate import cost_values, plan_costs, uniform_choices
+from hpcmpq.solve.settings import settings_of
+from hpcmpq.solve.stage import solve
 from hpcmpq.space import Group, Product, SearchSpace
 from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.solution_file import read_solution
 from hpcmpq.targets.kv_cache import serve_options
 from tests.export.planned import TEXT, llama, opt, qwen3
 
@@ -115,10 +122,6 @@ def test_a_budget_chooses_caches_and_the_export_says_how_to_serve_them(tmp_path)
     }  # fmt: skip
     for choice_G in uniform_choices(plan.space).values():
         assert cost_values(plan, choice_G)["kv_bytes_per_token"] == 2 * 256
-    from hpcmpq.evaluate import evaluate
-    from hpcmpq.solve.settings import settings_of
-    from hpcmpq.solve.stage import solve
-
     solution = solve(run, {"weight_bits": 6.0, "kv_bytes_per_token": 400.0}, settings_of(plan))
     caches = {g.name: solution["assignment"][g.name] for g in plan.space.groups if g.is_cache}
     assert sorted(caches.values()) == ["bf16", "fp8_e4m3"]
@@ -133,6 +136,26 @@ def test_a_budget_chooses_caches_and_the_export_says_how_to_serve_them(tmp_path)
     assert "the same" in said or "differ" in said  # read back, without the caches
     with pytest.raises(UserError, match="gguf says nothing of a cache"):
         export(run, "gguf")
+
+
+@pytest.mark.slow
+def test_an_export_has_the_weights_that_were_rounded_again(tmp_path, monkeypatch):
+    run, plan = planned(tmp_path)
+    calibrate(run, InProcess(), lambda *_: None)
+    reduce(run)
+    solve(run, {"weight_bits": 4.0, "kv_bytes_per_token": 400.0}, settings_of(plan))
+    monkeypatch.setattr("hpcmpq.rounding.stage.is_better", lambda *_: True)
+    assert reround(run, "gptq", None, lambda *_: None)["reround"]["codes"] is not None
+    assignment = read_solution(run)["assignment"]
+    export(run, "compressed_tensors")
+    found = decompressed(run.path / "exports" / "compressed_tensors", torch.float32)
+    again, before = open_solved(run, plan).under(assignment), open_solved(run, plan)
+    for group in (group for group in plan.space.groups if group.members):
+        tensors = again.quantized(group, assignment[group.name])
+        old = before.quantized(group, assignment[group.name])
+        for name, tensor in tensors.items():
+            assert torch.equal(found[name], tensor), name
+            assert not torch.equal(old[name], tensor), name
 
 
 def test_served_without_options_where_all_caches_are_wide():
