@@ -1,12 +1,10 @@
 """What `--pbs` may say, and the qsub options of each job of a chain that follow from it."""
 
-import difflib
 import re
-import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from hpcmpq.batch.scheduler import JOBS, Settings
+from hpcmpq.batch.scheduler import Settings
+from hpcmpq.batch.typed import typed_settings
 from hpcmpq.errors import UserError
 from hpcmpq.tables import look_up
 
@@ -17,8 +15,6 @@ KEYS = ("queue", "account", "project", "walltime", "place", "select", "array")
 """PBS settings: those of all jobs, the chunks of calibration and evaluation, and the tasks of calibration."""
 
 _MANY, _ONE_GPU = ("calibrate", "evaluate"), ("refine", "reround", "finish", "export")
-ARRAYS = ("calibrate", "refine")
-"""Jobs whose work units an array can share out."""
 
 
 def parse_settings(texts: Sequence[str], executor: str) -> Settings:
@@ -28,36 +24,7 @@ def parse_settings(texts: Sequence[str], executor: str) -> Settings:
         UserError: If a key or job is unknown, listing all there are, a value is missing, or chunks name no ranks.
     """
     look_up(EXECUTORS, executor, "executor")
-    general: dict[str, str] = {}
-    special: dict[tuple[str, str], str] = {}
-    env = None
-    for text in shlex.split(" ".join(texts)):
-        name, equals, value = text.partition("=")
-        job, dot, key = name.rpartition(".")
-        if not equals or not value:
-            raise UserError(f"--pbs {text!r} is not KEY=VALUE; {_valid_keys()}")
-        if name == "env":
-            env = Path(value)
-        elif key not in KEYS or (dot and job not in JOBS):
-            near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.6)
-            hint = f"did you mean {near[0]!r}? " if near and near[0] != key else ""
-            raise UserError(f"unknown PBS setting {name!r}; {hint}{_valid_keys()}")
-        elif dot and key == "array" and job not in ARRAYS:
-            raise UserError(f"--pbs {name}: only {' and '.join(ARRAYS)} are shared out over a job array")
-        elif dot:
-            special[job, key] = value
-        else:
-            general[key] = value
-    if env is not None and not env.is_file():
-        raise UserError(f"--pbs env={env}: no such file; copy slurm/env.sh and edit the copy")
-    if executor != "array" and ("array" in general or ("calibrate", "array") in special):
-        raise UserError(f"--pbs array needs --executor array, not {executor}")
-    options = {job: _options_of(job, general, special, executor) for job in JOBS}
-    return Settings(options, frozenset(job for job, _ in special), env, "pbs")
-
-
-def _valid_keys() -> str:
-    return f"valid: env, {', '.join(KEYS)}, each but env also for one job as {'|'.join(JOBS)}.KEY"
+    return typed_settings(texts, executor, scheduler="pbs", title="PBS", keys=KEYS, options_of=_options_of)
 
 
 def _options_of(

@@ -1,12 +1,9 @@
 """What `--slurm` may say, and the sbatch options of each job of a chain that follow from it."""
 
-import difflib
-import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from hpcmpq.batch.scheduler import JOBS, Settings
-from hpcmpq.errors import UserError
+from hpcmpq.batch.typed import typed_settings
 from hpcmpq.tables import look_up
 
 EXECUTORS = dict.fromkeys(("mpi", "ray", "array", "local"))
@@ -36,9 +33,6 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 """Slurm settings, and the jobs that they hold for when no job is named."""
 
-ARRAYS = ("calibrate", "refine")
-"""Jobs whose work units an array can share out."""
-
 _GPU_KEYS = ("gpus", "gpus_per_node", "gpus_per_task", "gres")
 _RANK_KEYS = ("ntasks", "ntasks_per_node")
 _ONE_GPU = ("refine", "reround", "finish", "export")
@@ -51,37 +45,9 @@ def parse_settings(texts: Sequence[str], executor: str) -> Settings:
         UserError: If a key or job is unknown, listing all there are, or a value is missing.
     """
     look_up(EXECUTORS, executor, "executor")
-    general: dict[str, str] = {}
-    special: dict[tuple[str, str], str] = {}
-    env = None
-    for text in shlex.split(" ".join(texts)):
-        name, equals, value = text.partition("=")
-        key = name.replace("-", "_")
-        job, dot, job_key = key.rpartition(".")
-        if not equals or not value:
-            raise UserError(f"--slurm {text!r} is not KEY=VALUE; {_valid_keys()}")
-        if key == "env":
-            env = Path(value)
-        elif job_key not in KEYS or (dot and job not in JOBS):
-            near = difflib.get_close_matches(job_key, KEYS, n=1, cutoff=0.6)
-            hint = f"did you mean {near[0]!r}? " if near and near[0] != job_key else ""
-            raise UserError(f"unknown Slurm setting {name!r}; {hint}{_valid_keys()}")
-        elif dot and job_key == "array" and job not in ARRAYS:
-            raise UserError(f"--slurm {name}: only {' and '.join(ARRAYS)} are shared out over a job array")
-        elif dot:
-            special[job, job_key] = value
-        else:
-            general[key] = value
-    if env is not None and not env.is_file():
-        raise UserError(f"--slurm env={env}: no such file; copy slurm/env.sh and edit the copy")
-    if executor != "array" and ("array" in general or ("calibrate", "array") in special):
-        raise UserError(f"--slurm array needs --executor array, not {executor}")
-    options = {job: _options_of(job, general, special, executor) for job in JOBS}
-    return Settings(options, frozenset(job for job, _ in special), env)
-
-
-def _valid_keys() -> str:
-    return f"valid: env, {', '.join(KEYS)}, each but env also for one job as {'|'.join(JOBS)}.KEY"
+    return typed_settings(
+        texts, executor, scheduler="slurm", title="Slurm", keys=KEYS, options_of=_options_of
+    )
 
 
 def _options_of(

@@ -1,0 +1,70 @@
+"""Settings of jobs as people type them: KEY=VALUE, or JOB.KEY=VALUE for one job."""
+
+import difflib
+import shlex
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+from hpcmpq.batch.scheduler import JOBS, Settings
+from hpcmpq.errors import UserError
+from hpcmpq.tables import table_name
+
+ARRAYS = ("calibrate", "refine")
+"""Jobs whose work units an array can share out."""
+
+
+OptionsOf = Callable[[str, Mapping[str, str], Mapping[tuple[str, str], str], str], dict[str, str]]
+"""(job, {key: value} for all jobs, {(job, key): value}, executor) to the job's options."""
+
+
+def typed_settings(
+    texts: Sequence[str],
+    executor: str,
+    *,
+    scheduler: str,
+    title: str,
+    keys: Collection[str],
+    options_of: OptionsOf,
+) -> Settings:
+    """What texts say of all jobs, several settings to a text where blanks separate them; hyphens are underscores.
+
+    Args:
+        texts: As typed.
+        executor: How calibration shares out its work units.
+        scheduler: Name of the option.
+        title: Of the batch system, for people.
+        keys: That it knows.
+        options_of: What follows for a job.
+
+    Raises:
+        UserError: If a key or job is unknown, listing all there are, a value is missing, or a job has no array.
+    """
+    valid = f"valid: env, {', '.join(keys)}, each but env also for one job as {'|'.join(JOBS)}.KEY"
+    general: dict[str, str] = {}
+    special: dict[tuple[str, str], str] = {}
+    env = None
+    for text in shlex.split(" ".join(texts)):
+        name, equals, value = text.partition("=")
+        job, dot, key = table_name(name).rpartition(".")
+        if not equals or not value:
+            raise UserError(f"--{scheduler} {text!r} is not KEY=VALUE; {valid}")
+        if name == "env":
+            env = Path(value)
+        elif key not in keys or (dot and job not in JOBS):
+            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]!r}? " if near and near[0] != key else ""
+            raise UserError(f"unknown {title} setting {name!r}; {hint}{valid}")
+        elif dot and key == "array" and job not in ARRAYS:
+            raise UserError(
+                f"--{scheduler} {name}: only {' and '.join(ARRAYS)} are shared out over a job array"
+            )
+        elif dot:
+            special[job, key] = value
+        else:
+            general[key] = value
+    if env is not None and not env.is_file():
+        raise UserError(f"--{scheduler} env={env}: no such file; copy slurm/env.sh and edit the copy")
+    if executor != "array" and ("array" in general or ("calibrate", "array") in special):
+        raise UserError(f"--{scheduler} array needs --executor array, not {executor}")
+    options = {job: options_of(job, general, special, executor) for job in JOBS}
+    return Settings(options, frozenset(job for job, _ in special), env, scheduler)
