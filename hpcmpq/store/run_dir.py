@@ -115,5 +115,16 @@ class RunDir:
 
 def remove_leftovers(run: RunDir) -> None:
     """Remove what killed processes left beside artefacts; that of work units is for the stages that write those."""
-    for folder in (".", "exports", "refine", "report", "rounded", "screen", "slurm", "times", "timings"):
+    for folder in (
+        ".",
+        "exports",
+        "pbs",
+        "refine",
+        "report",
+        "rounded",
+        "screen",
+        "slurm",
+        "times",
+        "timings",
+    ):
         remove_abandoned(run.path / folder)
