@@ -249,14 +249,6 @@ def section(rows: list[dict[str, Any]]) -> str:
     """The Markdown of all rows; sentences are numbered, and stand below."""
     numbered, listed = numbered_sentences()
 
-    def cell(outcome: dict[str, Any], family: str) -> str:
-        if "difference" in outcome:
-            return f"{outcome['difference']:.0e}"
-        if "reader" in outcome:
-            return "yes"
-        kind = next(key for key in ("refused", "unread", "fault") if key in outcome)
-        return f"{kind} {numbered(outcome[kind].strip().split(chr(10))[-1], family)}"
-
     lines = []
     for row in rows:
         name = row["family"]
@@ -266,7 +258,8 @@ def section(rows: list[dict[str, Any]]) -> str:
             why = f"{kind} {numbered(row[kind].strip().split(chr(10))[-1], name)}"
             lines.append([*start, why, "", *[""] * len(EXPORTERS)])
             continue
-        exports = [cell(row["exports"][each], name) if each in row["exports"] else "" for each in EXPORTERS]
+        made = row["exports"]
+        exports = [export_cell(made[each], name, numbered) if each in made else "" for each in EXPORTERS]
         lines.append([*start, row["engine"], f"{row['difference']:.0e}", *exports])
     header = ["family", "class", "groups", "engine", "largest difference from whole passes", *EXPORTERS]
     wavefront = sum(row.get("engine") == "wavefront" for row in rows)
@@ -281,6 +274,16 @@ def section(rows: list[dict[str, Any]]) -> str:
         f"{sum(map(len, map(faults, rows)))} faults; {sum(row.get('seconds', 0) for row in rows):.0f} CPU seconds.\n\n"
         f"{table(header, lines)}\n\n" + listed()
     )
+
+
+def export_cell(outcome: dict[str, Any], family: str, numbered: Callable[[str, str], str]) -> str:
+    """How an export of a family went: the reader's largest difference, or the number of the last line of a sentence."""
+    if "difference" in outcome:
+        return f"{outcome['difference']:.0e}"
+    if "reader" in outcome:
+        return "yes"
+    kind = next(key for key in ("refused", "unread", "fault") if key in outcome)
+    return f"{kind} {numbered(outcome[kind].strip().split(chr(10))[-1], family)}"
 
 
 def numbered_sentences() -> tuple[Callable[[str, str], str], Callable[[], str]]:

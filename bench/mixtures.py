@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from bench.families import against_whole_passes, exported, numbered_sentences, starter_config
+from bench.families import against_whole_passes, export_cell, exported, numbered_sentences, starter_config
 from bench.family_recipes import FAMILIES
 from bench.results import ROOT, table, without_keys, write_section
 from hpcmpq.calibrate.reduce import reduce
@@ -210,14 +210,6 @@ def section(rows: list[dict[str, Any]]) -> str:
     """The Markdown of all rows; sentences are numbered, and stand below."""
     numbered, listed = numbered_sentences()
 
-    def cell(outcome: dict[str, Any], family: str) -> str:
-        if "difference" in outcome:
-            return f"{outcome['difference']:.0e}"
-        if "reader" in outcome:
-            return "yes"
-        kind = next(key for key in ("refused", "unread", "fault") if key in outcome)
-        return f"{kind} {numbered(outcome[kind].strip().split(chr(10))[-1], family)}"
-
     lines = []
     for row in rows:
         name = row["family"]
@@ -233,7 +225,7 @@ def section(rows: list[dict[str, Any]]) -> str:
         else:
             same = ", ".join([*row["other"], *row["other exports"]]) or "nothing"
         engine = "whole passes" if memory["whole"] else "wavefront"
-        exports = [cell(memory[each], name) for each in EXPORTS]
+        exports = [export_cell(memory[each], name, numbered) for each in EXPORTS]
         lines.append([name, memory["groups"], engine, f"{row['difference']:.0e}", *exports, same])
     header = (
         "family",

@@ -10,7 +10,7 @@ from bench.peers.judge import Judge
 from hpcmpq.problem import Problem
 from hpcmpq.refine.portfolio import make_candidates, narrow_options
 from hpcmpq.settings import SolverConfig
-from hpcmpq.solve.formulate import constrained, make_problem, uniform_choices, uniform_hint
+from hpcmpq.solve.formulate import additive, make_problem, uniform_choices, uniform_hint
 from hpcmpq.solve.outcome import solve_problem
 from hpcmpq.solve.settings import settings_of
 from hpcmpq.solve.shrinkage import shrunk
@@ -49,8 +49,7 @@ class Contest:
     def additive(self, cost_P: np.ndarray, factor: float = 1.0) -> np.ndarray:
         """The choice of least total cost where options do not interact."""
         budgets = {"weight_bits": self.limit * factor}
-        zero_PP = np.zeros((len(cost_P), len(cost_P)))
-        problem = constrained(self.calibrated.plan, cost_P, zero_PP, budgets, self.settings())
+        problem = additive(self.calibrated.plan, cost_P, budgets, self.settings())
         found = make_solver("quadratic").solve(problem, time_limit_s=SOLVE_S, seed=0)
         assert found.choice_G is not None
         return found.choice_G

@@ -11,7 +11,7 @@ import numpy as np
 from hpcmpq.plan import Plan
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.settings import SolverConfig
-from hpcmpq.solve.formulate import constrained, make_problem, uniform_hint
+from hpcmpq.solve.formulate import additive, make_problem, uniform_hint
 from hpcmpq.solve.outcome import find_solution
 from hpcmpq.solve.screened import wanted_options
 from hpcmpq.solve.wanted import could_be_chosen
@@ -39,8 +39,7 @@ def first_options(
         budgets: Of the config.
         settings: With its constraints.
     """
-    zero_PP = np.broadcast_to(0.0, (len(first_P), len(first_P)))
-    problem = constrained(plan, first_P, zero_PP, budgets, settings)
+    problem = additive(plan, first_P, budgets, settings)
     found_P = could_be_chosen(problem, first_P, first_P * np.exp(-MARGIN))
     uniform_G = uniform_hint(plan.space, problem)
     if uniform_G is not None:

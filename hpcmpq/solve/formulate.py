@@ -101,6 +101,11 @@ def make_problem(
     return replace(problem, constant=model.loss0)
 
 
+def additive(plan: Plan, cost_P: np.ndarray, budgets: Mapping[str, float], settings: SolverConfig) -> Problem:
+    """`constrained` where options cost what they cost alone: no P x P array is made."""
+    return constrained(plan, cost_P, np.broadcast_to(0.0, (len(cost_P), len(cost_P))), budgets, settings)
+
+
 def constrained(
     plan: Plan,
     linear_P: np.ndarray,

@@ -18,7 +18,7 @@ from hpcmpq.plan import Plan
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.constraints import format_classes
-from hpcmpq.solve.formulate import constrained
+from hpcmpq.solve.formulate import additive
 from hpcmpq.solve.wanted import could_be_chosen
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.screening_rounds import read_rounds
@@ -58,8 +58,7 @@ def wanted_options(
     least_P = np.where(
         np.isfinite(known_P), known_P, optimistic(first_P, known_P, format_classes(whole.space))
     )
-    zero_PP = np.broadcast_to(0.0, (len(known_P), len(known_P)))
-    problem = constrained(whole, np.zeros(len(known_P)), zero_PP, budgets, settings)
+    problem = additive(whole, np.zeros(len(known_P)), budgets, settings)
     return np.flatnonzero(could_be_chosen(problem, known_P, least_P) & np.isnan(known_P)).tolist()
 
 

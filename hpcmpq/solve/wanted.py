@@ -86,12 +86,14 @@ def _prices(compact: Compact, least: Compact) -> list[np.ndarray]:
 
     All are valid, some exclude more: a price jumps where a budget is just kept, and best lies within the jump.
     """
-    pairs = [(best_prices(each, 1 - NEAR), best_prices(each, 1 + NEAR)) for each in (compact, least)]
+    pairs = [
+        (relaxation_prices(each, 1 - NEAR), relaxation_prices(each, 1 + NEAR)) for each in (compact, least)
+    ]
     means = [0.5 * (below_C + above_C) for below_C, above_C in pairs]
     return [*means, 0.5 * (means[0] + means[1]), *(price_C for pair in pairs for price_C in pair)]
 
 
-def best_prices(compact: Compact, factor: float) -> np.ndarray:
+def relaxation_prices(compact: Compact, factor: float) -> np.ndarray:
     """Duals of the linear relaxation with budgets times a factor, float64 [C]: they raise the bound most.
 
     Zero where no assignment is within such budgets.
