@@ -228,6 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="every coherence, curvature and number of bits")
     parser.add_argument("--groups", type=int, nargs="*", help="only these numbers of groups")
+    parser.add_argument("--only", default="", help="only rows whose name has this in it, such as indefinite")
     parser.add_argument("--runs", nargs="*", default=[], help="run directories with a quadratic.h5")
     parser.add_argument("--no-write", action="store_true", help="print only")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -242,6 +243,8 @@ def main() -> None:
         return
     rows = []
     for case in cases(arguments.full, arguments.groups, arguments.runs):
+        if arguments.only not in case.name:
+            continue
         rows.append(row_of(case))
         print(" | ".join(rows[-1]), flush=True)
         if not arguments.no_write:
