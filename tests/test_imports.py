@@ -72,7 +72,7 @@ ROOMS: dict[str, str] = {
     ),
     "planning": (
         "errors settings space objective formats plan quantizers store targets models quantized "
-        "solve response sensitivity rounding"
+        "solve response sensitivity calibrate rounding"
     ),
     "api": (
         "errors settings space quadratic tables plan executors store targets config batch models "

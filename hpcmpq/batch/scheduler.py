@@ -64,6 +64,7 @@ class Scheduler:
         parse_settings: Settings from texts as people type them and the executor; UserError where they are wrong.
         chain_script: The shell script that submits the jobs of a run and prints a line `NAME ID` for each.
         states: {id: state in words} of jobs of a run, of those ids that the system still knows.
+        with_memory: A job's options with a request for so many GiB, unless they name memory already.
     """
 
     title: str
@@ -75,6 +76,7 @@ class Scheduler:
     parse_settings: Callable[[Sequence[str], str], Settings]
     chain_script: Callable[[RunDir, Sequence[Job]], str]
     states: Callable[[RunDir, Sequence[str]], dict[str, str]]
+    with_memory: Callable[[Mapping[str, str], int], dict[str, str]]
 
 
 def scheduler_of(name: str) -> Scheduler:

@@ -6,9 +6,11 @@ submit. What is submitted can be read, changed and submitted again by hand.
 
 import importlib.metadata
 import logging
+import math
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +101,30 @@ def make_files(
     reround: bool = False,
     sharded: bool = False,
     scheduler: str = "slurm",
+    solve_bytes: int = 0,
 ) -> dict[str, str]:
     """{file name: text} of RUN/slurm/, or of another scheduler's folder, for what the user typed.
+
+    Args:
+        run: The run directory.
+        config: Its config.
+        executor: How calibration shares out its work units.
+        texts: Settings as typed.
+        plan_on_cluster: Whether planning is a job too.
+        refine: Whether the run has held-out samples to refine on.
+        reround: Whether the solution's weights are rounded again.
+        sharded: Whether the model is evaluated over many ranks.
+        scheduler: A key of `SCHEDULERS`.
+        solve_bytes: Memory that the job `solve` is predicted to take; 0 where that is not known.
 
     Raises:
         UserError: If a setting is wrong.
     """
     system = scheduler_of(scheduler)
     settings = system.parse_settings(texts, executor)
+    if (gib := memory_to_request(solve_bytes)) > LEAST_REQUESTED:
+        options = {**settings.options, "solve": system.with_memory(settings.options["solve"], gib)}
+        settings = replace(settings, options=options)
     plan_from = config if plan_on_cluster else None
     jobs = make_jobs(
         run, executor, settings, refine=refine, reround=reround, sharded=sharded, plan_from=plan_from
@@ -117,6 +135,26 @@ def make_files(
     files |= {name: (scripts / system.folder / name).read_text(encoding="utf-8") for name in names}
     files["submit.sh"] = system.chain_script(run, jobs)
     return files
+
+
+def memory_to_request(solve_bytes: int) -> int:
+    """GiB to request for a process that is predicted to take so many bytes beyond its libraries, with room to spare.
+
+    Example:
+        >>> memory_to_request(0), memory_to_request(3 * 2**30)
+        (1, 5)
+    """
+    return math.ceil(MEMORY_ROOM * (solve_bytes + LIBRARY_BYTES) / 2**30)
+
+
+MEMORY_ROOM = 1.25
+"""What is requested is what is predicted times this."""
+
+LIBRARY_BYTES = 3e8
+"""Of a process with the libraries of a solve."""
+
+LEAST_REQUESTED = 1
+"""GiB up to which nothing is requested: every site grants a job that much, and some know no sizes of memory."""
 
 
 def submit_files(run: RunDir, files: Mapping[str, str], scheduler: str = "slurm") -> dict[str, str]:

@@ -59,8 +59,7 @@ def add_shards(plan: Plan, shards: Iterator[tuple[WorkUnit, Shard]]) -> Reductio
     space = plan.space
     num_options = space.num_options
     ranges = sample_ranges(plan.units)
-    num_batches = min(MAX_BATCHES, len(ranges), MAX_BATCH_BYTES // (8 * num_options**2))
-    num_batches = num_batches if num_batches > 1 else 0
+    num_batches = batches_kept(len(ranges), num_options)
     batch_of = {samples: place * num_batches // len(ranges) for place, samples in enumerate(ranges)}
     linear, linear_square = np.zeros(num_options), np.zeros(num_options)
     quad, quad_square = np.zeros((num_options, num_options)), np.zeros((num_options, num_options))
@@ -126,6 +125,12 @@ def add_shards(plan: Plan, shards: Iterator[tuple[WorkUnit, Shard]]) -> Reductio
         tokens_LE=np.sum(tokens, axis=0) if tokens else None,
     )
     return Reduction(model, np.diagonal(quad).copy() / num_samples, asymmetry)
+
+
+def batches_kept(num_ranges: int, num_options: int) -> int:
+    """Calibration batches whose cross terms are kept apart, of so many sample ranges; 0 rather than one."""
+    num_batches = min(MAX_BATCHES, num_ranges, MAX_BATCH_BYTES // (8 * num_options**2))
+    return num_batches if num_batches > 1 else 0
 
 
 def mirror(quad_PP: np.ndarray, group_P: np.ndarray) -> np.ndarray:

@@ -9,14 +9,17 @@ from typing import Any
 from hpcmpq.batch.scheduler import chosen
 from hpcmpq.batch.status import Status, read_status
 from hpcmpq.batch.submit import make_files, submit_files
+from hpcmpq.calibrate.reduce import batches_kept
 from hpcmpq.cli import arguments, console, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.cli.json_output import Watched
 from hpcmpq.cli.stages import plan
 from hpcmpq.cli.usage import usage_parts
-from hpcmpq.errors import UserError
+from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.slurm.excluded import nodes_to_exclude
 from hpcmpq.slurm.usage import as_values, read_usage
+from hpcmpq.solve.memory import solve_peak_bytes
+from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 
 
@@ -42,21 +45,36 @@ def submit(
     if bad and scheduler == "slurm" and not any("exclude" in text for text in slurm or []):
         slurm = [*(slurm or []), f"exclude={','.join(bad)}"]
         console.say(f"--slurm {slurm[-1]}: units failed twice there and on no other node")
-    files = make_files(
-        RunDir(run_dir), config, executor, slurm or pbs or [], plan_on_cluster, scheduler=scheduler,
-        refine=settings.calibration.held_out > 0, reround=settings.rounds_again,
-        sharded=settings.evaluation.engine == "deepspeed",
-    )  # fmt: skip
+
+    def files_now() -> dict[str, str]:
+        return make_files(
+            RunDir(run_dir), config, executor, slurm or pbs or [], plan_on_cluster, scheduler=scheduler,
+            refine=settings.calibration.held_out > 0, reround=settings.rounds_again,
+            sharded=settings.evaluation.engine == "deepspeed", solve_bytes=_solve_bytes(RunDir(run_dir)),
+        )  # fmt: skip
+
+    files = files_now()  # what is wrong with the settings is said before anything is planned
     if dry_run:
         for name, text in files.items():
             console.say_as_is(f"# ---- {run_dir / scheduler / name}\n{text}")
         return {"files": {str(run_dir / scheduler / name): text for name, text in files.items()}}
     if not plan_on_cluster:
         plan(config, run_dir)
+        files = files_now()
     jobs = submit_files(RunDir(run_dir), files, scheduler)
     for name, number in jobs.items():
         console.say_as_is(f"{name} {number}")
     return {"jobs": jobs}
+
+
+def _solve_bytes(run: RunDir) -> int:
+    """Memory that reducing and solving a run will take; 0 where it is not planned yet."""
+    try:
+        plan = read_plan(run, with_times=False, screened=False)
+    except (UserError, DamagedFile):
+        return 0
+    num_ranges = len({unit.sample_start for unit in plan.units})
+    return solve_peak_bytes(plan.space, plan.config.solver, batches_kept(num_ranges, plan.space.num_options))
 
 
 @command("hpcmpq status runs/quickstart")

@@ -2,7 +2,9 @@
 
 from hpcmpq.batch.scheduler import Scheduler
 from hpcmpq.pbs.chain import chain_script
-from hpcmpq.pbs.settings import parse_settings
+from hpcmpq.pbs.settings import parse_settings, with_memory
 from hpcmpq.pbs.states import states
 
-PBS = Scheduler("PBS", "qsub", "qdel", "jobs/pbs", "pbs", ("pbs.sh",), parse_settings, chain_script, states)
+PBS = Scheduler(
+    "PBS", "qsub", "qdel", "jobs/pbs", "pbs", ("pbs.sh",), parse_settings, chain_script, states, with_memory
+)

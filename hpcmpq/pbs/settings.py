@@ -59,6 +59,18 @@ def _options_of(
     return options
 
 
+def with_memory(options: Mapping[str, str], gib: int) -> dict[str, str]:
+    """A job's options with a request for so many GiB in its first chunk, unless a chunk names memory already.
+
+    Example:
+        >>> with_memory({"select": "1:ncpus=1"}, 4), with_memory({"select": "1:ncpus=1:mem=2gb"}, 4)
+        ({'select': '1:ncpus=1:mem=4gb'}, {'select': '1:ncpus=1:mem=2gb'})
+    """
+    first, *others = options["select"].split("+")
+    named = ":mem=" in options["select"]
+    return dict(options) if named else {**options, "select": "+".join([f"{first}:mem={gib}gb", *others])}
+
+
 def one_rank_per_gpu(select: str) -> str:
     """The same chunks with as many ranks as GPUs; as they are where they have no GPUs.
 

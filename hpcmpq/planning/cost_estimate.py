@@ -49,6 +49,7 @@ class CostEstimate:
         export_peak_bytes: Of tensors in a process that exports the checkpoint and reads it back.
         peak_parts: `peak_bytes` by what takes them.
         reround_peak_bytes: Of tensors in a process that rounds the solution again; None where no weight can be.
+        solve_peak_bytes: Of arrays in a process that reduces and solves.
         seconds: On one worker like the machine that planned; None where the model is streamed.
         engine: ``wavefront``, ``whole``.
     """
@@ -66,6 +67,7 @@ class CostEstimate:
     export_peak_bytes: int | None = None
     peak_parts: Mapping[str, int] = field(default_factory=dict)
     reround_peak_bytes: int | None = None
+    solve_peak_bytes: int | None = None
 
 
 @torch.no_grad()
@@ -169,7 +171,8 @@ def cost_of_pass(
             round_s = rounding_seconds(formats, config.quantizer, num_positions, num_passes, times.forward)
     again = again_bytes(model, space, config.quantizer, weights, 2 * states, num_positions, activations)
     reading = COPIES_READ * read_bytes
-    later = later_peaks(model, config, space, z_NTV, state, block_bytes, reading, again)
+    num_ranges = len({unit.sample_start for unit in units})
+    later = later_peaks(model, config, space, z_NTV, state, block_bytes, reading, again, num_ranges)
     return CostEstimate(
         forwards,
         flops,
@@ -184,6 +187,7 @@ def cost_of_pass(
         later.export,
         peak_parts,
         later.reround,
+        later.solve,
     )
 
 

@@ -1,12 +1,14 @@
-"""What evaluation, rounding again and export will hold: the most bytes of tensors at once in one process."""
+"""What evaluation, rounding again, export and solve will hold: the most bytes at once in one process."""
 
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from hpcmpq.calibrate.reduce import batches_kept
 from hpcmpq.quantized.losses import MAX_KEPT_BYTES
 from hpcmpq.quantized.side_by_side import MAX_STATE_BYTES
 from hpcmpq.settings import Config
+from hpcmpq.solve.memory import solve_peak_bytes
 from hpcmpq.space import SearchSpace
 
 MODELS = 3
@@ -33,11 +35,13 @@ class LaterPeaks:
         evaluate: Of an evaluation with engine ``torch``.
         export: Of an export of the checkpoint, read back.
         reround: Of rounding the solution again and comparing it; None where no weight can be.
+        solve: Of adding shards up and of solving for budgets.
     """
 
     evaluate: int
     export: int
     reround: int | None
+    solve: int
 
 
 def later_peaks(
@@ -49,6 +53,7 @@ def later_peaks(
     block_bytes: tuple[int, int] | None,
     reading: int,
     again: int | None,
+    num_ranges: int,
 ) -> LaterPeaks:
     """All peaks.
 
@@ -61,6 +66,7 @@ def later_peaks(
         block_bytes: Of a streamed model, bytes outside its blocks and of the largest block.
         reading: Bytes while the data are read, which is before the model is.
         again: Bytes while weights are rounded again; None where none can be.
+        num_ranges: Ranges of samples that units measure apart.
     """
     output_bytes, state_bytes = z_NTV.nbytes, z_NTV.element_size() * state
     parameters = list(model.parameters())
@@ -89,7 +95,10 @@ def later_peaks(
         compared = FULL_PRECISION * max(p.numel() for p in parameters)  # one tensor at a time
         exporting = weights + scales + max(in_block + rounding, compared, outputs)
     again = None if again is None else max(reading, again, measuring(2, config.calibration.held_out))
-    return LaterPeaks(max(reading, measuring(MODELS, config.evaluation.num_samples)), exporting, again)
+    solving = solve_peak_bytes(space, config.solver, batches_kept(num_ranges, space.num_options))
+    return LaterPeaks(
+        max(reading, measuring(MODELS, config.evaluation.num_samples)), exporting, again, solving
+    )
 
 
 def searched_at_once(space: SearchSpace) -> int:

@@ -73,6 +73,17 @@ def _options_of(
     return options
 
 
+def with_memory(options: Mapping[str, str], gib: int) -> dict[str, str]:
+    """A job's options with a request for so many GiB on a node, unless they name memory already.
+
+    Example:
+        >>> with_memory({"time": "10"}, 4), with_memory({"mem_per_cpu": "2G"}, 4)
+        ({'time': '10', 'mem': '4G'}, {'mem_per_cpu': '2G'})
+    """
+    named = {"mem", "mem_per_cpu"} & set(options)
+    return dict(options) if named else {**options, "mem": f"{gib}G"}
+
+
 def one_rank_per_gpu(options: Mapping[str, str]) -> dict[str, str]:
     """The same allocation with as many tasks as it has GPUs, however many it had; without GPUs as it was.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from hpcmpq.batch.submit import MEMORY_ROOM
 from hpcmpq.errors import UserError
 from hpcmpq.store.json_files import read_json, write_artefact
 from hpcmpq.store.run_dir import RunDir
@@ -23,8 +24,8 @@ FIELDS = (
     "AllocTRES", "ConsumedEnergyRaw", "Submit", "Start",
 )  # fmt: skip
 
-MEMORY_ROOM, TIME_ROOM = 1.25, 1.5
-"""What to request is what was used times this."""
+TIME_ROOM = 1.5
+"""What to request is what was used times this; of memory it is `MEMORY_ROOM`."""
 
 GIB = 2**30
 

@@ -13,6 +13,7 @@ from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.solvers.answer import find_feasible, prepare, solution
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.cp_sat.integer import solve_linear
+from hpcmpq.solvers.memory import Room, convex_bytes, lifted_bytes, room
 from hpcmpq.solvers.proof.blocks import block_bound
 from hpcmpq.solvers.proof.branch import prove
 from hpcmpq.solvers.proof.gilmore_lawler import full_bound
@@ -41,7 +42,9 @@ class QuadraticSolver:
         compact = prepare(problem, started, time_limit_s)
         if isinstance(compact, Solution):
             return compact
-        if is_sparse(compact.quad_PP) and compact.num_options <= LARGEST_LIFT:
+        needed, memory = lifted_bytes(compact.num_groups, int(compact.size_G.max())), room()
+        small = compact.num_options <= LARGEST_LIFT and needed <= memory.bytes
+        if is_sparse(compact.quad_PP) and small:
             compact = replace(compact, quad_PP=compact.quad_PP.toarray())
         deadline = started + time_limit_s
         hint, bound = None if hint_G is None else compact.compress(hint_G), -np.inf
@@ -74,36 +77,31 @@ class QuadraticSolver:
         part_s = {"search": time.perf_counter() - started}
         bound, record = max(bound, full_bound(compact)), None
         left_s, first_s = deadline - time.perf_counter(), first_bound_s(compact)
-        lifted = compact.num_options <= LARGEST_LIFT and left_s > 2.0 * first_s
-        if not lifted and compact.num_options <= LARGEST_LIFT:  # too little time for the proof: search on
+        lifted = small and left_s > 2.0 * first_s
+        if small and not lifted:  # too little time for the proof: search on
             again = search(compact, deadline=started + 0.6 * time_limit_s, seed=seed + 1, hint_G=found[0])
             found = min(found, again or found, key=lambda one: one[1])
         if not lifted or left_s < 4.0 * first_s:
             until = deadline - 0.05 * time_limit_s
             if lifted:  # a quick bound in case that the relaxation gets few steps
                 until = time.perf_counter() + 0.15 * left_s
-            begun = time.perf_counter()
+            begun, name = time.perf_counter(), "bound by least cross terms"
             if is_sparse(compact.quad_PP):
-                bound = max(bound, block_bound(compact, found[0], until))
-            else:
-                bound = max(bound, spectral_bound(compact, found[0], until, seed))
-            name = "bound by blocks" if is_sparse(compact.quad_PP) else "convex bound"
+                bound, name = max(bound, block_bound(compact, found[0], until)), "bound by blocks"
+            elif convex_bytes(compact.num_options) <= memory.bytes:
+                bound, name = max(bound, spectral_bound(compact, found[0], until, seed)), "convex bound"
             part_s[name] = time.perf_counter() - begun
         choice_G = compact.expand(found[0])
         if lifted:
             record = ProofRecord()
             choice_G, _, proven = prove(compact, found[0], deadline, seed, record)
             bound = max(bound, proven)
-        timed_out = (
-            compact.num_options <= LARGEST_LIFT or time.perf_counter() > deadline - 0.05 * time_limit_s
-        )
+        timed_out = small or time.perf_counter() > deadline - 0.05 * time_limit_s
         answer = solution(problem, choice_G, compact.original_objective(bound), started, timed_out=timed_out)
         if record is not None:
             part_s.update(record.part_s)
         if answer.termination is not Termination.OPTIMAL:
-            detail = (
-                f"the problem is too large for more than a {name}" if record is None else limited_by(record)
-            )
+            detail = limited_by(record) if record is not None else too_large(name, needed, memory)
             answer = replace(answer, detail=detail)
         return replace(answer, proof=() if record is None else tuple(record.lines), part_s=part_s)
 
@@ -112,6 +110,17 @@ def first_bound_s(compact: Compact) -> float:
     """About the seconds in which the relaxation starts and gives its first useful bound; little for small problems."""
     dimension = 1 + compact.num_options - compact.num_groups
     return FIRST_STEPS * STEP_COST_S * float(dimension) ** 3
+
+
+def too_large(name: str, needed: float, memory: Room) -> str:
+    """Why there is no more than a cheaper bound, from the bytes of the relaxation and those that are left."""
+    sentence = f"the problem is too large for more than a {name}"
+    if needed <= memory.bytes:
+        return sentence
+    return (
+        f"{sentence}: the relaxation would take {needed / 1e9:.2g} GB, and {memory.limit} leaves "
+        f"{memory.bytes / 1e9:.2g}"
+    )
 
 
 FIRST_STEPS = 10.0

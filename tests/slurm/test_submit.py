@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.plan import UnitOutcome, make_units, plan_to_json
 from hpcmpq.slurm.chain import chain_script
 from hpcmpq.slurm.settings import KEYS, one_rank_per_gpu, parse_settings
+from hpcmpq.space import SearchSpace
 from hpcmpq.store.attempts import recording
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.quadratic_file import write_quadratic
@@ -94,6 +96,42 @@ def test_dry_run_prints_every_script_and_writes_nothing(name: str, tmp_path: Pat
     for text in files.values():
         assert text in result.stdout
     assert not (tmp_path / "run").exists()
+
+
+def solve_call(executor: str, texts: list[str], solve_bytes: int, folder: Path) -> str:
+    """What submits the job `solve`, on one line."""
+    config = folder / "config.yaml"
+    files = make_files(
+        RunDir(folder / "run"), config, executor, texts, False, refine=False, solve_bytes=solve_bytes
+    )
+    lines = files["submit.sh"].replace(" \\\n   ", "").splitlines()
+    return next(line for line in lines if line.startswith("submit solve"))
+
+
+def test_solve_asks_for_the_memory_that_is_predicted_where_none_is_named(tmp_path: Path):
+    assert "--mem" not in solve_call("mpi", [], 400_000_000, tmp_path)
+    assert "--mem=9G" in solve_call("mpi", [], 7_000_000_000, tmp_path)
+    assert "--mem=9G" in solve_call("mpi", ["calibrate.mem=64G"], 7_000_000_000, tmp_path)
+    for texts in (["mem=2G"], ["solve.mem=2G"], ["solve.mem_per_cpu=2G"]):
+        call = solve_call("mpi", texts, 7_000_000_000, tmp_path)
+        assert "2G" in call and "9G" not in call
+
+
+def test_submit_predicts_the_memory_of_solve_from_the_plan(tmp_path: Path):
+    plan = synthetic_plan()
+    space = SearchSpace(plan.space.groups * 20, plan.space.formats * 20)
+    run = RunDir(tmp_path / "run")
+    write_json(run.plan_path, plan_to_json(dataclasses.replace(plan, space=space)))
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        '{model: {factory: "hpcmpq.examples.digits:model"}, '
+        'calibration: {data: "hpcmpq.examples.digits:calibration"}}'
+    )
+    command = ["submit", str(config), "--run-dir", str(run.path), "--dry-run", "--slurm", "partition=gpu"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    asked = re.findall(r"submit solve [^#]*?--mem=(\d+)G", result.stdout)
+    assert len(asked) == 1 and 2 <= int(asked[0]) <= 8
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,8 @@ class _Proof:
             if outcome is None:
                 continue
             node, bound = outcome
-            if time.perf_counter() + 4 * node.step_s > self.deadline:
+            late = time.perf_counter() + 4 * node.step_s > self.deadline
+            if late or self.record.short_of_memory(node.relaxation.lift.size):
                 heapq.heappush(heap, (bound, next(counter), node))
                 break
             for child, child_bound in self.children(node, bound):

@@ -5,6 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from hpcmpq.problem import ProofLine
+from hpcmpq.solvers.memory import matrices_bytes, room
 
 
 @dataclass
@@ -16,12 +17,21 @@ class ProofRecord:
         lines: One for every certificate.
         part_s: Seconds by part.
         open_nodes: Nodes that were left when it ended.
+        memory_limit: What left no memory for two more nodes, and so ended it; empty where nothing did.
     """
 
     begun: float = field(default_factory=time.perf_counter)
     lines: list[ProofLine] = field(default_factory=list)
     part_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     open_nodes: int = 0
+    memory_limit: str = ""
+
+    def short_of_memory(self, size: int) -> bool:
+        """Whether two nodes of so many lifted coordinates, and a certificate of one, might not fit any more."""
+        left = room()
+        if left.bytes < NODES_AHEAD * matrices_bytes(size):
+            self.memory_limit = left.limit
+        return bool(self.memory_limit)
 
 
 def limited_by(record: ProofRecord) -> str:
@@ -35,6 +45,9 @@ def limited_by(record: ProofRecord) -> str:
     if not record.lines:
         return "no time was left for a step of the proof"
     last = record.lines[-1]
+    if record.memory_limit:
+        nodes = f"{last.node} node{'s' * (last.node > 1)}"
+        return f"the memory limits the proof: {record.memory_limit} leaves no room for more than {nodes}"
     if last.node > 1:
         root = [line for line in record.lines if line.node == 1][-1]
         return (
@@ -56,6 +69,9 @@ def limited_by(record: ProofRecord) -> str:
     part = "number of steps" if closed > STALLED else "relaxation"
     return f"the {part} limits the proof: the last {steps} closed {100 * closed:.3g} % of the gap"
 
+
+NODES_AHEAD = 3
+"""Nodes that must fit before one is split: its two parts, and what bounding one of them takes on the way."""
 
 FEW_STEPS = 100
 """Steps under which a relaxation is far from its value."""
