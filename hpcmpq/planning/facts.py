@@ -14,6 +14,7 @@ from hpcmpq.models.data.samples import Splits
 from hpcmpq.plan import CHOICES, KEPT, content_hash
 from hpcmpq.quantized.activations import rounds_activations
 from hpcmpq.quantized.checkpoint import open_checkpoint
+from hpcmpq.quantized.source_codes import FORMAT, SOURCE_CODES, takes_source_codes
 from hpcmpq.sensitivity import find_method
 from hpcmpq.sensitivity.probes import num_probes
 from hpcmpq.sensitivity.sampled_positions import samples_positions
@@ -26,6 +27,10 @@ TARGETS = "calibration.targets"
 
 SPECIAL_TOKENS = "calibration.special_tokens"
 """What is around every sample, where that is not what versions before this setting did."""
+
+
+SUPER_BLOCKS = "quantizer.super_blocks"
+"""How types of ggml are rounded where integers are compensated; plans older than this rounded them to the nearest."""
 
 
 def find_facts(
@@ -77,6 +82,8 @@ def find_facts(
         **flatten(kept),
         **({SPECIAL_TOKENS: splits.special_tokens} if framed else {}),
         **({CHOICES: KEPT} if keeps_choices(config, chooses) else {}),
+        **({SUPER_BLOCKS: "gptq"} if _compensates_super_blocks(config) else {}),
+        **({SOURCE_CODES: FORMAT} if takes_source_codes(config.model.path, config.formats) else {}),
         "model.weights": weights,
         "calibration.samples": content_hash(samples.content_hashes()),
         "groups.found": content_hash([[m.parameter for m in g.members] for g in space.groups]),
@@ -89,6 +96,11 @@ def find_facts(
 def keeps_choices(config: Config, chooses: bool) -> bool:
     """Whether options keep the original's choices of experts while they are measured."""
     return chooses and find_method(config.sensitivity.method).forward_only
+
+
+def _compensates_super_blocks(config: Config) -> bool:
+    ggml = any(FORMATS[name].type == "ggml" for name in config.formats)
+    return ggml and config.quantizer.rounding == "gptq"
 
 
 def _loss_positions(config: Config, num_outputs: int) -> int | str | None:

@@ -28,6 +28,7 @@ from hpcmpq.planning.original import Original, check_method, find_groups, load_o
 from hpcmpq.planning.rounded_activations import check_activations, keep_ranges
 from hpcmpq.planning.search import search_space, units_of
 from hpcmpq.quantized.activations import rounds_activations
+from hpcmpq.quantized.source_codes import SOURCE_CODES
 from hpcmpq.rounding.options import check_rounding
 from hpcmpq.sensitivity import find_method
 from hpcmpq.settings import Config
@@ -71,7 +72,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         check_scales(original.model, space, torch.float16)
     facts = find_facts(config, original.fingerprint(), splits, space, outputs_NTV.shape[-1], found.chooses)
     if planned is not None:
-        unknown = {name: facts[name] for name in (TARGETS, ROUNDING, CHOICES) if name in facts}
+        unknown = {name: facts[name] for name in (TARGETS, ROUNDING, CHOICES, SOURCE_CODES) if name in facts}
         check_same_facts(planned.facts, facts, str(run.path), default_facts() | unknown)
         check_same_settings(original.model, planned)
         check_same_outputs(planned, first.inputs, outputs_NTV)

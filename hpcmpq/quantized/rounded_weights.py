@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.quantized.source_codes import SourceCodes
 from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes, is_stored
 from hpcmpq.quantizers import choose_qparams, decode, encode, fake_quantize
 from hpcmpq.quantizers.codes import QParams
@@ -30,12 +31,14 @@ class RoundedWeights:
         quantizer: How weights are rounded.
         codes: Those that are stored.
         largest: The largest absolute weight of the group that a weight is of, [].
+        source: Codes of the files that the model came in.
     """
 
     quantizer: Quantizer
     codes: StoredCodes | SolutionCodes | None
     _qparams: dict[tuple[str, str], QParams] = field(default_factory=dict)
     largest: Callable[[Member], Tensor] | None = None
+    source: SourceCodes | None = None
 
     def decoded(self, member: Member, format_name: str, rows_RK: Tensor, first: int = 0) -> Tensor:
         """The rows as inference in a format sees them, [R, K].
@@ -47,7 +50,7 @@ class RoundedWeights:
             first: Place of the first of them in the whole matrix.
         """
         weight_format = FORMATS[format_name]
-        if self._is_stored(member, format_name):
+        if self._is_stored(member, format_name) or self._is_in_source(member, format_name):
             return decode(*self.encoded(member, format_name, rows_RK, first), weight_format, self.quantizer)
         qparams = self._chosen(member, format_name, rows_RK)
         return fake_quantize(rows_RK, weight_format, self.quantizer, qparams)
@@ -56,6 +59,9 @@ class RoundedWeights:
         self, member: Member, format_name: str, rows_RK: Tensor, first: int = 0
     ) -> tuple[Tensor, QParams]:
         """Codes of the rows, [R, K], and what they mean; arguments as in `decoded`."""
+        if self.source is not None and self._is_in_source(member, format_name):
+            _check_whole(member, format_name, rows_RK)
+            return self.source.read(member, rows_RK)
         if not self._is_stored(member, format_name):
             qparams = self._chosen(member, format_name, rows_RK)
             return encode(rows_RK, qparams, FORMATS[format_name], self.quantizer), qparams
@@ -70,17 +76,26 @@ class RoundedWeights:
             return is_stored(format_name, self.quantizer)
         return self.codes.holds(member, format_name, self.quantizer)
 
+    def _is_in_source(self, member: Member, format_name: str) -> bool:
+        return self.source is not None and self.source.holds(member, format_name)
+
     def _chosen(self, member: Member, format_name: str, rows_RK: Tensor) -> QParams:
         key = (member.parameter, format_name)
         if key not in self._qparams:
             chosen = FORMATS[format_name]
             largest = None
             if not chosen.rows_apart:
-                if self.largest is None or len(rows_RK) != member.num_rows:
-                    raise UserError(
-                        f"{format_name} has scales that rows share, and the weights are in parts here; use "
-                        "evaluation.engine torch and model.stream false, or leave the format out"
-                    )
+                _check_whole(member, format_name, rows_RK if self.largest is not None else None)
+                assert self.largest is not None
                 largest = self.largest(member) if chosen.scales == "e4m3" else None
             self._qparams[key] = choose_qparams(rows_RK, chosen, self.quantizer, largest)
         return self._qparams[key]
+
+
+def _check_whole(member: Member, format_name: str, rows_RK: Tensor | None) -> None:
+    """Raise `UserError` unless the rows are all of a weight's."""
+    if rows_RK is None or len(rows_RK) != member.num_rows:
+        raise UserError(
+            f"{format_name} has scales that rows share, and the weights are in parts here; use evaluation.engine torch "
+            "and model.stream false, or leave the format out"
+        )

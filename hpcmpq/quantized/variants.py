@@ -19,6 +19,7 @@ from hpcmpq.models.weights import as_matrix, from_matrix, swapped
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.activations import Activations, read_maxima
 from hpcmpq.quantized.rounded_weights import RoundedWeights
+from hpcmpq.quantized.source_codes import SourceCodes, source_codes
 from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes
 from hpcmpq.quantizers.codes import QParams
 from hpcmpq.space import Group, Member, SearchSpace
@@ -45,6 +46,7 @@ class Variants:
         solved: Codes that replace the options' under one whole assignment.
         sources: {parameter: weight to round from} where the model has other weights for now.
         streamed: The model's blocks, where they are read when they run.
+        source: Codes of the files that the model came in, if it came quantized.
     """
 
     model: nn.Module
@@ -55,6 +57,7 @@ class Variants:
     solved: SolutionCodes | None = None
     sources: Mapping[str, Tensor] | None = None
     streamed: Streamed | None = None
+    source: SourceCodes | None = None
     _qparams: dict[tuple[str, str], QParams] = field(default_factory=dict)
     _kept: dict[tuple[str, str], dict[str, Tensor]] = field(default_factory=dict)
 
@@ -104,7 +107,7 @@ class Variants:
 
     @cached_property
     def _rounded(self) -> RoundedWeights:
-        return RoundedWeights(self.quantizer, self.codes, self._qparams, self._largest)
+        return RoundedWeights(self.quantizer, self.codes, self._qparams, self._largest, self.source)
 
     def _largest(self, member: Member) -> Tensor:
         """The largest absolute weight of a member's group."""
@@ -224,4 +227,5 @@ def open_variants(
             check_same_outputs(plan, first, forward(model, first))
     codes = StoredCodes(run, plan.fingerprint)
     maxima = read_maxima(run, plan.fingerprint)
-    return Variants(model, plan.space, config.quantizer, maxima, codes, streamed=streamed)
+    source = source_codes(plan, model)
+    return Variants(model, plan.space, config.quantizer, maxima, codes, streamed=streamed, source=source)
