@@ -4,8 +4,8 @@ They are those of error-compensated rounding, and those of checkpoints that anot
 Σ x xᵀ gives other last bits on other machines, and now and then another code. So no worker does: a file of a weight
 holds its codes, packed at their width, and every sensitivity, measurement and export decodes the same ones.
 
-RUN/rounded/ holds the codes of every weight in every integer format. RUN/rerounded/NAME/ holds those of one
-assignment, every weight in its own format, which are the weights of that very assignment and of no other.
+RUN/rounded/ holds the codes of every weight in every integer format and type of ggml. RUN/rerounded/NAME/ holds those
+of one assignment, every weight in its own format, which are the weights of that very assignment and of no other.
 """
 
 import hashlib
@@ -19,15 +19,20 @@ import torch
 from torch import Tensor
 
 from hpcmpq.errors import DamagedFile, UserError
-from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.formats import FORMATS, Format, Quantizer
 from hpcmpq.quantizers.codes import QParams
+from hpcmpq.quantizers.gptq import COMPENSATED
 from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.quantizers.packing import pack, unpack
+from hpcmpq.quantizers.super_blocks import LAYOUTS
 from hpcmpq.space import Member
 from hpcmpq.store.h5_files import read_attributes, read_h5, write_h5
 from hpcmpq.store.run_dir import RunDir
 
 _log = logging.getLogger(__name__)
+
+_FLOATS = ("scale", "offset", "super_scale", "super_offset")
+"""Parts of `QParams` that are stored as they are, where codes have them."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +87,10 @@ class StoredCodes:
         """Store {format: codes [M, K] and what they mean} of a weight, all at once."""
         arrays: dict[str, np.ndarray] = {}
         for name, (codes_MK, qparams) in codes.items():
-            lowest, _ = code_limits(FORMATS[name], quantizer)
+            lowest = _lowest(FORMATS[name], quantizer.symmetric)
             arrays[f"{name}/packed"] = pack(codes_MK, FORMATS[name].num_bits, lowest).numpy()
-            arrays[f"{name}/scale"] = qparams.scale.cpu().numpy()
-            if qparams.zero_point is not None:
-                arrays[f"{name}/zero_point"] = qparams.zero_point.cpu().numpy()
+            parts = {part: getattr(qparams, part) for part in (*_FLOATS, "zero_point")}
+            arrays |= {f"{name}/{part}": x.cpu().numpy() for part, x in parts.items() if x is not None}
         attributes: dict[str, str | int | float] = {
             "parameter": member.parameter,
             "fingerprint": self.fingerprint,
@@ -96,7 +100,7 @@ class StoredCodes:
         write_h5(self._path(member), arrays, attributes)
 
     def read(self, member: Member, format_name: str, like: Tensor) -> tuple[Tensor, QParams]:
-        """Codes [M, K] and range of a weight in an integer format, on the device of `like`.
+        """Codes [M, K] and what they mean, of a weight in a format that has some, on the device of `like`.
 
         Raises:
             UserError: If they are missing.
@@ -110,20 +114,26 @@ class StoredCodes:
         arrays, attributes = read_h5(path, self.made_by)
         if attributes["fingerprint"] != self.fingerprint:
             raise UserError(f"{path} belongs to another plan; run `{self.made_by}` again")
+        if f"{format_name}/scale" not in arrays:
+            raise UserError(f"{path} is of an earlier version and has no {format_name}; plan a new run")
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        floats = {
+            part: torch.from_numpy(arrays[f"{format_name}/{part}"]).to(like.device, dtype)
+            for part in _FLOATS
+            if f"{format_name}/{part}" in arrays
+        }
         zero_point = arrays.get(f"{format_name}/zero_point")
         qparams = QParams(
-            torch.from_numpy(arrays[f"{format_name}/scale"]).to(like.device, dtype),
-            None if zero_point is None else torch.from_numpy(zero_point).to(like.device),
+            **floats, zero_point=None if zero_point is None else torch.from_numpy(zero_point).to(like.device)
         )
         whole = arrays.get(f"{format_name}/codes")  # a byte a code, as versions before wrote them
         if whole is not None:
             return torch.from_numpy(whole).to(like.device), qparams
-        words_MW, num_bits = torch.from_numpy(arrays[f"{format_name}/packed"]), FORMATS[format_name].num_bits
+        words_MW, format = torch.from_numpy(arrays[f"{format_name}/packed"]), FORMATS[format_name]
         symmetric = bool(attributes["symmetric"])
-        lowest, _ = code_limits(FORMATS[format_name], Quantizer(symmetric=symmetric))
-        codes_MK = unpack(words_MW, num_bits, member.num_columns) + lowest
-        return codes_MK.to(like.device, torch.int8 if symmetric else torch.uint8), qparams
+        codes_MK = unpack(words_MW, format.num_bits, member.num_columns) + _lowest(format, symmetric)
+        signed = symmetric or format.type == "ggml"
+        return codes_MK.to(like.device, torch.int8 if signed else torch.uint8), qparams
 
     def _path(self, member: Member) -> Path:
         name = hashlib.sha256(member.parameter.encode()).hexdigest()[:16]
@@ -158,5 +168,12 @@ class SolutionCodes:
 
 def is_stored(format_name: str, quantizer: Quantizer) -> bool:
     """Whether a format's codes are made before anything is measured."""
-    compensated = quantizer.rounding == "gptq" and FORMATS[format_name].type == "int"
+    compensated = quantizer.rounding == "gptq" and FORMATS[format_name].type in COMPENSATED
     return compensated or format_name in quantizer.checkpoints
+
+
+def _lowest(format: Format, symmetric: bool) -> int:
+    """The smallest code of a format."""
+    if format.type == "ggml":
+        return LAYOUTS[format.name].codes[0]
+    return code_limits(format, Quantizer(symmetric=symmetric))[0]

@@ -27,7 +27,11 @@ SUPER_ELEMENTS = 2**22
 
 
 def choose_qparams(
-    weight_MK: Tensor, format: Format, quantizer: Quantizer, largest: Tensor | None = None
+    weight_MK: Tensor,
+    format: Format,
+    quantizer: Quantizer,
+    largest: Tensor | None = None,
+    importance_K: Tensor | None = None,
 ) -> QParams:
     """Scales for each output channel and group of inputs; the last group may be shorter.
 
@@ -41,6 +45,7 @@ def choose_qparams(
         format: Integer formats have a scale per group, float formats one per channel or block.
         quantizer: Group size, symmetry and kind of range.
         largest: Largest absolute value of all weights that share a global scale, []; of this one alone if None.
+        importance_K: What a squared error of each input counts, positive; formats of ggml alone look at it.
 
     Raises:
         ValueError: If weights are NaN or infinite.
@@ -57,7 +62,8 @@ def choose_qparams(
         return QParams(torch.ones(num_rows, 1, dtype=dtype, device=weight_MK.device))
     if format.type == "ggml":
         rows_per_step = max(1, SUPER_ELEMENTS // num_columns)
-        return joined([choose(rows_RK.to(dtype), format) for rows_RK in weight_MK.split(rows_per_step)])
+        parts = [choose(rows.to(dtype), format, importance_K) for rows in weight_MK.split(rows_per_step)]
+        return joined(parts)
     shape = block_shape(format, quantizer)
     common = None
     if format.scales == "e4m3":

@@ -70,12 +70,13 @@ SUPER_FACTORS = (1.0, 0.94, 0.97, 1.03)
 """On the float16 that holds the largest scale of a super-block."""
 
 
-def choose(weight_MK: Tensor, format: Format) -> QParams:
+def choose(weight_MK: Tensor, format: Format, importance_K: Tensor | None = None) -> QParams:
     """Scales and offsets of least squared error, by search in groups and then in super-blocks.
 
     Args:
         weight_MK: Finite, float32 or float64; K is padded with zeros to whole super-blocks.
         format: One of `LAYOUTS`.
+        importance_K: What a squared error of each input counts, not negative; the same for all if None.
 
     Returns:
         `scale` and `offset` [M, S] of every group, and the float16 numbers `super_scale` and `super_offset` [M, B]
@@ -85,7 +86,11 @@ def choose(weight_MK: Tensor, format: Format) -> QParams:
     size = SUPER_BLOCK if layout.largest_scale > 1 else layout.length
     padded_MBL = _whole(weight_MK, size)
     x_NGL = padded_MBL.reshape(-1, size // layout.length, layout.length)
-    scale_NG, offset_NG = _fit(x_NGL, layout)
+    counts_NGL = None
+    if importance_K is not None and (mean := float(importance_K.mean())) > 0:
+        counts_1BL = _whole((importance_K / mean).to(weight_MK.dtype)[None], size)
+        counts_NGL = counts_1BL.expand(len(weight_MK), -1, -1).reshape(x_NGL.shape)
+    scale_NG, offset_NG = _fit(x_NGL, layout, counts_NGL)
     best: tuple[Tensor, ...] = ()
     for factor in SUPER_FACTORS:
         # A float16 that is the scale itself may have either sign.
@@ -94,7 +99,7 @@ def choose(weight_MK: Tensor, format: Format) -> QParams:
         offset_N1 = _half(offset_NG.amax(-1, keepdim=True) / layout.largest_scale)
         kept_NG = _multiples(scale_NG, super_N1, layout)
         shift_NG = _multiples(offset_NG, offset_N1, layout)
-        error_N1 = _error(x_NGL, kept_NG, shift_NG, layout).sum(-1, keepdim=True)
+        error_N1 = _error(x_NGL, kept_NG, shift_NG, layout, counts_NGL).sum(-1, keepdim=True)
         found = (error_N1, super_N1, kept_NG, shift_NG)
         if not best:
             best, common_N1 = found, offset_N1
@@ -116,7 +121,7 @@ def encode(weight_MK: Tensor, qparams: QParams, format: Format, quantizer: Quant
     layout = LAYOUTS[format.name]
     x_MSL = _groups(weight_MK, qparams, layout)
     offset_MS = torch.zeros_like(qparams.scale) if qparams.offset is None else qparams.offset
-    codes_MSL = _nearest(x_MSL, qparams.scale.unsqueeze(-1), offset_MS.unsqueeze(-1), layout)
+    codes_MSL = nearest(x_MSL, qparams.scale.unsqueeze(-1), offset_MS.unsqueeze(-1), layout)
     return codes_MSL.flatten(1)[:, : weight_MK.shape[1]].to(torch.int8)
 
 
@@ -124,13 +129,13 @@ def decode(codes_MK: Tensor, qparams: QParams, format: Format, quantizer: Quanti
     """Weights scale · value − offset [M, K], in the dtype of `qparams.scale`."""
     layout = LAYOUTS[format.name]
     codes_MSL = _groups(codes_MK, qparams, layout)
-    value_MSL = _values(codes_MSL.to(qparams.scale.dtype), layout) * qparams.scale.unsqueeze(-1)
+    value_MSL = values_of(codes_MSL.to(qparams.scale.dtype), layout) * qparams.scale.unsqueeze(-1)
     if qparams.offset is not None:
         value_MSL = value_MSL - qparams.offset.unsqueeze(-1)
     return value_MSL.flatten(1)[:, : codes_MK.shape[1]]
 
 
-def _fit(x_NGL: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+def _fit(x_NGL: Tensor, layout: Layout, counts_NGL: Tensor | None) -> tuple[Tensor, Tensor]:
     """Scale and offset of every group alone, [N, G]: the best of a grid, each improved by least squares."""
     low, high = layout.codes
     zero_NG = torch.zeros_like(x_NGL[..., 0])
@@ -146,9 +151,9 @@ def _fit(x_NGL: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     scale_NG, offset_NG = zero_NG, zero_NG
     for factor in FACTORS:
         tried_NG, shift_NG = factor * start_NG, first_NG
-        value_NGL = _values(_nearest(x_NGL, tried_NG.unsqueeze(-1), shift_NG.unsqueeze(-1), layout), layout)
-        tried_NG, shift_NG = _least_squares(x_NGL, value_NGL, layout)
-        error_NG = _error(x_NGL, tried_NG, shift_NG, layout)
+        codes_NGL = nearest(x_NGL, tried_NG.unsqueeze(-1), shift_NG.unsqueeze(-1), layout)
+        tried_NG, shift_NG = _least_squares(x_NGL, values_of(codes_NGL, layout), layout, counts_NGL)
+        error_NG = _error(x_NGL, tried_NG, shift_NG, layout, counts_NGL)
         better_NG = error_NG < best_NG
         best_NG = torch.where(better_NG, error_NG, best_NG)
         scale_NG = torch.where(better_NG, tried_NG, scale_NG)
@@ -156,16 +161,24 @@ def _fit(x_NGL: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     return scale_NG, offset_NG
 
 
-def _least_squares(x_NGL: Tensor, value_NGL: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+def _least_squares(
+    x_NGL: Tensor, value_NGL: Tensor, layout: Layout, counts_NGL: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The scale and offset that bring given values closest to x."""
-    square_NG, product_NG = value_NGL.square().sum(-1), (value_NGL * x_NGL).sum(-1)
+    counted_NGL = value_NGL if counts_NGL is None else value_NGL * counts_NGL
+    square_NG, product_NG = (counted_NGL * value_NGL).sum(-1), (counted_NGL * x_NGL).sum(-1)
     alone_NG = torch.where(square_NG > 0, product_NG / square_NG, 0.0)
     if not layout.offsets:
         return alone_NG, torch.zeros_like(alone_NG)
-    mean_NG, middle_NG = value_NGL.mean(-1), x_NGL.mean(-1)
-    spread_NG = square_NG - mean_NG.square() * layout.length
+    if counts_NGL is None:
+        total_NG: Tensor | float = float(layout.length)
+        mean_NG, middle_NG = value_NGL.mean(-1), x_NGL.mean(-1)
+    else:
+        total_NG = counts_NGL.sum(-1).clamp(min=torch.finfo(x_NGL.dtype).tiny)
+        mean_NG, middle_NG = counted_NGL.sum(-1) / total_NG, (counts_NGL * x_NGL).sum(-1) / total_NG
+    spread_NG = square_NG - mean_NG.square() * total_NG
     slope_NG = torch.where(
-        spread_NG > 0, (product_NG - mean_NG * middle_NG * layout.length) / spread_NG, 0.0
+        spread_NG > 0, (product_NG - mean_NG * middle_NG * total_NG) / spread_NG, 0.0
     ).clamp(min=0)
     offset_NG = slope_NG * mean_NG - middle_NG
     if layout.signed_offsets:
@@ -174,7 +187,8 @@ def _least_squares(x_NGL: Tensor, value_NGL: Tensor, layout: Layout) -> tuple[Te
     return torch.where(free_NG, slope_NG, alone_NG.clamp(min=0)), offset_NG.clamp(min=0)
 
 
-def _nearest(x: Tensor, scale: Tensor, offset: Tensor, layout: Layout) -> Tensor:
+def nearest(x: Tensor, scale: Tensor, offset: Tensor, layout: Layout) -> Tensor:
+    """Codes of the numbers of a grid that are nearest, in the dtype given; scale and offset broadcast to x."""
     steps = torch.where(scale != 0, (x + offset) / torch.where(scale != 0, scale, 1.0), 0.0)
     if not layout.values:
         return steps.round_().clamp_(*layout.codes)
@@ -182,16 +196,20 @@ def _nearest(x: Tensor, scale: Tensor, offset: Tensor, layout: Layout) -> Tensor
     return torch.bucketize(steps, (values[1:] + values[:-1]) / 2).to(x.dtype)
 
 
-def _values(codes: Tensor, layout: Layout) -> Tensor:
+def values_of(codes: Tensor, layout: Layout) -> Tensor:
+    """What codes stand for, to be scaled; in the dtype given."""
     if not layout.values:
         return codes
     return torch.tensor(layout.values, dtype=codes.dtype, device=codes.device)[codes.long()]
 
 
-def _error(x_NGL: Tensor, scale_NG: Tensor, offset_NG: Tensor, layout: Layout) -> Tensor:
+def _error(
+    x_NGL: Tensor, scale_NG: Tensor, offset_NG: Tensor, layout: Layout, counts_NGL: Tensor | None
+) -> Tensor:
     scale_NG1, offset_NG1 = scale_NG.unsqueeze(-1), offset_NG.unsqueeze(-1)
-    value_NGL = _values(_nearest(x_NGL, scale_NG1, offset_NG1, layout), layout)
-    return (value_NGL * scale_NG1 - offset_NG1 - x_NGL).square().sum(-1)
+    value_NGL = values_of(nearest(x_NGL, scale_NG1, offset_NG1, layout), layout)
+    error_NGL = (value_NGL * scale_NG1 - offset_NG1 - x_NGL).square()
+    return (error_NGL if counts_NGL is None else error_NGL * counts_NGL).sum(-1)
 
 
 def _multiples(x_NG: Tensor, unit_N1: Tensor, layout: Layout) -> Tensor:

@@ -20,6 +20,7 @@ from hpcmpq.quantized.padding import padding_masks
 from hpcmpq.quantized.stored_codes import StoredCodes
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.quantizers import decode
+from hpcmpq.quantizers.gptq import COMPENSATED
 from hpcmpq.rounding import RoundingMethod
 from hpcmpq.rounding.layer_inputs import InputSums, SameInputs, inputs_in_order, no_sums, rows_given
 from hpcmpq.rounding.linear_layers import is_linear_weight
@@ -138,5 +139,5 @@ class RoundingAgain:
 
 
 def is_rounded_again(format_name: str, quantizer: Quantizer) -> bool:
-    """Whether codes in a format can be chosen: integers, but those that another tool chose."""
-    return FORMATS[format_name].type == "int" and format_name not in quantizer.checkpoints
+    """Whether codes in a format can be chosen: integers and ggml's, but those that another tool chose."""
+    return FORMATS[format_name].type in COMPENSATED and format_name not in quantizer.checkpoints

@@ -13,7 +13,7 @@ from hpcmpq.quantized.checkpoint import open_checkpoint
 from hpcmpq.quantized.stored_codes import StoredCodes, is_stored
 from hpcmpq.quantizers import choose_qparams, encode
 from hpcmpq.quantizers.codes import QParams
-from hpcmpq.quantizers.gptq import compensated_codes, compensation
+from hpcmpq.quantizers.gptq import compensated_codes, compensated_qparams, compensation
 from hpcmpq.rounding.linear_layers import check_linear, is_embedding
 from hpcmpq.rounding.original_inputs import OriginalInputs
 from hpcmpq.space import Member, SearchSpace
@@ -87,7 +87,8 @@ def make_codes(
         write(member, _codes(weight_MK, None, made_here[member], quantizer), None)
     compensated = [member for member in missing if member not in nearest]
     for members, sums in inputs.of(compensated) if compensated else ():
-        factor = compensation(sums.hessian_KK, quantizer) if sums.num_rows >= FEWEST_INPUTS else None
+        hessian_KK = sums.hessian_KK if sums.num_rows >= FEWEST_INPUTS else None
+        factor = None if hessian_KK is None else (hessian_KK, *compensation(hessian_KK, quantizer))
         for member in members:
             if not sums.num_rows and _alike(member) not in called:
                 raise UserError(
@@ -99,16 +100,24 @@ def make_codes(
 
 
 def _codes(
-    weight_MK: Tensor, factor: tuple[Tensor, Tensor] | None, names: Sequence[str], quantizer: Quantizer
+    weight_MK: Tensor,
+    factor: tuple[Tensor, Tensor, Tensor] | None,
+    names: Sequence[str],
+    quantizer: Quantizer,
 ) -> dict[str, tuple[Tensor, QParams]]:
     codes: dict[str, tuple[Tensor, QParams]] = {}
     for name in names:
         format = FORMATS[name]
-        qparams = choose_qparams(weight_MK, format, quantizer)
         if factor is None:
+            qparams = choose_qparams(weight_MK, format, quantizer)
             codes[name] = encode(weight_MK, qparams, format, quantizer), qparams
         else:
-            codes[name] = compensated_codes(weight_MK, factor, qparams, format, quantizer), qparams
+            hessian_KK, *rest = factor
+            qparams = compensated_qparams(weight_MK, hessian_KK, format, quantizer)
+            codes[name] = (
+                compensated_codes(weight_MK, (rest[0], rest[1]), qparams, format, quantizer),
+                qparams,
+            )
     return codes
 
 

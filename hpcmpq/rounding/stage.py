@@ -75,7 +75,8 @@ def reround(
     )
     if not again.wanted:
         raise UserError(
-            "no weight of the solution can be rounded again: it takes linear layers in integer formats"
+            "no weight of the solution can be rounded again: it takes linear layers in integer formats and types of "
+            "llama.cpp"
         )
     repaired = attempt == kept_codes(solution)
     if repaired and all(own.has(m) for m in again.wanted if m.parameter in solution["reround"]["parameters"]):

@@ -16,8 +16,9 @@ class Quantizer:
         range: ``absmax`` keeps the largest weight, ``mse`` searches the clipping of least squared error.
         activations: ``dynamic`` scales every token's inputs by their own largest; ``static`` scales all inputs of
             a layer by the largest that the calibration samples gave it.
-        rounding: ``nearest``, or ``gptq``: integer codes that make up for one another's errors on the calibration
-            samples, see `hpcmpq.quantizers.gptq`. They are made once, before anything is measured.
+        rounding: ``nearest``, or ``gptq``: codes of integer formats and ggml's types that make up for one another's
+            errors on the calibration samples, see `hpcmpq.quantizers.gptq`. They are made once, before anything is
+            measured.
         damping: Of ``gptq``: share of the mean of Σ x xᵀ's diagonal that is added to it.
         act_order: Of ``gptq``: round inputs of large Σ x² first.
         scales: What scales are rounded to before anything is measured with them: ``bfloat16``, or numbers that

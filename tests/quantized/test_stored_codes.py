@@ -83,6 +83,37 @@ def test_the_exported_checkpoint_holds_the_compensated_weights(tmp_path):
     torch.testing.assert_close(read, expected, rtol=0, atol=2e-6)
 
 
+def test_types_of_llama_cpp_are_compensated_measured_and_exported_as_they_are_stored(tmp_path):
+    """What the package gguf decodes is closer to the original's outputs than what is nearest, by the stored codes."""
+    gguf = pytest.importorskip("gguf", reason="needs the extra export")
+    made = llama(intermediate_size=256)
+    formats = ["q2_k", "q4_k", "iq4_nl", "q5_1"]
+    settings = {"rounding": "gptq", "group_size": 32}
+    run, plan = plan_run(
+        tmp_path, made, torch.float32, formats=formats, quantizer=settings, target="llama_cpp"
+    )
+    assignment = solve_by_turns(run, plan)
+    member = next(g.members[0] for g in plan.space.groups if "down_proj" in g.name)
+    stored = StoredCodes(run, plan.fingerprint)
+    weight_MK = load_model(plan.config.model).get_parameter(member.parameter)
+    for name in formats:
+        codes_MK, qparams = stored.read(member, name, weight_MK)
+        nearest_MK = encode(
+            weight_MK, choose_qparams(weight_MK, TABLE[name], Quantizer()), TABLE[name], Quantizer()
+        )
+        assert codes_MK.dtype == torch.int8 and not torch.equal(codes_MK, nearest_MK)
+    export(run, "gguf")
+    read = {t.name: t for t in gguf.GGUFReader(run.path / "exports" / "gguf" / "model.gguf").tensors}
+    for block in range(2):
+        name = f"model.layers.{block}.mlp.down_proj"
+        codes_MK, qparams = stored.read(Member(f"{name}.weight", 128, 256), assignment[name], weight_MK)
+        tensor = read[f"blk.{block}.ffn_down.weight"]
+        decoded_MK = gguf.dequantize(tensor.data, tensor.tensor_type)
+        assert np.array_equal(
+            decoded_MK, decode(codes_MK, qparams, TABLE[assignment[name]], Quantizer()).numpy()
+        )
+
+
 PADDING = 100
 
 

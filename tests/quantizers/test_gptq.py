@@ -7,7 +7,7 @@ from torch import Tensor
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.quantizers import choose_qparams, decode, encode
 from hpcmpq.quantizers.codes import QParams
-from hpcmpq.quantizers.gptq import compensated_codes, compensation
+from hpcmpq.quantizers.gptq import compensated_codes, compensated_qparams, compensation
 
 
 def make(num_rows: int, num_columns: int) -> tuple[Tensor, Tensor]:
@@ -51,6 +51,47 @@ def test_codes_are_those_of_the_definition(name, symmetric, act_order, num_colum
     expected_MK = by_definition(weight_MK, hessian_KK, qparams, format, quantizer)
     assert codes_MK.dtype == expected_MK.dtype
     assert torch.equal(codes_MK, expected_MK)
+
+
+SUPER_BLOCKS = [name for name, format in FORMATS.items() if format.type == "ggml"]
+
+
+@pytest.mark.parametrize("name", SUPER_BLOCKS)
+@pytest.mark.parametrize("act_order", [False, True])
+def test_codes_of_super_blocks_are_those_of_the_definition(name, act_order):
+    quantizer = Quantizer(group_size=32, rounding="gptq", act_order=act_order)
+    format = FORMATS[name]
+    weight_MK, hessian_KK = make(3, 64 if format.block == (1, 32) else 256)
+    qparams = compensated_qparams(weight_MK, hessian_KK, format, quantizer)
+    codes_MK = compensated_codes(weight_MK, compensation(hessian_KK, quantizer), qparams, format, quantizer)
+    assert codes_MK.dtype == torch.int8
+    assert torch.equal(codes_MK, by_definition(weight_MK, hessian_KK, qparams, format, quantizer))
+
+
+@pytest.mark.parametrize("name", SUPER_BLOCKS)
+def test_error_of_the_outputs_falls_in_super_blocks(name):
+    """By ranges that know which inputs are large, and by codes that make up for one another's errors."""
+    quantizer = Quantizer(group_size=32, rounding="gptq")
+    weight_MK, hessian_KK = make(16, 256)
+    format = FORMATS[name]
+
+    def output_error(codes_MK: Tensor, qparams: QParams, hessian_KK: Tensor) -> float:
+        error_MK = decode(codes_MK, qparams, format, quantizer) - weight_MK
+        return float((error_MK @ hessian_KK * error_MK).sum())
+
+    plain = choose_qparams(weight_MK, format, quantizer)
+    weighted = compensated_qparams(weight_MK, hessian_KK, format, quantizer)
+    diagonal_KK = hessian_KK.diagonal().square().diag()  # a few inputs much larger than others
+    aware = compensated_qparams(weight_MK, diagonal_KK, format, quantizer)
+    errors = [
+        output_error(encode(weight_MK, qparams, format, quantizer), qparams, diagonal_KK)
+        for qparams in (plain, aware)
+    ]
+    assert errors[1] < errors[0]
+    codes_MK = compensated_codes(weight_MK, compensation(hessian_KK, quantizer), weighted, format, quantizer)
+    nearest_MK = encode(weight_MK, plain, format, quantizer)
+    compensated = output_error(codes_MK, weighted, hessian_KK)
+    assert compensated < 0.9 * output_error(nearest_MK, plain, hessian_KK)
 
 
 @pytest.mark.parametrize("name", ["int2", "int3", "int4", "int8"])
