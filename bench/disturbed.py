@@ -24,6 +24,8 @@ from bench.results import ROOT
 PATIENCE_S = 300.0
 _MARK = "HPCMPQ_FAULT_MARK"
 """Environment variable of processes under a launcher."""
+ACTORS = f"{_MARK}_ACTORS"
+"""Environment variable of a Ray whose actors belong to the command that runs."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,25 @@ def run(
     draw: random.Random,
     undisturbed_s: float,
     launcher: Sequence[str] = (),
+    tasks: int = 1,
 ) -> Ended:
-    """`hpcmpq WORDS` with a fault, to its end; nothing of it is left. A launcher starts processes of its own."""
+    """`hpcmpq WORDS` with a fault, to its end; nothing of it is left.
+
+    Args:
+        words: Its arguments.
+        fault: What happens to it.
+        draw: Says when.
+        undisturbed_s: How long it takes otherwise.
+        launcher: A command that starts Python, once or in several processes of its own.
+        tasks: Processes that share the work as those of a job array, each with its `--part`.
+    """
     begun = time.monotonic()
     reader, writer = os.pipe()  # which has room on the fullest disk
     fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 1 << 20)
     process = os.fork()
     if process == 0:
         os.close(reader)
-        _become(words, writer, fault, draw, launcher)
+        _become(words, writer, fault, draw, launcher, tasks)
     os.close(writer)
     with suppress(ProcessLookupError, PermissionError):  # the child does so too, whoever is first
         os.setpgid(process, process)
@@ -82,7 +94,12 @@ def run(
 
 
 def _become(
-    words: Sequence[str], writer: int, fault: Fault, draw: random.Random, launcher: Sequence[str]
+    words: Sequence[str],
+    writer: int,
+    fault: Fault,
+    draw: random.Random,
+    launcher: Sequence[str],
+    tasks: int,
 ) -> None:
     """The rest of the life of a forked process."""
     status = 1
@@ -97,6 +114,9 @@ def _become(
         multiprocessing.get_context = lambda method=None: forking  # type: ignore[assignment]
         if fault.inside is not None:
             fault.inside(draw)
+        if tasks > 1:
+            words = [*words, "--part", f"{_share_out(tasks)}/{tasks}"]
+            sys.argv = ["hpcmpq", *words]
         if launcher:
             environment = {
                 **os.environ,
@@ -104,7 +124,7 @@ def _become(
                 "PYTHONPATH": str(ROOT),
                 "OMP_NUM_THREADS": "1",
             }
-            os.execve(launcher[0], [*launcher, sys.executable, "-m", "hpcmpq", *words], environment)
+            os.execve(launcher[0], [*launcher, "-m", "hpcmpq", *words], environment)
         from hpcmpq.cli import main
 
         main()
@@ -119,6 +139,20 @@ def _become(
         os._exit(status)
 
 
+def _share_out(tasks: int) -> int:
+    """The number of a task, in a process of its own; the one that started them ends as the worst of them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    started = []
+    for task in range(tasks):
+        process = os.fork()
+        if process == 0:
+            return task
+        started.append(process)
+    ended = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started]
+    worst = min(ended) if min(ended) < 0 else max(ended)
+    os._exit(128 - worst if worst < 0 else worst)
+
+
 def _text(number: int) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         io.BufferedWriter(io.FileIO(number, "w", closefd=False)), "utf-8", line_buffering=True
@@ -126,14 +160,23 @@ def _text(number: int) -> io.TextIOWrapper:
 
 
 def _members(group: int) -> list[int]:
-    """Processes of a command, itself first: those of its group, and those that a launcher started in others."""
+    """Processes of a command, itself first: those of its group, and those that a launcher started in others.
+
+    The actors of a Ray that runs beside are among them.
+    """
     found, mark = [], f"{_MARK}={group}".encode()
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError, IndexError):
             fields = (path / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            if fields[0] != "Z" and (int(fields[2]) == group or mark in (path / "environ").read_bytes()):
+            environment = (path / "environ").read_bytes()
+            is_actor = ACTORS.encode() in environment and _is_actor((path / "cmdline").read_bytes())
+            if fields[0] != "Z" and (int(fields[2]) == group or mark in environment or is_actor):
                 found.append(int(path.name))
     return sorted(found, key=lambda number: number != group)
+
+
+def _is_actor(command: bytes) -> bool:
+    return command.startswith(b"ray::") and not command.startswith(b"ray::IDLE")
 
 
 def _send(processes: Sequence[int], number: int) -> None:

@@ -2,14 +2,15 @@
 
     python -m bench.faults                    1,000 faults, an hour at most; writes section `faults` of bench/RESULTS.md
     python -m bench.faults --faults 50        up to number 50 in all
-    python -m bench.faults --mpi --faults 10  beside them, calibrations over three MPI ranks
+    python -m bench.faults --executor mpi --faults 10  beside them, calibrations over three MPI ranks; or array, ray
     python -m bench.faults --first 7 --faults 8 --no-write     number 7 again, with all that was said
 
 Every fault is drawn from its number: a stage of a run of three small layers, with codes of their own and two local
-workers; what happens to it; and when. Outcomes are kept in `runs/faults.jsonl`: the same command goes on. A fault is
-passed when the stage, started again as often as it takes, leaves what the undisturbed run has, less times; where it
-ends with a sentence that names another command, that one is run first. The campaign takes up a fault of another
-version of the package only when the file is removed.
+workers; what happens to it; and when. Of the other executors a calibration is disturbed: of three ranks of MPI, of two
+tasks of an array, or on a Ray that runs beside, with two actors. Outcomes are kept in `runs/faults.jsonl`: the same
+command goes on. A fault is passed when the stage, started again as often as it takes, leaves what the undisturbed run
+has, less times; where it ends with a sentence that names another command, that one is run first. The campaign takes up
+a fault of another version of the package only when the file is removed.
 """
 
 import argparse
@@ -23,8 +24,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -33,7 +34,7 @@ import h5py
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from bench.disturbed import FAULTS, FORKED, NONE, Ended, run
+from bench.disturbed import ACTORS, FAULTS, FORKED, NONE, Ended, run
 from bench.results import ROOT, table, without_keys, write_section
 
 STAGES = {
@@ -44,6 +45,12 @@ STAGES = {
     "refine": "refine RUN --workers 1",
     "export": "export RUN",
     "evaluate": "evaluate RUN",
+}
+EXECUTORS = {
+    "local": "calibrate RUN --workers 2",
+    "array": "calibrate RUN --workers 1",
+    "mpi": "calibrate RUN --executor mpi",
+    "ray": "calibrate RUN --executor ray",
 }
 CHECKS = {"calibrate": STAGES["calibrate"], "report": "report RUN"}
 """What looks at every shard, and at the rest."""
@@ -74,7 +81,7 @@ class Outcome:
         stage: What was running.
         fault: A name in `FAULTS`.
         damaged: The file, where one was damaged.
-        mpi: Whether three ranks of MPI ran it.
+        executor: What ran its work units.
         ending: ``unhurt`` (ended well, with the same bits), ``again`` (the same command went on), ``named`` (another
             command had to run first, and the sentence said which), ``later`` (a damaged file that the stage does not
             read was mended when it was read), or what is wrong.
@@ -85,7 +92,7 @@ class Outcome:
     fault: str
     damaged: str
     ending: str
-    mpi: bool = False
+    executor: str = "local"
 
 
 @dataclass(frozen=True)
@@ -95,24 +102,60 @@ class Undisturbed:
     folder: Path
     config: Path
     seconds: Mapping[str, float]
-    launcher: tuple[str, ...] = ()
+    executor: str = "local"
 
     def before(self, stage: str) -> Path:
         """The run as a stage finds it."""
         return self.folder / ("nothing", *self.seconds)[list(self.seconds).index(stage)]
 
     def run(self, stage: str, work: Path, fault: str | None, draw: random.Random) -> Ended:
-        """A stage in a directory; `calibrate` under the launcher, where there is one."""
-        launched = stage == "calibrate" and self.launcher
-        command = "calibrate RUN --executor mpi" if launched else {**STAGES, **CHECKS}[stage]
+        """A stage in a directory; `calibrate` by the executor."""
+        shared = stage == "calibrate" and self.executor != "local"
+        command = EXECUTORS[self.executor] if shared else {**STAGES, **CHECKS}[stage]
         words = [{"CONFIG": str(self.config), "RUN": str(work)}.get(word, word) for word in command.split()]
         chosen = NONE if fault is None else FAULTS[fault]
-        return run(words, chosen, draw, self.seconds.get(stage, 0.0), self.launcher if launched else ())
+        launcher = launcher_of(self.executor) if shared else ()
+        tasks = 2 if shared and self.executor == "array" else 1
+        return run(words, chosen, draw, self.seconds.get(stage, 0.0), launcher, tasks)
 
 
-def undisturbed(
-    folder: Path, stages: Sequence[str] = tuple(STAGES), launcher: tuple[str, ...] = ()
-) -> Undisturbed:
+def launcher_of(executor: str) -> tuple[str, ...]:
+    """The command that starts Python for an executor; empty where a process forks from this one.
+
+    Raises:
+        SystemExit: If there is no mpiexec.
+    """
+    if executor in ("local", "array"):
+        return ()
+    if executor == "ray":
+        return (sys.executable,)
+    mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if mpiexec is None:
+        raise SystemExit("there is no mpiexec")
+    return (mpiexec, "-n", "3", sys.executable)
+
+
+@contextmanager
+def cluster_of(executor: str) -> Iterator[None]:
+    """A Ray of two places that clients find by their environment, where the executor is that."""
+    if executor != "ray":
+        yield
+        return
+    from ray.cluster_utils import Cluster
+
+    from tests.ray_cluster import ENVIRONMENT, node
+
+    with tempfile.TemporaryDirectory(prefix="hq", dir="/tmp", ignore_cleanup_errors=True) as temporary:
+        os.environ.update({**ENVIRONMENT, "RAY_TMPDIR": temporary, ACTORS: "1"})
+        cluster = Cluster(initialize_head=True, head_node_args={**node(), "num_cpus": 2})
+        os.environ["RAY_ADDRESS"] = cluster.address
+        try:
+            yield
+        finally:
+            cluster.shutdown()
+
+
+def undisturbed(folder: Path, stages: Sequence[str] = tuple(STAGES), executor: str = "local") -> Undisturbed:
     """The first stages without faults, kept after each; libraries are read once, here."""
     from tests.executors.tiny_model import CONFIG
 
@@ -122,7 +165,7 @@ def undisturbed(
     seconds: dict[str, float] = {}
     text = CONFIG.format(method="secant", rounding="gptq", samples="more_samples")
     (folder / "config.yaml").write_text(f"{text}evaluation: {{num_samples: 8}}\n", encoding="utf-8")
-    made = Undisturbed(folder, folder / "config.yaml", seconds, launcher)
+    made = Undisturbed(folder, folder / "config.yaml", seconds, executor)
     work = folder / "run"
     (folder / "nothing").mkdir()
     for stage in stages:
@@ -173,8 +216,8 @@ def _contents(path: Path) -> bytes:
 def suffer(number: int, whole: Undisturbed, say: Say = lambda _: None) -> Outcome:
     """Draw a fault, let it happen, and do as a user would."""
     draw = random.Random(number)
-    stages = ["calibrate"] if whole.launcher else list(whole.seconds)
-    faults = [name for name in FAULTS if not (whole.launcher and name in FORKED)]
+    stages = list(whole.seconds) if whole.executor == "local" else ["calibrate"]
+    faults = [name for name in FAULTS if not (launcher_of(whole.executor) and name in FORKED)]
     stage, fault = draw.choice(stages), draw.choice(faults)
     if stage == "plan" and FAULTS[fault].before is not None:  # there is no file yet
         stage = draw.choice(stages[1:])
@@ -185,7 +228,7 @@ def suffer(number: int, whole: Undisturbed, say: Say = lambda _: None) -> Outcom
     before = FAULTS[fault].before
     damaged = "" if before is None else before(work, draw)
     ending = _ending(stage, fault, damaged, whole, work, draw, say)
-    return Outcome(number, stage, fault, damaged, ending, bool(whole.launcher))
+    return Outcome(number, stage, fault, damaged, ending, whole.executor)
 
 
 def _ending(
@@ -215,11 +258,12 @@ def _completed(
             return "a traceback"
         if (
             ended.status == 2
-            and not whole.launcher
+            and whole.executor == "local"  # others say it in each process
             and len(re.findall(r"^hpcmpq: ", ended.said, flags=re.MULTILINE)) != 1
         ):
             return "not one sentence"
-        killed = start == 0 and (ended.status < 0 or whole.launcher)  # mpiexec has a status of its own then
+        # What starts other processes has a status of its own then.
+        killed = start == 0 and (ended.status < 0 or whole.executor != "local")
         if ended.status not in (0, 2, 75) and not killed:
             return f"exit status {ended.status}"
         commands = [c for c in dict.fromkeys(re.findall(r"`hpcmpq ([a-z]+)", ended.said)) if c in STAGES]
@@ -262,9 +306,11 @@ def report(outcomes: list[Outcome]) -> str:
     )  # fmt: skip
     met = Counter(o.stage for o in outcomes)
     stages = ", ".join(f"{stage} {met[stage]}" for stage in STAGES)
+    by = Counter(o.executor for o in outcomes)
+    executors = ", ".join(f"{by[executor]} {executor}" for executor in EXECUTORS)
     return (
         f"## Faults\n\n`python -m bench.faults`: {len(outcomes)} faults at random moments of stages of a small run, "
-        f"with two local workers or, {sum(o.mpi for o in outcomes)} of them, three ranks of MPI;\n"
+        f"by executor {executors};\n"
         "after each, the results have to be those of the undisturbed run, bit for bit, less times. "
         f"Stages met: {stages}.{_wrong(outcomes)}\n\n{table(header, rows)}"
     )
@@ -283,25 +329,25 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first fault")
     parser.add_argument("--faults", type=int, default=1000, help="number after the last")
     parser.add_argument("--time-limit", type=float, default=3600.0, help="seconds")
-    parser.add_argument("--mpi", action="store_true", help="calibrations over three ranks of MPI")
+    parser.add_argument(
+        "--executor", choices=EXECUTORS, default="local", help="of all but local, calibrations"
+    )
     parser.add_argument("--no-write", action="store_true", help="print all that is said, and keep nothing")
     arguments = parser.parse_args()
     kept = ROOT / "runs" / "faults.jsonl"
     lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() and not arguments.no_write else []
-    outcomes = {(o.mpi, o.number): o for o in (Outcome(**json.loads(line)) for line in lines)}
-    mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if arguments.mpi and mpiexec is None:
-        parser.error("there is no mpiexec")
-    shown = (("plan", "calibrate"), (str(mpiexec), "-n", "3")) if arguments.mpi else (tuple(STAGES), ())
+    outcomes = {(o.executor, o.number): o for o in (Outcome(**json.loads(line)) for line in lines)}
+    chosen = arguments.executor
+    stages = tuple(STAGES) if chosen == "local" else ("plan", "calibrate")
     begun = time.monotonic()
-    numbers = [n for n in range(arguments.first, arguments.faults) if (arguments.mpi, n) not in outcomes]
-    with tempfile.TemporaryDirectory(prefix="hpcmpq-faults-") as folder:
-        whole = undisturbed(Path(folder) / "whole", *shown) if numbers else None
+    numbers = [n for n in range(arguments.first, arguments.faults) if (chosen, n) not in outcomes]
+    with tempfile.TemporaryDirectory(prefix="hpcmpq-faults-") as folder, cluster_of(chosen):
+        whole = undisturbed(Path(folder) / "whole", stages, chosen) if numbers else None
         for number in numbers:
             if whole is None or time.monotonic() - begun > arguments.time_limit:
                 break
             outcome = suffer(number, whole, print if arguments.no_write else lambda _: None)
-            outcomes[arguments.mpi, number] = outcome
+            outcomes[chosen, number] = outcome
             print(outcome, flush=True)
             if not arguments.no_write:
                 kept.parent.mkdir(exist_ok=True)

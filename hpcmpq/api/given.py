@@ -24,11 +24,10 @@ from hpcmpq.models.load import quiet_transformers
 from hpcmpq.models.original_marks import settings_of
 from hpcmpq.models.weight_digests import weights_fingerprint
 from hpcmpq.settings import is_factory
+from hpcmpq.store.original import SOURCE, read_source
 from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.sums import is_listed_as, is_whole, write_sums
 from hpcmpq.store.whole_files import replacing, replacing_directory
-
-SOURCE = "source.json"
-"""In RUN/original: what it was made of, here with the form `memory`."""
 
 
 def model_settings(run: RunDir, model: Any, tokenizer: Any) -> dict[str, str]:
@@ -64,11 +63,11 @@ def model_settings(run: RunDir, model: Any, tokenizer: Any) -> dict[str, str]:
 def _saved(run: RunDir, model: Any, tokenizer: Any) -> Path:
     directory = run.original_path
     digest = _digest(model, tokenizer)
-    if (directory / SOURCE).is_file():
-        before = json.loads((directory / SOURCE).read_text(encoding="utf-8"))
-        if before.get("digest") == digest:
-            return directory
-    _check_unplanned(run, "another model")
+    before = read_source(directory)
+    if before.get("digest") == digest and is_whole(directory):
+        return directory
+    if before.get("digest", digest) != digest or not directory.exists():
+        _check_unplanned(run, "another model")
     with replacing_directory(directory) as attempt, quiet_transformers():
         model.save_pretrained(attempt)
         if tokenizer is not None:
@@ -76,6 +75,7 @@ def _saved(run: RunDir, model: Any, tokenizer: Any) -> Path:
         name = Path(model.name_or_path).name or type(model).__name__
         source = {"path": None, "form": "memory", "digest": digest, "name": name}
         (attempt / SOURCE).write_text(json.dumps(source), encoding="utf-8")
+        write_sums(attempt)
     return directory
 
 
@@ -117,14 +117,15 @@ def data_setting(run: RunDir, use: str, data: Any, description: ModelDescription
         write_source(source, written, f"the {use} data", description)
         content = written.read_bytes()
     before = {old: old.read_bytes() for old in run.data_path.glob(f"{use}.*")}
-    if before == {path: content}:
+    if before == {path: content} and is_whole(run.data_path):
         return str(path.resolve())
-    if before:
+    if before and before != {path: content} and not is_listed_as(path, content):
         _check_unplanned(run, f"other {use} data")
     with replacing(path) as attempt:
         attempt.write_bytes(content)
     for old in before.keys() - {path}:
         old.unlink()
+    write_sums(run.data_path)
     return str(path.resolve())
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpcmpq.executors.world import ALONE, World
+from hpcmpq.store.original import check_original
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir, remove_leftovers
 from hpcmpq.store.shards import pending
@@ -31,11 +32,20 @@ def unseen(done: int, total: int) -> None:
     """The progress that nobody looks at."""
 
 
+READING_THE_MODEL = ("round", "calibrate", "refine", "reround", "time", "export", "evaluate")
+
+
 @contextmanager
 def stage(run: RunDir, name: str) -> Iterator[None]:
-    """Remove what killed stages left before, and keep the wall time of this one after."""
+    """Remove what killed stages left before, and keep the wall time of this one after.
+
+    Raises:
+        DamagedFile: If it reads RUN/original, and a file of that is not what was written.
+    """
     remove_leftovers(run)
     start = time.monotonic()
+    if name in READING_THE_MODEL:
+        check_original(run)
     yield
     keep_timing(run, name, time.monotonic() - start, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
 

@@ -16,6 +16,7 @@ from hpcmpq.store.json_files import write_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
+from hpcmpq.store.sums import write_sums
 from hpcmpq.tables import look_up, named_by
 from hpcmpq.targets import TARGETS
 
@@ -61,7 +62,7 @@ def export(run: RunDir, name: str, verify: bool = True) -> str:
         UserError: If the format is unknown, cannot hold the solution, or nothing is solved yet.
         NotReproduced: If what is read back is not the run's model; nothing of the export is kept.
     """
-    from hpcmpq.export.model_card import serve_command, write_card
+    from hpcmpq.export.model_card import CARDS, serve_command, write_card
     from hpcmpq.export.whole_directory import replacing_directory
 
     exporter = look_up(EXPORTERS, name, "export format")
@@ -86,6 +87,7 @@ def export(run: RunDir, name: str, verify: bool = True) -> str:
         write_json(attempt / VERIFICATION, verification.to_values())
         if name != "tool_configs":
             write_card(attempt, plan, solution, name)
+        write_sums(attempt, leaving_out=CARDS)
     line = f"{written.text} in {directory}{''.join(f', {note}' for note in written.notes)}, {verification}"
     num_bytes = 0 if name == "fake_quantized" else weight_bytes(directory)
     if not num_bytes:

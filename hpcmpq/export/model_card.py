@@ -11,6 +11,9 @@ from hpcmpq.targets.kv_cache import CACHE_DTYPES, serve_options
 ORIGINAL = "README-original.md"
 """The original's own card, where it has one."""
 
+CARDS = ("README.md", ORIGINAL)
+"""Files that people change."""
+
 SERVED_BY = {
     "compressed_tensors": "vllm serve {}",
     "modelopt": "trtllm-serve {}",

@@ -8,7 +8,6 @@ where `model.dtype` is float32. Everything else that is quantized is refused in 
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
@@ -23,12 +22,12 @@ from hpcmpq.models.description import describe_model
 from hpcmpq.models.factories import describe
 from hpcmpq.models.load import model_class, quiet_transformers
 from hpcmpq.settings import ModelConfig
+from hpcmpq.store.original import SOURCE, read_source
+from hpcmpq.store.sums import is_whole, write_sums
+from hpcmpq.store.whole_files import replacing_directory
 
 DEQUANTIZED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
 """`quant_method` in `config.json`: the settings of transformers that dequantize it when loading."""
-
-SOURCE = "source.json"
-"""What the directory was made of."""
 
 _SETTINGS = ("quantization_config", "compression_config")
 _SIDECARS = ("quantize_config.json", "hf_quant_config.json", "quant_config.json")
@@ -58,14 +57,13 @@ def unpacked(config: ModelConfig, directory: Path, *, weights: bool = True) -> M
     if form is None:
         return config
     source = {"path": str(path), "form": form, "digest": _digest(path), "dtype": config.dtype}
-    if (directory / SOURCE).is_file():
-        before = json.loads((directory / SOURCE).read_text(encoding="utf-8"))
-        if any(before.get(key) != source[key] for key in ("digest", "dtype")):
-            raise PlanMismatch(
-                f"{directory} holds the dequantized weights of {before.get('path')} in {before.get('dtype')}, and "
-                f"{path} in {config.dtype} is another model; restore it or use a new run directory"
-            )
-    else:
+    before = read_source(directory)
+    if before and any(before.get(key) != source[key] for key in ("digest", "dtype")):
+        raise PlanMismatch(
+            f"{directory} holds the dequantized weights of {before.get('path')} in {before.get('dtype')}, and "
+            f"{path} in {config.dtype} is another model; restore it or use a new run directory"
+        )
+    if not before or not is_whole(directory):
         if weights:
             log.info(
                 "%s is quantized (%s): its weights are dequantized to %s in %s",
@@ -74,10 +72,7 @@ def unpacked(config: ModelConfig, directory: Path, *, weights: bool = True) -> M
                 config.dtype,
                 directory,
             )
-        attempt = directory.with_name(directory.name + ".partial")
-        shutil.rmtree(attempt, ignore_errors=True)
-        attempt.mkdir(parents=True)
-        with quiet_transformers():
+        with replacing_directory(directory) as attempt, quiet_transformers():
             try:
                 (_write_gguf if form == "gguf" else _write_directory)(config, form, attempt, weights)
             except UserError:
@@ -87,8 +82,8 @@ def unpacked(config: ModelConfig, directory: Path, *, weights: bool = True) -> M
                     f"cannot dequantize {path} ({form}): {describe(error)}; give the original model, or load it in a "
                     "function and use model.factory"
                 ) from error
-        (attempt / SOURCE).write_text(json.dumps(source), encoding="utf-8")
-        os.replace(attempt, directory)
+            (attempt / SOURCE).write_text(json.dumps(source), encoding="utf-8")
+            write_sums(attempt)
     return replace(config, path=str(directory.resolve()))
 
 

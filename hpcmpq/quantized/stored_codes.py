@@ -26,7 +26,7 @@ from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.quantizers.packing import pack, unpack
 from hpcmpq.quantizers.super_blocks import LAYOUTS
 from hpcmpq.space import Member
-from hpcmpq.store.h5_files import read_attributes, read_h5, write_h5
+from hpcmpq.store.h5_files import read_h5, read_number, write_h5
 from hpcmpq.store.run_dir import RunDir
 
 _log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class StoredCodes:
 
     def num_inputs(self, member: Member) -> int | None:
         """Inputs of its layer that a weight's codes were fitted to; None of other codes and of earlier versions."""
-        return read_attributes(self._path(member)).get("num_inputs")
+        return read_number(self._path(member), "num_inputs")
 
     def has(self, member: Member) -> bool:
         """Whether a weight's file is there and whole."""

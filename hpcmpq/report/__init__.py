@@ -27,6 +27,7 @@ from hpcmpq.report.provenance import files_table
 from hpcmpq.report.stages import stage_table, usage_table
 from hpcmpq.report.tables import Table, budget_table, comparison_table, group_table, write_csv
 from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.sums import check_sums
 from hpcmpq.store.whole_files import replacing
 
 FILES_FOLDER = "report"
@@ -40,7 +41,9 @@ def write_report(run: RunDir) -> Path:
 
     Raises:
         UserError: If the run is not solved yet, or matplotlib is not installed.
+        DamagedFile: If an artefact or a file of an export is damaged.
     """
+    _check_exports(run)
     findings = read_findings(run)
     try:
         from hpcmpq.report.curves import marks
@@ -75,6 +78,13 @@ def write_report(run: RunDir) -> Path:
     with replacing(run.report_path) as attempt:
         attempt.write_text(text, encoding="utf-8", errors="surrogateescape")
     return run.report_path
+
+
+def _check_exports(run: RunDir) -> None:
+    """That the files of exports, whose sizes and verification the page shows, are those that were read back."""
+    check_sums(run.checkpoint_path, f"run `hpcmpq export {run.path}` again to write it anew")
+    for folder in sorted(run.file("exports").glob("*")):
+        check_sums(folder, f"run `hpcmpq export {run.path} --format {folder.name}` again to write it anew")
 
 
 def _remove_others(folder: Path, tables: set[str], figures: set[str]) -> None:

@@ -1,7 +1,6 @@
 """Where the numbers come from and how to get them again: model, data, settings, files, environment, commands."""
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from hpcmpq.errors import DamagedFile
 from hpcmpq.report.findings import Findings
 from hpcmpq.report.tables import Column, Table, share_of
 from hpcmpq.store.attempts import read_processes
+from hpcmpq.store.original import checked_source
 from hpcmpq.wording import show_bytes
 
 WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data", ".bin")
@@ -24,14 +23,9 @@ Facts = list[tuple[str, str]]
 def given_model(findings: Findings) -> dict[str, Any]:
     """What RUN/original was made of: `path`, `form`, perhaps `name`; empty where the plan's model is what was given."""
     path, kept = findings.plan.config.model.path, findings.run.original_path
-    if path is None or Path(path).name != kept.name or not (kept / "source.json").is_file():
+    if path is None or Path(path).name != kept.name:
         return {}
-    try:
-        return dict(json.loads((kept / "source.json").read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise DamagedFile(
-            f"{kept / 'source.json'} is damaged ({error}); copy {kept} to this run anew"
-        ) from None
+    return checked_source(findings.run)
 
 
 def model_name(findings: Findings) -> str:

@@ -1,17 +1,22 @@
 """JSON files that are whole or not there; artefacts of ours with a checksum.
 
 It is the last key, `digest`: BLAKE2b over the JSON text of everything before it, so that damage which is still JSON is
-found. A file without one, of an earlier version, is taken as it is.
+found. A file without one, of an earlier version, is taken as it is; ``edited`` in its place says that somebody changed
+the file and means it.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.store.whole_files import placing, replacing
+
+EDITED = "edited"
+"""What the digest of a file is that somebody has changed and means."""
 
 
 def write_json(path: Path, values: Any, *, allow_nan: bool = False) -> None:
@@ -50,7 +55,9 @@ def read_json(path: Path, made_by: str) -> Any:
 
 
 def read_edited_json(path: Path, made_by: str) -> tuple[dict[str, Any], bool]:
-    """As `read_json`, of an artefact that people may change; and whether it is as it was written.
+    """As `read_json`, of an artefact that people may change, and whether it is as it was written.
+
+    Where it is not, it has the key `EDITED` if its digest says so.
 
     Raises:
         UserError: If it is missing or cannot be read.
@@ -68,7 +75,17 @@ def read_edited_json(path: Path, made_by: str) -> tuple[dict[str, Any], bool]:
     if not isinstance(values, dict):
         raise DamagedFile(f"{path} is damaged (no JSON object); run `{made_by}` again to write it anew")
     digest = values.pop("digest", None)
+    if digest == EDITED:
+        return {**values, EDITED: True}, False
+    if digest is None and _is_digest(values):
+        return values, False
     return values, digest is None or digest == _digest(values)
+
+
+def _is_digest(values: Mapping[str, Any]) -> bool:
+    """Whether the last value is one, under a name that was damaged."""
+    [last] = [*values.values()][-1:] or [None]
+    return isinstance(last, str) and re.fullmatch("[0-9a-f]{32}", last) is not None
 
 
 def _digest(values: Mapping[str, Any]) -> str:

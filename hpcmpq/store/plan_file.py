@@ -7,6 +7,7 @@ from hpcmpq.plan import Plan, in_rounds, plan_from_json
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.screening_rounds import read_rounds
+from hpcmpq.store.sums import check_sum
 
 
 def read_plan(run: RunDir, with_times: bool = True, screened: bool = True) -> Plan:
@@ -19,7 +20,7 @@ def read_plan(run: RunDir, with_times: bool = True, screened: bool = True) -> Pl
 
     Raises:
         UserError: If there is none.
-        DamagedFile: If it, or the times, are damaged.
+        DamagedFile: If it, the times, or data that were in memory are damaged.
     """
     made_by = f"hpcmpq plan CONFIG --run-dir {run.path}"
     values = read_json(run.plan_path, made_by)
@@ -35,6 +36,7 @@ def read_plan(run: RunDir, with_times: bool = True, screened: bool = True) -> Pl
         plan = replace(plan, config=replace(plan.config, model=model))
     for use in ("calibration", "evaluation"):
         for path in run.data_path.glob(f"{use}.*"):
+            check_sum(path, "give hpcmpq.Run.create the same data again")
             section = replace(getattr(plan.config, use), data=str(path.resolve()))
             plan = replace(plan, config=replace(plan.config, **{use: section}))
     if screened and plan.config.sensitivity.screen and (rounds := read_rounds(run, plan)):

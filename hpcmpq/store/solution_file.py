@@ -4,40 +4,57 @@ import logging
 from typing import Any
 
 from hpcmpq.errors import DamagedFile, UserError
-from hpcmpq.store.json_files import read_edited_json
+from hpcmpq.store.json_files import EDITED, read_edited_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.timings import read_timings
 
 log = logging.getLogger(__name__)
 
 
 def read_solution(run: RunDir) -> dict[str, Any]:
-    """`solution.json`. An assignment that somebody changed by hand is taken, with a notice.
+    """`solution.json`. An assignment changed by hand is taken, with a notice, where its `digest` says ``edited``.
 
     Raises:
         UserError: If nothing is solved yet, or the assignment is none of the plan's.
-        DamagedFile: If it is damaged.
+        DamagedFile: If it is not what was written, and does not say that it was edited.
     """
-    made_by = f"hpcmpq solve {run.path}"
-    values, as_written = read_edited_json(run.solution_path, made_by)
+    path = run.solution_path
+    try:
+        values, as_written = read_edited_json(path, f"hpcmpq solve {run.path}")
+    except DamagedFile as error:
+        reason = str(error).rpartition("; run `")[0]
+        raise DamagedFile(f"{reason}; run {_commands(run)} again to write it anew") from None
     if as_written:
         return values
+    if values.pop(EDITED, None) is None:
+        raise DamagedFile(
+            f'{path} is damaged or was edited (checksum differs); put "digest": "{EDITED}" in its last line if you '
+            f"changed its assignment, else run {_commands(run)} again to write it anew"
+        )
     space = read_plan(run, with_times=False).space
     formats = {group.name: names for group, names in zip(space.groups, space.formats, strict=True)}
     assignment = values.get("assignment")
     if not isinstance(assignment, dict) or formats.keys() != assignment.keys():
         raise DamagedFile(
-            f"{run.solution_path} is damaged or was edited, and its assignment does not name the plan's "
-            f"{len(formats)} groups; run `{made_by}` again to write it anew"
+            f"{path} was edited, and its assignment does not name the plan's {len(formats)} groups; "
+            f"run {_commands(run)} again to write it anew"
         )
     for group, name in assignment.items():
         if name not in formats[group]:
             raise UserError(
-                f"{run.solution_path} was edited and gives {group} {name!r}, which is none of its formats: "
+                f"{path} was edited and gives {group} {name!r}, which is none of its formats: "
                 f"{', '.join(formats[group])}"
             )
     log.warning(
         "%s was edited: its assignment is taken as it is; predicted loss and costs are those of the solver's",
-        run.solution_path,
+        path,
     )
     return values
+
+
+def _commands(run: RunDir) -> str:
+    """The stages that wrote it, in order, as far as the times of stages tell."""
+    finished = {stage: str(entry.get("finished", "")) for stage, entry in read_timings(run).items()}
+    later = [stage for stage in ("refine", "reround") if finished.get(stage, "") > finished.get("solve", "")]
+    return " and ".join(f"`hpcmpq {stage} {run.path}`" for stage in ("solve", *later))

@@ -29,7 +29,7 @@ def test_texts_stay_texts(tmp_path: Path):
     assert written(list(texts), tmp_path) == Documents(texts)
     records = [{"text": text, "label": number} for number, text in enumerate(texts)]
     assert written(records, tmp_path) == Documents(texts, (0, 1, 2))
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["calibration.jsonl"]
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"calibration.jsonl", "SHA256SUMS"}
 
 
 def test_data_sets_are_taken_by_their_columns(tmp_path: Path):

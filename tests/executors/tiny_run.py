@@ -9,7 +9,7 @@ from hpcmpq.api.run import Run
 from hpcmpq.calibrate.reduce import reduce
 from hpcmpq.config import read_config
 from hpcmpq.planning.stage import prepare
-from hpcmpq.store.h5_files import read_attributes
+from hpcmpq.store.h5_files import read_number
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.executors.launch import ROOT, command_line, run
@@ -50,7 +50,7 @@ def result(run_dir: RunDir) -> tuple[dict[str, bytes], bytes]:
     assert len(shards(run_dir.path)) == len(read_plan(run_dir).units)
     reduce(run_dir)
     codes = {f"rounded/{path.name}": path.read_bytes() for path in run_dir.path.glob("rounded/*")}
-    num_inputs = [read_attributes(run_dir.path / name)["num_inputs"] for name in codes]
+    num_inputs = [read_number(run_dir.path / name, "num_inputs") for name in codes]
     assert num_inputs == ([48] * 3 if read_plan(run_dir).config.quantizer.rounding == "gptq" else [])
     return shards(run_dir.path) | codes, run_dir.quadratic_path.read_bytes()
 

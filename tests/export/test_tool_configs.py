@@ -52,7 +52,7 @@ def test_a_tool_that_lacks_a_format_is_left_out_with_the_reason(tmp_path):
     solve_by_turns(run, plan)
     line = export(run, "tool_configs")
     written = {path.name for path in (run.path / "exports" / "tool_configs").iterdir()}
-    assert written == {"assignment.json", "llm_compressor.yaml", "verification.json"}
+    assert written == {"assignment.json", "llm_compressor.yaml", "verification.json", "SHA256SUMS"}
     for reason in (
         "auto-round has no fp8_e4m3",
         "GPTQModel has no fp8_e4m3, int5",

@@ -110,7 +110,8 @@ def test_an_assignment_changed_by_hand_is_taken_with_a_notice(run_once, tmp_path
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     values = json.loads((run / "solution.json").read_text())
-    values["assignment"] = edit(values["assignment"])
+    assert values.pop("digest")
+    values |= {"assignment": edit(values["assignment"]), "digest": "edited"}
     (run / "solution.json").write_text(json.dumps(values))
     capfd.readouterr()
     assert hpcmpq("export", run, config) == status
