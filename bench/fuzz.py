@@ -50,7 +50,12 @@ LIMITS_S = (10.0, 10.0, 1.0, 0.05, 0.01, 0.002)
 
 BOUNDS: dict[str, Callable[[Compact, np.ndarray], float]] = {
     "bound: Gilmore-Lawler": lambda compact, choice_G: full_bound(compact),
-    "bound: spectral": lambda compact, choice_G: spectral_bound(compact, choice_G, np.inf, 0),
+    "bound: convex form, one number": lambda compact, choice_G: spectral_bound(
+        compact, choice_G, np.inf, 0, 0
+    ),
+    "bound: convex form, blocks after 12 steps": lambda compact, choice_G: spectral_bound(
+        compact, choice_G, np.inf, 0, 12
+    ),
     "bound: blocks of a group or two": lambda compact, choice_G: blocks_bound(compact, choice_G),
     "bound: relaxation, 3 steps": lambda compact, choice_G: relaxation_bound(compact, choice_G, 3),
     "bound: relaxation, 20 steps": lambda compact, choice_G: relaxation_bound(compact, choice_G, 20),

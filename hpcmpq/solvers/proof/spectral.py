@@ -12,25 +12,31 @@ its Lagrangian, is a valid bound:
 Two points of the simplices differ by a v with Σ_{p in g} v_p = 0, so H + diag d need be positive semidefinite on
 these v alone: within S^½ v, orthogonal to one unit vector n_g per group.
 
-Here d = α s with s_p a power of c_p and α just above −λ_min of S^(−½) H S^(−½) on that subspace, found by Lanczos
+First d = α s with s_p a power of c_p and α just above −λ_min of S^(−½) H S^(−½) on that subspace, found by Lanczos
 and certified by a Cholesky factorisation (`definite`) of S^(−½) H S^(−½) + α I + κ Σ n_g n_gᵀ, κ large; y by
-accelerated projected gradient. The first power is certified before anything else is tried, so that a slow machine
-still gets a bound. Where no shift near the eigenvalue is proven, the largest sum of a row's absolute values proves one.
+accelerated projected gradient. Where no shift near the eigenvalue is proven, the largest sum of a row's absolute
+values proves one. In the time that is left whole blocks D take the place of d (`free_blocks`), made convex by the
+least shift that is certified in the same way.
 
 Axis letters: P options, G groups, C budgets.
 """
 
 import time
+from collections.abc import Callable
 
 import numpy as np
+import scipy  # reads scipy.sparse where it is used
 
 from hpcmpq.solvers.compact.compact import Compact
-from hpcmpq.solvers.compact.lagrangian import best_prices, dual_value
+from hpcmpq.solvers.proof.convex_form import Form, minimiser, tangent_bound
 from hpcmpq.solvers.proof.definite import proven_shift
-from hpcmpq.solvers.proof.projection import simplex
+from hpcmpq.solvers.proof.free_blocks import STEPS, raised_blocks
+from hpcmpq.solvers.proof.lanczos import extreme_eigenvalues
 
 
-def spectral_bound(compact: Compact, choice_G: np.ndarray, deadline: float, seed: int) -> float:
+def spectral_bound(
+    compact: Compact, choice_G: np.ndarray, deadline: float, seed: int, steps: int = STEPS
+) -> float:
     """The bound; a weak one where time runs out before the certificate.
 
     Args:
@@ -38,44 +44,46 @@ def spectral_bound(compact: Compact, choice_G: np.ndarray, deadline: float, seed
         choice_G: A good choice; starts y.
         deadline: In `time.perf_counter` seconds.
         seed: Of the Lanczos start.
+        steps: Of the blocks inside groups, at most.
     """
-    rng = np.random.default_rng(seed)
-    bound, certifying_s = -np.inf, 0.0
-    for power in POWERS:
-        begun = time.perf_counter()
-        if certifying_s and begun + 2.0 * certifying_s > deadline:
-            break
-        root_P = _scales(compact, choice_G, power)
-        scaled_PP = _scaled(compact.quad_PP, root_P)
-        share = begun + (deadline - begun) / 3
-        normal_P = _normals(compact, root_P)
-        least, most = _extreme_eigenvalues(scaled_PP, normal_P, compact.group_P, rng, share)
-        alpha = max(0.0, -1.002 * least)
-        if certifying_s:  # a first certificate exists: is this power worth another?
-            y_P = _minimise_convex(
-                compact,
-                scaled_PP,
-                root_P,
-                alpha,
-                max(alpha + max(most, 0.0), 1e-9),
-                choice_G,
-                deadline - 1.5 * certifying_s,
-            )
-            if tangent_bound(compact, alpha * root_P**2, y_P) <= bound:
-                continue
-        begun = time.perf_counter()
-        certain = certified_shift(compact, root_P, normal_P, max(0.0, -least), max(0.0, most), deadline)
-        if not certifying_s:
-            certifying_s = time.perf_counter() - begun
-            y_P = _minimise_convex(
-                compact, scaled_PP, root_P, certain, certain + max(most, 0.0), choice_G, deadline
-            )
-        bound = max(bound, tangent_bound(compact, certain * root_P**2, y_P))
-    return bound
+    rng, begun = np.random.default_rng(seed), time.perf_counter()
+    root_P = _scales(compact, choice_G, POWER)
+    scaled_PP, normal_P = _scaled(compact.quad_PP, root_P), _normals(compact, root_P)
+    inside = _inside(compact, normal_P)
+    smallest = 1e-6 * max(float(scaled_PP.max()), -float(scaled_PP.min()))
+    start_P = inside(rng.standard_normal(compact.num_options).astype(np.float32))
+    share = begun + (deadline - begun) / 6
+    least, most = extreme_eigenvalues(lambda v: inside(scaled_PP @ v), start_P, smallest, 80, share)
+    least, most = min(0.0, least), max(0.0, most)
+    alpha = certified_shift(compact, root_P, normal_P, -least, most, deadline)
+    form = Form(compact, scaled_PP, root_P, alpha, None)
+    y_P = minimiser(form, most, choice_G, begun + 0.5 * (deadline - begun))
+    bound = tangent_bound(form, y_P)
+    spent = time.perf_counter() - begun
+    until = deadline - 1.5 * spent
+    if least == 0.0 or time.perf_counter() + 0.5 * spent > until:
+        return bound
+    inner, entry_E, y_P, factor_Pr = raised_blocks(
+        compact, scaled_PP, root_P, inside, -1.01 * least, most, y_P, seed, until, steps
+    )
+    own = inner.matrix(entry_E)
+    own32 = own.astype(np.float32)
+    if factor_Pr.shape[1]:
+        mixed_P: np.ndarray = factor_Pr @ rng.standard_normal(factor_Pr.shape[1])
+        start_P = start_P + inside(mixed_P.astype(np.float32))
+    under, _ = extreme_eigenvalues(
+        lambda v: inside(scaled_PP @ v + own32 @ v), start_P, smallest, 120, deadline - 0.5 * spent
+    )
+    shift = certified_shift(compact, root_P, normal_P, max(-under, -1e-3 * least), most, deadline, own)
+    if not np.isfinite(shift):
+        return bound
+    form = Form(compact, scaled_PP, root_P, shift, own)
+    y_P = minimiser(form, most, choice_G, deadline, y_P)
+    return max(bound, tangent_bound(form, y_P))
 
 
-POWERS = (0.375, 0.45, 0.3)
-"""Exponents of c tried for the square root of s; measured best between the diagonal's 0.5 and 0.25."""
+POWER = 0.375
+"""Exponent of c for the square root of s; measured best between the diagonal's 0.5 and 0.25."""
 
 
 def _scales(compact: Compact, choice_G: np.ndarray, power: float) -> np.ndarray:
@@ -94,31 +102,31 @@ def convex_form(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A shift d that makes the objective convex, but for the error of Lanczos, and an approximate minimiser y."""
     rng = np.random.default_rng(seed)
-    root_P = _scales(compact, choice_G, POWERS[0])
+    root_P = _scales(compact, choice_G, POWER)
     scaled_PP = _scaled(compact.quad_PP, root_P)
-    normal_P = _normals(compact, root_P)
-    least, most = _extreme_eigenvalues(scaled_PP, normal_P, compact.group_P, rng, deadline)
+    inside = _inside(compact, _normals(compact, root_P))
+    start_P = inside(rng.standard_normal(compact.num_options).astype(np.float32))
+    smallest = 1e-6 * max(float(scaled_PP.max()), -float(scaled_PP.min()))
+    least, most = extreme_eigenvalues(lambda v: inside(scaled_PP @ v), start_P, smallest, 80, deadline)
     alpha = max(0.0, -1.01 * least)
-    lipschitz = max(alpha + max(most, 0.0), 1e-9)
-    y_P = _minimise_convex(compact, scaled_PP, root_P, alpha, lipschitz, choice_G, deadline)
+    form = Form(compact, scaled_PP, root_P, alpha)
+    y_P = minimiser(form, max(most, 0.0), choice_G, deadline)
     return alpha * root_P**2, y_P
 
 
-def tangent_bound(compact: Compact, shift_P: np.ndarray, y_P: np.ndarray) -> float:
-    """The bound of a certified shift d at a point y, float64, less a rounding margin."""
-    product_P = compact.quad_PP @ y_P + shift_P * y_P
-    gradient_P = compact.linear_P - 0.5 * shift_P + product_P
-    value = dual_value(compact, gradient_P, best_prices(compact, gradient_P)) - 0.5 * float(y_P @ product_P)
-    size = float(np.abs(gradient_P).max() * compact.num_groups + np.abs(y_P @ product_P))
-    return value - 1e-11 * size
-
-
 def certified_shift(
-    compact: Compact, root_P: np.ndarray, normal_P: np.ndarray, estimate: float, most: float, deadline: float
+    compact: Compact,
+    root_P: np.ndarray,
+    normal_P: np.ndarray,
+    estimate: float,
+    most: float,
+    deadline: float,
+    own: "scipy.sparse.csr_array | None" = None,
 ) -> float:
-    """An α with S^(−½) H S^(−½) + α I proven positive semidefinite orthogonally to all n_g.
+    """An α with S^(−½) H S^(−½) + own + α I proven positive semidefinite orthogonally to all n_g.
 
-    Where no factorisation proves a small one, or in time, the largest sum of a row's absolute values does.
+    Where no factorisation proves a small one, or in time, the largest sum of a row's absolute values does; with entries
+    inside groups nothing does then, and α is inf.
     """
     size, group_P = len(root_P), compact.group_P
     for growth in (1.01, 1.05, 1.2, 2.0, 10.0):
@@ -127,6 +135,8 @@ def certified_shift(
 
         def part(rows: slice, columns: slice, alpha: float = alpha, stiff: float = stiff) -> np.ndarray:
             block = compact.quad_PP[rows, columns] / root_P[columns] / root_P[rows, None]
+            if own is not None:
+                block += own[rows, columns].toarray()
             together = group_P[rows, None] == group_P[columns]
             block[together] += stiff * np.multiply.outer(normal_P[rows], normal_P[columns])[together]
             if rows == columns:
@@ -138,7 +148,7 @@ def certified_shift(
             return alpha + delta
         if time.perf_counter() > deadline:
             break
-    return _largest_row(compact.quad_PP, root_P)
+    return _largest_row(compact.quad_PP, root_P) if own is None else np.inf
 
 
 STIFFNESS = 100.0
@@ -170,85 +180,13 @@ def _scaled(quad_PP: np.ndarray, root_P: np.ndarray) -> np.ndarray:
     return out_PP
 
 
-def _extreme_eigenvalues(
-    a_PP: np.ndarray, normal_P: np.ndarray, group_P: np.ndarray, rng: np.random.Generator, deadline: float
-) -> tuple[float, float]:
-    """Estimates of the least and largest eigenvalue orthogonally to the n_g, by Lanczos with reorthogonalisation."""
-    size = len(a_PP)
-    steps = min(size, 80)
+def _inside(compact: Compact, normal_P: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Vectors or columns to their part orthogonal to all n_g."""
+    group_P, starts, normal_P = compact.group_P, compact.offset_H[:-1], normal_P.astype(np.float32)
 
-    def inside(vector_P: np.ndarray) -> np.ndarray:
-        part_G = np.bincount(group_P, weights=normal_P * vector_P)
-        projected: np.ndarray = (vector_P - normal_P * part_G[group_P]).astype(np.float32)
+    def inside(columns: np.ndarray) -> np.ndarray:
+        along = normal_P if columns.ndim == 1 else normal_P[:, None]
+        projected: np.ndarray = columns - along * np.add.reduceat(along * columns, starts, axis=0)[group_P]
         return projected
 
-    basis = np.zeros((steps + 1, size), dtype=np.float32)
-    start = inside(rng.standard_normal(size))
-    basis[0] = start / np.linalg.norm(start)
-    diagonal, off = [], []
-    smallest = 1e-6 * max(float(a_PP.max()), -float(a_PP.min()))
-    for step in range(steps):
-        vector = inside(a_PP @ basis[step])
-        diagonal.append(float(vector @ basis[step]))
-        for _ in range(2):
-            vector -= basis[: step + 1].T @ (basis[: step + 1] @ vector)
-        norm = float(np.linalg.norm(vector))
-        if norm <= smallest or time.perf_counter() > deadline:
-            break
-        off.append(norm)
-        basis[step + 1] = vector / norm
-    count = len(diagonal)
-    matrix = np.diag(diagonal) + np.diag(off[: count - 1], 1) + np.diag(off[: count - 1], -1)
-    values = np.linalg.eigvalsh(matrix)
-    return float(values[0]), float(values[-1])
-
-
-def _minimise_convex(
-    compact: Compact,
-    scaled_PP: np.ndarray,
-    root_P: np.ndarray,
-    alpha: float,
-    lipschitz: float,
-    choice_G: np.ndarray,
-    deadline: float,
-) -> np.ndarray:
-    """A point y that nearly minimises the convex function; y need not be exact for the bound to be valid.
-
-    Accelerated projected gradient in the metric S, with the budgets priced; prices are renewed from the
-    Lagrangian of the current tangent. Restarts when the objective of the priced problem rises.
-    """
-    width = int(compact.size_G.max())
-    position_P = np.arange(compact.num_options) - compact.offset_H[compact.group_P]
-    exists = np.zeros((width, compact.num_groups), bool)
-    exists[position_P, compact.group_P] = True
-    weight = np.ones((width, compact.num_groups))
-    weight[position_P, compact.group_P] = lipschitz * root_P**2
-    linear_P = compact.linear_P - 0.5 * alpha * root_P**2
-    y_P = np.zeros(compact.num_options)
-    y_P[choice_G] = 1.0
-    x_P, momentum, best_P, best = y_P.copy(), 1.0, y_P.copy(), -np.inf
-    price_C = np.zeros(len(compact.limit_C))
-    for step in range(GRADIENT_STEPS):
-        if time.perf_counter() > deadline:
-            break
-        product_P = root_P * (scaled_PP @ (root_P * y_P).astype(np.float32)).astype(np.float64)
-        product_P += alpha * root_P**2 * y_P
-        gradient_P = linear_P + product_P
-        if step % 10 == 0:
-            price_C = best_prices(compact, gradient_P, sweeps=1)
-            value = dual_value(compact, gradient_P, price_C) - 0.5 * float(y_P @ product_P)
-            if value > best:
-                best, best_P = value, y_P.copy()
-        target = np.full((width, compact.num_groups), -np.inf)
-        priced_P = gradient_P + price_C @ compact.cost_CP
-        target[position_P, compact.group_P] = lipschitz * root_P**2 * y_P - priced_P
-        new_P = simplex(target, weight)[position_P, compact.group_P]
-        if float(priced_P @ (new_P - x_P)) > 0:
-            momentum = 1.0
-        following = 0.5 * (1.0 + np.sqrt(1.0 + 4.0 * momentum**2))
-        y_P = new_P + (momentum - 1.0) / following * (new_P - x_P)
-        x_P, momentum = new_P, following
-    return best_P
-
-
-GRADIENT_STEPS = 400
+    return inside

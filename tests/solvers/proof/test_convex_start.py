@@ -8,8 +8,9 @@ from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.compact.presolve import presolve
 from hpcmpq.solvers.proof import convex_start
 from hpcmpq.solvers.proof.admm import certified
+from hpcmpq.solvers.proof.convex_form import Form, tangent_bound
 from hpcmpq.solvers.proof.node import Node, advance, all_pairs, make_node, padded_pairs, preconditioner
-from hpcmpq.solvers.proof.spectral import convex_form, tangent_bound
+from hpcmpq.solvers.proof.spectral import convex_form
 from hpcmpq.solvers.search.tabu import search
 from tests.solvers.proof.enumerated import enumerated
 
@@ -40,7 +41,7 @@ def test_the_first_multiplier_proves_what_the_tangent_of_the_convex_form_does(in
     found = search(compact, deadline=np.inf, seed=0, rounds=1)
     assert found is not None
     shift_P, y_P = convex_form(compact, found[0], 0, np.inf)
-    tangent = tangent_bound(compact, shift_P, y_P)
+    tangent = tangent_bound(Form(compact, np.zeros((0, 0)), np.sqrt(shift_P), 1.0), y_P)
     node = started(compact, found[0])
     bound = certified(node.relaxation, node.state.z_NN, padded_pairs(node))
     assert tangent - 1e-6 * abs(tangent) <= bound.value <= found[1]
