@@ -1,6 +1,6 @@
 """How calibration scales to 1,024 workers, and how well the prediction meets measured runs.
 
-python -m bench.scaling             simulates an 8 B and a 70 B plan; section `scaling` of bench/RESULTS.md
+python -m bench.scaling             simulates plans of 8 B to 671 B; section `scaling` of bench/RESULTS.md
 python -m bench.scaling --measure   predicts the quickstart on 1 and 2 workers and measures it; `makespan`
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.results import ROOT, table, write_section
+from hpcmpq.planning.recommended import recommend
 from hpcmpq.planning.scaling import Site, Workload, measured_workload, predict
 from hpcmpq.store.attempts import read_processes
 from hpcmpq.store.plan_file import read_plan
@@ -26,6 +27,11 @@ wavefront in bf16 on GPUs that deliver 300 TFLOP/s, one GPU per worker for 8 B a
 node; 60 s to start a container and Python; units vary by 10 %; a file system of 50 GB/s, 5 GB/s per node. A
 unit is some blocks' groups on some samples."""
 
+RECOMMENDED = """The most workers, of up to 1,024, that `hpcmpq plan --workers` recommends: at least 80 % of their time
+goes into units, here of four blocks and one sample. 405 B takes 16 GPUs a worker, 671 B (whose experts of a block share
+formats here) 24. First every node reads the model from the file system; then, `passed on`, one node does and sends it
+to two others, and so on, as `HPCMPQ_STAGE_BY=sbcast` of `slurm/env.sh` lets Slurm do, at 5 GB/s a node."""
+
 NUM_SAMPLES, NUM_TOKENS, NUM_FORMATS, GROUPS_PER_BLOCK = 128, 512, 7, 7
 FLOP_PER_S, STARTUP_S, SPREAD = 300e12, 60.0, 0.1
 NUM_WORKERS = (1, 4, 16, 64, 256, 1024)
@@ -33,43 +39,56 @@ NUM_WORKERS = (1, 4, 16, 64, 256, 1024)
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder of equal blocks."""
+    """A decoder of equal blocks; of a mixture of experts a token runs through `num_active` parameters."""
 
     name: str
     num_parameters: float
     num_blocks: int
     gpus_per_worker: int
+    num_active: float = 0.0
 
 
 MODELS = (Model("8 B", 8e9, 32, 1), Model("70 B", 70e9, 80, 2))
+LARGE = (*MODELS, Model("405 B", 405e9, 126, 16), Model("671 B, 37 B active", 671e9, 61, 24, 37e9))
+CALIBRATIONS = ((128, 512), (512, 2048))
+"""Samples and tokens of each."""
 
 
-def unit_seconds(model: Model, blocks_per_unit: int, samples_per_unit: int) -> np.ndarray:
+def unit_seconds(
+    model: Model, blocks_per_unit: int, samples_per_unit: int, num_samples: int, num_tokens: int
+) -> np.ndarray:
     """Seconds of every unit of a plan, [U].
 
     An option of block k sends one more state through the blocks k to the end; the original goes through all
     once per unit.
     """
-    forward_s = 2 * model.num_parameters * NUM_TOKENS / (FLOP_PER_S * model.gpus_per_worker)
+    num_active = model.num_active or model.num_parameters
+    forward_s = 2 * num_active * num_tokens / (FLOP_PER_S * model.gpus_per_worker)
     firsts = np.arange(0, model.num_blocks, blocks_per_unit)
     seconds = []
     for first in firsts:
         blocks = np.arange(first, min(first + blocks_per_unit, model.num_blocks))
         shares = (model.num_blocks - blocks) / model.num_blocks
         seconds.append(forward_s * (1 + GROUPS_PER_BLOCK * NUM_FORMATS * shares.sum()))
-    num_parts = NUM_SAMPLES // samples_per_unit
+    num_parts = num_samples // samples_per_unit
     return np.tile(np.array(seconds) * samples_per_unit, num_parts)
 
 
-def workload(model: Model, blocks_per_unit: int, samples_per_unit: int) -> Workload:
+def workload(
+    model: Model,
+    blocks_per_unit: int,
+    samples_per_unit: int,
+    num_samples: int = NUM_SAMPLES,
+    num_tokens: int = NUM_TOKENS,
+) -> Workload:
     """Units, start-up and bytes; a shard holds four float32 projections per token of each of its options."""
     num_options = blocks_per_unit * GROUPS_PER_BLOCK * NUM_FORMATS
     return Workload(
-        unit_seconds(model, blocks_per_unit, samples_per_unit),
+        unit_seconds(model, blocks_per_unit, samples_per_unit, num_samples, num_tokens),
         SPREAD,
         STARTUP_S,
         2 * model.num_parameters,
-        4.0 * num_options * NUM_TOKENS * 4 * samples_per_unit,
+        4.0 * num_options * num_tokens * 4 * samples_per_unit,
     )
 
 
@@ -77,7 +96,7 @@ def simulate() -> list[list[str]]:
     """One row per model, shape of the units and number of workers."""
     rows = []
     for model in MODELS:
-        site = Site(workers_per_node=4 // model.gpus_per_worker)
+        site = Site(workers_per_node=4 / model.gpus_per_worker)
         for blocks_per_unit, samples_per_unit in ((model.num_blocks, 16), (model.num_blocks, 1), (4, 4)):
             work = workload(model, blocks_per_unit, samples_per_unit)
             for num_workers in NUM_WORKERS:
@@ -94,6 +113,23 @@ def simulate() -> list[list[str]]:
                         "; ".join(f"{n} {s:.0f} s" for n, s in largest(made.losses)),
                     ]
                 )
+    return rows
+
+
+def recommendations() -> list[list[str]]:
+    """The most workers of which four fifths work, in units of four blocks and a sample, by how nodes get the model."""
+    rows = []
+    for model in LARGE:
+        for num_samples, num_tokens in CALIBRATIONS:
+            work = workload(model, 4, 1, num_samples, num_tokens)
+            row = [model.name, f"{num_samples} × {num_tokens}"]
+            for passes_on in (False, True):
+                site = Site(workers_per_node=4 / model.gpus_per_worker, passes_on=passes_on)
+                best = recommend(work, site, NUM_WORKERS[-1])
+                row += [str(best.num_workers), f"{best.makespan_s / 3600:.3g}", f"{best.node_hours:.3g}"]
+                at_256 = predict(work, site, 256)
+                row.append(f"{100 * at_256.efficiency:.0f} %")
+            rows.append(row)
     return rows
 
 
@@ -174,6 +210,11 @@ def main() -> None:
     shown = table(header, rows)
     print(shown)
     name = "makespan" if arguments.measure else "scaling"
+    if not arguments.measure:
+        columns = ("workers", "hours", "node hours", "of 256 workers")
+        header = ("model", "samples × tokens", *columns, *(f"{column}, passed on" for column in columns))
+        shown += f"\n\n{RECOMMENDED}\n\n{table(header, recommendations())}"
+        print(shown)
     write_section(name, f"## {title}\n\n`{command}`: {note}\n\n{shown}")
 
 

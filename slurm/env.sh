@@ -17,6 +17,7 @@
 : "${HPCMPQ_MPI:=}"              # srun --mpi=...: pmi2 for MPICH and Intel MPI, pmix for Open MPI; empty: found out in the job
 : "${HPCMPQ_SCRATCH:=${TMPDIR:-/tmp}}"   # a directory on each node's own disk
 : "${HPCMPQ_STAGE_MODEL:=1}"     # 1: copy the model to each node's scratch once; 0: read it where it lies
+: "${HPCMPQ_STAGE_BY:=copy}"      # copy: every node copies the model itself; sbcast: one reads it, and Slurm passes it on
 : "${HPCMPQ_MAX_REQUEUES:=20}"   # times that a job puts itself back into the queue
 export HPCMPQ_SCRATCH
 
@@ -64,6 +65,22 @@ stage_here() {
     [ -d "$2" ]
 }
 
+# Copies the model directory $1 to $2 on every node, unless it is there on all: this node reads it, file by file, and
+# slurmds pass it on in a tree.
+stage_by_sbcast() {
+    local attempt="$2.$SLURM_JOB_ID.partial" each file
+    each=(srun --overlap "--ntasks=$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task=1)
+    "${each[@]}" test -d "$2" 2>/dev/null && return 0
+    # shellcheck disable=SC2016
+    (cd "$1" && find -L . -type d -printf '%P\0') | xargs -0 "${each[@]}" bash -c \
+        'rm -rf "$0"; mkdir -p "$0" && for each in "$@"; do mkdir -p "$0/$each" || exit; done' "$attempt" || return
+    while IFS= read -r -d '' file; do
+        sbcast --preserve "$1/$file" "$attempt/$file" || { "${each[@]}" rm -rf "$attempt"; return 1; }
+    done < <(cd "$1" && find -L . -type f -printf '%P\0')
+    # shellcheck disable=SC2016
+    "${each[@]}" bash -c 'mv -T "$0" "$1" 2>/dev/null || rm -rf "$0"; [ -d "$1" ]' "$attempt" "$2"
+}
+
 # Copies the model to every node of the job and exports its name, which `hpcmpq calibrate` reads instead.
 stage_model() {
     local model copy
@@ -72,8 +89,9 @@ stage_model() {
     [ -n "$model" ] || return 0
     copy=$(staged_name "$model")
     # shellcheck disable=SC2016
-    if srun --overlap --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task=1 \
-        bash -c "$(declare -f stage_here)"'; stage_here "$0" "$1"' "$model" "$copy"; then
+    if { [ "$HPCMPQ_STAGE_BY" = sbcast ] && stage_by_sbcast "$model" "$copy"; } ||
+        srun --overlap --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task=1 \
+            bash -c "$(declare -f stage_here)"'; stage_here "$0" "$1"' "$model" "$copy"; then
         export HPCMPQ_MODEL_DIR=$copy
     else
         echo "cannot copy $model to $copy on every node; reading it where it lies" >&2

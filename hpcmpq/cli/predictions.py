@@ -8,6 +8,7 @@ from hpcmpq.cli.console import rows, say
 from hpcmpq.cli.summaries import cost, duration, planned
 from hpcmpq.errors import UserError
 from hpcmpq.plan import Plan
+from hpcmpq.planning.recommended import recommend
 from hpcmpq.planning.scaling import Prediction, Site, measured_workload, predict
 from hpcmpq.settings import CalibrationConfig, Config, ModelConfig
 from hpcmpq.store.attempts import read_processes
@@ -32,16 +33,28 @@ def counts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def of_missing(plan: Plan, run: RunDir, workers: int) -> list[dict[str, Any]]:
-    """Say and return how long the units that are missing take on up to `workers` workers, from those measured."""
+def of_missing(plan: Plan, run: RunDir, workers: int) -> dict[str, Any]:
+    """Say and return how long the units that are missing take on up to `workers` workers, from those measured.
+
+    The largest number of workers that are busy for most of the time is recommended.
+    """
     missing, _ = pending(plan, run)
     work = measured_workload(plan, read_processes(run), missing)
     found = [predict(work, Site(), n) for n in sorted({1, 2, workers // 2 or 1, workers})] if missing else []
-    if found:
-        _table(found, "prediction from measured units")
-    else:
+    if not found:
         say("every unit is measured: nothing to predict")
-    return [dataclasses.asdict(prediction) for prediction in found]
+        return {"predictions": [], "recommended": None}
+    best = recommend(work, Site(), workers)
+    _table(found, "prediction from measured units")
+    busy = f"{100 * best.efficiency:.0f} % of their time goes into units"
+    say(
+        f"{best.num_workers} of up to {workers} workers are recommended: {busy}, {duration(best.makespan_s)}, "
+        f"{best.node_hours:.3g} node hours with {Site().workers_per_node} workers a node"
+    )
+    return {
+        "predictions": [dataclasses.asdict(prediction) for prediction in found],
+        "recommended": dataclasses.asdict(best),
+    }
 
 
 def dry(path: Path, tflops: float) -> dict[str, Any]:
@@ -111,7 +124,13 @@ def _show(found: "DryPlan", tflops: float) -> None:
 
 def _table(found: list[Prediction], title: str) -> None:
     lines = [
-        (str(each.num_workers), duration(each.makespan_s), f"{100 * each.efficiency:.0f} %", each.bound_by)
+        (
+            str(each.num_workers),
+            duration(each.makespan_s),
+            f"{100 * each.efficiency:.0f} %",
+            f"{each.node_hours:.3g}",
+            each.bound_by,
+        )
         for each in found
     ]
-    rows(("workers", "time", "efficiency", "bound by"), lines, title=title)
+    rows(("workers", "time", "efficiency", "node hours", "bound by"), lines, title=title)

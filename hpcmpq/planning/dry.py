@@ -25,6 +25,7 @@ from hpcmpq.models.streaming import shapes_only
 from hpcmpq.plan import Plan
 from hpcmpq.planning.cost_estimate import CostEstimate, cost_of_pass
 from hpcmpq.planning.original import check_method, stored_dtype
+from hpcmpq.planning.recommended import EFFICIENT
 from hpcmpq.planning.scaling import Prediction, Site, Workload, predict
 from hpcmpq.planning.search import SPREAD, search_space, units_of
 from hpcmpq.planning.seen_pass import see_shapes
@@ -78,8 +79,8 @@ class DryPlan:
 
     @property
     def recommended(self) -> Prediction:
-        """The most workers of which units take at least half the time."""
-        busy = [found for found in self.predictions if found.bound_by == "work"]
+        """The most workers of whose time `EFFICIENT` goes into units."""
+        busy = [found for found in self.predictions if found.efficiency >= EFFICIENT]
         return busy[-1] if busy else self.predictions[0]
 
     @property

@@ -21,6 +21,9 @@ NUM_TRIALS = 5
 """Simulations with different stragglers that a prediction is the mean of."""
 
 
+FANOUT = 2
+"""Nodes that a node passes the model on to."""
+
 _MEASURED, _READY = 0, 1
 
 
@@ -48,20 +51,27 @@ class Site:
     """Where it is done. The defaults suit a cluster with a middling parallel file system.
 
     Attributes:
-        workers_per_node: Workers that share a node, its network and its copy of the model.
+        workers_per_node: Workers that share a node, its network and its copy of the model; half of one takes two nodes.
         read_bytes_per_s: What the file system delivers to all nodes together.
         node_bytes_per_s: What one node can read.
         write_bytes_per_s: What the file system takes from all nodes together.
         create_s: Time of creating, syncing and renaming one file, one after the other over all nodes.
         dispatch_s: The coordinator's time for one unit.
+        passes_on: Whether one node reads the model and others get it from those that have it, as by `sbcast`, rather
+            than all from the file system.
     """
 
-    workers_per_node: int = 4
+    workers_per_node: float = 4
     read_bytes_per_s: float = 50e9
     node_bytes_per_s: float = 5e9
     write_bytes_per_s: float = 20e9
     create_s: float = 1e-3
     dispatch_s: float = 1e-3
+    passes_on: bool = False
+
+    def num_nodes(self, num_workers: int) -> int:
+        """Nodes that hold so many workers."""
+        return math.ceil(num_workers / self.workers_per_node)
 
 
 @dataclass(frozen=True)
@@ -73,12 +83,14 @@ class Prediction:
         makespan_s: From the start of the job to the last shard.
         ideal_s: All units' time over the workers.
         losses: {effect: seconds it adds}; with `ideal_s` they add up to `makespan_s`.
+        node_hours: What a batch system charges.
     """
 
     num_workers: int
     makespan_s: float
     ideal_s: float
     losses: Mapping[str, float]
+    node_hours: float = 0.0
 
     @property
     def efficiency(self) -> float:
@@ -122,7 +134,8 @@ def predict(work: Workload, site: Site, num_workers: int, seed: int = 0) -> Pred
         before = seconds
     losses["starting"] = work.startup_s
     losses["reading the model"] = read_seconds(work.model_bytes, site, num_workers)
-    return Prediction(num_workers, ideal + sum(losses.values()), ideal, losses)
+    makespan = ideal + sum(losses.values())
+    return Prediction(num_workers, makespan, ideal, losses, site.num_nodes(num_workers) * makespan / 3600)
 
 
 def schedule(
@@ -151,8 +164,19 @@ def schedule(
 
 
 def read_seconds(model_bytes: float, site: Site, num_workers: int) -> float:
-    """Time until every node has read the model, all at once."""
-    num_nodes = math.ceil(num_workers / site.workers_per_node)
+    """Time until every node has read the model, all at once or the first for all.
+
+    What is passed on in pieces arrives everywhere as fast as one node takes it in, and each of a tree's levels sends
+    on to `FANOUT` nodes over one network. Nodes that share a worker read a share of the model each.
+    """
+    num_nodes = site.num_nodes(num_workers)
+    model_bytes *= min(1, site.workers_per_node)
+    if site.passes_on:
+        return (
+            model_bytes
+            / min(site.node_bytes_per_s, site.read_bytes_per_s)
+            * min(FANOUT, max(1, num_nodes - 1))
+        )
     return model_bytes / min(site.node_bytes_per_s, site.read_bytes_per_s / num_nodes)
 
 

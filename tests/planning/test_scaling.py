@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcmpq.errors import UserError
+from hpcmpq.planning.recommended import recommend
 from hpcmpq.planning.scaling import (
     Prediction,
     Site,
@@ -64,6 +65,34 @@ def test_nodes_share_the_file_system():
     site = Site(workers_per_node=4, read_bytes_per_s=10.0, node_bytes_per_s=5.0)
     assert read_seconds(100.0, site, 4) == pytest.approx(20.0)  # one node, its own network
     assert read_seconds(100.0, site, 400) == pytest.approx(1000.0)  # a hundred share ten bytes a second
+
+
+def test_nodes_that_pass_the_model_on_need_the_file_system_once():
+    site = Site(workers_per_node=0.5, read_bytes_per_s=10.0, node_bytes_per_s=5.0, passes_on=True)
+    assert site.num_nodes(3) == 6
+    assert read_seconds(100.0, replace_per_node(site, 4), 4) == pytest.approx(20.0)  # one node
+    assert read_seconds(100.0, replace_per_node(site, 4), 8) == pytest.approx(20.0)  # passes it on once
+    # In a tree of two branches every node sends all of it twice, however many there are.
+    assert read_seconds(100.0, replace_per_node(site, 1), 30) == pytest.approx(40.0)
+    # Two nodes share a worker, and hold half of the model each.
+    assert read_seconds(100.0, site, 3) == read_seconds(100.0, site, 3000) == pytest.approx(20.0)
+
+
+def replace_per_node(site: Site, workers: float) -> Site:
+    return dataclasses.replace(site, workers_per_node=workers)
+
+
+def test_the_most_workers_are_recommended_that_are_busy():
+    # 640 units of 10 s, 60 s to start: on n workers 6400 / n seconds of work, ideal / (ideal + 60) >= 0.8 up to 26.
+    work = Workload(np.full(640, 10.0), startup_s=60.0)
+    assert recommend(work, IDLE, 1024).num_workers == 24
+    assert recommend(work, IDLE, 10).num_workers == 10
+    assert recommend(Workload(np.full(640, 10.0)), IDLE, 640).num_workers == 640
+    best = recommend(Workload(np.ones(2), startup_s=60.0), IDLE, 64)
+    assert best.num_workers == 1, "none is busy enough"
+    assert best.node_hours == pytest.approx(62.0 / 3600)
+    on_nodes = recommend(work, dataclasses.replace(IDLE, workers_per_node=10), 1024)
+    assert on_nodes.node_hours == pytest.approx(3 * on_nodes.makespan_s / 3600), "whole nodes are charged"
 
 
 @given(UNITS, st.integers(1, 50), st.floats(0.0, 0.5))

@@ -31,13 +31,17 @@ def test_a_host_has_names_addresses_and_files_of_its_own(hosts: Hosts, tmp_path:
     assert set(on_each(hosts, mark.format(tmp_path)).values()) == {"node1,node2,node3"}
 
 
-def test_each_host_gets_a_copy_of_the_model(hosts: Hosts, tmp_path: Path):
-    model, run = tmp_path / "model", tmp_path / "run"
-    model.mkdir()
+@pytest.mark.parametrize("way", ["copy", "sbcast"])
+def test_each_host_gets_a_copy_of_the_model(hosts: Hosts, tmp_path: Path, way: str):
+    model, run = tmp_path / f"model-{way}", tmp_path / "run"
+    (model / "a folder").mkdir(parents=True)
     (model / "weights").write_text("some")
+    (model / "a folder" / "with more").write_text("")
     run.mkdir()
     (run / "plan.json").write_text(json.dumps({"config": {"model": {"path": str(model)}}}))
-    copy = f'. {ROOT}/slurm/env.sh; prepare_node; stage_model {run}; echo "$HPCMPQ_MODEL_DIR"'
+    alone = "stage_here() { return 1; }; " if way == "sbcast" else ""  # it does not fall back
+    twice = f"stage_model {run}; stage_model {run}"
+    copy = f'HPCMPQ_STAGE_BY={way}; . {ROOT}/slurm/env.sh; {alone}prepare_node; {twice}; echo "$HPCMPQ_MODEL_DIR"'
     script = tmp_path / "script.sh"
     script.write_text(f"#!/bin/bash\nset -eu\n{copy} >{tmp_path}/copy\n")
     job = output(
@@ -47,3 +51,9 @@ def test_each_host_gets_a_copy_of_the_model(hosts: Hosts, tmp_path: Path):
     staged = Path((tmp_path / "copy").read_text().strip())
     assert staged.is_relative_to("/tmp/hpcmpq-root") and not staged.exists(), "not on this machine's disk"
     assert on_each(hosts, 'cat "$1/weights"', str(staged)) == dict.fromkeys(NODES, "some")
+    facts = {path.relative_to(model): path.stat() for path in model.rglob("*") if path.is_file()}
+    for name, stat in facts.items():
+        said = on_each(hosts, 'stat -c "%s %Y" "$1"', str(staged / name))
+        assert said == dict.fromkeys(NODES, f"{stat.st_size} {int(stat.st_mtime)}")
+    left = on_each(hosts, 'ls "$1"', str(staged.parent))
+    assert all("partial" not in names for names in left.values())
