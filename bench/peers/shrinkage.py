@@ -97,10 +97,10 @@ def judged(contest: Contest, judge: Judge, changes: dict[str, object]) -> Verdic
 
 
 def smaller_calibrations(made: Calibrated) -> list[QuadraticModel]:
-    """The quadratic models of the first third of the samples and of all of them."""
+    """The quadratic models of the first third of the samples, where there are units for it, and of all of them."""
     ranges = sample_ranges(made.plan.units)
     models = []
-    for count in (len(ranges) // 3, len(ranges)):
+    for count in sorted({len(ranges) // 3, len(ranges)} - {0}):
         kept = set(ranges[:count])
         units = tuple(u for u in made.plan.units if (u.sample_start, u.sample_stop) in kept)
         shards = ((unit, read_shard_of(made.plan, made.run, unit)) for unit in units)
