@@ -43,9 +43,16 @@ def unpack(words_RW: Tensor, num_bits: int, num_columns: int) -> Tensor:
 
     def fields(rows_RW: Tensor) -> np.ndarray:
         bytes_RB = np.ascontiguousarray(rows_RW.to(torch.int32).cpu().numpy(), "<i4").view(np.uint8)
-        bits_RB = np.unpackbits(bytes_RB, axis=-1, bitorder="little")[:, : num_columns * num_bits]
-        fields_RK1 = np.packbits(bits_RB.reshape(-1, num_columns, num_bits), axis=-1, bitorder="little")
-        return fields_RK1[..., 0].astype(np.int16)
+        size = -(-num_columns // 8) * num_bits  # eight fields are as many bytes as one has bits
+        bytes_RB = np.pad(bytes_RB, ((0, 0), (0, max(0, size - bytes_RB.shape[1]))))[:, :size]
+        bytes_REB = bytes_RB.reshape(len(bytes_RB), -1, num_bits)
+        eight_RE = np.zeros(bytes_REB.shape[:2], np.uint64)
+        for place in range(num_bits):
+            eight_RE |= bytes_REB[..., place].astype(np.uint64) << np.uint64(8 * place)
+        fields_RE8 = np.empty((*eight_RE.shape, 8), np.int16)
+        for place in range(8):
+            fields_RE8[..., place] = (eight_RE >> np.uint64(num_bits * place)) & np.uint64(2**num_bits - 1)
+        return fields_RE8.reshape(len(bytes_RB), -1)[:, :num_columns]
 
     return _by_rows(fields, words_RW, num_columns)
 

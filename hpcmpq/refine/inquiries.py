@@ -17,6 +17,13 @@ from hpcmpq.store.run_dir import RunDir
 
 Split = Literal["calibration", "held_out"]
 
+PARTS, POSITIONS = 4, 1024
+"""Units of whole losses: as few as give each of them so many positions, but so many where there are samples for them.
+
+Each unit decodes the weights of every assignment again, which takes a core as long as a forward pass of about a
+thousand positions.
+"""
+
 
 @dataclass(frozen=True)
 class WholeLosses:
@@ -39,8 +46,10 @@ class WholeLosses:
         return space
 
     def ranges(self, plan: Plan) -> list[tuple[int, int]]:
-        """As many samples a unit as calibration has."""
+        """Multiples of the samples of calibration's units."""
         step = max(stop - start for start, stop in sample_ranges(plan.units))
+        enough = -(-POSITIONS // (step * plan.config.calibration.sequence_length))
+        step *= max(1, min(enough, -(-self.num_samples // (PARTS * step))))
         return [(start, min(start + step, self.num_samples)) for start in range(0, self.num_samples, step)]
 
 
@@ -84,7 +93,7 @@ def plan_of(inquiry: Inquiry, plan: Plan) -> Plan:
     space = inquiry.space(plan.space)
     fingerprint = content_hash([plan.fingerprint, kind_of(inquiry), asdict(inquiry)])
     units = (
-        WorkUnit(f"{fingerprint[:16]}-{start}", 0, len(space.groups), start, stop)
+        WorkUnit(f"{fingerprint[:16]}-{start}-{stop}", 0, len(space.groups), start, stop)
         for start, stop in inquiry.ranges(plan)
     )
     return replace(plan, space=space, units=tuple(units), fingerprint=fingerprint)

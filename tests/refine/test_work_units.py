@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from hpcmpq.calibrate.reduce import reduce
 from hpcmpq.calibrate.stage import calibrate
 from hpcmpq.executors import open_executor
 from hpcmpq.executors.in_process import InProcess
+from hpcmpq.refine.inquiries import WholeLosses, plan_of
 from hpcmpq.refine.stage import refine
 from hpcmpq.solve.settings import settings_of
 from hpcmpq.solve.stage import solve
@@ -104,6 +105,30 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(
     assert copied.solution_path.read_bytes() == alone
     assert not {path.stem for path in measured if path != damaged} & set(seen)
     assert damaged.stem in seen
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "length", "sizes"),
+    [
+        (3, 128, [3]),
+        (16, 128, [4] * 4),
+        (17, 128, [8, 8, 1]),
+        (40, 128, [8] * 5),
+        (40, 64, [12] * 3 + [4]),
+        (9, 2048, [4, 4, 1]),
+    ],
+)
+def test_whole_losses_take_few_units_of_enough_positions(
+    num_samples: int, length: int, sizes: list[int], solved: RunDir
+):
+    """Calibration has units of four samples: passes start where they would in those."""
+    plan = read_plan(solved)
+    calibration = replace(plan.config.calibration, sequence_length=length)
+    plan = replace(plan, config=replace(plan.config, calibration=calibration))
+    units = plan_of(WholeLosses(({},), "held_out", num_samples, ""), plan).units
+    assert [unit.sample_stop - unit.sample_start for unit in units] == sizes
+    assert [unit.sample_start for unit in units] == [sum(sizes[:place]) for place in range(len(sizes))]
+    assert len({unit.id for unit in units}) == len(units)
 
 
 def test_of_processes_that_share_a_run_the_last_finds_it_done(copied: RunDir, alone: bytes):
