@@ -38,6 +38,7 @@ from hpcmpq.space import SearchSpace
 
 FORMATS = ("int2", "int3", "int4", "int8")
 LENGTH, PROBES = 128, 4
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
 
 def main() -> None:
@@ -92,14 +93,25 @@ def main() -> None:
         # Once per pass, and so of no account in the whole matrix, comes one forward pass.
         per_option = (used_s / one_s / passes - 1) / space.num_options
         predicted = (predicted_s / one_s / passes - 1) / space.num_options
-        rows.append([name, f"{per_option:.3f}", f"{predicted:.3f}", f"{used_s:.1f}", f"{one_s:.3f}"])
+        products_share = share_of_products(subject, samples, len(groups))
+        rows.append(
+            [name, f"{per_option:.3f}", f"{predicted:.3f}", f"{used_s:.1f}", f"{one_s:.3f}"]
+            + [f"{100 * products_share:.0f} %"]
+        )
     text = (
         f"## Large vocabularies\n\n`python -m bench.vocabulary`: {args.model.name}, {model.config.vocab_size:,} "
         f"words, blocks {args.blocks}, {space.num_options} options ({', '.join(formats)}), "
         f"{len(samples)} samples of {LENGTH} tokens, {args.per_pass} a pass, {PROBES} probes, one thread, "
         f"load average {load():.0f}.\n\n"
-        + table(
-            ["losses and features", "forward passes per option", "predicted", "CPU s", "CPU s of a forward"],
+        + table(  # fmt: skip
+            [
+                "losses and features",
+                "forward passes per option",
+                "predicted",
+                "CPU s",
+                "CPU s of a forward",
+                "of a profile, matrix products",
+            ],
             rows,
         )
         + "\n\n"
@@ -107,6 +119,14 @@ def main() -> None:
     )
     print(text)
     write_section("vocabulary", text)
+
+
+def share_of_products(subject: Subject, samples: Samples, num_groups: int) -> float:
+    """What torch's profiler finds of the CPU time of a whole pass in matrix products, the head's among them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        add_up(products(measure(subject, samples[: subject.samples_per_pass], range(num_groups), 0)))
+    used = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    return sum(used.get(name, 0.0) for name in PRODUCTS) / sum(used.values())
 
 
 def tokens_of(model: Path, text: Path, count: int) -> Samples:
