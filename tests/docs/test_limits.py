@@ -12,12 +12,16 @@ PAGE = " ".join((ROOT / "docs" / "limits.md").read_text().split())
 
 Row = list[str]
 
+MIDDLE = ("3", "3.5", "4", "4.5")
+"""Budgets of bits per weight."""
+
 PEERS = {
     "PrismaQuant, cost and measured selection",
     "AutoBit (CASA), self-cost",
     "HAWQ, trace",
     "ModelOpt's formula, shipped codes",
     "ModelOpt",
+    "AutoScheme",
 }
 
 
@@ -57,15 +61,30 @@ def better_without(model: str, column: int) -> float:
     return 100 * (1 - without / with_)
 
 
-def peers(method: str, bits: str) -> list[str]:
+def peers(method: str, bits: str, text: str = "prose") -> list[str]:
     """KL and, but for the first row, its difference to the first row's in per cent."""
-    [header, *found] = rows("peers_smollm2")
-    return next(row for row in found if row[0] == method)[header.index(f"{bits} b")].split()
+    found = rows("peers_smollm2")
+    headers = [place for place, row in enumerate(found) if row[0] == "KL, nats"]
+    start = headers[("prose", "code").index(text)]
+    return next(row for row in found[start:] if row[0] == method)[found[start].index(f"{bits} b")].split()
 
 
-def others(bits: str) -> list[list[str]]:
-    """KL of all peers on prose, as `peers` gives it; "ours" and uniform formats are none."""
-    return [peers(name, bits) for name in PEERS]
+def best_peers(text: str, *bits: str) -> list[float]:
+    """How far the best peer of each budget is above ours in per cent, the least and the largest."""
+    above = [min(float(peers(name, limit, text)[1]) for name in PEERS) for limit in bits]
+    return [min(above), max(above)]
+
+
+def lower_beyond_noise(section: str) -> tuple[int, int]:
+    """Peers' cells of tables of KL whose whole interval is below ours, and all of them."""
+    found, total, in_kl = 0, 0, False
+    for row in rows(section):
+        in_kl = row[0] == "KL, nats" or (in_kl and not row[0].startswith("perplexity"))
+        if row[0] in PEERS and in_kl:
+            ends = [re.search(r" to ([+-][\d.]+)\)", cell) for cell in row[1:]]
+            found += sum(1 for end in ends if end and float(end[1]) < 0)
+            total += len(ends)
+    return found, total
 
 
 def difference_range(tokens: str, *bits: str) -> list[float]:
@@ -115,12 +134,18 @@ FIGURES: dict[str, Callable[[], str]] = {
         f"{number(peers('ours: secant, portfolio', '2.5')[0]):.2f}; uniform int2 had "
         f"{number(peers('uniform', '2.5')[0]):.1f}"
     ),
-    "peers that are better": lambda: (
-        f"dropped were {-float(peers('ours: cross terms dropped', '3')[1]):.1f} % lower (noise), and at 4.5 bits the "
-        f"cost of PrismaQuant chose {-float(peers('PrismaQuant, cost and measured selection', '4.5')[1]):.1f} % better"
+    "peers": lambda: (
+        "above on prose, and {2:.1f} to {3:.1f} % on code".format(*budgets)
+        if (budgets := best_peers("prose", *MIDDLE) + best_peers("code", *MIDDLE))
+        and f"{budgets[0]:.1f} to {budgets[1]:.1f} % above on prose" in PAGE
+        and max(budgets) < 10
+        else "the figures of peers"
     ),
-    "peers that are worse": lambda: "{:.1f} and {:.1f} % above ours at 3.5 and 4 bits on prose".format(
-        *(min(float(cell[1]) for cell in others(bits)) for bits in ("3.5", "4"))
+    "one peer is lower": lambda: "in {} of {} comparisons".format(*lower_beyond_noise("peers_quickstart")),
+    "no peer is lower": lambda: (
+        "No peer was lower than that portfolio beyond noise"
+        if lower_beyond_noise("peers_smollm2") == (0, 84)
+        else "some peer was lower"
     ),
     "cross terms on a real model": lambda: (
         "by {:.0f} to {:+.0f} % from 3 to 4 bits with 512 calibration tokens, and by {:.0f} to {:+.0f} % with 1,536; "
