@@ -57,6 +57,16 @@ class Format:
         return self.scales != "e4m3" and (self.block is None or self.block[0] == 1)
 
     @property
+    def static_inputs(self) -> bool:
+        """Whether inputs have a scale in common that is measured before, whatever the quantizer says of ranges.
+
+        Example:
+            >>> [FORMATS[name].static_inputs for name in ("nvfp4", "nvfp4a16", "mxfp4", "w8a8")]
+            [True, False, False, False]
+        """
+        return self.activation is not None and FORMATS[self.activation].scales == "e4m3"
+
+    @property
     def activation_bits(self) -> int:
         """Bits of one activation in a product.
 
@@ -77,6 +87,7 @@ FORMATS: dict[str, Format] = {
     "mxfp8": Format("mxfp8", 8, "float", True, "mxfp8", "e4m3", (1, 32), "e8m0"),
     "mxfp4": Format("mxfp4", 4, "float", True, "mxfp4", "e2m1", (1, 32), "e8m0"),
     "mxfp4a16": Format("mxfp4a16", 4, "float", True, None, "e2m1", (1, 32), "e8m0"),
+    "nvfp4": Format("nvfp4", 4, "float", True, "nvfp4", "e2m1", (1, 16), "e4m3"),
     "nvfp4a16": Format("nvfp4a16", 4, "float", True, None, "e2m1", (1, 16), "e4m3"),
     **{
         name: Format(name, num_bits, "ggml", True, block=(1, size), block_bytes=num_bytes)

@@ -102,7 +102,7 @@ def test_newer_gpus_compute_what_older_ones_do_and_all_formats_of_vllm_are_known
     ]
     assert all(old <= new for old, new in zip(by_age, by_age[1:], strict=False))
     assert by_age[1] - by_age[0] == {"fp8_e4m3", "fp8_block"}
-    assert by_age[3] - by_age[2] == {"mxfp4", "mxfp8"}
+    assert by_age[3] - by_age[2] == {"mxfp4", "mxfp8", "nvfp4"}
 
 
 def test_formats_that_a_gpu_computes_otherwise_are_left_out_and_said(caplog):

@@ -42,6 +42,7 @@ SCHEMES = {
     "mxfp8": "W8A8Mxfp8",
     "mxfp4": "W4A4Mxfp4",
     "mxfp4a16": "W4A4Mxfp4",
+    "nvfp4": "W4A4Fp4",
     "nvfp4a16": "W4A4Fp4",
     "bf16": "none",
 }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hpcmpq.formats import Format, Quantizer
+from hpcmpq.quantizers.activations import input_scale
 from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.quantizers.packing import pack
@@ -36,6 +37,7 @@ def scheme(format: Format, quantizer: Quantizer) -> dict[str, Any]:
         weights |= {"strategy": "block", "block_structure": [rows, columns]}
     elif format.scales == "e4m3":
         weights |= {"strategy": "tensor_group", "group_size": columns, **_E4M3}
+        inputs |= {"strategy": "tensor_group", "dynamic": "local", "observer": "static_minmax", **_E4M3}
     else:
         weights |= {"strategy": "group", "group_size": columns, **_E8M0}
         inputs |= _E8M0
@@ -82,6 +84,11 @@ def stored(
             f"{name}_global_scale": 1 / common,  # its layout divides by it
         }
     return {**codes, f"{name}_scale": narrow_exactly(qparams.scale)}
+
+
+def input_global_scale(layer: str, maximum: float) -> dict[str, Tensor]:
+    """What nvfp4 stores of the inputs of a layer, whose largest is given; its layout divides by it."""
+    return {f"{layer}.input_global_scale": torch.tensor([1 / input_scale(maximum)], dtype=torch.float32)}
 
 
 def pack_fp4(codes_MK: Tensor) -> Tensor:

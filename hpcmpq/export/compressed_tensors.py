@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
-from hpcmpq.export.compressed_schemes import scheme, stored
+from hpcmpq.export.compressed_schemes import input_global_scale, scheme, stored
 from hpcmpq.export.kept_tensors import say_kept
 from hpcmpq.export.loadable import reason_not_loadable
 from hpcmpq.export.refusal import refuse_formats, refuse_layers
@@ -191,6 +191,9 @@ def _storing(variants: Variants, chosen: Mapping[Member, str]) -> Callable[[Stor
             return {part.name: from_matrix(codes_MK, member, like.to(codes_MK.dtype)).contiguous()}
         height = weight_format.block[0] if weight_format.block else 1
         qparams = qparams.rows(part.blocks(height))
-        return stored(part.name, codes_MK[part.blocks()], qparams, weight_format, variants.quantizer)
+        tensors = stored(part.name, codes_MK[part.blocks()], qparams, weight_format, variants.quantizer)
+        if weight_format.static_inputs:
+            tensors |= input_global_scale(part.layer, variants.activations.maximum(member))
+        return tensors
 
     return stored_part

@@ -122,8 +122,8 @@ def packed_layers(names: Iterable[str]) -> list[str]:
 
 
 def parts_of_layer(layer: str) -> list[str]:
-    """Names of all that may stand for a layer's weight."""
-    return [f"{layer}.weight", *(f"{layer}.weight_{part}" for part in _PARTS)]
+    """Names of all that may stand for a layer's weight, and of the scale of its inputs."""
+    return [f"{layer}.weight", *(f"{layer}.weight_{part}" for part in _PARTS), f"{layer}.input_global_scale"]
 
 
 def schemes_of(directory: Path) -> list[Any]:

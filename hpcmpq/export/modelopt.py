@@ -20,6 +20,7 @@ from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
+from hpcmpq.quantizers.activations import input_scale
 from hpcmpq.space import Member
 from hpcmpq.store.json_files import write_json
 from hpcmpq.targets import TARGETS
@@ -28,6 +29,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "fp8_e4m3": {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"},
     "fp8_block": {"quant_algo": "FP8_PB_WO"},
     "mxfp8": {"quant_algo": "MXFP8", "group_size": 32},
+    "nvfp4": {"quant_algo": "NVFP4", "group_size": 16},
     "nvfp4a16": {"quant_algo": "W4A16_NVFP4", "group_size": 16},
 }
 
@@ -105,7 +107,11 @@ def stored(variants: Variants, member: Member, format_name: str) -> dict[str, Te
     if qparams.global_scale is not None:
         common = qparams.global_scale.to(torch.float32)
         packed = {name: pack_fp4(codes_MK), f"{name}_scale": fp8_codes(qparams)}
-        return {**packed, f"{name}_scale_2": common.clone()}
+        tensors = {**packed, f"{name}_scale_2": common.clone()}
+        if format.static_inputs:
+            found = input_scale(variants.activations.maximum(member))
+            tensors[f"{name.removesuffix('.weight')}.input_scale"] = torch.tensor(found, dtype=torch.float32)
+        return tensors
     if format.block is not None:
         return {name: codes_MK, f"{name}_scale": scale_RS[:, None, :, None].contiguous()}
     return {name: codes_MK, f"{name}_scale": scale_RS[:, 0].contiguous()}

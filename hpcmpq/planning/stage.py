@@ -27,7 +27,7 @@ from hpcmpq.planning.facts import (
 from hpcmpq.planning.original import Original, check_method, find_groups, load_original, say_of_experts
 from hpcmpq.planning.rounded_activations import check_activations, keep_ranges
 from hpcmpq.planning.search import search_space, units_of
-from hpcmpq.quantized.activations import rounds_activations
+from hpcmpq.quantized.activations import needs_ranges
 from hpcmpq.quantized.source_codes import SOURCE_CODES
 from hpcmpq.rounding.options import check_rounding
 from hpcmpq.sensitivity import find_method
@@ -107,7 +107,7 @@ def _keep(run: RunDir, plan: Plan, config: Config, original: Original, splits: S
     """Write the plan, what has to be measured once before it can be used, and what calibration will cost."""
     size, calibration = config.calibration.samples_per_pass, splits.calibration
     batches = (batch.to(original.device) for batch in calibration.passes(size))
-    if config.quantizer.activations == "static" and rounds_activations(plan.space):
+    if needs_ranges(plan.space, config.quantizer):
         keep_ranges(run, plan, config, original.model, batches)
     keep_samples(run, calibration)
     if splits.rounding is not None and ROUNDING in plan.facts:

@@ -20,7 +20,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.layer_kinds import operand_axes
 from hpcmpq.quantized.input_rounding import Rounded, record_maxima, round_operands, rounding, start_rounding
-from hpcmpq.space import SearchSpace
+from hpcmpq.space import Member, SearchSpace
 from hpcmpq.store.h5_files import read_h5, write_h5
 from hpcmpq.store.run_dir import RunDir
 
@@ -101,9 +101,22 @@ class Activations:
             if activation is None:
                 columns.append(tuple(torch.zeros_like(x) for x in operands))
                 continue
-            values = round_operands(module, operands, activation, self._maxima_of(group, module))
+            maxima = self._maxima_of(group, module, (activation,))
+            values = round_operands(module, operands, activation, maxima, self._dynamic)
             columns.append(tuple(value - x for value, x in zip(values, operands, strict=True)))
         return tuple(torch.stack(column) for column in zip(*columns, strict=True))
+
+    def maximum(self, member: Member) -> float:
+        """The static range's end of the inputs of a weight's layer.
+
+        Raises:
+            UserError: If it was not measured.
+        """
+        index = next(g for g, group in enumerate(self.space.groups) if member in group.members)
+        module = self.model.get_submodule(member.parameter.rpartition(".")[0])
+        found = self._maxima_of(index, module, ("nvfp4",))
+        assert found is not None
+        return found[0]
 
     def _rounded(
         self, group: int, format_names: tuple[str, ...], index: Tensor | None
@@ -112,17 +125,24 @@ class Activations:
         if not any(formats):
             return {}
         return {
-            module: Rounded(formats, index, self._maxima_of(group, module)) for module in self.places[group]
+            module: Rounded(formats, index, self._maxima_of(group, module, formats), self._dynamic)
+            for module in self.places[group]
         }
 
-    def _maxima_of(self, group: int, module: nn.Module) -> tuple[float, ...] | None:
-        if self.quantizer.activations == "dynamic":
+    @property
+    def _dynamic(self) -> bool:
+        return self.quantizer.activations == "dynamic"
+
+    def _maxima_of(
+        self, group: int, module: nn.Module, formats: Sequence[str | None]
+    ) -> tuple[float, ...] | None:
+        if self._dynamic and not any(name is not None and FORMATS[name].static_inputs for name in formats):
             return None
         name = self.places[group][module]
         if self.maxima is None or name not in self.maxima:
             raise UserError(
                 f"there is no static range for the inputs of {name}; plan the run again, or set "
-                "quantizer.activations: dynamic"
+                "quantizer.activations: dynamic and leave out nvfp4"
             )
         return self.maxima[name]
 
@@ -143,6 +163,13 @@ def measure_maxima(
 def rounds_activations(space: SearchSpace) -> bool:
     """Whether any option of a search space rounds activations."""
     return any(FORMATS[option.format].activation is not None for option in space.options)
+
+
+def needs_ranges(space: SearchSpace, quantizer: Quantizer) -> bool:
+    """Whether ranges of inputs are measured before anything else."""
+    if any(FORMATS[option.format].static_inputs for option in space.options):
+        return True
+    return quantizer.activations == "static" and rounds_activations(space)
 
 
 def write_maxima(run: RunDir, maxima: Maxima, fingerprint: str) -> None:

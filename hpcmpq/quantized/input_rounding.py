@@ -31,17 +31,25 @@ class Rounded:
         formats: Number formats of activations; None leaves the inputs alone.
         index: Which of them, int64 [], batched under `vmap`; or None where there is only one.
         maxima: The static range's end of each rounded input, or None for dynamic scales.
+        dynamic: Whether scales are dynamic but where a format needs the range's end (`Format.static_inputs`).
     """
 
     formats: tuple[str | None, ...]
     index: Tensor | None = None
     maxima: tuple[float, ...] | None = None
+    dynamic: bool = False
 
 
 def round_operands(
-    module: nn.Module, operands: Sequence[Tensor], format_name: str, maxima: tuple[float, ...] | None
+    module: nn.Module,
+    operands: Sequence[Tensor],
+    format_name: str,
+    maxima: tuple[float, ...] | None,
+    dynamic: bool = False,
 ) -> tuple[Tensor, ...]:
-    """The rounded inputs of a module, see `operand_axes`."""
+    """The rounded inputs of a module, see `operand_axes`; other arguments as in `Rounded`."""
+    if dynamic and not FORMATS[format_name].static_inputs:
+        maxima = None
     axes = operand_axes(module)
     return tuple(
         round_activations(x, FORMATS[format_name], along, None if maxima is None else maxima[place])
@@ -79,7 +87,7 @@ def _round(module: nn.Module, args: tuple[Tensor, ...], rounded: Rounded) -> tup
     outputs = args[:count]
     for place, name in enumerate(rounded.formats):
         if name is not None:
-            values = round_operands(module, args[:count], name, rounded.maxima)
+            values = round_operands(module, args[:count], name, rounded.maxima, rounded.dynamic)
             if rounded.index is None:
                 outputs = values
             else:

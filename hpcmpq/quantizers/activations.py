@@ -6,7 +6,8 @@
 convolution), so that the scale factors out of the sum and a token is rounded alike whatever is in its batch.
 `static` takes a maximum that was measured before, and saturates beyond it. Codes are symmetric: int8 uses ±127.
 bf16 and fp32 are plain casts without a scale. Formats of blocks have a dynamic scale for every block of inputs,
-whatever the quantizer says, as their kernels do.
+whatever the quantizer says, as their kernels do. In nvfp4 these are fp8 numbers times a scale that all inputs of a
+layer share: with the measured maximum at 6 · 448.
 """
 
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from hpcmpq.errors import UserError
 from hpcmpq.formats import Format
-from hpcmpq.quantizers.blocks import next_power_of_two
-from hpcmpq.quantizers.floating import largest_value, nearest_values
+from hpcmpq.quantizers.blocks import LARGEST_E4M3, fp8_scale, next_power_of_two
+from hpcmpq.quantizers.floating import LARGEST_E2M1, largest_value, nearest_values
 from hpcmpq.quantizers.integer import nearest_codes
 
 
@@ -28,7 +29,8 @@ def round_activations(
         x: Any float dtype; computed in float32, or float64 for float64. NaN stays NaN.
         format: A format of `Format.activation`.
         axes: That share a dynamic scale, counted from the end.
-        maximum: The static range's end, or None for dynamic scales.
+        maximum: The static range's end, or None for dynamic scales; of nvfp4 the end that its common scale is for,
+            or None for one of each vector.
 
     Raises:
         UserError: If the format has blocks of inputs and the product sums over several axes.
@@ -43,7 +45,7 @@ def round_activations(
     if not format.scaled:
         return nearest_values(value, torch.ones((), dtype=value.dtype, device=x.device), format).to(x.dtype)
     if format.block is not None:
-        return _in_blocks(value, format, axes).to(x.dtype)
+        return _in_blocks(value, format, axes, maximum).to(x.dtype)
     top = float(2 ** (format.num_bits - 1) - 1) if format.type == "int" else largest_value(format)
     if maximum is None:
         scale = value.abs().amax(axes, keepdim=True) / top
@@ -57,7 +59,12 @@ def round_activations(
     return (codes * scale).to(x.dtype)
 
 
-def _in_blocks(value: Tensor, format: Format, axes: tuple[int, ...]) -> Tensor:
+def input_scale(maximum: float) -> float:
+    """The scale of a layer's inputs in nvfp4 under the fp8 scales of their blocks, for the largest input."""
+    return maximum / (LARGEST_E2M1 * LARGEST_E4M3) if maximum > 0 else 1.0
+
+
+def _in_blocks(value: Tensor, format: Format, axes: tuple[int, ...], maximum: float | None) -> Tensor:
     if len(axes) != 1 or format.block is None:
         raise UserError(
             f"{format.name} rounds blocks of the inputs of linear layers, and a layer here sums over {len(axes)} axes; "
@@ -69,6 +76,15 @@ def _in_blocks(value: Tensor, format: Format, axes: tuple[int, ...]) -> Tensor:
     padded = torch.nn.functional.pad(moved, (0, -length % size))
     blocks = padded.unflatten(-1, (-1, size))
     scale = blocks.abs().amax(-1, keepdim=True) / largest_value(format)
-    scale = torch.where(scale > 0, next_power_of_two(scale) if format.scales == "e8m0" else scale, 1.0)
+    if format.scales == "e8m0":
+        scale = next_power_of_two(scale)
+    elif format.scales == "e4m3":
+        if maximum is None:
+            common = scale.amax(-2, keepdim=True) / LARGEST_E4M3
+            common = torch.where(common > 0, common, 1.0)
+        else:
+            common = torch.tensor(input_scale(maximum), dtype=value.dtype, device=value.device)
+        scale = fp8_scale(scale, common)
+    scale = torch.where(scale > 0, scale, 1.0)
     rounded = nearest_values(blocks, scale, format).to(value.dtype) * scale
     return rounded.flatten(-2)[..., :length].movedim(-1, axes[0])

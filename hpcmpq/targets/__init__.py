@@ -70,7 +70,7 @@ class Target:
 
 _INTEGERS = tuple(f"int{bits}" for bits in range(2, 9))
 
-_FLOATS = ("fp8_e4m3", "fp8_block", "mxfp8", "mxfp4", "mxfp4a16", "nvfp4a16", "bf16")
+_FLOATS = ("fp8_e4m3", "fp8_block", "mxfp8", "mxfp4", "mxfp4a16", "nvfp4", "nvfp4a16", "bf16")
 
 TARGETS: dict[str, Target] = {
     "transformers": Target(
@@ -125,7 +125,7 @@ TARGETS: dict[str, Target] = {
     "tensorrt_llm": Target(
         name="tensorrt_llm",
         export="modelopt",
-        formats=("nvfp4a16", "fp8_e4m3", "fp8_block", "mxfp8", "bf16"),
+        formats=("nvfp4", "nvfp4a16", "fp8_e4m3", "fp8_block", "mxfp8", "bf16"),
         group_sizes=(),
         symmetric=False,
         member_bytes=modelopt_bytes,

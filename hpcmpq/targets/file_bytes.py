@@ -63,6 +63,9 @@ def _float_bytes(member: Member, format: Format) -> int:
     if format.scales == "e4m3":
         shapes["_global_scale"] = (1,)
         total += GLOBAL_SCALE_BITS // 8
+        if format.static_inputs:  # of the layer's inputs
+            shapes["_input_global_scale"] = (1,)
+            total += GLOBAL_SCALE_BITS // 8
     return total + sum(safetensors_entry_bytes(member.parameter + s, shape) for s, shape in shapes.items())
 
 

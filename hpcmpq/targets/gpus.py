@@ -39,6 +39,7 @@ LEAST_CAPABILITY = {
     "bf16": 80,
     "fp8_e4m3": 89,  # below, the scheme is W8A16
     "fp8_block": 89,
+    "nvfp4": 100,  # below, Marlin with inputs of 16 bits
     "mxfp8": 100,  # below, Marlin with inputs of 16 bits
     "mxfp4": 100,
 }

@@ -23,7 +23,7 @@ E2M1 = torch.cat([E2M1, -E2M1])
 def unpacked(tensors: dict[str, Tensor], name: str, algorithm: str) -> Tensor:
     """The weight [M, K] that the layout means, written out one algorithm at a time."""
     stored, scale = tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"]
-    if algorithm == "W4A16_NVFP4":
+    if algorithm in ("W4A16_NVFP4", "NVFP4"):
         code_MK = torch.stack([stored & 15, stored >> 4], -1).flatten(1)
         block_MK = scale.float().repeat_interleave(16, 1)
         return E2M1[code_MK.long()] * block_MK * tensors[f"{name}.weight_scale_2"]
@@ -38,7 +38,7 @@ def unpacked(tensors: dict[str, Tensor], name: str, algorithm: str) -> Tensor:
 def test_every_layer_means_the_runs_weight_and_fused_layers_share_their_global_scale(tmp_path):
     """Of a model in memory, and streamed."""
     made = llama(num_key_value_heads=4, intermediate_size=256)
-    formats = ["nvfp4a16", "fp8_e4m3", "fp8_block", "mxfp8", "bf16"]
+    formats = ["nvfp4a16", "nvfp4", "fp8_e4m3", "fp8_block", "mxfp8", "bf16"]
     run, plan = plan_run(tmp_path, made, torch.float32, target="tensorrt_llm", formats=formats)
     assignment = solve_by_turns(run, plan)
     assert set(assignment.values()) == set(formats)
@@ -59,7 +59,16 @@ def test_every_layer_means_the_runs_weight_and_fused_layers_share_their_global_s
             algorithm = settings["quantized_layers"][name]["quant_algo"]
             assert torch.equal(unpacked(tensors, name, algorithm), weight_MK)
         common = {float(tensors[s]) for p in quantized if (s := f"{p}_scale_2") in tensors}
-        assert len(common) == (1 if assignment[group.name] == "nvfp4a16" else 0)
+        assert len(common) == (1 if "nvfp4" in assignment[group.name] else 0)
+        inputs = {
+            float(tensors[s])
+            for p in quantized
+            if (s := f"{p.removesuffix('.weight')}.input_scale") in tensors
+        }
+        assert len(inputs) == (1 if assignment[group.name] == "nvfp4" else 0)
+        [largest] = {e for places in variants.activations.places for n in places.values()
+                     if f"{n}.weight" in quantized for e in variants.activations.maxima[n]}  # fmt: skip
+        assert all(x == pytest.approx(largest / (6 * 448), rel=1e-6) for x in inputs)
     assert {"lm_head", "model.embed_tokens"} <= set(settings["exclude_modules"])
     predicted = json.loads(run.solution_path.read_text())["costs"]["size_bytes"]
     assert weight_bytes(directory) == pytest.approx(predicted, rel=0.01)

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.export import EXPORTERS, export, weight_bytes
 from hpcmpq.export.compressed_schemes import stored
 from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.models.data.splits import load_splits
+from hpcmpq.models.load import load_model
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants, open_variants
 from hpcmpq.quantizers.codes import QParams
@@ -137,13 +140,35 @@ def test_reader_gives_the_fake_quantized_models_outputs(tmp_path, case):
         assert weight_bytes(directory) == pytest.approx(predicted, rel=0.01)
 
 
+@torch.no_grad()
+def largest_inputs(plan: Plan, layers: list[str]) -> dict[str, float]:
+    """Of layers of the original, over the calibration samples."""
+    model, found = load_model(plan.config.model), dict.fromkeys(layers, 0.0)
+
+    def look(name: str, x: torch.Tensor) -> None:
+        found[name] = max(found[name], float(x.abs().max()))
+
+    for name in layers:
+        model.get_submodule(name).register_forward_pre_hook(lambda _m, args, name=name: look(name, args[0]))
+    model(**load_splits(plan.config).calibration.inputs)
+    return found
+
+
 def test_fp4_and_fp8_in_blocks_are_read_back_without_a_difference(tmp_path):
-    formats = ["int4", "nvfp4a16", "mxfp4a16", "mxfp4", "mxfp8", "fp8_block", "bf16"]
+    formats = ["int4", "nvfp4a16", "nvfp4", "mxfp4a16", "mxfp4", "mxfp8", "fp8_block", "bf16"]
     made = llama(num_key_value_heads=4, intermediate_size=256)
     run, plan = plan_run(tmp_path, made, target="vllm", formats=formats)
-    assert set(solve_by_turns(run, plan).values()) == set(formats)
+    assignment = solve_by_turns(run, plan)
+    assert set(assignment.values()) == set(formats)
     export(run, "compressed_tensors")
     directory = run.path / "exports" / "compressed_tensors"
+    written = load_file(directory / "model.safetensors")
+    scales = {n.removesuffix(".input_global_scale"): float(x) for n, x in written.items() if "input_g" in n}
+    largest = largest_inputs(plan, list(scales))
+    layers = {m.parameter.removesuffix(".weight") for g in plan.space.groups
+              if assignment[g.name] == "nvfp4" for m in g.members}  # fmt: skip
+    assert scales.keys() == layers
+    assert all(scales[name] == pytest.approx(6 * 448 / largest[name], rel=1e-6) for name in scales)
     found = json.loads((directory / "verification.json").read_text())
     assert found["verified"]
     assert found["difference"] < 1e-6

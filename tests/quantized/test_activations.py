@@ -24,7 +24,7 @@ from tests.models_of_many_kinds import make
 pytestmark = pytest.mark.slow
 
 MIXED = ("int4", "w4a8", "w8a8", "fp8_e4m3", "bf16", "fp32")
-ROUNDING = sorted({FORMATS[name].activation for name in FORMATS} - {None})
+ROUNDING = sorted({FORMATS[name].activation for name in FORMATS} - {None, "nvfp4"})
 QUANTIZER = Quantizer(group_size=8, range="absmax")
 
 
@@ -72,6 +72,56 @@ def test_blocks_of_inputs_have_scales_of_their_own():
     assert torch.equal(round_activations(x.T, FORMATS["mxfp4"], (-2,)), expected.T)
     with pytest.raises(UserError, match="mxfp4 rounds blocks of the inputs of linear layers"):
         round_activations(x[None, None], FORMATS["mxfp4"], (-3, -2, -1))
+
+
+@pytest.mark.parametrize("maximum", [3.0, 30.0, None])
+def test_blocks_of_nvfp4_have_fp8_scales_under_one_of_the_layer(maximum):
+    """By definition, a number at a time; beyond the measured maximum inputs are cut off."""
+    x = torch.randn(3, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[1, 16:32] *= 1e-3
+    x[2, :16] = 0.0
+    rounded = round_activations(x, FORMATS["nvfp4"], (-1,), maximum)
+    numbers = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.float64)
+    numbers = torch.cat([-numbers, numbers])
+    for row, own in zip(x, rounded, strict=True):
+        common = (float(row.abs().max()) if maximum is None else maximum) / 2688
+        for start in range(0, 40, 16):
+            block = row[start : start + 16]
+            scale = (block.abs().max() / 6 / common).clamp(2**-9, 448).to(
+                torch.float8_e4m3fn
+            ).double() * common
+            want = numbers[(block[:, None] / scale - numbers).abs().argmin(1)] * scale
+            torch.testing.assert_close(own[start : start + 16], want, rtol=1e-12, atol=0)
+    far = round_activations(100 * x, FORMATS["nvfp4"], (-1,), 3.0)
+    assert 2.9 < far.abs().max() <= 3.0 * (1 + 1e-12)
+
+
+@torch.no_grad()
+def test_nvfp4_alone_takes_the_measured_range_where_others_are_dynamic():
+    model = torch.nn.Sequential(torch.nn.Linear(32, 8)).double().eval().requires_grad_(False)
+    inputs = {"input": torch.randn(5, 32, dtype=torch.float64)}
+    formats = ("w8a8", "nvfp4")
+    made = variants_of(model, inputs, formats=formats)
+    with pytest.raises(UserError, match="no static range .* leave out nvfp4"), made.assigned({"0": "nvfp4"}):
+        pass
+    maxima = measure_maxima(made.activations, [inputs])
+    assert maxima == {"0": (float(inputs["input"].abs().max()),)}
+    z = {}
+    for name, ranges in (("measured", maxima), ("wide", {"0": (5e3,)})):
+        variants = Variants(model, made.space, QUANTIZER, ranges)
+        for assigned in formats:
+            with variants.assigned({"0": assigned}):
+                z[name, assigned] = forward(model, inputs)
+        engine = make_engine("whole", variants, inputs, options_per_pass=2, options_per_wave=2)
+        _, again_PNV = outputs(engine, inputs, [0, 1])
+        for place, assigned in enumerate(formats):
+            torch.testing.assert_close(again_PNV[place], z[name, assigned], rtol=1e-12, atol=1e-14)
+        x = round_activations(inputs["input"], FORMATS["nvfp4"], (-1,), ranges["0"][0])
+        [weight] = variants.quantized(made.space.groups[0], "nvfp4").values()
+        want = torch.nn.functional.linear(x, weight, model[0].bias)
+        torch.testing.assert_close(z[name, "nvfp4"], want[:, None], rtol=1e-12, atol=1e-14)
+    assert torch.equal(z["measured", "w8a8"], z["wide", "w8a8"])
+    assert not torch.equal(z["measured", "nvfp4"], z["wide", "nvfp4"])
 
 
 @pytest.mark.parametrize("name, step", [("int8", 1 / 254), ("fp8_e4m3", 2**-4), ("fp8_e5m2", 2**-3)])
