@@ -3,6 +3,7 @@
     python -m bench.methods                                   writes section `methods` of bench/RESULTS.md and the plot
     python -m bench.methods --configs configs/digits.yaml     only this model; other rows stay as they are
     python -m bench.methods --pairwise                        also measured pairs where there are more than 60 options
+    python -m bench.methods --configs configs/mixture.yaml --name mixture     section `methods_mixture`, without a plot
 
 Same quantizer, samples, solver and solver seconds for all. Rank and ratio compare predictions with measured KL on the
 calibration samples (see bench.rank; ratio over mixed int2..int4); losses in the table are on evaluation samples.
@@ -39,6 +40,7 @@ LIMITS = (2.25, 2.5, 3.0, 3.5, 4.0, 5.0)
 CONFIGS = ("configs/quickstart.yaml", "configs/digits.yaml", "configs/vit.yaml")
 SOLVE_S = 10.0
 MOST_PAIRED = 60
+PLOT = " ![held-out KL by bits](methods.svg)"
 REFINED, DROPPED, UNIFORM = "secant, refined", "secant, cross terms dropped", "uniform bits"
 
 
@@ -69,8 +71,10 @@ def main() -> None:
     parser.add_argument("--configs", nargs="+", default=CONFIGS)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--pairwise", action="store_true")
+    parser.add_argument("--name", help="of a section of its own")
     args = parser.parse_args()
-    path = CACHE / "methods.json"
+    section = "methods" if args.name is None else f"methods_{args.name}"
+    path = CACHE / f"{section}.json"
     rows = {}
     if path.exists():
         rows = {
@@ -81,7 +85,12 @@ def main() -> None:
             rows[row.model, row.method] = row
             print(*cells(row), sep=" | ", flush=True)
             path.write_text(json.dumps([asdict(row) for row in rows.values()]), encoding="utf-8")
-    write(list(rows.values()))
+    command = "python -m bench.methods"
+    if args.name is not None:
+        command += f" --configs {' '.join(args.configs)} --name {args.name}"
+        if args.methods != list(METHODS):
+            command += f" --methods {' '.join(args.methods)}"
+    write(list(rows.values()), section, command)
 
 
 def rows_of(config: str, methods: list[str], pairwise: bool) -> list[Row]:
@@ -234,8 +243,8 @@ def verdicts(rows: list[Row]) -> list[str]:
     return lines or ["- nowhere"]
 
 
-def write(rows: list[Row]) -> None:
-    """The section and the plot."""
+def write(rows: list[Row], section: str, command: str) -> None:
+    """The section, and the plot of the one that has all models."""
     header = [
         "model",
         "method",
@@ -247,16 +256,18 @@ def write(rows: list[Row]) -> None:
         "peak MiB",
     ]
     text = (
-        "## Sensitivity methods side by side\n\n`python -m bench.methods`: held-out KL of the assignment that each "
+        f"## Sensitivity methods side by side{section.removeprefix('methods').replace('_', ': ')}\n\n"
+        f"`{command}`: held-out KL of the assignment that each "
         f"method chooses at equal bits; {SOLVE_S:g} s per solve; cost of the whole calibration on one thread (and "
         f"one refinement where it is refined). Measured pairs only up to {MOST_PAIRED} options unless "
-        "`--pairwise` was given. ![held-out KL by bits](methods.svg)\n\n"
+        f"`--pairwise` was given.{PLOT if section == 'methods' else ''}\n\n"
         f"{table(header, [cells(row) for row in rows])}\n\nWhere {REFINED} is not the lowest:\n\n"
         + "\n".join(verdicts(rows))
     )
     print(text)
-    write_section("methods", text)
-    plot(rows, ROOT / "bench" / "methods.svg")
+    write_section(section, text)
+    if section == "methods":
+        plot(rows, ROOT / "bench" / "methods.svg")
 
 
 def plot(rows: list[Row], path: Path) -> None:

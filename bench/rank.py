@@ -1,12 +1,14 @@
 """How well models of the loss order and predict measured losses of random assignments (DESIGN.md, section 3).
 
-    python -m bench.rank               writes section `rank` of bench/RESULTS.md
+    python -m bench.rank                                   writes section `rank` of bench/RESULTS.md
+    python -m bench.rank --config configs/mixture.yaml     section `rank_mixture`
 
 80 random assignments, eight in each of ten bit ranges. Rank is Spearman's correlation within a range, mean over
 ranges; ratio is predicted / measured loss increase at all int2, over mixed int2..int4 and over int4..int8.
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -54,6 +56,11 @@ def main() -> None:
     parser.add_argument("--config", default="configs/quickstart.yaml")
     parser.add_argument("--methods", nargs="*", default=["secant:kl", "hessian:ce", "hessian:kl"])
     args = parser.parse_args()
+    own = args.config != parser.get_default("config") or args.methods != parser.get_default("methods")
+    model = Path(args.config).stem
+    command = "python -m bench.rank"
+    if own:
+        command += f" --config {args.config} --methods {' '.join(args.methods)}"
     runs = {name: calibrated(args.config, *name.split(":")) for name in args.methods}
     first = next(iter(runs.values()))
     space = first.plan.space
@@ -87,14 +94,16 @@ def main() -> None:
                 + [f"{ratio:.2f}" for ratio in ratios]
             )
     header = ["model of the loss", "rank", "rank, held out", "ratio int2", "ratio int2-4", "ratio int4-8"]
+    bits = ", ".join(f"{a}-{b}" for a, b in BIT_RANGES)
     text = (
-        f"## Rank and ratio over random assignments\n\n`python -m bench.rank`: {args.config}, 80 random assignments in "
-        f"ten bit ranges {', '.join(f'{a}-{b}' for a, b in BIT_RANGES)}; measured loss increases of the same "
-        f"objective on the calibration samples, and for the second column on evaluation samples.\n\n"
+        f"## Rank and ratio over random assignments{f': {model}' if own else ''}\n\n"
+        f"`{command}`: {args.config}, 80 random assignments in ten bit ranges {bits}; measured loss "
+        "increases of the same objective on the calibration samples, and for the second column on evaluation samples."
+        "\n\n"
         f"{table(header, rows)}"
     )
     print(text)
-    write_section("rank", text)
+    write_section(f"rank_{model}" if own else "rank", text)
 
 
 if __name__ == "__main__":
