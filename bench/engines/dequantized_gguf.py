@@ -14,19 +14,23 @@ from safetensors import safe_open
 from hpcmpq.models.description import read_model_json
 
 
-def write_dequantized(exported: Path, checkpoint: Path, output: Path) -> None:
+def write_dequantized(exported: Path, checkpoint: Path, output: Path, vocabulary: bool = True) -> None:
     """Write a file with the keys of another and the weights of a Hugging Face directory of a Llama.
 
     Args:
         exported: A GGUF file of the same model.
         checkpoint: The directory; one file of weights.
         output: What is written.
+        vocabulary: Whether with the other's, if it has one; otherwise the file takes token ids.
     """
     reader = gguf.GGUFReader(exported)
     logging.getLogger("gguf").setLevel(logging.WARNING)
     writer = gguf.GGUFWriter(output, reader.fields["general.architecture"].contents())
+    left_out = ("GGUF.",) if vocabulary else ("GGUF.", "tokenizer.")
+    if not vocabulary:
+        writer.add_tokenizer_model("none")
     for name, field in reader.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
+        if not name.startswith(left_out) and name != "general.architecture":
             inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(name, field.contents(), field.types[0], inner)
     config = read_model_json(checkpoint)

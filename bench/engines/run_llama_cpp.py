@@ -5,8 +5,8 @@
 JOB: {"decode": [{"file", "expected": a GGUF file of float32}], "samples": a .npy of token ids [N, T], "files": [...],
 "expected": a .npy of logits [N, T, V]}.
 ANSWER: {"decoded": for each {"tensors", "equal": those whose every weight ggml's own function decodes to the expected
-bits}, "files": for each {"kl": per sample, "largest": difference of logits, "spread": standard deviation of the
-expected logits}}.
+bits}, "files": for each {"kl": per sample, "ce": per sample, of the next token, "largest": difference of logits,
+"spread": standard deviation of the expected logits}}.
 
 Keys and values stay float32, one thread.
 """
@@ -74,9 +74,14 @@ def compared(job: dict) -> list[dict]:
     found = [collections.defaultdict(list) for _ in models]
     for ids_T, expected_TV in zip(ids_NT, expected_NTV, strict=True):
         for model, lists in zip(models, found, strict=True):
-            add(lists, logits(model, ids_T), np.array(expected_TV))
+            add(lists, logits(model, ids_T), np.array(expected_TV), ids_T)
     return [
-        {"kl": lists["kl"], "largest": max(lists["largest"]), "spread": float(np.mean(lists["spread"]))}
+        {
+            "kl": lists["kl"],
+            "ce": lists["ce"],
+            "largest": max(lists["largest"]),
+            "spread": float(np.mean(lists["spread"])),
+        }
         for lists in found
     ]
 
@@ -99,9 +104,12 @@ def logits(model: llama_cpp.Llama, ids_T: np.ndarray) -> np.ndarray:
     return np.array(model.scores[: len(ids_T)])
 
 
-def add(lists: dict[str, list[float]], logits_TV: np.ndarray, exact_TV: np.ndarray) -> None:
+def add(
+    lists: dict[str, list[float]], logits_TV: np.ndarray, exact_TV: np.ndarray, ids_T: np.ndarray
+) -> None:
     """Of a sample: KL(exact, file), mean of positions, nats; largest difference of logits; spread of the exact ones."""
     found_TV, true_TV = log_softmax(logits_TV), log_softmax(exact_TV)
+    lists["ce"].append(float(-found_TV[np.arange(len(ids_T) - 1), ids_T[1:]].mean()))
     lists["kl"].append(float((np.exp(true_TV) * (true_TV - found_TV)).sum(1).mean()))
     lists["largest"].append(float(np.abs(logits_TV - exact_TV).max()))
     lists["spread"].append(float(exact_TV.std()))
