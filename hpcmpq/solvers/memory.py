@@ -22,6 +22,9 @@ CONVEX_MATRICES = 1.7
 OTHER_BYTES = 3e7
 """What a search holds beside matrices, libraries' buffers included."""
 
+EXHAUSTION_BYTES = 6e7
+"""What exhausting a node's choices holds at most (`hpcmpq.solvers.proof.enumerate`)."""
+
 UNLIMITED = 2**60
 """Limits from here on are none; the kernel writes the largest multiple of a page that it can count."""
 
@@ -35,7 +38,7 @@ class Room(NamedTuple):
 
 def lifted_bytes(num_groups: int, width: int) -> float:
     """Most bytes of a proof by the relaxation, with groups of at most `width` options, beside the cross terms."""
-    return matrices_bytes(1 + num_groups * width) + OTHER_BYTES
+    return matrices_bytes(1 + num_groups * width) + EXHAUSTION_BYTES + OTHER_BYTES
 
 
 def matrices_bytes(size: int) -> float:

@@ -85,8 +85,8 @@ class ToyRun:
             assert time.monotonic() < deadline, f"{queue}\n{self.log()}"
             time.sleep(0.3)
 
-    def wait_for_job(self, job: str, *states: str) -> None:
-        self.wait_for(lambda: self.field(job, "JobState") in states)
+    def wait_for_job(self, job: str, *states: str, timeout_s: float = 200) -> None:
+        self.wait_for(lambda: self.field(job, "JobState") in states, timeout_s)
 
     def start_again(self, job: str) -> None:
         """Spare a requeued job most of the two minutes that Slurm lets it wait.

@@ -12,8 +12,10 @@ import time
 import numpy as np
 
 from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.memory import EXHAUSTION_BYTES
 
-BATCH = 1024
+BATCH, BATCH_ENTRIES = 1024, 2**18
+"""Partial choices that are completed by a group at once, at most, and their excesses."""
 
 
 def exhaust(
@@ -34,7 +36,7 @@ def exhaust(
         own_P: Own excesses, inf where excluded.
         pair_PP: Pair excesses, symmetric, inf where excluded, zero inside groups.
         cutoff: Only choices with a smaller objective are looked for.
-        max_nodes: Give up after so many partial choices.
+        max_nodes: Give up after so many partial choices, or where those that wait take half of `EXHAUSTION_BYTES`.
         deadline: Give up then, `time.perf_counter` seconds.
     """
     starts = compact.offset_H[:-1]
@@ -54,9 +56,11 @@ def exhaust(
             np.zeros((1, len(compact.limit_C))),
         )
     ]
-    nodes = 0
+    nodes, waiting_bytes = 0, own_P.nbytes
+    batch = max(1, min(BATCH, BATCH_ENTRIES // max(1, compact.num_options)))
     while stack:
         depth, choice_BG, spent_B, excess_BP, cost_BC = stack.pop()
+        waiting_bytes -= excess_BP.nbytes
         if depth == len(order):
             for choice_G in choice_BG:
                 objective = compact.objective(choice_G)
@@ -68,7 +72,8 @@ def exhaust(
         parent_E, option_E = np.nonzero(np.isfinite(excess_BP[:, options]))
         option_E = options[option_E]
         nodes += len(parent_E)
-        if nodes > max_nodes or time.perf_counter() > deadline:
+        full = waiting_bytes > EXHAUSTION_BYTES / 2
+        if full or nodes > max_nodes or time.perf_counter() > deadline:
             return False, best_G, cutoff
         cost_EC = cost_BC[parent_E] + compact.cost_CP[:, option_E].T
         spent_E = spent_B[parent_E] + excess_BP[parent_E, option_E]
@@ -94,11 +99,12 @@ def exhaust(
         keep = keep[np.argsort(-bound_E[keep], kind="stable")]  # the best batch is popped first
         child_EG = choice_BG[parent_E[keep]]
         child_EG[:, group] = option_E[keep]
-        for first in range(0, len(keep), BATCH):
-            part = slice(first, first + BATCH)
+        for first in range(0, len(keep), batch):
+            part = slice(first, first + batch)
             stack.append(
                 (depth + 1, child_EG[part], spent_E[keep][part], excess_EP[keep[part]], cost_EC[keep][part])
             )
+            waiting_bytes += stack[-1][3].nbytes
     return True, best_G, cutoff
 
 
