@@ -38,7 +38,9 @@ class Room(NamedTuple):
 
 def lifted_bytes(num_groups: int, width: int) -> float:
     """Most bytes of a proof by the relaxation, with groups of at most `width` options, beside the cross terms."""
-    return matrices_bytes(1 + num_groups * width) + EXHAUSTION_BYTES + OTHER_BYTES
+    partial_bytes = 16.0 * num_groups * width
+    exhaustion = min(EXHAUSTION_BYTES, partial_bytes * float(width) ** min(num_groups, 40))
+    return matrices_bytes(1 + num_groups * width) + exhaustion + OTHER_BYTES
 
 
 def matrices_bytes(size: int) -> float:
