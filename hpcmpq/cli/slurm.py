@@ -9,7 +9,7 @@ from typing import Any
 from hpcmpq.batch.scheduler import chosen
 from hpcmpq.batch.status import Status, read_status
 from hpcmpq.batch.submit import make_files, submit_files
-from hpcmpq.calibrate.reduce import batches_kept
+from hpcmpq.calibrate.reduce import batches_kept, sample_ranges
 from hpcmpq.cli import arguments, console, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.cli.json_output import Watched
@@ -73,8 +73,8 @@ def _solve_bytes(run: RunDir) -> int:
         plan = read_plan(run, with_times=False, screened=False)
     except (UserError, DamagedFile):
         return 0
-    num_ranges = len({unit.sample_start for unit in plan.units})
-    return solve_peak_bytes(plan.space, plan.config.solver, batches_kept(num_ranges, plan.space.num_options))
+    num_batches = batches_kept(len(sample_ranges(plan.units)), plan.space.num_options)
+    return solve_peak_bytes(plan.space, plan.config.solver, num_batches)
 
 
 @command("hpcmpq status runs/quickstart")

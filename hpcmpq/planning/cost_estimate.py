@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
+from hpcmpq.calibrate.reduce import sample_ranges
 from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.plan import WorkUnit
@@ -171,7 +172,7 @@ def cost_of_pass(
             round_s = rounding_seconds(formats, config.quantizer, num_positions, num_passes, times.forward)
     again = again_bytes(model, space, config.quantizer, weights, 2 * states, num_positions, activations)
     reading = COPIES_READ * read_bytes
-    num_ranges = len({unit.sample_start for unit in units})
+    num_ranges = len(sample_ranges(units))
     later = later_peaks(model, config, space, z_NTV, state, block_bytes, reading, again, num_ranges)
     return CostEstimate(
         forwards,

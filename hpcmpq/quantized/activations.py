@@ -114,9 +114,7 @@ class Activations:
         """
         index = next(g for g, group in enumerate(self.space.groups) if member in group.members)
         module = self.model.get_submodule(member.parameter.rpartition(".")[0])
-        found = self._maxima_of(index, module, ("nvfp4",))
-        assert found is not None
-        return found[0]
+        return self._measured(index, module)[0]
 
     def _rounded(
         self, group: int, format_names: tuple[str, ...], index: Tensor | None
@@ -138,6 +136,9 @@ class Activations:
     ) -> tuple[float, ...] | None:
         if self._dynamic and not any(name is not None and FORMATS[name].static_inputs for name in formats):
             return None
+        return self._measured(group, module)
+
+    def _measured(self, group: int, module: nn.Module) -> tuple[float, ...]:
         name = self.places[group][module]
         if self.maxima is None or name not in self.maxima:
             raise UserError(

@@ -6,7 +6,6 @@ Weights that they do not hold so, and experts that transformers joins, are round
 this: rounding finds its numbers.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +15,12 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
-from hpcmpq.models.dequantized import SOURCE
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.stored_weights import names_in_model, read_tensor, tensors_in
 from hpcmpq.plan import Plan
 from hpcmpq.quantizers.codes import QParams
 from hpcmpq.space import Member
+from hpcmpq.store.original import read_source
 
 FORMAT = "fp8_block"
 """The format that takes them."""
@@ -106,14 +105,11 @@ def takes_source_codes(path: str | None, formats: tuple[str, ...]) -> bool:
         path: Of the model, as `hpcmpq.models.dequantized.unpacked` leaves it.
         formats: Of the run.
     """
-    if path is None or FORMAT not in formats or not (Path(path) / SOURCE).is_file():
-        return False
-    said = json.loads((Path(path) / SOURCE).read_text(encoding="utf-8"))
-    if said.get("form") != "fp8":
+    if path is None or FORMAT not in formats or read_source(Path(path)).get("form") != "fp8":
         return False
     settings = read_model_json(_source(Path(path))).get("quantization_config") or {}
     return tuple(settings.get("weight_block_size") or ()) == FORMATS[FORMAT].block
 
 
 def _source(directory: Path) -> Path:
-    return Path(json.loads((directory / SOURCE).read_text(encoding="utf-8"))["path"])
+    return Path(read_source(directory)["path"])

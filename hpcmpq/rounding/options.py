@@ -88,7 +88,7 @@ def make_codes(
     compensated = [member for member in missing if member not in nearest]
     for members, sums in inputs.of(compensated) if compensated else ():
         hessian_KK = sums.hessian_KK if sums.num_rows >= FEWEST_INPUTS else None
-        factor = None if hessian_KK is None else (hessian_KK, *compensation(hessian_KK, quantizer))
+        factor = None if hessian_KK is None else (hessian_KK, compensation(hessian_KK, quantizer))
         for member in members:
             if not sums.num_rows and _alike(member) not in called:
                 raise UserError(
@@ -101,7 +101,7 @@ def make_codes(
 
 def _codes(
     weight_MK: Tensor,
-    factor: tuple[Tensor, Tensor, Tensor] | None,
+    factor: tuple[Tensor, tuple[Tensor, Tensor]] | None,
     names: Sequence[str],
     quantizer: Quantizer,
 ) -> dict[str, tuple[Tensor, QParams]]:
@@ -112,12 +112,9 @@ def _codes(
             qparams = choose_qparams(weight_MK, format, quantizer)
             codes[name] = encode(weight_MK, qparams, format, quantizer), qparams
         else:
-            hessian_KK, *rest = factor
+            hessian_KK, compensating = factor
             qparams = compensated_qparams(weight_MK, hessian_KK, format, quantizer)
-            codes[name] = (
-                compensated_codes(weight_MK, (rest[0], rest[1]), qparams, format, quantizer),
-                qparams,
-            )
+            codes[name] = compensated_codes(weight_MK, compensating, qparams, format, quantizer), qparams
     return codes
 
 

@@ -6,6 +6,7 @@ Axis letters: P options, C budgets.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,21 @@ def row_sums(own: "scipy.sparse.csr_array | None", size: int) -> np.ndarray:
     return np.zeros(size) if own is None else np.asarray(abs(own).sum(axis=1)).ravel()
 
 
+def onto_simplices(compact: Compact, weight_P: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The projection onto the groups' simplices in a metric: values [P], already times `weight_P`, to the point."""
+    places = np.arange(compact.num_options) - compact.offset_H[compact.group_P], compact.group_P
+    shape = int(compact.size_G.max()), compact.num_groups
+    weight, target = np.ones(shape), np.full(shape, -np.inf)
+    weight[places] = weight_P
+
+    def nearest(value_P: np.ndarray) -> np.ndarray:
+        target[places] = value_P
+        point_P: np.ndarray = simplex(target, weight)[places]
+        return point_P
+
+    return nearest
+
+
 def tangent_bound(form: Form, y_P: np.ndarray) -> float:
     """The bound of a certified form at a point y, float64, less a rounding margin."""
     compact = form.compact
@@ -77,13 +93,8 @@ def minimiser(
     Lagrangian of the current tangent. Restarts when the objective of the priced problem rises.
     """
     compact, root_P, linear_P = form.compact, form.root_P, form.linear_P
-    width = int(compact.size_G.max())
-    position_P = np.arange(compact.num_options) - compact.offset_H[compact.group_P]
-    exists = np.zeros((width, compact.num_groups), bool)
-    exists[position_P, compact.group_P] = True
-    weight = np.ones((width, compact.num_groups))
     steep_P = form.curvature(most) * root_P**2
-    weight[position_P, compact.group_P] = steep_P
+    nearest = onto_simplices(compact, steep_P)
     y_P = np.zeros(compact.num_options)
     y_P[choice_G] = 1.0
     if start_P is not None:
@@ -101,10 +112,8 @@ def minimiser(
             value = dual_value(compact, gradient_P, price_C) - 0.5 * float(y_P @ product_P)
             if value > best:
                 best, best_P = value, y_P.copy()
-        target = np.full((width, compact.num_groups), -np.inf)
         priced_P = gradient_P + price_C @ compact.cost_CP
-        target[position_P, compact.group_P] = steep_P * y_P - priced_P
-        new_P = simplex(target, weight)[position_P, compact.group_P]
+        new_P = nearest(steep_P * y_P - priced_P)
         if float(priced_P @ (new_P - x_P)) > 0:
             momentum = 1.0
         following = 0.5 * (1.0 + np.sqrt(1.0 + 4.0 * momentum**2))

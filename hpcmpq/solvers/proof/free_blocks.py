@@ -29,8 +29,7 @@ import numpy as np
 import scipy  # reads scipy.sparse where it is used
 
 from hpcmpq.solvers.compact.compact import Compact
-from hpcmpq.solvers.proof.convex_form import row_sums
-from hpcmpq.solvers.proof.projection import simplex
+from hpcmpq.solvers.proof.convex_form import onto_simplices, row_sums
 
 STEPS, MEAN_OF = 50, 10
 """Steps at most, and those of whose D the mean is taken."""
@@ -186,13 +185,9 @@ def _follow(
 
     That D follows y within a step is what keeps the method stable at a small ρ.
     """
-    width = int(compact.size_G.max())
-    position_P = np.arange(compact.num_options) - compact.offset_H[compact.group_P]
-    places = position_P, compact.group_P
     steep_P = 1.1 * most + row_sums(inner.matrix(middle_E), len(root_P))
     weight_P = steep_P * root_P**2 + 0.5 * root_P**4 / rho
-    weight, target = np.ones((width, compact.num_groups)), np.full((width, compact.num_groups), -np.inf)
-    weight[places] = weight_P
+    onto = onto_simplices(compact, weight_P)
     diagonal = inner.row_E == inner.column_E
     x_P, momentum = y_P, 1.0
     for _ in range(GRADIENT_STEPS):
@@ -202,9 +197,7 @@ def _follow(
         priced_P = compact.linear_P - 0.5 * entry_E[diagonal] * root_P**2 + root_P * product_P
 
         def nearest(price_C: np.ndarray, free_P: np.ndarray = weight_P * y_P - priced_P) -> np.ndarray:
-            target[places] = free_P - price_C @ compact.cost_CP
-            point_P: np.ndarray = simplex(target, weight)[places]
-            return point_P
+            return onto(free_P - price_C @ compact.cost_CP)
 
         price_C = prices_within(compact, nearest, price_C)
         new_P = nearest(price_C)

@@ -23,6 +23,7 @@ Axis letters: P options, G groups, C budgets.
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import scipy  # reads scipy.sparse where it is used
@@ -47,14 +48,8 @@ def spectral_bound(
         steps: Of the blocks inside groups, at most.
     """
     rng, begun = np.random.default_rng(seed), time.perf_counter()
-    root_P = _scales(compact, choice_G, POWER)
-    scaled_PP, normal_P = _scaled(compact.quad_PP, root_P), _normals(compact, root_P)
-    inside = _inside(compact, normal_P)
-    smallest = 1e-6 * max(float(scaled_PP.max()), -float(scaled_PP.min()))
-    start_P = inside(rng.standard_normal(compact.num_options).astype(np.float32))
-    share = begun + (deadline - begun) / 6
-    least, most = extreme_eigenvalues(lambda v: inside(scaled_PP @ v), start_P, smallest, 80, share)
-    least, most = min(0.0, least), max(0.0, most)
+    metric = _metric(compact, choice_G, rng, begun + (deadline - begun) / 6)
+    root_P, scaled_PP, normal_P, inside, start_P, smallest, least, most = metric
     alpha = certified_shift(compact, root_P, normal_P, -least, most, deadline)
     form = Form(compact, scaled_PP, root_P, alpha, None)
     y_P = minimiser(form, most, choice_G, begun + 0.5 * (deadline - begun))
@@ -82,17 +77,51 @@ def spectral_bound(
     return max(bound, tangent_bound(form, y_P))
 
 
+class _Metric(NamedTuple):
+    """S^½ and what is known of S^(−½) H S^(−½) on differences of points.
+
+    Attributes:
+        root_P: S^½.
+        scaled_PP: S^(−½) H S^(−½), float32.
+        normal_P: n_g of all groups side by side.
+        inside: Vectors or columns to their part orthogonal to all n_g.
+        start_P: A random vector there.
+        smallest: Norm under which a vector is rounding.
+        least: The least eigenvalue there, about, at most 0.
+        most: The largest, at least 0.
+    """
+
+    root_P: np.ndarray
+    scaled_PP: np.ndarray
+    normal_P: np.ndarray
+    inside: Callable[[np.ndarray], np.ndarray]
+    start_P: np.ndarray
+    smallest: float
+    least: float
+    most: float
+
+
+def _metric(compact: Compact, choice_G: np.ndarray, rng: np.random.Generator, deadline: float) -> _Metric:
+    root_P = _scales(compact, choice_G)
+    scaled_PP, normal_P = _scaled(compact.quad_PP, root_P), _normals(compact, root_P)
+    inside = _inside(compact, normal_P)
+    start_P = inside(rng.standard_normal(compact.num_options).astype(np.float32))
+    smallest = 1e-6 * max(float(scaled_PP.max()), -float(scaled_PP.min()))
+    least, most = extreme_eigenvalues(lambda v: inside(scaled_PP @ v), start_P, smallest, 80, deadline)
+    return _Metric(root_P, scaled_PP, normal_P, inside, start_P, smallest, min(0.0, least), max(0.0, most))
+
+
 POWER = 0.375
 """Exponent of c for the square root of s; measured best between the diagonal's 0.5 and 0.25."""
 
 
-def _scales(compact: Compact, choice_G: np.ndarray, power: float) -> np.ndarray:
-    """Square root of s: c^power where most c are positive, else the interaction strength."""
+def _scales(compact: Compact, choice_G: np.ndarray) -> np.ndarray:
+    """Square root of s: c^POWER where most c are positive, else the interaction strength."""
     base_P = compact.linear_P
     if (base_P > 0).mean() < 0.5:
         base_P = (compact.quad_PP[choice_G] ** 2).mean(axis=0)
     floor = max(1e-3 * float(np.median(np.abs(base_P[choice_G]))), 1e-9 * float(np.abs(base_P).max()), 1e-30)
-    root_P = np.maximum(base_P, floor) ** power
+    root_P = np.maximum(base_P, floor) ** POWER
     root_P = np.maximum(root_P, 0.05 * float(np.median(root_P[choice_G])))
     return root_P / float(np.sqrt((root_P[choice_G] ** 2).mean()))
 
@@ -101,17 +130,10 @@ def convex_form(
     compact: Compact, choice_G: np.ndarray, seed: int, deadline: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """A shift d that makes the objective convex, but for the error of Lanczos, and an approximate minimiser y."""
-    rng = np.random.default_rng(seed)
-    root_P = _scales(compact, choice_G, POWER)
-    scaled_PP = _scaled(compact.quad_PP, root_P)
-    inside = _inside(compact, _normals(compact, root_P))
-    start_P = inside(rng.standard_normal(compact.num_options).astype(np.float32))
-    smallest = 1e-6 * max(float(scaled_PP.max()), -float(scaled_PP.min()))
-    least, most = extreme_eigenvalues(lambda v: inside(scaled_PP @ v), start_P, smallest, 80, deadline)
-    alpha = max(0.0, -1.01 * least)
-    form = Form(compact, scaled_PP, root_P, alpha)
-    y_P = minimiser(form, max(most, 0.0), choice_G, deadline)
-    return alpha * root_P**2, y_P
+    metric = _metric(compact, choice_G, np.random.default_rng(seed), deadline)
+    alpha = -1.01 * metric.least
+    form = Form(compact, metric.scaled_PP, metric.root_P, alpha)
+    return alpha * metric.root_P**2, minimiser(form, metric.most, choice_G, deadline)
 
 
 def certified_shift(
