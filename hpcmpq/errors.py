@@ -1,6 +1,19 @@
 """Failures that a user can act on. Each message is one sentence that says what to do next."""
 
-from errno import EACCES, EDQUOT, EFBIG, ENOMEM, ENOSPC, EPERM, EROFS
+from errno import (
+    EACCES,
+    EDQUOT,
+    EFBIG,
+    EIO,
+    ELOOP,
+    ENAMETOOLONG,
+    ENOMEM,
+    ENOSPC,
+    ENOTDIR,
+    EPERM,
+    EROFS,
+    ESTALE,
+)
 
 EXIT_BAD_INPUT, EXIT_INFEASIBLE, EXIT_INTERRUPTED = 2, 3, 75
 
@@ -61,7 +74,9 @@ class Interrupted(BaseException):
 
 
 def in_words(error: Exception) -> Exception:
-    """A `UserError` in place of an error that means that memory, disk or permission lacked; any other error as it is.
+    """A `UserError` in place of an error that means that memory, disk, permission or a usable path lacked.
+
+    Any other error as it is.
 
     Example:
         >>> print(in_words(MemoryError()))
@@ -81,6 +96,12 @@ def in_words(error: Exception) -> Exception:
         )
     if number in (ENOSPC, EDQUOT, EFBIG, EROFS, EACCES, EPERM):
         return UserError(f"{said}; make room or permission there and run the same command again")
+    if number in (EIO, ESTALE):
+        return UserError(
+            f"{said}; the file system failed there: look after it and run the same command again"
+        )
+    if number in (ENAMETOOLONG, ELOOP, ENOTDIR):
+        return UserError(f"{said[:300]}; correct the path")
     return error
 
 

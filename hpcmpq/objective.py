@@ -160,13 +160,17 @@ def _labels(z_NTV: Tensor, targets: Tensor | None) -> Tensor:
             f"objective ce needs a target for each of {list(z_NTV.shape[:2])} positions, got {shape}; "
             "use kl or mse"
         )
-    num_outputs = z_NTV.shape[-1]
+    check_labels(targets, z_NTV.shape[-1])
+    return targets.reshape(z_NTV.shape[:2])
+
+
+def check_labels(targets: Tensor, num_outputs: int) -> None:
+    """Raise `UserError` if a target is neither an output's number nor `IGNORED`."""
     wrong = targets[(targets != IGNORED) & ((targets < 0) | (targets >= num_outputs))]
     if wrong.numel():
         raise UserError(
             f"target {int(wrong[0])} is none of the model's {num_outputs} outputs; correct the data's labels"
         )
-    return targets.reshape(z_NTV.shape[:2])
 
 
 def _by_rows(function: Callable[[Tensor, Tensor], Tensor], z_NTV: Tensor, other: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -12,6 +13,9 @@ from hpcmpq.tables import table_name
 from hpcmpq.targets import check_quantizer, find_target
 from hpcmpq.targets.gpus import computed_as_measured
 from hpcmpq.targets.kv_cache import check_cache_formats
+
+LARGEST_SEED = 2**63
+"""Above the largest that torch takes."""
 
 
 def check_keys(values: Mapping[str, Any], kind: type, source: str, place: str) -> None:
@@ -31,6 +35,37 @@ def check_keys(values: Mapping[str, Any], kind: type, source: str, place: str) -
             for number, item in enumerate(value):
                 if isinstance(item, Mapping):
                     check_keys(item, entry, source, f"{place}{key}.{number}.")  # type: ignore[arg-type]
+
+
+def check_plain(value: Any, declared: Any, source: str, place: str) -> None:
+    """Raise `UserError` at what types take and nothing can use: `yes` for a number, infinity, a text with a NUL.
+
+    Args:
+        value: A plain value, or a mapping or a list of such.
+        declared: Its type, such as a dataclass of `hpcmpq.settings`.
+        source: Of the config, for messages.
+        place: Name of the key.
+    """
+    if isinstance(value, Mapping):
+        types = (
+            {f.name: f.type for f in dataclasses.fields(declared)}
+            if dataclasses.is_dataclass(declared)
+            else {}
+        )
+        rest = next(iter(get_args(declared)[1:]), None)
+        for key, item in value.items():
+            check_plain(item, types.get(key, rest), source, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            check_plain(item, next(iter(get_args(declared)), None), source, f"{place}.{number}")
+    elif isinstance(value, bool):
+        kinds = {declared, *get_args(declared)}
+        if kinds & {int, float} and bool not in kinds:
+            raise UserError(f"{source}: {place} must be a number, got {str(value).lower()}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{source}: {place} must be a finite number, got {value}")
+    elif isinstance(value, str) and "\0" in value:
+        raise UserError(f"{source}: {place} holds a NUL character; write it anew")
 
 
 def check_values(config: Config, source: str) -> None:
@@ -96,10 +131,19 @@ def check_values(config: Config, source: str) -> None:
     strength = config.reround.strength
     if strength is not None and not 0 <= strength <= 1:
         raise UserError(f"{source}: reround.strength must be from 0 to 1, got {strength}")
-    if config.calibration.held_out < 0:
-        raise UserError(
-            f"{source}: calibration.held_out must not be negative, got {config.calibration.held_out}"
-        )
+    for name, value in {
+        "calibration.held_out": config.calibration.held_out,
+        "solver.robust_k": config.solver.robust_k,
+        "solver.seed": config.solver.seed,
+    }.items():
+        if value < 0:
+            raise UserError(f"{source}: {name} must not be negative, got {value}")
+    for name, value in {
+        "calibration.seed": config.calibration.seed,
+        "solver.seed": config.solver.seed,
+    }.items():
+        if not -LARGEST_SEED <= value < LARGEST_SEED:
+            raise UserError(f"{source}: {name} must be less than 2^63, got {value}")
     _check_tasks(config, source)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from hpcmpq.config.checks import check_keys, check_values
+from hpcmpq.config.checks import check_keys, check_plain, check_values
 from hpcmpq.config.names import with_table_names
 from hpcmpq.errors import UserError
 from hpcmpq.settings import Config, is_factory
@@ -31,12 +31,23 @@ def values_of(text: str, source: str) -> dict[str, Any]:
     """Plain values of YAML text.
 
     Raises:
-        UserError: If it is no YAML mapping.
+        UserError: If it is no YAML mapping, or one key stands twice in a mapping of it.
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            lines: dict[str | int, int] = {}
+            for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+                line = key.start_mark.line + 1
+                name = key.value if isinstance(key, yaml.ScalarNode) else line
+                if lines.setdefault(name, line) != line:
+                    both = f"in lines {lines[name]} and {line}"
+                    raise UserError(f"{source} has the key '{name}' twice, {both}; leave one out")
+            return super().construct_mapping(node, deep)
+
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, Loader)  # a SafeLoader
     except RecursionError:
         raise UserError(f"{source} is not valid YAML: it is nested too deep; check its brackets") from None
     except yaml.YAMLError as error:
@@ -71,6 +82,7 @@ def parse_config(values: dict[str, Any], source: str = "config") -> Config:
     if isinstance(values.get("sensitivity"), str):
         values["sensitivity"] = {"method": values["sensitivity"]}
     check_keys(values, Config, source, "")
+    check_plain(values, Config, source, "")
     values = with_table_names(values, Config)
     try:
         config = TypeAdapter(Config).validate_python(values)
@@ -88,7 +100,12 @@ def resolve_paths(config: Config, directory: Path) -> Config:
     """The same configuration with the paths of model and data made absolute, relative to `directory`."""
 
     def absolute(text: str | None) -> str | None:
-        return text if text is None or is_factory(text) else str((directory / text).expanduser().resolve())
+        if text is None or is_factory(text):
+            return text
+        try:
+            return str((directory / Path(text).expanduser()).resolve())
+        except RuntimeError as error:  # nobody's home directory, or links in a circle
+            raise UserError(f"{text} leads nowhere: {str(error).rstrip('.')}; correct the path") from None
 
     replace = dataclasses.replace
     return replace(

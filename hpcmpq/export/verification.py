@@ -169,7 +169,8 @@ def compare(name: str, reader: str, read: Behaviour, expected: Behaviour, writte
         shapes = f"{list(read_NTV.shape)}, the run's model gives {list(expected_NTV.shape)}"
         raise NotReproduced(f"{reader} gives outputs {shapes}, from the {name} export; {ADVICE}")
     error = read_NTV.double() - expected_NTV.double()
-    scale = float(expected_NTV.double().std()) or float(expected_NTV.abs().max()) or 1.0
+    spread = float(expected_NTV.double().std()) if expected_NTV.numel() > 1 else 0.0
+    scale = spread or float(expected_NTV.abs().max()) or 1.0
     share = float(error.square().mean().sqrt()) / scale
     tolerance = (OF_ROUNDED_INPUTS if written.rounding else TOLERANCE)[written.narrowed]
     if not share <= tolerance:  # NaN, too
@@ -181,7 +182,7 @@ def compare(name: str, reader: str, read: Behaviour, expected: Behaviour, writte
         "difference": share,
         "tolerance": tolerance,
         "largest_difference": float(error.abs().max()),
-        "spread": float(expected_NTV.double().std()),
+        "spread": spread,
         "num_positions": expected_NTV.shape[1],
         **of_weights,
     }

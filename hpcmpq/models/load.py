@@ -87,6 +87,8 @@ def pick_device(name: str) -> torch.device:
         raise UserError(
             f"model.device {name!r} cannot be used here ({describe(error)}); try auto or cpu"
         ) from None
+    if device.type == "meta":
+        raise UserError("model.device 'meta' holds no values; try auto or cpu")
     return device
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from hpcmpq.errors import DamagedFile
+from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.models.data.kept_samples import ROUNDING, ROUNDING_NAME, keep_samples
 from hpcmpq.models.data.splits import Splits, load_splits
 from hpcmpq.models.dequantized import unpacked
@@ -15,6 +15,7 @@ from hpcmpq.models.original_marks import check_same_outputs, check_same_settings
 from hpcmpq.models.outputs import forward
 from hpcmpq.models.stored_dtype import check_scales
 from hpcmpq.models.weight_digests import weight_marks
+from hpcmpq.objective import check_labels
 from hpcmpq.plan import CHOICES, Plan, content_hash, plan_to_json
 from hpcmpq.planning.cost_estimate import estimate_cost
 from hpcmpq.planning.facts import (
@@ -66,6 +67,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     first = splits.calibration[:1].to(original.device)
     with torch.no_grad():
         outputs_NTV = forward(original.model, first.inputs)
+    _check_objective(config, splits, outputs_NTV)
     check_activations(config, original.model, space)
     check_rounding(original.model, space, config.quantizer)
     if target and target.export == "gguf":
@@ -121,6 +123,26 @@ def _keep(run: RunDir, plan: Plan, config: Config, original: Original, splits: S
             splits.pool_bytes, keeps=CHOICES in plan.facts,
         )  # fmt: skip
         write_artefact(run.file("cost.json"), dataclasses.asdict(cost))
+
+
+def _check_objective(config: Config, splits: Splits, outputs_NTV: torch.Tensor) -> None:
+    """Refuse outputs or labels that the objective, or the losses of labels, can make nothing of.
+
+    Args:
+        config: Of the run.
+        splits: Its samples.
+        outputs_NTV: Of the first.
+    """
+    num_positions, num_outputs = outputs_NTV.shape[1:]
+    if num_outputs == 1 and config.objective != "mse":
+        raise UserError(
+            f"the model has one output, of which objective {config.objective} is always 0; set objective: mse"
+        )
+    first = splits.calibration.targets
+    if first is not None and first[:1].numel() == num_positions:
+        for part in (splits.calibration, splits.held_out, splits.evaluation):
+            if part.labelled and part.targets is not None:
+                check_labels(part.targets, num_outputs)
 
 
 def _planned_before(run: RunDir) -> Plan | None:

@@ -209,3 +209,14 @@ def test_padding_and_what_is_beyond_the_files_context_are_left_out():
     assert one_sample(samples, None)["input_ids"].tolist() == [[0, 1, 2, 3]]
     assert one_sample(samples, 3)["attention_mask"].tolist() == [[1, 1, 1]]
     assert one_sample(Samples({"input_ids": torch.arange(6)[None]}), 5)["input_ids"].shape == (1, 5)
+
+
+def test_a_model_with_one_output_has_no_spread_and_is_compared_by_its_size():
+    expected = Behaviour(torch.tensor([[[2.0]]]), {})
+    compared = compare("fake_quantized", "a reader", expected, expected, Written("a file"))
+    figures = dict(compared.figures)
+    assert (figures["difference"], figures["spread"]) == (0.0, 0.0)
+    with pytest.raises(NotReproduced, match=r"differ from the run's model by 0\.5 of their spread"):
+        compare(
+            "fake_quantized", "a reader", Behaviour(torch.tensor([[[3.0]]]), {}), expected, Written("a file")
+        )

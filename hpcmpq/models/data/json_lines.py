@@ -17,7 +17,7 @@ def read_records(text: str, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
         place: Of the file, for messages.
 
     Raises:
-        UserError: At the first line that is no JSON object.
+        UserError: At the first line that is no JSON object, or whose text no file can hold.
 
     Example:
         >>> [record for _, record in read_records('{"text": "a\u2028b"}\n\n{"text": "c"}\n', "data.jsonl")]
@@ -33,4 +33,15 @@ def read_records(text: str, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
             raise UserError(f"{where} is not JSON: {error}; each line must be an object") from None
         if not isinstance(record, dict):
             raise UserError(f"{where} is {type(record).__name__}; each line must be an object")
+        if "\\u" in line:
+            _check_characters(record, where)
         yield where, record
+
+
+def _check_characters(record: dict[str, Any], where: str) -> None:
+    """Refuse half of a pair of surrogates, as a text that was cut inside an emoji has: UTF-8 cannot hold it."""
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(str(error.object)[error.start]):04x}"
+        raise UserError(f"{where} holds {half}, half of a character; complete or remove it") from None

@@ -182,9 +182,11 @@ def _batch(value: Any, place: str) -> Batch:
 
 def _tensor(value: Any, place: str) -> Tensor:
     try:
-        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value, order="C"))
+        tensor = value if isinstance(value, Tensor) else _from_numpy(value)
     except TypeError:
         raise UserError(f"{place} holds {type(value).__name__} that is not a numeric array") from None
+    if tensor.is_complex():
+        raise UserError(f"{place} holds complex numbers; give real ones")
     if tensor.numel() == 0:
         raise UserError(f"{place} is an empty array of shape {list(tensor.shape)}")
     if tensor.is_floating_point():
@@ -192,3 +194,9 @@ def _tensor(value: Any, place: str) -> Tensor:
             raise UserError(f"{place} holds NaN or infinite values; clean it")
         return tensor.detach()
     return tensor.detach().to(torch.int64)
+
+
+def _from_numpy(value: Any) -> Tensor:
+    """A copy in the machine's own byte order, which is all that torch takes."""
+    array = np.array(value, order="C")
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))

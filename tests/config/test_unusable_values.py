@@ -1,0 +1,102 @@
+"""Values that types take and nothing can use: each is refused by its key, before anything is read."""
+
+import os
+
+import pytest
+
+from hpcmpq.config import parse_config, read_config, values_of
+from hpcmpq.errors import UserError, in_words
+from hpcmpq.models.load import pick_device
+
+SMALL = {"model": {"path": "m"}, "calibration": {"data": "d.txt"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"calibration": {"data": "d", "num_samples": True}},
+            "calibration.num_samples must be a number, got true",
+        ),
+        (
+            {"calibration": {"data": "d", "held_out": False}},
+            "calibration.held_out must be a number, got false",
+        ),
+        ({"sensitivity": {"probes": True}}, "sensitivity.probes must be a number"),
+        ({"budgets": {"weight_bits": True}}, "budgets.weight_bits must be a number"),
+        ({"solver": {"min_bits": {"*.mlp": True}}}, r"solver.min_bits.\*.mlp must be a number"),
+        ({"budgets": {"weight_bits": float("inf")}}, "budgets.weight_bits must be a finite number, got inf"),
+        ({"solver": {"time_limit_s": float("inf")}}, "solver.time_limit_s must be a finite number, got inf"),
+        ({"solver": {"shrink": float("inf")}}, "solver.shrink must be a finite number"),
+        ({"solver": {"robust_k": float("nan")}}, "solver.robust_k must be a finite number, got nan"),
+        ({"solver": {"max_bits": {"*": float("nan")}}}, r"solver.max_bits.\* must be a finite number"),
+        ({"solver": {"robust_k": -1}}, "solver.robust_k must not be negative, got -1"),
+        ({"solver": {"seed": -1}}, "solver.seed must not be negative, got -1"),
+        ({"solver": {"seed": 2**70}}, "solver.seed must be less than"),
+        ({"calibration": {"data": "d", "seed": 2**70}}, "calibration.seed must be less than"),
+        ({"model": {"path": "m\0"}}, "model.path holds a NUL"),
+        ({"groups": {"exclude": ["a", "b\0"]}}, "groups.exclude.1 holds a NUL"),
+    ],
+)
+def test_a_value_that_nothing_can_use_is_named(changes, message):
+    with pytest.raises(UserError, match=message):
+        parse_config({**SMALL, **changes})
+
+
+def test_what_may_be_a_truth_value_or_a_word_still_is():
+    config = parse_config(
+        {
+            "model": {"path": "m", "stream": True},
+            "calibration": {"data": "d", "special_tokens": False, "seed": -3},
+            "quantizer": {"symmetric": False, "group_size": None},
+            "sensitivity": {"loss_positions": "all"},
+        }
+    )
+    assert config.model.stream and config.calibration.special_tokens is False
+    assert (config.calibration.seed, config.sensitivity.loss_positions) == (-3, "all")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "lines"),
+    [
+        (
+            "budgets: {weight_bits: 3}\nformats: [int2]\nbudgets: {size_bytes: 9}\n",
+            "budgets",
+            "lines 1 and 3",
+        ),
+        ("solver:\n  seed: 1\n  time_limit_s: 2\n  seed: 3\n", "seed", "lines 2 and 4"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_rather_than_lost(text, key, lines):
+    with pytest.raises(UserError, match=f"c.yaml has the key '{key}' twice, in {lines}"):
+        values_of(text, "c.yaml")
+
+
+def test_anchors_and_merged_mappings_are_no_repetition():
+    text = "base: &base {seed: 1, robust_k: 2}\nsolver: {<<: *base, seed: 3}\nrefine: *base\n"
+    assert values_of(text, "c.yaml")["solver"] == {"seed": 3, "robust_k": 2}
+
+
+def test_paths_that_lead_nowhere(tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for name in ("circle/model", "~nobody-has-this-name/model"):
+        (tmp_path / "c.yaml").write_text(f"model: {{path: {name}}}\ncalibration: {{data: d.txt}}\n")
+        with pytest.raises(UserError, match=f"{name} leads nowhere"):
+            read_config(tmp_path / "c.yaml")
+    with pytest.raises(OSError) as raised:
+        os.stat(tmp_path / ("a" * 300))
+    assert isinstance(in_words(raised.value), UserError)
+    assert "correct the path" in str(in_words(raised.value))
+
+
+def test_a_device_without_values_is_none():
+    with pytest.raises(UserError, match="model.device 'meta' holds no values"):
+        pick_device("meta")
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "c.yaml").write_text("model: {path: ~/models/m}\ncalibration: {data: ~/d.txt}\n")
+    config = read_config(tmp_path / "c.yaml")
+    assert config.model.path == str(tmp_path / "home" / "models" / "m")
+    assert config.calibration.data == str(tmp_path / "home" / "d.txt")
