@@ -58,7 +58,9 @@ def open_run(run: RunDir, plan: Plan, source: ModelConfig, attention: str | None
     keep_freed_memory()
     source = staged(source)
     if source.stream:
-        variants = open_variants(run, plan, streamed=load_streamed(source), check_outputs=False)
+        variants = open_variants(
+            run, plan, streamed=load_streamed(source, read_ahead=True), check_outputs=False
+        )
     else:
         model = load_model(source, attention=attention, import_paths=plan.import_paths)
         variants = open_variants(run, plan, model, check_outputs=False)

@@ -44,11 +44,14 @@ class JoinedWeight:
         """Names in the files."""
         return tuple(name for name, _ in self.sources)
 
-    def read(self, read: ReadStored) -> Tensor:
-        """The tensor."""
+    def read(self, read: ReadStored, into: Tensor | None = None) -> Tensor:
+        """The tensor, in memory that is given or new."""
         if not self.is_stack:
-            return self._made(self.sources, read)
-        whole: Tensor | None = None
+            made = self._made(self.sources, read)
+            return made if into is None else filled(into, made)
+        if into is not None and into.shape != self.shape:
+            raise ValueError(f"{self.name} is {tuple(self.shape)}, not {tuple(into.shape)}")
+        whole = into
         for start in range(0, self.shape[0], EXPERTS_AT_ONCE):
             stop = min(start + EXPERTS_AT_ONCE, self.shape[0])
             part = self.rows(start, stop, read)
@@ -86,6 +89,17 @@ class JoinedWeight:
         made = converter.convert(self.first, model=self.model, config=getattr(self.model, "config", None))
         [tensor] = made[self.name] if isinstance(made[self.name], list) else [made[self.name]]
         return tensor
+
+
+def filled(into: Tensor, tensor: Tensor) -> Tensor:
+    """Memory that is given, with a tensor's values.
+
+    Raises:
+        ValueError: If it has another shape.
+    """
+    if into.shape != tensor.shape:
+        raise ValueError(f"a tensor of {tuple(tensor.shape)} does not fill one of {tuple(into.shape)}")
+    return into.copy_(tensor)
 
 
 def _keeps_first_axis(operation: Any) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.models.description import read_model_json
-from hpcmpq.models.joined_weights import JoinedWeight, joined_weights
+from hpcmpq.models.joined_weights import JoinedWeight, filled, joined_weights
 
 ReadRows = Callable[[str, int, int], Tensor]
 """(parameter, start, stop) → that range of its first axis."""
@@ -52,15 +52,22 @@ class Weights:
             return "joined", self.joined[name].name
         return ("stored", self.aliases[name]) if name in self.aliases else None
 
-    def read(self, name: str) -> Tensor:
-        """One parameter or buffer by the model's name."""
-        return self.joined[name].read(self._read) if name in self.joined else self._read(self.aliases[name])
+    def read(self, name: str, into: Tensor | None = None) -> Tensor:
+        """One parameter or buffer by the model's name, in memory that is given or new.
 
-    def _read(self, stored: str) -> Tensor:
+        Raises:
+            ValueError: If `into` has another shape.
+        """
+        if name in self.joined:
+            return self.joined[name].read(self._read, into)
+        return self._read(self.aliases[name], into)
+
+    def _read(self, stored: str, into: Tensor | None = None) -> Tensor:
         from safetensors import safe_open
 
         with safe_open(self.directory / self.files[stored], "pt") as file:
-            return self._own(file.get_tensor(stored))
+            tensor = file.get_tensor(stored)
+            return self._own(tensor) if into is None else filled(into, tensor)
 
     def _own(self, tensor: Tensor) -> Tensor:
         """A copy in the model's dtype: the file's own pages would stay in memory as long as the tensor."""

@@ -1,8 +1,8 @@
 """Hugging Face models whose blocks are read from safetensors when they run, one at a time.
 
 The model is built without its weights; what lies outside its largest list of blocks is read at once. A block's
-forward reads the block, runs and forgets it; `Streamed.resident(k)` keeps it for several runs. Within
-`Streamed.changed` blocks have other weights, made from their own when they are read.
+forward reads the block, runs and forgets it; `Streamed.resident(k)` keeps it for several runs, and meanwhile the next
+one may be read ahead. Within `Streamed.changed` blocks have other weights, made from their own when they are read.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,6 +22,7 @@ from hpcmpq.models.description import describe_model
 from hpcmpq.models.factories import describe
 from hpcmpq.models.load import model_class, own_code, pick_device, quiet_transformers
 from hpcmpq.models.memory import return_what_is_free
+from hpcmpq.models.read_ahead import ReadAhead
 from hpcmpq.models.searchable_layers import plain_experts
 from hpcmpq.models.stored_weights import Weights, find_weights
 from hpcmpq.settings import ModelConfig
@@ -47,6 +48,7 @@ class Streamed:
         weights: Where from.
         blocks: The modules that are streamed.
         originals: {parameter: its own weight} of those in memory that were changed when they were read.
+        ahead: What reads the next block while one is in memory, or None.
     """
 
     model: nn.Module
@@ -55,6 +57,7 @@ class Streamed:
     _owners: list[list[tuple[nn.Module, str, str]]] = field(default_factory=list)
     _loaded: list[int] = field(default_factory=list)
     originals: dict[str, Tensor] = field(default_factory=dict)
+    ahead: ReadAhead | None = None
     _change: Change = unchanged
 
     @contextmanager
@@ -64,13 +67,17 @@ class Streamed:
         absent = []
         try:
             if self._loaded[k] == 1:
+                read = {} if self.ahead is None else self.ahead.take(k)
                 for module, own_name, name in self._owners[k]:
                     absent.append((module, own_name, name, module._parameters[own_name]))
-                    original = self.weights.read(name)
+                    there = read.pop(name, None)
+                    original = self.weights.read(name) if there is None else there.to(self.weights.device)
                     weight = self._change(name, original)
                     if weight is not original:
                         self.originals[name] = original
                     module._parameters[own_name] = nn.Parameter(weight, requires_grad=False)
+                if self.ahead is not None:
+                    self.ahead.start(k + 1)
             yield
         finally:
             self._loaded[k] -= 1
@@ -111,8 +118,12 @@ def streamed_chain(chain: Chain | None, streamed: Streamed | None) -> Chain | No
     return replace(chain, resident=streamed.resident)
 
 
-def load_streamed(config: ModelConfig) -> Streamed:
+def load_streamed(config: ModelConfig, *, read_ahead: bool = False) -> Streamed:
     """The model of a directory, to be streamed.
+
+    Args:
+        config: Where it is.
+        read_ahead: Whether a thread reads the next block into host memory while one runs.
 
     Raises:
         UserError: If the model comes from a factory, has no list of blocks, or its safetensors do not hold every
@@ -144,6 +155,12 @@ def load_streamed(config: ModelConfig) -> Streamed:
                 stored = weights.read(name) if name in weights.aliases else buffer
                 module._buffers[own_name] = stored.to(device)
     streamed = Streamed(model.eval(), weights, blocks, owners, [0] * len(blocks))
+    if read_ahead:
+        shapes = [
+            {name: p.shape for name in names if (p := model.get_parameter(name)).is_floating_point()}
+            for names in streamed.names_by_block()
+        ]
+        streamed.ahead = ReadAhead(weights, shapes)
     for k, block in enumerate(blocks):
         block.forward = _reading(streamed, k, block.forward)  # type: ignore[method-assign]
     return streamed

@@ -17,13 +17,12 @@ from hpcmpq.models.data.samples import Samples
 from hpcmpq.plan import WorkUnit
 from hpcmpq.planning.later_peaks import COPIES_READ, later_peaks
 from hpcmpq.planning.part_times import PartTimes, time_parts, total_seconds
+from hpcmpq.planning.peak_parts import num_options, peak_parts_of
 from hpcmpq.planning.rounding_estimate import again_bytes, rounding_bytes, rounding_seconds
 from hpcmpq.planning.seen_pass import SeenPass, output_elements, see
 from hpcmpq.quantized.losses import MAX_KEPT_BYTES
 from hpcmpq.quantized.variants import KEPT_BYTES
-from hpcmpq.response.engine import OPTIONS_PER_PASS, wave_size
 from hpcmpq.rounding.options import stored_formats
-from hpcmpq.sensitivity.features import COLUMNS_PER_STEP
 from hpcmpq.sensitivity.probes import num_probes
 from hpcmpq.sensitivity.sampled_positions import find_head
 from hpcmpq.settings import Config
@@ -82,6 +81,7 @@ def estimate_cost(
     num_rounding_samples: int = 0,
     read_bytes: int = 0,
     keeps: bool = False,
+    ahead_bytes: int = 0,
 ) -> CostEstimate:
     """The predicted cost of a plan's calibration by an engine.
 
@@ -95,6 +95,7 @@ def estimate_cost(
         num_rounding_samples: That codes are fitted on.
         read_bytes: Of all samples in the data.
         keeps: Whether options run twice, once with the original's choices of experts.
+        ahead_bytes: Of the block that a worker reads ahead of a streamed one, where that is in the device's memory.
     """
     chain = None if config.sensitivity.engine == "whole" else find_chain(model, batch.inputs, space.groups)
     seen = see(model, chain, space.groups, batch.inputs)
@@ -106,8 +107,8 @@ def estimate_cost(
     times = time_parts(model, chain, head, config, space, batch, probes) if block_bytes is None else None
     per_pass = len(batch)
     return cost_of_pass(
-        seen, model, config, space, units, per_pass, block_bytes, num_rounding_samples, times, read_bytes
-    )
+        seen, model, config, space, units, per_pass, block_bytes, num_rounding_samples, times, read_bytes, ahead_bytes
+    )  # fmt: skip
 
 
 def cost_of_pass(
@@ -121,6 +122,7 @@ def cost_of_pass(
     num_rounding_samples: int,
     times: PartTimes | None = None,
     read_bytes: int = 0,
+    ahead_bytes: int = 0,
 ) -> CostEstimate:
     """The cost of a calibration whose passes are like one that was seen.
 
@@ -135,6 +137,7 @@ def cost_of_pass(
         num_rounding_samples: That codes are fitted on.
         times: Of the pass's parts, if they were timed.
         read_bytes: Of all samples in the data, if they were read.
+        ahead_bytes: As in `estimate_cost`.
     """
     z_NTV, widest, chained = seen.z_NTV, seen.widest, seen.num_blocks is not None
     num_samples = max(unit.sample_stop for unit in units)
@@ -156,9 +159,10 @@ def cost_of_pass(
     base = searched if block_bytes is None else block_bytes[1]
     weights = sum(block_bytes or (p.numel() * p.element_size() for p in model.parameters()))
     passes = -(-(units[0].sample_stop - units[0].sample_start) // per_pass)
-    whole_losses = weights + min(MAX_KEPT_BYTES, passes * z_NTV.nbytes) + 4 * z_NTV.nbytes
+    ahead = None if block_bytes is None else ahead_bytes
+    whole_losses = weights + ahead_bytes + min(MAX_KEPT_BYTES, passes * z_NTV.nbytes) + 4 * z_NTV.nbytes
     peak_parts, refine_parts = (
-        _peak_parts(seen, weights, config, among, unit, num_features, block_bytes is not None, outputs)
+        peak_parts_of(seen, weights, config, among, unit, num_features, ahead, outputs)
         for among, unit in ((space, units[0]), (beside, whole))
     )
     formats, round_bytes, round_s = stored_formats(space, config.quantizer), None, None
@@ -166,7 +170,9 @@ def cost_of_pass(
     state, activations = seen.state if chained else 0, 3 * itemsize * widest
     states = itemsize * state * -(-num_rounding_samples // per_pass)
     if formats:
-        round_bytes = rounding_bytes(space, formats, weights, states, num_positions, activations)
+        round_bytes = rounding_bytes(
+            space, formats, weights + ahead_bytes, states, num_positions, activations
+        )
         if times is not None:
             num_passes = num_rounding_samples / per_pass
             round_s = rounding_seconds(formats, config.quantizer, num_positions, num_passes, times.forward)
@@ -198,62 +204,8 @@ def _kept_bytes(model: nn.Module, space: SearchSpace) -> int:
     return itemsize * sum(group.numel * len(formats) for group, formats in pairs)
 
 
-def _options(space: SearchSpace, unit: WorkUnit) -> int:
-    return sum(len(names) for names in space.formats[unit.group_start : unit.group_stop])
-
-
 def _shard_bytes(space: SearchSpace, unit: WorkUnit, num_features: int, keeps_columns: bool) -> int:
-    columns, samples = _options(space, unit), unit.sample_stop - unit.sample_start
+    columns, samples = num_options(space, unit), unit.sample_stop - unit.sample_start
     if columns == space.num_options and not keeps_columns:
         return 8 * (1 + 2 * columns + 2 * columns * space.num_options)
     return samples * (8 + 8 * columns + 4 * columns * num_features)
-
-
-def _peak_parts(
-    seen: SeenPass,
-    weights: int,
-    config: Config,
-    space: SearchSpace,
-    unit: WorkUnit,
-    num_features: int,
-    streamed: bool,
-    output_elements: tuple[int, int],
-) -> dict[str, int]:
-    """The most bytes at once, by what takes them; of what is never there at once what it adds."""
-    z_NTV, state, num_blocks = seen.z_NTV, seen.state, seen.num_blocks
-    itemsize = 8 if z_NTV.dtype == torch.float64 else 4
-    columns, per_pass = _options(space, unit), len(z_NTV)
-    at_once = (
-        1 if num_blocks is None else min(config.sensitivity.options_per_pass or OPTIONS_PER_PASS, columns)
-    )
-    in_wave = 0
-    if num_blocks is not None:
-        options, wave_bytes = wave_size(
-            config.sensitivity.options_per_wave, columns, streamed, config.low_precision
-        )
-        in_wave = min(columns, max(options, wave_bytes // (itemsize * state)))
-    numel = [g.numel * len(names) for g, names in zip(space.groups, space.formats, strict=True)]
-    scales = 4 * sum(numel) // (config.quantizer.group_size or 64)
-    kept = itemsize * sum(numel)
-    variants = kept if kept <= KEPT_BYTES and not streamed else 0
-    largest = max(g.numel for g in space.groups)
-    spawned = itemsize * largest * (min(at_once, max(map(len, space.formats))) + 2)
-    states = itemsize * state * (in_wave + at_once + (num_blocks or 0) + 1)
-    activations = itemsize * seen.widest * at_once * 3
-    outputs = itemsize * (output_elements[0] + at_once * output_elements[1])
-    features = itemsize * per_pass * columns * num_features
-    products = 8 * 6 * columns * min(columns + COLUMNS_PER_STEP, space.num_options)
-    # Features are complete when states are gone but for the last; products come after both.
-    parts = {
-        "weights of the model": weights,
-        "ranges of all options": scales,
-        "rounded weights kept": variants,
-        "states of options": states,
-        "features": features,
-        "one group in its formats": spawned,
-        "activations": activations,
-    }
-    rest = products - states - spawned - activations
-    parts["outputs"] = max(0, outputs - spawned - activations)
-    parts["products of features"] = max(0, rest - parts["outputs"])
-    return {name: size for name, size in parts.items() if size}

@@ -25,6 +25,7 @@ from hpcmpq.models.streaming import shapes_only
 from hpcmpq.plan import Plan
 from hpcmpq.planning.cost_estimate import CostEstimate, cost_of_pass
 from hpcmpq.planning.original import check_method, stored_dtype
+from hpcmpq.planning.peak_parts import ahead_bytes
 from hpcmpq.planning.recommended import EFFICIENT
 from hpcmpq.planning.scaling import Prediction, Site, Workload, predict
 from hpcmpq.planning.search import SPREAD, search_space, units_of
@@ -156,6 +157,7 @@ def _counted(config: Config) -> tuple[Plan, CostEstimate, tuple[int, list[int]],
         cost = cost_of_pass(
             seen, model, config, space, units, calibration.samples_per_pass,
             (sizes[0], max(sizes[1])) if config.model.stream else None, calibration.num_samples,
+            ahead_bytes=ahead_bytes(config, max(sizes[1])),
         )  # fmt: skip
     plan = Plan(
         config=config, space=space, units=units, facts={}, fingerprint="dry", import_paths=(), fixed_bytes=fixed,

@@ -26,6 +26,7 @@ from hpcmpq.planning.facts import (
     find_facts,
 )
 from hpcmpq.planning.original import Original, check_method, find_groups, load_original, say_of_experts
+from hpcmpq.planning.peak_parts import ahead_bytes
 from hpcmpq.planning.rounded_activations import check_activations, keep_ranges
 from hpcmpq.planning.search import search_space, units_of
 from hpcmpq.quantized.activations import needs_ranges
@@ -118,9 +119,11 @@ def _keep(run: RunDir, plan: Plan, config: Config, original: Original, splits: S
     if find_method(config.sensitivity.method).forward_only:
         batch = calibration[:size].to(original.device)
         fitted = splits.rounding if splits.rounding is not None and ROUNDING in plan.facts else calibration
+        sizes = original.block_bytes
+        ahead = 0 if sizes is None else ahead_bytes(config, sizes[1])
         cost = estimate_cost(
             original.model, config, plan.space, plan.units, batch, original.block_bytes, len(fitted),
-            splits.pool_bytes, keeps=CHOICES in plan.facts,
+            splits.pool_bytes, CHOICES in plan.facts, ahead,
         )  # fmt: skip
         write_artefact(run.file("cost.json"), dataclasses.asdict(cost))
 

@@ -7,23 +7,19 @@ import torch
 
 from hpcmpq.calibrate.neighbourhood import Neighbourhood, around
 from hpcmpq.errors import UserError
-from hpcmpq.formats import Quantizer
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.groups import find_groups, num_fixed_bytes
 from hpcmpq.models.load import forward, load_model
 from hpcmpq.models.stored_weights import Weights
 from hpcmpq.models.streaming import load_streamed, shapes_only
 from hpcmpq.models.weight_digests import weights_fingerprint
-from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized import side_by_side
 from hpcmpq.quantized.side_by_side import find_walk
-from hpcmpq.quantized.variants import Variants
-from hpcmpq.response.engine import make_engine
 from hpcmpq.sensitivity.secant import measure
-from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.settings import GroupsConfig, ModelConfig, SensitivityConfig
 from hpcmpq.space import SearchSpace
 from tests.allocations import peak_bytes
+from tests.models.streamed_secant import make_subject, secant
 from tests.models_of_many_kinds import make
 
 pytestmark = pytest.mark.slow
@@ -53,18 +49,6 @@ def test_streamed_model_is_the_same_model(saved):
         assert num_fixed_bytes(shapes, groups) == num_fixed_bytes(model, groups)
 
 
-def make_subject(model, space, streamed=None):
-    variants = Variants(model, space, Quantizer(group_size=64, range="absmax"), streamed=streamed)
-    return Subject(model, space, variants, OBJECTIVES["kl"], None, 1, 0)
-
-
-def secant(model, space, samples, streamed=None, **options):
-    subject = make_subject(model, space, streamed)
-    engine = make_engine("auto", subject.variants, samples[:1].inputs, **options)
-    subject = dataclasses.replace(subject, engine=engine)
-    return next(iter(measure(subject, samples, range(len(space.groups)), 0)))
-
-
 def secant_around(model, space, samples, streamed=None):
     """Int4 in the place of int2 and int8, which take turns."""
     formats = {group.name: ("int2", "int8")[g % 2] for g, group in enumerate(space.groups)}
@@ -85,6 +69,10 @@ def test_streamed_secant_has_the_same_bits(saved):
     from_disk = secant(streamed.model, space, samples, streamed, options_per_wave=1000)
     assert torch.equal(from_disk.phi_NRF, in_memory.phi_NRF)
     assert (from_disk.increase_NR == in_memory.increase_NR).all()
+    ahead = load_streamed(config, read_ahead=True)
+    from_ahead = secant(ahead.model, space, samples, ahead, options_per_wave=1000)
+    assert torch.equal(from_ahead.phi_NRF, in_memory.phi_NRF)
+    assert (from_ahead.increase_NR == in_memory.increase_NR).all()
     around_disk = secant_around(streamed.model, space, samples, streamed)
     around_memory = secant_around(model, space, samples)
     assert torch.equal(around_disk.phi_NRF, around_memory.phi_NRF)
@@ -115,7 +103,7 @@ def test_models_side_by_side_read_every_block_once_and_have_the_bits_of_whole_pa
     walk = find_walk(make_subject(streamed.model, space, streamed).variants, inputs)
     assert walk is not None and [*walk.together(3, [batches, batches])] == [range(2)]
     read, reads = Weights.read, []
-    monkeypatch.setattr(Weights, "read", lambda self, name: reads.append(name) or read(self, name))
+    monkeypatch.setattr(Weights, "read", lambda self, *given: reads.append(given[0]) or read(self, *given))
     ended = walk.through(assignments, batches)
     found = [[ended.outputs(m, b) for b in range(2)] for m in range(3)]
     assert sorted(reads) == sorted(name for owners in streamed._owners for _, _, name in owners)
