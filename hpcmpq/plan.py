@@ -119,6 +119,27 @@ class Plan:
         part = slice(start, own.space.slice_of(unit.group_stop - 1).stop)
         return part if own is self else self.space.places_of(own.space.options[part], own.space)
 
+    def work_of(self, unit: WorkUnit) -> int:
+        """What the time of a unit grows with: its samples times the blocks that the original and its options run."""
+        own = self._round_of.get(unit.id, self)
+        run_G = own._blocks_run_G
+        return (unit.sample_stop - unit.sample_start) * (
+            own._num_blocks + sum(run_G[unit.group_start : unit.group_stop])
+        )
+
+    @cached_property
+    def _num_blocks(self) -> int:
+        return 1 + max(group.block or 0 for group in self.space.groups)
+
+    @cached_property
+    def _blocks_run_G(self) -> list[int]:
+        """Blocks that the options of each group run: its own and those behind it, or all in whole passes."""
+        whole = self.config.sensitivity.engine == "whole"
+        return [
+            len(names) * (self._num_blocks - (0 if whole else group.block or 0))
+            for group, names in zip(self.space.groups, self.space.formats, strict=True)
+        ]
+
     @cached_property
     def _round_of(self) -> dict[str, "Plan"]:
         return {unit.id: own for own in self.rounds for unit in own.units}

@@ -1,9 +1,11 @@
 """Running the missing work units of a plan anywhere, one shard each: what every stage does that measures in units."""
 
 import logging
-from collections.abc import Callable, Iterable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import accumulate
 
 from hpcmpq.errors import IncompleteCalibration
 from hpcmpq.executors import Executor, Worker
@@ -21,6 +23,11 @@ FindPending = Callable[[Plan, RunDir], tuple[list[WorkUnit], list[str]]]
 """As `hpcmpq.store.shards.pending`."""
 
 
+def alike(unit: WorkUnit) -> int:
+    """As much work as any other unit."""
+    return 1
+
+
 def run_missing(
     run: RunDir,
     plan: Plan,
@@ -31,6 +38,7 @@ def run_missing(
     at_most: int | None = None,
     keep: bool = False,
     find_pending: FindPending = pending,
+    work: Callable[[WorkUnit], int] = alike,
 ) -> None:
     """Measure every missing unit of a plan; damaged shards are removed first.
 
@@ -44,6 +52,7 @@ def run_missing(
         at_most: Stop after this many units.
         keep: See `hpcmpq.executors.Executor.run`.
         find_pending: Which units are missing, and a sentence for each that is damaged.
+        work: What the time of a unit grows with.
 
     Raises:
         IncompleteCalibration: If a unit failed for good; all others are on disk.
@@ -51,7 +60,7 @@ def run_missing(
     remove_abandoned(run.shards_path)
     units, damaged = find_pending(plan, run)
     num_missing = len(units)
-    units = starting_from(units, plan.units, *part)[:at_most]
+    units = starting_from(units, plan.units, *part, work)[:at_most]
     for sentence in damaged:
         log.warning("%s", sentence)
     if not units:
@@ -82,20 +91,35 @@ def run_missing(
 
 
 def starting_from(
-    units: Iterable[WorkUnit], all_units: tuple[WorkUnit, ...], index: int, num_parts: int
+    units: Iterable[WorkUnit],
+    all_units: Sequence[WorkUnit],
+    index: int,
+    num_parts: int,
+    work: Callable[[WorkUnit], int] = alike,
 ) -> list[WorkUnit]:
     """The units in the order in which process `index` of `num_parts` should work on them.
 
-    First its own part of `all_units` forwards, then the other parts backwards from its own, so that a process
-    which is done early meets the one that it helps at that one's last unit.
+    Those with most work come first, so that the last ones are short; of as much work those of the same groups are
+    neighbours, so that a process chooses ranges of few weights. Cut into parts of equal work, each process does first
+    its own part forwards, then the other parts backwards from its own, so that a process which is done early meets
+    the one that it helps at that one's last unit.
 
     Example:
         >>> from hpcmpq.plan import make_units
         >>> units = make_units("f", 1, 6, groups_per_unit=1, samples_per_unit=1)
         >>> [unit.sample_start for unit in starting_from(units, units, 1, 3)]
         [2, 3, 1, 0, 5, 4]
+        >>> units = make_units("f", 2, 3, groups_per_unit=1, samples_per_unit=1)
+        >>> [str(unit)[13:] for unit in starting_from(units, units, 0, 1, lambda unit: 2 - unit.group_start)][2:4]
+        ['(groups 0-0, samples 2-2)', '(groups 1-1, samples 0-0)']
     """
-    start, stop = (len(all_units) * part // num_parts for part in (index, index + 1))
+    if work is not alike:
+        all_units = sorted(all_units, key=lambda unit: (-work(unit), unit.group_start, unit.sample_start))
+    ends = list(accumulate((work(unit) for unit in all_units), initial=0))
+    start, stop = (
+        bisect_right(ends, ends[-1] * part // num_parts) - 1 if part < num_parts else len(all_units)
+        for part in (index, index + 1)
+    )
     order = [*all_units[start:stop], *reversed(all_units[:start]), *reversed(all_units[stop:])]
     place = {unit.id: number for number, unit in enumerate(order)}
     return sorted(units, key=lambda unit: place[unit.id])

@@ -27,7 +27,9 @@ def calibrate(
         on_outcome(outcome, done, total)
 
     for number, own in enumerate(plan.rounds or (plan,)):
-        run_missing(run, own, partial(_make_worker, number), executor, outcome_seen, part, left)
+        run_missing(
+            run, own, partial(_make_worker, number), executor, outcome_seen, part, left, work=own.work_of
+        )
 
 
 def _make_worker(number: int, run: RunDir) -> Worker:

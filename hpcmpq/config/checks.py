@@ -101,6 +101,7 @@ def check_values(config: Config, source: str) -> None:
         "calibration.samples_per_pass": config.calibration.samples_per_pass,
         "calibration.rounding_samples": config.calibration.rounding_samples,
         "calibration.samples_per_unit": config.calibration.samples_per_unit,
+        "calibration.workers": config.calibration.workers,
         "sensitivity.probes": config.sensitivity.probes,
         "sensitivity.groups_per_unit": config.sensitivity.groups_per_unit,
         "sensitivity.options_per_pass": config.sensitivity.options_per_pass,

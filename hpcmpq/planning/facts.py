@@ -67,6 +67,8 @@ def find_facts(
         }
     else:
         del kept["quantizer"]["activations"]
+    if config.calibration.workers is None:
+        del kept["calibration"]["workers"]
     if config.sensitivity.products is None:
         del kept["sensitivity"]["products"]
     if not config.sensitivity.screen:

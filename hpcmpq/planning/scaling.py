@@ -185,14 +185,14 @@ def measured_workload(
 ) -> Workload:
     """The workload of some units of a plan, from the units of it that were measured.
 
-    A unit of another size takes time in proportion to its groups and samples.
+    Another unit takes time in proportion to its samples and the blocks that its options run.
 
     Raises:
         UserError: If none was measured.
     """
     processes = list(processes)
     measured = unit_seconds(processes)
-    sizes = {unit.id: unit.size for unit in plan.units}
+    sizes = {unit.id: plan.work_of(unit) for unit in plan.units}
     rates = {name: seconds / sizes[name] for name, seconds in measured.items() if name in sizes}
     if not rates:
         raise UserError(

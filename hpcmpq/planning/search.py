@@ -14,6 +14,13 @@ from hpcmpq.targets.gpus import computed_as_measured
 
 log = logging.getLogger(__name__)
 
+UNITS_PER_WORKER = 4
+"""Units of each worker that a config counts on, where groups can be split so far: the last ones are short."""
+
+STREAMED_PARTS = 8
+"""Parts that groups are split into at most where a model is streamed: each part reads the blocks from its first one on,
+half the model at a time."""
+
 PLANNED_WORKERS = 64
 """Units are cut for this many workers when the config does not say: the same on every machine, since the plan
 must not depend on where it is made. More workers help little once start-up takes as long as the units
@@ -29,7 +36,8 @@ def units_of(config: Config, fingerprint: str, num_groups: int, num_samples: int
         fingerprint,
         num_groups,
         num_samples,
-        groups_per_unit=config.sensitivity.groups_per_unit or num_groups,
+        groups_per_unit=config.sensitivity.groups_per_unit
+        or _groups_per_unit(config, num_groups, num_samples),
         samples_per_unit=config.calibration.samples_per_unit or _samples_per_unit(config, num_samples),
     )
 
@@ -40,10 +48,22 @@ def _samples_per_unit(config: Config, num_samples: int) -> int:
         SAMPLE_S,
         num_samples,
         config.calibration.samples_per_pass,
-        PLANNED_WORKERS,
+        config.calibration.workers or PLANNED_WORKERS,
         Workload(np.array([]), SPREAD),
         Site(),
     )
+
+
+def _groups_per_unit(config: Config, num_groups: int, num_samples: int) -> int:
+    """Groups of a work unit where the config does not say: all, unless there are too few samples for the workers."""
+    if config.calibration.workers is None:
+        return num_groups
+    num_ranges = -(
+        -num_samples // (config.calibration.samples_per_unit or config.calibration.samples_per_pass)
+    )
+    most = min(num_groups, STREAMED_PARTS if config.model.stream else num_groups)
+    parts = min(most, -(-UNITS_PER_WORKER * config.calibration.workers // num_ranges))
+    return -(-num_groups // parts)
 
 
 def search_space(config: Config, groups: tuple[Group, ...], target: Target | None) -> SearchSpace:

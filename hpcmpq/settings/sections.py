@@ -39,6 +39,7 @@ class CalibrationConfig:
         seed: Chooses the samples.
         held_out: Samples of the same data that calibration never sees, for measured losses.
         samples_per_unit: Samples of one work unit, or None to choose.
+        workers: Workers that units are cut for where the config does not say how large, or None for 64 and all groups.
         samples_per_pass: Samples of one forward pass.
         special_tokens: Begin and end every sample of text, of evaluation too, as the model's tokenizer begins and
             ends a text (BOS; CLS and SEP). None is for plans made before this key was there: windows of a language
@@ -53,6 +54,7 @@ class CalibrationConfig:
     seed: int = 0
     held_out: int = 32
     samples_per_unit: int | None = None
+    workers: int | None = None
     samples_per_pass: int = 4
     special_tokens: bool | None = True
     rounding_samples: int | None = None
@@ -189,7 +191,7 @@ class SensitivityConfig:
 
     Attributes:
         method: A name in `hpcmpq.sensitivity.METHODS`.
-        groups_per_unit: Groups of one work unit for methods that split groups, or None for all.
+        groups_per_unit: Groups of one work unit, or None for all; fewer where ``calibration.workers`` need more units.
         probes: Random output projections per token, or None: exact outputs up to 1,024, 4 above.
         engine: ``auto`` runs options as a wavefront where the model is a chain of blocks, ``whole`` always runs
             one whole forward pass per option.

@@ -1,0 +1,89 @@
+"""The order in which processes work on units: longest first, the same groups together, parts of equal work."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcmpq.calibrate.stage import calibrate
+from hpcmpq.executors import Worker
+from hpcmpq.plan import Plan, UnitOutcome, WorkUnit, make_units, plan_to_json
+from hpcmpq.store.json_files import write_json
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.units import starting_from
+from tests.synthetic_run import NUM_BLOCKS, synthetic_plan
+
+PLAN = synthetic_plan()
+
+
+def in_parts(groups_per_unit: int, samples_per_unit: int) -> Plan:
+    """28 groups in 4 blocks, seven formats each, and 64 samples, in units of some of both."""
+    sizes = {"groups_per_unit": groups_per_unit, "samples_per_unit": samples_per_unit}
+    return replace(PLAN, units=make_units("f", len(PLAN.space.groups), 64, **sizes))
+
+
+def test_the_work_of_a_unit_is_counted_by_hand():
+    plan = in_parts(7, 16)
+    first, *_, last = plan.units
+    assert (first.group_stop, last.group_start) == (7, 21)
+    # 16 samples: the original through four blocks, and 49 options through four blocks or one.
+    assert plan.work_of(first) == 16 * (NUM_BLOCKS + 49 * 4)
+    assert plan.work_of(last) == 16 * (NUM_BLOCKS + 49 * 1)
+    settings = replace(plan.config.sensitivity, engine="whole")
+    whole = replace(plan, config=replace(plan.config, sensitivity=settings))
+    assert whole.work_of(first) == whole.work_of(last) == 16 * (NUM_BLOCKS + 49 * 4)
+    outside = replace(
+        plan.space,
+        groups=tuple(replace(g, block=None) for g in plan.space.groups[:7]) + plan.space.groups[7:],
+    )
+    assert replace(plan, space=outside).work_of(first) == plan.work_of(first)
+
+
+@given(st.integers(2, 28), st.integers(4, 16), st.integers(1, 20))
+def test_parts_have_equal_work_and_cover_everything(groups: int, samples: int, num_parts: int):
+    plan = in_parts(groups, samples)
+    works = [plan.work_of(unit) for unit in plan.units]
+    num_parts = min(num_parts, sum(works) // max(works))  # fewer than a unit each is nothing for some
+    whole = starting_from(plan.units, plan.units, 0, 1, plan.work_of)
+    assert [plan.work_of(unit) for unit in whole] == sorted(works, reverse=True)
+    orders = [starting_from(plan.units, plan.units, i, num_parts, plan.work_of) for i in range(num_parts)]
+    starts = [whole.index(order[0]) for order in orders] + [len(whole)]
+    assert starts[0] == 0
+    for order, start, stop in zip(orders, starts, starts[1:], strict=False):
+        own = whole[start:stop]
+        assert order == [*own, *reversed(whole[:start]), *reversed(whole[stop:])]
+        assert abs(sum(map(plan.work_of, own)) - sum(works) / num_parts) <= max(works)
+
+
+def test_units_of_as_much_work_follow_those_of_their_groups():
+    plan = in_parts(7, 16)
+    whole = starting_from(plan.units, plan.units, 0, 1, plan.work_of)
+    assert [(unit.group_start, unit.sample_start) for unit in whole] == [
+        (group, sample) for group in (0, 7, 14, 21) for sample in (0, 16, 32, 48)
+    ]
+    alike = starting_from(plan.units, plan.units, 0, 1)
+    assert alike == list(plan.units), "without work they stay as they are"
+
+
+class Notes:
+    """An executor that writes nothing down but the order."""
+
+    def __init__(self) -> None:
+        self.order: list[WorkUnit] = []
+
+    def run(
+        self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit], keep: bool = False
+    ) -> Iterator[UnitOutcome]:
+        self.order += units
+        yield from (UnitOutcome(unit, 1.0) for unit in units)
+
+
+def test_calibration_hands_out_the_longest_units_first(tmp_path):
+    run, plan, executor = RunDir(tmp_path), in_parts(7, 16), Notes()
+    write_json(run.plan_path, plan_to_json(plan))
+    calibrate(run, executor, lambda *_: None)
+    assert executor.order == starting_from(plan.units, plan.units, 0, 1, plan.work_of) != list(plan.units)
+    second = Notes()
+    calibrate(run, second, lambda *_: None, part=(1, 3))
+    assert second.order == starting_from(plan.units, plan.units, 1, 3, plan.work_of)
