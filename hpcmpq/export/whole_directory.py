@@ -17,6 +17,8 @@ BESIDE_WEIGHTS = (
     "config.json", "generation_config.json", "*.py",  # what the model computes and how it generates
     "tokenizer*.json", "tokenizer*.model", "special_tokens_map.json", "added_tokens.json", "vocab*.json",
     "vocab*.txt", "merges.txt", "spiece.model", "sentencepiece*.model", "source.spm", "target.spm", "*.tiktoken",
+    "spm*.model", "tiktoken.model", "prophetnet.tokenizer", "*_vocab.json", "byte_maps.json", "emoji.json",
+    "word_pronunciation.json", "word_shape.json",
     "tekken.json", "bpe.codes", "dict.txt", "normalizer.json", "chat_template*.jin*", "chat_template.json",
     "*processor_config.json", "preprocessor_config.json",  # images and sound
     "modules.json", "config_sentence_transformers.json", "sentence_*_config.json",

@@ -1,14 +1,17 @@
 """What lies beside a model's weights, and tensors among them that the model does not use, in its exports."""
 
+import ast
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from hpcmpq.export import export, weight_bytes
-from hpcmpq.export.whole_directory import copy_small_files
+from hpcmpq.export.whole_directory import BESIDE_WEIGHTS, copy_small_files
 from tests.export.planned import add_stored, llama, plan_run, solve_by_turns
 
 TAKEN = [
@@ -49,6 +52,17 @@ def test_only_files_of_known_use_are_taken_along(tmp_path, caplog):
         "checkpoint-100/, consolidated.safetensors" not in caplog.text
     )  # weights of a known kind are not news
     assert "not copied from" in caplog.text and "checkpoint-100/, flax_model.msgpack" in caplog.text
+
+
+def test_the_files_of_every_tokenizer_of_transformers_are_taken_along():
+    named: set[str] = set()
+    for path in Path(transformers.__file__).parent.glob("models/*/tokenization_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VOCAB_FILES_NAMES":
+                named |= {value.value for value in node.value.values}  # type: ignore[attr-defined]
+    assert {"spm.model", "tokenizer.json", "entity_vocab.json"} <= named
+    left = {name for name in named if not any(fnmatchcase(name, pattern) for pattern in BESIDE_WEIGHTS)}
+    assert not left
 
 
 def test_the_bytes_of_an_export_are_those_of_its_own_weights(tmp_path):
