@@ -15,7 +15,7 @@ from hpcmpq.export.kept_tensors import INDEX, keep_unused
 from hpcmpq.export.streamed_files import write_streamed
 from hpcmpq.export.whole_directory import copy_small_files
 from hpcmpq.export.written import holds
-from hpcmpq.models.description import read_model_json
+from hpcmpq.models.description import describe_model, read_model_json
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.models.split_weights import stored_rows
 from hpcmpq.models.stored_weights import names_in_model
@@ -82,7 +82,7 @@ def original_directory(export: str, plan: Plan) -> tuple[Path, dict[str, Any], t
         raise UserError(f"{export} needs a Hugging Face directory in model.path")
     path = Path(plan.config.model.path)
     values = read_model_json(path)
-    return path, values, getattr(torch, values.get("dtype") or values.get("torch_dtype") or "float32")
+    return path, values, getattr(torch, describe_model(plan.config.model).dtype or "float32")
 
 
 def rewrite(

@@ -64,6 +64,8 @@ _PADDING_TOKENS = {
 """`model_type` of models that count positions from their padding token on, and its default number: no token can have
 the positions up to it, which `max_position_embeddings` counts."""
 
+_DTYPES = ("float64", "float32", "float16", "bfloat16")
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -122,8 +124,8 @@ def describe_model(config: ModelConfig) -> ModelDescription:
         return ModelDescription("factory")
     path = Path(config.path)
     values = read_model_json(path)
-    names = values.get("architectures") or []
-    if not names:
+    names = values.get("architectures")
+    if not names or not isinstance(names, list):
         raise UserError(
             f"{path}/config.json names no architecture; add for example "
             '"architectures": ["LlamaForCausalLM"], the class that saved the weights'
@@ -137,6 +139,8 @@ def describe_model(config: ModelConfig) -> ModelDescription:
             f"architecture {names[0]} in {path}/config.json is none of {known}; load it with model.factory"
         )
     text = values.get("text_config") or values
+    if not isinstance(text, dict):
+        raise UserError(f"{path}/config.json has a text_config that is no object; copy the model again")
     main_input = _main_input(kind, str(names[0]), text)
     takes_tokens = main_input == "input_ids"
     if kind == "sequence_classifier" and main_input in _SOUND:
@@ -148,8 +152,8 @@ def describe_model(config: ModelConfig) -> ModelDescription:
         max_positions=_max_positions(text) if takes_tokens else None,
         main_input=main_input,
         has_tokenizer=any((path / name).is_file() for name in _TOKENIZER_FILES),
-        dtype=_first(values, "dtype", "torch_dtype"),
-        classes=_classes(values) if kind.endswith("classifier") else (),
+        dtype=_dtype(values),
+        classes=_classes(values, path) if kind.endswith("classifier") else (),
         architecture=str(names[0]),
         pad_token_id=_pad_token(text) if takes_tokens else None,
     )
@@ -206,10 +210,21 @@ def _refuse_adapter(path: Path) -> None:
         )
 
 
-def _classes(values: dict[str, Any]) -> tuple[str, ...]:
-    """Names in ``id2label``; without it transformers has two, and calls them so."""
-    names = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    return tuple(str(name) for _, name in sorted(names.items(), key=lambda entry: int(entry[0])))
+def _dtype(values: dict[str, Any]) -> str | None:
+    """What weights are stored in, or None where the config names no dtype of torch."""
+    name = str(_first(values, "dtype", "torch_dtype")).removeprefix("torch.")
+    return name if name in _DTYPES else None
+
+
+def _classes(values: dict[str, Any], path: Path) -> tuple[str, ...]:
+    """Names in ``id2label``; without it transformers has ``num_labels``, or two, and calls them so."""
+    names = values.get("id2label") or {str(n): f"LABEL_{n}" for n in range(values.get("num_labels") or 2)}
+    try:
+        return tuple(str(name) for _, name in sorted(names.items(), key=lambda entry: int(entry[0])))
+    except (AttributeError, ValueError):
+        raise UserError(
+            f"{path}/config.json has an id2label that gives no names to class numbers; correct it"
+        ) from None
 
 
 def _max_positions(values: dict[str, Any]) -> int | None:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hpcmpq.errors import UserError
+
 ReadStored = Callable[[str], Tensor]
 """Name in the files → that tensor in the model's dtype."""
 
@@ -88,6 +90,11 @@ class JoinedWeight:
             converter.add_tensor(self.first, name, pattern, read(name))
         made = converter.convert(self.first, model=self.model, config=getattr(self.model, "config", None))
         [tensor] = made[self.name] if isinstance(made[self.name], list) else [made[self.name]]
+        if tensor.shape[1:] != self.shape[1:]:
+            raise UserError(
+                f"the files hold {self.sources[0][0]} and others that make {self.name} {list(tensor.shape)}, and "
+                f"config.json makes it {list(self.shape)}; check that it belongs to these weights"
+            )
         return tensor
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from hpcmpq.errors import UserError, in_words
 from hpcmpq.models.description import Kind, ModelDescription, describe_model
 from hpcmpq.models.factories import call_factory, describe, resolve_factory
+from hpcmpq.models.finite import check_finite_parameter
 from hpcmpq.models.outputs import forward
 from hpcmpq.models.searchable_layers import plain_experts
 from hpcmpq.models.weight_digests import weights_fingerprint
@@ -68,7 +69,8 @@ def load_model(
     if attention == "eager" or dtype == torch.float64:  # for which grouped products have no kernel
         plain_experts(model)
     model = model.to(device).eval().requires_grad_(False)
-    _check_parameters(model, config.path or str(config.factory))
+    for name, parameter in model.named_parameters():
+        check_finite_parameter(name, parameter, config.path or config.factory)
     return model
 
 
@@ -176,13 +178,3 @@ def _from_factory(name: str, attention: str | None, import_paths: Sequence[str])
     if attention is not None and callable(set_attention):
         set_attention(attention)
     return model
-
-
-def _check_parameters(model: nn.Module, source: str) -> None:
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            count = int((~torch.isfinite(parameter)).sum())
-            raise UserError(
-                f"{count} of {parameter.numel()} values of parameter {name} of {source} are NaN or infinite; "
-                "repair or copy the model again"
-            )

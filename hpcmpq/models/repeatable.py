@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
+from hpcmpq.models.finite import check_finite_outputs
 from hpcmpq.models.outputs import tried_forward
 
 
@@ -21,11 +22,7 @@ def check_repeatable(model: nn.Module, inputs: dict[str, Tensor]) -> None:
     device = next(model.parameters()).device
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     first_NTV, again_NTV = tried_forward(model, inputs), tried_forward(model, inputs)
-    if not torch.isfinite(first_NTV).all():
-        raise UserError(
-            "the original model's outputs on calibration samples are NaN or infinite; use model.dtype float32, or "
-            "check the model and its inputs"
-        )
+    check_finite_outputs(first_NTV)
     same = first_NTV.shape == again_NTV.shape
     limit = torch.finfo(first_NTV.dtype).eps ** 0.5 * float(first_NTV.abs().max())
     if not same or float((first_NTV - again_NTV).abs().max()) > limit:

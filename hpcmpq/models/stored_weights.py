@@ -1,6 +1,5 @@
 """The tensors in a directory's safetensors files, by the names that its model gives them, read one at a time."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,11 +12,10 @@ from torch import Tensor, nn
 from hpcmpq.errors import UserError
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.joined_weights import JoinedWeight, filled, joined_weights
+from hpcmpq.models.stored_headers import STORED, file_of_each, stored_shapes
 
 ReadRows = Callable[[str, int, int], Tensor]
 """(parameter, start, stop) → that range of its first axis."""
-
-_STORED = {"model.safetensors": "model.safetensors.index.json"}
 
 
 @dataclass
@@ -92,14 +90,17 @@ def find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: 
     """Where a directory's safetensors hold the parameters and buffers of its model.
 
     Raises:
-        UserError: If a parameter is in none of them under a name that the model gives it.
+        UserError: If one cannot be read, or a parameter is in none of them under a name that the model gives it, or in
+            another shape.
     """
-    files = _files(directory)
+    files = file_of_each(directory)
+    shapes = stored_shapes(directory, files)
     there = names_in_model(model, files)
     made = joined_weights(model, files)
     prefix = getattr(model, "base_model_prefix", "") + "."
     names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in parameters.items():
         names.setdefault(id(parameter), []).append(name)
     aliases: dict[str, str] = {}
     joined: dict[str, JoinedWeight] = {}
@@ -116,6 +117,11 @@ def find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: 
             raise UserError(
                 f"no safetensors file in {directory} holds {tied[0]} under that name, or what transformers makes it "
                 "of; set model.stream: false and evaluation.engine: torch"
+            )
+        if shapes[stored] != list(parameters[tied[0]].shape):
+            raise UserError(
+                f"{files[stored]} in {directory} holds {stored} as {shapes[stored]}, and config.json makes it "
+                f"{list(parameters[tied[0]].shape)}; check that it belongs to these weights"
             )
         aliases.update(dict.fromkeys(tied, stored))
     for name, _ in model.named_buffers():
@@ -158,9 +164,9 @@ def unused_tensors(model: nn.Module, directory: Path) -> dict[str, str]:
     """
     if "quantization_config" in read_model_json(directory):
         return {}
-    if not any((directory / name).is_file() for names in _STORED.items() for name in names):
+    if not any((directory / name).is_file() for names in STORED.items() for name in names):
         return {}
-    files = _files(directory)
+    files = file_of_each(directory)
     prefix = getattr(model, "base_model_prefix", "") + "."
     state = model.state_dict()
     return {
@@ -227,15 +233,3 @@ def read_tensor(path: Path, name: str) -> Tensor:
     with safe_open(path, "pt") as file:
         tensor: Tensor = file.get_tensor(name)
         return tensor.clone()
-
-
-def _files(directory: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    for single, index in _STORED.items():
-        if (directory / index).is_file():
-            return dict(json.loads((directory / index).read_text(encoding="utf-8"))["weight_map"])
-        if (directory / single).is_file():
-            with safe_open(directory / single, "pt") as file:
-                return dict.fromkeys(file.keys(), single)
-    raise UserError(f"{directory} has no model.safetensors to stream from; set model.stream: false")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import PlanMismatch
+from hpcmpq.models.finite import check_finite_parameter
 from hpcmpq.models.stored_weights import ReadRows, Weights
 from hpcmpq.plan import Plan
 
@@ -70,8 +71,12 @@ def weights_fingerprint(model: nn.Module, weights: Weights | None = None) -> str
 
     Args:
         model: Loaded, or without the values of what `weights` reads: one tensor of those is in memory at a time.
-        weights: Of a streamed model.
+        weights: Of a streamed model, whose every parameter is read here for the first time.
+
+    Raises:
+        UserError: If one of these holds NaN or infinite values.
     """
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     digests: dict[Hashable, str] = {}
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -81,7 +86,11 @@ def weights_fingerprint(model: nn.Module, weights: Weights | None = None) -> str
         stored = None if weights is None else weights.source(name)
         key = stored or (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if key not in digests:
-            value = tensor if stored is None or weights is None else weights.read(name)
+            value = tensor
+            if stored is not None and weights is not None:
+                value = weights.read(name)
+                if name in parameters:
+                    check_finite_parameter(name, value, weights.directory)
             flat = value.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
             digest = hashlib.sha256(flat.numpy().data).hexdigest()
             digests[key] = f"{list(value.shape)} {value.dtype} {digest}"

@@ -1,6 +1,7 @@
 """The model that is planned for, whole in memory or streamed one block at a time, and what planning sees of it."""
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from hpcmpq.models.load import load_model, pick_device
 from hpcmpq.models.outputs import tried_forward
 from hpcmpq.models.repeatable import check_repeatable
 from hpcmpq.models.stored_dtype import check_stored_dtype
-from hpcmpq.models.stored_weights import Weights, num_unused_bytes
+from hpcmpq.models.stored_weights import Weights, num_unused_bytes, shapes_in_files, unused_tensors
 from hpcmpq.models.streaming import load_streamed, shapes_only
 from hpcmpq.models.weight_digests import weights_fingerprint
 from hpcmpq.sensitivity import find_method, forward_only_names
@@ -28,6 +29,9 @@ from hpcmpq.settings import Config
 from hpcmpq.solve.costs.latency import LATENCY_NAMES
 from hpcmpq.space import Group
 from hpcmpq.targets import Target
+
+UNUSED_SHARE = 0.02
+"""Of the numbers in a model's files, from which on those that are no part of the model are news."""
 
 log = logging.getLogger(__name__)
 
@@ -173,9 +177,23 @@ def find_groups(original: Original, samples: Samples, target: Target | None) -> 
     if original.weights is None:
         batch = samples.of_all_lengths(config.calibration.samples_per_pass)
         check_repeatable(original.model, batch.inputs)
+    if config.model.path:
+        _warn_of_unused(original.model, Path(config.model.path))
     if config.model.path and (target is None or target.keeps_unused):
         fixed_bytes += num_unused_bytes(original.model, Path(config.model.path), count)
     return Found(groups, fixed_bytes, active_bytes, tokens, chooses_experts(original.model))
+
+
+def _warn_of_unused(model: nn.Module, directory: Path) -> None:
+    """Say so if the files hold many numbers that the model has no place for: its config.json may be another's."""
+    shapes = shapes_in_files(directory, unused_tensors(model, directory))
+    numel = sum(math.prod(shape) for shape, _ in shapes.values())
+    share = numel / (numel + sum(parameter.numel() for parameter in model.parameters()))
+    if share > UNUSED_SHARE:
+        log.warning(
+            "%.0f %% of the numbers in the files of %s are no part of the model that its config.json describes, first "
+            "%s; check that it belongs to them", 100 * share, directory, next(iter(shapes)),
+        )  # fmt: skip
 
 
 def say_of_experts(config: Config, chooses: bool) -> None:

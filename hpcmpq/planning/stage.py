@@ -10,6 +10,7 @@ from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.models.data.kept_samples import ROUNDING, ROUNDING_NAME, keep_samples
 from hpcmpq.models.data.splits import Splits, load_splits
 from hpcmpq.models.dequantized import unpacked
+from hpcmpq.models.finite import check_finite_outputs
 from hpcmpq.models.gguf_config import check_describable
 from hpcmpq.models.original_marks import check_same_outputs, check_same_settings, original_marks
 from hpcmpq.models.outputs import forward
@@ -65,15 +66,17 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     groups = found.groups
     say_of_experts(config, found.chooses)
     space = search_space(config, groups, target)
+    weights = original.fingerprint()
     first = splits.calibration[:1].to(original.device)
     with torch.no_grad():
         outputs_NTV = forward(original.model, first.inputs)
+    check_finite_outputs(outputs_NTV)
     _check_objective(config, splits, outputs_NTV)
     check_activations(config, original.model, space)
     check_rounding(original.model, space, config.quantizer)
     if target and target.export == "gguf":
         check_scales(original.model, space, torch.float16)
-    facts = find_facts(config, original.fingerprint(), splits, space, outputs_NTV.shape[-1], found.chooses)
+    facts = find_facts(config, weights, splits, space, outputs_NTV.shape[-1], found.chooses)
     if planned is not None:
         unknown = {name: facts[name] for name in (TARGETS, ROUNDING, CHOICES, SOURCE_CODES) if name in facts}
         check_same_facts(planned.facts, facts, str(run.path), default_facts() | unknown)

@@ -58,7 +58,8 @@ def starter_text(
     numel = sum(group.numel for group in groups)
     columns = {member.num_columns for group in groups for member in group.members}
     group_size = next((size for size in GROUP_SIZES if not any(K % size for K in columns)), None)
-    objective = "mse" if description.kind == "encoder" else "kl"
+    one_number = description.kind == "encoder" or len(description.classes) == 1
+    objective = "mse" if one_number else "kl"
     placeholder = "corpus.txt" if description.takes_tokens else "inputs.npy"
     outputs = "" if description.vocab_size is None else f", vocabulary of {description.vocab_size:,}"
     model_lines = [f"  factory: {json.dumps(model[key])}" for key in model if key == "factory"]

@@ -1,0 +1,57 @@
+"""What the headers of a directory's safetensors files say, without any value."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from hpcmpq.errors import UserError
+
+STORED = {"model.safetensors": "model.safetensors.index.json"}
+"""{the file of a model that is one: the index of one that is several}."""
+
+
+def file_of_each(directory: Path) -> dict[str, str]:
+    """{tensor name: file name} of a directory's safetensors, as its index says where there is one.
+
+    Raises:
+        UserError: If there are none, or the index or the only file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for single, index in STORED.items():
+        if (directory / index).is_file():
+            try:
+                return dict(json.loads((directory / index).read_text(encoding="utf-8"))["weight_map"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise _unreadable(directory / index, error) from None
+        if (directory / single).is_file():
+            try:
+                with safe_open(directory / single, "pt") as file:
+                    return dict.fromkeys(file.keys(), single)
+            except SafetensorError as error:
+                raise _unreadable(directory / single, error) from None
+    raise UserError(f"{directory} has no model.safetensors to stream from; set model.stream: false")
+
+
+def stored_shapes(directory: Path, files: Mapping[str, str]) -> dict[str, list[int]]:
+    """{tensor name: shape} of {tensor name: file name}; every file is opened once.
+
+    Raises:
+        UserError: If a file is missing or damaged, or lacks a tensor that is said to be in it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, list[int]] = {}
+    for file_name in dict.fromkeys(files.values()):
+        try:
+            with safe_open(directory / file_name, "pt") as file:
+                own = [name for name, place in files.items() if place == file_name]
+                found |= {name: list(file.get_slice(name).get_shape()) for name in own}
+        except (SafetensorError, FileNotFoundError) as error:
+            raise _unreadable(directory / file_name, error) from None
+    return found
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = str(error).split("\n")[0]
+    return UserError(f"cannot read {path} ({type(error).__name__}: {reason[:200]}); copy the model again")
