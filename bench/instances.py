@@ -10,6 +10,7 @@ import numpy as np
 
 from hpcmpq.cross_terms import blocked
 from hpcmpq.problem import Budget, Cost, Problem
+from hpcmpq.solve.shrinkage import james_stein_factors
 
 SHAPES = {"resnet18": 20, "tiny28": 28, "resnet50": 54, "llama8b": 224, "llama70b": 560, "moe": 2000}
 """Groups of the shapes."""
@@ -117,13 +118,21 @@ def make_blocked_instance(num_blocks: int, groups: int = 60, bits: float = 3.5, 
     return Problem(linear_P, quad_PP, np.repeat(np.arange(num_blocks * groups), 4), (budget,))
 
 
-def measured_instance(path: Path, bits: float) -> Problem:
-    """A measured quadratic with all cross terms, from a numpy file with linear, quad, group, bits and numel."""
+def measured_instance(path: Path, bits: float, shrink: float = 0.0) -> Problem:
+    """A measured quadratic, from a numpy file with linear, quad, stderr_quad, group, bits and numel.
+
+    Args:
+        path: The file.
+        bits: Limit of `weight_bits`.
+        shrink: Standard errors that cross terms are shrunk by; 0 for all as measured.
+    """
     kept = np.load(path)
     group_P = kept["group"].astype(np.int64)
     quad_PP = kept["quad"].astype(np.float64)
     quad_PP = 0.5 * (quad_PP + quad_PP.T)
     quad_PP[group_P[:, None] == group_P] = 0.0
+    if shrink:
+        quad_PP *= james_stein_factors(quad_PP, kept["stderr_quad"].astype(np.float64), shrink)
     cost_P = kept["numel"][group_P] * kept["bits"] / kept["numel"].sum()
     budget = Budget(Cost("weight_bits", "bits per weight", cost_P), bits)
     return Problem(kept["linear"], quad_PP, group_P, (budget,))

@@ -49,6 +49,7 @@ class Case:
     run: str = ""
     bits: float = 0.0
     blocks: int = 0
+    shrink: float = 0.0
 
     @property
     def groups(self) -> int | None:
@@ -60,10 +61,17 @@ def cases(full: bool, groups: list[int] | None, runs: list[str]) -> list[Case]:
     """The rows of the table."""
     rows: list[Case] = []
     for run in runs:
-        rows += [
-            Case(f"{Path(run).name}, measured, {bits} bits", 60.0, None, run, bits)
-            for bits in ((3.5, 4, 4.5, 6) if run.endswith(".npz") else (2.25, 2.5, 3, 4, 5))
-        ]
+        if run.endswith(".npz"):
+            rows += [
+                Case(f"{Path(run).stem}, {kind}, {bits} bits", 60.0, None, run, bits, shrink=shrink)
+                for kind, shrink in (("all cross terms", 0.0), ("shrunk at 1 se", 1.0))
+                for bits in (3.5, 4, 4.5, 6)
+            ]
+        else:
+            rows += [
+                Case(f"{Path(run).name}, measured, {bits} bits", 60.0, None, run, bits)
+                for bits in (2.25, 2.5, 3, 4, 5)
+            ]
     for count, options, bits in ((6, 4, 3.0), (12, 5, 3.0)):
         for indefinite in (False, True):
             rows.append(_case(Shape(count, options, COHERENCE["medium"], indefinite, bits), 60.0))
@@ -102,7 +110,7 @@ def problem_of(case: Case) -> Problem:
     if case.blocks:
         return make_blocked_instance(case.blocks, BLOCK, case.bits)
     if case.run.endswith(".npz"):
-        return measured_instance(Path(case.run), case.bits)
+        return measured_instance(Path(case.run), case.bits, case.shrink)
     from hpcmpq.solve.formulate import make_problem
     from hpcmpq.solve.settings import settings_of
     from hpcmpq.solve.shrinkage import shrunk

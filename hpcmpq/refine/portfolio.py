@@ -22,7 +22,7 @@ from hpcmpq.formats import FORMATS
 from hpcmpq.problem import Problem
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.settings import SolverConfig
-from hpcmpq.solvers import make_solver
+from hpcmpq.solvers import OF_FULL_MODEL, make_solver
 from hpcmpq.space import SearchSpace
 
 SOLVE_S = 5.0
@@ -70,7 +70,7 @@ def make_candidates(
     problem = problem_of(settings)
     found = [Candidate(SOLVED, solved_G)]
     variants = {DIAGONAL: replace(settings, drop_cross_terms=True)}
-    if settings.name == "quadratic" and not settings.drop_cross_terms:
+    if settings.name in OF_FULL_MODEL and not settings.drop_cross_terms:
         variants[AS_MEASURED] = replace(settings, shrink=0.0)
     problems = {name: problem_of(changed) for name, changed in variants.items()}
     problems[SMALLER] = replace(

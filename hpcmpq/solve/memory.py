@@ -4,6 +4,7 @@ Axis letters: P options.
 """
 
 from hpcmpq.settings import SolverConfig
+from hpcmpq.solvers import OF_FULL_MODEL
 from hpcmpq.solvers.memory import OTHER_BYTES, convex_bytes, lifted_bytes
 from hpcmpq.solvers.quadratic import LARGEST_LIFT
 from hpcmpq.space import SearchSpace
@@ -25,7 +26,7 @@ def solve_peak_bytes(space: SearchSpace, settings: SolverConfig, num_batches: in
     """
     matrix = 8.0 * space.num_options**2
     model, proof = (MODEL_MATRICES + 2.0 * num_batches) * matrix, OTHER_BYTES
-    if settings.name == "quadratic" and not settings.drop_cross_terms:
+    if settings.name in OF_FULL_MODEL and not settings.drop_cross_terms:
         lifted = space.num_options <= LARGEST_LIFT
         width = max(map(len, space.formats))
         proof = lifted_bytes(len(space.groups), width) if lifted else convex_bytes(space.num_options)

@@ -18,12 +18,16 @@ from hpcmpq.tables import look_up, named_by
 
 SOLVERS = {
     "quadratic": "hpcmpq.solvers.quadratic:QuadraticSolver",
+    "quadratic_gpu": "hpcmpq.solvers.on_gpu:GpuSolver",
     "linear": "hpcmpq.solvers.linear:LinearSolver",
     "linear_lp": "hpcmpq.solvers.linear:relaxed_solver",
     "greedy": "hpcmpq.solvers.greedy:GreedySolver",
     "diagonal": "hpcmpq.solvers.diagonal:DiagonalSolver",
     "exhaustive": "hpcmpq.solvers.exhaustive:ExhaustiveSolver",
 }
+
+OF_FULL_MODEL = ("quadratic", "quadratic_gpu")
+"""The solver that minimises the full model, on the host and with a GPU."""
 
 
 class Solver(Protocol):

@@ -18,6 +18,7 @@ from hpcmpq.solvers.proof.blocks import block_bound
 from hpcmpq.solvers.proof.branch import prove
 from hpcmpq.solvers.proof.gilmore_lawler import full_bound
 from hpcmpq.solvers.proof.node import STEP_COST_S
+from hpcmpq.solvers.proof.positive_part import PositivePart, positive_part
 from hpcmpq.solvers.proof.record import ProofRecord, limited_by
 from hpcmpq.solvers.proof.spectral import spectral_bound
 from hpcmpq.solvers.search.tabu import search
@@ -28,7 +29,13 @@ LARGEST_LIFT = 6000
 
 @dataclass(frozen=True)
 class QuadraticSolver:
-    """Tabu search for the assignment, doubly nonnegative relaxation and branch and bound for the proof."""
+    """Tabu search for the assignment, doubly nonnegative relaxation and branch and bound for the proof.
+
+    Attributes:
+        positive_part: What decomposes the relaxation's matrices.
+    """
+
+    positive_part: PositivePart = positive_part
 
     def solve(
         self, problem: Problem, *, time_limit_s: float, seed: int, hint_G: np.ndarray | None = None
@@ -94,7 +101,7 @@ class QuadraticSolver:
         choice_G = compact.expand(found[0])
         if lifted:
             record = ProofRecord()
-            choice_G, _, proven = prove(compact, found[0], deadline, seed, record)
+            choice_G, _, proven = prove(compact, found[0], deadline, seed, record, self.positive_part)
             bound = max(bound, proven)
         timed_out = small or time.perf_counter() > deadline - 0.05 * time_limit_s
         answer = solution(problem, choice_G, compact.original_objective(bound), started, timed_out=timed_out)

@@ -16,6 +16,8 @@ from hpcmpq.response.engine import make_engine
 from hpcmpq.sensitivity.features import gram
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.settings import SensitivityConfig
+from hpcmpq.solvers.on_gpu import TorchPositivePart
+from hpcmpq.solvers.proof.positive_part import positive_part
 from tests.sensitivity.tiny import make_subject
 
 pytestmark = pytest.mark.gpu
@@ -99,3 +101,12 @@ def test_codes_are_those_of_the_cpu(device, name):
         )
     for found, expected in zip(results[1], results[0], strict=True):
         assert float((found != expected).double().mean()) < 0.01
+
+
+def test_a_step_of_the_solver_projects_as_on_the_host(device):
+    draws = np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32)
+    parts = []
+    for way in (positive_part, TorchPositivePart(device.type, least_rows=1)):
+        eigenvalue_r, vector_nr = way(draws + draws.T, 0)
+        parts.append((vector_nr * eigenvalue_r) @ vector_nr.T)
+    np.testing.assert_allclose(parts[1], parts[0], rtol=0, atol=1e-4 * np.abs(parts[0]).max())

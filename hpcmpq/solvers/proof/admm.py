@@ -22,7 +22,6 @@ import numpy as np
 
 from hpcmpq.solvers.proof.definite import largest_eigenvalue
 from hpcmpq.solvers.proof.lift import Lift
-from hpcmpq.solvers.proof.positive_part import positive_part
 from hpcmpq.solvers.proof.projection import Projector
 from hpcmpq.solvers.proof.relaxation import Minimum, Relaxation, minimise
 
@@ -102,7 +101,7 @@ def iterate(
     lift, beta, begun = relaxation.lift, state.penalty, time.perf_counter()
     w_nn = lift.down(state.y_NN + state.z_NN * (1.0 / beta))
     decomposing = time.perf_counter()
-    eigenvalue_r, vector_nr = positive_part(w_nn, state.rank)
+    eigenvalue_r, vector_nr = projector.positive_part(w_nn, state.rank)
     decomposed = time.perf_counter()
     factor_Nr = lift.up(vector_nr * np.sqrt(eigenvalue_r))
     x_NN = factor_Nr @ factor_Nr.T

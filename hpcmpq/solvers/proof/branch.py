@@ -6,6 +6,7 @@ Axis letters: P options, G groups.
 import heapq
 import itertools
 import time
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,13 +16,19 @@ from hpcmpq.solvers.proof import convex_start, widening
 from hpcmpq.solvers.proof.enumerate import exhaust
 from hpcmpq.solvers.proof.incumbent import Incumbent, first_incumbent
 from hpcmpq.solvers.proof.node import Node, advance, all_pairs, exclude, make_node, preconditioner, shrink
+from hpcmpq.solvers.proof.positive_part import PositivePart, positive_part
 from hpcmpq.solvers.proof.record import ProofRecord
 from hpcmpq.solvers.search.tabu import polish, search
 from hpcmpq.solvers.valid_bound import lowered
 
 
 def prove(
-    root: Compact, choice_G: np.ndarray, deadline: float, seed: int, record: ProofRecord
+    root: Compact,
+    choice_G: np.ndarray,
+    deadline: float,
+    seed: int,
+    record: ProofRecord,
+    positive_part: PositivePart = positive_part,
 ) -> tuple[np.ndarray, float, float]:
     """(best original choice, its root-compact objective, proven bound in the same unit) until the deadline.
 
@@ -31,6 +38,7 @@ def prove(
         deadline: In `time.perf_counter` seconds.
         seed: Of the searches from rounded relaxations.
         record: Receives a line for every certificate, and the seconds.
+        positive_part: What decomposes the relaxation's matrices.
     """
     shift = root.original_objective(0.0)
     incumbent = first_incumbent(root, choice_G)
@@ -38,29 +46,25 @@ def prove(
     scale_P = preconditioner(root, choice_G)
     if root.num_options >= convex_start.WORTH_FROM:
         begun = time.perf_counter()
-        node = widening.start(root, scale_P, choice_G, seed, deadline)
+        node = widening.start(root, scale_P, choice_G, seed, deadline, positive_part)
         record.part_s["problems on fewer options"] += time.perf_counter() - begun
     else:
-        node = make_node(root, all_pairs(root), scale_P)
+        node = make_node(root, all_pairs(root), scale_P, positive_part)
     node.state.part_s = record.part_s
     bound = proof.run(node)
     return incumbent.choice_G, incumbent.objective, bound
 
 
+@dataclass
 class _Proof:
-    def __init__(
-        self,
-        root: Compact,
-        shift: float,
-        incumbent: Incumbent,
-        deadline: float,
-        seed: int,
-        record: ProofRecord,
-    ) -> None:
-        self.root, self.shift, self.incumbent = root, shift, incumbent
-        self.deadline, self.seed, self.record = deadline, seed, record
-        self.nodes = 0
-        self.others = np.inf
+    root: Compact
+    shift: float
+    incumbent: Incumbent
+    deadline: float
+    seed: int
+    record: ProofRecord
+    nodes: int = 0
+    others: float = np.inf
 
     def offset(self, compact: Compact) -> float:
         """What to add to a node's objective to get the root's."""
@@ -96,12 +100,14 @@ class _Proof:
         proven = min(bound, self.others, self.incumbent.cutoff)
         line = ProofLine(
             time.perf_counter() - self.record.begun,
-            self.nodes,
-            node.state.steps,
-            node.step_s,
-            node.relaxation.lift.dimension,
-            node.state.rank,
-            options,
+            *(
+                self.nodes,
+                node.state.steps,
+                node.step_s,
+                node.relaxation.lift.dimension,
+                node.state.rank,
+                options,
+            ),
             self.root.original_objective(bound),
             self.root.original_objective(self.incumbent.objective),
             self.root.original_objective(proven),
@@ -198,9 +204,7 @@ class _Proof:
 
     def round(self, node: Node) -> None:
         """Search from the relaxation's most likely options."""
-        lift = node.relaxation.lift
-        likely_X = np.diagonal(node.state.y_NN)[1 : 1 + lift.padded] / lift.scale_X**2
-        likely_P = np.where(np.diagonal(node.allowed_PP), likely_X[lift.column_P], -1.0)
+        likely_P = np.where(np.diagonal(node.allowed_PP), node.likely_P(), -1.0)
         compact = node.compact
         order = np.lexsort((-likely_P, compact.group_P))
         hint_G = order[compact.offset_H[:-1]]
@@ -214,18 +218,12 @@ class _Proof:
         )
         if found is not None:
             walked, _ = polish(compact, found, self.seed, min(self.deadline, time.perf_counter() + budget_s))
-            found = walked
-        if found is not None:
-            self.offer(compact, found[0])
+            self.offer(compact, walked[0])
 
     def children(self, node: Node, bound: float) -> list[tuple[Node, float]]:
         """Two nodes that split one group's options at the middle of its distribution."""
-        compact, lift = node.compact, node.relaxation.lift
-        likely_P = (np.diagonal(node.state.y_NN)[1 : 1 + lift.padded] / lift.scale_X**2)[
-            lift.column_P
-        ].astype(np.float64)
-        alive_P = np.diagonal(node.allowed_PP)
-        likely_P = np.where(alive_P, likely_P, 0.0)
+        compact, alive_P = node.compact, np.diagonal(node.allowed_PP)
+        likely_P = np.where(alive_P, node.likely_P(), 0.0)
         strength_P = np.sqrt((compact.quad_PP**2).sum(axis=1)) + np.abs(compact.linear_P)
         starts = compact.offset_H[:-1]
         mean_G = np.add.reduceat(likely_P * strength_P, starts)

@@ -11,6 +11,7 @@ import numpy as np
 from hpcmpq.solvers.compact.compact import Compact, restrict
 from hpcmpq.solvers.compact.presolve import cheapest_completion
 from hpcmpq.solvers.proof.admm import Bound, Iterate, certified, iterate, start
+from hpcmpq.solvers.proof.positive_part import PositivePart, positive_part
 from hpcmpq.solvers.proof.projection import Projector
 from hpcmpq.solvers.proof.relaxation import Relaxation, make_relaxation
 
@@ -50,12 +51,23 @@ class Node:
     step_s: float = 0.0
     last: Bound | None = None
 
+    def likely_P(self) -> np.ndarray:
+        """How likely each option is in the iterate, float64 [P]; about a distribution in every group."""
+        lift = self.relaxation.lift
+        likely_X = np.diagonal(self.state.y_NN)[1 : 1 + lift.padded] / lift.scale_X**2
+        return likely_X[lift.column_P].astype(np.float64)
 
-def make_node(compact: Compact, allowed_PP: np.ndarray, scale_P: np.ndarray) -> Node:
+
+def make_node(
+    compact: Compact,
+    allowed_PP: np.ndarray,
+    scale_P: np.ndarray,
+    positive_part: PositivePart = positive_part,
+) -> Node:
     """A node with a cold start."""
     relaxation = make_relaxation(compact, scale_P)
     dtype = np.float32 if relaxation.lift.dimension >= SINGLE_PRECISION_FROM else np.float64
-    projector = Projector(relaxation, dtype)
+    projector = Projector(relaxation, dtype, positive_part)
     state, objective_NN = start(relaxation, projector)
     node = Node(compact, allowed_PP, scale_P, relaxation, projector, state, objective_NN)
     projector.set_allowed(padded_pairs(node))
@@ -199,7 +211,8 @@ def shrink(node: Node, keep_P: np.ndarray) -> Node | Compact | None:
         return shrink(node, keep_P)
     old = node.relaxation.lift
     fixed = 1 + old.column_P[keep_P & ~free_G[node.compact.group_P]]
-    child = make_node(compact, node.allowed_PP[np.ix_(free_P, free_P)], node.scale_P[free_P])
+    allowed_PP = node.allowed_PP[np.ix_(free_P, free_P)]
+    child = make_node(compact, allowed_PP, node.scale_P[free_P], node.projector.positive_part)
     child.state.part_s = node.state.part_s
     new = child.relaxation.lift
     if new.num_budgets != old.num_budgets:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hpcmpq.solvers.proof.lift import Lift
+from hpcmpq.solvers.proof.positive_part import PositivePart, positive_part
 from hpcmpq.solvers.proof.relaxation import Relaxation
 
 
@@ -44,10 +45,13 @@ class Blocks:
 
 
 class Projector:
-    """Projects lifted matrices; keeps the index arrays of one relaxation."""
+    """Projects lifted matrices; keeps the index arrays of one relaxation, and what projects onto the cone."""
 
-    def __init__(self, relaxation: Relaxation, dtype: type) -> None:
+    def __init__(
+        self, relaxation: Relaxation, dtype: type, positive_part: PositivePart = positive_part
+    ) -> None:
         self.relaxation, self.lift = relaxation, relaxation.lift
+        self.positive_part = positive_part
         self.dtype = dtype
         scale_X = self.lift.scale_X
         weight_Y: np.ndarray = np.outer(scale_X, scale_X).astype(dtype).ravel()

@@ -26,6 +26,7 @@ from hpcmpq.solvers.compact.lagrangian import best_prices
 from hpcmpq.solvers.proof import convex_start
 from hpcmpq.solvers.proof.admm import full_scale, iterate
 from hpcmpq.solvers.proof.node import Node, all_pairs, make_node
+from hpcmpq.solvers.proof.positive_part import PositivePart, positive_part
 
 STEPS = {2: 30, 3: 10}
 """Steps on the problems of so many options a group; 5 on wider ones."""
@@ -40,7 +41,14 @@ TAKEN = 0.6
 """Share of the added options' own excess that goes into LᵀZL ⪯ 0: with all of it nothing is left that excludes them."""
 
 
-def start(compact: Compact, scale_P: np.ndarray, choice_G: np.ndarray, seed: int, deadline: float) -> Node:
+def start(
+    compact: Compact,
+    scale_P: np.ndarray,
+    choice_G: np.ndarray,
+    seed: int,
+    deadline: float,
+    positive_part: PositivePart = positive_part,
+) -> Node:
     """A node of the whole problem with the widened iterate; with that of the convex form where it has joint tables.
 
     Args:
@@ -49,13 +57,16 @@ def start(compact: Compact, scale_P: np.ndarray, choice_G: np.ndarray, seed: int
         choice_G: A good feasible choice.
         seed: Of the Lanczos start of the convex form.
         deadline: In `time.perf_counter` seconds.
+        positive_part: What decomposes the relaxations' matrices.
     """
     until = time.perf_counter() + TIME_SHARE * (deadline - time.perf_counter())
     rank_P, original_G = promise(compact, choice_G), compact.expand(choice_G)
     narrow, width, widest = None, 2, int(compact.size_G.max())
     while width < widest and not compact.tables and time.perf_counter() < until:
         keep_P = rank_P < width
-        node = _node(restrict(compact, keep_P), scale_P[keep_P], original_G, narrow, keep_P, seed, until)
+        node = _node(
+            restrict(compact, keep_P), scale_P[keep_P], original_G, narrow, keep_P, seed, until, positive_part
+        )
         for _ in range(STEPS.get(width, 5)):  # without certificates, which would prove nothing of the whole
             if time.perf_counter() > until:
                 break
@@ -63,7 +74,7 @@ def start(compact: Compact, scale_P: np.ndarray, choice_G: np.ndarray, seed: int
         narrow, width = (node, keep_P), max(width + 1, round(GROWTH * width))
     until = time.perf_counter() + 0.1 * (deadline - time.perf_counter())
     every_P = np.ones(compact.num_options, bool)
-    return _node(compact, scale_P, original_G, narrow, every_P, seed, until)
+    return _node(compact, scale_P, original_G, narrow, every_P, seed, until, positive_part)
 
 
 def _node(
@@ -74,10 +85,11 @@ def _node(
     keep_P: np.ndarray,
     seed: int,
     until: float,
+    positive_part: PositivePart,
 ) -> Node:
     """A node of the problem on `keep_P`, started from the narrower one's iterate if there is one that fits."""
     assert part is not None  # every group keeps its best two options
-    node = make_node(part, all_pairs(part), scale_P)
+    node = make_node(part, all_pairs(part), scale_P, positive_part)
     if narrow is None or not widen(node, narrow[0], narrow[1][keep_P]):
         choice_G = part.compress(original_G)
         assert choice_G is not None

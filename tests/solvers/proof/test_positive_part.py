@@ -1,0 +1,66 @@
+"""Positive parts of symmetric matrices, by numpy and by torch, against what defines the nearest semidefinite matrix."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.instances import COHERENCE, Shape, make_instance
+from hpcmpq.errors import UserError
+from hpcmpq.solvers import make_solver
+from hpcmpq.solvers.on_gpu import TorchPositivePart
+from hpcmpq.solvers.proof.positive_part import positive_part
+from hpcmpq.solvers.quadratic import QuadraticSolver
+
+WAYS = {
+    "host": positive_part,
+    "torch": TorchPositivePart("cpu", least_rows=1),
+    "torch, few rows": TorchPositivePart("cpu"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(
+    rows=st.integers(1, 40),
+    seed=st.integers(0, 2**32 - 1),
+    expected=st.integers(0, 40),
+    shift=st.sampled_from([-20.0, 0.0, 20.0]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_it_is_the_nearest_semidefinite_matrix(way, rows, seed, expected, shift, dtype):
+    draws = np.random.default_rng(seed).normal(size=(rows, rows))
+    a_nn = (draws + draws.T + shift * np.eye(rows)).astype(dtype)
+    eigenvalue_r, vector_nr = WAYS[way](a_nn, expected)
+    assert eigenvalue_r.dtype == vector_nr.dtype == dtype
+    assert (eigenvalue_r > 0.0).all()
+    near_nn = (vector_nr * eigenvalue_r) @ vector_nr.T
+    # Moreau: P ⪰ 0, P − A ⪰ 0 and ⟨P, P − A⟩ = 0 make P the projection, and no other matrix has all three.
+    error = 400.0 * np.finfo(dtype).eps * rows * max(1.0, float(np.abs(a_nn).max()))
+    assert np.linalg.eigvalsh(near_nn.astype(np.float64))[0] >= -error
+    assert np.linalg.eigvalsh((near_nn - a_nn).astype(np.float64))[0] >= -error
+    assert abs(float((near_nn * (near_nn - a_nn)).sum())) <= error * rows * max(
+        1.0, float(np.abs(a_nn).max())
+    )
+
+
+@pytest.mark.slow
+def test_a_solve_with_torch_proves_what_the_host_proves():
+    problem = make_instance(Shape(20, 7, COHERENCE["weak"], False, 4.0))
+    host = QuadraticSolver().solve(problem, time_limit_s=60.0, seed=0)
+    by_torch = QuadraticSolver(TorchPositivePart("cpu", least_rows=1)).solve(
+        problem, time_limit_s=60.0, seed=0
+    )
+    assert host.proof and by_torch.proof  # both went through the relaxation
+    assert by_torch.objective == host.objective
+    for one, other in ((host, by_torch), (by_torch, host)):
+        assert one.bound <= other.objective
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_without_a_gpu_it_says_what_to_do():
+    problem = make_instance(Shape(6, 4, COHERENCE["weak"], False, 3.0))
+    with pytest.raises(
+        UserError, match="needs a GPU and torch sees none here; choose solver quadratic, or give"
+    ):
+        make_solver("quadratic_gpu").solve(problem, time_limit_s=1.0, seed=0)
