@@ -19,6 +19,8 @@ from hpcmpq.export.refusal import refuse_formats, refuse_layers
 from hpcmpq.export.rewritten_files import original_directory, rewrite
 from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS, Format, Quantizer
+from hpcmpq.models.gguf_config import check_describable, context_length, resolved_config
+from hpcmpq.models.mlx_config import READ
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.quantizers.codes import QParams
@@ -26,7 +28,7 @@ from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.quantizers.packing import pack
 from hpcmpq.space import Member
 from hpcmpq.store.json_files import write_json
-from hpcmpq.targets import TARGETS, check_model
+from hpcmpq.targets import TARGETS
 
 
 def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> Written:
@@ -36,7 +38,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         UserError: If the model is no Hugging Face directory, or the engine cannot hold it, a layer or its format.
     """
     path, original, dtype = original_directory("mlx", plan)
-    check_model(TARGETS["mlx"], original)
+    check_describable(TARGETS["mlx"], path)
     _check(plan, variants, assignment)
     chosen = {m: assignment[g.name] for g in plan.space.groups for m in g.members}
     quantizer = variants.quantizer
@@ -57,12 +59,21 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         for member, name in chosen.items()
         if FORMATS[name].scaled
     }
-    values = {**original, **positions(original)}
+    resolved = resolved_config(path).to_dict()
+    read = {key: resolved[key] for key in READ if resolved.get(key) is not None}
+    values = {**read, **original, **positions(resolved)}
+    length = context_length(resolved)
+    notes = []
+    if length < resolved["max_position_embeddings"]:
+        values["max_position_embeddings"] = length
+        notes.append(f"mlx-lm has no sliding window: it is the original's model up to {length:,} tokens")
     if layers:
         [(usual, _)] = Counter(tuple(each.items()) for each in layers.values()).most_common(1)
         values["quantization"] = {**dict(usual), **layers}
     write_json(directory / "config.json", values, allow_nan=True)
-    return Written("MLX directory", narrowed=None if done.exact else dtype)
+    return Written(
+        "MLX directory", tuple(notes), narrowed=None if done.exact else dtype, max_positions=length
+    )
 
 
 def scheme(format: Format, quantizer: Quantizer) -> dict[str, Any]:

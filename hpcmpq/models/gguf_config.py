@@ -13,6 +13,7 @@ from typing import Any
 from hpcmpq.errors import UserError
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.factories import describe
+from hpcmpq.models.mlx_config import check_mlx_config
 from hpcmpq.targets import Target, check_model
 
 WRITTEN = (
@@ -71,6 +72,8 @@ def check_describable(target: Target, path: Path) -> None:
     check_model(target, read_model_json(path))
     if target.export == "gguf":
         check_gguf_config(resolved_config(path))
+    if target.export == "mlx":
+        check_mlx_config(resolved_config(path).to_dict())
 
 
 def resolved_config(path: Path) -> Any:

@@ -1,14 +1,20 @@
 """What the mlx export stores is what MLX itself makes of the same codes, bit for bit."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import transformers
 
+from hpcmpq.errors import UserError
+from hpcmpq.export import export
 from hpcmpq.export.mlx import positions, scheme, stored
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.quantized.rounded_weights import choose_qparams, encode, fake_quantize
 from hpcmpq.targets import TARGETS
-from tests.export.planned import llama
+from tests.export.planned import SIZE, llama, plan_run, qwen2, qwen3, solve_by_turns
 from tests.export.readers import skip_without_reader
 from tests.export.test_round_trips import check_refused
 
@@ -56,3 +62,52 @@ def test_scaled_rotations_are_named_as_mlx_reads_them():
 )
 def test_what_mlx_cannot_hold_is_refused(tmp_path, config, message):
     check_refused(tmp_path, llama(), "mlx", {"quantizer": {"group_size": 32}, **config}, message)
+
+
+CONFIG = {"target": "mlx", "formats": ["int4", "bf16"], "quantizer": {"group_size": 32}}
+
+
+def test_a_window_that_mlx_does_not_know_is_the_length_of_the_files_context(tmp_path):
+    skip_without_reader("mlx")
+    torch.manual_seed(0)
+    made = transformers.MistralForCausalLM(transformers.MistralConfig(**SIZE, sliding_window=16))
+    run, plan = plan_run(tmp_path, made, **CONFIG)
+    solve_by_turns(run, plan)
+    line = export(run, "mlx")
+    assert "no sliding window: it is the original's model up to 16 tokens" in line
+    directory = run.path / "exports" / "mlx"
+    assert json.loads((directory / "config.json").read_text())["max_position_embeddings"] == 16
+    assert json.loads((directory / "verification.json").read_text())["num_positions"] == 16
+
+
+def test_what_the_config_leaves_to_its_class_is_written(tmp_path):
+    """mlx-lm's own defaults are others: rotations of Qwen2 have another base there, and heads of a Llama are tied."""
+    skip_without_reader("mlx")
+    left = {"rms_norm_eps", "rope_parameters", "tie_word_embeddings", "max_position_embeddings"}
+
+    def cut(directory: Path) -> None:
+        values = json.loads((directory / "config.json").read_text())
+        kept = {key: value for key, value in values.items() if key not in left}
+        (directory / "config.json").write_text(json.dumps(kept))
+
+    run, plan = plan_run(tmp_path, qwen2(tie_word_embeddings=False), edit=cut, **CONFIG)
+    solve_by_turns(run, plan)
+    assert "verified: mlx-lm" in export(run, "mlx")
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (
+            lambda: qwen3(attention_bias=True),
+            "says attention_bias: True, and mlx-lm takes False for granted in qwen3",
+        ),
+        (
+            lambda: llama(hidden_act="gelu"),
+            "says hidden_act: 'gelu', and mlx-lm takes 'silu' for granted in llama",
+        ),
+    ],
+)
+def test_what_mlx_computes_otherwise_is_refused_when_planning(tmp_path, made, message):
+    with pytest.raises(UserError, match=message):
+        plan_run(tmp_path, made(), **CONFIG)
