@@ -51,12 +51,12 @@ def stage(run: RunDir, name: str) -> Iterator[None]:
 
 
 def plan(config: "Config", run: RunDir, import_paths: tuple[str, ...]) -> "Plan":
-    """See `hpcmpq.planning.stage.prepare`; files of tasks are looked at first."""
-    from hpcmpq.evaluate.tasks.files import check_task_files
+    """See `hpcmpq.planning.stage.prepare`; tasks are looked at first."""
+    from hpcmpq.evaluate.tasks import check_tasks
     from hpcmpq.planning.stage import prepare
 
     with stage(run, "plan"):
-        check_task_files(config.evaluation.tasks)
+        check_tasks(config)
         return prepare(config, run, import_paths)
 
 

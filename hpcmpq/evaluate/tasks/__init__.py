@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,23 @@ class ClassifierTask:
             right.append((z_N1V.argmax(-1) == target_N1).double().reshape(-1))
             loss.append(ce_value(z_N1V, z_N1V, target_N1))
         return {"accuracy": torch.cat(right).cpu().numpy(), "loss": torch.cat(loss).cpu().numpy()}
+
+
+def check_tasks(config: Config) -> None:
+    """Refuse tasks that evaluation could not do, before anything is measured.
+
+    Raises:
+        UserError: Naming the task and what is wrong.
+    """
+    for task in config.evaluation.tasks:
+        if task.type != "harness":
+            read_questions(task)
+        elif not Path(task.path).is_dir():
+            raise UserError(f"task {task.name}: there is no directory {task.path}; correct evaluation.tasks")
+        if (
+            config.model.path is None or not Path(config.model.path).is_file()
+        ):  # GGUF, of which no config is there yet
+            make_task(task, config)
 
 
 def make_task(task: TaskConfig, config: Config) -> Part | HarnessTask:

@@ -7,7 +7,7 @@ r"""Tasks in JSON lines on disk, read as questions with answers.
 `prompt` is a template over the record's fields, such as ``"Q: {question}\nA:"``.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,19 +32,6 @@ class Question:
     prompt: str
     choices: tuple[str, ...]
     answer: int
-
-
-def check_task_files(tasks: Iterable[TaskConfig]) -> None:
-    """Refuse tasks whose files evaluation could not read, before anything is measured.
-
-    Raises:
-        UserError: Naming the task and what is wrong.
-    """
-    for task in tasks:
-        if task.type != "harness":
-            read_questions(task)
-        elif not Path(task.path).is_dir():
-            raise UserError(f"task {task.name}: there is no directory {task.path}; correct evaluation.tasks")
 
 
 def read_questions(task: TaskConfig) -> tuple[Question, ...]:
@@ -103,7 +90,7 @@ def _prompt(task: TaskConfig, record: dict[str, Any], where: str) -> str:
     template = task.prompt or PROMPTS[task.type]
     try:
         return template.format_map(record)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise UserError(
             f"{where} does not fit the prompt {template!r}: {error} is no field of it (it has "
             f"{', '.join(record)}); set evaluation.tasks prompt"

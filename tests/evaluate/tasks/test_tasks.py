@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from hpcmpq.api.stages import plan
 from hpcmpq.config import parse_config, resolve_paths
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate import evaluate
@@ -15,7 +16,7 @@ from hpcmpq.evaluate.tasks.continuations import Encoder, batch, make_encoder, sc
 from hpcmpq.evaluate.tasks.files import read_questions
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.load import load_model
-from hpcmpq.settings import ModelConfig, TaskConfig
+from hpcmpq.settings import Config, ModelConfig, TaskConfig
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.evaluate.solved_runs import TEXT, solved_run
@@ -193,6 +194,33 @@ def test_malformed_records(record, kind: str, message: str, tmp_path: Path):
     path = write_lines(tmp_path / "task.jsonl", [record])
     with pytest.raises(UserError, match=f"line 1.*{message}"):
         read_questions(TaskConfig("t", path, kind, ("bad", "good")))  # type: ignore[arg-type]
+
+
+def test_a_prompt_that_asks_a_record_for_what_it_has_not(tmp_path: Path):
+    path = write_lines(tmp_path / "task.jsonl", [{"question": "?", "choices": ["a", "b"], "answer": 0}])
+    for prompt in ("{question.heading}", "{choices[a]}", "{0}"):
+        with pytest.raises(UserError, match="line 1 does not fit the prompt"):
+            read_questions(TaskConfig("t", path, "multiple_choice", (), prompt))
+
+
+def test_tasks_that_a_model_cannot_do_are_refused_when_planning(
+    model_directory, tmp_path: Path, files, monkeypatch
+):
+    def wrong(model: str, **task: object) -> Config:
+        values = {"model": {"path": str(model_directory(model))}, "calibration": {"data": "d"}}
+        return parse_config({**values, "evaluation": {"tasks": [{"name": "t", **task}]}})
+
+    monkeypatch.setattr("hpcmpq.planning.stage.prepare", lambda *_: pytest.fail("the model was planned"))
+    for config, message in (
+        (
+            wrong("bert_classifier", path=files["sums"], type="multiple_choice"),
+            "needs a causal language model",
+        ),
+        (wrong("llama", path=files["opinions"], type="classification", labels=["bad"]), "none of 'bad'"),
+        (wrong("llama", path=str(tmp_path / "nowhere"), type="harness"), "there is no directory"),
+    ):
+        with pytest.raises(UserError, match=message):
+            plan(config, RunDir(tmp_path / "new"), ())
 
 
 def test_models_that_cannot_do_a_task(model_directory, tmp_path: Path, files: dict[str, str]):
