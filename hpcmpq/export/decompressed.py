@@ -16,7 +16,8 @@ from hpcmpq.errors import UserError
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.joined_weights import joined_weights
 from hpcmpq.models.layer_kinds import are_experts, is_transposed
-from hpcmpq.models.stored_weights import read_tensor, tensors_in
+from hpcmpq.models.stored_weights import tensors_in
+from hpcmpq.models.tensor_files import read_tensor
 
 _PARTS = ("packed", "scale", "shape", "global_scale", "zero_point")
 

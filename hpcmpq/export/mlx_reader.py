@@ -10,7 +10,8 @@ from torch import Tensor
 from hpcmpq.export.weight_probes import Rows, probes
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.outputs import Inputs
-from hpcmpq.models.stored_weights import read_tensor, tensors_in
+from hpcmpq.models.stored_weights import tensors_in
+from hpcmpq.models.tensor_files import read_tensor
 
 
 def run_mlx(directory: Path, inputs: Inputs, layers: Sequence[str]) -> tuple[Tensor, Rows]:

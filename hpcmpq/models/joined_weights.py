@@ -1,7 +1,7 @@
 """Tensors of a model that transformers makes of several in its files, such as all experts of a layer of one each.
 
 They are made by transformers' own operations. Where these stack one tensor of each expert, experts are read and
-joined a few at a time, so that no second copy of a layer's experts is ever in memory.
+joined a few at a time, in the dtype of the files, so that no second copy of a layer's experts is ever in memory.
 """
 
 import copy
@@ -13,9 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
+from hpcmpq.models.memory import large_empty
 
 ReadStored = Callable[[str], Tensor]
-"""Name in the files → that tensor in the model's dtype."""
+"""Name in the files → that tensor as it is there, on the CPU."""
+
+MakeOwn = Callable[[Tensor], Tensor]
+"""A tensor → the same in the model's dtype, on its device."""
 
 EXPERTS_AT_ONCE = 4
 """Experts that are read before they are copied to their places."""
@@ -46,29 +50,28 @@ class JoinedWeight:
         """Names in the files."""
         return tuple(name for name, _ in self.sources)
 
-    def read(self, read: ReadStored, into: Tensor | None = None) -> Tensor:
+    def read(self, read: ReadStored, own: MakeOwn, into: Tensor | None = None) -> Tensor:
         """The tensor, in memory that is given or new."""
         if not self.is_stack:
-            made = self._made(self.sources, read)
+            made = self._made(self.sources, lambda name: own(read(name)))
             return made if into is None else filled(into, made)
         if into is not None and into.shape != self.shape:
             raise ValueError(f"{self.name} is {tuple(self.shape)}, not {tuple(into.shape)}")
         whole = into
         for start in range(0, self.shape[0], EXPERTS_AT_ONCE):
             stop = min(start + EXPERTS_AT_ONCE, self.shape[0])
-            part = self.rows(start, stop, read)
+            part = self._made(self._sources_of(start, stop), read)
             if whole is None:
-                whole = part.new_empty(self.shape)
+                whole = large_empty(tuple(self.shape), like=own(part))
             whole[start:stop] = part
         assert whole is not None
         return whole
 
-    def rows(self, start: int, stop: int, read: ReadStored) -> Tensor:
+    def rows(self, start: int, stop: int, read: ReadStored, own: MakeOwn) -> Tensor:
         """A range of its first axis; of a stack of experts nothing else is read."""
         if not self.is_stack:
-            return self._made(self.sources, read)[start:stop]
-        kept = [each for own in self._by_pattern().values() for each in own[start:stop]]
-        return self._made(kept, read)
+            return self._made(self.sources, lambda name: own(read(name)))[start:stop]
+        return own(self._made(self._sources_of(start, stop), read))
 
     @property
     def is_stack(self) -> bool:
@@ -77,6 +80,10 @@ class JoinedWeight:
         stacks = type(first).__name__ == "MergeModulelist" and first.dim == 0
         apart = all(_keeps_first_axis(operation) for operation in others)
         return stacks and apart and {len(own) for own in self._by_pattern().values()} == {self.shape[0]}
+
+    def _sources_of(self, start: int, stop: int) -> list[tuple[str, str]]:
+        """Of a range of the experts in a stack."""
+        return [each for own in self._by_pattern().values() for each in own[start:stop]]
 
     def _by_pattern(self) -> dict[str, list[tuple[str, str]]]:
         found: dict[str, list[tuple[str, str]]] = {}

@@ -13,6 +13,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.joined_weights import JoinedWeight, filled, joined_weights
 from hpcmpq.models.stored_headers import STORED, file_of_each, stored_shapes
+from hpcmpq.models.tensor_files import DTYPES, read_tensor
 
 ReadRows = Callable[[str, int, int], Tensor]
 """(parameter, start, stop) → that range of its first axis."""
@@ -57,33 +58,31 @@ class Weights:
             ValueError: If `into` has another shape.
         """
         if name in self.joined:
-            return self.joined[name].read(self._read, into)
-        return self._read(self.aliases[name], into)
+            return self.joined[name].read(self._stored, self._own, into)
+        tensor = self._stored(self.aliases[name])
+        return self._own(tensor) if into is None else filled(into, tensor)
 
-    def _read(self, stored: str, into: Tensor | None = None) -> Tensor:
-        from safetensors import safe_open
+    def _stored(self, stored: str) -> Tensor:
+        """A tensor as a file holds it, on the CPU."""
+        return read_tensor(self.directory / self.files[stored], stored)
 
-        with safe_open(self.directory / self.files[stored], "pt") as file:
-            tensor = file.get_tensor(stored)
-            return self._own(tensor) if into is None else filled(into, tensor)
-
-    def _own(self, tensor: Tensor) -> Tensor:
-        """A copy in the model's dtype: the file's own pages would stay in memory as long as the tensor."""
+    def _own(self, tensor: Tensor, copy: bool = False) -> Tensor:
+        """In the model's dtype, on its device; a copy of a view of a file, whose pages would stay in memory."""
         dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(device=self.device, dtype=dtype, copy=True)
+        return tensor.to(device=self.device, dtype=dtype, copy=copy)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """A range of the first axis of a parameter; nothing else of it is read. A scalar has one row."""
         from safetensors import safe_open
 
         if name in self.joined:
-            return self.joined[name].rows(start, stop, self._read)
+            return self.joined[name].rows(start, stop, self._stored, self._own)
         stored = self.aliases[name]
         with safe_open(self.directory / self.files[stored], "pt") as file:
             stored_rows = file.get_slice(stored)
             if not stored_rows.get_shape():
                 return self.read(name).reshape(1)
-            return self._own(stored_rows[start:stop])
+            return self._own(stored_rows[start:stop], copy=True)
 
 
 def find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: torch.device) -> Weights:
@@ -199,11 +198,8 @@ def dtypes_in_files(weights: Weights) -> dict[str, torch.dtype | None]:
     found: dict[str, torch.dtype | None] = {}
     for file_name, own in names.items():
         with safe_open(weights.directory / file_name, "pt") as file:
-            found |= {name: _DTYPES.get(file.get_slice(name).get_dtype()) for name in own}
+            found |= {name: DTYPES.get(file.get_slice(name).get_dtype()) for name in own}
     return found
-
-
-_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
 def num_unused_bytes(
@@ -224,12 +220,3 @@ def tensors_in(directory: Path) -> dict[str, str]:
         with safe_open(path, "pt") as file:
             found |= dict.fromkeys(file.keys(), path.name)
     return found
-
-
-def read_tensor(path: Path, name: str) -> Tensor:
-    """A copy of a tensor of a file that is opened for it alone: pages of an open file count as memory."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        tensor: Tensor = file.get_tensor(name)
-        return tensor.clone()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.description import read_model_json
-from hpcmpq.models.stored_weights import names_in_model, read_tensor, tensors_in
+from hpcmpq.models.stored_weights import names_in_model, tensors_in
+from hpcmpq.models.tensor_files import read_tensor
 from hpcmpq.plan import Plan
 from hpcmpq.quantizers.codes import QParams
 from hpcmpq.space import Member

@@ -89,7 +89,7 @@ def test_of_a_few_experts_nothing_else_is_read(tmp_path):
     joined = find_weights(model, tmp_path, torch.float32, torch.device("cpu")).joined
     seen: list[str] = []
     joined["model.layers.0.mlp.experts.gate_up_proj"].rows(
-        1, 3, lambda name: seen.append(name) or torch.ones(64, 64)
+        1, 3, lambda name: seen.append(name) or torch.ones(64, 64), lambda tensor: tensor
     )
     stem = "model.layers.0.mlp.experts"
     assert sorted(seen) == [f"{stem}.{k}.{own}_proj.weight" for k in (1, 2) for own in ("gate", "up")]
