@@ -221,7 +221,7 @@ def write_config(folder: Path, options: argparse.Namespace) -> Path:
     blocks = range(0, options.layers, SEARCHED)
     searched = [f"*.layers.{k}.self_attn.{name}_proj" for k in blocks for name in "kvo"]
     rounding = ", rounding: gptq"
-    if options.experts:  # which are rounded to the nearest: they are not called with their inputs
+    if options.experts:  # which are rounded to the nearest, for time
         searched.append("*.layers.0.mlp.experts.*")
         rounding = ""
     path.write_text(

@@ -170,12 +170,13 @@ def cost_of_pass(
     state, activations = seen.state if chained else 0, 3 * itemsize * widest
     states = itemsize * state * -(-num_rounding_samples // per_pass)
     if formats:
-        round_bytes = rounding_bytes(
-            space, formats, weights + ahead_bytes, states, num_positions, activations
-        )
+        held = weights + ahead_bytes
+        round_bytes = rounding_bytes(model, space, formats, held, states, num_positions, activations)
         if times is not None:
             num_passes = num_rounding_samples / per_pass
-            round_s = rounding_seconds(formats, config.quantizer, num_positions, num_passes, times.forward)
+            round_s = rounding_seconds(
+                model, formats, config.quantizer, num_positions, num_passes, times.forward
+            )
     again = again_bytes(model, space, config.quantizer, weights, 2 * states, num_positions, activations)
     reading = COPIES_READ * read_bytes
     num_ranges = len(sample_ranges(units))

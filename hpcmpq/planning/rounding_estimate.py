@@ -12,6 +12,7 @@ from hpcmpq.quantizers import choose_qparams
 from hpcmpq.quantizers.gptq import compensated_codes, compensation
 from hpcmpq.rounding.again import is_rounded_again
 from hpcmpq.rounding.linear_layers import is_linear_weight
+from hpcmpq.rounding.matrices import num_matrices
 from hpcmpq.rounding.options import StoredFormats
 from hpcmpq.rounding.original_inputs import SUMS_BYTES
 from hpcmpq.space import Member, SearchSpace
@@ -31,11 +32,18 @@ MATRICES_AGAIN = 7
 
 
 def rounding_bytes(
-    space: SearchSpace, formats: StoredFormats, weights: int, states: int, positions: int, activations: int
+    model: nn.Module,
+    space: SearchSpace,
+    formats: StoredFormats,
+    weights: int,
+    states: int,
+    positions: int,
+    activations: int,
 ) -> int:
     """Most bytes of tensors at once in a worker.
 
     Args:
+        model: The original.
         space: Groups.
         formats: What is made of each weight.
         weights: Bytes of the model that are in memory.
@@ -45,14 +53,21 @@ def rounding_bytes(
     """
     sums: Counter[int | None] = Counter()
     for group in space.groups:
-        sums[group.block] += sum(8 * m.num_columns**2 for m in group.members if m in formats)
+        sums[group.block] += sum(
+            8 * num_matrices(model, m) * m.num_columns**2 for m in group.members if m in formats
+        )
     widest = max(member.num_columns for member in formats)
-    rounding = max(
-        FLOATS_OF_ROUNDING * member.numel + FLOATS_OF_FACTOR * member.num_columns**2 for member in formats
-    )
+
+    def while_rounding(member: Member) -> int:
+        """Of one matrix, and a byte for every code of the others."""
+        count = num_matrices(model, member)
+        floats = FLOATS_OF_ROUNDING * member.numel // count + FLOATS_OF_FACTOR * member.num_columns**2
+        return 8 * floats + (member.numel * len(formats[member]) if count > 1 else 0)
+
+    rounding = max(map(while_rounding, formats))
     summing = activations + 8 * (positions * widest + widest**2)
     held = min(max(sums.values()), SUMS_BYTES + 8 * widest**2)
-    return weights + states + held + max(8 * rounding, summing)
+    return weights + states + held + max(rounding, summing)
 
 
 def again_bytes(
@@ -93,11 +108,17 @@ def again_bytes(
 
 
 def rounding_seconds(
-    formats: StoredFormats, quantizer: Quantizer, positions: int, num_passes: float, forward_s: float
+    model: nn.Module,
+    formats: StoredFormats,
+    quantizer: Quantizer,
+    positions: int,
+    num_passes: float,
+    forward_s: float,
 ) -> float:
     """Seconds of one worker: a walk through the model, Σ x xᵀ, its factor, and the codes of every format.
 
     Args:
+        model: The original.
         formats: What is made of each weight.
         quantizer: How.
         positions: Inputs of a layer in one pass.
@@ -130,6 +151,8 @@ def rounding_seconds(
     def share(member: Member) -> float:
         scale = member.num_columns / columns
         each = codes_s * len(formats[member]) * scale * member.num_rows / rows
-        return num_passes * sum_s * scale**2 + factor_s * scale**3 + each
+        count = num_matrices(model, member)
+        seen = num_passes * count * member.active  # by each of its matrices' share of the inputs
+        return seen * sum_s * scale**2 + count * factor_s * scale**3 + each
 
     return num_passes * forward_s + sum(map(share, formats))

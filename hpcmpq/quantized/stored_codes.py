@@ -65,8 +65,15 @@ class StoredCodes:
         return self._path(member).exists()
 
     def num_inputs(self, member: Member) -> int | None:
-        """Inputs of its layer that a weight's codes were fitted to; None of other codes and of earlier versions."""
+        """Inputs of its layer, or of its least used expert, that a weight's codes were fitted to.
+
+        None of other codes and of earlier versions.
+        """
         return read_number(self._path(member), "num_inputs")
+
+    def num_nearest(self, member: Member) -> int | None:
+        """Experts of a weight that holds several whose codes are fitted to no inputs; None of other weights."""
+        return read_number(self._path(member), "num_nearest")
 
     def has(self, member: Member) -> bool:
         """Whether a weight's file is there and whole."""
@@ -83,6 +90,7 @@ class StoredCodes:
         codes: Mapping[str, tuple[Tensor, QParams]],
         quantizer: Quantizer,
         num_inputs: int | None = None,
+        num_nearest: int | None = None,
     ) -> None:
         """Store {format: codes [M, K] and what they mean} of a weight, all at once."""
         arrays: dict[str, np.ndarray] = {}
@@ -96,6 +104,7 @@ class StoredCodes:
             "fingerprint": self.fingerprint,
             "symmetric": int(quantizer.symmetric),
             **({} if num_inputs is None else {"num_inputs": num_inputs}),
+            **({} if num_nearest is None else {"num_nearest": num_nearest}),
         }
         write_h5(self._path(member), arrays, attributes)
 

@@ -107,11 +107,13 @@ def _warn_of_few_inputs(run: RunDir, plan: Plan, units: list[WorkUnit]) -> None:
     few = {member: count for member, count in counts.items() if count is not None and count < FEWEST_INPUTS}
     if few:
         member = min(few, key=few.__getitem__)
+        experts = sum(stored.num_nearest(m) or 0 for m in few)
         _log.warning(
-            "%d of %d weights are rounded to the nearest, because the samples that rounding is fitted on give their "
+            "%d of %d weights are rounded to the nearest%s, because the samples that rounding is fitted on give their "
             "layers fewer than %d inputs, such as %s with %d; raise calibration.rounding_samples",
             len(few),
             len(counts),
+            f", in whole or some of their experts ({experts} in all)" if experts else "",
             FEWEST_INPUTS,
             member.parameter,
             few[member],

@@ -12,14 +12,15 @@ from hpcmpq.models.weights import as_matrix
 from hpcmpq.quantized.checkpoint import open_checkpoint
 from hpcmpq.quantized.stored_codes import StoredCodes, is_stored
 from hpcmpq.quantizers import choose_qparams, encode
-from hpcmpq.quantizers.codes import QParams
+from hpcmpq.quantizers.codes import QParams, joined
 from hpcmpq.quantizers.gptq import compensated_codes, compensated_qparams, compensation
 from hpcmpq.rounding.linear_layers import check_linear, is_embedding
+from hpcmpq.rounding.matrices import is_of_experts, num_matrices
 from hpcmpq.rounding.original_inputs import OriginalInputs
 from hpcmpq.space import Member, SearchSpace
 
 FEWEST_INPUTS = 32
-"""Of a layer; with fewer, as an expert may see, its weights are rounded to the nearest: Σ x xᵀ of so few is noise."""
+"""Of a layer or an expert; with fewer its weights are rounded to the nearest: Σ x xᵀ of so few is noise."""
 
 StoredFormats = Mapping[Member, Sequence[str]]
 """{weight: formats whose codes are stored}, of those that have some."""
@@ -38,8 +39,8 @@ def check_rounding(model: nn.Module, space: SearchSpace, quantizer: Quantizer) -
     """Refuse weights that cannot have codes, before anything is measured.
 
     Raises:
-        UserError: If one is neither that of a linear layer nor an embedding, or missing in a checkpoint, or the
-            first does not fit there.
+        UserError: If one is neither that of a linear layer or of experts nor an embedding, or missing in a
+            checkpoint, or the first does not fit there.
     """
     formats = stored_formats(space, quantizer)
     for member in formats:
@@ -48,6 +49,7 @@ def check_rounding(model: nn.Module, space: SearchSpace, quantizer: Quantizer) -
         members = [member for member, names in formats.items() if name in names]
         checkpoint = open_checkpoint(path)
         for member in members:
+            check_linear(model, member, fused=False)
             checkpoint.check_holds(member)
         for member in members[:1]:
             checkpoint.codes(member, FORMATS[name], quantizer)
@@ -70,15 +72,19 @@ def make_codes(
     """
     checkpoints = {name: open_checkpoint(path) for name, path in quantizer.checkpoints.items()}
     missing = [member for member in formats if not stored.has(member)]
-    called = {_alike(member) for member in inputs.members if member.macs}
+    called = {
+        _alike(member) for member in inputs.members if member.macs and not is_of_experts(inputs.model, member)
+    }
 
-    def write(member: Member, made: Mapping[str, tuple[Tensor, QParams]], num_inputs: int | None) -> None:
+    def write(member: Member, made: Mapping[str, tuple[Tensor, QParams]], rows: Sequence[int] | None) -> None:
         taken = {
             name: checkpoints[name].codes(member, FORMATS[name], quantizer)
             for name in formats[member]
             if name in checkpoints
         }
-        stored.write(member, {**made, **taken}, quantizer, num_inputs)
+        fewest = None if rows is None else min(rows)
+        experts = sum(count < FEWEST_INPUTS for count in rows) if rows and len(rows) > 1 else None
+        stored.write(member, {**made, **taken}, quantizer, fewest, experts)
 
     made_here = {m: [name for name in formats[m] if name not in checkpoints] for m in missing}
     nearest = {m for m, names in made_here.items() if not names or is_embedding(inputs.model, m)}
@@ -86,17 +92,35 @@ def make_codes(
         weight_MK = as_matrix(inputs.model.get_parameter(member.parameter), member)
         write(member, _codes(weight_MK, None, made_here[member], quantizer), None)
     compensated = [member for member in missing if member not in nearest]
-    for members, sums in inputs.of(compensated) if compensated else ():
+    waiting: dict[Member, list[tuple[dict[str, tuple[Tensor, QParams]], int]]] = {m: [] for m in compensated}
+    for matrices, sums in inputs.of(compensated) if compensated else ():
         hessian_KK = sums.hessian_KK if sums.num_rows >= FEWEST_INPUTS else None
         factor = None if hessian_KK is None else (hessian_KK, compensation(hessian_KK, quantizer))
-        for member in members:
-            if not sums.num_rows and _alike(member) not in called:
+        for matrix in matrices:
+            member, made = matrix.member, waiting[matrix.member]
+            made.append(
+                (_codes(matrix.of(inputs.model), factor, made_here[member], quantizer), sums.num_rows)
+            )
+            if len(made) < num_matrices(inputs.model, member):  # experts come in their order
+                continue
+            rows = [num_rows for _, num_rows in made]
+            if not any(rows) and _alike(member) not in called:
                 raise UserError(
                     f"{member.parameter} is used without calling its layer, so quantizer.rounding gptq does not see "
                     "the layer's inputs; add it to groups.exclude"
                 )
-            weight_MK = as_matrix(inputs.model.get_parameter(member.parameter), member)
-            write(member, _codes(weight_MK, factor, made_here[member], quantizer), sums.num_rows)
+            write(member, _together([codes for codes, _ in made]), rows)
+            made.clear()
+
+
+def _together(parts: Sequence[dict[str, tuple[Tensor, QParams]]]) -> dict[str, tuple[Tensor, QParams]]:
+    """Codes of matrices one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    return {
+        name: (torch.cat([part[name][0] for part in parts]), joined([part[name][1] for part in parts]))
+        for name in parts[0]
+    }
 
 
 def _codes(

@@ -88,9 +88,10 @@ def test_sums_are_those_of_a_pass_of_the_whole_model(planned, monkeypatch, is_ch
     for asked in (members[7:14], members[:3], members[3:7], members[14:], members[:1]):
         seen = []
         for same, sums in inputs.of(asked):
-            seen += same
-            together.add(tuple(member.parameter.split(".")[-2] for member in same))
-            for member in same:
+            alike = [matrix.member for matrix in same]
+            seen += alike
+            together.add(tuple(member.parameter.split(".")[-2] for member in alike))
+            for member in alike:
                 assert sums.num_rows == 32 * 32
                 torch.testing.assert_close(sums.hessian_KK, expected[member], rtol=1e-4, atol=1e-4)
         assert sorted(m.parameter for m in seen) == sorted(m.parameter for m in asked)
