@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from hpcmpq.errors import DamagedFile, UserError
+from hpcmpq.errors import DamagedFile, PlanMismatch, UserError
 from hpcmpq.models.data.kept_samples import ROUNDING, ROUNDING_NAME, keep_samples
 from hpcmpq.models.data.splits import Splits, load_splits
 from hpcmpq.models.dequantized import unpacked
@@ -36,7 +36,7 @@ from hpcmpq.rounding.options import check_rounding
 from hpcmpq.sensitivity import find_method
 from hpcmpq.settings import Config
 from hpcmpq.solve.feasibility import check_solvable
-from hpcmpq.store.json_files import write_artefact
+from hpcmpq.store.json_files import placed_artefact, write_artefact
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.targets import Target, find_target
@@ -105,6 +105,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     check_solvable(plan)
     if not config.budgets:
         log.warning("budgets is empty, so nothing keeps the solution from the largest formats; name a budget")
+    _check_alone(run, plan)
     _keep(run, plan, config, original, splits)
     return plan
 
@@ -118,7 +119,7 @@ def _keep(run: RunDir, plan: Plan, config: Config, original: Original, splits: S
     keep_samples(run, calibration)
     if splits.rounding is not None and ROUNDING in plan.facts:
         keep_samples(run, splits.rounding, ROUNDING_NAME)
-    write_artefact(run.plan_path, plan_to_json(plan))
+    _place(run, plan)
     if find_method(config.sensitivity.method).forward_only:
         batch = calibration[:size].to(original.device)
         fitted = splits.rounding if splits.rounding is not None and ROUNDING in plan.facts else calibration
@@ -129,6 +130,27 @@ def _keep(run: RunDir, plan: Plan, config: Config, original: Original, splits: S
             splits.pool_bytes, CHOICES in plan.facts, ahead,
         )  # fmt: skip
         write_artefact(run.file("cost.json"), dataclasses.asdict(cost))
+
+
+def _place(run: RunDir, plan: Plan) -> None:
+    """Write the plan in the place of none or of one of the same measurement; of two at once the first stays."""
+    if not run.plan_path.exists():
+        placed_artefact(run.plan_path, plan_to_json(plan), f"hpcmpq plan CONFIG --run-dir {run.path}")
+    _check_alone(run, plan)
+    write_artefact(run.plan_path, plan_to_json(plan))
+
+
+def _check_alone(run: RunDir, plan: Plan) -> None:
+    """Refuse to go on where another process has planned another measurement meanwhile.
+
+    Raises:
+        PlanMismatch: If one has.
+    """
+    there = _planned_before(run)
+    if there is not None and there.fingerprint != plan.fingerprint:
+        raise PlanMismatch(
+            f"another process has planned another measurement in {run.path} meanwhile; use a new run directory"
+        )
 
 
 def _check_objective(config: Config, splits: Splits, outputs_NTV: torch.Tensor) -> None:

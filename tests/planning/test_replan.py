@@ -8,8 +8,10 @@ from hpcmpq.cli import summaries
 from hpcmpq.config import parse_config
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.evaluate.contents import make_data
+from hpcmpq.models.data.kept_samples import kept_samples
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.plan import Plan, plan_to_json
+from hpcmpq.planning import stage
 from hpcmpq.planning.stage import prepare
 from hpcmpq.settings import to_values
 from hpcmpq.store.json_files import read_json, write_json
@@ -48,6 +50,27 @@ def test_plans_that_lack_newer_settings_keep_what_they_measured(tmp_path):
     assert (again.units, again.fingerprint, again.facts) == (older.units, "older", older.facts)
     with pytest.raises(PlanMismatch, match=r"quantizer\.damping=0\.01, the config says 0\.1"):
         replanned(run, plan, quantizer={"damping": 0.1})
+
+
+@pytest.mark.parametrize("moment", ["check_solvable", "keep_samples"])
+def test_of_two_processes_that_plan_different_measurements_at_once_the_first_stays(
+    tmp_path, monkeypatch, moment
+):
+    _, plan = plan_run(tmp_path, llama())
+    values, run = to_values(plan.config), RunDir(tmp_path / "new")
+    other = {**values, "formats": ["int2"]}
+    real = getattr(stage, moment)
+
+    def meanwhile(*arguments: object) -> object:
+        monkeypatch.setattr(stage, moment, real)
+        prepare(parse_config(other), run, ())
+        return real(*arguments)
+
+    monkeypatch.setattr(stage, moment, meanwhile)
+    with pytest.raises(PlanMismatch, match="another process has planned another measurement"):
+        prepare(parse_config(values), run, ())
+    assert read_plan(run).config.formats == ("int2",)
+    assert kept_samples(run, read_plan(run)) is not None
 
 
 def test_digests_are_named_in_words(tmp_path):
