@@ -160,8 +160,9 @@ def maximize(
     from hpcmpq.store.quadratic_file import read_quadratic
 
     with stage(run, "solve"):
-        settings = settings_of(read_plan(run), name=solver, time_limit_s=time_limit_s)
-        limit = loss_limit(read_quadratic(run.quadratic_path), *loss_limits)
+        planned = read_plan(run)
+        settings = settings_of(planned, name=solver, time_limit_s=time_limit_s)
+        limit = loss_limit(read_quadratic(run.quadratic_path, planned.fingerprint), *loss_limits)
         return maximize_run(run, gain, limit, budgets, settings)
 
 

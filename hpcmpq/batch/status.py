@@ -2,10 +2,13 @@
 
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from hpcmpq.batch.memory import memory_here
 from hpcmpq.batch.scheduler import scheduler_of
+from hpcmpq.errors import PlanMismatch
 from hpcmpq.plan import Plan
 from hpcmpq.settings import Config
 from hpcmpq.store.attempts import Attempt, CalibrateProcess, failures, read_processes
@@ -180,10 +183,13 @@ def _stages(run: RunDir, calibrated: bool, config: Config) -> tuple[Stage, ...]:
         "report": run.report_path,
     }
     stages = []
+    solution: dict[str, Any] | None = None
+    with suppress(PlanMismatch):  # then it is another plan's
+        solution = read_solution(run) if run.solution_path.exists() else None
     for name, artefact in artefacts.items():
         done = calibrated if artefact is None else artefact.exists()
-        if name in ("refine", "reround"):
-            done = done and name in read_solution(run)
+        if name in ("solve", "refine", "reround"):
+            done = solution is not None and (name == "solve" or name in solution)
         if name == "round":
             done = calibrated or name in timings  # which a process that is interrupted does not write
         left_out = {"round": not config.quantizer.stores_codes, "reround": not (done or config.rounds_again)}

@@ -1,5 +1,6 @@
 """README.md of an export: what was quantized, at which budget, in which formats, and how close it stays."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ def serve_command(export: str, directory: Path, plan: Plan, assignment: Mapping[
     """What to type next, or None where no server takes such an export."""
     if export not in SERVED_BY:
         return None
-    return SERVED_BY[export].format(directory) + serve_options(plan.space.groups, assignment)
+    return SERVED_BY[export].format(shlex.quote(str(directory))) + serve_options(
+        plan.space.groups, assignment
+    )
 
 
 def write_card(directory: Path, plan: Plan, solution: Mapping[str, Any], export: str) -> None:

@@ -178,7 +178,7 @@ def read_findings(run: RunDir) -> Findings:
         UserError: If plan, quadratic model or solution are missing or damaged.
     """
     plan = read_plan(run)
-    measured = read_quadratic(run.quadratic_path)
+    measured = read_quadratic(run.quadratic_path, plan.fingerprint)
     solution = read_solution(run)
     quadratic = shrunk(measured, solution["solver"]["shrink"])
     missing: dict[str, str] = {}

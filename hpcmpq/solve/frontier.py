@@ -54,7 +54,7 @@ def frontier(
     """
     plan = read_plan(run)
     say_unmeasured(plan)
-    model = shrunk(read_quadratic(run.quadratic_path), settings.shrink)
+    model = shrunk(read_quadratic(run.quadratic_path, plan.fingerprint), settings.shrink)
     known_cost(plan, plan_costs(plan), cost, "cost")
     problems = [
         make_problem(plan, model, {**other_budgets, cost: float(limit)}, settings) for limit in limits

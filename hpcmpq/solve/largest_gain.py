@@ -74,7 +74,8 @@ def maximize(
         UserError: If the gain is unknown or its times were never measured.
         Infeasible: If no assignment keeps the loss and the budgets.
     """
-    plan, model = read_plan(run), shrunk(read_quadratic(run.quadratic_path), settings.shrink)
+    plan = read_plan(run)
+    model = shrunk(read_quadratic(run.quadratic_path, plan.fingerprint), settings.shrink)
     say_unmeasured(plan)
     if settings.robust_k > 0:
         _log.warning("solver.robust_k does not act on --maximize: the limit is on the mean predicted loss")

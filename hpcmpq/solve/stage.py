@@ -28,7 +28,7 @@ def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> 
         Infeasible: If no assignment meets the budgets.
     """
     plan = read_plan(run)
-    model = shrunk(read_quadratic(run.quadratic_path), settings.shrink)
+    model = shrunk(read_quadratic(run.quadratic_path, plan.fingerprint), settings.shrink)
     problem = make_problem(plan, model, budgets, settings)
     solution = solve_problem(problem, model, settings, uniform_hint(plan.space, problem))
     values = describe(plan, model, problem, solution, budgets, settings)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcmpq.errors import UserError
+from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.store.h5_files import Scalar, read_array, read_h5, write_h5
 
@@ -47,16 +47,25 @@ def read_tokens(path: Path) -> tuple[tuple[int, ...], ...]:
     return () if tokens_LE is None else tuple(tuple(int(count) for count in row) for row in tokens_LE)
 
 
-def read_quadratic(path: Path) -> QuadraticModel:
+def read_quadratic(path: Path, fingerprint: str | None = None) -> QuadraticModel:
     """Read and verify `quadratic.h5`.
 
+    Args:
+        path: Of the file.
+        fingerprint: Of the plan that it must belong to; None for any.
+
     Raises:
-        UserError: If it is missing.
+        UserError: If it is missing, or belongs to another plan.
         CorruptShard: If it is damaged.
     """
     if not path.exists():
         raise UserError(f"{path} is missing; run `hpcmpq reduce` first")
     arrays, attributes = read_h5(path, "hpcmpq reduce")
+    if fingerprint is not None and attributes["fingerprint"] != fingerprint:
+        raise PlanMismatch(
+            f"{path} belongs to another plan than plan.json; run `hpcmpq calibrate` and `hpcmpq reduce` for this one, "
+            "or use a new run directory"
+        )
     return QuadraticModel(
         option_group=tuple(arrays["options/group"].tolist()),
         option_format=tuple(arrays["options/format"].tolist()),

@@ -3,8 +3,8 @@
 import logging
 from typing import Any
 
-from hpcmpq.errors import DamagedFile, UserError
-from hpcmpq.store.json_files import EDITED, read_edited_json
+from hpcmpq.errors import DamagedFile, PlanMismatch, UserError
+from hpcmpq.store.json_files import EDITED, read_edited_json, read_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.timings import read_timings
@@ -17,6 +17,7 @@ def read_solution(run: RunDir) -> dict[str, Any]:
 
     Raises:
         UserError: If nothing is solved yet, or the assignment is none of the plan's.
+        PlanMismatch: If it was solved for another plan.
         DamagedFile: If it is not what was written, and does not say that it was edited.
     """
     path = run.solution_path
@@ -25,6 +26,13 @@ def read_solution(run: RunDir) -> dict[str, Any]:
     except DamagedFile as error:
         reason = str(error).rpartition("; run `")[0]
         raise DamagedFile(f"{reason}; run {_commands(run)} again to write it anew") from None
+    if run.plan_path.exists() and "fingerprint" in values:
+        planned = read_json(run.plan_path, f"hpcmpq plan CONFIG --run-dir {run.path}")
+        if planned["fingerprint"] != values["fingerprint"]:
+            raise PlanMismatch(
+                f"{path} was solved for another plan than plan.json; run {_commands(run)} for this one, or use a new "
+                "run directory"
+            )
     if as_written:
         return values
     if values.pop(EDITED, None) is None:

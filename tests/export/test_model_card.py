@@ -41,3 +41,5 @@ def test_every_engine_has_its_command(tmp_path: Path):
         name: serve_command(name, Path("a/b"), plan, solution["assignment"]) for name in ("gguf", "onnx")
     }
     assert commands == {"gguf": "llama-server -m a/b/model.gguf", "onnx": None}
+    spaced = serve_command("mlx", Path("my runs/$x"), plan, solution["assignment"])
+    assert spaced == "mlx_lm.server --model 'my runs/$x'"

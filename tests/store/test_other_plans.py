@@ -1,0 +1,62 @@
+"""What was measured or solved under another plan is not taken for this one's, whatever its groups and formats."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpcmpq.batch.status import read_status
+from hpcmpq.errors import PlanMismatch
+from hpcmpq.plan import plan_to_json
+from hpcmpq.report.findings import read_findings
+from hpcmpq.settings import SolverConfig
+from hpcmpq.solve.frontier import frontier
+from hpcmpq.solve.largest_gain import maximize
+from hpcmpq.solve.stage import solve
+from hpcmpq.store.json_files import read_json, write_artefact
+from hpcmpq.store.plan_file import read_plan
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.solution_file import read_solution
+from tests.synthetic_run import write_run
+
+QUICK = SolverConfig(time_limit_s=1.0)
+
+
+@pytest.fixture
+def replanned(tmp_path: Path) -> RunDir:
+    """A run whose plan was removed and made again of other samples: the same groups and formats."""
+    run = write_run(tmp_path / "run")
+    plan = read_plan(run)
+    solve(run, {"weight_bits": 3.0}, QUICK)
+    assert read_solution(run)["fingerprint"] == plan.fingerprint
+    write_artefact(run.plan_path, plan_to_json(dataclasses.replace(plan, fingerprint="another")))
+    return run
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        lambda run: solve(run, {"weight_bits": 3.0}, QUICK),
+        lambda run: maximize(run, "memory_gain", 0.1, {}, QUICK),
+        lambda run: frontier(run, "weight_bits", np.array([3.0]), {}, QUICK, lambda *_: None),
+        read_findings,
+    ],
+    ids=["solve", "maximize", "frontier", "report"],
+)
+def test_another_plans_quadratic_model_is_refused(replanned, stage):
+    with pytest.raises(PlanMismatch, match=r"quadratic\.h5 belongs to another plan"):
+        stage(replanned)
+
+
+def test_another_plans_solution_is_refused_and_not_done(replanned):
+    with pytest.raises(PlanMismatch, match=r"solution\.json was solved for another plan .*run `hpcmpq solve"):
+        read_solution(replanned)
+    assert not {stage.name: stage.done for stage in read_status(replanned).stages}["solve"]
+
+
+def test_a_solution_without_a_fingerprint_is_of_an_earlier_version(replanned):
+    values = read_json(replanned.solution_path, "hpcmpq solve")
+    del values["fingerprint"]
+    write_artefact(replanned.solution_path, values)
+    assert read_solution(replanned)["assignment"] == values["assignment"]
