@@ -18,6 +18,7 @@
 : "${HPCMPQ_SCRATCH:=${TMPDIR:-/tmp}}"   # a directory on each node's own disk
 : "${HPCMPQ_STAGE_MODEL:=1}"     # 1: copy the model to each node's scratch once; 0: read it where it lies
 : "${HPCMPQ_STAGE_BY:=copy}"      # copy: every node copies the model itself; sbcast: one reads it, and Slurm passes it on
+: "${HPCMPQ_SBCAST_AT_ONCE:=8}"    # files that sbcast passes on at once
 : "${HPCMPQ_MAX_REQUEUES:=20}"   # times that a job puts itself back into the queue
 export HPCMPQ_SCRATCH
 
@@ -65,18 +66,18 @@ stage_here() {
     [ -d "$2" ]
 }
 
-# Copies the model directory $1 to $2 on every node, unless it is there on all: this node reads it, file by file, and
-# slurmds pass it on in a tree.
+# Copies the model directory $1 to $2 on every node, unless it is there on all: this node reads it, and slurmds pass it on
+# in a tree, each to two. The next piece of a file leaves when all nodes have the last one, so several files go at once.
 stage_by_sbcast() {
-    local attempt="$2.$SLURM_JOB_ID.partial" each file
+    local attempt="$2.$SLURM_JOB_ID.partial" each
     each=(srun --overlap "--ntasks=$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task=1)
     "${each[@]}" test -d "$2" 2>/dev/null && return 0
     # shellcheck disable=SC2016
     (cd "$1" && find -L . -type d -printf '%P\0') | xargs -0 "${each[@]}" bash -c \
         'rm -rf "$0"; mkdir -p "$0" && for each in "$@"; do mkdir -p "$0/$each" || exit; done' "$attempt" || return
-    while IFS= read -r -d '' file; do
-        sbcast --preserve "$1/$file" "$attempt/$file" || { "${each[@]}" rm -rf "$attempt"; return 1; }
-    done < <(cd "$1" && find -L . -type f -printf '%P\0')
+    # shellcheck disable=SC2016
+    (cd "$1" && find -L . -type f -printf '%P\0') | xargs -0 -n 1 -P "$HPCMPQ_SBCAST_AT_ONCE" \
+        bash -c 'sbcast --preserve --fanout=2 "$0/$2" "$1/$2"' "$1" "$attempt" || { "${each[@]}" rm -rf "$attempt"; return 1; }
     # shellcheck disable=SC2016
     "${each[@]}" bash -c 'mv -T "$0" "$1" 2>/dev/null || rm -rf "$0"; [ -d "$1" ]' "$attempt" "$2"
 }

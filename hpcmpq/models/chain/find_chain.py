@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hpcmpq.errors import raise_if_no_room
 from hpcmpq.models.blocks import block_lists
@@ -15,6 +15,8 @@ from hpcmpq.models.weights import swapped
 from hpcmpq.space import Group
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @torch.no_grad()
@@ -30,18 +32,19 @@ def find_chain(model: nn.Module, inputs: Inputs, groups: Sequence[Group] = ()) -
         groups: Whose weights will change.
     """
     from hpcmpq.models.chain.graph_chain import find_graph_chain
-    from hpcmpq.models.chain.list_chain import list_chain
+    from hpcmpq.models.chain.list_chain import list_chain, watch
 
     reasons = []
     is_transformer = hasattr(model, "config") and hasattr(model, "base_model_prefix")
     if not is_transformer:
         chain, reason = _tried(find_graph_chain, model, inputs)
-        if chain is not None and reproduces(chain, model, inputs):
+        if chain is not None and reproduces(chain, inputs, forward(model, inputs)):
             return chain  # whose blocks are given nothing else
         reasons.append(reason or "the traced graph gives other outputs")
     for name, container in block_lists(model):
-        chain, reason = _tried(list_chain, model, container, inputs)
-        if chain is not None and reproduces(chain, model, inputs):
+        watched, reason = _tried(watch, model, container, inputs)
+        chain, reason = (None, reason) if watched is None else _tried(list_chain, model, watched, inputs)
+        if chain is not None and watched is not None and reproduces(chain, inputs, watched.z_NTV):
             chain, reason = _tried(_independent, chain, model, inputs, groups)
             if chain is not None:
                 return chain
@@ -53,8 +56,8 @@ def find_chain(model: nn.Module, inputs: Inputs, groups: Sequence[Group] = ()) -
     return None
 
 
-def _tried(find: Callable[..., tuple[Chain | None, str]], *args: Any) -> tuple[Chain | None, str]:
-    """What `find` finds; no chain where the model's own code raises, called as it does not expect."""
+def _tried(find: Callable[..., tuple[T | None, str]], *args: Any) -> tuple[T | None, str]:
+    """What `find` finds; nothing where the model's own code raises, called as it does not expect."""
     try:
         return find(*args)
     except Exception as error:
@@ -62,9 +65,8 @@ def _tried(find: Callable[..., tuple[Chain | None, str]], *args: Any) -> tuple[C
         return None, f"its code fails when it is taken apart ({type(error).__name__})"
 
 
-def reproduces(chain: Chain, model: nn.Module, inputs: Inputs) -> bool:
+def reproduces(chain: Chain, inputs: Inputs, z_NTV: Tensor) -> bool:
     """Whether prologue, blocks and epilogue give the model's outputs to rounding."""
-    z_NTV = forward(model, inputs)
     try:
         hidden, calls = chain.enter(inputs)
         for k, call in enumerate(calls):

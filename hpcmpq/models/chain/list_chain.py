@@ -9,6 +9,7 @@ state.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,10 +18,24 @@ from hpcmpq.models.chain.chain import Call, Chain, first_output, same_values
 from hpcmpq.models.outputs import Inputs, forward
 
 
-def list_chain(model: nn.Module, container: nn.Module, inputs: Inputs) -> tuple[Chain | None, str]:
-    """The chain of the modules in a list, unverified; or None and why not."""
-    blocks = tuple(container.children())
-    seen = _watch(model, blocks, inputs)
+@dataclass(frozen=True)
+class Watched:
+    """One forward pass of a model with a list of modules.
+
+    Attributes:
+        blocks: The modules.
+        seen: (block, args, kwargs, output) of every call of one.
+        z_NTV: The model's outputs.
+    """
+
+    blocks: tuple[nn.Module, ...]
+    seen: list[tuple[int, tuple, dict, Any]]
+    z_NTV: Tensor
+
+
+def list_chain(model: nn.Module, watched: Watched, inputs: Inputs) -> tuple[Chain | None, str]:
+    """The chain of the modules in a list that were watched on some inputs, unverified; or None and why not."""
+    blocks, seen = watched.blocks, watched.seen
     if [k for k, *_ in seen] != list(range(len(blocks))):
         return None, "its modules do not run once each in order"
     calls: list[Call] = []
@@ -52,10 +67,9 @@ def list_chain(model: nn.Module, container: nn.Module, inputs: Inputs) -> tuple[
     return chain, ""
 
 
-def _watch(
-    model: nn.Module, blocks: tuple[nn.Module, ...], inputs: Inputs
-) -> list[tuple[int, tuple, dict, Any]]:
-    """(block, args, kwargs, output) of every call of a block in one forward pass."""
+def watch(model: nn.Module, container: nn.Module, inputs: Inputs) -> tuple[Watched, str]:
+    """A forward pass with the modules in a list watched; nothing is wrong with it."""
+    blocks = tuple(container.children())
     seen: list[tuple[int, tuple, dict, Any]] = []
 
     def hook(k: int) -> Callable[..., None]:
@@ -63,11 +77,11 @@ def _watch(
 
     handles = [block.register_forward_hook(hook(k), with_kwargs=True) for k, block in enumerate(blocks)]
     try:
-        forward(model, inputs)
+        z_NTV = forward(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    return Watched(blocks, seen, z_NTV), ""
 
 
 def _enter(
