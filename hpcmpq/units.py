@@ -1,11 +1,9 @@
 """Running the missing work units of a plan anywhere, one shard each: what every stage does that measures in units."""
 
 import logging
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import accumulate
 
 from hpcmpq.errors import IncompleteCalibration
 from hpcmpq.executors import Executor, Worker
@@ -99,10 +97,11 @@ def starting_from(
 ) -> list[WorkUnit]:
     """The units in the order in which process `index` of `num_parts` should work on them.
 
-    Those with most work come first, so that the last ones are short; of as much work those of the same groups are
-    neighbours, so that a process chooses ranges of few weights. Cut into parts of equal work, each process does first
-    its own part forwards, then the other parts backwards from its own, so that a process which is done early meets
-    the one that it helps at that one's last unit.
+    A process that hands out all units begins with those of most work, so that the last ones are short; of as much work
+    those of the same groups are neighbours, so that a worker chooses ranges of few weights at a time. Of several
+    processes, whose parts are to take equally long, each does first its own part of `all_units` forwards, then the
+    other parts backwards from its own, so that a process which is done early meets the one that it helps at that one's
+    last unit.
 
     Example:
         >>> from hpcmpq.plan import make_units
@@ -113,13 +112,9 @@ def starting_from(
         >>> [str(unit)[13:] for unit in starting_from(units, units, 0, 1, lambda unit: 2 - unit.group_start)][2:4]
         ['(groups 0-0, samples 2-2)', '(groups 1-1, samples 0-0)']
     """
-    if work is not alike:
-        all_units = sorted(all_units, key=lambda unit: (-work(unit), unit.group_start, unit.sample_start))
-    ends = list(accumulate((work(unit) for unit in all_units), initial=0))
-    start, stop = (
-        bisect_right(ends, ends[-1] * part // num_parts) - 1 if part < num_parts else len(all_units)
-        for part in (index, index + 1)
-    )
+    if num_parts == 1 and work is not alike:
+        return sorted(units, key=lambda unit: (-work(unit), unit.group_start, unit.sample_start))
+    start, stop = (len(all_units) * part // num_parts for part in (index, index + 1))
     order = [*all_units[start:stop], *reversed(all_units[:start]), *reversed(all_units[stop:])]
     place = {unit.id: number for number, unit in enumerate(order)}
     return sorted(units, key=lambda unit: place[unit.id])
