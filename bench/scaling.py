@@ -9,28 +9,38 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from bench import streamed_workers
 from bench.results import ROOT, table, write_section
+from hpcmpq.planning.dry import PASSED_BYTES, Device
 from hpcmpq.planning.recommended import recommend
 from hpcmpq.planning.scaling import Site, Workload, measured_workload, predict
+from hpcmpq.quantizers.ranges import NUM_FACTORS
 from hpcmpq.store.attempts import read_processes
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import pending
 
 ASSUMED = """assumed, not measured: Llama shapes, seven formats, 128 samples of 512 tokens, `secant` with the
-wavefront in bf16 on GPUs that deliver 300 TFLOP/s, one GPU per worker for 8 B and two for 70 B, four GPUs per
-node; 60 s to start a container and Python; units vary by 10 %; a file system of 50 GB/s, 5 GB/s per node. A
-unit is some blocks' groups on some samples."""
+wavefront in bf16 on one GPU a worker that delivers 300 TFLOP/s, four GPUs per node; 60 s to start a container and
+Python, then ranges of all options are chosen, of 32 candidates at 2 TB/s; units vary by 10 %; a file system of 50
+GB/s, 5 GB/s per node. A unit is some blocks' groups on some samples. The model is in the GPU's memory."""
 
-RECOMMENDED = """The most workers, of up to 1,024, that `hpcmpq plan --workers` recommends: at least 80 % of their time
-goes into units, here of four blocks and one sample. 405 B takes 16 GPUs a worker, 671 B (whose experts of a block share
-formats here) 24. First every node reads the model from the file system; then, `passed on`, one node does and sends it
-to two others, and so on, as `HPCMPQ_STAGE_BY=sbcast` of `slurm/env.sh` lets Slurm do, at 5 GB/s a node."""
+RECOMMENDED = """The most workers, of up to 1,024, that `hpcmpq plan --workers` recommends: at least 80 % of their
+time goes into units, here of four blocks and one sample. First every node reads the model from the file system; then,
+`passed on`, one node does and sends it to two others, and so on, as `HPCMPQ_STAGE_BY=sbcast` of `slurm/env.sh` lets
+Slurm do, at 5 GB/s a node."""
+
+SPLIT = """Larger models on workers of several GPUs, which the package does not have: a worker is a process with one
+GPU. These are the assumptions of earlier versions of this table: 2 GPUs a worker for 70 B, 16 for 405 B, 24 for 671
+B, of whose tokens 37 B parameters run; 512 samples of 2,048 tokens in units of four blocks and one sample; nothing
+but the start and reading the model before the first unit, and no ranges to choose. Seconds of a worker: there are too
+few units nowhere, and the tail is short; where nodes pass the model on, 671 B has too little to do for 6,144 GPUs,
+let alone 24,576, beside a minute of starting."""
 
 NUM_SAMPLES, NUM_TOKENS, NUM_FORMATS, GROUPS_PER_BLOCK = 128, 512, 7, 7
 FLOP_PER_S, STARTUP_S, SPREAD = 300e12, 60.0, 0.1
@@ -48,8 +58,12 @@ class Model:
     num_active: float = 0.0
 
 
-MODELS = (Model("8 B", 8e9, 32, 1), Model("70 B", 70e9, 80, 2))
-LARGE = (*MODELS, Model("405 B", 405e9, 126, 16), Model("671 B, 37 B active", 671e9, 61, 24, 37e9))
+SMALL = Model("8 B", 8e9, 32, 1)
+LARGE = (
+    Model("70 B", 70e9, 80, 2),
+    Model("405 B", 405e9, 126, 16),
+    Model("671 B, 37 B active", 671e9, 61, 24, 37e9),
+)
 CALIBRATIONS = ((128, 512), (512, 2048))
 """Samples and tokens of each."""
 
@@ -93,43 +107,75 @@ def workload(
 
 
 def simulate() -> list[list[str]]:
-    """One row per model, shape of the units and number of workers."""
+    """One row per shape of the units and number of workers."""
     rows = []
-    for model in MODELS:
-        site = Site(workers_per_node=4 / model.gpus_per_worker)
-        for blocks_per_unit, samples_per_unit in ((model.num_blocks, 16), (model.num_blocks, 1), (4, 4)):
-            work = workload(model, blocks_per_unit, samples_per_unit)
-            for num_workers in NUM_WORKERS:
-                made = predict(work, site, num_workers)
-                rows.append(
-                    [
-                        model.name,
-                        f"{blocks_per_unit} blocks × {samples_per_unit}",
-                        str(len(work.seconds_U)),
-                        f"{np.median(work.seconds_U):.3g}",
-                        str(num_workers),
-                        f"{made.makespan_s / 3600:.3g}",
-                        f"{100 * made.efficiency:.0f} %",
-                        "; ".join(f"{n} {s:.0f} s" for n, s in largest(made.losses)),
-                    ]
-                )
+    site = Site()
+    for blocks_per_unit, samples_per_unit in ((SMALL.num_blocks, 16), (SMALL.num_blocks, 1), (4, 4)):
+        work = with_ranges(workload(SMALL, blocks_per_unit, samples_per_unit))
+        for num_workers in NUM_WORKERS:
+            made = predict(work, site, num_workers)
+            rows.append(
+                [
+                    SMALL.name,
+                    f"{blocks_per_unit} blocks × {samples_per_unit}",
+                    str(len(work.seconds_U)),
+                    f"{np.median(work.seconds_U):.3g}",
+                    str(num_workers),
+                    f"{made.makespan_s / 3600:.3g}",
+                    f"{100 * made.efficiency:.0f} %",
+                    "; ".join(f"{n} {s:.0f} s" for n, s in largest(made.losses)),
+                ]
+            )
     return rows
+
+
+def with_ranges(work: Workload) -> Workload:
+    """The workload of the small model with ranges that every worker chooses before its first unit."""
+    numel = SMALL.num_parameters * NUM_FORMATS
+    ranges_s = NUM_FACTORS * PASSED_BYTES * numel / Device().memory_bytes_per_s
+    return replace(work, startup_s=work.startup_s + ranges_s)
 
 
 def recommendations() -> list[list[str]]:
     """The most workers of which four fifths work, in units of four blocks and a sample, by how nodes get the model."""
     rows = []
+    for num_samples, num_tokens in CALIBRATIONS:
+        work = with_ranges(workload(SMALL, 4, 1, num_samples, num_tokens))
+        row = [SMALL.name, f"{num_samples} × {num_tokens}"]
+        for passes_on in (False, True):
+            site = Site(passes_on=passes_on)
+            best = recommend(work, site, NUM_WORKERS[-1])
+            row += [str(best.num_workers), f"{best.makespan_s / 3600:.3g}", f"{best.node_hours:.3g}"]
+            at_256 = predict(work, site, 256)
+            row.append(f"{100 * at_256.efficiency:.0f} %")
+        rows.append(row)
+    return rows
+
+
+def bounds() -> list[list[str]]:
+    """What the time of workers of several GPUs goes into."""
+    rows = []
     for model in LARGE:
-        for num_samples, num_tokens in CALIBRATIONS:
-            work = workload(model, 4, 1, num_samples, num_tokens)
-            row = [model.name, f"{num_samples} × {num_tokens}"]
-            for passes_on in (False, True):
-                site = Site(workers_per_node=4 / model.gpus_per_worker, passes_on=passes_on)
-                best = recommend(work, site, NUM_WORKERS[-1])
-                row += [str(best.num_workers), f"{best.makespan_s / 3600:.3g}", f"{best.node_hours:.3g}"]
-                at_256 = predict(work, site, 256)
-                row.append(f"{100 * at_256.efficiency:.0f} %")
-            rows.append(row)
+        for passes_on in (False, True):
+            site = Site(workers_per_node=4 / model.gpus_per_worker, passes_on=passes_on)
+            work = workload(model, 4, 1, *CALIBRATIONS[-1])
+            for num_workers in (256, 1024):
+                made = predict(work, site, num_workers)
+                named = [
+                    made.losses[name]
+                    for name in ("starting", "reading the model", "too few units", "stragglers")
+                ]
+                rest = sum(made.losses.values()) - sum(named)
+                rows.append(
+                    [
+                        model.name,
+                        str(num_workers),
+                        "passed on" if passes_on else "file system",
+                        f"{100 * made.efficiency:.0f} %",
+                        f"{made.ideal_s:.0f}",
+                        *(f"{seconds:.0f}" for seconds in (*named, rest)),
+                    ]
+                )
     return rows
 
 
@@ -214,6 +260,9 @@ def main() -> None:
         columns = ("workers", "hours", "node hours", "of 256 workers")
         header = ("model", "samples × tokens", *columns, *(f"{column}, passed on" for column in columns))
         shown += f"\n\n{RECOMMENDED}\n\n{table(header, recommendations())}"
+        shown += f"\n\n{streamed_workers.section()}"
+        header = ("model", "workers", "model from", "efficiency", "units, s", "starting", "reading the model")
+        shown += f"\n\n{SPLIT}\n\n{table((*header, 'too few units', 'tail', 'rest'), bounds())}"
         print(shown)
     write_section(name, f"## {title}\n\n`{command}`: {note}\n\n{shown}")
 

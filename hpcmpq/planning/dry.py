@@ -37,6 +37,7 @@ from hpcmpq.sensitivity.probes import num_probes
 from hpcmpq.settings import Config
 from hpcmpq.solve.feasibility import check_solvable
 from hpcmpq.solve.formulate import plan_costs, uniform_choices
+from hpcmpq.space import SearchSpace
 from hpcmpq.targets import find_target
 
 PASSED_BYTES = 56
@@ -181,7 +182,8 @@ def _times(
 ) -> tuple[dict[str, float], Workload]:
     """Seconds of one worker that does all, by what for, and the units that workers share.
 
-    Ranges are chosen once a worker. A streamed model is read once a pass, by as many workers at once as a node has.
+    Ranges are chosen once a worker. A streamed model is read once a pass, by as many workers at once as a node has, a
+    block while the one before it computes.
     """
     config, space = plan.config, plan.space
     passes = repeats * -(-config.calibration.num_samples // config.calibration.samples_per_pass)
@@ -192,12 +194,16 @@ def _times(
     seconds = {
         "arithmetic": cost.flops / device.flops_per_s,
         "rounding weights": passes * PASSED_BYTES * numel / device.memory_bytes_per_s,
-        "reading weights": passes * read_s if config.model.stream else read_s,
-        "choosing ranges": ranges_s,
     }
-    share_of = {unit: unit.size / sum(each.size for each in plan.units) for unit in plan.units}
-    shared = seconds["arithmetic"] + seconds["rounding weights"]
-    shared += seconds["reading weights"] if config.model.stream else 0.0
+    shared = sum(seconds.values())
+    if config.model.stream:
+        waiting = seconds["waiting for weights"] = _waiting(space, passes * read_s, shared)
+        shared += waiting
+    else:
+        seconds["reading weights"] = read_s
+    seconds["choosing ranges"] = ranges_s
+    total = sum(map(plan.work_of, plan.units))
+    share_of = {unit: plan.work_of(unit) / total for unit in plan.units}
     return seconds, Workload(
         seconds_U=np.array([shared * share_of[unit] for unit in plan.units]),
         spread=SPREAD,
@@ -205,3 +211,19 @@ def _times(
         model_bytes=0.0 if config.model.stream else float(read_bytes),
         shard_bytes=cost.shard_bytes / len(plan.units),
     )
+
+
+def _waiting(space: SearchSpace, reading_s: float, computing_s: float) -> float:
+    """Seconds that a worker waits for blocks of a streamed model, of which the next is read while one computes.
+
+    Args:
+        space: Groups and formats: a block runs the options of its own groups and of those before it.
+        reading_s: Of reading all blocks, in all passes.
+        computing_s: Of what is done with them.
+    """
+    own_L = np.zeros(1 + max(group.block or 0 for group in space.groups))
+    for group, names in zip(space.groups, space.formats, strict=True):
+        own_L[group.block or 0] += len(names)
+    run_L = 1 + np.cumsum(own_L)
+    computed_L, read_s = computing_s * run_L / run_L.sum(), reading_s / len(own_L)
+    return read_s + float(np.maximum(0.0, read_s - computed_L[:-1]).sum())

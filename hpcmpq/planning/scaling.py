@@ -167,7 +167,8 @@ def read_seconds(model_bytes: float, site: Site, num_workers: int) -> float:
     """Time until every node has read the model, all at once or the first for all.
 
     What is passed on in pieces arrives everywhere as fast as one node takes it in, and each of a tree's levels sends
-    on to `FANOUT` nodes over one network. Nodes that share a worker read a share of the model each.
+    on to `FANOUT` nodes over one network, if as many files are on their way as the tree has levels (`slurm/env.sh`).
+    Nodes that share a worker read a share of the model each.
     """
     num_nodes = site.num_nodes(num_workers)
     model_bytes *= min(1, site.workers_per_node)

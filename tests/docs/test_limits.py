@@ -15,6 +15,8 @@ Row = list[str]
 MIDDLE = ("3", "3.5", "4", "4.5")
 """Budgets of bits per weight."""
 
+MIXTURE = "671 B, 37 B active"
+
 PEERS = {
     "PrismaQuant, cost and measured selection",
     "AutoBit (CASA), self-cost",
@@ -107,6 +109,12 @@ def screened(*models: str, section: str = "screened") -> tuple[list[float], int,
     assert section != "screened" or all(number(cells[7]) == 0 for cells in found)
     worst = max((number(cells[8]) for cells in other), default=0.0)
     return [number(cells[4]) for cells in found], len(other), len(found), worst
+
+
+def busy(model: str, workers: str) -> str:
+    """Shares of time in work on so many workers, with the copy on disk and in memory."""
+    found = [row("scaling", model, workers, copy)[6] for copy in ("disk", "memory")]
+    return "{} to {} %".format(*(share.removesuffix(" %") for share in found))
 
 
 def gaps(groups: int) -> list[float]:
@@ -203,6 +211,17 @@ FIGURES: dict[str, Callable[[], str]] = {
             for cell in row("low_precision", "compensated (the package)")[1:]
             for part in cell.split("/")
         )
+    ),
+    "large models on 256 workers": lambda: (
+        f"for {busy('70 B', '256')} of their time for 70 B and {busy('405 B', '256')} for 405 B"
+    ),
+    "large models on 1,024 workers": lambda: (
+        f"1,024 for {busy('70 B', '1024')} and {busy('405 B', '1024')}; a mixture of 671 B for "
+        f"{busy(MIXTURE, '256')} of 256 and {busy(MIXTURE, '1024')} of 1,024"
+    ),
+    "what ranges take": lambda: (
+        "{2} GB for 405 B in seven formats, and ".format(*row("scaling", "405 B", "30"))
+        + "{2} GB for 671 B, whose experts of a layer take {3} GB more".format(*row("scaling", MIXTURE, "51"))
     ),
     "times": lambda: "up to {:.0f} % (prefill) and {:.0f} % (decode)".format(
         *(number(row("time", f"quickstart, {phase}")[3].split("(")[1]) for phase in ("prefill", "decode"))
