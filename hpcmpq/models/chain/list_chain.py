@@ -19,7 +19,7 @@ from hpcmpq.models.outputs import Inputs, forward
 
 
 @dataclass(frozen=True)
-class Watched:
+class ListPass:
     """One forward pass of a model with a list of modules.
 
     Attributes:
@@ -33,7 +33,7 @@ class Watched:
     z_NTV: Tensor
 
 
-def list_chain(model: nn.Module, watched: Watched, inputs: Inputs) -> tuple[Chain | None, str]:
+def list_chain(model: nn.Module, watched: ListPass, inputs: Inputs) -> tuple[Chain | None, str]:
     """The chain of the modules in a list that were watched on some inputs, unverified; or None and why not."""
     blocks, seen = watched.blocks, watched.seen
     if [k for k, *_ in seen] != list(range(len(blocks))):
@@ -67,7 +67,7 @@ def list_chain(model: nn.Module, watched: Watched, inputs: Inputs) -> tuple[Chai
     return chain, ""
 
 
-def watch(model: nn.Module, container: nn.Module, inputs: Inputs) -> tuple[Watched, str]:
+def watch(model: nn.Module, container: nn.Module, inputs: Inputs) -> tuple[ListPass, str]:
     """A forward pass with the modules in a list watched; nothing is wrong with it."""
     blocks = tuple(container.children())
     seen: list[tuple[int, tuple, dict, Any]] = []
@@ -81,7 +81,7 @@ def watch(model: nn.Module, container: nn.Module, inputs: Inputs) -> tuple[Watch
     finally:
         for handle in handles:
             handle.remove()
-    return Watched(blocks, seen, z_NTV), ""
+    return ListPass(blocks, seen, z_NTV), ""
 
 
 def _enter(
