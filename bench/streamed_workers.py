@@ -30,8 +30,8 @@ meets, of 32 candidates (56 bytes a weight and candidate); 40 GB of the GPU for 
 pass, each of which reads the blocks behind its first one; 20 GB/s from host to GPU, never hidden; four workers a
 node; 60 s to start Python; 50 GB/s from the file system, 5 GB/s a node. A node's copy of the files is read at 1.25
 GB/s a worker (`disk`) or, where the node's memory keeps them, at 5 GB/s (`memory`; one core of the machine that wrote
-this reads and converts 0.65 GB/s, so that takes several). Every option of a mixture of experts runs twice. A unit
-varies by 10 %. Efficiency is the share of all workers' time that goes into arithmetic and rounding."""
+this reads and converts 0.5 to 0.7 GB/s, so that takes several). Every option of a mixture of experts runs twice. A
+unit varies by 10 %. Efficiency is the share of all workers' time that goes into arithmetic and rounding."""
 
 STEPS = """Each column adds to the one before. `before`: a unit is a sample, every node copies the files from the file
 system, and a worker reads all blocks four times before its first unit, to check the model and its chain. `passed on`:
