@@ -9,9 +9,9 @@ from torch import Tensor
 
 from hpcmpq.export.kept_tensors import keep_unused, say_kept
 from hpcmpq.export.streamed_files import write_streamed
-from hpcmpq.export.whole_directory import copy_small_files
 from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS
+from hpcmpq.models.beside_weights import copy_small_files
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from hpcmpq.errors import UserError
 from hpcmpq.export.kept_tensors import say_left_out
 from hpcmpq.export.refusal import refuse_formats
-from hpcmpq.export.whole_directory import copy_small_files
 from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS
+from hpcmpq.models.beside_weights import copy_small_files
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.factories import describe
 from hpcmpq.models.load import quiet_transformers

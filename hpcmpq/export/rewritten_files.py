@@ -13,8 +13,8 @@ from torch import Tensor
 from hpcmpq.errors import UserError
 from hpcmpq.export.kept_tensors import INDEX, keep_unused
 from hpcmpq.export.streamed_files import write_streamed
-from hpcmpq.export.whole_directory import copy_small_files
 from hpcmpq.export.written import holds
+from hpcmpq.models.beside_weights import copy_small_files
 from hpcmpq.models.description import describe_model, read_model_json
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.models.split_weights import stored_rows

@@ -8,7 +8,6 @@ where `model.dtype` is float32. Everything else that is quantized is refused in 
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from hpcmpq.errors import PlanMismatch, UserError
+from hpcmpq.models.beside_weights import copy_small_files
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.factories import describe
 from hpcmpq.models.load import model_class, quiet_transformers
@@ -32,7 +32,6 @@ DEQUANTIZED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
 _SETTINGS = ("quantization_config", "compression_config")
 _SIDECARS = ("quantize_config.json", "hf_quant_config.json", "quant_config.json")
 _CODES = ("I8", "U8", "I16", "U16", "I32", "U32", "F8_E4M3", "F8_E5M2", "F4", "F8_E8M0")
-_KEPT = (".json", ".txt", ".model", ".jinja")
 _SAMPLED = 2**20
 
 log = logging.getLogger(__name__)
@@ -165,10 +164,7 @@ def _write_directory(config: ModelConfig, form: str, directory: Path, weights: b
     import transformers
 
     path = Path(str(config.path))
-    for file in path.iterdir():
-        names_weights = file.name in ("config.json", *_SIDECARS) or file.name.endswith(".index.json")
-        if file.is_file() and file.suffix in _KEPT and not names_weights:
-            shutil.copy(file, directory)
+    copy_small_files(str(path), directory, but=("config.json", *_SIDECARS))
     if weights:
         settings = getattr(transformers, DEQUANTIZED[form])(dequantize=True)
         model = model_class(describe_model(config)).from_pretrained(

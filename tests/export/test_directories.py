@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file
 
 from hpcmpq.export import export, weight_bytes
-from hpcmpq.export.whole_directory import BESIDE_WEIGHTS, copy_small_files
+from hpcmpq.models.beside_weights import BESIDE_WEIGHTS, copy_small_files
 from tests.export.planned import add_stored, llama, plan_run, solve_by_turns
 
 TAKEN = [

@@ -49,9 +49,22 @@ def test_blocks_of_fp8_are_codes_times_scales(model_directory, tmp_path):
             stored[f"{name}_scale_inv"] = scale
             want[name] = stored[name].float() * wide
     save(path, stored, quantization_config={"quant_method": "fp8", "weight_block_size": [8, 8]})
+    beside = (
+        "LICENSE",
+        "spm.model",
+        "chat_template.jinja",
+        "additional_chat_templates/tools.jinja",
+        "modeling_own.py",
+    )
+    for name in beside:
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text("of the model")
+    (path / "quant_config.json").write_text("{}")
     got = plain(path, tmp_path / "plain")
     assert got.keys() == want.keys()
     assert all(torch.equal(got[name], want[name]) for name in want)
+    assert all((tmp_path / "plain" / name).read_text() == "of the model" for name in beside)
+    assert not (tmp_path / "plain" / "quant_config.json").exists()
 
 
 def test_mxfp4_is_half_bytes_times_powers_of_two(tmp_path):
