@@ -161,9 +161,13 @@ def cost_of_pass(
     passes = -(-(units[0].sample_stop - units[0].sample_start) // per_pass)
     ahead = None if block_bytes is None else ahead_bytes
     whole_losses = weights + ahead_bytes + min(MAX_KEPT_BYTES, passes * z_NTV.nbytes) + 4 * z_NTV.nbytes
+    # A worker that calibrates holds bfloat16 weights in float32 and multiplies in bfloat16; one that refines does not.
+    wide = 2 if config.model.dtype == "bfloat16" else 1
     peak_parts, refine_parts = (
-        peak_parts_of(seen, weights, config, among, unit, num_features, ahead, outputs)
-        for among, unit in ((space, units[0]), (beside, whole))
+        peak_parts_of(
+            seen, wide * weights, config, space, units[0], num_features, ahead and wide * ahead, outputs
+        ),
+        peak_parts_of(seen, weights, config, beside, whole, num_features, ahead, outputs),
     )
     formats, round_bytes, round_s = stored_formats(space, config.quantizer), None, None
     num_positions, itemsize = z_NTV.shape[:2].numel(), z_NTV.element_size()

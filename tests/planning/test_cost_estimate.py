@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hpcmpq.calibrate.neighbourhood import Neighbourhood
+from hpcmpq.calibrate.opened import open_run
 from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.evaluate import evaluate
 from hpcmpq.export import export, streamed_files
@@ -99,6 +100,17 @@ def test_prediction_is_within_the_stated_factor_of_the_measured(
         assert 0.4 * num_options < predicted["forwards"] <= num_options + 1
     else:
         assert predicted["forwards"] > 0 and predicted["seconds"] > 0
+
+
+def test_weights_in_bfloat16_are_counted_as_a_worker_holds_them(tmp_path: Path, deep):
+    """In float32, of which it rounds what it multiplies."""
+    run = RunDir(tmp_path / "run")
+    config = config_of(deep, 8, probes=1)
+    config = replace(config, model=replace(config.model, dtype="bfloat16"), formats=("int4",))
+    plan = prepare(config, run, ())
+    weights = read_json(run.file("cost.json"), "")["peak_parts"]["weights of the model"]
+    opened = open_run(run, plan, replace(config.model, dtype="float32"))  # as `make_worker` does
+    assert weights == sum(p.nbytes for p in opened.variants.model.parameters())
 
 
 @pytest.mark.parametrize("stream", [False, True])
