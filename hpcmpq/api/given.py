@@ -44,6 +44,8 @@ def model_settings(run: RunDir, model: Any, tokenizer: Any) -> dict[str, str]:
     """
     import transformers
 
+    if isinstance(model, nn.Module):
+        _check_values(model)
     if isinstance(model, transformers.PreTrainedModel):
         return {"path": str(_saved(run, model, tokenizer))}
     if tokenizer is not None:
@@ -58,6 +60,16 @@ def model_settings(run: RunDir, model: Any, tokenizer: Any) -> dict[str, str]:
             f"model is a {type(model).__name__}; give a directory, a module of torch, or 'package.module:function'"
         )
     return {"factory": str(model)} if is_factory(str(model)) else {"path": str(Path(model).resolve())}
+
+
+def _check_values(model: nn.Module) -> None:
+    """Refuse a model without the values of some weights, as those that are offloaded to disk have."""
+    absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if absent:
+        raise UserError(
+            f"model has {len(absent)} parameters without values, first {absent[0]}; load it whole, or give its "
+            "directory with settings={'model': {'stream': True}}"
+        )
 
 
 def _saved(run: RunDir, model: Any, tokenizer: Any) -> Path:

@@ -87,6 +87,7 @@ class QuantizedCheckpoint:
     ) -> tuple[Tensor, Tensor, Tensor]:
         packed_MW, scale_MS = self._read(f"{name}.weight_packed"), self._read(f"{name}.weight_scale")
         words = -(-member.num_columns * format.num_bits // 32)
+        self._check_order(name, "weight_g_idx", member, num_scales)
         self._check_shape(name, "weight_packed", packed_MW, (member.num_rows, words), format)
         self._check_shape(name, "weight_scale", scale_MS, (member.num_rows, num_scales), format)
         zero_MS = torch.full(scale_MS.shape, 2 ** (format.num_bits - 1))
@@ -104,17 +105,23 @@ class QuantizedCheckpoint:
         words = member.num_columns * format.num_bits // 32
         self._check_shape(name, "qweight", packed_WM, (words, member.num_rows), format)
         self._check_shape(name, "scales", scale_SM, (num_scales, member.num_rows), format)
-        if f"{name}.g_idx" in self.files:
-            length = -(-member.num_columns // num_scales)
-            if not torch.equal(
-                self._read(f"{name}.g_idx").long(), torch.arange(member.num_columns) // length
-            ):
-                self._refuse(name, "has its inputs reordered (desc_act), which formats here cannot hold")
+        self._check_order(name, "g_idx", member, num_scales)
         zero_SM = unpack(self._read(f"{name}.qzeros"), format.num_bits, member.num_rows)
         if self.settings.get("checkpoint_format", "gptq") == "gptq":
             zero_SM = (zero_SM + 1) % 2**format.num_bits
         fields_MK = unpack(packed_WM.t(), format.num_bits, member.num_columns)
         return fields_MK, scale_SM.t().float().contiguous(), zero_SM.t()
+
+    def _check_order(self, name: str, part: str, member: Member, num_scales: int) -> None:
+        """Refuse inputs that share scales otherwise than in the order in which they stand; −1 names no group."""
+        if f"{name}.{part}" not in self.files:
+            return
+        group_K = self._read(f"{name}.{part}").long()
+        length = -(-member.num_columns // num_scales)
+        if not (group_K == -1).all() and not torch.equal(group_K, torch.arange(member.num_columns) // length):
+            self._refuse(
+                name, "has its inputs reordered (desc_act, or actorder group), which formats here cannot hold"
+            )
 
     def _read(self, name: str) -> Tensor:
         from safetensors import safe_open
@@ -144,7 +151,7 @@ def open_checkpoint(directory: str) -> QuantizedCheckpoint:
     Raises:
         UserError: If it is none, or of a tool whose layout is not known.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     path = Path(directory)
     settings = read_model_json(path).get("quantization_config") or {}
@@ -155,6 +162,9 @@ def open_checkpoint(directory: str) -> QuantizedCheckpoint:
         )
     files: dict[str, Path] = {}
     for file in sorted(path.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            files.update(dict.fromkeys(opened.keys(), file))
+        try:
+            with safe_open(file, "pt") as opened:
+                files.update(dict.fromkeys(opened.keys(), file))
+        except SafetensorError as error:
+            raise UserError(f"cannot read {file} ({error}); copy the checkpoint again") from None
     return QuantizedCheckpoint(path, files, settings)

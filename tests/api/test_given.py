@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from hpcmpq.api.given import data_setting, source_of
+from hpcmpq.api.given import data_setting, model_settings, source_of
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.sources import Batch, Documents, read_source
 from hpcmpq.models.description import ModelDescription
 from hpcmpq.store.run_dir import RunDir
+from tests.tiny_models import llama
 
 IDS = torch.arange(24).reshape(6, 4)
 CAUSAL = ModelDescription("causal_lm", main_input="input_ids", vocab_size=256)
@@ -79,3 +80,12 @@ def test_batches_become_named_arrays(data: Any, shifted: bool, tmp_path: Path):
 def test_what_are_no_samples_is_said(data: Any, message: str, tmp_path: Path):
     with pytest.raises(UserError, match=message):
         written(data, tmp_path)
+
+
+def test_a_model_whose_weights_are_elsewhere_is_refused(tmp_path: Path):
+    half = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2, device="meta"))
+    for model, first in ((half, "1.weight"), (llama().to("meta"), "model.embed_tokens.weight")):
+        with pytest.raises(
+            UserError, match=rf"parameters without values, first {first}; load it whole, or give its"
+        ):
+            model_settings(RunDir(tmp_path), model, None)

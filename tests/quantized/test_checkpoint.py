@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from hpcmpq.errors import UserError
 from hpcmpq.export import export
-from hpcmpq.formats import FORMATS
+from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.quantized.checkpoint import open_checkpoint
 from hpcmpq.quantized.variants import open_variants
 from hpcmpq.quantizers.packing import pack
+from hpcmpq.space import Member
 from tests.export.planned import llama, plan_run, solve_by_turns
 from tests.export.readers import READERS
 from tests.export.test_round_trips import fake_quantized_logits, tokens
@@ -120,6 +121,42 @@ def test_what_does_not_fit_the_config_is_refused(tmp_path, packed, change, messa
     values = {"formats": change.get("formats", ["int4"]), "groups": change.get("groups", {})}
     with pytest.raises(UserError, match=message):
         plan_run(tmp_path, llama(), quantizer=quantizer, **values)
+
+
+@pytest.mark.parametrize("part", ["weight_g_idx", "g_idx"])
+def test_inputs_that_share_scales_in_another_order_are_refused(tmp_path, packed, part):
+    """compressed-tensors' ``actorder: group`` and GPTQ's ``desc_act`` say for each input which group it is of."""
+    in_order_K, name = torch.arange(128) // 32, "model.layers.0.self_attn.q_proj"
+    member = Member(f"{name}.weight", 128, 128)
+    gptq = {
+        f"{name}.qweight": pack(torch.randint(16, (128, 128)), 4, 0).t().contiguous(),
+        f"{name}.qzeros": pack(torch.full((4, 128), 7), 4, 0),
+        f"{name}.scales": torch.ones(4, 128).half(),
+    }
+    tensors = load_file(packed / "model.safetensors") if part == "weight_g_idx" else gptq
+    (tmp_path / "config.json").write_text(
+        (packed / "config.json").read_text()
+        if part == "weight_g_idx"
+        else json.dumps({"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
+
+    def read(order_K: torch.Tensor) -> tuple:
+        save_file({**tensors, f"{name}.{part}": order_K.int()}, tmp_path / "model.safetensors")
+        return open_checkpoint(str(tmp_path)).codes(member, FORMATS["int4"], Quantizer(group_size=32))
+
+    codes_MK, _ = read(in_order_K)
+    assert torch.equal(read(torch.full((128,), -1))[0], codes_MK)
+    with pytest.raises(UserError, match="inputs reordered"):
+        read(in_order_K.flip(0))
+
+
+def test_a_damaged_file_of_a_checkpoint_is_named(tmp_path, packed):
+    (tmp_path / "config.json").write_text((packed / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes((packed / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(
+        UserError, match=r"cannot read .*model\.safetensors \(.*\); copy the checkpoint again"
+    ):
+        open_checkpoint(str(tmp_path))
 
 
 def test_a_directory_that_is_not_quantized_is_refused(tmp_path):
