@@ -55,7 +55,7 @@ def unpacked(config: ModelConfig, directory: Path, *, weights: bool = True) -> M
     form = "gguf" if path.suffix == ".gguf" and path.is_file() else _form(path)
     if form is None:
         return config
-    source = {"path": str(path), "form": form, "digest": _digest(path), "dtype": config.dtype}
+    source = {"path": str(path), "form": form, "digest": source_digest(path), "dtype": config.dtype}
     before = read_source(directory)
     if before and any(before.get(key) != source[key] for key in ("digest", "dtype")):
         raise PlanMismatch(
@@ -208,7 +208,7 @@ def _without_form(values: Any) -> Any:
     return values
 
 
-def _digest(path: Path) -> str:
+def source_digest(path: Path) -> str:
     """A hash of a file, or of a directory's weight files: names, sizes, and the bytes at both ends."""
     state = hashlib.sha256()
     files = (

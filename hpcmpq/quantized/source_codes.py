@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.errors import UserError
+from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.formats import FORMATS
+from hpcmpq.models.dequantized import source_digest
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.stored_weights import names_in_model, tensors_in
 from hpcmpq.models.tensor_files import read_tensor
@@ -93,10 +94,21 @@ class SourceCodes:
 
 
 def source_codes(plan: Plan, model: nn.Module) -> SourceCodes | None:
-    """Where the plan's weights in `FORMAT` come from, if not from rounding."""
+    """Where the plan's weights in `FORMAT` come from, if not from rounding.
+
+    Raises:
+        PlanMismatch: If the files hold another model now than they were planned with.
+    """
     if plan.facts.get(SOURCE_CODES) != FORMAT:
         return None
-    return SourceCodes(_source(Path(str(plan.config.model.path))), model)
+    original = Path(str(plan.config.model.path))
+    directory = _source(original)
+    if any(directory.glob("*.safetensors")) and source_digest(directory) != read_source(original)["digest"]:
+        raise PlanMismatch(
+            f"{directory} holds other weights in {FORMAT} than the run was planned with; restore them, or use a new "
+            "run directory"
+        )
+    return SourceCodes(directory, model)
 
 
 def takes_source_codes(path: str | None, formats: tuple[str, ...]) -> bool:

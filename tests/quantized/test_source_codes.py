@@ -9,7 +9,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hpcmpq.errors import UserError
+from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.export import export
 from hpcmpq.plan import plan_to_json
 from hpcmpq.planning.stage import prepare
@@ -78,6 +78,11 @@ def test_a_run_from_before_goes_on_rounding_and_a_source_that_has_gone_is_named(
     path.unlink()
     with pytest.raises(UserError, match="which holds the weights in fp8_block .* is gone; bring it back"):
         open_variants(run, plan).quantized(plan.space.groups[0], "fp8_block")
+    other = load_file_of(kept, tmp_path)
+    other["model.layers.0.self_attn.q_proj.weight"] = other["model.layers.0.self_attn.q_proj.weight"].flip(0)
+    save_file(other, path, {"format": "pt"})
+    with pytest.raises(PlanMismatch, match="holds other weights in fp8_block than the run was planned with"):
+        open_variants(run, plan)
     path.write_bytes(kept)
     facts = {name: value for name, value in plan.facts.items() if name != "model.codes"}
     write_artefact(run.plan_path, plan_to_json(dataclasses.replace(plan, facts=facts)))
@@ -87,6 +92,12 @@ def test_a_run_from_before_goes_on_rounding_and_a_source_that_has_gone_is_named(
     group = before.space.groups[0]
     [weight] = variants.quantized(group, "fp8_block").values()
     assert not torch.equal(weight, variants.model.get_parameter(group.members[0].parameter))
+
+
+def load_file_of(content: bytes, folder: Path) -> dict[str, Tensor]:
+    """The tensors in the bytes of a file."""
+    (folder / "copy.safetensors").write_bytes(content)
+    return load_file(folder / "copy.safetensors")
 
 
 def in_fp4(path: Path) -> None:
