@@ -1,5 +1,8 @@
 """A start of a large relaxation from the same problem on few options a group, widened step by step.
 
+The narrowest problem is started twice, from the convex form and cold, and what proves more after the same steps goes
+on: with strong negative curvature a convex form lies far below, and a cold start takes more steps on the way.
+
 At a budget most options are out of question: beside a good choice they cost far more than what they would save. The
 relaxation of the two most promising options of every group is small and converges fast; its multiplier is carried to
 three, four, five and then all options, and is nearly right there. Nothing is assumed about the options that are added:
@@ -18,6 +21,8 @@ Axis letters: N lifted coordinates, M those of the narrower problem, P options, 
 """
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,14 +30,37 @@ from hpcmpq.solvers.compact.compact import Compact, restrict
 from hpcmpq.solvers.compact.lagrangian import best_prices
 from hpcmpq.solvers.proof import convex_start
 from hpcmpq.solvers.proof.admm import full_scale, iterate
-from hpcmpq.solvers.proof.node import Node, all_pairs, make_node
+from hpcmpq.solvers.proof.node import Node, advance, all_pairs, make_node
 from hpcmpq.solvers.proof.positive_part import PositivePart, positive_part
 
-STEPS = {2: 30, 3: 10}
-"""Steps on the problems of so many options a group; 5 on wider ones."""
 
-GROWTH = 1.34
-"""Of the options a group from one problem to the next: 2, 3, 4, 5, 7."""
+@dataclass(frozen=True)
+class Schedule:
+    """How problems widen.
+
+    Attributes:
+        steps: Steps on the problem of so many options a group.
+        wider: Steps on each problem of more.
+        growth: Of the options a group from one problem to the next.
+    """
+
+    steps: Mapping[int, int]
+    wider: int
+    growth: float
+
+    def after(self, width: int) -> int:
+        """Options a group of the next problem."""
+        return max(width + 1, round(self.growth * width))
+
+
+FIRST_STEPS = 30
+"""Of both starts on two options a group."""
+
+CONVEX = Schedule({3: 10}, 5, 1.34)
+"""From a convex form: 2, 3, 4, 5, 7, 9 options a group."""
+
+COLD = Schedule({3: 20, 4: 15}, 10, 1.2)
+"""From a cold start: 2, 3, 4, 5, 6, 7, 8, 10 options a group."""
 
 TIME_SHARE = 0.4
 """Of the time, at most, for the narrower problems."""
@@ -59,44 +87,48 @@ def start(
         deadline: In `time.perf_counter` seconds.
         positive_part: What decomposes the relaxations' matrices.
     """
-    until = time.perf_counter() + TIME_SHARE * (deadline - time.perf_counter())
-    rank_P, original_G = promise(compact, choice_G), compact.expand(choice_G)
-    narrow, width, widest = None, 2, int(compact.size_G.max())
-    while width < widest and not compact.tables and time.perf_counter() < until:
-        keep_P = rank_P < width
-        node = _node(
-            restrict(compact, keep_P), scale_P[keep_P], original_G, narrow, keep_P, seed, until, positive_part
-        )
-        for _ in range(STEPS.get(width, 5)):  # without certificates, which would prove nothing of the whole
-            if time.perf_counter() > until:
-                break
-            iterate(node.relaxation, node.projector, node.state, node.objective_NN)
-        narrow, width = (node, keep_P), max(width + 1, round(GROWTH * width))
-    until = time.perf_counter() + 0.1 * (deadline - time.perf_counter())
+    original_G, rank_P = compact.expand(choice_G), promise(compact, choice_G)
     every_P = np.ones(compact.num_options, bool)
-    return _node(compact, scale_P, original_G, narrow, every_P, seed, until, positive_part)
+    until = time.perf_counter() + TIME_SHARE * (deadline - time.perf_counter())
 
+    def cold(keep_P: np.ndarray) -> Node:
+        part = compact if keep_P.all() else restrict(compact, keep_P)
+        assert part is not None  # every group keeps its best two options
+        return make_node(part, all_pairs(part), scale_P[keep_P], positive_part)
 
-def _node(
-    part: Compact | None,
-    scale_P: np.ndarray,
-    original_G: np.ndarray,
-    narrow: tuple[Node, np.ndarray] | None,
-    keep_P: np.ndarray,
-    seed: int,
-    until: float,
-    positive_part: PositivePart,
-) -> Node:
-    """A node of the problem on `keep_P`, started from the narrower one's iterate if there is one that fits."""
-    assert part is not None  # every group keeps its best two options
-    node = make_node(part, all_pairs(part), scale_P, positive_part)
-    if narrow is None or not widen(node, narrow[0], narrow[1][keep_P]):
-        choice_G = part.compress(original_G)
+    def convex(keep_P: np.ndarray) -> Node:
+        node = cold(keep_P)
+        choice_G = node.compact.compress(original_G)
         assert choice_G is not None
         node.state = convex_start.start(
-            part, node.relaxation, node.projector, node.state, choice_G, seed, until
+            node.compact, node.relaxation, node.projector, node.state, choice_G, seed, until
         )
-    return node
+        return node
+
+    def widened(keep_P: np.ndarray, narrow: Node, narrow_P: np.ndarray) -> Node:
+        node = cold(keep_P)
+        return node if widen(node, narrow, narrow_P[keep_P]) else convex(keep_P)
+
+    width, widest = 2, int(compact.size_G.max())
+    if widest <= width or compact.tables:
+        return convex(every_P)
+    node, keep_P, schedule = convex(rank_P < width), rank_P < width, CONVEX
+    rival = cold(keep_P)
+    for one in (node, rival):
+        advance(one, FIRST_STEPS, until)
+    if rival.bound > node.bound:
+        node, schedule = rival, COLD
+    while (width := schedule.after(width)) < widest and time.perf_counter() < until:
+        wide = widened(rank_P < width, node, keep_P)
+        for _ in range(
+            schedule.steps.get(width, schedule.wider)
+        ):  # uncertified: it proves nothing of the whole
+            if time.perf_counter() > until:
+                break
+            iterate(wide.relaxation, wide.projector, wide.state, wide.objective_NN)
+        node, keep_P = wide, rank_P < width
+    until = time.perf_counter() + 0.1 * (deadline - time.perf_counter())
+    return widened(every_P, node, keep_P)
 
 
 def promise(compact: Compact, choice_G: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from bench.instances import Shape, make_instance
 from hpcmpq.problem import Budget, Cost, CostTerm, Problem
@@ -49,6 +50,21 @@ def test_a_widened_start_is_ahead_of_a_convex_one() -> None:
     for node in (convex, widened):
         advance(node, 10, np.inf)
     assert objective - widened.bound < 0.25 * (objective - convex.bound)
+
+
+@pytest.mark.slow
+def test_where_curvature_is_strongly_negative_a_cold_start_goes_on() -> None:
+    compact, choice_G, objective = searched(Shape(160, 7, 0.05, True, 3.0))
+    scale_P = preconditioner(compact, choice_G)
+    convex = make_node(compact, all_pairs(compact), scale_P)
+    convex.state = convex_start.start(
+        compact, convex.relaxation, convex.projector, convex.state, choice_G, 0, np.inf
+    )
+    widened = widening.start(compact, scale_P, choice_G, 0, np.inf)
+    assert not widened.state.from_convex
+    for node in (convex, widened):
+        advance(node, 10, np.inf)
+    assert objective - widened.bound < 0.5 * (objective - convex.bound)
 
 
 def narrow_and_wide(compact: Compact, choice_G: np.ndarray) -> tuple[Node, Node, np.ndarray]:
