@@ -1,7 +1,7 @@
 """A model of a billion parameters through every stage, each process below 1.2 GB, every stage killed once and resumed.
 
     python -m bench.big_model [--layers 33] [--hidden 2048] [--inner 4096] [--limit-mb 1200] [--keep DIR]
-    python -m bench.big_model --experts 64 --layers 26 --hidden 1024 --inner 384 --limit-mb 1800
+    python -m bench.big_model --experts 32 --layers 52 --hidden 1024 --inner 384 --limit-mb 1800
 
 Random weights of a Llama, or with `--experts` of a Qwen3-MoE, in bfloat16, in shards of 500 MB; few tokens and few
 groups, since memory is the question. One run goes through undisturbed; in the other every stage gets SIGKILL when half

@@ -19,6 +19,9 @@ _RETURNED_BYTES = 2**20
 
 _LARGEST_INT = 2**31 - 1
 
+_WORDS = {2: np.int16, 4: np.int32, 8: np.int64}
+"""{bytes of a number: numpy's integer of as many}."""
+
 
 def keep_freed_memory() -> None:
     """Make glibc's malloc keep freed blocks of up to 32 MiB for the next allocation.
@@ -56,9 +59,9 @@ def _mallopt(parameter: int, value: int) -> None:
 
 def large_empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Uninitialised memory with the dtype and device of another tensor; huge pages on a CPU, which numpy asks for."""
-    if like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64):
+    if like.device.type != "cpu" or like.dtype.itemsize not in _WORDS or like.is_complex():
         return like.new_empty(shape)
-    return torch.from_numpy(np.empty(shape, dtype=str(like.dtype).removeprefix("torch.")))
+    return torch.from_numpy(np.empty(shape, dtype=_WORDS[like.dtype.itemsize])).view(like.dtype)
 
 
 def live_bytes(device: torch.device) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hpcmpq.models.chain.chain import Chain
 from hpcmpq.models.chain.places import first_block, is_outside, places_of_groups
+from hpcmpq.models.memory import large_empty
 from hpcmpq.models.weights import Tensors, swapped
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.response.low_precision import LowPrecisionLayers
@@ -57,19 +58,29 @@ class Changes:
         option where activations are rounded; stacked, [Q, ...].
         """
         names = self._names[self.group(members[0])][k + 1]
-        tensors: dict[str, list[Tensor]] = {}
-        deltas: dict[str, list[Tensor]] = {}
-        for p in members:
-            for name, tensor in self._quantized(p).items():
-                if name in names and self.products is not None and name in self.products.weights:
-                    deltas.setdefault(name, []).append(tensor - self.variants.model.get_parameter(name))
-                elif name in names:
-                    tensors.setdefault(names[name], []).append(tensor)
+        tensors: Tensors = {}
+        deltas: Tensors = {}
+        for place, p in enumerate(members):
+            self._put(tensors, deltas, names, p, place, len(members))
         group = self.group(members[0])
         rounds = self.variants.activations.rounds(group) or not (tensors or deltas)
         device = next(iter(self.variants.model.parameters())).device
         index = {"option": torch.arange(len(members), device=device)} if rounds else {}
-        return _stacked(tensors), _stacked(deltas), index
+        return tensors, deltas, index
+
+    def _put(
+        self, tensors: Tensors, deltas: Tensors, names: dict[str, str], p: int, place: int, count: int
+    ) -> None:
+        """An option's weights and errors at its place of `count`: those of one option at a time are in memory twice."""
+        for name, tensor in self._quantized(p).items():
+            if name in names and self.products is not None and name in self.products.weights:
+                delta = tensor - self.variants.model.get_parameter(name)
+                deltas.setdefault(name, delta.new_empty((count, *delta.shape)))[place] = delta
+            elif name in names:
+                own = names[name]
+                if own not in tensors:
+                    tensors[own] = large_empty((count, *tensor.shape), like=tensor)
+                tensors[own][place] = tensor
 
     @contextmanager
     def outside(self, scope: str, option: int) -> Iterator[None]:
@@ -105,7 +116,3 @@ class Changes:
     def _quantized(self, option: int) -> Tensors:
         chosen = self.variants.space.options[option]
         return self.variants.quantized(self.variants.space.groups[chosen.group], chosen.format)
-
-
-def _stacked(lists: dict[str, list[Tensor]]) -> Tensors:
-    return {name: torch.stack(tensors) for name, tensors in lists.items()}

@@ -4,17 +4,20 @@ import logging
 
 import pytest
 import torch
+from torch import nn
 
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.chain.chain import same_values
 from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.groups import find_groups
 from hpcmpq.quantized.variants import Variants
+from hpcmpq.response.block_options import Changes
 from hpcmpq.response.engine import make_engine
 from hpcmpq.response.wavefront import Wavefront
 from hpcmpq.response.whole_model import WholeModel
 from hpcmpq.settings import GroupsConfig
 from hpcmpq.space import SearchSpace
+from tests.allocations import peak_bytes
 from tests.models_of_many_kinds import CHAINS, make
 
 pytestmark = pytest.mark.slow
@@ -185,3 +188,18 @@ def test_residual_branches_are_never_cut():
     chain = find_chain(model, inputs)
     assert chain is not None
     assert [sum(1 for _ in block.parameters()) for block in chain.blocks] == [2, 6, 2]
+
+
+def test_weights_of_several_options_are_in_memory_once(monkeypatch):
+    """Of seven options, beside the stack of them one in the making, and what rounding it takes."""
+    monkeypatch.setattr("hpcmpq.quantized.variants.KEPT_BYTES", 0)
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(*(nn.Linear(256, 256) for _ in range(3))), {"input": torch.randn(2, 256)}
+    groups = find_groups(model, GroupsConfig(), inputs)
+    formats = tuple(f"int{bits}" for bits in range(2, 9))
+    variants = Variants(model, SearchSpace(groups, (formats,) * len(groups)), Quantizer(group_size=64))
+    changes = Changes(find_chain(model, inputs, variants.space.groups), variants)
+    (tensors, _, _), peak = peak_bytes(lambda: changes.inside(list(range(7)), 0))
+    [(_, stacked)] = tensors.items()
+    assert stacked.equal(torch.stack([next(iter(changes._quantized(p).values())) for p in range(7)]))
+    assert peak < (7 + 6) * 4 * 256 * 256
