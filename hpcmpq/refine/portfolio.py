@@ -22,7 +22,7 @@ from hpcmpq.formats import FORMATS
 from hpcmpq.problem import Problem
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.settings import SolverConfig
-from hpcmpq.solvers import OF_FULL_MODEL, make_solver
+from hpcmpq.solvers import OF_FULL_MODEL, make_solver, on_host
 from hpcmpq.space import SearchSpace
 
 SOLVE_S = 5.0
@@ -185,6 +185,6 @@ def interactions(
 
 
 def _solution(problem: Problem, settings: SolverConfig, hint_G: np.ndarray | None) -> np.ndarray | None:
-    solver = make_solver(settings.name)
+    solver = make_solver(on_host(settings.name))
     limit = min(settings.time_limit_s, SOLVE_S)
     return solver.solve(problem, time_limit_s=limit, seed=settings.seed, hint_G=hint_G).choice_G

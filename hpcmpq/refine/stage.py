@@ -32,7 +32,7 @@ from hpcmpq.solve.formulate import make_problem, uniform_choices
 from hpcmpq.solve.outcome import assignment_values, objective_value
 from hpcmpq.solve.settings import settings_of
 from hpcmpq.solve.shrinkage import shrunk
-from hpcmpq.solvers import make_solver
+from hpcmpq.solvers import make_solver, on_host
 from hpcmpq.space import SearchSpace
 from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.plan_file import read_plan
@@ -186,7 +186,7 @@ def solved_choices(problem: Problem, settings: SolverConfig, known_G: np.ndarray
     choices: dict[bytes, np.ndarray] = {known_G.tobytes(): known_G}
     for factor in NEIGHBOUR_BUDGETS:
         budgets = tuple(replace(budget, limit=budget.limit * factor) for budget in problem.budgets)
-        found = make_solver(settings.name).solve(
+        found = make_solver(on_host(settings.name)).solve(
             replace(problem, budgets=budgets),
             time_limit_s=min(settings.time_limit_s, LOCAL_SOLVE_S),
             seed=settings.seed,

@@ -30,6 +30,16 @@ OF_FULL_MODEL = ("quadratic", "quadratic_gpu")
 """The solver that minimises the full model, on the host and with a GPU."""
 
 
+def on_host(name: str) -> str:
+    """The name of the same solver without a GPU, for the small problems of other stages than `solve`.
+
+    Example:
+        >>> on_host("quadratic_gpu"), on_host("linear")
+        ('quadratic', 'linear')
+    """
+    return OF_FULL_MODEL[0] if name in OF_FULL_MODEL else name
+
+
 class Solver(Protocol):
     """Anything that answers a `Problem`."""
 

@@ -114,6 +114,19 @@ def test_each_choice_is_measured_once_and_the_solved_one_first():
     assert AS_MEASURED not in [candidate.name for candidate in found]
 
 
+def test_what_a_gpu_solved_is_refined_without_one():
+    linear_P, quad_PP, group_P = true_quadratic(np.random.default_rng(0))
+    problem = problem_for(linear_P, quad_PP, group_P, 3.0)
+    solved_G = uniforms()["int2"]
+    on_gpu, on_cpu = (
+        make_candidates(
+            solved_G, replace(SETTINGS, name=name), lambda s: dropping(problem, s), uniforms(), NARROW_P
+        )
+        for name in ("quadratic_gpu", "quadratic")
+    )
+    assert {candidate.name for candidate in on_gpu} == {candidate.name for candidate in on_cpu} > {SOLVED}
+
+
 @pytest.mark.parametrize(
     ("places", "narrow"),
     [

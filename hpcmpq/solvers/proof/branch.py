@@ -100,14 +100,12 @@ class _Proof:
         proven = min(bound, self.others, self.incumbent.cutoff)
         line = ProofLine(
             time.perf_counter() - self.record.begun,
-            *(
-                self.nodes,
-                node.state.steps,
-                node.step_s,
-                node.relaxation.lift.dimension,
-                node.state.rank,
-                options,
-            ),
+            self.nodes,
+            node.state.steps,
+            node.step_s,
+            node.relaxation.lift.dimension,
+            node.state.rank,
+            options,
             self.root.original_objective(bound),
             self.root.original_objective(self.incumbent.objective),
             self.root.original_objective(proven),

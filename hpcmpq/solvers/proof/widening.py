@@ -65,6 +65,9 @@ COLD = Schedule({3: 20, 4: 15}, 10, 1.2)
 TIME_SHARE = 0.4
 """Of the time, at most, for the narrower problems."""
 
+CONVEX_SHARE = 0.1
+"""Of the time, at most, for the convex form of the whole problem."""
+
 TAKEN = 0.6
 """Share of the added options' own excess that goes into LᵀZL ⪯ 0: with all of it nothing is left that excludes them."""
 
@@ -111,6 +114,7 @@ def start(
 
     width, widest = 2, int(compact.size_G.max())
     if widest <= width or compact.tables:
+        until = time.perf_counter() + CONVEX_SHARE * (deadline - time.perf_counter())
         return convex(every_P)
     node, keep_P, schedule = convex(rank_P < width), rank_P < width, CONVEX
     rival = cold(keep_P)
@@ -127,7 +131,7 @@ def start(
                 break
             iterate(wide.relaxation, wide.projector, wide.state, wide.objective_NN)
         node, keep_P = wide, rank_P < width
-    until = time.perf_counter() + 0.1 * (deadline - time.perf_counter())
+    until = time.perf_counter() + CONVEX_SHARE * (deadline - time.perf_counter())
     return widened(every_P, node, keep_P)
 
 
