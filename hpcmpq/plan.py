@@ -30,7 +30,7 @@ class WorkUnit:
 
     @property
     def size(self) -> int:
-        """Groups times samples: what the time of a unit grows with."""
+        """Groups times samples: what the time of a unit grows with where no group takes longer than another."""
         return (self.group_stop - self.group_start) * (self.sample_stop - self.sample_start)
 
     def __str__(self) -> str:
@@ -120,7 +120,7 @@ class Plan:
         return part if own is self else self.space.places_of(own.space.options[part], own.space)
 
     def work_of(self, unit: WorkUnit) -> int:
-        """What the time of a unit grows with: its samples times the blocks that the original and its options run."""
+        """What the time of a calibration unit grows with: samples times blocks that the original and options run."""
         own = self._round_of.get(unit.id, self)
         run_G = own._blocks_run_G
         return (unit.sample_stop - unit.sample_start) * (

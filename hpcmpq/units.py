@@ -21,11 +21,6 @@ FindPending = Callable[[Plan, RunDir], tuple[list[WorkUnit], list[str]]]
 """As `hpcmpq.store.shards.pending`."""
 
 
-def alike(unit: WorkUnit) -> int:
-    """As much work as any other unit."""
-    return 1
-
-
 def run_missing(
     run: RunDir,
     plan: Plan,
@@ -36,7 +31,7 @@ def run_missing(
     at_most: int | None = None,
     keep: bool = False,
     find_pending: FindPending = pending,
-    work: Callable[[WorkUnit], int] = alike,
+    work: Callable[[WorkUnit], int] | None = None,
 ) -> None:
     """Measure every missing unit of a plan; damaged shards are removed first.
 
@@ -50,7 +45,7 @@ def run_missing(
         at_most: Stop after this many units.
         keep: See `hpcmpq.executors.Executor.run`.
         find_pending: Which units are missing, and a sentence for each that is damaged.
-        work: What the time of a unit grows with.
+        work: What the time of a unit grows with; by default its size.
 
     Raises:
         IncompleteCalibration: If a unit failed for good; all others are on disk.
@@ -93,12 +88,13 @@ def starting_from(
     all_units: Sequence[WorkUnit],
     index: int,
     num_parts: int,
-    work: Callable[[WorkUnit], int] = alike,
+    work: Callable[[WorkUnit], int] | None = None,
 ) -> list[WorkUnit]:
     """The units in the order in which process `index` of `num_parts` should work on them.
 
     A process that hands out all units begins with those of most work, so that the last ones are short; of as much work
-    those of the same groups are neighbours, so that a worker chooses ranges of few weights at a time. Of several
+    those of the same groups are neighbours, so that a worker chooses ranges of few weights at a time. Where `work` is
+    not known it is the size of a unit, and units of a size stay in the order of `all_units`. Of several
     processes, whose parts are to take equally long, each does first its own part of `all_units` forwards, then the
     other parts backwards from its own, so that a process which is done early meets the one that it helps at that one's
     last unit.
@@ -112,9 +108,9 @@ def starting_from(
         >>> [str(unit)[13:] for unit in starting_from(units, units, 0, 1, lambda unit: 2 - unit.group_start)][2:4]
         ['(groups 0-0, samples 2-2)', '(groups 1-1, samples 0-0)']
     """
-    if num_parts == 1 and work is not alike:
+    if num_parts == 1 and work is not None:
         return sorted(units, key=lambda unit: (-work(unit), unit.group_start, unit.sample_start))
     start, stop = (len(all_units) * part // num_parts for part in (index, index + 1))
     order = [*all_units[start:stop], *reversed(all_units[:start]), *reversed(all_units[stop:])]
     place = {unit.id: number for number, unit in enumerate(order)}
-    return sorted(units, key=lambda unit: place[unit.id])
+    return sorted(units, key=lambda unit: (-unit.size if num_parts == 1 else 0, place[unit.id]))

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from hpcmpq.calibrate.stage import calibrate
 from hpcmpq.executors import Worker
+from hpcmpq.executors.in_process import InProcess
 from hpcmpq.plan import Plan, UnitOutcome, WorkUnit, make_units, plan_to_json
 from hpcmpq.store.json_files import write_json
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.units import starting_from
+from hpcmpq.units import run_missing, starting_from
 from tests.synthetic_run import NUM_BLOCKS, synthetic_plan
 
 PLAN = synthetic_plan()
@@ -63,7 +64,14 @@ def test_units_of_as_much_work_follow_those_of_their_groups():
         (group, sample) for group in (0, 7, 14, 21) for sample in (0, 16, 32, 48)
     ]
     alike = starting_from(plan.units, plan.units, 0, 1)
-    assert alike == list(plan.units), "without work they stay as they are"
+    assert alike == list(plan.units), "without work those of a size stay as they are"
+
+
+def test_without_work_the_largest_come_first():
+    plan = in_parts(8, 48)  # the last range has 16 samples, the last groups are 4
+    order = starting_from(plan.units, plan.units, 0, 1)
+    assert [unit.size for unit in order] == [384, 384, 384, 192, 128, 128, 128, 64]
+    assert [unit.group_start for unit in order[:3]] == [0, 8, 16]
 
 
 class Notes:
@@ -87,3 +95,23 @@ def test_calibration_hands_out_the_longest_units_first(tmp_path):
     second = Notes()
     calibrate(run, second, lambda *_: None, part=(1, 3))
     assert second.order == starting_from(plan.units, plan.units, 1, 3, plan.work_of)
+
+
+MEASURED: list[WorkUnit] = []
+
+
+def noting(_run: RunDir) -> Worker:
+    return MEASURED.append
+
+
+def test_workers_are_given_the_longest_first_where_units_are_uneven(tmp_path):
+    plan = in_parts(8, 12)  # the last range has 4 samples, the last groups are 4
+    large_but_short = next(unit for unit in plan.units if (unit.group_start, unit.sample_start) == (24, 0))
+    small_but_long = next(unit for unit in plan.units if (unit.group_start, unit.sample_start) == (0, 60))
+    assert large_but_short.size > small_but_long.size
+    MEASURED.clear()
+    run_missing(RunDir(tmp_path), plan, noting, InProcess(), lambda *_: None, work=plan.work_of)
+    assert len(MEASURED) == len(plan.units)
+    works = [plan.work_of(unit) for unit in MEASURED]
+    assert works == sorted(works, reverse=True)
+    assert MEASURED.index(small_but_long) < MEASURED.index(large_but_short)

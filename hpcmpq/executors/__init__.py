@@ -35,13 +35,13 @@ class Executor(Protocol):
     def run(
         self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit], keep: bool = False
     ) -> Generator[UnitOutcome, None, None]:
-        """Run every unit, largest first; yield an outcome per attempt.
+        """Hand out every unit, in the order given; yield an outcome per attempt.
 
         Close the iterator (`contextlib.closing`) to abandon the units in flight.
 
         Args:
             make_worker: Picklable by reference, since it is called in other processes on other nodes.
-            units: What to run.
+            units: What to run, those first that take longest, so that the last ones are short.
             keep: Workers may stay for the next run, if its `make_worker` is the same; another run ends them, and so
                 does the end of the executor.
 

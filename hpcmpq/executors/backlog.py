@@ -1,4 +1,4 @@
-"""Units that wait for a worker, largest first, and how often each was tried, and where."""
+"""Units that wait for a worker, in the order given, and how often each was tried, and where."""
 
 import logging
 from collections import Counter, deque
@@ -13,12 +13,12 @@ log = logging.getLogger(__name__)
 class Backlog:
     """What is still to be handed out.
 
-    Largest first, so that no long unit starts when everything else is done; a unit that failed goes to the
-    end, so that units that kill their workers hold up nothing else.
+    In the order of `units`, which `hpcmpq.units.starting_from` chooses; a unit that failed goes to the end, so that
+    units that kill their workers hold up nothing else.
     """
 
     def __init__(self, units: Sequence[WorkUnit]) -> None:
-        self._waiting = deque(sorted(units, key=lambda unit: unit.size, reverse=True))
+        self._waiting = deque(units)
         self._attempts: Counter[str] = Counter()
         self._failures: Counter[tuple[str, str]] = Counter()
 

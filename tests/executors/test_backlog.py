@@ -9,10 +9,10 @@ def taken(backlog: Backlog) -> list[str]:
     return [backlog.take().id for _ in range(len(backlog))]
 
 
-def test_largest_first_and_equal_ones_in_the_order_given():
-    order = taken(Backlog(UNITS))
-    assert order == [unit.id for unit in sorted(UNITS, key=lambda unit: -unit.size)]
+def test_units_of_any_size_come_in_the_order_given():
     assert [unit.size for unit in UNITS] == [8, 4] * 3
+    for units in (UNITS, UNITS[::-1]):
+        assert taken(Backlog(units)) == [unit.id for unit in units]
 
 
 def test_failed_unit_goes_to_the_end_until_its_last_attempt():
@@ -30,7 +30,7 @@ def test_failed_unit_goes_to_the_end_until_its_last_attempt():
 
 
 def _refilled(backlog: Backlog) -> Backlog:
-    for unit in reversed(sorted(UNITS, key=lambda unit: unit.size, reverse=True)[1:]):
+    for unit in reversed(UNITS[1:]):
         backlog.put_back(unit)
     return backlog
 
