@@ -124,9 +124,18 @@ def trace_layers(model: nn.Module, sample_inputs: dict[str, Tensor]) -> list[Lay
 
 def plain_experts(model: nn.Module) -> None:
     """Let fused experts run as batched products, which have shapes without values and derivatives of any order."""
+    _run_experts(model, "batched_mm")
+
+
+def experts_one_by_one(model: nn.Module) -> None:
+    """Let fused experts run one after another, each multiplied by its own part of the weight and by no copy of it."""
+    _run_experts(model, "eager")
+
+
+def _run_experts(model: nn.Module, implementation: str) -> None:
     choose = getattr(model, "set_experts_implementation", None)
     if callable(choose) and any(are_experts(module) for module in model.modules()):
-        choose("batched_mm")
+        choose(implementation)
 
 
 def _weights(model: nn.Module) -> dict[nn.Parameter, dict[str, _Place]]:

@@ -1,7 +1,9 @@
 """Matrices of weights that are given inputs of their own: a layer's weight, or that of one of its fused experts.
 
 A layer's inputs are what it is called with. Fused experts are called with the tokens of all: what each expert's matrix
-is multiplied by is seen where torch multiplies, whichever of transformers' ways of running experts is in use.
+is multiplied by is seen where torch multiplies. That is so where transformers runs experts one by one or by grouped
+products; its batched products are with a gathered copy of the weights, of which nothing is seen
+(`hpcmpq.models.searchable_layers.experts_one_by_one`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -67,7 +69,7 @@ class SeenExperts(TorchFunctionMode):
     """While active, shows the inputs of fused experts.
 
     Args:
-        model: Theirs; the weights are in memory.
+        model: Theirs; the weights are in memory. Its experts do not run as batched products.
         wanted: Of which experts, none of a layer's own.
         look: Called with a matrix and inputs that it is multiplied by, [N, K], of which none is zero throughout.
     """

@@ -3,6 +3,7 @@
 from hpcmpq.calibrate.opened import open_run
 from hpcmpq.executors import Worker
 from hpcmpq.models.data.kept_samples import rounding_samples
+from hpcmpq.models.searchable_layers import experts_one_by_one
 from hpcmpq.plan import WorkUnit
 from hpcmpq.quantized.stored_codes import StoredCodes
 from hpcmpq.rounding.options import make_codes, stored_formats
@@ -17,6 +18,7 @@ def make_worker(run: RunDir) -> Worker:
     plan = read_plan(run, screened=False)
     config = plan.config
     opened = open_run(run, plan, config.model, find_method(config.sensitivity.method).attention)
+    experts_one_by_one(opened.variants.model)  # batched products are with copies, whose inputs are not seen
     samples = rounding_samples(run, plan).to(opened.device)
     formats = stored_formats(plan.space, config.quantizer)
     inputs = OriginalInputs(

@@ -16,6 +16,7 @@ from hpcmpq.executors.in_process import InProcess
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.groups import find_groups
+from hpcmpq.models.searchable_layers import experts_one_by_one
 from hpcmpq.quantized.stored_codes import StoredCodes
 from hpcmpq.quantizers import choose_qparams, decode, encode
 from hpcmpq.rounding import original_inputs, worker
@@ -107,7 +108,7 @@ def inputs_of_experts(module: nn.Module, given: tuple[Tensor, ...], inner: Inner
     [(qwen2, gated), (gpt_oss, clamped_and_gated), (llama4, gated)],
     ids=lambda x: x.__name__,
 )
-@pytest.mark.parametrize("ways", ["eager", "grouped_mm"])
+@pytest.mark.parametrize("ways", ["eager", "grouped_mm", "batched_mm"])
 @torch.no_grad()
 def test_sums_are_over_the_tokens_that_each_expert_was_given(make, inner, ways, monkeypatch):
     """With room for the sums of three experts at a time."""
@@ -120,6 +121,8 @@ def test_sums_are_over_the_tokens_that_each_expert_was_given(make, inner, ways, 
     handle = module.register_forward_pre_hook(lambda _m, given: seen.append(given))
     model(**samples.inputs)
     handle.remove()
+    if ways == "batched_mm":
+        experts_one_by_one(model)
     expected = inputs_of_experts(module, seen[0], inner)
     groups = find_groups(model, GroupsConfig(), samples[:2].inputs)
     members = [
@@ -209,6 +212,27 @@ def test_streamed_and_with_little_room_they_are_the_same_bytes(planned, how, mon
     for unit in units_of(plan):
         work(unit)
     assert {path: path.read_bytes() for path in Path(run.path / "rounded").iterdir()} == before
+
+
+@pytest.mark.parametrize("changed", ["method", "dtype"])
+def test_methods_and_dtypes_whose_experts_run_as_batched_products_have_nearly_the_same_codes(
+    planned, changed, tmp_path
+):
+    """Attention, or the precision of all, has other last bits."""
+    settings = {
+        "method": {"sensitivity": {"method": "hessian"}},
+        "dtype": {"model": {"path": str(tmp_path / "model"), "dtype": "float64"}},
+    }
+    other = plan_run(
+        tmp_path, qwen2("grouped_mm"), torch.float32, formats=["int2", "int3"],
+        quantizer={"rounding": "gptq", "group_size": 16}, groups={"include": ["*.experts.*"]}, **settings[changed],
+    )  # fmt: skip
+    [expected, made] = [StoredCodes(run, plan.fingerprint) for run, plan in (planned, other)]
+    for member in (member for group in planned[1].space.groups for member in group.members):
+        assert made.num_nearest(member) == expected.num_nearest(member)
+        for name in ("int2", "int3"):
+            codes_MK, expected_MK = (own.read(member, name, torch.empty(0))[0] for own in (made, expected))
+            assert (codes_MK == expected_MK).float().mean() > 0.99
 
 
 def test_experts_rounded_to_the_nearest_are_counted(planned, caplog, tmp_path):
