@@ -111,7 +111,11 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
 
 
 def _keep(run: RunDir, plan: Plan, config: Config, original: Original, splits: Splits) -> None:
-    """Write the plan, what has to be measured once before it can be used, and what calibration will cost."""
+    """Write the plan, what has to be measured once before it can be used, and what calibration will cost.
+
+    The plan first: whoever is refused there has touched no file of the one that stays.
+    """
+    _place(run, plan)
     size, calibration = config.calibration.samples_per_pass, splits.calibration
     batches = (batch.to(original.device) for batch in calibration.passes(size))
     if needs_ranges(plan.space, config.quantizer):
@@ -119,7 +123,6 @@ def _keep(run: RunDir, plan: Plan, config: Config, original: Original, splits: S
     keep_samples(run, calibration)
     if splits.rounding is not None and ROUNDING in plan.facts:
         keep_samples(run, splits.rounding, ROUNDING_NAME)
-    _place(run, plan)
     if find_method(config.sensitivity.method).forward_only:
         batch = calibration[:size].to(original.device)
         fitted = splits.rounding if splits.rounding is not None and ROUNDING in plan.facts else calibration
@@ -133,9 +136,29 @@ def _keep(run: RunDir, plan: Plan, config: Config, original: Original, splits: S
 
 
 def _place(run: RunDir, plan: Plan) -> None:
-    """Write the plan in the place of none or of one of the same measurement; of two at once the first stays."""
+    """Write the plan in the place of none, a damaged one or one of the same measurement; of two at once one stays.
+
+    Raises:
+        PlanMismatch: If another process plans another measurement.
+    """
+    made_by = f"hpcmpq plan CONFIG --run-dir {run.path}"
     if not run.plan_path.exists():
-        placed_artefact(run.plan_path, plan_to_json(plan), f"hpcmpq plan CONFIG --run-dir {run.path}")
+        placed_artefact(run.plan_path, plan_to_json(plan), made_by)
+    elif _planned_before(run) is None:
+        claim = run.file("plan.claim.json")
+        if (
+            placed_artefact(claim, {"fingerprint": plan.fingerprint}, made_by)["fingerprint"]
+            != plan.fingerprint
+        ):
+            raise PlanMismatch(
+                f"another process writes a plan of another measurement in the place of the damaged {run.plan_path}; "
+                f"use a new run directory, or remove {claim} if that process has ended"
+            )
+        try:
+            _check_alone(run, plan)  # it may be another's by now
+            write_artefact(run.plan_path, plan_to_json(plan))
+        finally:
+            claim.unlink(missing_ok=True)
     _check_alone(run, plan)
     write_artefact(run.plan_path, plan_to_json(plan))
 

@@ -52,13 +52,14 @@ def test_plans_that_lack_newer_settings_keep_what_they_measured(tmp_path):
         replanned(run, plan, quantizer={"damping": 0.1})
 
 
-@pytest.mark.parametrize("moment", ["check_solvable", "keep_samples"])
+@pytest.mark.parametrize("moment", ["check_solvable", "_keep"])
 def test_of_two_processes_that_plan_different_measurements_at_once_the_first_stays(
     tmp_path, monkeypatch, moment
 ):
     _, plan = plan_run(tmp_path, llama())
     values, run = to_values(plan.config), RunDir(tmp_path / "new")
-    other = {**values, "formats": ["int2"]}
+    fewer = {**values["calibration"], "num_samples": values["calibration"]["num_samples"] - 1}
+    other = {**values, "formats": ["int2"], "calibration": fewer}
     real = getattr(stage, moment)
 
     def meanwhile(*arguments: object) -> object:
@@ -70,7 +71,29 @@ def test_of_two_processes_that_plan_different_measurements_at_once_the_first_sta
     with pytest.raises(PlanMismatch, match="another process has planned another measurement"):
         prepare(parse_config(values), run, ())
     assert read_plan(run).config.formats == ("int2",)
-    assert kept_samples(run, read_plan(run)) is not None
+    kept = kept_samples(run, read_plan(run))
+    assert kept is not None and len(kept) == fewer["num_samples"]
+
+
+def test_of_two_processes_that_find_a_damaged_plan_at_once_one_stays(tmp_path, monkeypatch):
+    run, plan = plan_run(tmp_path, llama())
+    values = to_values(plan.config)
+    run.plan_path.write_text("{")
+    real, refused = stage.write_artefact, []
+
+    def meanwhile(*arguments: object) -> None:
+        monkeypatch.setattr(stage, "write_artefact", real)
+        with pytest.raises(
+            PlanMismatch, match=r"another process writes a plan .* remove .*plan\.claim\.json"
+        ) as error:
+            prepare(parse_config({**values, "formats": ["int2"]}), run, ())
+        refused.append(error)
+        real(*arguments)
+
+    monkeypatch.setattr(stage, "write_artefact", meanwhile)
+    prepare(parse_config(values), run, ())
+    assert refused and read_plan(run).fingerprint == plan.fingerprint
+    assert not list(run.path.glob("*claim*"))
 
 
 def test_digests_are_named_in_words(tmp_path):
