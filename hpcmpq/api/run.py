@@ -188,8 +188,10 @@ class Run:
 
         Raises:
             UserError: If the run is not calibrated yet.
+            PlanMismatch: If what is there was measured for another plan.
         """
-        return quadratic_of(read_quadratic(self._run.quadratic_path), read_plan(self._run).space)
+        plan = read_plan(self._run)
+        return quadratic_of(read_quadratic(self._run.quadratic_path, plan.fingerprint), plan.space)
 
     @property
     def solution(self) -> Solution:

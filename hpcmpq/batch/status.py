@@ -15,7 +15,7 @@ from hpcmpq.store.attempts import Attempt, CalibrateProcess, failures, read_proc
 from hpcmpq.store.bad_nodes import bad_nodes
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.plan_file import read_plan
-from hpcmpq.store.quadratic_file import read_tokens
+from hpcmpq.store.quadratic_file import is_of_plan, read_tokens
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import pending
 from hpcmpq.store.solution_file import read_solution
@@ -31,7 +31,7 @@ class Stage:
 
     Attributes:
         name: Of its command.
-        done: Whether its artefact is there.
+        done: Whether its artefact is there and, of `reduce` and `solve`, of this plan.
         seconds: Wall time of its last run, or None.
     """
 
@@ -93,9 +93,10 @@ def read_status(run: RunDir, verified: set[str] | None = None) -> Status:
     processes = read_processes(run)
     errors = failures(processes)
     recent = latest_attempts(plan, processes)
+    reduced = is_of_plan(run.quadratic_path, plan.fingerprint)
     rate, busy = throughput(recent), busy_workers(recent)
     return Status(
-        stages=_stages(run, not missing, plan.config),
+        stages=_stages(run, not missing, reduced, plan.config),
         num_units=len(plan.units),
         num_done=len(plan.units) - len(missing),
         units_per_s=rate,
@@ -106,7 +107,7 @@ def read_status(run: RunDir, verified: set[str] | None = None) -> Status:
         bad_nodes=bad_nodes(processes),
         damaged=tuple(damaged),
         jobs=jobs,
-        expert_tokens=read_tokens(run.quadratic_path),
+        expert_tokens=read_tokens(run.quadratic_path) if reduced else (),
     )
 
 
@@ -168,7 +169,7 @@ def job_states(run: RunDir) -> tuple[tuple[str, str, str], ...]:
     return tuple((name, number, states.get(number, unknown)) for name, number in jobs.items())
 
 
-def _stages(run: RunDir, calibrated: bool, config: Config) -> tuple[Stage, ...]:
+def _stages(run: RunDir, calibrated: bool, reduced: bool, config: Config) -> tuple[Stage, ...]:
     timings = read_timings(run)
     artefacts = {
         "plan": run.plan_path,
@@ -188,6 +189,8 @@ def _stages(run: RunDir, calibrated: bool, config: Config) -> tuple[Stage, ...]:
         solution = read_solution(run) if run.solution_path.exists() else None
     for name, artefact in artefacts.items():
         done = calibrated if artefact is None else artefact.exists()
+        if name == "reduce":
+            done = reduced
         if name in ("solve", "refine", "reround"):
             done = solution is not None and (name == "solve" or name in solution)
         if name == "round":

@@ -144,7 +144,8 @@ def check_values(config: Config, source: str) -> None:
         "solver.seed": config.solver.seed,
     }.items():
         if not -LARGEST_SEED <= value < LARGEST_SEED:
-            raise UserError(f"{source}: {name} must be less than 2^63, got {value}")
+            bound = "at least -2^63" if value < 0 else "less than 2^63"
+            raise UserError(f"{source}: {name} must be {bound}, got {value}")
     _check_tasks(config, source)
 
 

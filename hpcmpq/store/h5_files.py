@@ -104,6 +104,15 @@ def read_array(path: Path, name: str) -> np.ndarray | None:
         return None
 
 
+def read_attribute(path: Path, name: str) -> Any:
+    """One attribute of a file of `write_h5`, without reading the rest; None if it is not there or damaged."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return _plain(file.attrs[name])
+    except (OSError, RuntimeError, KeyError, ValueError):
+        return None
+
+
 def _is_whole(path: Path) -> bool:
     """Whether the first bytes say that the others are what was written; False if they are of an earlier version.
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.store.h5_files import Scalar, read_array, read_h5, write_h5
+from hpcmpq.store.h5_files import Scalar, read_array, read_attribute, read_h5, write_h5
 
 
 def write_quadratic(path: Path, model: QuadraticModel, diagonal_P: np.ndarray, fingerprint: str) -> None:
@@ -45,6 +45,11 @@ def read_tokens(path: Path) -> tuple[tuple[int, ...], ...]:
     """
     tokens_LE = read_array(path, "tokens")
     return () if tokens_LE is None else tuple(tuple(int(count) for count in row) for row in tokens_LE)
+
+
+def is_of_plan(path: Path, fingerprint: str) -> bool:
+    """Whether there is a `quadratic.h5` that belongs to this plan; nothing else of it is read."""
+    return bool(read_attribute(path, "fingerprint") == fingerprint)
 
 
 def read_quadratic(path: Path, fingerprint: str | None = None) -> QuadraticModel:

@@ -34,6 +34,10 @@ SMALL = {"model": {"path": "m"}, "calibration": {"data": "d.txt"}}
         ({"solver": {"seed": -1}}, "solver.seed must not be negative, got -1"),
         ({"solver": {"seed": 2**70}}, "solver.seed must be less than"),
         ({"calibration": {"data": "d", "seed": 2**70}}, "calibration.seed must be less than"),
+        (
+            {"calibration": {"data": "d", "seed": -(2**70)}},
+            r"calibration.seed must be at least -2\^63, got -",
+        ),
         ({"model": {"path": "m\0"}}, "model.path holds a NUL"),
         ({"groups": {"exclude": ["a", "b\0"]}}, "groups.exclude.1 holds a NUL"),
     ],

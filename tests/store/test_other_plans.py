@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpcmpq.api.run import Run
 from hpcmpq.batch.status import read_status
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.plan import plan_to_json
@@ -41,12 +42,26 @@ def replanned(tmp_path: Path) -> RunDir:
         lambda run: maximize(run, "memory_gain", 0.1, {}, QUICK),
         lambda run: frontier(run, "weight_bits", np.array([3.0]), {}, QUICK, lambda *_: None),
         read_findings,
+        lambda run: Run(run.path).quadratic,
     ],
-    ids=["solve", "maximize", "frontier", "report"],
+    ids=["solve", "maximize", "frontier", "report", "Run.quadratic"],
 )
 def test_another_plans_quadratic_model_is_refused(replanned, stage):
     with pytest.raises(PlanMismatch, match=r"quadratic\.h5 belongs to another plan"):
         stage(replanned)
+
+
+def test_another_plans_quadratic_model_is_not_done(replanned):
+    def reduced() -> bool:
+        return {stage.name: stage.done for stage in read_status(replanned).stages}["reduce"]
+
+    assert not reduced()
+    measured_for = read_json(replanned.solution_path, "hpcmpq solve")["fingerprint"]
+    write_artefact(
+        replanned.plan_path,
+        plan_to_json(dataclasses.replace(read_plan(replanned), fingerprint=measured_for)),
+    )
+    assert reduced()
 
 
 def test_another_plans_solution_is_refused_and_not_done(replanned):

@@ -147,20 +147,20 @@ class ClassifierTask:
 
 
 def check_tasks(config: Config) -> None:
-    """Refuse tasks that evaluation could not do, before anything is measured.
+    """Refuse tasks that evaluation could not do, before anything is measured; of a GGUF file, malformed tasks alone.
 
     Raises:
         UserError: Naming the task and what is wrong.
     """
+    # Of a GGUF file there is no config to describe the model by before `hpcmpq plan` has unpacked it.
+    described = config.model.path is None or not Path(config.model.path).is_file()
     for task in config.evaluation.tasks:
-        if task.type != "harness":
-            read_questions(task)
-        elif not Path(task.path).is_dir():
+        if task.type == "harness" and not Path(task.path).is_dir():
             raise UserError(f"task {task.name}: there is no directory {task.path}; correct evaluation.tasks")
-        if (
-            config.model.path is None or not Path(config.model.path).is_file()
-        ):  # GGUF, of which no config is there yet
+        if described:
             make_task(task, config)
+        elif task.type != "harness":
+            read_questions(task)
 
 
 def make_task(task: TaskConfig, config: Config) -> Part | HarnessTask:
@@ -169,12 +169,12 @@ def make_task(task: TaskConfig, config: Config) -> Part | HarnessTask:
     Raises:
         UserError: If the file is malformed or the model is of a kind that cannot do the task.
     """
+    questions = () if task.type == "harness" else read_questions(task)
     description = describe_model(config.model)
     special_tokens = config.calibration.special_tokens
     if task.type == "harness" and description.kind == "causal_lm":
         encoder = make_encoder(description, f"task {task.name}", special_tokens)
         return HarnessTask(task, encoder, config.calibration.samples_per_pass)
-    questions = () if task.type == "harness" else read_questions(task)
     if description.kind == "sequence_classifier" and task.type == "classification":
         return ClassifierTask(
             task.name, _classified(task, questions, description, config), config.calibration.samples_per_pass

@@ -12,6 +12,7 @@ from hpcmpq.api.stages import plan
 from hpcmpq.config import parse_config, resolve_paths
 from hpcmpq.errors import UserError
 from hpcmpq.evaluate import evaluate
+from hpcmpq.evaluate.tasks import check_tasks
 from hpcmpq.evaluate.tasks.continuations import Encoder, batch, make_encoder, score
 from hpcmpq.evaluate.tasks.files import read_questions
 from hpcmpq.models.description import describe_model
@@ -221,6 +222,24 @@ def test_tasks_that_a_model_cannot_do_are_refused_when_planning(
     ):
         with pytest.raises(UserError, match=message):
             plan(config, RunDir(tmp_path / "new"), ())
+
+
+@pytest.mark.parametrize("gguf", [False, True])
+def test_planning_reads_the_file_of_a_task_once(model_directory, tmp_path: Path, files, monkeypatch, gguf):
+    model = tmp_path / "model.gguf" if gguf else model_directory("llama")
+    if gguf:
+        model.touch()
+    values = {"model": {"path": str(model)}, "calibration": {"data": "d"}}
+    tasks = [{"name": "sums", "path": files["sums"], "type": "multiple_choice"}]
+    read, real = [], Path.read_text
+
+    def noted(path: Path, *arguments, **settings) -> str:
+        read.append(str(path))
+        return real(path, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "read_text", noted)
+    check_tasks(parse_config({**values, "evaluation": {"tasks": tasks}}))
+    assert read.count(files["sums"]) == 1
 
 
 def test_models_that_cannot_do_a_task(model_directory, tmp_path: Path, files: dict[str, str]):
