@@ -53,7 +53,7 @@ class JoinedWeight:
     def read(self, read: ReadStored, own: MakeOwn, into: Tensor | None = None) -> Tensor:
         """The tensor, in memory that is given or new."""
         if not self.is_stack:
-            made = self._made(self.sources, lambda name: own(read(name)))
+            made = self._whole(read, own)
             return made if into is None else filled(into, made)
         if into is not None and into.shape != self.shape:
             raise ValueError(f"{self.name} is {tuple(self.shape)}, not {tuple(into.shape)}")
@@ -70,7 +70,7 @@ class JoinedWeight:
     def rows(self, start: int, stop: int, read: ReadStored, own: MakeOwn) -> Tensor:
         """A range of its first axis; of a stack of experts nothing else is read."""
         if not self.is_stack:
-            return self._made(self.sources, lambda name: own(read(name)))[start:stop]
+            return self._whole(read, own)[start:stop]
         return own(self._made(self._sources_of(start, stop), read))
 
     @property
@@ -80,6 +80,11 @@ class JoinedWeight:
         stacks = type(first).__name__ == "MergeModulelist" and first.dim == 0
         apart = all(_keeps_first_axis(operation) for operation in others)
         return stacks and apart and {len(own) for own in self._by_pattern().values()} == {self.shape[0]}
+
+    def _whole(self, read: ReadStored, own: MakeOwn) -> Tensor:
+        made = self._made(self.sources, lambda name: own(read(name)))
+        self._check(made.shape, self.shape == made.shape)
+        return made
 
     def _sources_of(self, start: int, stop: int) -> list[tuple[str, str]]:
         """Of a range of the experts in a stack."""
@@ -97,12 +102,15 @@ class JoinedWeight:
             converter.add_tensor(self.first, name, pattern, read(name))
         made = converter.convert(self.first, model=self.model, config=getattr(self.model, "config", None))
         [tensor] = made[self.name] if isinstance(made[self.name], list) else [made[self.name]]
-        if tensor.shape[1:] != self.shape[1:]:
+        self._check(tensor.shape, tensor.shape[1:] == self.shape[1:])
+        return tensor
+
+    def _check(self, made: torch.Size, fits: bool) -> None:
+        if not fits:
             raise UserError(
-                f"the files hold {self.sources[0][0]} and others that make {self.name} {list(tensor.shape)}, and "
+                f"the files hold {self.sources[0][0]} and others that make {self.name} {list(made)}, and "
                 f"config.json makes it {list(self.shape)}; check that it belongs to these weights"
             )
-        return tensor
 
 
 def filled(into: Tensor, tensor: Tensor) -> Tensor:

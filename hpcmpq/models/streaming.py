@@ -79,6 +79,10 @@ class Streamed:
                 if self.ahead is not None:
                     self.ahead.start(k + 1)
             yield
+        except BaseException:  # nobody asks for the next block, and Python would wait for its thread
+            if self.ahead is not None:
+                self.ahead.forget()
+            raise
         finally:
             self._loaded[k] -= 1
             for module, own_name, name, parameter in absent:

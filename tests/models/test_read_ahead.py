@@ -1,5 +1,6 @@
 """Blocks that are read ahead: the same bits from the same reads, one block more in memory, and while others compute."""
 
+import gc
 import threading
 import weakref
 from collections.abc import Iterator
@@ -129,6 +130,35 @@ def test_what_a_thread_cannot_read_is_read_by_whoever_needs_it(saved, monkeypatc
         forward(streamed.model, inputs)
     failing[0] = False
     assert torch.equal(forward(streamed.model, inputs), expected)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_pass_that_ends_early_reads_no_further_and_lets_go(saved, watched, error):
+    config, inputs = saved
+    streamed = load_streamed(config, read_ahead=True)
+    names, before = streamed.names_by_block(), watched.live
+    begun, see = threading.Event(), watched.see
+
+    def seen(name: str, tensor: Tensor) -> Tensor:
+        see(name, tensor)
+        if name == names[1][0]:
+            begun.set()
+        return tensor
+
+    def ends(*_: object) -> None:
+        assert begun.wait(PATIENCE_S)
+        raise error
+
+    watched.see = seen
+    first = next(module for module in streamed.blocks[0].modules() if isinstance(module, torch.nn.Linear))
+    handle = first.register_forward_pre_hook(ends)
+    with pytest.raises(error):
+        forward(streamed.model, inputs)
+    gc.collect()
+    assert watched.live == before
+    assert not any(thread.name == "read ahead" for thread in threading.enumerate())
+    handle.remove()
+    assert torch.equal(forward(streamed.model, inputs), forward(load_streamed(config).model, inputs))
 
 
 def test_a_tensor_fills_no_place_of_another_shape(saved):
