@@ -1,6 +1,7 @@
 """The next block of a streamed model, read by a thread while the one before it computes.
 
-What is read waits in host memory: one block, and never a second one.
+What is read waits in host memory: one block, and never a second one; beside it is the tensor that is just being read,
+as its file holds it.
 """
 
 import threading

@@ -1,6 +1,7 @@
 """What rounding will take: memory and seconds of a worker that makes codes, and the memory of rounding again."""
 
 from collections import Counter
+from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -59,10 +60,12 @@ def rounding_bytes(
     widest = max(member.num_columns for member in formats)
 
     def while_rounding(member: Member) -> int:
-        """Of one matrix, and a byte for every code of the others."""
+        """Of one matrix, and of several: a byte for every code, again while a format is joined, and what is packed."""
         count = num_matrices(model, member)
         floats = FLOATS_OF_ROUNDING * member.numel // count + FLOATS_OF_FACTOR * member.num_columns**2
-        return 8 * floats + (member.numel * len(formats[member]) if count > 1 else 0)
+        packed = sum(FORMATS[name].num_bits for name in formats[member]) / 8
+        codes = ceil(member.numel * (len(formats[member]) + 1 + packed))
+        return 8 * floats + (codes if count > 1 else 0)
 
     rounding = max(map(while_rounding, formats))
     summing = activations + 8 * (positions * widest + widest**2)

@@ -10,7 +10,7 @@ of one assignment, every weight in its own format, which are the weights of that
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,18 +87,22 @@ class StoredCodes:
     def write(
         self,
         member: Member,
-        codes: Mapping[str, tuple[Tensor, QParams]],
+        codes: Iterable[tuple[str, tuple[Tensor, QParams]]],
         quantizer: Quantizer,
         num_inputs: int | None = None,
         num_nearest: int | None = None,
     ) -> None:
-        """Store {format: codes [M, K] and what they mean} of a weight, all at once."""
+        """Store (format, (codes [M, K], what they mean)) of a weight, all at once.
+
+        Each is packed, and let go, before the next is asked for.
+        """
         arrays: dict[str, np.ndarray] = {}
-        for name, (codes_MK, qparams) in codes.items():
+        for name, (codes_MK, qparams) in codes:
             lowest = _lowest(FORMATS[name], quantizer.symmetric)
             arrays[f"{name}/packed"] = pack(codes_MK, FORMATS[name].num_bits, lowest).numpy()
             parts = {part: getattr(qparams, part) for part in (*_FLOATS, "zero_point")}
             arrays |= {f"{name}/{part}": x.cpu().numpy() for part, x in parts.items() if x is not None}
+            del codes_MK, qparams, parts  # before the next are made
         attributes: dict[str, str | int | float] = {
             "parameter": member.parameter,
             "fingerprint": self.fingerprint,

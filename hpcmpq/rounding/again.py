@@ -106,7 +106,7 @@ class RoundingAgain:
                 weight_MK = as_matrix(model.get_parameter(member.parameter), member)
                 format, quantizer = FORMATS[wanted[member]], self.variants.quantizer
                 codes = self.method.round(weight_MK, sums, format, quantizer, self.strength)
-                self.stored.write(member, {format.name: codes}, quantizer)
+                self.stored.write(member, [(format.name, codes)], quantizer)
                 tensors[piece.names[member]] = self._decoded(member, format.name)
                 done.add(member.parameter)
                 self.on_weight(len(done), len(wanted))

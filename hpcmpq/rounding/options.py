@@ -1,7 +1,8 @@
 """Codes of every option: from the inputs that the original gives its layers, or of checkpoints of other tools."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from hpcmpq.space import Member, SearchSpace
 
 FEWEST_INPUTS = 32
 """Of a layer or an expert; with fewer its weights are rounded to the nearest: Σ x xᵀ of so few is noise."""
+
+Named = tuple[str, tuple[Tensor, QParams]]
+"""A format's name, codes [M, K] and what they mean."""
 
 StoredFormats = Mapping[Member, Sequence[str]]
 """{weight: formats whose codes are stored}, of those that have some."""
@@ -76,7 +80,7 @@ def make_codes(
         _alike(member) for member in inputs.members if member.macs and not is_of_experts(inputs.model, member)
     }
 
-    def write(member: Member, made: Mapping[str, tuple[Tensor, QParams]], rows: Sequence[int] | None) -> None:
+    def write(member: Member, made: Iterable[Named], rows: Sequence[int] | None) -> None:
         taken = {
             name: checkpoints[name].codes(member, FORMATS[name], quantizer)
             for name in formats[member]
@@ -84,13 +88,13 @@ def make_codes(
         }
         fewest = None if rows is None else min(rows)
         experts = sum(count < FEWEST_INPUTS for count in rows) if rows and len(rows) > 1 else None
-        stored.write(member, {**made, **taken}, quantizer, fewest, experts)
+        stored.write(member, chain(made, taken.items()), quantizer, fewest, experts)
 
     made_here = {m: [name for name in formats[m] if name not in checkpoints] for m in missing}
     nearest = {m for m, names in made_here.items() if not names or is_embedding(inputs.model, m)}
     for member in (member for member in missing if member in nearest):
         weight_MK = as_matrix(inputs.model.get_parameter(member.parameter), member)
-        write(member, _codes(weight_MK, None, made_here[member], quantizer), None)
+        write(member, _codes(weight_MK, None, made_here[member], quantizer).items(), None)
     compensated = [member for member in missing if member not in nearest]
     waiting: dict[Member, list[tuple[dict[str, tuple[Tensor, QParams]], int]]] = {m: [] for m in compensated}
     for matrices, sums in inputs.of(compensated) if compensated else ():
@@ -113,14 +117,15 @@ def make_codes(
             made.clear()
 
 
-def _together(parts: Sequence[dict[str, tuple[Tensor, QParams]]]) -> dict[str, tuple[Tensor, QParams]]:
-    """Codes of matrices one after another."""
-    if len(parts) == 1:
-        return parts[0]
-    return {
-        name: (torch.cat([part[name][0] for part in parts]), joined([part[name][1] for part in parts]))
-        for name in parts[0]
-    }
+def _together(parts: Sequence[dict[str, tuple[Tensor, QParams]]]) -> Iterator[Named]:
+    """Codes of matrices one after another, format by format; what is joined leaves the parts, which end up empty."""
+    for name in list(parts[0]):
+        own = [part.pop(name) for part in parts]
+        codes_MK = torch.cat([codes for codes, _ in own]) if len(own) > 1 else own[0][0]
+        qparams = joined([each for _, each in own]) if len(own) > 1 else own[0][1]
+        own.clear()
+        yield name, (codes_MK, qparams)
+        del codes_MK, qparams
 
 
 def _codes(

@@ -166,7 +166,7 @@ def test_codes_are_packed_and_those_of_earlier_versions_a_byte_each_are_read(tmp
     lowest, kind = (-4, torch.int8) if symmetric else (0, torch.uint8)
     codes_MK = torch.randint(lowest, lowest + 8, (6, 21), generator=torch.Generator().manual_seed(0)).to(kind)
     zero_MS = None if symmetric else torch.full((6, 3), 5, dtype=torch.int32)
-    stored.write(member, {"int3": (codes_MK, QParams(torch.rand(6, 3), zero_MS))}, quantizer)
+    stored.write(member, [("int3", (codes_MK, QParams(torch.rand(6, 3), zero_MS)))], quantizer)
     read_MK, qparams = stored.read(member, "int3", torch.zeros(1))
     assert read_MK.dtype == kind and torch.equal(read_MK, codes_MK)
     assert zero_MS is None or torch.equal(qparams.zero_point, zero_MS)
@@ -182,7 +182,9 @@ def test_what_is_neither_linear_nor_an_embedding_is_refused():
     model = nn.Sequential(nn.Conv1d(4, 6, 1), nn.Embedding(8, 4), nn.Linear(4, 2))
     check_linear(model, Member("1.weight", 8, 4))
     check_linear(model, Member("2.weight", 2, 4))
-    with pytest.raises(UserError, match="take linear layers and embeddings only, 0.weight is of a Conv1d"):
+    with pytest.raises(
+        UserError, match="take linear layers, experts and embeddings only, 0.weight is of a Conv1d"
+    ):
         check_linear(model, Member("0.weight", 6, 4))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.searchable_layers import experts_one_by_one
+from hpcmpq.quantized import stored_codes
 from hpcmpq.quantized.stored_codes import StoredCodes
 from hpcmpq.quantizers import choose_qparams, decode, encode
-from hpcmpq.rounding import original_inputs, worker
+from hpcmpq.quantizers.packing import pack
+from hpcmpq.rounding import options, original_inputs, worker
 from hpcmpq.rounding.linear_layers import check_linear
 from hpcmpq.rounding.option_units import round_options, units_of
 from hpcmpq.rounding.original_inputs import OriginalInputs
@@ -233,6 +236,37 @@ def test_methods_and_dtypes_whose_experts_run_as_batched_products_have_nearly_th
         for name in ("int2", "int3"):
             codes_MK, expected_MK = (own.read(member, name, torch.empty(0))[0] for own in (made, expected))
             assert (codes_MK == expected_MK).float().mean() > 0.99
+
+
+def test_experts_codes_are_joined_and_packed_one_format_after_another(planned, monkeypatch):
+    """Bytes of single experts' codes that are in memory whenever a format of two is packed, beside those joined."""
+    run, plan = planned
+    live = [0]
+    at_packing: list[tuple[int, int]] = []
+
+    def watched(codes_MK: Tensor) -> Tensor:
+        size = codes_MK.untyped_storage().nbytes()
+        live[0] += size
+        weakref.finalize(codes_MK.untyped_storage(), lambda: live.__setitem__(0, live[0] - size))
+        return codes_MK
+
+    def packing(codes_MK: Tensor, *given: int) -> Tensor:
+        at_packing.append((live[0], codes_MK.numel()))
+        return pack(codes_MK, *given)
+
+    for name in ("encode", "compensated_codes"):
+        make = getattr(options, name)
+        monkeypatch.setattr(options, name, lambda *given, make=make: watched(make(*given).clone()))
+    monkeypatch.setattr(stored_codes, "pack", packing)
+    for path in Path(run.path / "rounded").iterdir():
+        path.unlink()
+    work = worker.make_worker(run)
+    for unit in units_of(plan):
+        work(unit)
+    first, second = at_packing[::2], at_packing[1::2]
+    assert len(first) == len(second) == 4
+    assert all(bytes_alive == numel for bytes_alive, numel in first)
+    assert all(bytes_alive == 0 for bytes_alive, _ in second)
 
 
 def test_experts_rounded_to_the_nearest_are_counted(planned, caplog, tmp_path):
