@@ -34,7 +34,7 @@ def test_a_line_of_json_each_time(call: Call, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(
         status_module,
         "_stages",
-        lambda run, calibrated, again: (status_module.Stage("calibrate", calibrated, None), done),
+        lambda run, calibrated, reduced, again: (status_module.Stage("calibrate", calibrated, None), done),
     )
     ended = call("status", run.path, "--watch", "--json", "--quiet")
     assert ended.status == 0, ended.err

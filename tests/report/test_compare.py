@@ -85,7 +85,7 @@ def test_other_models_and_groups_are_named(runs: tuple[RunDir, RunDir]):
     write_json(runs[1].plan_path, plan_to_json(other))
     values = json.loads(runs[1].solution_path.read_text())
     del values["assignment"][plan.space.groups[0].name]
-    write_json(runs[1].solution_path, values)
+    write_json(runs[1].solution_path, {**values, "fingerprint": "other"})
     found = compare(*runs)
     text = " ".join(found["notes"])
     assert "different models" in text

@@ -25,6 +25,7 @@ from hpcmpq.slurm.settings import KEYS, one_rank_per_gpu, parse_settings
 from hpcmpq.space import SearchSpace
 from hpcmpq.store.attempts import recording
 from hpcmpq.store.json_files import read_json, write_json
+from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import write_quadratic
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import Shard, write_shard
@@ -302,7 +303,7 @@ def test_status_says_how_many_tokens_experts_were_given(tmp_path: Path):
     said = []
     for tokens_LE in (None, np.array([[300, 200], [7, 400]])):
         model = dataclasses.replace(synthetic_model(), tokens_LE=tokens_LE)
-        write_quadratic(run.quadratic_path, model, model.linear_P, "abc")
+        write_quadratic(run.quadratic_path, model, model.linear_P, read_plan(run).fingerprint)
         assert read_status(run).expert_tokens == (() if tokens_LE is None else ((300, 200), (7, 400)))
         said.append(" ".join(CliRunner().invoke(app, ["status", str(run.path)]).stdout.split()))
     assert "experts" not in said[0]
