@@ -27,7 +27,8 @@ from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.deployable import saved_one_by_one
 from hpcmpq.models.layer_kinds import are_experts
-from hpcmpq.models.stored_weights import shapes_in_files, tensors_in
+from hpcmpq.models.stored_headers import stored_tensors
+from hpcmpq.models.stored_weights import tensors_in
 from hpcmpq.models.weights import from_matrix
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
@@ -160,7 +161,7 @@ def _inside(layer: str, quantized: Collection[str]) -> str:
 def matrices(attempt: Path) -> list[str]:
     """Names of the tensors of two axes and more in a directory's files."""
     files = tensors_in(attempt)
-    return [name for name, (shape, _) in shapes_in_files(attempt, files).items() if len(shape) > 1]
+    return [name for name, tensor in stored_tensors(attempt, files).items() if len(tensor.shape) > 1]
 
 
 def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> None:

@@ -1,7 +1,9 @@
 """What the headers of a directory's safetensors files say, without any value."""
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from hpcmpq.errors import UserError
@@ -33,23 +35,46 @@ def file_of_each(directory: Path) -> dict[str, str]:
     raise UserError(f"{directory} has no model.safetensors to stream from; set model.stream: false")
 
 
-def stored_shapes(directory: Path, files: Mapping[str, str]) -> dict[str, list[int]]:
-    """{tensor name: shape} of {tensor name: file name}; every file is opened once.
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as a header describes it.
+
+    Attributes:
+        shape: Its shape.
+        dtype: safetensors' name of its dtype.
+    """
+
+    shape: list[int]
+    dtype: str
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number."""
+        bits = re.search(r"\d+", self.dtype)  # none in BOOL
+        return int(bits[0]) // 8 if bits else 1
+
+
+def stored_tensors(directory: Path, files: Mapping[str, str]) -> dict[str, Stored]:
+    """{tensor name: what its header says} of {tensor name: file name}; every file is opened once.
 
     Raises:
         UserError: If a file is missing or damaged, or lacks a tensor that is said to be in it.
     """
     from safetensors import SafetensorError, safe_open
 
-    found: dict[str, list[int]] = {}
-    for file_name in dict.fromkeys(files.values()):
+    names: dict[str, list[str]] = {}
+    for name, file_name in files.items():
+        names.setdefault(file_name, []).append(name)
+    found: dict[str, Stored] = {}
+    for file_name, own in names.items():
         try:
             with safe_open(directory / file_name, "pt") as file:
-                own = [name for name, place in files.items() if place == file_name]
-                found |= {name: list(file.get_slice(name).get_shape()) for name in own}
+                for name in own:
+                    stored = file.get_slice(name)
+                    found[name] = Stored(list(stored.get_shape()), stored.get_dtype())
         except (SafetensorError, FileNotFoundError) as error:
             raise _unreadable(directory / file_name, error) from None
-    return found
+    return {name: found[name] for name in files}
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

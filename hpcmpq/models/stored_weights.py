@@ -1,8 +1,6 @@
 """The tensors in a directory's safetensors files, by the names that its model gives them, read one at a time."""
 
-import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 from hpcmpq.errors import UserError
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.joined_weights import JoinedWeight, filled, joined_weights
-from hpcmpq.models.stored_headers import STORED, file_of_each, stored_shapes
+from hpcmpq.models.stored_headers import STORED, file_of_each, stored_tensors
 from hpcmpq.models.tensor_files import DTYPES, read_tensor
 
 ReadRows = Callable[[str, int, int], Tensor]
@@ -93,7 +91,7 @@ def find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: 
             another shape.
     """
     files = file_of_each(directory)
-    shapes = stored_shapes(directory, files)
+    headers = stored_tensors(directory, files)
     there = names_in_model(model, files)
     made = joined_weights(model, files)
     prefix = getattr(model, "base_model_prefix", "") + "."
@@ -117,9 +115,9 @@ def find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: 
                 f"no safetensors file in {directory} holds {tied[0]} under that name, or what transformers makes it "
                 "of; set model.stream: false and evaluation.engine: torch"
             )
-        if shapes[stored] != list(parameters[tied[0]].shape):
+        if headers[stored].shape != list(parameters[tied[0]].shape):
             raise UserError(
-                f"{files[stored]} in {directory} holds {stored} as {shapes[stored]}, and config.json makes it "
+                f"{files[stored]} in {directory} holds {stored} as {headers[stored].shape}, and config.json makes it "
                 f"{list(parameters[tied[0]].shape)}; check that it belongs to these weights"
             )
         aliases.update(dict.fromkeys(tied, stored))
@@ -175,40 +173,10 @@ def unused_tensors(model: nn.Module, directory: Path) -> dict[str, str]:
     }
 
 
-def shapes_in_files(directory: Path, files: Mapping[str, str]) -> dict[str, tuple[list[int], int]]:
-    """{tensor name: (shape, bytes of a number)} of {tensor name: file name}, from the files' headers."""
-    from safetensors import safe_open
-
-    found = {}
-    for name, file_name in files.items():
-        with safe_open(directory / file_name, "pt") as file:
-            stored = file.get_slice(name)
-            bits = re.search(r"\d+", stored.get_dtype())  # none in BOOL
-            found[name] = stored.get_shape(), int(bits[0]) // 8 if bits else 1
-    return found
-
-
 def dtypes_in_files(weights: Weights) -> dict[str, torch.dtype | None]:
     """{tensor name: dtype} of the floating tensors in a directory's files, None for others, from the headers."""
-    from safetensors import safe_open
-
-    names: dict[str, list[str]] = {}
-    for name, file_name in weights.files.items():
-        names.setdefault(file_name, []).append(name)
-    found: dict[str, torch.dtype | None] = {}
-    for file_name, own in names.items():
-        with safe_open(weights.directory / file_name, "pt") as file:
-            found |= {name: DTYPES.get(file.get_slice(name).get_dtype()) for name in own}
-    return found
-
-
-def num_unused_bytes(
-    model: nn.Module, directory: Path, count: Callable[[str, Sequence[int], int], int] | None = None
-) -> int:
-    """Bytes of `unused_tensors` in a checkpoint, counted as by `hpcmpq.models.weights.num_fixed_bytes`."""
-    shapes = shapes_in_files(directory, unused_tensors(model, directory))
-    plain = (itemsize * math.prod(shape) for shape, itemsize in shapes.values())
-    return sum(count(name, *found) for name, found in shapes.items()) if count else sum(plain)
+    stored = stored_tensors(weights.directory, weights.files)
+    return {name: DTYPES.get(tensor.dtype) for name, tensor in stored.items()}
 
 
 def tensors_in(directory: Path) -> dict[str, str]:

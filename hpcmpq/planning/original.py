@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,8 @@ from hpcmpq.models.load import load_model, pick_device
 from hpcmpq.models.outputs import tried_forward
 from hpcmpq.models.repeatable import check_repeatable
 from hpcmpq.models.stored_dtype import check_stored_dtype
-from hpcmpq.models.stored_weights import Weights, num_unused_bytes, shapes_in_files, unused_tensors
+from hpcmpq.models.stored_headers import Stored, stored_tensors
+from hpcmpq.models.stored_weights import Weights, unused_tensors
 from hpcmpq.models.streaming import load_streamed, shapes_only
 from hpcmpq.models.weight_digests import weights_fingerprint
 from hpcmpq.sensitivity import find_method, forward_only_names
@@ -178,21 +179,29 @@ def find_groups(original: Original, samples: Samples, target: Target | None) -> 
         batch = samples.of_all_lengths(config.calibration.samples_per_pass)
         check_repeatable(original.model, batch.inputs)
     if config.model.path:
-        _warn_of_unused(original.model, Path(config.model.path))
-    if config.model.path and (target is None or target.keeps_unused):
-        fixed_bytes += num_unused_bytes(original.model, Path(config.model.path), count)
+        directory = Path(config.model.path)
+        unused = stored_tensors(directory, unused_tensors(original.model, directory))
+        _warn_of_unused(original.model, directory, unused)
+        if target is None or target.keeps_unused:
+            fixed_bytes += _num_bytes(unused, count)
     return Found(groups, fixed_bytes, active_bytes, tokens, chooses_experts(original.model))
 
 
-def _warn_of_unused(model: nn.Module, directory: Path) -> None:
+def _num_bytes(unused: Mapping[str, Stored], count: Callable[[str, Sequence[int], int], int] | None) -> int:
+    """Bytes of tensors of a checkpoint, counted as by `hpcmpq.models.weights.num_fixed_bytes`."""
+    if count is None:
+        return sum(tensor.itemsize * math.prod(tensor.shape) for tensor in unused.values())
+    return sum(count(name, tensor.shape, tensor.itemsize) for name, tensor in unused.items())
+
+
+def _warn_of_unused(model: nn.Module, directory: Path, unused: Mapping[str, Stored]) -> None:
     """Say so if the files hold many numbers that the model has no place for: its config.json may be another's."""
-    shapes = shapes_in_files(directory, unused_tensors(model, directory))
-    numel = sum(math.prod(shape) for shape, _ in shapes.values())
+    numel = sum(math.prod(tensor.shape) for tensor in unused.values())
     share = numel / (numel + sum(parameter.numel() for parameter in model.parameters()))
     if share > UNUSED_SHARE:
         log.warning(
             "%.0f %% of the numbers in the files of %s are no part of the model that its config.json describes, first "
-            "%s; check that it belongs to them", 100 * share, directory, next(iter(shapes)),
+            "%s; check that it belongs to them", 100 * share, directory, next(iter(unused)),
         )  # fmt: skip
 
 

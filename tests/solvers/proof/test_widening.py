@@ -39,14 +39,19 @@ def test_no_bound_of_a_widened_start_exceeds_the_enumerated_optimum() -> None:
     assert num_bounds > 20 and num_widened > 5
 
 
-def test_a_widened_start_is_ahead_of_a_convex_one() -> None:
-    compact, choice_G, objective = searched(Shape(40, 7, 0.15, False, 4.0))
+def both_starts(compact: Compact, choice_G: np.ndarray) -> tuple[Node, Node]:
+    """From the convex form of the whole problem, and widened."""
     scale_P = preconditioner(compact, choice_G)
     convex = make_node(compact, all_pairs(compact), scale_P)
     convex.state = convex_start.start(
         compact, convex.relaxation, convex.projector, convex.state, choice_G, 0, np.inf
     )
-    widened = widening.start(compact, scale_P, choice_G, 0, np.inf)
+    return convex, widening.start(compact, scale_P, choice_G, 0, np.inf)
+
+
+def test_a_widened_start_is_ahead_of_a_convex_one() -> None:
+    compact, choice_G, objective = searched(Shape(40, 7, 0.15, False, 4.0))
+    convex, widened = both_starts(compact, choice_G)
     for node in (convex, widened):
         advance(node, 10, np.inf)
     assert objective - widened.bound < 0.25 * (objective - convex.bound)
@@ -55,12 +60,7 @@ def test_a_widened_start_is_ahead_of_a_convex_one() -> None:
 @pytest.mark.slow
 def test_where_curvature_is_strongly_negative_a_cold_start_goes_on() -> None:
     compact, choice_G, objective = searched(Shape(160, 7, 0.05, True, 3.0))
-    scale_P = preconditioner(compact, choice_G)
-    convex = make_node(compact, all_pairs(compact), scale_P)
-    convex.state = convex_start.start(
-        compact, convex.relaxation, convex.projector, convex.state, choice_G, 0, np.inf
-    )
-    widened = widening.start(compact, scale_P, choice_G, 0, np.inf)
+    convex, widened = both_starts(compact, choice_G)
     assert not widened.state.from_convex
     for node in (convex, widened):
         advance(node, 10, np.inf)
