@@ -105,7 +105,6 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     check_solvable(plan)
     if not config.budgets:
         log.warning("budgets is empty, so nothing keeps the solution from the largest formats; name a budget")
-    _check_alone(run, plan)
     _keep(run, plan, config, original, splits)
     return plan
 
