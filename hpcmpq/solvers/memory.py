@@ -19,6 +19,12 @@ LIFTED_MATRICES = 24.0
 CONVEX_MATRICES = 1.7
 """float64 matrices of all options that the convex bound holds at most, beside the cross terms."""
 
+SMALL_DIMENSION, SIDE_BY_SIDE = 600, 4
+"""Dimension of a relaxation under which its nodes are bounded side by side, and how many at most."""
+
+STEPPING = 0.25
+"""Share of a node's matrices that steps hold; the rest are a certificate's, of which there is one at a time."""
+
 OTHER_BYTES = 3e7
 """What a search holds beside matrices, libraries' buffers included."""
 
@@ -40,12 +46,13 @@ def lifted_bytes(num_groups: int, width: int) -> float:
     """Most bytes of a proof by the relaxation, with groups of at most `width` options, beside the cross terms."""
     partial_bytes = 16.0 * num_groups * width
     exhaustion = min(EXHAUSTION_BYTES, partial_bytes * float(width) ** min(num_groups, 40))
-    return matrices_bytes(1 + num_groups * width) + exhaustion + OTHER_BYTES
+    nodes = SIDE_BY_SIDE if 1 + num_groups * (width - 1) < SMALL_DIMENSION else 1
+    return matrices_bytes(1 + num_groups * width, nodes) + exhaustion + OTHER_BYTES
 
 
-def matrices_bytes(size: int) -> float:
-    """Most bytes of the matrices with which one node of so many lifted coordinates is bounded."""
-    return LIFTED_MATRICES * 8.0 * size**2
+def matrices_bytes(size: int, nodes: int) -> float:
+    """Most bytes of the matrices with which so many nodes are bounded side by side, of so many lifted coordinates."""
+    return (1.0 + STEPPING * (nodes - 1)) * LIFTED_MATRICES * 8.0 * size**2
 
 
 def convex_bytes(num_options: int) -> float:

@@ -135,5 +135,5 @@ FIRST_STEPS = 10.0
 
 
 def search_seconds(time_limit_s: float) -> float:
-    """Most seconds of the search before the proof starts: a fifth of a short limit, 6 % of a long one and 2 s."""
-    return min(0.2 * time_limit_s, 2.0 + 0.06 * time_limit_s)
+    """Most seconds of the search before the proof starts: a fifth of a short limit, 5 % of a long one and 1 s."""
+    return min(0.2 * time_limit_s, 1.0 + 0.05 * time_limit_s)

@@ -23,7 +23,7 @@ from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.compact.presolve import presolve
 from hpcmpq.solvers.cp_sat import integer
 from hpcmpq.solvers.least_cost import least_cost
-from hpcmpq.solvers.proof import branch
+from hpcmpq.solvers.proof import bounding
 from hpcmpq.solvers.robust import solve_robust
 from tests.synthetic_run import synthetic_model
 
@@ -92,7 +92,7 @@ def test_the_first_bound_of_a_proof_is_compared_with_the_search(monkeypatch: pyt
         node.bound = 3.0
         return steps
 
-    monkeypatch.setattr(branch, "advance", wrong)
+    monkeypatch.setattr(bounding, "advance", wrong)
     with pytest.raises(InvalidBound):
         make_solver("quadratic").solve(tiny(), time_limit_s=5.0, seed=0)
 

@@ -66,7 +66,7 @@ def onto_simplices(compact: Compact, weight_P: np.ndarray) -> Callable[[np.ndarr
 
     def nearest(value_P: np.ndarray) -> np.ndarray:
         target[places] = value_P
-        point_P: np.ndarray = simplex(target, weight)[places]
+        point_P: np.ndarray = simplex(target, weight)[0][places]
         return point_P
 
     return nearest

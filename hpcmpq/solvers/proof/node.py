@@ -3,6 +3,7 @@
 Axis letters: P options, X padded options, G groups.
 """
 
+import threading
 import time
 from dataclasses import dataclass
 
@@ -15,9 +16,12 @@ from hpcmpq.solvers.proof.positive_part import PositivePart, positive_part
 from hpcmpq.solvers.proof.projection import Projector
 from hpcmpq.solvers.proof.relaxation import Relaxation, make_relaxation
 
-SINGLE_PRECISION_FROM = 400
+SINGLE_PRECISION_FROM = 200
 """Dimension from which the iteration runs in float32; bounds are always certified in float64."""
 
+
+CERTIFYING = threading.Lock()
+"""Held by the one certificate that is computed at a time: it takes most of a node's memory."""
 
 STEP_COST_S = 1.5e-10
 """First guess of a step's seconds per cubed dimension; measured from then on."""
@@ -124,7 +128,8 @@ def advance(node: Node, steps: int, deadline: float) -> int:
         if earlier_NN is not None:
             half_NN = 0.5 * (half_NN + earlier_NN)
         begun = time.perf_counter()
-        bound = certified(node.relaxation, half_NN, padded_pairs(node), node.state.largest)
+        with CERTIFYING:
+            bound = certified(node.relaxation, half_NN, padded_pairs(node), node.state.largest)
         node.state.largest = bound.largest
         node.state.part_s["certificates"] += time.perf_counter() - begun
         node.bound = max(node.bound, bound.value)

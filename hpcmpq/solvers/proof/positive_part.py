@@ -46,6 +46,11 @@ def positive_part(a_nn: np.ndarray, expected: int) -> tuple[np.ndarray, np.ndarr
     return of_whole(*np.linalg.eigh(a_nn))
 
 
+def by_whole(a_nn: np.ndarray, expected: int) -> tuple[np.ndarray, np.ndarray]:
+    """`positive_part` for threads: SciPy's partial decomposition keeps Python's other threads waiting, NumPy's not."""
+    return of_whole(*np.linalg.eigh(a_nn))
+
+
 def of_whole(eigenvalue: np.ndarray, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The positive ones, [r] and [n, r], of all eigenvalues [n], rising, and their vectors [n, n]."""
     first = int(np.searchsorted(eigenvalue, 0.0, side="right"))

@@ -35,12 +35,14 @@ class Blocks:
         upper: Their entries' flat places in [X, X], int64 [k·k, B].
         lower: Those of their mirrors.
         weight_EB: d_p d_q of every entry.
+        threshold_B: What the last projection subtracted, where the next one starts; −inf before the first.
         penalty: −inf where a pair is excluded, else zero, like `weight_EB`; None where none is.
     """
 
     upper: np.ndarray
     lower: np.ndarray
     weight_EB: np.ndarray
+    threshold_B: np.ndarray
     penalty: np.ndarray | None = None
 
 
@@ -62,6 +64,7 @@ class Projector:
                 np.ascontiguousarray(upper[:, part]),
                 np.ascontiguousarray(lower[:, part]),
                 weight_Y[upper[:, part]],
+                np.full(upper[:, part].shape[1], -np.inf, dtype),
             )
             for part in parts
         ]
@@ -97,14 +100,14 @@ class Projector:
             entries *= blocks.weight_EB
             if blocks.penalty is not None:
                 entries += blocks.penalty
-            entries = simplex(entries, blocks.weight_EB**2)
+            entries, blocks.threshold_B[:] = simplex(entries, blocks.weight_EB**2, blocks.threshold_B)
             entries *= blocks.weight_EB
             to_Y[blocks.upper] = entries
             to_Y[blocks.lower] = entries
         # A group's distribution appears three times: on the diagonal, in the first row and column.
         own_X = self.scale_X**2 * np.diagonal(w_XX) + 2.0 * self.scale_X * w_NN[0, inner]
         own_kG = own_X.reshape(lift.num_groups, width).T + self.own_penalty
-        own_X = simplex(own_kG, self.own_weight_kG).T.ravel()
+        own_X = simplex(own_kG, self.own_weight_kG)[0].T.ravel()
         out_XX[np.arange(padded), np.arange(padded)] = self.scale_X**2 * own_X
         out_NN[inner, inner] = out_XX
         out_NN[0, inner] = out_NN[inner, 0] = self.scale_X * own_X
@@ -119,21 +122,34 @@ class Projector:
         return out_NN
 
 
-def simplex(linear_EB: np.ndarray, weight_EB: np.ndarray) -> np.ndarray:
-    """The columns v ≥ 0, Σ v = 1 that minimise Σ ½ weight v² − linear v; linear −inf gives 0.
+def simplex(
+    linear_EB: np.ndarray, weight_EB: np.ndarray, near_B: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The columns v ≥ 0, Σ v = 1 that minimise Σ ½ weight v² − linear v, and their thresholds; linear −inf gives 0.
 
     v = max(linear − t, 0) / weight with a threshold t per column, found by Newton's method from the left,
-    where Σ v is convex and decreasing in t: it ends at the exact threshold after finitely many steps.
+    where Σ v is convex and decreasing in t: it ends at the exact threshold after finitely many steps. A step from the
+    right of it ends on its left, so any start will do, and a threshold of a similar column saves steps.
+
+    Args:
+        linear_EB: Linear terms, [E, B].
+        weight_EB: Positive weights, [E, B].
+        near_B: Where to start, [B]; −inf is none.
     """
     inverse_EB = 1.0 / weight_EB
     finite_EB = np.where(np.isfinite(linear_EB), linear_EB, 0.0) * inverse_EB
-    threshold_B = (linear_EB - weight_EB).max(axis=0)
-    for _ in range(len(linear_EB) + 1):
+    least_B = (linear_EB - weight_EB).max(axis=0)
+    threshold_B = least_B if near_B is None else np.maximum(least_B, near_B)
+    for step in range(len(linear_EB) + 2):
         active_EB = linear_EB > threshold_B
         mass_B = np.where(active_EB, inverse_EB, 0.0).sum(axis=0)
-        mass_B = np.maximum(mass_B, 1e-300)  # none is active where a weight is lost beside its linear term
+        # None is active right of all, or where a weight is lost beside its linear term.
+        mass_B = np.maximum(mass_B, np.finfo(mass_B.dtype).tiny)
         new_B = (np.where(active_EB, finite_EB, 0.0).sum(axis=0) - 1.0) / mass_B
+        if step == 0:
+            threshold_B = np.maximum(new_B, least_B)
+            continue
         if not (new_B > threshold_B + 1e-6 * (1.0 + np.abs(threshold_B))).any():
             break
         threshold_B = np.maximum(new_B, threshold_B)
-    return np.maximum(linear_EB - threshold_B, 0.0) * inverse_EB
+    return np.maximum(linear_EB - threshold_B, 0.0) * inverse_EB, threshold_B

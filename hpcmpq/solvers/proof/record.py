@@ -26,10 +26,12 @@ class ProofRecord:
     open_nodes: int = 0
     memory_limit: str = ""
 
-    def short_of_memory(self, size: int) -> bool:
-        """Whether two nodes of so many lifted coordinates, and a certificate of one, might not fit any more."""
+    def short_of_memory(self, size: int, width: int) -> bool:
+        """Whether two nodes of so many lifted coordinates, and a certificate, for each of `width` that are bounded
+        side by side, might not fit any more.
+        """
         left = room()
-        if left.bytes < NODES_AHEAD * matrices_bytes(size):
+        if left.bytes < NODES_AHEAD * matrices_bytes(size, width):
             self.memory_limit = left.limit
         return bool(self.memory_limit)
 

@@ -10,11 +10,12 @@ from bench.instances import COHERENCE, Shape, make_instance
 from hpcmpq.errors import UserError
 from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.on_gpu import TorchPositivePart
-from hpcmpq.solvers.proof.positive_part import positive_part
+from hpcmpq.solvers.proof.positive_part import by_whole, positive_part
 from hpcmpq.solvers.quadratic import QuadraticSolver
 
 WAYS = {
     "host": positive_part,
+    "threads": by_whole,
     "torch": TorchPositivePart("cpu", least_rows=1),
     "torch, few rows": TorchPositivePart("cpu"),
 }

@@ -63,11 +63,13 @@ def test_lift_is_orthonormal_and_spans_every_choice() -> None:
     np.testing.assert_allclose(lift.down(a + a.T), basis.T @ (a + a.T) @ basis, atol=1e-10)
 
 
-def test_simplex_projection_meets_its_optimality_conditions() -> None:
+@pytest.mark.parametrize("near", [None, -np.inf, -1.0, 0.3, 1e6])
+def test_simplex_projection_meets_its_optimality_conditions(near: float | None) -> None:
     rng = np.random.default_rng(0)
     linear, weight = rng.standard_normal((7, 50)), rng.uniform(0.1, 5.0, (7, 50))
     linear[0] = -np.inf
-    v = simplex(linear, weight)
+    v, threshold = simplex(linear, weight, None if near is None else np.full(50, near))
+    np.testing.assert_allclose(v, np.maximum(linear - threshold, 0.0) / weight)
     np.testing.assert_allclose(v.sum(axis=0), 1.0, atol=1e-5)
     assert (v >= 0).all() and (v[0] == 0).all()
     # Where v > 0 the gradient weight·v − linear is one constant per column, elsewhere at least that.

@@ -1,0 +1,60 @@
+"""Branch and bound with nodes side by side, against enumeration."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from hpcmpq.problem import Budget, Cost, Problem, Termination
+from hpcmpq.solvers.proof import bounding, branch
+from hpcmpq.solvers.quadratic import QuadraticSolver
+
+
+def unstructured(groups: int, options: int, seed: int) -> Problem:
+    """Random cross terms, whose relaxation is not tight, and one budget."""
+    rng = np.random.default_rng(seed)
+    group_P = np.repeat(np.arange(groups), options)
+    half_PP = rng.standard_normal((len(group_P), len(group_P)))
+    quad_PP = np.where(group_P[:, None] != group_P, half_PP + half_PP.T, 0.0)
+    budget = Budget(Cost("size", "bytes", rng.uniform(1.0, 2.0, len(group_P))), 1.45 * groups)
+    return Problem(rng.standard_normal(len(group_P)), quad_PP, group_P, (budget,))
+
+
+def least(problem: Problem, groups: int, options: int) -> float:
+    """By enumeration."""
+    choices = np.array(list(itertools.product(range(options), repeat=groups))) + options * np.arange(groups)
+    x = np.zeros((len(choices), groups * options))
+    x[np.arange(len(choices))[:, None], choices] = 1.0
+    value = x @ problem.linear_P + 0.5 * ((x @ problem.quad_PP) * x).sum(axis=1)
+    (budget,) = problem.budgets
+    return float(value[x @ budget.cost.linear_P <= budget.limit].min())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_nodes_side_by_side_prove_the_optimum(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branch, "threads_of", lambda dimension: threads)
+    monkeypatch.setattr(bounding.Bounding, "finish", lambda self, node: False)  # no node ends by enumeration
+    monkeypatch.setattr(bounding.Bounding, "round", lambda self, node: None)
+    for seed in (2, 5, 11):  # their first relaxation leaves a gap
+        problem = unstructured(9, 4, seed)
+        answer = QuadraticSolver().solve(problem, time_limit_s=120.0, seed=0)
+        assert answer.termination is Termination.OPTIMAL
+        assert answer.objective == pytest.approx(least(problem, 9, 4), rel=1e-9)
+        lowest = [line.proven for line in answer.proof]
+        assert max(line.node for line in answer.proof) > 1
+        assert max(lowest) <= answer.objective + 1e-9 * abs(answer.objective)
+
+
+def test_what_fails_in_a_thread_ends_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = bounding.Bounding.process
+
+    def failing(self: bounding.Bounding, node: bounding.Node, place: bounding.Place):
+        if place.number > 1:
+            raise MemoryError("no room for a certificate")
+        return process(self, node, place)
+
+    monkeypatch.setattr(branch, "threads_of", lambda dimension: 2)
+    monkeypatch.setattr(bounding.Bounding, "finish", lambda self, node: False)
+    monkeypatch.setattr(bounding.Bounding, "process", failing)
+    with pytest.raises(MemoryError, match="no room for a certificate"):
+        QuadraticSolver().solve(unstructured(9, 4, 5), time_limit_s=120.0, seed=0)
