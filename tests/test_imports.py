@@ -191,9 +191,9 @@ def test_the_solve_path_names_no_torch():
             assert not heavy & {name.split(".")[0] for name in imported_names(path)}, module
 
 
-# Installed libraries that the solve path may load: the four it names and what those need.
+# Installed libraries that the solve path may load: the five it names and what those need.
 ALLOWED = {
-    *("numpy", "scipy", "h5py", "ortools"),
+    *("numpy", "scipy", "threadpoolctl", "h5py", "ortools"),
     *("absl", "google", "immutabledict", "pandas", "dateutil", "pytz", "tzdata", "six", "typing_extensions"),
 }
 

@@ -14,6 +14,9 @@ from hpcmpq.targets import check_quantizer, find_target
 from hpcmpq.targets.gpus import computed_as_measured
 from hpcmpq.targets.kv_cache import check_cache_formats
 
+LARGEST_PROBES = 1024
+"""Signs of so many projections of a token take what exact features of as many outputs do."""
+
 LARGEST_SEED = 2**63
 """Above the largest that torch takes."""
 
@@ -120,6 +123,12 @@ def check_values(config: Config, source: str) -> None:
     }.items():
         if value is not None and not value > 0:
             raise UserError(f"{source}: {name} must be positive, got {value}")
+    probes = config.sensitivity.probes
+    if probes is not None and probes > LARGEST_PROBES:
+        raise UserError(
+            f"{source}: sensitivity.probes must be at most {LARGEST_PROBES:,}, got {probes:,}; take 64 where the "
+            "default of 4 leaves too much noise, or null for exact features of up to 1,024 outputs"
+        )
     for name in config.budgets:
         if table_name(name) != name:
             raise UserError(f"{source}: budgets names {table_name(name)} twice; leave out {name}")

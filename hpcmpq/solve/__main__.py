@@ -1,4 +1,4 @@
-"""The solve stage without the command line's dependencies: numpy, scipy, h5py and ortools are enough.
+"""The solve stage without the command line's dependencies: numpy, scipy, threadpoolctl, h5py and ortools are enough.
 
 A run directory copied to a laptop solves there:
 

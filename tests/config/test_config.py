@@ -34,6 +34,7 @@ def test_defaults_are_filled_in_and_round_trip():
         ({"model": {"path": "m", "factory": "a:b"}}, "exactly one of path and factory"),
         ({"calibration": {"data": "d", "num_samples": 0}}, "calibration.num_samples must be positive"),
         ({"calibration": {"data": "d", "num_samples": "many"}}, "calibration.num_samples"),
+        ({"sensitivity": {"probes": 1_000_000}}, "sensitivity.probes must be at most 1,024, got 1,000,000"),
         ({"calibration": {}}, "calibration.data"),
         ({"quantizer": {"group_size": -1}}, "quantizer.group_size must be positive"),
         ({"solver": {"shrink": -1}}, r"solver.shrink must be auto or a number of at least 0, got -1\.0"),

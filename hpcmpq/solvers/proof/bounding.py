@@ -21,7 +21,7 @@ from hpcmpq.solvers.valid_bound import lowered
 
 
 @dataclass(frozen=True)
-class Place:
+class NodePlace:
     """A node's place in the tree, as it was when its bounding began.
 
     Attributes:
@@ -63,7 +63,7 @@ class Bounding:
         """What to add to a node's objective to get the root's."""
         return (compact.constant - self.shift) / self.root.scale
 
-    def note(self, node: Node, place: Place, bound: float, options: int) -> None:
+    def note(self, node: Node, place: NodePlace, bound: float, options: int) -> None:
         """A line of the record."""
         proven = min(bound, place.others, self.incumbent.cutoff)
         line = ProofLine(
@@ -80,7 +80,7 @@ class Bounding:
         )
         self.record.lines.append(line)
 
-    def process(self, node: Node, place: Place) -> tuple[Node, float] | None:
+    def process(self, node: Node, place: NodePlace) -> tuple[Node, float] | None:
         """Bound a node until it closes (None) or stalls (the shrunk node and its bound)."""
         node.state.part_s = defaultdict(float)
         try:
@@ -90,7 +90,7 @@ class Bounding:
                 for part, seconds in node.state.part_s.items():
                     self.record.part_s[part] += seconds
 
-    def bounded(self, node: Node, place: Place) -> tuple[Node, float] | None:
+    def bounded(self, node: Node, place: NodePlace) -> tuple[Node, float] | None:
         """`process` without its account of seconds."""
         bound, is_root = place.parent_bound, place.number == 1
         marks: list[float] = []

@@ -13,7 +13,7 @@ import numpy as np
 
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.proof import convex_start, widening
-from hpcmpq.solvers.proof.bounding import Bounding, Place
+from hpcmpq.solvers.proof.bounding import Bounding, NodePlace
 from hpcmpq.solvers.proof.incumbent import first_incumbent
 from hpcmpq.solvers.proof.node import Node, all_pairs, make_node, preconditioner, shrink
 from hpcmpq.solvers.proof.positive_part import PositivePart, by_whole, positive_part
@@ -70,7 +70,7 @@ class _Tree:
         bounding, record = self.bounding, self.bounding.record
         counter, numbers = itertools.count(), itertools.count(1)
         with one_blas_thread(root.relaxation.lift.dimension):
-            outcome = bounding.process(root, Place(next(numbers), -np.inf, np.inf))
+            outcome = bounding.process(root, NodePlace(next(numbers), -np.inf, np.inf))
         if outcome is None:
             return bounding.incumbent.cutoff
         dimension = outcome[0].relaxation.lift.dimension
@@ -84,7 +84,7 @@ class _Tree:
                     while self.heap and len(self.running) < width and not stopped:
                         bound, _, node = heapq.heappop(self.heap)
                         if bound < bounding.incumbent.cutoff:
-                            place = Place(next(numbers), bound, self.lowest())
+                            place = NodePlace(next(numbers), bound, self.lowest())
                             self.running[pool.submit(bounding.process, node, place)] = bound
                     for future in wait(self.running, return_when=FIRST_COMPLETED).done:
                         del self.running[future]

@@ -48,7 +48,7 @@ def test_nodes_side_by_side_prove_the_optimum(threads: int, monkeypatch: pytest.
 def test_what_fails_in_a_thread_ends_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     process = bounding.Bounding.process
 
-    def failing(self: bounding.Bounding, node: bounding.Node, place: bounding.Place):
+    def failing(self: bounding.Bounding, node: bounding.Node, place: bounding.NodePlace):
         if place.number > 1:
             raise MemoryError("no room for a certificate")
         return process(self, node, place)
