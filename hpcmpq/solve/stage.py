@@ -1,4 +1,4 @@
-"""The solve stage: quadratic model and budgets to `solution.json`, by the libraries of `hpcmpq.solve.__main__` alone."""
+"""The solve stage: quadratic model and budgets to `solution.json`, by the libraries of `hpcmpq.solve.__main__`."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -19,11 +19,11 @@ LIFTED_MATRICES = 24.0
 CONVEX_MATRICES = 1.7
 """float64 matrices of all options that the convex bound holds at most, beside the cross terms."""
 
-SMALL_DIMENSION, SIDE_BY_SIDE = 600, 4
+SMALL_DIMENSION, SIDE_BY_SIDE = 600, 3
 """Dimension of a relaxation under which its nodes are bounded side by side, and how many at most."""
 
-STEPPING = 0.25
-"""Share of a node's matrices that steps hold; the rest are a certificate's, of which there is one at a time."""
+STEPPING = 0.19
+"""Share of a node's matrices that its steps hold, nine in float32; the rest are of certificates, made one at a time."""
 
 OTHER_BYTES = 3e7
 """What a search holds beside matrices, libraries' buffers included."""
