@@ -16,7 +16,7 @@ from hpcmpq.solvers.proof import convex_start, widening
 from hpcmpq.solvers.proof.bounding import Bounding, NodePlace
 from hpcmpq.solvers.proof.incumbent import first_incumbent
 from hpcmpq.solvers.proof.node import Node, all_pairs, make_node, preconditioner, shrink
-from hpcmpq.solvers.proof.positive_part import PositivePart, by_whole, positive_part
+from hpcmpq.solvers.proof.positive_part import PositivePart, positive_part
 from hpcmpq.solvers.proof.record import ProofRecord
 from hpcmpq.solvers.proof.threads import one_blas_thread, threads_of
 
@@ -75,8 +75,6 @@ class _Tree:
             return bounding.incumbent.cutoff
         dimension = outcome[0].relaxation.lift.dimension
         width = threads_of(dimension)
-        if width > 1:
-            outcome[0].projector.positive_part = by_whole  # its children take it over
         stopped = self.take(outcome, counter, width)
         with one_blas_thread(dimension), ThreadPoolExecutor(width) as pool:
             try:

@@ -10,7 +10,8 @@ Axis letters: n rows, r positive eigenvalues.
 from collections.abc import Callable
 
 import numpy as np
-import scipy
+
+from hpcmpq.solvers.proof.lapack import positive_pairs
 
 PositivePart = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 """`positive_part` and what may take its place."""
@@ -19,7 +20,7 @@ PARTIAL_FROM = 200
 """Rows from which a part of the decomposition is faster than the whole."""
 
 
-LARGEST_SHARE = 0.2
+LARGEST_SHARE = 0.4
 """Share of positive eigenvalues above which the whole is faster."""
 
 
@@ -37,17 +38,9 @@ def positive_part(a_nn: np.ndarray, expected: int) -> tuple[np.ndarray, np.ndarr
     """
     if len(a_nn) >= PARTIAL_FROM and 0 < expected < LARGEST_SHARE * len(a_nn):
         try:
-            eigenvalue, vector = scipy.linalg.eigh(
-                a_nn, driver="evr", subset_by_value=(0.0, np.inf), check_finite=False
-            )
-            return eigenvalue, vector
+            return positive_pairs(a_nn)
         except np.linalg.LinAlgError:  # inverse iteration need not converge; the whole decomposition does
             pass
-    return of_whole(*np.linalg.eigh(a_nn))
-
-
-def by_whole(a_nn: np.ndarray, expected: int) -> tuple[np.ndarray, np.ndarray]:
-    """`positive_part` for threads: SciPy's partial decomposition keeps Python's other threads waiting, NumPy's not."""
     return of_whole(*np.linalg.eigh(a_nn))
 
 

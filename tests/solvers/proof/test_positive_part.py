@@ -10,12 +10,13 @@ from bench.instances import COHERENCE, Shape, make_instance
 from hpcmpq.errors import UserError
 from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.on_gpu import TorchPositivePart
-from hpcmpq.solvers.proof.positive_part import by_whole, positive_part
+from hpcmpq.solvers.proof.lapack import positive_pairs
+from hpcmpq.solvers.proof.positive_part import positive_part
 from hpcmpq.solvers.quadratic import QuadraticSolver
 
 WAYS = {
     "host": positive_part,
-    "threads": by_whole,
+    "LAPACK's part": lambda a_nn, expected: positive_pairs(a_nn),
     "torch": TorchPositivePart("cpu", least_rows=1),
     "torch, few rows": TorchPositivePart("cpu"),
 }
