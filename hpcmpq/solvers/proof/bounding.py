@@ -47,6 +47,7 @@ class Bounding:
         seed: Of the searches from rounded relaxations.
         record: Receives a line for every certificate.
         lock: Held while the incumbent or the record changes.
+        not_exhausted: Options and gap of every node whose choices were too many to exhaust.
         exhausting: Held while a node is exhausted: one at a time keeps the memory that is allowed for it.
     """
 
@@ -56,6 +57,7 @@ class Bounding:
     deadline: float
     seed: int
     record: ProofRecord
+    not_exhausted: list[tuple[int, float]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     exhausting: threading.Lock = field(default_factory=threading.Lock)
 
@@ -128,7 +130,7 @@ class Bounding:
                     return None
                 continue
             window = 2 if not is_root else 4
-            if len(marks) > window and marks[-1] - marks[-1 - window] < 0.15 * gap:
+            if len(marks) > window and marks[-1] - marks[-1 - window] < (0.15 if is_root else 0.25) * gap:
                 if self.finish(node):
                     return None
                 if node.compact.num_groups <= BRANCH_GROUPS:
@@ -158,6 +160,12 @@ class Bounding:
             own_P = certificate.minimum.own_X[columns]
             pair_PP = certificate.minimum.pair_XX[np.ix_(columns, columns)]
         alive_P = np.diagonal(node.allowed_PP)
+        room = self.incumbent.cutoff - add - value
+        if any(
+            ALIKE * alive_P.sum() >= options and ALIKE * room >= least
+            for options, least in self.not_exhausted
+        ):
+            return False
         own_P = np.where(alive_P, own_P, np.inf)
         pair_PP = np.where(node.allowed_PP, pair_PP, np.inf)
         for start, stop in zip(compact.offset_H[:-1], compact.offset_H[1:], strict=True):
@@ -171,6 +179,8 @@ class Bounding:
             node.state.part_s["exhaustion"] += time.perf_counter() - begun
         if choice_G is not None:
             self.offer(compact, choice_G)
+        if not done:
+            self.not_exhausted.append((int(alive_P.sum()), room))
         return done
 
     def offer(self, compact: Compact, choice_G: np.ndarray) -> None:
@@ -199,6 +209,9 @@ class Bounding:
             walked, _ = polish(compact, found, self.seed, min(self.deadline, time.perf_counter() + budget_s))
             self.offer(compact, walked[0])
 
+
+ALIKE = 1.15
+"""A node is not exhausted whose options and gap, times this, are at least those of one that could not be."""
 
 BRANCH_GROUPS = 120
 """Above, more steps at the root pay better than branching."""
