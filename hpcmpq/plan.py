@@ -83,6 +83,8 @@ class Plan:
             older plans.
         original: Settings of the original and some of its outputs, see `hpcmpq.models.original_marks`; empty in
             older plans.
+        balanced: How `calibration.balance_experts` chose the samples to fit rounding on, see
+            `hpcmpq.planning.balanced_samples`; empty without it.
         active_fixed_bytes: Of these, bytes that are read for a token; None in older plans, and where samples are no
             tokens.
         tokens_per_sample: Of the sample that arithmetic was counted on; 0 likewise.
@@ -101,6 +103,7 @@ class Plan:
     environment: dict[str, str]
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
     original: dict[str, Any] = dataclasses.field(default_factory=dict)
+    balanced: dict[str, Any] = dataclasses.field(default_factory=dict)
     active_fixed_bytes: int | None = None
     tokens_per_sample: int = 0
     times: dict[str, Any] | None = None
@@ -208,6 +211,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "facts": plan.facts,
         "weights": plan.weights,
         "original": plan.original,
+        "balanced": plan.balanced,
         "groups": [dataclasses.asdict(group) for group in plan.space.groups],
         "formats": [list(names) for names in plan.space.formats],
         "units": [dataclasses.asdict(unit) for unit in plan.units],
@@ -233,6 +237,7 @@ def plan_from_json(values: dict[str, Any]) -> Plan:
         environment=values["environment"],
         weights=values.get("weights", {}),
         original=values.get("original", {}),
+        balanced=values.get("balanced", {}),
         active_fixed_bytes=values.get("active_fixed_bytes"),
         tokens_per_sample=values.get("tokens_per_sample", 0),
     )

@@ -10,7 +10,7 @@ from hpcmpq.batch.status import Status
 from hpcmpq.calibrate.reduce import Reduction
 from hpcmpq.cli.console import rows, say, show, table
 from hpcmpq.plan import Plan
-from hpcmpq.report.experts import tokens_of_experts
+from hpcmpq.report.experts import balanced_samples, tokens_of_experts
 from hpcmpq.wording import show_bytes
 
 
@@ -32,6 +32,8 @@ def planned(plan: Plan) -> None:
         say(f"samples begin and end as the tokenizer has it: {around}")
     elif not plan.config.calibration.special_tokens:
         say("samples without the tokenizer's special tokens (calibration.special_tokens)")
+    if plan.balanced:
+        say(balanced_samples(plan.balanced))
 
 
 def cost(values: dict[str, Any]) -> None:

@@ -129,6 +129,11 @@ def check_values(config: Config, source: str) -> None:
             f"{source}: sensitivity.probes must be at most {LARGEST_PROBES:,}, got {probes:,}; take 64 where the "
             "default of 4 leaves too much noise, or null for exact features of up to 1,024 outputs"
         )
+    if config.calibration.balance_experts and config.quantizer.rounding != "gptq":
+        raise UserError(
+            f"{source}: calibration.balance_experts chooses the samples that quantizer.rounding gptq is fitted on; set "
+            "quantizer.rounding: gptq, or leave it out"
+        )
     for name in config.budgets:
         if table_name(name) != name:
             raise UserError(f"{source}: budgets names {table_name(name)} twice; leave out {name}")

@@ -23,6 +23,7 @@ from hpcmpq.models.groups import num_fixed_bytes
 from hpcmpq.models.outputs import tried_forward
 from hpcmpq.models.streaming import shapes_only
 from hpcmpq.plan import Plan
+from hpcmpq.planning.balanced_samples import check_balance
 from hpcmpq.planning.cost_estimate import CostEstimate, cost_of_pass
 from hpcmpq.planning.original import check_method, stored_dtype
 from hpcmpq.planning.peak_parts import ahead_bytes
@@ -146,6 +147,7 @@ def _counted(config: Config) -> tuple[Plan, CostEstimate, tuple[int, list[int]],
     inputs, length = _inputs(config)
     with shapes_only(config.model, inputs) as (model, shapes), torch.no_grad():
         tried_forward(model, shapes)
+        check_balance(config, model)
         groups = deployable_groups(model, config.groups, shapes, target)
         space = search_space(config, groups, target)
         fixed = num_fixed_bytes(model, groups, dtype, count)

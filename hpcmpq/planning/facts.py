@@ -67,6 +67,8 @@ def find_facts(
         }
     else:
         del kept["quantizer"]["activations"]
+    if not config.calibration.balance_experts:
+        del kept["calibration"]["balance_experts"]  # as in plans older than the choice
     if config.calibration.workers is None:
         del kept["calibration"]["workers"]
     if config.sensitivity.products is None:

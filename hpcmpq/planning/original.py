@@ -23,7 +23,7 @@ from hpcmpq.models.repeatable import check_repeatable
 from hpcmpq.models.stored_dtype import check_stored_dtype
 from hpcmpq.models.stored_headers import Stored, stored_tensors
 from hpcmpq.models.stored_weights import Weights, unused_tensors
-from hpcmpq.models.streaming import load_streamed, shapes_only
+from hpcmpq.models.streaming import Streamed, load_streamed, shapes_only
 from hpcmpq.models.weight_digests import weights_fingerprint
 from hpcmpq.sensitivity import find_method, forward_only_names
 from hpcmpq.settings import Config
@@ -45,15 +45,20 @@ class Original:
         config: Of the run.
         model: Runs, whole or streamed.
         device: Where it runs.
-        weights: Where a streamed model's weights are; None of a whole one.
+        streamed: The model's blocks, where they are read when they run; None of a whole one.
         block_bytes: Of a streamed model, bytes outside its blocks and of the largest; None of a whole one.
     """
 
     config: Config
     model: nn.Module
     device: torch.device
-    weights: Weights | None = None
+    streamed: Streamed | None = None
     block_bytes: tuple[int, int] | None = None
+
+    @property
+    def weights(self) -> Weights | None:
+        """Where a streamed model's weights are; None of a whole one."""
+        return None if self.streamed is None else self.streamed.weights
 
     def fingerprint(self) -> str:
         """Digest of all weights."""
@@ -133,7 +138,7 @@ def load_original(config: Config, import_paths: tuple[str, ...]) -> Original:
     streamed = load_streamed(config.model)
     itemsize = getattr(torch, config.model.dtype).itemsize
     outside, sizes = block_bytes(streamed.model, streamed.blocks, itemsize)
-    return Original(config, streamed.model, device, streamed.weights, (outside, max(sizes)))
+    return Original(config, streamed.model, device, streamed, (outside, max(sizes)))
 
 
 @dataclass(frozen=True)

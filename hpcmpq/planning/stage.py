@@ -18,6 +18,7 @@ from hpcmpq.models.stored_dtype import check_scales
 from hpcmpq.models.weight_digests import weight_marks
 from hpcmpq.objective import check_labels
 from hpcmpq.plan import CHOICES, Plan, content_hash, plan_to_json
+from hpcmpq.planning.balanced_samples import check_balance, choose_balanced
 from hpcmpq.planning.cost_estimate import estimate_cost
 from hpcmpq.planning.facts import (
     TARGETS,
@@ -58,6 +59,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     if target:
         check_describable(target, Path(str(config.model.path)))
     original = load_original(config, import_paths)
+    check_balance(config, original.model)
     planned = _planned_before(run)
     config = _with_samples_as_before(config, planned, run)
     config = _with_scales(config, target, planned)
@@ -76,6 +78,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     check_rounding(original.model, space, config.quantizer)
     if target and target.export == "gguf":
         check_scales(original.model, space, torch.float16)
+    splits, balanced = choose_balanced(original, splits, groups, planned)
     facts = find_facts(config, weights, splits, space, outputs_NTV.shape[-1], found.chooses)
     if planned is not None:
         unknown = {name: facts[name] for name in (TARGETS, ROUNDING, CHOICES, SOURCE_CODES) if name in facts}
@@ -101,6 +104,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         weights=weight_marks(original.model, config.model.dtype),
         original=(planned.original if planned is not None else {})
         or original_marks(original.model, first.inputs, outputs_NTV),
+        balanced=balanced,
     )
     check_solvable(plan)
     if not config.budgets:

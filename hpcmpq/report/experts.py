@@ -1,6 +1,7 @@
-"""How many calibration tokens the experts of a mixture were given, in a sentence."""
+"""How many tokens the experts of a mixture were given by samples, in a sentence."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,4 +33,20 @@ def tokens_of_experts(counts_LE: np.ndarray | Sequence[Sequence[int]]) -> tuple[
     return False, (
         f"{sentence}; {few} had fewer than {FEW_TOKENS}, the fewest expert {expert} of mixture {layer} in the model's "
         "order: what is measured of them, and its standard errors, rest on little"
+    )
+
+
+def balanced_samples(values: Mapping[str, Any]) -> str:
+    """What `calibration.balance_experts` chose, in a sentence.
+
+    Args:
+        values: `balanced` of a plan.
+
+    Example:
+        >>> balanced_samples({"num_candidates": 64, "chosen": [0, 3], "fewest_tokens_first": 7, "fewest_tokens": 31})
+        'rounding is fitted on 2 of 64 candidates that reach all experts: 31 tokens for the least used, not 7'
+    """
+    return (
+        f"rounding is fitted on {len(values['chosen'])} of {values['num_candidates']} candidates that reach all "
+        f"experts: {values['fewest_tokens']:,} tokens for the least used, not {values['fewest_tokens_first']:,}"
     )

@@ -4,10 +4,10 @@ The solve path, which reads them back from `plan.json`, needs neither pydantic n
 from YAML and checks them.
 """
 
+from hpcmpq.settings.calibration import CalibrationConfig
 from hpcmpq.settings.plain_values import from_values, to_values
 from hpcmpq.settings.quantizer import Quantizer, ReroundConfig
 from hpcmpq.settings.sections import (
-    CalibrationConfig,
     Config,
     EvaluationConfig,
     GroupsConfig,

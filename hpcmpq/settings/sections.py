@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hpcmpq.settings.calibration import CalibrationConfig
 from hpcmpq.settings.quantizer import Quantizer, ReroundConfig
 
 
@@ -26,38 +27,6 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     device: str = "auto"
     stream: bool = False
-
-
-@dataclass(frozen=True)
-class CalibrationConfig:
-    """The samples that sensitivities are measured on.
-
-    Attributes:
-        data: A text file, JSONL, ``.npy`` array, ``.npz`` arrays or factory.
-        num_samples: Samples to calibrate on.
-        sequence_length: Tokens per sample of a language model, special ones included.
-        seed: Chooses the samples.
-        held_out: Samples of the same data that calibration never sees, for measured losses.
-        samples_per_unit: Samples of one work unit, or None to choose.
-        workers: Workers that units are cut for where the config does not say how large, or None for 64 and all groups.
-        samples_per_pass: Samples of one forward pass.
-        special_tokens: Begin and end every sample of text, of evaluation too, as the model's tokenizer begins and
-            ends a text (BOS; CLS and SEP). None is for plans made before this key was there: windows of a language
-            model have none, samples of other models have them.
-        rounding_samples: Further samples of the data that ``quantizer.rounding`` ``gptq`` is fitted on, or None for
-            four times `num_samples`, as far as the data go. Losses on samples that codes were fitted on are too low.
-    """
-
-    data: str
-    num_samples: int = 128
-    sequence_length: int = 512
-    seed: int = 0
-    held_out: int = 32
-    samples_per_unit: int | None = None
-    workers: int | None = None
-    samples_per_pass: int = 4
-    special_tokens: bool | None = True
-    rounding_samples: int | None = None
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,20 @@ OVERLAPPING = "with half or more of their tokens in earlier sets"
 ROUNDING_SHARE = 4
 """Samples that rounding is fitted on by default, for every calibration sample: Σxxᵀ of few tokens is fitted to them."""
 
+CANDIDATES = 4
+"""Samples that ``calibration.balance_experts`` chooses among, for every one that it takes."""
+
 
 def num_rounding_samples(config: Config) -> int:
     """Samples that error-compensated rounding wants; none without it."""
     if config.quantizer.rounding != "gptq":
         return 0
     return config.calibration.rounding_samples or ROUNDING_SHARE * config.calibration.num_samples
+
+
+def num_rounding_candidates(config: Config) -> int:
+    """Samples that those are chosen among."""
+    return num_rounding_samples(config) * (CANDIDATES if config.calibration.balance_experts else 1)
 
 
 def take(
@@ -67,10 +75,11 @@ def after_all(spare: list[int], count: int, passed: Counter[str]) -> list[int]:
 
 
 def take_for_rounding(
-    pool: Samples, order: Iterator[int], wanted: int, taken: set[str], seen: np.ndarray
+    pool: Samples, order: Iterator[int], config: Config, taken: set[str], seen: np.ndarray
 ) -> list[int]:
-    """Up to `wanted` samples that share little with those that losses are measured on."""
-    chosen = take(pool, order, wanted, taken, Counter[str](), seen, [])
+    """Samples for rounding, or to choose them among, that share little with those that losses are measured on."""
+    wanted = num_rounding_samples(config)
+    chosen = take(pool, order, num_rounding_candidates(config), taken, Counter[str](), seen, [])
     if not chosen:
         _log.warning(
             "the data hold no further samples for quantizer.rounding gptq, which is fitted on the calibration samples: "

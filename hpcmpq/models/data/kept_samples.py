@@ -4,8 +4,9 @@ Workers read them from there: none tokenizes the whole text again, and none need
 Stages that need the other samples too split the data again.
 """
 
+import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
@@ -79,7 +80,7 @@ def rounding_samples(run: RunDir, plan: Plan) -> Samples:
     samples = _read(run, ROUNDING_NAME)
     if samples is None:
         samples = planned_splits(plan).rounding
-    if samples is None or content_hash(samples.content_hashes()) != plan.facts[ROUNDING]:
+    if samples is None or not _are_fitted_on(samples, plan):
         raise UserError(
             f"the samples to fit rounding on are not those that {run.path} was planned with; {_again(run)}"
         )
@@ -100,7 +101,27 @@ def planned_splits(plan: Plan) -> Splits:
             f"{plan.config.calibration.data} gives other calibration samples than the run was planned with{why}; "
             "restore it, or use a new run directory"
         )
+    if plan.balanced:
+        splits = with_balanced(splits, plan.balanced["chosen"])
+        if splits.rounding is None or not _are_fitted_on(splits.rounding, plan):
+            raise UserError(
+                f"{plan.config.calibration.data} gives other samples to fit rounding on than the run was planned with; "
+                "restore it, or use a new run directory"
+            )
     return splits
+
+
+def with_balanced(splits: Splits, chosen: Sequence[int]) -> Splits:
+    """The splits with the samples to fit rounding on, chosen of the candidates; without where there are too few.
+
+    Args:
+        splits: With candidates.
+        chosen: Which of them, ascending.
+    """
+    candidates = splits.candidates
+    if candidates is None or not chosen or max(chosen) >= len(candidates.samples):
+        return splits
+    return dataclasses.replace(splits, rounding=candidates.part(chosen), candidates=None)
 
 
 @contextmanager
@@ -119,6 +140,10 @@ def _are_planned(samples: Samples, plan: Plan) -> bool:
     if "calibration.targets" in plan.facts:
         facts["calibration.targets"] = samples.targets_hash()
     return all(plan.facts[name] == value for name, value in facts.items())
+
+
+def _are_fitted_on(samples: Samples, plan: Plan) -> bool:
+    return content_hash(samples.content_hashes()) == plan.facts[ROUNDING]
 
 
 def _read(run: RunDir, name: str = NAME) -> Samples | None:

@@ -115,6 +115,24 @@ def _hash_of(tensors: dict[str, Tensor]) -> str:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """Samples to choose from.
+
+    Attributes:
+        samples: All of them.
+        padded: Whether they were padded here to the longest.
+    """
+
+    samples: Samples
+    padded: bool = False
+
+    def part(self, chosen: Sequence[int]) -> Samples:
+        """The chosen samples, padded to the longest of them."""
+        samples = self.samples[list(chosen)]
+        return samples.trimmed() if self.padded else samples
+
+
+@dataclass(frozen=True)
 class Splits:
     """Disjoint samples of one run.
 
@@ -126,7 +144,10 @@ class Splits:
         num_uncounted: Samples left out because no position of theirs counts.
         num_overlapping: Samples dropped because earlier sets hold half or more of their tokens, in long runs.
         special_tokens: What begins and ends every calibration sample, as ``<bos> ...``, or empty.
-        rounding: Error-compensated rounding is fitted on these; None without it, and where the data hold no more.
+        rounding: Error-compensated rounding is fitted on these; None without it, where the data hold no more, and
+            until they are chosen of `candidates`.
+        candidates: With ``calibration.balance_experts`` what they are chosen of by the model's routers, in the order
+            in which they would be taken without; None where the data hold no more.
         pool_bytes: Of all samples that these were chosen from.
     """
 
@@ -138,4 +159,5 @@ class Splits:
     num_overlapping: int = 0
     special_tokens: str = ""
     rounding: Samples | None = None
+    candidates: Pool | None = None
     pool_bytes: int = 0

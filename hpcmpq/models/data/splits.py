@@ -19,12 +19,12 @@ from hpcmpq.models.data.choosing import (
     REPEATED,
     UNCOUNTED,
     after_all,
-    num_rounding_samples,
+    num_rounding_candidates,
     take,
     take_for_rounding,
 )
 from hpcmpq.models.data.overlap import RUN_LENGTH, seen_runs, shared_tokens
-from hpcmpq.models.data.samples import IGNORED, Samples, Splits
+from hpcmpq.models.data.samples import IGNORED, Pool, Samples, Splits
 from hpcmpq.models.data.sources import Documents, read_source
 from hpcmpq.models.data.tokenization import Frame, find_tokenization
 from hpcmpq.models.data.tokens import to_samples
@@ -36,26 +36,12 @@ __all__ = ["IGNORED", "Samples", "Splits", "load_splits"]
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pool:
-    """Samples to choose from, the frame that each is in, and whether they were padded here to the longest."""
-
-    samples: Samples
-    frame: Frame
-    padded: bool
-
-    def part(self, chosen: list[int]) -> Samples:
-        """The chosen samples, padded to the longest of them."""
-        samples = self.samples[chosen]
-        return samples.trimmed() if self.padded else samples
-
-
 def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     """The disjoint sets of samples, chosen by ``calibration.seed``.
 
     The data are permuted; the first ``num_samples`` are for calibration, the next ``held_out`` are held out,
     and evaluation takes up to ``evaluation.num_samples`` of the rest, or of ``evaluation.data``. Error-compensated
-    rounding takes ``rounding_samples`` of what is left then. A sample
+    rounding takes ``rounding_samples`` of what is left then, or with ``balance_experts`` candidates for them. A sample
     whose content was taken already is dropped, and so is one of which no position counts: it has no loss; and from
     later sets one that shares much of its text with earlier ones, see `hpcmpq.models.data.overlap`. Of data that
     hold nothing else, such as text from a template, those are taken after all, with a warning.
@@ -72,9 +58,9 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     _check_length(config, description)
     separate = evaluation.data is not None and evaluation.data != calibration.data
     sizes = calibration.num_samples, calibration.held_out
-    num_rounding = num_rounding_samples(config)
+    num_rounding = num_rounding_candidates(config)
     wanted = sum(sizes) + (0 if separate else evaluation.num_samples) + num_rounding
-    pool = _read(calibration.data, "calibration.data", config, description, wanted, import_paths)
+    pool, frame = _read(calibration.data, "calibration.data", config, description, wanted, import_paths)
     order = _permuted(len(pool.samples), calibration.seed)
     taken: set[str] = set()
     passed: Counter[str] = Counter()
@@ -85,7 +71,7 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     for_held_out += after_all(spare, sizes[1] - len(for_held_out), passed)
     if separate:
         place = "evaluation.data"
-        eval_pool = _read(
+        eval_pool, _ = _read(
             str(evaluation.data), place, config, description, evaluation.num_samples, import_paths
         )
         eval_order, eval_passed = _permuted(len(eval_pool.samples), calibration.seed), Counter[str]()
@@ -110,7 +96,7 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     for_rounding: list[int] = []
     if num_rounding:
         seen_last = np.union1d(seen_too, seen_runs(eval_pool.samples[for_evaluation]))
-        for_rounding = take_for_rounding(pool.samples, order, num_rounding, taken, seen_last)
+        for_rounding = take_for_rounding(pool.samples, order, config, taken, seen_last)
     if passed[REPEATED]:
         _log.warning("dropped %d samples whose content is in an earlier set", passed[REPEATED])
     if passed[OVERLAPPING]:
@@ -125,6 +111,7 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
             len(for_evaluation),
             evaluation.num_samples,
         )
+    balanced = calibration.balance_experts
     splits = Splits(
         calibration=pool.part(for_calibration),
         held_out=pool.part(for_held_out),
@@ -132,8 +119,9 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
         num_dropped=passed[REPEATED],
         num_uncounted=passed[UNCOUNTED],
         num_overlapping=passed[OVERLAPPING],
-        special_tokens=pool.frame.words,
-        rounding=pool.part(for_rounding) if for_rounding else None,
+        special_tokens=frame.words,
+        rounding=pool.part(for_rounding) if for_rounding and not balanced else None,
+        candidates=Pool(pool.part(for_rounding), pool.padded) if for_rounding and balanced else None,
         pool_bytes=pool.samples.nbytes + (eval_pool.samples.nbytes if separate else 0),
     )
     if config.objective == "ce" and not all(
@@ -153,7 +141,8 @@ def _read(
     description: ModelDescription,
     wanted: int,
     import_paths: Sequence[str],
-) -> _Pool:
+) -> tuple[Pool, Frame]:
+    """The samples of a source, and what is around each."""
     # Twice as many as wanted from an endless iterator, since some may be duplicates.
     source = read_source(data, place, 2 * wanted, import_paths)
     calibration, place = config.calibration, f"{place} {data}"
@@ -165,7 +154,7 @@ def _read(
     }
     # Plans made before calibration.special_tokens name samples that are padded to the longest of the pool.
     padded = isinstance(source, Documents) and calibration.special_tokens is not None
-    return _Pool(dataclasses.replace(samples, inputs=inputs), tokenization.frame, padded)
+    return Pool(dataclasses.replace(samples, inputs=inputs), padded), tokenization.frame
 
 
 def _say_shared(name: str, samples: Samples, seen: np.ndarray) -> None:
