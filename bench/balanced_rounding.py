@@ -1,11 +1,14 @@
 """What `calibration.balance_experts` is worth: KL of uniform formats whose codes are fitted on chosen samples.
 
-    python -m bench.balanced_rounding            writes section `balanced_rounding` of bench/RESULTS.md
+    python -m bench.balanced_rounding --held-out 16     four candidates for each sample, measured on another text
+    python -m bench.balanced_rounding --held-out 100    fewer candidates, since many samples of their text are kept
 
 Of configs/mixture.yaml with `quantizer.rounding: gptq`, for several `calibration.seed`: the samples that the key
-chooses against as many first ones of the same candidates, which are what is fitted on without it.
+chooses against as many first ones of the same candidates, which are what is fitted on without it. Writes
+section `balanced_rounding_N` of bench/RESULTS.md, N samples being held out.
 """
 
+import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import t as student
 
 from bench.results import ROOT, table, write_section
 from hpcmpq.config import read_config
@@ -30,8 +34,10 @@ from hpcmpq.space import SearchSpace
 from hpcmpq.store.run_dir import RunDir
 
 SIZES, SEEDS, FORMATS = (16, 32), (0, 1, 2, 3), ("int3", "int4")
-NUM_CALIBRATION, NUM_HELD_OUT, NUM_EVALUATED = 8, 100, 512
-"""Few samples that nothing is fitted on, many of the same text to measure on, and all of the other text."""
+Z95 = 1.96
+
+NUM_CALIBRATION, NUM_EVALUATED = 8, 512
+"""Few samples that nothing is fitted on, and all of the other text."""
 
 
 Losses = dict[tuple[str, str], np.ndarray]
@@ -41,13 +47,18 @@ PLACES = [(name, text) for name in FORMATS for text in ("held out", "other text"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--held-out", type=int, default=16)
+    num_held_out = parser.parse_args().held_out
     torch.set_num_threads(1)
-    original = load_original(with_gptq(), ())
+    original = load_original(with_gptq(num_held_out), ())
     rows, counts = [], ""
     for size in SIZES:
         pairs = []
         for seed in SEEDS:
-            config = with_gptq()
+            config = with_gptq(num_held_out)
             calibration = replace(config.calibration, rounding_samples=size, seed=seed)
             splits = load_splits(replace(config, calibration=calibration))
             assert splits.candidates is not None
@@ -62,34 +73,34 @@ def main() -> None:
             pairs.append(pair)
             fewest = [int(tokens_NLE[part].sum(0).min()) for part in (slice(size), chosen)]
             cells = [str(size), str(seed), str(len(candidates)), f"{fewest[0]} → {fewest[1]}"]
-            rows.append([*cells, *(change([pair], place) for place in PLACES)])
+            rows.append([*cells, *(change(pair, place) for place in PLACES)])
             print(" | ".join(rows[-1]), flush=True)
             counts = f"{len(splits.held_out)} held-out samples of the same text and {len(splits.evaluation)} of another"
-        rows.append([str(size), "all", "", "", *(change(pairs, place) for place in PLACES)])
+        rows.append([str(size), "all", "", "", *(over_seeds(pairs, place) for place in PLACES)])
         print(" | ".join(rows[-1]), flush=True)
-    text = f"""## Samples that reach all experts, for rounding
+    text = f"""## Samples that reach all experts, for rounding: {num_held_out} held out
 
-`python -m bench.balanced_rounding`: configs/mixture.yaml with `quantizer: {{rounding: gptq}}` and {NUM_CALIBRATION}
-calibration samples; of the candidates that `calibration.balance_experts` has, the samples that it chooses against as
-many first ones, for seeds of `calibration.seed`. KL in nats of uniform formats, first → balanced, on {counts},
-and the change in per cent with the 95 % interval of its mean over samples, in pairs; "all" is over the samples of all
-seeds.
+`python -m bench.balanced_rounding --held-out {num_held_out}`: configs/mixture.yaml with `quantizer: {{rounding: gptq}}`
+and {NUM_CALIBRATION} calibration samples; of the candidates that `calibration.balance_experts` has, the samples that it
+chooses against as many first ones, for seeds of `calibration.seed`. KL in nats of uniform formats, first → balanced, on
+{counts}, and the change in per cent with its 95 % interval over samples, in pairs; of "all" seeds the mean of the
+changes with its interval over the seeds.
 
 """ + table(
         ["samples", "seed", "candidates", "tokens of the least used expert", *(", ".join(p) for p in PLACES)],
         rows,
     )  # fmt: skip
     print(text)
-    write_section("balanced_rounding", text)
+    write_section(f"balanced_rounding_{num_held_out}", text)
 
 
-def with_gptq() -> Config:
+def with_gptq(num_held_out: int) -> Config:
     """The shipped mixture's config, balanced, evaluated on as much as there is."""
     config = read_config(ROOT / "configs" / "mixture.yaml")
     return replace(
         config,
         calibration=replace(
-            config.calibration, num_samples=NUM_CALIBRATION, held_out=NUM_HELD_OUT, balance_experts=True
+            config.calibration, num_samples=NUM_CALIBRATION, held_out=num_held_out, balance_experts=True
         ),
         quantizer=replace(config.quantizer, rounding="gptq"),
         evaluation=replace(config.evaluation, num_samples=NUM_EVALUATED),
@@ -120,12 +131,20 @@ def losses(original: Original, config: Config, space: SearchSpace, fitted: Sampl
     return dict(zip(PLACES, measured, strict=True))
 
 
-def change(pairs: Sequence[Sequence[Losses]], place: tuple[str, str]) -> str:
-    """KL before and after, and per cent with the 95 % interval of the difference."""
-    first_N, balanced_N = (np.concatenate([pair[k][place] for pair in pairs]) for k in (0, 1))
+def change(pair: Sequence[Losses], place: tuple[str, str]) -> str:
+    """KL before and after, and per cent with the 95 % interval of the difference over samples."""
+    first_N, balanced_N = (one[place] for one in pair)
     share_N = 100 * (balanced_N - first_N) / first_N.mean()
-    interval = 1.96 * share_N.std(ddof=1) / len(share_N) ** 0.5
+    interval = Z95 * share_N.std(ddof=1) / len(share_N) ** 0.5
     return f"{first_N.mean():.4f} → {balanced_N.mean():.4f}, {share_N.mean():+.1f} ± {interval:.1f} %"
+
+
+def over_seeds(pairs: Sequence[Sequence[Losses]], place: tuple[str, str]) -> str:
+    """Means over seeds, and the 95 % interval of the change over them by Student's t."""
+    first_S, balanced_S = (np.array([pair[k][place].mean() for pair in pairs]) for k in (0, 1))
+    share_S = 100 * (balanced_S / first_S - 1)
+    interval = float(student.ppf(0.975, len(share_S) - 1)) * share_S.std(ddof=1) / len(share_S) ** 0.5
+    return f"{first_S.mean():.4f} → {balanced_S.mean():.4f}, {share_S.mean():+.1f} ± {interval:.1f} %"
 
 
 if __name__ == "__main__":
