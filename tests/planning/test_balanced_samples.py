@@ -24,7 +24,7 @@ from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.executors.in_process import InProcess
 from hpcmpq.executors.local_pool import LocalPool
 from hpcmpq.models.data.kept_samples import planned_splits, rounding_samples
-from hpcmpq.models.data.samples import Pool, Samples
+from hpcmpq.models.data.samples import SamplePool, Samples
 from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.load import load_model
 from hpcmpq.plan import Plan
@@ -324,5 +324,5 @@ def test_routers_that_do_not_choose_are_refused(planned, monkeypatch):
 def test_samples_of_a_pool_that_was_padded_end_with_the_longest_of_those_chosen():
     mask_NT = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
     samples = Samples({"input_ids": torch.arange(12).reshape(3, 4), "attention_mask": mask_NT})
-    assert Pool(samples, padded=True).part([1, 2]).inputs["input_ids"].tolist() == [[4, 5], [8, 9]]
-    assert Pool(samples).part([1, 2]).inputs["input_ids"].shape == (2, 4)
+    assert SamplePool(samples, padded=True).part([1, 2]).inputs["input_ids"].tolist() == [[4, 5], [8, 9]]
+    assert SamplePool(samples).part([1, 2]).inputs["input_ids"].shape == (2, 4)

@@ -115,7 +115,7 @@ def _hash_of(tensors: dict[str, Tensor]) -> str:
 
 
 @dataclass(frozen=True)
-class Pool:
+class SamplePool:
     """Samples to choose from.
 
     Attributes:
@@ -159,5 +159,5 @@ class Splits:
     num_overlapping: int = 0
     special_tokens: str = ""
     rounding: Samples | None = None
-    candidates: Pool | None = None
+    candidates: SamplePool | None = None
     pool_bytes: int = 0

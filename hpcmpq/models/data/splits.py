@@ -24,7 +24,7 @@ from hpcmpq.models.data.choosing import (
     take_for_rounding,
 )
 from hpcmpq.models.data.overlap import RUN_LENGTH, seen_runs, shared_tokens
-from hpcmpq.models.data.samples import IGNORED, Pool, Samples, Splits
+from hpcmpq.models.data.samples import IGNORED, SamplePool, Samples, Splits
 from hpcmpq.models.data.sources import Documents, read_source
 from hpcmpq.models.data.tokenization import Frame, find_tokenization
 from hpcmpq.models.data.tokens import to_samples
@@ -121,7 +121,7 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
         num_overlapping=passed[OVERLAPPING],
         special_tokens=frame.words,
         rounding=pool.part(for_rounding) if for_rounding and not balanced else None,
-        candidates=Pool(pool.part(for_rounding), pool.padded) if for_rounding and balanced else None,
+        candidates=SamplePool(pool.part(for_rounding), pool.padded) if for_rounding and balanced else None,
         pool_bytes=pool.samples.nbytes + (eval_pool.samples.nbytes if separate else 0),
     )
     if config.objective == "ce" and not all(
@@ -141,7 +141,7 @@ def _read(
     description: ModelDescription,
     wanted: int,
     import_paths: Sequence[str],
-) -> tuple[Pool, Frame]:
+) -> tuple[SamplePool, Frame]:
     """The samples of a source, and what is around each."""
     # Twice as many as wanted from an endless iterator, since some may be duplicates.
     source = read_source(data, place, 2 * wanted, import_paths)
@@ -154,7 +154,7 @@ def _read(
     }
     # Plans made before calibration.special_tokens name samples that are padded to the longest of the pool.
     padded = isinstance(source, Documents) and calibration.special_tokens is not None
-    return Pool(dataclasses.replace(samples, inputs=inputs), padded), tokenization.frame
+    return SamplePool(dataclasses.replace(samples, inputs=inputs), padded), tokenization.frame
 
 
 def _say_shared(name: str, samples: Samples, seen: np.ndarray) -> None:
