@@ -54,7 +54,8 @@ def main() -> None:
     num_held_out = parser.parse_args().held_out
     torch.set_num_threads(1)
     original = load_original(with_gptq(num_held_out), ())
-    rows, counts = [], ""
+    rows: list[list[str]] = []
+    counts: list[tuple[int, int]] = []
     for size in SIZES:
         pairs = []
         for seed in SEEDS:
@@ -75,16 +76,17 @@ def main() -> None:
             cells = [str(size), str(seed), str(len(candidates)), f"{fewest[0]} → {fewest[1]}"]
             rows.append([*cells, *(change(pair, place) for place in PLACES)])
             print(" | ".join(rows[-1]), flush=True)
-            counts = f"{len(splits.held_out)} held-out samples of the same text and {len(splits.evaluation)} of another"
+            counts.append((len(splits.held_out), len(splits.evaluation)))
         rows.append([str(size), "all", "", "", *(over_seeds(pairs, place) for place in PLACES)])
         print(" | ".join(rows[-1]), flush=True)
-    text = f"""## Samples that reach all experts, for rounding: {num_held_out} held out
+    held_out, evaluated = (span(numbers) for numbers in zip(*counts, strict=True))
+    text = f"""## Samples that balance experts, for rounding: {num_held_out} held out
 
 `python -m bench.balanced_rounding --held-out {num_held_out}`: configs/mixture.yaml with `quantizer: {{rounding: gptq}}`
 and {NUM_CALIBRATION} calibration samples; of the candidates that `calibration.balance_experts` has, the samples that it
 chooses against as many first ones, for seeds of `calibration.seed`. KL in nats of uniform formats, first → balanced, on
-{counts}, and the change in per cent with its 95 % interval over samples, in pairs; of "all" seeds the mean of the
-changes with its interval over the seeds.
+{held_out} held-out samples of the same text and {evaluated} of another, and the change in per cent with its 95 %
+interval over samples, in pairs; of "all" seeds the mean of the changes with its interval over the seeds.
 
 """ + table(
         ["samples", "seed", "candidates", "tokens of the least used expert", *(", ".join(p) for p in PLACES)],
@@ -129,6 +131,12 @@ def losses(original: Original, config: Config, space: SearchSpace, fitted: Sampl
         ]
     measured = [one.values["kl"] for both in zip(*found, strict=True) for one in both]
     return dict(zip(PLACES, measured, strict=True))
+
+
+def span(numbers: Sequence[int]) -> str:
+    """The least and the most of some numbers, or the only one."""
+    least, most = min(numbers), max(numbers)
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def change(pair: Sequence[Losses], place: tuple[str, str]) -> str:

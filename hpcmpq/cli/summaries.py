@@ -10,7 +10,7 @@ from hpcmpq.batch.status import Status
 from hpcmpq.calibrate.reduce import Reduction
 from hpcmpq.cli.console import rows, say, show, table
 from hpcmpq.plan import Plan
-from hpcmpq.report.experts import balanced_samples, tokens_of_experts
+from hpcmpq.report.experts import balance_sentence, tokens_of_experts
 from hpcmpq.wording import show_bytes
 
 
@@ -33,7 +33,7 @@ def planned(plan: Plan) -> None:
     elif not plan.config.calibration.special_tokens:
         say("samples without the tokenizer's special tokens (calibration.special_tokens)")
     if plan.balanced:
-        say(balanced_samples(plan.balanced))
+        say(balance_sentence(plan.balanced))
 
 
 def cost(values: dict[str, Any]) -> None:

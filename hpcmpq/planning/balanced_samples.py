@@ -1,10 +1,11 @@
-"""Samples to fit rounding on that reach all experts of a mixture, chosen among more: `calibration.balance_experts`.
+"""Samples to fit rounding on that give the least used experts more tokens: `calibration.balance_experts`.
 
 Error-compensated rounding fits an expert's codes to the tokens that it was given: few of them fit themselves. The
 original's routers say which tokens each candidate brings to which expert, and samples are taken one after the other,
 always the one that leaves the least Σ 1 / (1 + tokens) over layers and experts.
 """
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 from hpcmpq.errors import UserError
 from hpcmpq.models.active_weights import num_experts
 from hpcmpq.models.data.choosing import num_rounding_samples
-from hpcmpq.models.data.kept_samples import with_balanced
+from hpcmpq.models.data.kept_samples import ROUNDING, with_balanced
 from hpcmpq.models.data.samples import Samples, Splits
 from hpcmpq.plan import Plan
 from hpcmpq.planning.original import Original
@@ -25,7 +26,7 @@ from hpcmpq.rounding.pieces import ModelStates
 from hpcmpq.settings import Config
 from hpcmpq.space import Group
 
-ALIKE = 1e-12
+TIED = 1e-12
 """Relative difference up to which two sums are the same but for their last bits: the first candidate is taken."""
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,10 @@ def choose_balanced(
     """The splits with the samples to fit rounding on, and how they were chosen, for the plan.
 
     That is ``num_candidates``, ``chosen`` (which of them, ascending), and the tokens of the least used expert with
-    as many samples that are not chosen, ``fewest_tokens_first``, and with the chosen, ``fewest_tokens``. A run that
-    was planned before keeps its choice. Without candidates the splits are as they were, and the rest is empty.
+    the first candidates, as many as are chosen, ``fewest_tokens_first``, and with the chosen, ``fewest_tokens``. A run
+    that was planned before keeps its choice. If it has none, none is made: it was planned where the data held no
+    candidates, and rounding stays fitted on the calibration samples; or without the key, which the facts refuse then.
+    Without candidates the splits are as they were. The choice is empty in all these cases.
 
     Args:
         original: The model, perhaps streamed.
@@ -64,7 +67,9 @@ def choose_balanced(
     """
     if splits.candidates is None:
         return splits, {}
-    if planned is not None and planned.balanced:
+    if planned is not None:
+        if not planned.balanced or ROUNDING not in planned.facts:
+            return dataclasses.replace(splits, candidates=None), {}
         return with_balanced(splits, planned.balanced["chosen"]), planned.balanced
     wanted, candidates = num_rounding_samples(original.config), splits.candidates.samples
     tokens_NLE = routed_tokens(original, candidates, groups, wanted)
@@ -112,7 +117,7 @@ def balanced_choice(tokens_NLE: np.ndarray, count: int) -> list[int]:
     for _ in range(min(count, len(tokens_NR))):
         left_N = (1 / (given_R + tokens_NR)).sum(axis=1)
         left_N[chosen] = np.inf
-        best = int(np.argmax(left_N <= left_N.min() * (1 + ALIKE)))
+        best = int(np.argmax(left_N <= left_N.min() * (1 + TIED)))
         given_R += tokens_NR[best]
         chosen.append(best)
     return sorted(chosen)

@@ -36,17 +36,18 @@ def tokens_of_experts(counts_LE: np.ndarray | Sequence[Sequence[int]]) -> tuple[
     )
 
 
-def balanced_samples(values: Mapping[str, Any]) -> str:
+def balance_sentence(values: Mapping[str, Any]) -> str:
     """What `calibration.balance_experts` chose, in a sentence.
 
     Args:
         values: `balanced` of a plan.
 
     Example:
-        >>> balanced_samples({"num_candidates": 64, "chosen": [0, 3], "fewest_tokens_first": 7, "fewest_tokens": 31})
-        'rounding is fitted on 2 of 64 candidates that reach all experts: 31 tokens for the least used, not 7'
+        >>> balance_sentence({"num_candidates": 64, "chosen": [0, 3], "fewest_tokens_first": 7, "fewest_tokens": 31})
+        'rounding is fitted on 2 of 64 candidates: the least used expert has 31 tokens, 7 with the first 2'
     """
+    count = len(values["chosen"])
     return (
-        f"rounding is fitted on {len(values['chosen'])} of {values['num_candidates']} candidates that reach all "
-        f"experts: {values['fewest_tokens']:,} tokens for the least used, not {values['fewest_tokens_first']:,}"
+        f"rounding is fitted on {count:,} of {values['num_candidates']:,} candidates: the least used expert has "
+        f"{values['fewest_tokens']:,} tokens, {values['fewest_tokens_first']:,} with the first {count:,}"
     )

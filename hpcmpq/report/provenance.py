@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hpcmpq.report.experts import balanced_samples
+from hpcmpq.report.experts import balance_sentence
 from hpcmpq.report.findings import Findings
 from hpcmpq.report.tables import Column, Table, share_of
 from hpcmpq.store.attempts import read_processes
@@ -59,7 +59,7 @@ def measured_facts(findings: Findings) -> Facts:
             "Rounding",
             f"{quantizer.rounding}, {'symmetric' if quantizer.symmetric else 'asymmetric'}, range by "
             f"{quantizer.range}, one scale per {f'{group_size} weights' if group_size else 'output channel'}"
-            + (f"; {balanced_samples(plan.balanced)}" if plan.balanced else ""),
+            + (f"; {balance_sentence(plan.balanced)}" if plan.balanced else ""),
         ),
         ("Sensitivity", f"{quadratic.method} of {findings.objective_label}"),
         (

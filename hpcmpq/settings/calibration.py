@@ -21,8 +21,9 @@ class CalibrationConfig:
             model have none, samples of other models have them.
         rounding_samples: Further samples of the data that ``quantizer.rounding`` ``gptq`` is fitted on, or None for
             four times `num_samples`, as far as the data go. Losses on samples that codes were fitted on are too low.
-        balance_experts: Of a mixture of experts, choose these further samples among four times as many, so that the
-            experts with the fewest tokens get more. Sensitivities gain nothing by it, so `num_samples` are as they are.
+        balance_experts: Of a mixture of experts, choose these further samples among up to four times as many, so that
+            the experts with the fewest tokens get more. Sensitivities gain nothing by it, so `num_samples`
+            are as they are.
     """
 
     data: str

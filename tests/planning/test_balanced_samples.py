@@ -1,4 +1,4 @@
-"""`calibration.balance_experts`: the samples that rounding is fitted on reach all experts, and a run keeps them."""
+"""`calibration.balance_experts`: samples for rounding that give the least used experts more tokens, kept by a run."""
 
 import dataclasses
 import itertools
@@ -27,13 +27,14 @@ from hpcmpq.models.data.kept_samples import planned_splits, rounding_samples
 from hpcmpq.models.data.samples import SamplePool, Samples
 from hpcmpq.models.data.splits import load_splits
 from hpcmpq.models.load import load_model
-from hpcmpq.plan import Plan
+from hpcmpq.plan import Plan, plan_to_json
 from hpcmpq.planning import balanced_samples
 from hpcmpq.planning.balanced_samples import balanced_choice, check_balance, routed_tokens
 from hpcmpq.planning.original import load_original
 from hpcmpq.planning.stage import prepare
 from hpcmpq.rounding.option_units import round_options
-from hpcmpq.settings import Config, to_values
+from hpcmpq.settings import Config, EvaluationConfig, to_values
+from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import llama, plan_run
@@ -146,9 +147,7 @@ def test_the_samples_of_a_run_give_the_least_used_expert_more_tokens(planned, ca
     assert rounding_samples(run, plan).content_hashes() == candidates[chosen].content_hashes()
     summaries.planned(plan)
     shown = " ".join(capsys.readouterr().out.split())
-    assert (
-        f"6 of 24 candidates that reach all experts: {fewest} tokens for the least used, not {first}" in shown
-    )
+    assert f"6 of 24 candidates: the least used expert has {fewest} tokens, {first} with the first 6" in shown
 
 
 def test_the_first_candidates_are_what_is_taken_without_the_key_and_all_other_samples_stay(planned):
@@ -224,6 +223,16 @@ def test_a_changed_key_is_refused(planned, values, words):
         prepare(parse_config(changed), run, ())
 
 
+def test_setting_the_key_on_a_planned_run_is_refused_without_counting(tmp_path, monkeypatch):
+    run = RunDir(tmp_path / "run")
+    prepare(mixture(tmp_path, balance_experts=False), run, ())
+    monkeypatch.setattr(balanced_samples, "routed_tokens", counting_again)
+    with pytest.raises(
+        PlanMismatch, match=r"planned with calibration\.balance_experts=False, the config says True"
+    ):
+        prepare(mixture(tmp_path), run, ())
+
+
 def test_a_plan_without_the_key_has_the_facts_that_it_had(tmp_path):
     _, plan = plan_run(tmp_path, llama(), formats=["int4"])
     assert plan.balanced == {}
@@ -274,6 +283,67 @@ def test_where_the_data_hold_none_the_calibration_samples_are_taken(tmp_path, ca
     plan = prepare(mixture(tmp_path, data=str(tmp_path / "text.txt")), run, ())
     assert plan.balanced == {} and "losses measured on them will be too low" in caplog.text
     assert rounding_samples(run, plan).digest() == planned_splits(plan).calibration.digest()
+
+
+def evaluated_on_the_same(config: Config, num_samples: int) -> Config:
+    return dataclasses.replace(config, evaluation=EvaluationConfig(num_samples=num_samples))
+
+
+def test_a_run_planned_without_candidates_makes_no_choice_once_there_are_some(tmp_path, monkeypatch):
+    """How much is evaluated on is no fact: the second plan leaves what the first one took."""
+    write_letters(tmp_path / "text.txt", 14)
+    run, config = RunDir(tmp_path / "run"), mixture(tmp_path, data=str(tmp_path / "text.txt"))
+    more, fewer = (evaluated_on_the_same(config, count) for count in (8, 2))
+    first = prepare(more, run, ())
+    assert first.balanced == {} and "calibration.rounding" not in first.facts
+    assert len(load_splits(fewer).candidates.samples) == 6
+    monkeypatch.setattr(balanced_samples, "routed_tokens", counting_again)
+    again = prepare(fewer, run, ())
+    assert (again.balanced, again.facts, again.fingerprint) == ({}, first.facts, first.fingerprint)
+    kept = read_plan(run)
+    assert planned_splits(kept).rounding is None
+    assert rounding_samples(run, kept).digest() == planned_splits(kept).calibration.digest()
+
+
+def test_a_choice_without_the_fact_of_its_samples_is_refused_and_planned_away(tmp_path, monkeypatch):
+    write_letters(tmp_path / "text.txt", 14)
+    run, config = RunDir(tmp_path / "run"), mixture(tmp_path, data=str(tmp_path / "text.txt"))
+    first = prepare(evaluated_on_the_same(config, 8), run, ())
+    fewer = evaluated_on_the_same(config, 2)
+    wrong = dataclasses.replace(first, config=fewer, balanced={"num_candidates": 6, "chosen": [0, 1]})
+    with pytest.raises(UserError, match="gives other samples to fit rounding on than the run was planned"):
+        planned_splits(wrong)
+    write_artefact(run.plan_path, plan_to_json(wrong))
+    assert read_plan(run).balanced == wrong.balanced
+    monkeypatch.setattr(balanced_samples, "routed_tokens", counting_again)
+    assert prepare(fewer, run, ()).balanced == read_plan(run).balanced == {}
+
+
+ENDLESS = """
+import itertools
+import numpy as np
+
+def batches():
+    for seed in itertools.count():
+        yield np.random.default_rng(seed).integers(0, 256, (3, 64))
+"""
+
+
+def test_of_an_endless_iterator_the_key_changes_no_other_samples(tmp_path):
+    """With and without it 2 * (4 + 2 + 2 + 6) samples are read, in threes: 22 are left to choose 6 of."""
+    (tmp_path / "endless_batches.py").write_text(ENDLESS)
+    with_it, plain = (
+        load_splits(
+            evaluated_on_the_same(mixture(tmp_path, balance_experts=key, data="endless_batches:batches"), 2),
+            (str(tmp_path),),
+        )
+        for key in (True, False)
+    )
+    for part in ("calibration", "held_out", "evaluation"):
+        assert getattr(with_it, part).content_hashes() == getattr(plain, part).content_hashes()
+    candidates = with_it.candidates.samples
+    assert len(candidates) == 30 - 8
+    assert candidates[:6].content_hashes() == plain.rounding.content_hashes()
 
 
 def test_without_gptq_the_key_is_refused(tmp_path):

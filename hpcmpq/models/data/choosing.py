@@ -32,7 +32,7 @@ def num_rounding_samples(config: Config) -> int:
 
 
 def num_rounding_candidates(config: Config) -> int:
-    """Samples that those are chosen among."""
+    """Samples that those are chosen among, if there are as many."""
     return num_rounding_samples(config) * (CANDIDATES if config.calibration.balance_experts else 1)
 
 

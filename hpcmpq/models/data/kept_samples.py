@@ -143,7 +143,7 @@ def _are_planned(samples: Samples, plan: Plan) -> bool:
 
 
 def _are_fitted_on(samples: Samples, plan: Plan) -> bool:
-    return content_hash(samples.content_hashes()) == plan.facts[ROUNDING]
+    return content_hash(samples.content_hashes()) == plan.facts.get(ROUNDING)
 
 
 def _read(run: RunDir, name: str = NAME) -> Samples | None:

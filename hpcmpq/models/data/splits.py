@@ -19,7 +19,7 @@ from hpcmpq.models.data.choosing import (
     REPEATED,
     UNCOUNTED,
     after_all,
-    num_rounding_candidates,
+    num_rounding_samples,
     take,
     take_for_rounding,
 )
@@ -58,7 +58,8 @@ def load_splits(config: Config, import_paths: Sequence[str] = ()) -> Splits:
     _check_length(config, description)
     separate = evaluation.data is not None and evaluation.data != calibration.data
     sizes = calibration.num_samples, calibration.held_out
-    num_rounding = num_rounding_candidates(config)
+    num_rounding = num_rounding_samples(config)
+    # Not the candidates: for these an iterator would be read further, and all samples would be others.
     wanted = sum(sizes) + (0 if separate else evaluation.num_samples) + num_rounding
     pool, frame = _read(calibration.data, "calibration.data", config, description, wanted, import_paths)
     order = _permuted(len(pool.samples), calibration.seed)

@@ -96,7 +96,7 @@ def test_a_run_planned_before_there_were_any_keeps_its_codes(config, tmp_path, m
     """Facts of such a plan do not name them; the rest of its codes is fitted like the first."""
     run = RunDir(tmp_path / "run")
     with monkeypatch.context() as patched:
-        patched.setattr("hpcmpq.models.data.splits.num_rounding_candidates", lambda config: 0)
+        patched.setattr("hpcmpq.models.data.splits.num_rounding_samples", lambda config: 0)
         plan = prepare(config, run, ())
     assert "calibration.rounding" not in plan.facts
     round_options(run, InProcess(), unseen)
