@@ -46,8 +46,13 @@ def lifted_bytes(num_groups: int, width: int) -> float:
     """Most bytes of a proof by the relaxation, with groups of at most `width` options, beside the cross terms."""
     partial_bytes = 16.0 * num_groups * width
     exhaustion = min(EXHAUSTION_BYTES, partial_bytes * float(width) ** min(num_groups, 40))
+    return nodes_bytes(num_groups, width) + exhaustion + OTHER_BYTES
+
+
+def nodes_bytes(num_groups: int, width: int) -> float:
+    """Most bytes of the matrices of all nodes that are bounded side by side, of a problem with such groups."""
     nodes = SIDE_BY_SIDE if 1 + num_groups * (width - 1) < SMALL_DIMENSION else 1
-    return matrices_bytes(1 + num_groups * width, nodes) + exhaustion + OTHER_BYTES
+    return matrices_bytes(1 + num_groups * width, nodes)
 
 
 def matrices_bytes(size: int, nodes: int) -> float:

@@ -46,7 +46,9 @@ class Bounding:
         deadline: In `time.perf_counter` seconds.
         seed: Of the searches from rounded relaxations.
         record: Receives a line for every certificate.
-        lock: Held while the incumbent or the record changes.
+        proven: The most that was proven of the whole problem, in the compact objective.
+        ended: Set where whatever ends the proof need not wait for its nodes.
+        lock: Held while the incumbent, the record or `proven` changes.
         not_exhausted: Options and gap of every node whose choices were too many to exhaust.
         exhausting: Held while a node is exhausted: one at a time keeps the memory that is allowed for it.
     """
@@ -57,7 +59,9 @@ class Bounding:
     deadline: float
     seed: int
     record: ProofRecord
+    proven: float = -np.inf
     not_exhausted: list[tuple[int, float]] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     exhausting: threading.Lock = field(default_factory=threading.Lock)
 
@@ -67,20 +71,21 @@ class Bounding:
 
     def note(self, node: Node, place: NodePlace, bound: float, options: int) -> None:
         """A line of the record."""
-        proven = min(bound, place.others, self.incumbent.cutoff)
-        line = ProofLine(
-            time.perf_counter() - self.record.begun,
-            place.number,
-            node.state.steps,
-            node.step_s,
-            node.relaxation.lift.dimension,
-            node.state.rank,
-            options,
-            self.root.original_objective(bound),
-            self.root.original_objective(self.incumbent.objective),
-            self.root.original_objective(proven),
-        )
-        self.record.lines.append(line)
+        with self.lock:
+            self.proven = max(self.proven, min(bound, place.others, self.incumbent.cutoff))
+            line = ProofLine(
+                time.perf_counter() - self.record.begun,
+                place.number,
+                node.state.steps,
+                node.step_s,
+                node.relaxation.lift.dimension,
+                node.state.rank,
+                options,
+                self.root.original_objective(bound),
+                self.root.original_objective(self.incumbent.objective),
+                self.root.original_objective(min(self.proven, self.incumbent.objective)),
+            )
+            self.record.lines.append(line)
 
     def process(self, node: Node, place: NodePlace) -> tuple[Node, float] | None:
         """Bound a node until it closes (None) or stalls (the shrunk node and its bound)."""
@@ -99,7 +104,7 @@ class Bounding:
         while True:
             add = self.offset(node.compact)
             chunk = 10 if node.state.steps < 30 else 25 if is_root else 50
-            done = advance(node, chunk, self.deadline)
+            done = advance(node, chunk, self.deadline, self.ended)
             if done == 0:
                 return node, bound
             bound = max(bound, node.bound + add)

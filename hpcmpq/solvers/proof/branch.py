@@ -6,19 +6,20 @@ Axis letters: P options, G groups.
 import heapq
 import itertools
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.memory import matrices_bytes, nodes_bytes
 from hpcmpq.solvers.proof import convex_start, widening
 from hpcmpq.solvers.proof.bounding import Bounding, NodePlace
 from hpcmpq.solvers.proof.incumbent import first_incumbent
 from hpcmpq.solvers.proof.node import Node, all_pairs, make_node, preconditioner, shrink
 from hpcmpq.solvers.proof.positive_part import PositivePart, positive_part
 from hpcmpq.solvers.proof.record import ProofRecord
-from hpcmpq.solvers.proof.threads import one_blas_thread, threads_of
+from hpcmpq.solvers.proof.threads import node_pool, one_blas_thread, threads_of
 
 
 def prove(
@@ -73,13 +74,16 @@ class _Tree:
             outcome = bounding.process(root, NodePlace(next(numbers), -np.inf, np.inf))
         if outcome is None:
             return bounding.incumbent.cutoff
-        dimension = outcome[0].relaxation.lift.dimension
-        width = threads_of(dimension)
-        stopped = self.take(outcome, counter, width)
-        with one_blas_thread(dimension), ThreadPoolExecutor(width) as pool:
+        lift = outcome[0].relaxation.lift
+        side_by_side = threads_of(lift.dimension)
+        kept = nodes_bytes(bounding.root.num_groups, int(bounding.root.size_G.max()))
+        while side_by_side > 1 and matrices_bytes(lift.size, side_by_side) > kept:
+            side_by_side -= 1
+        stopped = self.take(outcome, counter, side_by_side)
+        with one_blas_thread(lift.dimension), node_pool(side_by_side) as pool:
             try:
                 while self.running or (self.heap and not stopped):
-                    while self.heap and len(self.running) < width and not stopped:
+                    while self.heap and len(self.running) < side_by_side and not stopped:
                         bound, _, node = heapq.heappop(self.heap)
                         if bound < bounding.incumbent.cutoff:
                             place = NodePlace(next(numbers), bound, self.lowest())
@@ -87,18 +91,18 @@ class _Tree:
                     for future in wait(self.running, return_when=FIRST_COMPLETED).done:
                         del self.running[future]
                         if (outcome := future.result()) is not None:
-                            stopped = self.take(outcome, counter, width) or stopped
+                            stopped = self.take(outcome, counter, side_by_side) or stopped
             except BaseException:
-                bounding.deadline = -np.inf  # whatever ends the proof need not wait for the other nodes
+                bounding.ended.set()  # whatever ends the proof need not wait for the other nodes
                 raise
         record.open_nodes = len(self.heap)
         return min(self.lowest(), bounding.incumbent.cutoff)
 
-    def take(self, outcome: tuple[Node, float], counter: "itertools.count[int]", width: int) -> bool:
+    def take(self, outcome: tuple[Node, float], counter: "itertools.count[int]", side_by_side: int) -> bool:
         """Split a node that stalled; whether time or memory ends the proof, and the node is kept instead."""
         (node, bound), record = outcome, self.bounding.record
         stopped = time.perf_counter() + 4 * node.step_s > self.bounding.deadline
-        stopped = stopped or record.short_of_memory(node.relaxation.lift.size, width)
+        stopped = stopped or record.short_of_memory(node.relaxation.lift.size, side_by_side)
         for one, least in [outcome] if stopped else self.children(node, bound):
             heapq.heappush(self.heap, (least, next(counter), one))
         return stopped

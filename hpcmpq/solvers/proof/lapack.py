@@ -36,7 +36,7 @@ def positive_pairs(a_nn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The positive eigenvalues, [r], rising, and their vectors, [n, r], of a symmetric float32 or float64 matrix.
 
     Raises:
-        LinAlgError: If inverse iteration does not converge.
+        LinAlgError: If inverse iteration does not converge, or entries are not finite.
 
     Example:
         >>> eigenvalue, vector = positive_pairs(np.array([[0.0, 2.0], [2.0, 0.0]]))
@@ -44,6 +44,8 @@ def positive_pairs(a_nn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         [[1.0, 1.0], [1.0, 1.0]]
     """
     size, dtype = len(a_nn), a_nn.dtype
+    if not np.isfinite(a_nn).all():
+        raise np.linalg.LinAlgError("the matrix has entries that are not finite")
     a_nn = np.array(a_nn, order="F")  # is overwritten
     # Integers of 8 bytes are right for a LAPACK of either width on a little-endian machine.
     n, unused, found, failed = (np.array(value, np.int64) for value in (size, 0, 0, 0))
@@ -63,7 +65,7 @@ def positive_pairs(a_nn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     call(asked, integer_asked, -1, -1)
     work_size, integer_work_size = int(asked[0]), int(integer_asked[0])
     call(np.empty(work_size, dtype), np.empty(integer_work_size, np.int64), work_size, integer_work_size)
-    if int(failed):
-        raise np.linalg.LinAlgError(f"{ROUTINES[dtype]} ended with {int(failed)}")
+    if status := int(failed.astype(np.int32)):
+        raise np.linalg.LinAlgError(f"{ROUTINES[dtype]} ended with {status}")
     count = int(found)
     return eigenvalue[:count], vector[:, :count]

@@ -107,11 +107,17 @@ def preconditioner(compact: Compact, choice_G: np.ndarray) -> np.ndarray:
     return np.sqrt(np.clip(strength_P / middle, 0.4, 100.0))
 
 
-def advance(node: Node, steps: int, deadline: float) -> int:
+def advance(node: Node, steps: int, deadline: float, ended: threading.Event | None = None) -> int:
     """Up to `steps` steps and a certificate; the steps done (0: no time left for one).
 
     The multiplier swings from step to step about the one that it tends to, so the mean of two in succession is taken:
     any symmetric matrix gives a valid bound, and LᵀZL ⪯ 0 holds for the mean of two where it holds for each.
+
+    Args:
+        node: Goes on from where it stands.
+        steps: At most.
+        deadline: In `time.perf_counter` seconds.
+        ended: Ends the steps, without a certificate, once it is set.
     """
     done = 0
     half_NN = earlier_NN = None
@@ -119,6 +125,8 @@ def advance(node: Node, steps: int, deadline: float) -> int:
         begun = time.perf_counter()
         if begun + 4.0 * node.step_s > deadline:
             break
+        if ended is not None and ended.is_set():
+            return 0
         earlier_NN = half_NN
         half_NN = iterate(node.relaxation, node.projector, node.state, node.objective_NN)
         spent = time.perf_counter() - begun
@@ -127,9 +135,15 @@ def advance(node: Node, steps: int, deadline: float) -> int:
     if half_NN is not None:
         if earlier_NN is not None:
             half_NN = 0.5 * (half_NN + earlier_NN)
-        begun = time.perf_counter()
-        with CERTIFYING:
+        if not CERTIFYING.acquire(
+            timeout=min(max(0.0, deadline - time.perf_counter()), threading.TIMEOUT_MAX)
+        ):
+            return done
+        try:
+            begun = time.perf_counter()
             bound = certified(node.relaxation, half_NN, padded_pairs(node), node.state.largest)
+        finally:
+            CERTIFYING.release()
         node.state.largest = bound.largest
         node.state.part_s["certificates"] += time.perf_counter() - begun
         node.bound = max(node.bound, bound.value)

@@ -20,8 +20,10 @@ PARTIAL_FROM = 200
 """Rows from which a part of the decomposition is faster than the whole."""
 
 
-LARGEST_SHARE = 0.4
-"""Share of positive eigenvalues above which the whole is faster."""
+MANY_ROWS = 1000
+
+LARGEST_SHARE = {"few": 0.4, "many": 0.2}
+"""Share of positive eigenvalues above which the whole is faster, of up to `MANY_ROWS` and of more."""
 
 
 def positive_part(a_nn: np.ndarray, expected: int) -> tuple[np.ndarray, np.ndarray]:
@@ -36,7 +38,8 @@ def positive_part(a_nn: np.ndarray, expected: int) -> tuple[np.ndarray, np.ndarr
         >>> np.round((vector * eigenvalue) @ vector.T, 12).tolist()
         [[1.0, 1.0], [1.0, 1.0]]
     """
-    if len(a_nn) >= PARTIAL_FROM and 0 < expected < LARGEST_SHARE * len(a_nn):
+    share = LARGEST_SHARE["few" if len(a_nn) <= MANY_ROWS else "many"]
+    if len(a_nn) >= PARTIAL_FROM and 0 < expected < share * len(a_nn):
         try:
             return positive_pairs(a_nn)
         except np.linalg.LinAlgError:  # inverse iteration need not converge; the whole decomposition does

@@ -26,12 +26,12 @@ class ProofRecord:
     open_nodes: int = 0
     memory_limit: str = ""
 
-    def short_of_memory(self, size: int, width: int) -> bool:
-        """Whether two nodes of so many lifted coordinates, and a certificate, for each of `width` that are bounded
+    def short_of_memory(self, size: int, side_by_side: int) -> bool:
+        """Whether two nodes of so many lifted coordinates, and a certificate, for each of those that are bounded
         side by side, might not fit any more.
         """
         left = room()
-        if left.bytes < NODES_AHEAD * matrices_bytes(size, width):
+        if left.bytes < NODES_AHEAD * matrices_bytes(size, side_by_side):
             self.memory_limit = left.limit
         return bool(self.memory_limit)
 
@@ -46,7 +46,9 @@ def limited_by(record: ProofRecord) -> str:
     """
     if not record.lines:
         return "no time was left for a step of the proof"
-    last = record.lines[-1]
+    last = max(
+        reversed(record.lines), key=lambda line: line.node
+    )  # of nodes side by side the first may end last
     if record.memory_limit:
         nodes = f"{last.node} node{'s' * (last.node > 1)}"
         return f"the memory limits the proof: {record.memory_limit} leaves no room for more than {nodes}"

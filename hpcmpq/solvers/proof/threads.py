@@ -5,18 +5,41 @@ OpenBLAS's threads cost more than they gain on matrices of some hundred rows: on
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import scipy.linalg  # noqa: F401  # loads its BLAS, which `threadpool_limits` then finds
 from threadpoolctl import threadpool_limits
 
 from hpcmpq.solvers.memory import SIDE_BY_SIDE, SMALL_DIMENSION
 
+T = TypeVar("T")
+
 
 def threads_of(dimension: int) -> int:
-    """Nodes of that dimension that are bounded side by side."""
-    return min(SIDE_BY_SIDE, len(os.sched_getaffinity(0))) if dimension < SMALL_DIMENSION else 1
+    """Nodes of that dimension that are bounded side by side, at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(SIDE_BY_SIDE, cores) if dimension < SMALL_DIMENSION else 1
+
+
+def node_pool(side_by_side: int) -> Executor:
+    """What runs nodes: threads, each of which keeps BLAS to itself; this thread where it is one node at a time."""
+    if side_by_side == 1:
+        return InThisThread()
+    # An OpenBLAS that is built on OpenMP has a limit of its own in every thread.
+    return ThreadPoolExecutor(side_by_side, initializer=threadpool_limits, initargs=(1, "blas"))
+
+
+class InThisThread(Executor):
+    """Runs what is submitted at once, so that a signal ends it where it is."""
+
+    def submit(self, function: Callable[..., T], /, *args: object, **kwargs: object) -> "Future[T]":
+        """The result, in a future that is done; whatever is raised is raised here."""
+        future: Future[T] = Future()
+        future.set_result(function(*args, **kwargs))
+        return future
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """Branch and bound with nodes side by side, against enumeration."""
 
 import itertools
+import threading
 
 import numpy as np
 import pytest
 
 from hpcmpq.problem import Budget, Cost, Problem, Termination
-from hpcmpq.solvers.proof import bounding, branch
+from hpcmpq.solvers.memory import nodes_bytes
+from hpcmpq.solvers.proof import bounding, branch, threads
 from hpcmpq.solvers.quadratic import QuadraticSolver
 
 
@@ -40,9 +42,9 @@ def test_nodes_side_by_side_prove_the_optimum(threads: int, monkeypatch: pytest.
         answer = QuadraticSolver().solve(problem, time_limit_s=120.0, seed=0)
         assert answer.termination is Termination.OPTIMAL
         assert answer.objective == pytest.approx(least(problem, 9, 4), rel=1e-9)
-        lowest = [line.proven for line in answer.proof]
+        proven = [line.proven for line in answer.proof]
         assert max(line.node for line in answer.proof) > 1
-        assert max(lowest) <= answer.objective + 1e-9 * abs(answer.objective)
+        assert proven == sorted(proven) and proven[-1] <= answer.objective + 1e-9 * abs(answer.objective)
 
 
 def test_what_fails_in_a_thread_ends_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,3 +60,39 @@ def test_what_fails_in_a_thread_ends_the_proof(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(bounding.Bounding, "process", failing)
     with pytest.raises(MemoryError, match="no room for a certificate"):
         QuadraticSolver().solve(unstructured(9, 4, 5), time_limit_s=120.0, seed=0)
+
+
+def test_a_failure_ends_the_nodes_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    process, begun, others = bounding.Bounding.process, threading.Event(), []
+
+    def failing(self: bounding.Bounding, node: bounding.Node, place: bounding.NodePlace):
+        if place.number == 3:
+            begun.wait(60.0)
+            raise MemoryError("no room for a certificate")
+        if place.number > 1:
+            begun.set()
+            assert self.ended.wait(60.0)
+            others.append(bounding.advance(node, 50, self.deadline, self.ended))
+            return None
+        return process(self, node, place)
+
+    monkeypatch.setattr(branch, "threads_of", lambda dimension: 2)
+    monkeypatch.setattr(bounding.Bounding, "finish", lambda self, node: False)
+    monkeypatch.setattr(bounding.Bounding, "process", failing)
+    with pytest.raises(MemoryError, match="no room for a certificate"):
+        QuadraticSolver().solve(unstructured(9, 4, 5), time_limit_s=120.0, seed=0)
+    assert others == [0]
+
+
+def test_fewer_nodes_run_side_by_side_than_the_memory_of_the_whole_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(branch, "threads_of", lambda dimension: 5)
+    monkeypatch.setattr(branch, "node_pool", lambda count: asked.append(count) or threads.node_pool(1))
+    monkeypatch.setattr(bounding.Bounding, "finish", lambda self, node: False)
+    for kept in (nodes_bytes, lambda num_groups, width: 0.0):
+        monkeypatch.setattr(branch, "nodes_bytes", kept)
+        answer = QuadraticSolver().solve(unstructured(9, 4, 5), time_limit_s=120.0, seed=0)
+        assert answer.termination is Termination.OPTIMAL
+    assert asked[0] > asked[1] == 1

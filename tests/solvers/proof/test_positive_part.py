@@ -1,5 +1,7 @@
 """Positive parts of symmetric matrices, by numpy and by torch, against what defines the nearest semidefinite matrix."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from bench.instances import COHERENCE, Shape, make_instance
 from hpcmpq.errors import UserError
 from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.on_gpu import TorchPositivePart
+from hpcmpq.solvers.proof import positive_part as part
 from hpcmpq.solvers.proof.lapack import positive_pairs
 from hpcmpq.solvers.proof.positive_part import positive_part
 from hpcmpq.solvers.quadratic import QuadraticSolver
@@ -44,6 +47,34 @@ def test_it_is_the_nearest_semidefinite_matrix(way, rows, seed, expected, shift,
     assert abs(float((near_nn * (near_nn - a_nn)).sum())) <= error * rows * max(
         1.0, float(np.abs(a_nn).max())
     )
+
+
+def test_threads_decompose_side_by_side_as_the_whole_does():
+    draws_Bnn = np.random.default_rng(0).normal(size=(2, 280, 280)).astype(np.float32)
+    symmetric_Bnn = draws_Bnn + draws_Bnn.transpose(0, 2, 1)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(positive_pairs, [*symmetric_Bnn] * 4))
+    for (eigenvalue_r, vector_nr), a_nn in zip(found, [*symmetric_Bnn] * 4, strict=True):
+        whole_n = np.linalg.eigvalsh(a_nn.astype(np.float64))
+        np.testing.assert_allclose(eigenvalue_r, whole_n[whole_n > 0.0], atol=1e-3)
+        np.testing.assert_allclose(vector_nr.T @ vector_nr, np.eye(len(eigenvalue_r)), atol=1e-4)
+        np.testing.assert_allclose(a_nn @ vector_nr, vector_nr * eigenvalue_r, atol=1e-3)
+
+
+@pytest.mark.parametrize("entry", [np.nan, np.inf])
+def test_entries_that_are_not_finite_are_an_error(entry):
+    with pytest.raises(np.linalg.LinAlgError, match="not finite"):
+        positive_pairs(np.full((3, 3), entry))
+
+
+def test_the_whole_takes_over_where_the_part_fails(monkeypatch):
+    def failing(a_nn):
+        raise np.linalg.LinAlgError("dsyevr ended with 1")
+
+    monkeypatch.setattr(part, "positive_pairs", failing)
+    a_nn = np.diag(np.arange(-150.0, 100.0))
+    eigenvalue_r, vector_nr = positive_part(a_nn, 20)
+    np.testing.assert_allclose((vector_nr * eigenvalue_r) @ vector_nr.T, np.maximum(a_nn, 0.0), atol=1e-9)
 
 
 @pytest.mark.slow
