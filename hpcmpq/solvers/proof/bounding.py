@@ -13,8 +13,9 @@ import numpy as np
 from hpcmpq.problem import ProofLine
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.proof.enumerate import exhaust
+from hpcmpq.solvers.proof.exclusion import exclude
 from hpcmpq.solvers.proof.incumbent import Incumbent
-from hpcmpq.solvers.proof.node import Node, advance, exclude, shrink
+from hpcmpq.solvers.proof.node import Node, advance, shrink
 from hpcmpq.solvers.proof.record import ProofRecord
 from hpcmpq.solvers.search.tabu import polish, search
 from hpcmpq.solvers.valid_bound import lowered

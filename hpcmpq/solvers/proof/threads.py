@@ -6,7 +6,7 @@ OpenBLAS's threads cost more than they gain on matrices of some hundred rows: on
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ def threads_of(dimension: int) -> int:
     return min(SIDE_BY_SIDE, cores) if dimension < SMALL_DIMENSION else 1
 
 
-def node_pool(side_by_side: int) -> Executor:
+def node_pool(side_by_side: int) -> "ThreadPoolExecutor | InThisThread":
     """What runs nodes: threads, each of which keeps BLAS to itself; this thread where it is one node at a time."""
     if side_by_side == 1:
         return InThisThread()
@@ -32,8 +32,14 @@ def node_pool(side_by_side: int) -> Executor:
     return ThreadPoolExecutor(side_by_side, initializer=threadpool_limits, initargs=(1, "blas"))
 
 
-class InThisThread(Executor):
+class InThisThread:
     """Runs what is submitted at once, so that a signal ends it where it is."""
+
+    def __enter__(self) -> "InThisThread":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Nothing is left to wait for."""
 
     def submit(self, function: Callable[..., T], /, *args: object, **kwargs: object) -> "Future[T]":
         """The result, in a future that is done; whatever is raised is raised here."""

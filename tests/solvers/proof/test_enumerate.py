@@ -14,7 +14,8 @@ from hpcmpq.problem import Budget, Cost, CostTerm, Problem
 from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.compact.presolve import presolve
 from hpcmpq.solvers.proof.enumerate import exhaust
-from hpcmpq.solvers.proof.node import advance, all_pairs, exclude, make_node, preconditioner
+from hpcmpq.solvers.proof.exclusion import exclude
+from hpcmpq.solvers.proof.node import advance, all_pairs, make_node, preconditioner
 
 Certificate = tuple[float, np.ndarray, np.ndarray]
 

@@ -16,9 +16,10 @@ from hpcmpq.solvers.cp_sat.integer_costs import common_unit
 from hpcmpq.solvers.greedy import efficiency_frontier
 from hpcmpq.solvers.proof.admm import certified, iterate, start
 from hpcmpq.solvers.proof.enumerate import exhaust
+from hpcmpq.solvers.proof.exclusion import exclude
 from hpcmpq.solvers.proof.gilmore_lawler import full_bound
 from hpcmpq.solvers.proof.lift import make_lift
-from hpcmpq.solvers.proof.node import advance, all_pairs, exclude, make_node, padded_pairs, preconditioner
+from hpcmpq.solvers.proof.node import advance, all_pairs, make_node, padded_pairs, preconditioner
 from hpcmpq.solvers.proof.projection import Projector, simplex
 from hpcmpq.solvers.proof.record import ProofRecord, limited_by
 from hpcmpq.solvers.proof.relaxation import additive_floor, make_relaxation, minimise, separable_budgets
