@@ -34,6 +34,7 @@ class PyHpcmpq(PythonPackage):
     depends_on("py-numpy@1.26:2", type=("build", "run"))
     depends_on("py-h5py@3.11:", type=("build", "run"))
     depends_on("py-scipy@1.11:", type=("build", "run"))
+    depends_on("py-threadpoolctl@3.1:", type=("build", "run"))
     depends_on("py-ortools@9.11:9", type=("build", "run"))
     depends_on("py-pydantic@2.7:2", type=("build", "run"))
     depends_on("py-typer@0.12:", type=("build", "run"))

@@ -88,7 +88,7 @@ def test_a_proof_of_cp_sat_that_a_choice_refutes_is_not_used(monkeypatch: pytest
 
 
 def test_the_first_bound_of_a_proof_is_compared_with_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(node: Any, steps: int, deadline: float) -> int:
+    def wrong(node: Any, steps: int, deadline: float, ended: Any) -> int:
         node.bound = 3.0
         return steps
 
