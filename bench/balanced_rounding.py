@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import t as student
 
 from bench.results import ROOT, table, write_section
 from hpcmpq.config import read_config
+from hpcmpq.evaluate.statistics import mean_with_interval
 from hpcmpq.models.data.samples import Samples, Splits
 from hpcmpq.models.data.splits import load_splits
 from hpcmpq.planning.balanced_samples import balanced_choice, routed_tokens
@@ -27,6 +27,7 @@ from hpcmpq.planning.original import Original, find_groups, load_original
 from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.stored_codes import StoredCodes
 from hpcmpq.quantized.variants import Variants
+from hpcmpq.report.findings import Z95
 from hpcmpq.rounding.options import make_codes, stored_formats
 from hpcmpq.rounding.original_inputs import OriginalInputs
 from hpcmpq.settings import Config
@@ -34,7 +35,6 @@ from hpcmpq.space import SearchSpace
 from hpcmpq.store.run_dir import RunDir
 
 SIZES, SEEDS, FORMATS = (16, 32), (0, 1, 2, 3), ("int3", "int4")
-Z95 = 1.96
 
 NUM_CALIBRATION, NUM_EVALUATED = 8, 512
 """Few samples that nothing is fitted on, and all of the other text."""
@@ -142,17 +142,17 @@ def span(numbers: Sequence[int]) -> str:
 def change(pair: Sequence[Losses], place: tuple[str, str]) -> str:
     """KL before and after, and per cent with the 95 % interval of the difference over samples."""
     first_N, balanced_N = (one[place] for one in pair)
-    share_N = 100 * (balanced_N - first_N) / first_N.mean()
-    interval = Z95 * share_N.std(ddof=1) / len(share_N) ** 0.5
-    return f"{first_N.mean():.4f} → {balanced_N.mean():.4f}, {share_N.mean():+.1f} ± {interval:.1f} %"
+    share = mean_with_interval(100 * (balanced_N - first_N) / first_N.mean())
+    reach = Z95 * share["stderr"]
+    return f"{first_N.mean():.4f} → {balanced_N.mean():.4f}, {share['mean']:+.1f} ± {reach:.1f} %"
 
 
 def over_seeds(pairs: Sequence[Sequence[Losses]], place: tuple[str, str]) -> str:
     """Means over seeds, and the 95 % interval of the change over them by Student's t."""
     first_S, balanced_S = (np.array([pair[k][place].mean() for pair in pairs]) for k in (0, 1))
-    share_S = 100 * (balanced_S / first_S - 1)
-    interval = float(student.ppf(0.975, len(share_S) - 1)) * share_S.std(ddof=1) / len(share_S) ** 0.5
-    return f"{first_S.mean():.4f} → {balanced_S.mean():.4f}, {share_S.mean():+.1f} ± {interval:.1f} %"
+    share = mean_with_interval(100 * (balanced_S / first_S - 1))
+    reach = share["interval"][1] - share["mean"]
+    return f"{first_S.mean():.4f} → {balanced_S.mean():.4f}, {share['mean']:+.1f} ± {reach:.1f} %"
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def routed_tokens(original: Original, samples: Samples, groups: Sequence[Group],
     Raises:
         UserError: If no router was seen to choose among the experts.
     """
-    size = original.config.calibration.samples_per_pass
+    size, count = original.config.calibration.samples_per_pass, num_experts(original.model)
     counted = []
     states, pieces = None, []
     for part in samples.to(original.device).passes(at_once):
@@ -147,7 +147,7 @@ def routed_tokens(original: Original, samples: Samples, groups: Sequence[Group],
         for piece in pieces:
             with piece.resident():
                 for i, batch in enumerate(batches):
-                    choices = KeptChoices(num_experts=num_experts(original.model))
+                    choices = KeptChoices(num_experts=count)
                     with choices.kept():
                         with choices.recording(WHOLE):
                             output = piece.quantized(i, {})

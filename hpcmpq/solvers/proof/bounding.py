@@ -36,6 +36,25 @@ class NodePlace:
     others: float
 
 
+@dataclass(frozen=True)
+class Pace:
+    """When a node is looked at, and when it has stalled.
+
+    Attributes:
+        steps: Between two certificates, once it has made thirty.
+        marks: Certificates that are looked back.
+        share: Of the gap that they must close for the node to go on.
+    """
+
+    steps: int
+    marks: int
+    share: float
+
+
+WHOLE_PACE, PART_PACE = Pace(25, 4, 0.15), Pace(50, 2, 0.25)
+"""Of the whole problem, whose exclusions all parts inherit, and of its parts."""
+
+
 @dataclass
 class Bounding:
     """Bounds the nodes of one proof, several at a time in threads.
@@ -101,10 +120,11 @@ class Bounding:
     def bounded(self, node: Node, place: NodePlace) -> tuple[Node, float] | None:
         """`process` without its account of seconds."""
         bound, is_root = place.parent_bound, place.number == 1
+        pace = WHOLE_PACE if is_root else PART_PACE
         marks: list[float] = []
         while True:
             add = self.offset(node.compact)
-            chunk = 10 if node.state.steps < 30 else 25 if is_root else 50
+            chunk = 10 if node.state.steps < 30 else pace.steps
             done = advance(node, chunk, self.deadline, self.ended)
             if done == 0:
                 return node, bound
@@ -135,8 +155,7 @@ class Bounding:
                 if self.finish(node):
                     return None
                 continue
-            window = 2 if not is_root else 4
-            if len(marks) > window and marks[-1] - marks[-1 - window] < (0.15 if is_root else 0.25) * gap:
+            if len(marks) > pace.marks and marks[-1] - marks[-1 - pace.marks] < pace.share * gap:
                 if self.finish(node):
                     return None
                 if node.compact.num_groups <= BRANCH_GROUPS:

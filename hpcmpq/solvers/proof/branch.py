@@ -61,29 +61,33 @@ class _Tree:
         bounding: What bounds them.
         heap: Bound, place in line and node of those that wait.
         running: Bound of those that are being bounded.
+        pushed: Places in line.
+        side_by_side: Nodes that are bounded at a time.
     """
 
     bounding: Bounding
     heap: list[tuple[float, int, Node]] = field(default_factory=list)
     running: dict["Future[tuple[Node, float] | None]", float] = field(default_factory=dict)
+    pushed: "itertools.count[int]" = field(default_factory=itertools.count)
+    side_by_side: int = 1
 
     def run(self, root: Node) -> float:
         bounding, record = self.bounding, self.bounding.record
-        counter, numbers = itertools.count(), itertools.count(1)
+        numbers = itertools.count(1)
         with one_blas_thread(root.relaxation.lift.dimension):
             outcome = bounding.process(root, NodePlace(next(numbers), -np.inf, np.inf))
         if outcome is None:
             return bounding.incumbent.cutoff
         lift = outcome[0].relaxation.lift
-        side_by_side = threads_of(lift.dimension)
+        self.side_by_side = threads_of(lift.dimension)
         kept = nodes_bytes(bounding.root.num_groups, int(bounding.root.size_G.max()))
-        while side_by_side > 1 and matrices_bytes(lift.size, side_by_side) > kept:
-            side_by_side -= 1
-        stopped = self.take(outcome, counter, side_by_side)
-        with one_blas_thread(lift.dimension), node_pool(side_by_side) as pool:
+        while self.side_by_side > 1 and matrices_bytes(lift.size, self.side_by_side) > kept:
+            self.side_by_side -= 1
+        stopped = self.take(*outcome)
+        with one_blas_thread(lift.dimension), node_pool(self.side_by_side) as pool:
             try:
                 while self.running or (self.heap and not stopped):
-                    while self.heap and len(self.running) < side_by_side and not stopped:
+                    while self.heap and len(self.running) < self.side_by_side and not stopped:
                         bound, _, node = heapq.heappop(self.heap)
                         if bound < bounding.incumbent.cutoff:
                             place = NodePlace(next(numbers), bound, self.lowest())
@@ -91,20 +95,21 @@ class _Tree:
                     for future in wait(self.running, return_when=FIRST_COMPLETED).done:
                         del self.running[future]
                         if (outcome := future.result()) is not None:
-                            stopped = self.take(outcome, counter, side_by_side) or stopped
+                            stopped = self.take(*outcome) or stopped
             except BaseException:
                 bounding.ended.set()  # whatever ends the proof need not wait for the other nodes
                 raise
         record.open_nodes = len(self.heap)
         return min(self.lowest(), bounding.incumbent.cutoff)
 
-    def take(self, outcome: tuple[Node, float], counter: "itertools.count[int]", side_by_side: int) -> bool:
+    def take(self, node: Node, bound: float) -> bool:
         """Split a node that stalled; whether time or memory ends the proof, and the node is kept instead."""
-        (node, bound), record = outcome, self.bounding.record
         stopped = time.perf_counter() + 4 * node.step_s > self.bounding.deadline
-        stopped = stopped or record.short_of_memory(node.relaxation.lift.size, side_by_side)
-        for one, least in [outcome] if stopped else self.children(node, bound):
-            heapq.heappush(self.heap, (least, next(counter), one))
+        stopped = stopped or self.bounding.record.short_of_memory(
+            node.relaxation.lift.size, self.side_by_side
+        )
+        for one, least in [(node, bound)] if stopped else self.children(node, bound):
+            heapq.heappush(self.heap, (least, next(self.pushed), one))
         return stopped
 
     def lowest(self) -> float:

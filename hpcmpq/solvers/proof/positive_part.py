@@ -20,10 +20,10 @@ PARTIAL_FROM = 200
 """Rows from which a part of the decomposition is faster than the whole."""
 
 
-MANY_ROWS = 1000
-
-LARGEST_SHARE = {"few": 0.4, "many": 0.2}
+LARGEST_SHARE, LARGEST_SHARE_OF_MANY = 0.4, 0.2
 """Share of positive eigenvalues above which the whole is faster, of up to `MANY_ROWS` and of more."""
+
+MANY_ROWS = 1000
 
 
 def positive_part(a_nn: np.ndarray, expected: int) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +38,7 @@ def positive_part(a_nn: np.ndarray, expected: int) -> tuple[np.ndarray, np.ndarr
         >>> np.round((vector * eigenvalue) @ vector.T, 12).tolist()
         [[1.0, 1.0], [1.0, 1.0]]
     """
-    share = LARGEST_SHARE["few" if len(a_nn) <= MANY_ROWS else "many"]
+    share = LARGEST_SHARE if len(a_nn) <= MANY_ROWS else LARGEST_SHARE_OF_MANY
     if len(a_nn) >= PARTIAL_FROM and 0 < expected < share * len(a_nn):
         try:
             return positive_pairs(a_nn)

@@ -46,9 +46,8 @@ def limited_by(record: ProofRecord) -> str:
     """
     if not record.lines:
         return "no time was left for a step of the proof"
-    last = max(
-        reversed(record.lines), key=lambda line: line.node
-    )  # of nodes side by side the first may end last
+    # Of nodes side by side the first may end last.
+    last = max(reversed(record.lines), key=lambda line: line.node)
     if record.memory_limit:
         nodes = f"{last.node} node{'s' * (last.node > 1)}"
         return f"the memory limits the proof: {record.memory_limit} leaves no room for more than {nodes}"

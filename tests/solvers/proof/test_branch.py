@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -47,6 +48,15 @@ def test_nodes_side_by_side_prove_the_optimum(threads: int, monkeypatch: pytest.
         assert proven == sorted(proven) and proven[-1] <= answer.objective + 1e-9 * abs(answer.objective)
 
 
+def check_that_it_ends(failing: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes side by side, bounded by what fails, end the solve with the failure."""
+    monkeypatch.setattr(branch, "threads_of", lambda dimension: 2)
+    monkeypatch.setattr(bounding.Bounding, "finish", lambda self, node: False)
+    monkeypatch.setattr(bounding.Bounding, "process", failing)
+    with pytest.raises(MemoryError, match="no room for a certificate"):
+        QuadraticSolver().solve(unstructured(9, 4, 5), time_limit_s=120.0, seed=0)
+
+
 def test_what_fails_in_a_thread_ends_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     process = bounding.Bounding.process
 
@@ -55,11 +65,7 @@ def test_what_fails_in_a_thread_ends_the_proof(monkeypatch: pytest.MonkeyPatch) 
             raise MemoryError("no room for a certificate")
         return process(self, node, place)
 
-    monkeypatch.setattr(branch, "threads_of", lambda dimension: 2)
-    monkeypatch.setattr(bounding.Bounding, "finish", lambda self, node: False)
-    monkeypatch.setattr(bounding.Bounding, "process", failing)
-    with pytest.raises(MemoryError, match="no room for a certificate"):
-        QuadraticSolver().solve(unstructured(9, 4, 5), time_limit_s=120.0, seed=0)
+    check_that_it_ends(failing, monkeypatch)
 
 
 def test_a_failure_ends_the_nodes_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,11 +82,7 @@ def test_a_failure_ends_the_nodes_beside_it(monkeypatch: pytest.MonkeyPatch) -> 
             return None
         return process(self, node, place)
 
-    monkeypatch.setattr(branch, "threads_of", lambda dimension: 2)
-    monkeypatch.setattr(bounding.Bounding, "finish", lambda self, node: False)
-    monkeypatch.setattr(bounding.Bounding, "process", failing)
-    with pytest.raises(MemoryError, match="no room for a certificate"):
-        QuadraticSolver().solve(unstructured(9, 4, 5), time_limit_s=120.0, seed=0)
+    check_that_it_ends(failing, monkeypatch)
     assert others == [0]
 
 
