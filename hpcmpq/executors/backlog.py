@@ -30,7 +30,12 @@ class Backlog:
         return self._waiting.popleft()
 
     def take_for(self, node: str, others: Collection[str]) -> WorkUnit | None:
-        """The next unit for a node; None if each of those that wait failed too often there and not on all `others`."""
+        """The next unit for a node; None if each of those that wait failed too often there and not on all `others`.
+
+        Args:
+            node: Of the worker that asks.
+            others: Nodes of the other workers, which may take what this one leaves.
+        """
         for unit in self._waiting:
             avoided = self.avoided(unit)
             if node not in avoided or avoided.issuperset(others):

@@ -198,7 +198,9 @@ class _Crew:
     def go_on(self, actor: _Actor, alive: bool) -> None:
         """Give an actor its next unit, or let it go."""
         if alive and self.backlog:
-            actor.unit = self.backlog.take_for(actor.node, {other.node for other in self.actors.values()})
+            # An actor without a node waits for room, perhaps for ever.
+            others = {other.node for other in self.actors.values() if other.node}
+            actor.unit = self.backlog.take_for(actor.node, others)
             task = (
                 actor.handle.rest.remote() if actor.unit is None else actor.handle.measure.remote(actor.unit)
             )

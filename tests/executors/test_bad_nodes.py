@@ -127,6 +127,20 @@ def test_ray_actors_rest_while_only_another_nodes_units_wait():
     assert second.unit == UNIT
 
 
+def test_no_ray_actor_rests_for_one_that_waits_for_room():
+    backlog = Backlog([UNIT])
+    backlog.take()
+    for _ in range(NODE_ATTEMPTS):
+        backlog.failed(UNIT, "no", node="a")
+        backlog.take()
+    backlog.put_back(UNIT)
+    crew = _Crew(b"", backlog, 3, Demand())
+    crew.actors["starts"] = _Actor(Handle())  # which Ray has given no node
+    first, crew.actors["busy"] = _Actor(Handle(), node="a"), _Actor(Handle(), UNITS[1], node="a")
+    crew.go_on(first, alive=True)
+    assert first.unit == UNIT
+
+
 def test_what_failed_twice_on_this_node_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     plan: Plan = synthetic_plan()
     run, bad = RunDir(tmp_path), plan.units[2]
