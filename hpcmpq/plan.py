@@ -49,7 +49,7 @@ class UnitOutcome:
         seconds: Wall time of the measurement, without the start of its process; 0 if it failed.
         error: None when its shard is on disk, else one line that says what happened.
         final: False when the unit will be tried again.
-        node: Where it failed, or an empty string.
+        node: Where it was tried, or an empty string.
     """
 
     unit: WorkUnit

@@ -25,6 +25,7 @@ def typed_settings(
     title: str,
     keys: Collection[str],
     options_of: OptionsOf,
+    may_be_empty: Collection[str] = (),
 ) -> Settings:
     """What texts say of all jobs, several settings to a text where blanks separate them; hyphens are underscores.
 
@@ -35,6 +36,7 @@ def typed_settings(
         title: Of the batch system, for people.
         keys: That it knows.
         options_of: What follows for a job.
+        may_be_empty: Keys that may have no value, which leaves them out.
 
     Raises:
         UserError: If a key or job is unknown, listing all there are, a value is missing, or a job has no array.
@@ -46,7 +48,7 @@ def typed_settings(
     for text in shlex.split(" ".join(texts)):
         name, equals, value = text.partition("=")
         job, dot, key = table_name(name).rpartition(".")
-        if not equals or not value:
+        if not equals or not (value or key in may_be_empty):
             raise UserError(f"--{scheduler} {text!r} is not KEY=VALUE; {valid}")
         if name == "env":
             env = Path(value)

@@ -73,7 +73,7 @@ def attempt(worker: Worker, unit: WorkUnit) -> Reply:
             # Perhaps a neighbour took the memory, so the unit is tried again.
             return Reply(error=str(known), node=node_name())
         return Reply(error=one_line(error), node=node_name(), traceback=traceback.format_exc())
-    return Reply(seconds=time.monotonic() - start_s)
+    return Reply(seconds=time.monotonic() - start_s, node=node_name())
 
 
 def outcome_of(reply: Reply, unit: WorkUnit, backlog: Backlog) -> UnitOutcome:
@@ -86,7 +86,7 @@ def outcome_of(reply: Reply, unit: WorkUnit, backlog: Backlog) -> UnitOutcome:
         raise UserError(reply.error)
     if reply.error is not None:
         return backlog.failed(unit, reply.error, reply.traceback, reply.node)
-    return UnitOutcome(unit, reply.seconds)
+    return UnitOutcome(unit, reply.seconds, node=reply.node)
 
 
 def one_line(error: BaseException) -> str:

@@ -37,7 +37,8 @@ def _options_of(
     if job in _MANY:
         options["select"] = own.get("select") or chunks or ""
     elif "select" not in own:
-        options["select"] = "1:ncpus=1:ngpus=1" if job in _ONE_GPU and "ngpus=" in chunks else "1:ncpus=1"
+        with_gpus = "ngpus=" in special.get(("calibrate", "select"), chunks)
+        options["select"] = "1:ncpus=1:ngpus=1" if job in _ONE_GPU and with_gpus else "1:ncpus=1"
     if job == "evaluate":
         options["select"] = one_rank_per_gpu(options["select"]) or "1:ncpus=2:mpiprocs=2"
     if job == "calibrate":

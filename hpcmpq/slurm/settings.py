@@ -33,6 +33,9 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 """Slurm settings, and the jobs that they hold for when no job is named."""
 
+_MAY_BE_EMPTY = ("exclude",)
+"""Settings whose empty value leaves them out: nodes on which units fail are then not excluded either."""
+
 _GPU_KEYS = ("gpus", "gpus_per_node", "gpus_per_task", "gres")
 _RANK_KEYS = ("ntasks", "ntasks_per_node")
 _ONE_GPU = ("refine", "reround", "finish", "export")
@@ -46,8 +49,9 @@ def parse_settings(texts: Sequence[str], executor: str) -> Settings:
     """
     look_up(EXECUTORS, executor, "executor")
     return typed_settings(
-        texts, executor, scheduler="slurm", title="Slurm", keys=KEYS, options_of=_options_of
-    )
+        texts, executor, scheduler="slurm", title="Slurm", keys=KEYS, options_of=_options_of,
+        may_be_empty=_MAY_BE_EMPTY,
+    )  # fmt: skip
 
 
 def _options_of(
@@ -56,9 +60,10 @@ def _options_of(
     own = {key: value for (name, key), value in special.items() if name == job}
     hidden = _GPU_KEYS if _names_gpus(own) else ()
     options = {key: value for key, value in general.items() if job in KEYS[key] and key not in hidden}
-    if job in _ONE_GPU and _names_gpus(general) and not hidden:
+    measuring = {**general, **{key: value for (name, key), value in special.items() if name == "calibrate"}}
+    if job in _ONE_GPU and _names_gpus(measuring) and not hidden:
         options["gpus"] = "1"
-    options.update(own)
+    options = {key: value for key, value in {**options, **own}.items() if value}
     if job == "evaluate" and not set(own) & set(_RANK_KEYS):
         options = one_rank_per_gpu(options)
     if (job == "evaluate" or (job, executor) == ("calibrate", "mpi")) and not set(options) & {

@@ -30,7 +30,7 @@ class Attempt:
         finished: Unix time.
         error: None, or why it failed.
         final: False when the same process tried it again.
-        node: Where it failed, or an empty string.
+        node: Where it was tried; of earlier versions only if it failed, else an empty string.
     """
 
     unit_id: str

@@ -78,6 +78,7 @@ def test_mpi_ranks_leave_a_unit_that_failed_twice_to_another_node(nodes: str):
     failures = Counter(outcome.unit.id for outcome in outcomes if outcome.error is not None)
     assert failures and max(failures.values()) <= NODE_ATTEMPTS
     assert {outcome.node for outcome in outcomes if outcome.error is not None} == {"a"}
+    assert {outcome.node for outcome in outcomes if outcome.error is None} == {"b"}
 
 
 @pytest.mark.parametrize("nodes", ["a", "aa", "ab"])

@@ -74,6 +74,17 @@ def test_settings_that_do_not_fit_are_refused(executor: str, text: str, message:
         parse_settings([text], executor)
 
 
+def test_whoever_measures_gets_a_gpu_where_calibrate_alone_names_some():
+    options = parse_settings(["calibrate.select=2:ncpus=8:ngpus=4:mpiprocs=5"], "mpi").options
+    one, none = "1:ncpus=1:ngpus=1", "1:ncpus=1"
+    assert [options[job]["select"] for job in ("solve", "refine", "reround", "finish")] == [
+        none,
+        one,
+        one,
+        one,
+    ]
+
+
 def test_the_settings_say_which_batch_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UserError, match="settings of two batch systems"):
         chosen(["time=1"], ["walltime=1"])

@@ -31,14 +31,27 @@ esac
 
 @pytest.fixture
 def failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    """A planned run, one unit of which failed twice on n1, in a Slurm job."""
-    run, unit = RunDir(tmp_path / "run"), synthetic_plan().units[0]
+    """A planned run, one unit of which failed twice on n1 while n2 did another, in a Slurm job."""
+    run, (unit, other, *_) = RunDir(tmp_path / "run"), synthetic_plan().units
     write_json(run.plan_path, plan_to_json(synthetic_plan()))
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     with recording(run, "n1") as record:
         for _ in range(2):
             record(UnitOutcome(unit, 0.0, "RuntimeError: CUDA error", node="n1"))
+        record(UnitOutcome(other, 1.0, node="n2"))
     return run
+
+
+def test_a_job_goes_on_nowhere_else_where_its_node_is_the_only_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    run, unit = RunDir(tmp_path / "run"), synthetic_plan().units[0]
+    with recording(run, "n1") as record:
+        for _ in range(3):
+            record(UnitOutcome(unit, 0.0, "RuntimeError: CUDA error", node="n1"))
+    status, said, asked = in_a_job("run_resumable bash -c 'exit 2'", run, tmp_path)
+    assert status == 2 and "requeue" not in asked, said
 
 
 def in_a_job(
@@ -93,3 +106,5 @@ def test_status_names_the_node_and_submit_leaves_it_out(failed: RunDir, tmp_path
     assert "--exclude=n1" in CliRunner().invoke(app, words).stdout
     own = CliRunner().invoke(app, [*words, "--slurm", "exclude=n5"]).stdout
     assert "--exclude=n5" in own and "n1" not in own
+    none = CliRunner().invoke(app, [*words, "--slurm", "exclude="]).stdout
+    assert "submit finish" in none and "--exclude" not in none

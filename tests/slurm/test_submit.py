@@ -192,6 +192,19 @@ def test_evaluation_gets_a_rank_a_gpu_unless_told_otherwise():
     assert evaluation("gres=lscratch:100,gpu:a100:2(S:0-1)")["ntasks_per_node"] == "2"
 
 
+def test_whoever_measures_gets_a_gpu_where_calibrate_alone_names_some():
+    options = parse_settings(["calibrate.gpus_per_node=4", "nodes=2", "export.gpus=2"], "mpi").options
+    assert {job: options[job].get("gpus") for job in ("solve", "refine", "reround", "finish", "export", "report")} == {
+        "solve": None, "refine": "1", "reround": "1", "finish": "1", "export": "2", "report": None,
+    }  # fmt: skip
+
+
+def test_no_node_is_excluded_where_exclude_is_empty():
+    options = parse_settings(["exclude=n[1-2]", "solve.exclude="], "mpi").options
+    assert options["refine"] == {"exclude": "n[1-2]"} and options["solve"] == {}
+    assert parse_settings(["exclude="], "mpi").options["refine"] == {}
+
+
 def test_local_disks_are_no_gpus():
     options = parse_settings(["gres=lscratch:100 nodes=2 ntasks_per_node=8"], "mpi").options
     assert options["evaluate"] == {"gres": "lscratch:100", "nodes": "2", "ntasks_per_node": "8"}
