@@ -46,7 +46,11 @@ class Neighbourhood:
 
 @torch.no_grad()
 def around(
-    subject: Subject, neighbourhood: Neighbourhood, settings: SensitivityConfig, inputs: Inputs
+    subject: Subject,
+    neighbourhood: Neighbourhood,
+    settings: SensitivityConfig,
+    inputs: Inputs,
+    low_precision: torch.dtype | None = None,
 ) -> Subject:
     """The subject whose model is under the assignment and whose options are those beside it.
 
@@ -55,6 +59,8 @@ def around(
         neighbourhood: The assignment and the options.
         settings: How options run.
         inputs: Of one sample or two, to find the model's chain of blocks with.
+        low_precision: Dtype of matrix products; the model's parameters are float32 then. Where formats round
+            activations, whole assignments run, and they stay in float32.
     """
     variants, head, choices = subject.variants, subject.head, subject.choices or KeptChoices()
     options = variants.among(neighbourhood.space(subject.space))
@@ -69,6 +75,7 @@ def around(
                 settings.engine,
                 options,
                 inputs,
+                low_precision=low_precision,
                 options_per_pass=settings.options_per_pass,
                 options_per_wave=settings.options_per_wave,
                 choices=choices,

@@ -161,13 +161,12 @@ def cost_of_pass(
     passes = -(-(units[0].sample_stop - units[0].sample_start) // per_pass)
     ahead = None if block_bytes is None else ahead_bytes
     whole_losses = weights + ahead_bytes + min(MAX_KEPT_BYTES, passes * z_NTV.nbytes) + 4 * z_NTV.nbytes
-    # A worker that calibrates holds bfloat16 weights in float32 and multiplies in bfloat16; one that refines does not.
+    # Options run with bfloat16 weights held in float32, and whole assignments do not.
     wide = 2 if config.model.dtype == "bfloat16" else 1
+    refining = replace(config, sensitivity=replace(config.sensitivity, products=None))
     peak_parts, refine_parts = (
-        peak_parts_of(
-            seen, wide * weights, config, space, units[0], num_features, ahead and wide * ahead, outputs
-        ),
-        peak_parts_of(seen, weights, config, beside, whole, num_features, ahead, outputs),
+        peak_parts_of(seen, wide * weights, own, options, unit, num_features, ahead and wide * ahead, outputs)
+        for own, options, unit in ((config, space, units[0]), (refining, beside, whole))
     )
     formats, round_bytes, round_s = stored_formats(space, config.quantizer), None, None
     num_positions, itemsize = z_NTV.shape[:2].numel(), z_NTV.element_size()
@@ -190,7 +189,7 @@ def cost_of_pass(
         flops,
         sum(_shard_bytes(space, unit, num_features, config.sensitivity.screen) for unit in units),
         sum(peak_parts.values()),
-        max(max(sum(refine_parts.values()), whole_losses) + base, reading),
+        max(sum(refine_parts.values()) + wide * base, whole_losses + base, reading),
         seconds,
         "wavefront" if chained else "whole",
         round_bytes,

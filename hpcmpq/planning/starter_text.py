@@ -74,7 +74,7 @@ def starter_text(
         "# Embeddings and the output head stay as they are unless groups.include names them.",
         "model:",
         *model_lines,
-        "  dtype: float32                # precision to measure in; bfloat16 halves the memory",
+        "  dtype: float32                # precision to measure in; docs/methods.md says what bfloat16 does",
         *(["  # stream: true                # the device never holds the whole model"] if "path" in model else []),
         "calibration:",
         *([] if data else [f"  # CHANGE THIS: {_kinds_of_data(description)}, or package.module:function."]),

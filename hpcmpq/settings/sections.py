@@ -15,8 +15,8 @@ class ModelConfig:
     Attributes:
         path: A Hugging Face directory or a GGUF file.
         factory: ``package.module:function`` that returns an `nn.Module`.
-        dtype: Precision that calibration and evaluation run in. With ``bfloat16`` forward-only sensitivities
-            run matrix products in bfloat16 and all else in float32.
+        dtype: Precision that calibration and evaluation run in. With ``bfloat16`` forward-only sensitivities and the
+            neighbours of refinement run matrix products in bfloat16 and all else in float32.
         device: ``auto`` takes CUDA where there is one.
         stream: Read one block at a time from the directory's safetensors while measuring, so that the device
             never holds the model. Forward-only sensitivities of chains of blocks can.

@@ -1,15 +1,21 @@
-"""A run whose `sensitivity.products` are bfloat16: nearly the same numbers, and another measurement."""
+"""Runs that multiply in bfloat16: nearly the same numbers, and another measurement."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from hpcmpq.calibrate.reduce import reduce
+from hpcmpq.calibrate.neighbourhood import Neighbourhood
+from hpcmpq.calibrate.reduce import add_shards, reduce
 from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.planning.stage import prepare
+from hpcmpq.refine.inquiries import Around, Inquiry, WholeLosses, keep_inquiry, plan_of
+from hpcmpq.refine.worker import make_worker as make_refine_worker
 from hpcmpq.settings import CalibrationConfig, Config, ModelConfig, SensitivityConfig
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.shards import read_shard_of
 
 pytestmark = pytest.mark.slow
 
@@ -42,3 +48,39 @@ def test_bfloat16_products_of_a_float32_model(model_directory, tmp_path):
     assert low.loss0 == exact.loss0
     with pytest.raises(PlanMismatch, match="products"):
         prepare(config_of(path, products="bfloat16"), RunDir(tmp_path / "float32"), ())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_neighbours_of_a_bfloat16_model_are_measured_as_calibration_measures_options(
+    model_directory, tmp_path, stream
+):
+    """Plain bfloat16 is off by as much as an option changes the loss."""
+    config = config_of(str(model_directory("llama")))
+    linear, losses = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        run = RunDir(tmp_path / dtype, "refine")
+        own = replace(config, model=replace(config.model, dtype=dtype, stream=stream))
+        plan = prepare(own, run, ())
+        assignment = {group.name: "int4" for group in plan.space.groups}
+        beside = tuple(option.index for option in plan.space.options if option.format == "int8")
+        work = make_refine_worker(run)
+
+        def shards(inquiry: Inquiry, run=run, plan=plan, work=work):
+            asked = plan_of(inquiry, plan)
+            keep_inquiry(run, inquiry, asked)
+            for unit in asked.units:
+                work(unit)
+            return asked, [(unit, read_shard_of(asked, run, unit)) for unit in asked.units]
+
+        whole = WholeLosses((assignment,), "calibration", 4, "")
+        around = Around(Neighbourhood(assignment, beside))
+        _, [(_, before)] = shards(whole)
+        own_plan, found = shards(around)
+        linear[dtype] = add_shards(own_plan, iter(found)).model.linear_P
+        _, [(_, after)] = shards(replace(whole, samples_hash="again"))
+        np.testing.assert_array_equal(before.arrays["losses"], after.arrays["losses"])
+        losses[dtype] = before.arrays["losses"]
+    scale = np.abs(linear["float32"]).max()
+    np.testing.assert_allclose(linear["bfloat16"], linear["float32"], rtol=0, atol=0.05 * scale)
+    assert not np.array_equal(linear["bfloat16"], linear["float32"])
+    assert not np.array_equal(losses["bfloat16"], losses["float32"])

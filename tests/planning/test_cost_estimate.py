@@ -113,10 +113,11 @@ def test_weights_in_bfloat16_are_counted_as_a_worker_holds_them(tmp_path: Path, 
     assert weights == sum(p.nbytes for p in opened.variants.model.parameters())
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_memory_of_refinement_is_predicted_too(tmp_path: Path, deep, stream):
+@pytest.mark.parametrize("stream, dtype", [(False, "float32"), (True, "float32"), (False, "bfloat16")])
+def test_memory_of_refinement_is_predicted_too(tmp_path: Path, deep, stream, dtype):
     run = RunDir(tmp_path / "run", "refine")
-    plan = prepare(on_text(config_of(deep, 24, stream, probes=4), tmp_path), run, ())
+    config = on_text(config_of(deep, 24, stream, probes=4), tmp_path)
+    plan = prepare(replace(config, model=replace(config.model, dtype=dtype)), run, ())
     predicted = read_json(run.file("cost.json"), "")["refine_peak_bytes"]
     assignment = {group.name: "int4" for group in plan.space.groups}
     beside = tuple(option.index for option in plan.space.options if option.format != "int4")
