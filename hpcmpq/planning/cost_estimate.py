@@ -155,8 +155,10 @@ def cost_of_pass(
     outputs = output_elements(seen, probes, config.sensitivity.loss_positions)
     beside = SearchSpace(space.groups, tuple(formats[:2] for formats in space.formats))
     whole = replace(units[0], group_start=0, group_stop=len(space.groups))
-    searched = z_NTV.element_size() * sum(group.numel for group in space.groups)
-    base = searched if block_bytes is None else block_bytes[1]
+    itemsize = z_NTV.element_size()
+    searched = itemsize * sum(group.numel for group in space.groups)
+    outside = itemsize * sum(group.numel for group in space.groups if group.block is None)
+    base = searched if block_bytes is None else block_bytes[1] + outside
     weights = sum(block_bytes or (p.numel() * p.element_size() for p in model.parameters()))
     passes = -(-(units[0].sample_stop - units[0].sample_start) // per_pass)
     ahead = None if block_bytes is None else ahead_bytes
@@ -169,7 +171,7 @@ def cost_of_pass(
         for own, options, unit in ((config, space, units[0]), (refining, beside, whole))
     )
     formats, round_bytes, round_s = stored_formats(space, config.quantizer), None, None
-    num_positions, itemsize = z_NTV.shape[:2].numel(), z_NTV.element_size()
+    num_positions = z_NTV.shape[:2].numel()
     state, activations = seen.state if chained else 0, 3 * itemsize * widest
     states = itemsize * state * -(-num_rounding_samples // per_pass)
     if formats:

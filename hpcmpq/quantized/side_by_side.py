@@ -1,13 +1,14 @@
 """A streamed model under several assignments side by side, block after block.
 
 Every block is read once for all of them and for all batches that walk together. Between blocks the hidden states of
-all assignments and batches wait on the host; a device holds one block, its rounded weights and one batch. Outputs are
-made one at a time, when they are asked for. The operations are those of whole passes, and so are the bits.
+all assignments and batches wait on the host; a device holds one block, its rounded weights and one batch, or the
+rounded weights outside the blocks of one assignment. Outputs are made one at a time, when they are asked for. The
+operations are those of whole passes, and so are the bits.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +34,30 @@ class _State:
     calls: tuple[Call, ...]
 
 
+@dataclass
+class _OutsideWeights:
+    """What assignments make of the weights outside the blocks, made when it is needed and of one of them at a time."""
+
+    variants: Variants
+    options: list[Variants]
+    formats: list[dict[Member, str]]
+    _last: dict[tuple[bool, Member, str], Tensor] = field(default_factory=dict)
+
+    def of(self, place: int, members: Iterable[Member]) -> Tensors:
+        """{parameter: rounded weight} of these members under an assignment; the last one's that are others go first."""
+        own, formats = self.options[place], self.formats[place]
+        wanted = [(own is self.variants, member, formats[member]) for member in members if member in formats]
+        self._last = {key: self._last[key] for key in wanted if key in self._last}
+        for key in wanted:
+            if key not in self._last:
+                self._last[key] = own.rounded(*key[1:])
+        return {member.parameter: tensor for (_, member, _), tensor in self._last.items()}
+
+    def forget(self) -> None:
+        """Let go of all."""
+        self._last = {}
+
+
 @dataclass(frozen=True)
 class Ended:
     """Batches at the end of the last block.
@@ -46,7 +71,7 @@ class Ended:
     walk: "SideBySide"
     assignments: Sequence[Assignment]
     batches: Sequence[Inputs]
-    _outside: list[Tensors]
+    _outside: _OutsideWeights
     _states: list[list[_State]]
 
     @torch.no_grad()
@@ -54,7 +79,7 @@ class Ended:
         """z [N, T, V] of a batch under an assignment, both by number."""
         walk = self.walk
         hidden = self._states[model][batch].hidden.to(walk.device)
-        with walk.under(self.assignments[model], self._outside[model]):
+        with walk.under(self.assignments[model], self._outside.of(model, walk._outside)):
             return walk.chain.leave(walk.on_device(self.batches[batch]), hidden)
 
 
@@ -66,12 +91,17 @@ class SideBySide:
         variants: Its options.
         chain: Its blocks.
         device: Where they run.
+        _own_names: {weight: block's own name} of those that are read with each block.
+        _outside: Weights that are in memory all the time.
+        _shared: Those of them that each block has too.
     """
 
     variants: Variants
     chain: Chain
     device: torch.device
     _own_names: list[dict[Member, str]]
+    _outside: list[Member]
+    _shared: list[list[Member]]
 
     @contextmanager
     def under(self, assignment: Assignment, outside: Tensors) -> Iterator[None]:
@@ -104,15 +134,13 @@ class SideBySide:
             for a in assignments
         ]
         options = [variants.under(assignment) for assignment in assignments]
-        outside = [
-            {m.parameter: own.rounded(m, name) for m, name in chosen.items() if not self._is_inside(m)}
-            for own, chosen in zip(options, formats, strict=True)
-        ]
+        outside = _OutsideWeights(variants, options, formats)
         states: list[list[_State]] = []
-        for assignment, tensors in zip(assignments, outside, strict=True):
-            with self.under(assignment, tensors):
+        for place, assignment in enumerate(assignments):
+            with self.under(assignment, outside.of(place, self._outside)):
                 entered = [self.chain.enter(self.on_device(inputs)) for inputs in batches]
             states.append([_State(hidden.cpu(), calls) for hidden, calls in entered])
+        outside.forget()
         for k, block in enumerate(self.chain.blocks):
             with self.chain.resident(k):
                 own_names = self._own_names[k]
@@ -123,7 +151,8 @@ class SideBySide:
                         for member, own_name in own_names.items()
                         if member in formats[place]
                     }
-                    with self.under(assignment, outside[place]), swapped(block, inside):
+                    shared = outside.of(place, self._shared[k])
+                    with self.under(assignment, shared), swapped(block, inside):
                         for state in states[place]:
                             hidden = state.hidden.to(self.device)
                             state.hidden = self.chain.run(k, hidden, state.calls[k]).cpu()
@@ -131,10 +160,6 @@ class SideBySide:
             for state in each:
                 state.calls = ()
         return Ended(self, assignments, batches, outside, states)
-
-    def _is_inside(self, member: Member) -> bool:
-        assert self.variants.streamed is not None
-        return self.variants.streamed.is_streamed(member.parameter)
 
     @torch.no_grad()
     def _state_bytes(self, inputs: Inputs) -> int:
@@ -165,10 +190,18 @@ def find_walk(variants: Variants, inputs: Inputs) -> SideBySide | None:
     if chain is None or tuple(chain.blocks) != streamed.blocks:
         return None
     own_names: list[dict[Member, str]] = [{} for _ in chain.blocks]
+    outside: list[Member] = []
+    shared: list[list[Member]] = [[] for _ in chain.blocks]
     places = places_of_groups(chain, variants.model, variants.space.groups)
     for group, names in zip(variants.space.groups, places, strict=True):
-        for member in filter(lambda m: streamed.is_streamed(m.parameter), group.members):
+        for member in group.members:
+            streams = streamed.is_streamed(member.parameter)
+            if not streams:
+                outside.append(member)
             for k, there in enumerate(names[1:]):
-                if member.parameter in there:
+                if member.parameter in there and streams:
                     own_names[k][member] = there[member.parameter]
-    return SideBySide(variants, replace(chain, resident=streamed.resident), device, own_names)
+                elif member.parameter in there:
+                    shared[k].append(member)
+    chain = replace(chain, resident=streamed.resident)
+    return SideBySide(variants, chain, device, own_names, outside, shared)

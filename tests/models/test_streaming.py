@@ -163,6 +163,28 @@ def test_twelve_blocks_need_less_than_half_their_weights_and_one_chunk_of_states
     assert torch.equal(result.phi_NRF, in_memory.phi_NRF)
 
 
+def test_of_weights_outside_the_blocks_one_assignments_are_in_memory(tmp_path):
+    """Embedding and head are nearly all of this model."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(**shape, vocab_size=4096)).save_pretrained(tmp_path)
+    config = ModelConfig(path=str(tmp_path), stream=True)
+    batches = [{"input_ids": torch.randint(0, 4096, (1, 4))} for _ in range(2)]
+    with shapes_only(config, batches[0]) as (shapes, inputs):
+        groups = find_groups(shapes, GroupsConfig(include=("*",)), inputs)
+    formats = ("int2", "int3", "int4", "int5", "int6", "int7", "int8")
+    space = SearchSpace(groups, (formats,) * len(groups))
+    streamed = load_streamed(config)
+    walk = find_walk(make_subject(streamed.model, space, streamed).variants, batches[0])
+    assignments = [{group.name: name for group in groups} for name in formats]
+    ended, walk_peak = peak_bytes(lambda: walk.through(assignments, batches))
+    _, leave_peak = peak_bytes(lambda: [ended.outputs(m, b).sum() for b in range(2) for m in range(7)])
+    outside = 2 * 4 * 4096 * 64
+    assert walk_peak < 5 * outside and leave_peak < 5 * outside
+
+
 def test_a_model_that_cannot_be_streamed_says_what_to_do(tmp_path, saved):
     config, _ = saved
     with pytest.raises(UserError, match="model.path"):
