@@ -113,12 +113,14 @@ def streamed_chain(chain: Chain | None, streamed: Streamed | None) -> Chain | No
     """The chain that a model is, whose blocks are read when they run if the model is streamed.
 
     Raises:
-        UserError: If a streamed model is not a chain.
+        UserError: If a streamed model is not a chain, or one of other blocks than those of its largest list.
     """
     if streamed is None:
         return chain
     if chain is None:
         raise UserError("only a chain of blocks can be streamed, run by engine auto; set model.stream: false")
+    if tuple(chain.blocks) != streamed.blocks:
+        raise UserError("the largest list of blocks is not the one that runs; set model.stream: false")
     return replace(chain, resident=streamed.resident)
 
 

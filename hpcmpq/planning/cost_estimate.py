@@ -14,6 +14,7 @@ from torch import nn
 from hpcmpq.calibrate.reduce import sample_ranges
 from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.data.samples import Samples
+from hpcmpq.models.streaming import Streamed, streamed_chain
 from hpcmpq.plan import WorkUnit
 from hpcmpq.planning.later_peaks import COPIES_READ, later_peaks
 from hpcmpq.planning.part_times import PartTimes, time_parts, total_seconds
@@ -82,6 +83,7 @@ def estimate_cost(
     read_bytes: int = 0,
     keeps: bool = False,
     ahead_bytes: int = 0,
+    streamed: Streamed | None = None,
 ) -> CostEstimate:
     """The predicted cost of a plan's calibration by an engine.
 
@@ -96,8 +98,13 @@ def estimate_cost(
         read_bytes: Of all samples in the data.
         keeps: Whether options run twice, once with the original's choices of experts.
         ahead_bytes: Of the block that a worker reads ahead of a streamed one, where that is in the device's memory.
+        streamed: The model's blocks, where they are read when they run.
+
+    Raises:
+        UserError: If a streamed model is no chain of the blocks that are streamed.
     """
     chain = None if config.sensitivity.engine == "whole" else find_chain(model, batch.inputs, space.groups)
+    chain = streamed_chain(chain, streamed)
     seen = see(model, chain, space.groups, batch.inputs)
     positions, num_outputs = config.sensitivity.loss_positions, seen.z_NTV.shape[2]
     probes = num_probes(config.sensitivity.probes, num_outputs)

@@ -133,7 +133,7 @@ def _keep(run: RunDir, plan: Plan, config: Config, original: Original, splits: S
         ahead = 0 if sizes is None else ahead_bytes(config, sizes[1])
         cost = estimate_cost(
             original.model, config, plan.space, plan.units, batch, original.block_bytes, len(fitted),
-            splits.pool_bytes, CHOICES in plan.facts, ahead,
+            splits.pool_bytes, CHOICES in plan.facts, ahead, original.streamed,
         )  # fmt: skip
         write_artefact(run.file("cost.json"), dataclasses.asdict(cost))
 

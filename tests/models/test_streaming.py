@@ -7,6 +7,7 @@ import torch
 
 from hpcmpq.calibrate.neighbourhood import Neighbourhood, around
 from hpcmpq.errors import UserError
+from hpcmpq.models import streaming
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.groups import find_groups, num_fixed_bytes
 from hpcmpq.models.load import forward, load_model
@@ -194,6 +195,19 @@ def test_a_model_that_cannot_be_streamed_says_what_to_do(tmp_path, saved):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no model.safetensors"):
         load_streamed(ModelConfig(path=str(tmp_path), stream=True))
+
+
+def test_blocks_that_are_streamed_are_those_that_run(saved, tmp_path, monkeypatch):
+    """As where the largest list of a model of text and images is not the one that texts run through."""
+    config, inputs = saved
+    largest = streaming.largest_list
+    monkeypatch.setattr(streaming, "largest_list", lambda model: largest(model)[:1])
+    streamed = load_streamed(config)
+    groups = find_groups(load_model(config), GroupsConfig(), inputs)
+    space = SearchSpace(groups, (("int4",),) * len(groups))
+    with pytest.raises(UserError, match="is not the one that runs; set model.stream: false"):
+        secant(streamed.model, space, Samples(inputs)[:2], streamed)
+    assert find_walk(make_subject(streamed.model, space, streamed).variants, inputs) is None
 
 
 def test_a_weight_that_is_in_no_file_says_which(tmp_path):
