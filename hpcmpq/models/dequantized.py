@@ -2,13 +2,15 @@
 
 A GGUF file, and the forms that transformers turns into plain numbers (`DEQUANTIZED`), become RUN/original: every later
 stage, streaming and exports then see a model like any other, without a trace of the old form. The numbers are exact
-where `model.dtype` is float32. Everything else that is quantized is refused in a sentence.
+where `model.dtype` is float32, and rotary positions are scaled as the file says. Everything else that is quantized is
+refused in a sentence, and so are files of which something is missing or went nowhere.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,11 @@ from torch import nn
 
 from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.models.beside_weights import copy_small_files
-from hpcmpq.models.description import describe_model
+from hpcmpq.models.cut_blocks import whole_blocks
+from hpcmpq.models.description import describe_model, read_model_json
 from hpcmpq.models.factories import describe
-from hpcmpq.models.load import model_class, quiet_transformers
+from hpcmpq.models.gguf_source import carry_rotations, check_all_taken, open_whole
+from hpcmpq.models.load import LACKS_FILES, check_none_missing, model_class, quiet_transformers
 from hpcmpq.settings import ModelConfig
 from hpcmpq.store.original import SOURCE, read_source
 from hpcmpq.store.sums import is_whole, write_sums
@@ -112,11 +116,16 @@ def _form(path: Path) -> str | None:
 
 
 def _method(values: dict[str, Any], path: Path) -> str | None:
-    for place in (values, *(value for value in values.values() if isinstance(value, dict))):
-        for key in _SETTINGS:
-            if isinstance(place.get(key), dict):
-                return str(place[key].get("quant_method") or "an unnamed method")
+    if (settings := _settings(values)) is not None:
+        return str(settings.get("quant_method") or "an unnamed method")
     return next((name for name in _SIDECARS if (path / name).is_file()), None)
+
+
+def _settings(values: dict[str, Any]) -> dict[str, Any] | None:
+    """What a `config.json` says of quantization, of the whole model or of its text's."""
+    places = (values, *(value for value in values.values() if isinstance(value, dict)))
+    found = (place.get(key) for place in places for key in _SETTINGS)
+    return next((settings for settings in found if isinstance(settings, dict)), None)
 
 
 def _coded_tensor(path: Path) -> str | None:
@@ -142,6 +151,7 @@ def _write_gguf(config: ModelConfig, form: str, directory: Path, weights: bool) 
     import transformers
 
     path = Path(str(config.path))
+    reader = open_whole(path)
     options = {"gguf_file": path.name, "local_files_only": True}
     try:
         transformers.AutoTokenizer.from_pretrained(
@@ -150,12 +160,20 @@ def _write_gguf(config: ModelConfig, form: str, directory: Path, weights: bool) 
     except Exception as error:  # a file without one is a model all the same
         log.warning("%s gives no tokenizer (%s); give token ids as data", path, describe(error))
     if weights:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path.parent, dtype=getattr(torch, config.dtype), trust_remote_code=False, **options
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            dtype=getattr(torch, config.dtype),
+            output_loading_info=True,
+            trust_remote_code=False,
+            **options,
         )
+        check_none_missing(path, info["missing_keys"], "copy it again")
+        check_all_taken(reader, model, info["unexpected_keys"], path)
+        carry_rotations(reader, model.config, path)
         _save_plain(model, directory, config)
         return
     values = transformers.AutoConfig.from_pretrained(path.parent, trust_remote_code=False, **options)
+    carry_rotations(reader, values, path)
     values.architectures = [transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(values)].__name__]
     _without_form(values).save_pretrained(directory)
 
@@ -167,18 +185,29 @@ def _write_directory(config: ModelConfig, form: str, directory: Path, weights: b
     copy_small_files(str(path), directory, but=("config.json", *_SIDECARS))
     if weights:
         settings = getattr(transformers, DEQUANTIZED[form])(dequantize=True)
-        model = model_class(describe_model(config)).from_pretrained(
-            path,
-            dtype=getattr(torch, config.dtype),
-            quantization_config=settings,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
+        description = describe_model(config)
+        with _in_blocks(path, form):
+            model, info = model_class(description).from_pretrained(
+                path,
+                dtype=getattr(torch, config.dtype),
+                quantization_config=settings,
+                local_files_only=True,
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
+        check_none_missing(path, info["missing_keys"], LACKS_FILES, description.kind)
         _save_plain(model, directory, config)
         return
     _without_form(
         transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     ).save_pretrained(directory)
+
+
+def _in_blocks(path: Path, form: str) -> AbstractContextManager[None]:
+    """Where transformers spreads the scales of blocks as a directory's config says."""
+    settings = _settings(read_model_json(path)) or {}
+    block = settings.get("weight_block_size") if form == "fp8" else None
+    return whole_blocks((block[0], block[1])) if block else nullcontext()
 
 
 def _save_plain(model: nn.Module, directory: Path, config: ModelConfig) -> None:

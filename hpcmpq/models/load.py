@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,9 @@ AUTO_CLASSES: dict[Kind, str] = {
     "encoder": "AutoModel",
 }
 """The transformers class that loads each kind of model."""
+
+LACKS_FILES = "check that config.json belongs to them and that no file is missing"
+"""What to do where weights are missing from a directory."""
 
 
 def load_model(
@@ -154,18 +157,20 @@ def _from_directory(description: ModelDescription, dtype: torch.dtype, attention
                 own_code(path, error)
                 or f"cannot load the model in {path}: {describe(error)}; check its files or copy it again"
             ) from error
-    missing = [
-        name
-        for name in info["missing_keys"]
-        # An encoder's pooler is often not saved, and plays no part in the last hidden state.
-        if not (description.kind == "encoder" and "pooler" in name.split("."))
-    ]
-    if missing:
-        raise UserError(
-            f"the weights in {path} lack {len(missing)} parameters, first {sorted(missing)[0]}; "
-            "check that config.json belongs to them and that no file is missing"
-        )
+    check_none_missing(path, info["missing_keys"], LACKS_FILES, description.kind)
     return model
+
+
+def check_none_missing(
+    path: Path | None, missing: Iterable[str], advice: str, kind: Kind = "causal_lm"
+) -> None:
+    """Raise `UserError` with some advice if transformers found no values for a parameter, and so made some up.
+
+    An encoder's pooler is often not saved, and plays no part in the last hidden state.
+    """
+    lost = sorted(name for name in missing if not (kind == "encoder" and "pooler" in name.split(".")))
+    if lost:
+        raise UserError(f"the weights in {path} lack {len(lost)} parameters, first {lost[0]}; {advice}")
 
 
 def _from_factory(name: str, attention: str | None, import_paths: Sequence[str]) -> nn.Module:

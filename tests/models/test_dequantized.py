@@ -67,6 +67,34 @@ def test_blocks_of_fp8_are_codes_times_scales(model_directory, tmp_path):
     assert not (tmp_path / "plain" / "quant_config.json").exists()
 
 
+@pytest.mark.parametrize("rows", [192, 576], ids=["transformers finds other blocks", "and refuses"])
+def test_scales_of_cut_blocks_belong_to_the_rows_before_the_cut(tmp_path, rows):
+    path, want, stored = tmp_path / "model", {}, {}
+    llama(intermediate_size=rows, num_hidden_layers=1).save_pretrained(path)
+    for name, weight in load_file(path / "model.safetensors").items():
+        stored[name] = want[name] = weight
+        if name.endswith("_proj.weight"):
+            scale = torch.rand(-(-weight.shape[0] // 128), -(-weight.shape[1] // 128)) * 1e-3 + 1e-4
+            wide = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
+            wide = wide[: weight.shape[0], : weight.shape[1]]
+            stored[name] = (weight / wide).clamp(-448, 448).to(torch.float8_e4m3fn)
+            stored[f"{name}_scale_inv"] = scale
+            want[name] = stored[name].float() * wide
+    save(path, stored, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
+    got = plain(path, tmp_path / "plain")
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_a_directory_of_fp8_that_lacks_a_tensor_is_refused(model_directory, tmp_path):
+    path = model_directory("llama")
+    tensors = load_file(path / "model.safetensors")
+    del tensors["model.layers.1.mlp.down_proj.weight"]
+    save(path, tensors, quantization_config={"quant_method": "fp8", "weight_block_size": [8, 8]})
+    with pytest.raises(UserError, match=r"lack 1 parameters, first model\.layers\.1\.mlp\.down_proj\.weight"):
+        unpacked(ModelConfig(path=str(path)), tmp_path / "plain")
+    assert not (tmp_path / "plain").exists()
+
+
 def test_mxfp4_is_half_bytes_times_powers_of_two(tmp_path):
     config = transformers.GptOssConfig(
         hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
