@@ -67,6 +67,17 @@ class Format:
         return self.activation is not None and FORMATS[self.activation].scales == "e4m3"
 
     @property
+    def takes_ranges(self) -> bool:
+        """Whether inputs are scaled as the quantizer says, statically or not; blocks have their own scales, casts none.
+
+        Example:
+            >>> [FORMATS[name].takes_ranges for name in ("w8a8", "fp8_e4m3", "mxfp8", "nvfp4", "int4", "bf16")]
+            [True, True, False, False, False, False]
+        """
+        inputs = None if self.activation is None else FORMATS[self.activation]
+        return inputs is not None and inputs.scaled and inputs.block is None
+
+    @property
     def activation_bits(self) -> int:
         """Bits of one activation in a product.
 

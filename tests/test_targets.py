@@ -52,6 +52,19 @@ def test_a_group_that_can_hold_nothing_is_refused():
         narrowed(LLAMA_CPP, groups, ("int2", "int3"), Quantizer(group_size=32))
 
 
+def test_static_ranges_of_inputs_are_refused_where_a_format_would_have_them():
+    groups = (Group("a", (Member("a.weight", 128, 128),)),)
+    static = Quantizer(activations="static")
+    for target in (VLLM, TARGETS["tensorrt_llm"], TARGETS["transformers"]):
+        with pytest.raises(
+            UserError, match=f"target {target.name} holds no static ranges of inputs, which fp8_e4m3"
+        ):
+            narrowed(target, groups, ("fp8_e4m3", "mxfp8", "bf16"), static)
+        blocks = ("mxfp8", "fp8_block", "nvfp4", "bf16")  # which scale inputs by themselves, whatever it says
+        assert narrowed(target, groups, blocks, static) == (blocks,)
+    assert narrowed(VLLM, groups, ("int4", "bf16"), static) == (("int4", "bf16"),)
+
+
 def test_models_that_a_file_cannot_describe_are_refused():
     for target in TARGETS.values():
         check_model(target, {"model_type": "qwen2"})

@@ -86,6 +86,12 @@ def check_values(config: Config, source: str) -> None:
             )
         computed_as_measured(config.gpu, config.formats)
     check_cache_formats(config.groups.kv_cache, config.target, source)
+    ranged = any(FORMATS[name].takes_ranges for name in config.groups.kv_cache)
+    if ranged and config.quantizer.activations == "static":
+        raise UserError(
+            f"{source}: groups.kv_cache has a scale of each token and head, as a server does; set "
+            "quantizer.activations: dynamic"
+        )
     for name in config.quantizer.checkpoints:
         check_format(name, f"{source}: quantizer.checkpoints")
         if FORMATS[name].type != "int" or name not in config.formats:

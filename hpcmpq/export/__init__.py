@@ -72,7 +72,8 @@ def export(run: RunDir, name: str, verify: bool = True) -> str:
     caches = {group.name for group in plan.space.groups if group.is_cache}
     if caches and name not in ("fake_quantized", "compressed_tensors"):
         raise UserError(
-            f"{name} says nothing of a cache of keys and values; export compressed_tensors, whose command for vLLM does"
+            f"{name} says nothing of a cache of keys and values; export compressed_tensors, with target: vllm, whose "
+            "command does"
         )
     if name != "fake_quantized" and any(g.products for g in plan.space.groups if g.name not in caches):
         raise UserError(

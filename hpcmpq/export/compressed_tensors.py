@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.errors import UserError
 from hpcmpq.export.compressed_schemes import input_global_scale, scheme, stored
 from hpcmpq.export.kept_tensors import say_kept
 from hpcmpq.export.loadable import reason_not_loadable
@@ -74,7 +73,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         tuple(say_kept(done.kept)),
         reader="decompressed" if alone else None,
         unreadable=reason and f"this version of transformers cannot load it: {reason}",
-        rounding=tuple({"fp8_e4m3"} & set(assignment.values())),
+        rounding=tuple({"fp8_e4m3"} & set(chosen.values())),
         narrowed=None if done.exact else stored_dtype,
     )
 
@@ -167,10 +166,6 @@ def matrices(attempt: Path) -> list[str]:
 def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> None:
     target = TARGETS["vllm" if plan.config.target == "vllm" else "transformers"]
     refuse_formats("compressed_tensors", plan, assignment, target.formats, target.name)
-    if variants.quantizer.activations == "static" and any(
-        FORMATS[n].activation_bits == 8 for n in assignment.values()
-    ):
-        raise UserError("compressed_tensors holds dynamic ranges of activations only; plan with dynamic ones")
     refuse_layers(
         "compressed_tensors holds linear layers only", target, plan, variants, assignment,
         "fake_quantized or tool_configs", saved_one_by_one,

@@ -66,12 +66,20 @@ def _rounding(variants: Variants, assignment: Mapping[str, str]) -> Callable[[st
 
 
 def rounded_inputs(variants: Variants, assignment: Mapping[str, str]) -> dict[str, dict[str, object]]:
-    """{module: number format, kind of range and, if static, the ranges' ends} of all that rounds activations."""
+    """{module: number format, kind of range and, if measured, the ranges' ends} of all that rounds activations.
+
+    Formats in blocks have dynamic scales, whatever the quantizer says; nvfp4 has ends of ranges beside them.
+    """
     found: dict[str, dict[str, object]] = {}
     for group, modules in zip(variants.space.groups, variants.activations.places, strict=True):
         number_format = FORMATS[assignment[group.name]].activation
-        for name in modules.values() if number_format is not None else ():
-            found[name] = {"format": number_format, "range": variants.quantizer.activations}
-            if variants.quantizer.activations == "static":
+        if number_format is None:
+            continue
+        in_blocks = FORMATS[number_format].block is not None
+        kind = "dynamic" if in_blocks else variants.quantizer.activations
+        measured = kind == "static" or FORMATS[number_format].static_inputs
+        for name in modules.values():
+            found[name] = {"format": number_format, "range": kind}
+            if measured:
                 found[name]["maxima"] = list((variants.maxima or {})[name])
     return found

@@ -27,13 +27,12 @@ from hpcmpq.export.written import Written, holds
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.gguf_config import check_describable, context_length, resolved_config
 from hpcmpq.models.layer_kinds import are_experts
+from hpcmpq.models.stored_dtype import stored_dtype
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Member
 from hpcmpq.targets import TARGETS, narrowed
-from hpcmpq.targets.llama_cpp import GGUF_ARCHITECTURES, GGUF_TYPES
-
-VOCABULARY = "vocab.gguf"
+from hpcmpq.targets.llama_cpp import GGUF_ARCHITECTURES, GGUF_TYPES, VOCABULARY
 
 QWEN3_HEAD = 128
 
@@ -51,7 +50,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     path = Path(_directory(plan))
     _check(plan, variants, assignment, path)
     model_config = resolved_config(path).to_dict()  # with the defaults of its class
-    architecture = GGUF_ARCHITECTURES[model_config["model_type"]]
+    architecture, stored = GGUF_ARCHITECTURES[model_config["model_type"]], stored_dtype(plan.config.model)
     chosen = {m.parameter: (m, assignment[g.name]) for g in plan.space.groups for m in g.members}
     names = gguf.get_tensor_name_map(
         {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[architecture], model_config["num_hidden_layers"]
@@ -75,7 +74,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
             rounded += _add_quantized(gguf, writer, places, variants, *chosen[name])
             continue
         for place in places:
-            dtype = _stored_dtype(place, tensor, model_config)
+            dtype = _written_dtype(place, tensor, stored)
             exact = exact and holds(tensor, dtype)
             _add_plain(gguf, writer, place.name, place.of(tensor).to(dtype))
     writer.write_header_to_file()
@@ -143,12 +142,11 @@ def _add_quantized(
     return num_rounded(qparams.scale) if format.scaled and format.type != "ggml" else 0
 
 
-def _stored_dtype(place: GGUFPlace, tensor: Tensor, values: Mapping[str, Any]) -> torch.dtype:
+def _written_dtype(place: GGUFPlace, tensor: Tensor, stored: torch.dtype | None) -> torch.dtype:
     """As the model's directory stores it; vectors and routers, which llama.cpp wants so, in float32."""
-    stored = values.get("dtype") or values.get("torch_dtype")
-    if tensor.ndim == 1 or place.is_router or stored not in ("bfloat16", "float16"):
+    if tensor.ndim == 1 or place.is_router or stored not in (torch.bfloat16, torch.float16):
         return torch.float32
-    return torch.bfloat16 if stored == "bfloat16" else torch.float16
+    return stored
 
 
 def _add_plain(gguf: Any, writer: Any, place: str, tensor: Tensor) -> None:

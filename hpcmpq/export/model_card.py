@@ -8,6 +8,7 @@ from typing import Any
 from hpcmpq import __version__
 from hpcmpq.plan import Plan
 from hpcmpq.targets.kv_cache import CACHE_DTYPES, serve_options
+from hpcmpq.targets.llama_cpp import VOCABULARY
 
 ORIGINAL = "README-original.md"
 """The original's own card, where it has one."""
@@ -23,10 +24,15 @@ SERVED_BY = {
 }
 """{export: the command that serves a directory}."""
 
+SERVED_IF_PLANNED = {"compressed_tensors": "vllm", "modelopt": "tensorrt_llm"}
+"""{export: the target of runs whose files its server takes}: it wants layers that it fuses in one format."""
+
 
 def serve_command(export: str, directory: Path, plan: Plan, assignment: Mapping[str, str]) -> str | None:
-    """What to type next, or None where no server takes such an export."""
-    if export not in SERVED_BY:
+    """What to type next, or None where no server takes such an export of this run."""
+    if export not in SERVED_BY or SERVED_IF_PLANNED.get(export, plan.config.target) != plan.config.target:
+        return None
+    if export == "gguf" and not (Path(str(plan.config.model.path)) / VOCABULARY).exists():
         return None
     return SERVED_BY[export].format(shlex.quote(str(directory))) + serve_options(
         plan.space.groups, assignment

@@ -16,7 +16,7 @@ from hpcmpq.targets import Target, narrowed
 def refuse_formats(
     export: str, plan: Plan, assignment: Mapping[str, str], held: Sequence[str], target: str | None = None
 ) -> None:
-    """Raise `UserError` if the solution uses a format that is not held; it says how to solve without.
+    """Raise `UserError` if a weight of the solution has a format that is not held; it says how to solve without.
 
     Args:
         export: Name of the export.
@@ -25,13 +25,18 @@ def refuse_formats(
         held: Formats that the export can hold.
         target: A value of ``target`` that plans for such files from the start, if there is one.
     """
-    wrong = sorted(set(assignment.values()) - set(held))
+    of_weights = [
+        (group, names)
+        for group, names in zip(plan.space.groups, plan.space.formats, strict=True)
+        if not group.is_cache
+    ]
+    wrong = sorted({assignment[group.name] for group, _ in of_weights} - set(held))
     if not wrong:
         return
-    searched = {name for names in plan.space.formats for name in names}
+    searched = {name for _, names in of_weights for name in names}
     forbidden = ", ".join(sorted(searched - set(held)))
     new_run = f"plan a new run with target: {target}" if target else f"plan a new run with {', '.join(held)}"
-    if any(not set(names) & set(held) for names in plan.space.formats):
+    if any(not set(names) & set(held) for _, names in of_weights):
         raise UserError(f"{export} cannot hold {', '.join(wrong)}; {new_run}")
     raise UserError(
         f'{export} cannot hold {", ".join(wrong)}; set solver.forbidden: {{"*": [{forbidden}]}} in the config and '

@@ -15,9 +15,10 @@ from hpcmpq.export.kept_tensors import INDEX, keep_unused
 from hpcmpq.export.streamed_files import write_streamed
 from hpcmpq.export.written import holds
 from hpcmpq.models.beside_weights import copy_small_files
-from hpcmpq.models.description import describe_model, read_model_json
+from hpcmpq.models.description import read_model_json
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.models.split_weights import stored_rows
+from hpcmpq.models.stored_dtype import stored_dtype
 from hpcmpq.models.stored_weights import names_in_model
 from hpcmpq.models.streaming import Streamed
 from hpcmpq.plan import Plan
@@ -81,8 +82,7 @@ def original_directory(export: str, plan: Plan) -> tuple[Path, dict[str, Any], t
     if plan.config.model.path is None:
         raise UserError(f"{export} needs a Hugging Face directory in model.path")
     path = Path(plan.config.model.path)
-    values = read_model_json(path)
-    return path, values, getattr(torch, describe_model(plan.config.model).dtype or "float32")
+    return path, read_model_json(path), stored_dtype(plan.config.model) or torch.float32
 
 
 def rewrite(

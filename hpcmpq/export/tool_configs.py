@@ -5,7 +5,7 @@ Files, each written only where its tool has every format in use:
 - `auto_round.json`: auto-round's `layer_config`;
 - `gptqmodel.json`: GPTQModel's `dynamic`, regular expressions of whole layer names;
 - `llm_compressor.yaml`: a recipe of llm-compressor with one config group for each format;
-- `llama_quantize.txt`: llama-quantize's `--tensor-type-file`; its K types stand in for ours of as many bits.
+- `llama_quantize.txt`: llama-quantize's `--tensor-type-file`; its K types stand in for integers of as many bits.
 """
 
 import json
@@ -22,6 +22,7 @@ from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Member
 from hpcmpq.targets import TARGETS
+from hpcmpq.targets.llama_cpp import GGML_TYPES
 
 LLAMA_TYPES = {
     "int2": "q2_K",
@@ -32,7 +33,10 @@ LLAMA_TYPES = {
     "int7": "q8_0",
     "int8": "q8_0",
     "bf16": "bf16",
+    **GGML_TYPES,
 }
+"""{format: type of llama-quantize, in letters of either case}; ggml's types are their own."""
+
 GPTQ_BITS = (2, 3, 4, 8)
 
 Chosen = Mapping[Member, str]
@@ -59,7 +63,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
 
 
 def _auto_round(chosen: Chosen, quantizer: Quantizer) -> str:
-    _refuse("auto-round", chosen, lambda name: FORMATS[name].activation in (None, "bf16"))
+    _refuse("auto-round", chosen, _rounds_weights_alone)
     layers = {}
     for member, name in chosen.items():
         values: dict[str, object] = {"bits": FORMATS[name].num_bits}
@@ -73,10 +77,14 @@ def _auto_round(chosen: Chosen, quantizer: Quantizer) -> str:
     return json.dumps(layers, indent=2) + "\n"
 
 
+def _rounds_weights_alone(name: str) -> bool:
+    """Whether a format is of integers without rounded inputs, or none."""
+    return name == "bf16" or (FORMATS[name].type == "int" and FORMATS[name].activation is None)
+
+
 def _gptqmodel(chosen: Chosen, quantizer: Quantizer) -> str:
     def known(name: str) -> bool:
-        plain = FORMATS[name].type == "int" and FORMATS[name].activation is None
-        return name == "bf16" or (plain and FORMATS[name].num_bits in GPTQ_BITS)
+        return name == "bf16" or (_rounds_weights_alone(name) and FORMATS[name].num_bits in GPTQ_BITS)
 
     _refuse("GPTQModel", chosen, known)
     rules: dict[str, dict[str, object]] = {}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
+from hpcmpq.models.blocks import block_numbers
 from hpcmpq.models.kv_cache import CACHE, KeyValueCache, check_cached
 from hpcmpq.models.outputs import forward
 from hpcmpq.settings import GroupsConfig
@@ -120,8 +121,9 @@ def with_products(
             products[_add(module, name)] = f"{path_of[module]}.{name}"
     order, found_products = _watch(model, groups, products, inputs)
     found = list(groups)
-    for path in products.values():
-        block = next((g.block for g in groups if g.name.startswith(path.rpartition(".")[0] + ".")), None)
+    layers = [member.parameter for group in groups for member in group.members]
+    blocks = block_numbers(model, [*layers, *products.values()])[len(layers) :]
+    for path, block in zip(products.values(), blocks, strict=True):
         later = [place for place, group in enumerate(found) if order.get(group.name, 0) > order[path]]
         place = later[0] if later else len(found)
         found.insert(place, Group(path, (), block, (found_products[path],)))

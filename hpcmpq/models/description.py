@@ -211,9 +211,12 @@ def _refuse_adapter(path: Path) -> None:
 
 
 def _dtype(values: dict[str, Any]) -> str | None:
-    """What weights are stored in, or None where the config names no dtype of torch."""
-    name = str(_first(values, "dtype", "torch_dtype")).removeprefix("torch.")
-    return name if name in _DTYPES else None
+    """What weights are stored in, or None where the config, of all or of the text's part, names no dtype of torch."""
+    for place in (values, values.get("text_config")):
+        if isinstance(place, dict) and (found := _first(place, "dtype", "torch_dtype")) is not None:
+            name = str(found).removeprefix("torch.")
+            return name if name in _DTYPES else None
+    return None
 
 
 def _classes(values: dict[str, Any], path: Path) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Whether every weight fits the dtype that its directory says its weights are stored in, and checkpoints store."""
+"""The dtype that a directory's weights, and checkpoints of what is not searched, are stored in; whether all fit it."""
 
 from collections.abc import Iterator
 
@@ -7,9 +7,19 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
+from hpcmpq.models.description import describe_model
 from hpcmpq.models.stored_weights import Weights, dtypes_in_files
 from hpcmpq.models.weights import as_matrix
+from hpcmpq.settings import ModelConfig
 from hpcmpq.space import SearchSpace
+
+
+def stored_dtype(model: ModelConfig) -> torch.dtype | None:
+    """What a Hugging Face directory says its weights are stored in, else float32; None for a factory's model."""
+    if model.path is None:
+        return None
+    dtype: torch.dtype = getattr(torch, describe_model(model).dtype or "float32")
+    return dtype
 
 
 def check_stored_dtype(

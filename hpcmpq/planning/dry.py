@@ -21,11 +21,12 @@ from hpcmpq.models.dequantized import unpacked
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.groups import num_fixed_bytes
 from hpcmpq.models.outputs import tried_forward
+from hpcmpq.models.stored_dtype import stored_dtype
 from hpcmpq.models.streaming import shapes_only
 from hpcmpq.plan import Plan
 from hpcmpq.planning.balanced_samples import check_balance
 from hpcmpq.planning.cost_estimate import CostEstimate, cost_of_pass
-from hpcmpq.planning.original import check_method, stored_dtype
+from hpcmpq.planning.original import check_method
 from hpcmpq.planning.peak_parts import ahead_bytes
 from hpcmpq.planning.recommended import EFFICIENT
 from hpcmpq.planning.scaling import Prediction, Site, Workload, predict
@@ -121,7 +122,7 @@ def dry_plan(config: Config, device: Device, site: Site) -> DryPlan:
         model = unpacked(config.model, Path(scratch) / "model", weights=False)
         config = replace(config, model=model)
         plan, cost, block_sizes, repeats = _counted(config)
-        stored = stored_dtype(config) or torch.float32
+        stored = stored_dtype(config.model) or torch.float32
     check_solvable(plan)
     costs, space = plan_costs(plan), plan.space
     by_format = {
@@ -142,7 +143,7 @@ def _counted(config: Config) -> tuple[Plan, CostEstimate, tuple[int, list[int]],
     option runs.
     """
     target = find_target(config.target) if config.target else None
-    count, dtype = target.fixed_bytes if target else None, stored_dtype(config)
+    count, dtype = target.fixed_bytes if target else None, stored_dtype(config.model)
     calibration, active = config.calibration, None
     inputs, length = _inputs(config)
     with shapes_only(config.model, inputs) as (model, shapes), torch.no_grad():

@@ -11,7 +11,7 @@ from hpcmpq.errors import PlanMismatch
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.kept_samples import ROUNDING
 from hpcmpq.models.data.samples import Splits
-from hpcmpq.plan import CHOICES, KEPT, content_hash
+from hpcmpq.plan import CHOICES, KEPT, Plan, content_hash
 from hpcmpq.quantized.activations import rounds_activations
 from hpcmpq.quantized.checkpoint import open_checkpoint
 from hpcmpq.quantized.source_codes import FORMAT, SOURCE_CODES, takes_source_codes
@@ -186,6 +186,30 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
     return flat
+
+
+def check_same_options(planned: Plan, space: SearchSpace, config: Config, run_path: str) -> None:
+    """Refuse options other than those that a run measures: a GPU, a target or another version may hold other formats.
+
+    Args:
+        planned: The run directory's plan.
+        space: Of the config at hand, with the same groups.
+        config: For the message.
+        run_path: Likewise.
+
+    Raises:
+        PlanMismatch: Naming the first group that has other formats.
+    """
+    pairs = zip(space.groups, planned.space.formats, space.formats, strict=True)
+    differ = next(((group, old, new) for group, old, new in pairs if old != new), None)
+    if differ is None:
+        return
+    group, before, now = differ
+    gpus = [f" on gpu {gpu}" if gpu else "" for gpu in (planned.config.gpu, config.gpu)]
+    raise PlanMismatch(
+        f"{run_path} was planned with {', '.join(before)} for {group.name}{gpus[0]}, the config gives "
+        f"{', '.join(now)}{gpus[1]}; restore it or use a new run directory"
+    )
 
 
 def check_same_facts(

@@ -15,12 +15,11 @@ from hpcmpq.models.active_weights import active_shares, chooses_experts
 from hpcmpq.models.blocks import block_bytes
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.deployable import deployable_groups
-from hpcmpq.models.description import describe_model
 from hpcmpq.models.groups import num_fixed_bytes
 from hpcmpq.models.load import load_model, pick_device
 from hpcmpq.models.outputs import tried_forward
 from hpcmpq.models.repeatable import check_repeatable
-from hpcmpq.models.stored_dtype import check_stored_dtype
+from hpcmpq.models.stored_dtype import check_stored_dtype, stored_dtype
 from hpcmpq.models.stored_headers import Stored, stored_tensors
 from hpcmpq.models.stored_weights import Weights, unused_tensors
 from hpcmpq.models.streaming import Streamed, load_streamed, shapes_only
@@ -172,7 +171,7 @@ def find_groups(original: Original, samples: Samples, target: Target | None) -> 
         UserError: If the model or a pattern is wrong.
     """
     config, count = original.config, target.fixed_bytes if target else None
-    dtype = stored_dtype(config)
+    dtype = stored_dtype(config.model)
     check_stored_dtype(original.model, str(config.model.path), dtype, original.weights)
     with original.traceable(samples) as (model, inputs):
         groups = deployable_groups(model, config.groups, inputs, target)
@@ -231,9 +230,3 @@ def _num_tokens(inputs: dict[str, Tensor]) -> int:
     """Of a sample; 0 where the main input is no token ids."""
     ids_NT = inputs.get("input_ids", next(iter(inputs.values())))
     return ids_NT.shape[1] if ids_NT.ndim == 2 and not ids_NT.is_floating_point() else 0
-
-
-def stored_dtype(config: Config) -> torch.dtype | None:
-    """What a Hugging Face directory says its weights are stored in; None for a factory's model."""
-    dtype = getattr(torch, describe_model(config.model).dtype or "", None)
-    return dtype if isinstance(dtype, torch.dtype) else None

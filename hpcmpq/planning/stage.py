@@ -23,6 +23,7 @@ from hpcmpq.planning.cost_estimate import estimate_cost
 from hpcmpq.planning.facts import (
     TARGETS,
     check_same_facts,
+    check_same_options,
     default_facts,
     find_environment,
     find_facts,
@@ -83,6 +84,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     if planned is not None:
         unknown = {name: facts[name] for name in (TARGETS, ROUNDING, CHOICES, SOURCE_CODES) if name in facts}
         check_same_facts(planned.facts, facts, str(run.path), default_facts() | unknown)
+        check_same_options(planned, space, config, str(run.path))
         check_same_settings(original.model, planned)
         check_same_outputs(planned, first.inputs, outputs_NTV)
         # Word for word, since what is measured already is named after them.

@@ -180,7 +180,7 @@ def narrowed(
     Formats with groups or blocks of weights need a whole number of them.
 
     Raises:
-        UserError: If a group is left without a format, or multiplies activations alone.
+        UserError: If a group is left without a format, or multiplies activations alone, or inputs have static ranges.
     """
     check_quantizer(target, quantizer)
     held = tuple(name for name in names if name in target.formats)
@@ -188,6 +188,12 @@ def narrowed(
         raise UserError(
             f"target {target.name} holds none of the formats {', '.join(names)}; it holds "
             f"{', '.join(target.formats)}"
+        )
+    ranged = [name for name in held if FORMATS[name].takes_ranges]
+    if ranged and quantizer.activations == "static":
+        raise UserError(
+            f"target {target.name} holds no static ranges of inputs, which {', '.join(ranged)} would have; set "
+            "quantizer.activations: dynamic"
         )
     result = []
     for group in groups:

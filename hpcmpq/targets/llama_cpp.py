@@ -1,6 +1,6 @@
 """What llama.cpp calls formats and models."""
 
-_GGML_NAMES = {
+GGML_TYPES = {
     **{f"q{bits}_k": f"Q{bits}_K" for bits in range(2, 7)},
     "iq4_xs": "IQ4_XS",
     "iq4_nl": "IQ4_NL",
@@ -12,10 +12,13 @@ GGUF_TYPES = {
     "int4": "Q4_0",
     "int5": "Q5_0",
     "int8": "Q8_0",
-    **_GGML_NAMES,
+    **GGML_TYPES,
     "bf16": "BF16",
 }
 """Types of llama.cpp (ggml-common.h); Q4_0, Q5_0 and Q8_0 have the grid of symmetric integers in groups of 32."""
+
+VOCABULARY = "vocab.gguf"
+"""The vocabulary for llama.cpp in a model's directory, which an export takes along."""
 
 GGUF_ARCHITECTURES = {
     "llama": "llama",

@@ -4,6 +4,7 @@ import json
 import re
 
 from hpcmpq.export import export
+from hpcmpq.store.json_files import write_json
 from tests.export.planned import llama, mixtral, plan_run, solve_by_turns
 
 Q0 = "model.layers.0.self_attn.q_proj"
@@ -59,6 +60,21 @@ def test_a_tool_that_lacks_a_format_is_left_out_with_the_reason(tmp_path):
         "llama-quantize has no fp8",
     ):
         assert reason in line
+
+
+def test_ggmls_types_and_fp4_are_no_integers_and_llama_cpp_takes_its_own(tmp_path):
+    run, plan = plan_run(tmp_path, llama(), formats=["q4_k", "iq4_xs", "q5_1", "nvfp4a16", "bf16"])
+    names = ("q4_k", "iq4_xs", "q5_1", "bf16")
+    assignment = {group.name: names[place % 4] for place, group in enumerate(plan.space.groups)}
+    write_json(run.solution_path, {"assignment": assignment, "costs": {"size_bytes": 1.0}})
+    line = export(run, "tool_configs")
+    assert "auto-round has no iq4_xs, q4_k, q5_1" in line and "GPTQModel has no iq4_xs, q4_k, q5_1" in line
+    kinds = (run.path / "exports" / "tool_configs" / "llama_quantize.txt").read_text().split()
+    assert [line.partition("=")[2].lower() for line in kinds] == list(assignment.values())
+    fp4 = dict.fromkeys(assignment, "nvfp4a16")
+    write_json(run.solution_path, {"assignment": fp4, "costs": {"size_bytes": 1.0}})
+    line = export(run, "tool_configs")
+    assert line.startswith("assignment.json, llm_compressor.yaml in") and "auto-round has no nvfp4a16" in line
 
 
 def test_experts_in_one_tensor_have_no_name_in_other_tools(tmp_path):

@@ -1,5 +1,7 @@
 """Keys and values rounded as a server's cache holds them, against the formula; and how a solution is served."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +28,7 @@ from hpcmpq.solve.formulate import cost_values, plan_costs, uniform_choices
 from hpcmpq.solve.settings import settings_of
 from hpcmpq.solve.stage import solve
 from hpcmpq.space import Group, Product, SearchSpace
+from hpcmpq.store.json_files import write_json
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
 from hpcmpq.targets.kv_cache import serve_options
@@ -138,6 +141,23 @@ def test_a_budget_chooses_caches_and_the_export_says_how_to_serve_them(tmp_path)
         export(run, "gguf")
 
 
+@pytest.mark.parametrize(
+    ("cache", "served"), [("w8a8", "int8_per_token_head"), ("fp8_e4m3", "fp8_per_token_head")]
+)
+def test_a_cache_beside_weights_that_are_not_searched_is_exported(tmp_path, cache, served):
+    groups = {"kv_cache": [cache, "bf16"], "exclude": ["*self_attn*"]}
+    run, plan = planned(tmp_path, groups=groups)
+    caches = [group for group in plan.space.groups if group.is_cache]
+    assert [group.block for group in caches] == [0, 1]
+    assignment = {group.name: "int8" for group in plan.space.groups}
+    assignment |= {caches[0].name: cache, caches[1].name: "bf16"}
+    write_json(run.solution_path, {"assignment": assignment, "costs": {"size_bytes": 1.0}})
+    said = export(run, "compressed_tensors")
+    assert f"--kv-cache-dtype {served} --kv-cache-dtype-skip-layers 1`" in said
+    verified = json.loads((run.path / "exports" / "compressed_tensors" / "verification.json").read_text())
+    assert verified["tolerance"] == 1e-3  # the files round no inputs
+
+
 @pytest.mark.slow
 def test_an_export_has_the_weights_that_were_rounded_again(tmp_path, monkeypatch):
     run, plan = planned(tmp_path)
@@ -175,6 +195,10 @@ def test_served_without_options_where_all_caches_are_wide():
         (
             {"groups": {"kv_cache": ["w8a8"]}, "target": "mlx", "quantizer": {"group_size": 64}},
             "for target vllm",
+        ),
+        (
+            {"groups": {"kv_cache": ["fp8_e4m3"]}, "quantizer": {"activations": "static"}},
+            "groups.kv_cache has a scale of each token and head",
         ),
     ],
 )

@@ -106,6 +106,9 @@ def test_a_config_of_fewer_blocks_than_the_files_hold_is_questioned(sharded, tmp
         ({"dtype": None, "torch_dtype": "torch.float16"}, "float16"),
         ({"dtype": "auto"}, None),
         ({"dtype": 16}, None),
+        ({"dtype": None, "text_config": {"dtype": "float16"}}, "float16"),
+        ({"dtype": "bfloat16", "text_config": {"dtype": "float32"}}, "bfloat16"),
+        ({"dtype": None}, None),
     ],
 )
 def test_the_stored_dtype_is_one_of_torch_or_unknown(sharded, tmp_path, changes, dtype):

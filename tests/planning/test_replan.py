@@ -52,6 +52,18 @@ def test_plans_that_lack_newer_settings_keep_what_they_measured(tmp_path):
         replanned(run, plan, quantizer={"damping": 0.1})
 
 
+def test_another_gpu_with_other_formats_is_another_measurement(tmp_path):
+    formats = ["int4", "fp8_e4m3", "mxfp8", "bf16"]
+    run, plan = plan_run(tmp_path, llama(), target="vllm", gpu="h100", formats=formats)
+    before = run.plan_path.read_bytes()
+    with pytest.raises(
+        PlanMismatch, match="planned with int4, fp8_e4m3, bf16 for .* on gpu h100, .* mxfp8, bf16 on gpu b200"
+    ):
+        replanned(run, plan, gpu="b200")
+    assert run.plan_path.read_bytes() == before
+    assert replanned(run, plan, gpu="h200").fingerprint == plan.fingerprint  # which computes the same
+
+
 @pytest.mark.parametrize("moment", ["check_solvable", "_keep"])
 def test_of_two_processes_that_plan_different_measurements_at_once_the_first_stays(
     tmp_path, monkeypatch, moment

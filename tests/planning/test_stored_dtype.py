@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from hpcmpq.errors import UserError
+from hpcmpq.export import export, weight_bytes
 from hpcmpq.models.stored_dtype import check_scales, check_stored_dtype
 from hpcmpq.space import Group, Member, SearchSpace
-from tests.export.planned import llama, plan_run
+from tests.export.planned import llama, plan_run, solve_by_turns
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +43,25 @@ def test_what_rounds_to_the_largest_number_or_is_stored_wider_is_planned(tmp_pat
     (tmp_path / "wide").mkdir()
     config["model"]["path"] = str(tmp_path / "wide" / "model")
     plan_run(tmp_path / "wide", made, torch.float32, **config)
+
+
+def say_nothing(directory: Path) -> None:
+    values = json.loads((directory / "config.json").read_text())
+    del values["dtype"]
+    (directory / "config.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(("target", "name"), [("transformers", "compressed_tensors"), ("llama_cpp", "gguf")])
+def test_where_a_config_names_no_dtype_bytes_are_counted_as_they_are_written(tmp_path, target, name):
+    model = {"path": str(tmp_path / "model"), "dtype": "bfloat16"}
+    run, plan = plan_run(
+        tmp_path, llama(), edit=say_nothing, model=model, target=target, formats=["int4", "int8"],
+        quantizer={"group_size": 32},
+    )  # fmt: skip
+    solve_by_turns(run, plan)
+    export(run, name)
+    predicted = json.loads(run.solution_path.read_text())["costs"]["size_bytes"]
+    assert weight_bytes(run.path / "exports" / name) == pytest.approx(predicted, rel=0.01)
 
 
 def test_buffers_and_scales_count_too():

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcmpq.errors import UserError
+from hpcmpq.export.fake_quantized import rounded_inputs
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
@@ -122,6 +123,26 @@ def test_nvfp4_alone_takes_the_measured_range_where_others_are_dynamic():
         torch.testing.assert_close(z[name, "nvfp4"], want[:, None], rtol=1e-12, atol=1e-14)
     assert torch.equal(z["measured", "w8a8"], z["wide", "w8a8"])
     assert not torch.equal(z["measured", "nvfp4"], z["wide", "nvfp4"])
+
+
+def test_a_checkpoint_says_how_inputs_are_really_scaled():
+    model = torch.nn.Sequential(torch.nn.Linear(32, 8)).eval().requires_grad_(False)
+    inputs = {"input": torch.randn(5, 32)}
+    formats = ("w8a8", "nvfp4", "mxfp8", "mxfp4", "int8")
+    for ranges in ("dynamic", "static"):
+        quantizer = Quantizer(group_size=8, activations=ranges)
+        made = variants_of(model, inputs, formats=formats)
+        maxima = measure_maxima(made.activations, [inputs])
+        variants = Variants(model, made.space, quantizer, maxima)
+        said = {name: rounded_inputs(variants, {"0": name}).get("0") for name in formats}
+        assert said == {
+            "w8a8": {"format": "int8", "range": ranges}
+            | ({"maxima": [maxima["0"][0]]} if ranges == "static" else {}),
+            "nvfp4": {"format": "nvfp4", "range": "dynamic", "maxima": [maxima["0"][0]]},
+            "mxfp8": {"format": "mxfp8", "range": "dynamic"},
+            "mxfp4": {"format": "mxfp4", "range": "dynamic"},
+            "int8": None,
+        }
 
 
 @pytest.mark.parametrize("name, step", [("int8", 1 / 254), ("fp8_e4m3", 2**-4), ("fp8_e5m2", 2**-3)])
