@@ -12,12 +12,12 @@ from hpcmpq.plan import Plan, UnitOutcome, WorkUnit
 from hpcmpq.store.attempts import read_processes, recording
 from hpcmpq.store.bad_nodes import failed_often
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.store.shards import pending
+from hpcmpq.store.shards import pending, remove_damaged_shard
 from hpcmpq.store.whole_files import remove_abandoned
 
 log = logging.getLogger(__name__)
 
-FindPending = Callable[[Plan, RunDir], tuple[list[WorkUnit], list[str]]]
+FindPending = Callable[[Plan, RunDir], tuple[list[WorkUnit], dict[str, str]]]
 """As `hpcmpq.store.shards.pending`."""
 
 
@@ -33,7 +33,9 @@ def run_missing(
     find_pending: FindPending = pending,
     work: Callable[[WorkUnit], int] | None = None,
 ) -> None:
-    """Measure every missing unit of a plan; damaged shards are removed first.
+    """Measure every missing unit of a plan; damaged shards are removed first, and no others.
+
+    Others may finish units meanwhile: where shards are many, looking at them takes minutes.
 
     Args:
         run: Where its shards are.
@@ -44,7 +46,7 @@ def run_missing(
         part: (i, n): of n processes that share the run directory this is number i; each starts elsewhere.
         at_most: Stop after this many units.
         keep: See `hpcmpq.executors.Executor.run`.
-        find_pending: Which units are missing, and a sentence for each that is damaged.
+        find_pending: Which units are missing, and of those that are damaged {id: a sentence}.
         work: What the time of a unit grows with; by default its size.
 
     Raises:
@@ -54,12 +56,13 @@ def run_missing(
     units, damaged = find_pending(plan, run)
     num_missing = len(units)
     units = starting_from(units, plan.units, *part, work)[:at_most]
-    for sentence in damaged:
+    for sentence in damaged.values():
         log.warning("%s", sentence)
     if not units:
         return
     for unit in units:
-        run.shard_path(unit.id).unlink(missing_ok=True)  # damaged
+        if unit.id in damaged:
+            remove_damaged_shard(plan, run, unit)
     done = len(plan.units) - num_missing
     failed = []
     here, often = node_name(), failed_often(read_processes(run))

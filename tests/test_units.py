@@ -12,6 +12,7 @@ from hpcmpq.executors.in_process import InProcess
 from hpcmpq.plan import Plan, UnitOutcome, WorkUnit, make_units, plan_to_json
 from hpcmpq.store.json_files import write_json
 from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.shards import Shard, pending, write_shard
 from hpcmpq.units import run_missing, starting_from
 from tests.synthetic_run import NUM_BLOCKS, synthetic_plan
 
@@ -95,6 +96,25 @@ def test_calibration_hands_out_the_longest_units_first(tmp_path):
     second = Notes()
     calibrate(run, second, lambda *_: None, part=(1, 3))
     assert second.order == starting_from(plan.units, plan.units, 1, 3, plan.work_of)
+
+
+def test_shards_that_others_write_while_this_process_looks_stay(tmp_path):
+    run, (missing, damaged, renewed, *_) = RunDir(tmp_path), PLAN.units
+
+    def finish(unit: WorkUnit) -> None:
+        write_shard(run, Shard("sums", unit.id, PLAN.fingerprint, 1, 1, {}))
+
+    def look(plan: Plan, run: RunDir) -> tuple[list[WorkUnit], dict[str, str]]:
+        for unit in (damaged, renewed):
+            finish(unit)
+            run.shard_path(unit.id).write_bytes(b"torn")
+        found = pending(plan, run)
+        finish(missing)
+        finish(renewed)
+        return found
+
+    run_missing(run, PLAN, noting, Notes(), lambda *_: None, find_pending=look)
+    assert {path.stem for path in run.shards_path.iterdir()} == {missing.id, renewed.id}
 
 
 MEASURED: list[WorkUnit] = []

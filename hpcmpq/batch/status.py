@@ -105,7 +105,7 @@ def read_status(run: RunDir, verified: set[str] | None = None) -> Status:
         seconds_left=len(missing) / rate if rate and missing else None,
         failed={str(unit): errors[unit.id] for unit in missing if unit.id in errors},
         bad_nodes=bad_nodes(processes),
-        damaged=tuple(damaged),
+        damaged=tuple(damaged.values()),
         jobs=jobs,
         expert_tokens=read_tokens(run.quadratic_path) if reduced else (),
     )

@@ -77,7 +77,7 @@ def units_of(plan: Plan) -> tuple[WorkUnit, ...]:
 
 def pending_units(
     plan: Plan, run: RunDir, part: tuple[int, int] = (0, 1)
-) -> tuple[list[WorkUnit], list[str]]:
+) -> tuple[list[WorkUnit], dict[str, str]]:
     """Units that lack a weight's codes, or whose file is damaged.
 
     Of processes that share a run directory each reads the files of its own part, and only looks whether the others'
@@ -90,7 +90,7 @@ def pending_units(
         found = stored.has if start <= number < stop else stored.is_there
         if not all(map(found, members_of(plan, unit))):
             missing.append(unit)
-    return missing, []
+    return missing, {}
 
 
 def members_of(plan: Plan, unit: WorkUnit) -> list[Member]:

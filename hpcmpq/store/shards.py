@@ -67,15 +67,18 @@ def read_shard_of(plan: Plan, run: RunDir, unit: WorkUnit) -> Shard:
     return shard
 
 
-def pending(plan: Plan, run: RunDir, verified: set[str] | None = None) -> tuple[list[WorkUnit], list[str]]:
-    """Units without a valid shard, and a sentence for every damaged shard that will be recomputed.
+def pending(
+    plan: Plan, run: RunDir, verified: set[str] | None = None
+) -> tuple[list[WorkUnit], dict[str, str]]:
+    """Units without a valid shard, and of those with a damaged one, that will be recomputed, {id: a sentence}.
 
     Args:
         plan: Of the run.
         run: Its directory.
         verified: Ids of units whose shards were read before and are not read again; those that are valid are added.
     """
-    missing, damaged = [], []
+    missing: list[WorkUnit] = []
+    damaged: dict[str, str] = {}
     verified = set() if verified is None else verified
     for unit in plan.units:
         path = run.shard_path(unit.id)
@@ -88,6 +91,15 @@ def pending(plan: Plan, run: RunDir, verified: set[str] | None = None) -> tuple[
             read_shard_of(plan, run, unit)
             verified.add(unit.id)
         except CorruptShard as error:
-            damaged.append(str(error))
+            damaged[unit.id] = str(error)
             missing.append(unit)
     return missing, damaged
+
+
+def remove_damaged_shard(plan: Plan, run: RunDir, unit: WorkUnit) -> None:
+    """Remove a unit's shard that was found damaged, unless it is whole by now, as where another process was faster."""
+    try:
+        if run.shard_path(unit.id).exists():
+            read_shard_of(plan, run, unit)
+    except CorruptShard:
+        run.shard_path(unit.id).unlink(missing_ok=True)

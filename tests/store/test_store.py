@@ -180,8 +180,9 @@ def test_a_shard_under_the_name_of_another_unit_is_measured_again(tmp_path):
     run, plan = RunDir(tmp_path), synthetic_plan()
     for unit in plan.units:
         write_shard(run, replace(make_shard(), unit_id=unit.id, fingerprint=plan.fingerprint))
-    assert pending(plan, run) == ([], [])
+    assert pending(plan, run) == ([], {})
     first, second, *_ = plan.units
     run.shard_path(first.id).write_bytes(run.shard_path(second.id).read_bytes())
-    missing, (sentence,) = pending(plan, run)
-    assert missing == [first] and "belongs to another unit" in sentence
+    missing, damaged = pending(plan, run)
+    [sentence] = damaged.values()
+    assert missing == [first] and list(damaged) == [first.id] and "belongs to another unit" in sentence
