@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
+from hpcmpq.errors import UserError
 from hpcmpq.executors import Worker
 from hpcmpq.executors.backlog import Backlog
 from hpcmpq.executors.reply import attempt, check_started, outcome_of, start
@@ -38,4 +39,9 @@ class InProcess:
         self._kept = (recipe, worker) if keep else None
         while backlog:
             unit = backlog.take()
-            yield outcome_of(attempt(worker, unit), unit, backlog)
+            reply = attempt(worker, unit)
+            yield outcome_of(reply, unit, backlog)
+            if reply.broken:
+                self._kept = None
+            if reply.broken and backlog:
+                raise UserError(f"this process has lost its GPU ({reply.error}); start it again to go on")

@@ -54,7 +54,10 @@ class _Process:
 
 @dataclass
 class LocalPool:
-    """At most `num_workers` processes, each with a worker and, if there are any, a GPU of its own."""
+    """At most `num_workers` processes, each with a worker and, if there are any, a GPU of its own.
+
+    A process whose GPU failed ends, and another takes its place; where that one cannot start, the others go on without.
+    """
 
     num_workers: int
     _kept: dict[int, tuple[Connection, _Process]] = field(default_factory=dict)
@@ -103,12 +106,24 @@ class LocalPool:
                             backlog.put_back(worker.unit)
                         if backlog:
                             _add_process(busy, recipe, worker.place, backlog.take())
+                    elif reply.start and reply.broken and len(busy) > 1:
+                        _end({connection: busy.pop(connection)})
+                        backlog.put_back(worker.unit)
+                        log.warning(
+                            "worker %d has no GPU (%s): the others go on without it",
+                            worker.place,
+                            reply.error,
+                        )
                     elif reply.start:
                         check_started(reply)
                         worker.started, num_deaths_at_start = True, 0
                     else:
                         outcome = outcome_of(reply, worker.unit, backlog)
-                        if backlog:
+                        if reply.broken:
+                            _end({connection: busy.pop(connection)})
+                            if backlog:
+                                _add_process(busy, recipe, worker.place, backlog.take())
+                        elif backlog:
                             worker.unit = backlog.take()
                             _send(connection, worker.unit)
                         elif keep:
@@ -195,8 +210,9 @@ def _serve(connection: Connection, recipe: bytes, place: int) -> None:
     worker, reply = start(lambda: pickle.loads(recipe)())
     with suppress(EOFError, OSError):  # the parent ended
         connection.send(reply)
-        while worker is not None:
-            connection.send(attempt(worker, connection.recv()))
+        while worker is not None and not reply.broken:
+            reply = attempt(worker, connection.recv())
+            connection.send(reply)
 
 
 def _end_with_parent() -> None:

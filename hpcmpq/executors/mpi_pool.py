@@ -6,6 +6,7 @@ leave a job hanging, so an error on a serving rank, or on rank 0 while units are
 job: finished shards are on disk and the same command goes on.
 """
 
+import logging
 import os
 import pickle
 import signal
@@ -28,6 +29,8 @@ from hpcmpq.executors.reply import Reply, attempt, outcome_of, start
 from hpcmpq.executors.roll_call import signals_heard
 from hpcmpq.executors.world import NAMES, is_lone_shell, node_name
 from hpcmpq.plan import UnitOutcome, WorkUnit
+
+log = logging.getLogger(__name__)
 
 _WORLD_SIZES = [size for launcher in ("mpiexec", "srun") for _, size, _ in NAMES[launcher]] + ["SLURM_NTASKS"]
 """What the launcher says it started; the last is sbatch."""
@@ -89,12 +92,17 @@ def open_pool(num_workers: int) -> Iterator["MpiPool | LocalPool | None"]:
 
 @dataclass(frozen=True)
 class MpiPool:
-    """The `num_workers` ranks behind an `MPICommExecutor`, and their nodes."""
+    """The `num_workers` ranks behind an `MPICommExecutor`, and their nodes.
+
+    What has failed the devices of ranks is in `broken`: such a rank measures no more, for no other process can take
+    its place.
+    """
 
     executor: Any
     num_workers: int
     nodes: frozenset[str]
     running: "dict[Future[Reply], WorkUnit]" = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
 
     def run(
         self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit], keep: bool = False
@@ -103,6 +111,8 @@ class MpiPool:
         recipe = pickle.dumps(make_worker)
         backlog = Backlog(units)
         while backlog or self.running:
+            if backlog and len(self.broken) >= self.num_workers:
+                raise UserError(f"all ranks have lost their GPUs, the last one by {self.broken[-1]}")
             while backlog and len(self.running) < self.num_workers:
                 unit = backlog.take()
                 avoided = backlog.avoided(unit)
@@ -111,7 +121,10 @@ class MpiPool:
                 self.running[self.executor.submit(_measure, recipe, unit, avoided)] = unit
             for future in wait(self.running, return_when=FIRST_COMPLETED).done:
                 reply, unit = future.result(), self.running.pop(future)
-                if reply.left:
+                if reply.broken:
+                    self.broken.append(str(reply.error))
+                    log.warning("a rank has lost its GPU and measures no more: %s", reply.error)
+                if reply.left or (reply.start and reply.broken):
                     backlog.put_back(unit)
                     continue
                 if reply.start and reply.error is not None:
@@ -125,21 +138,28 @@ class MpiPool:
 
 
 _made: tuple[bytes, Worker] | None = None
+_broken = False
 
 
 def _measure(recipe: bytes, unit: WorkUnit, avoided: frozenset[str] = frozenset()) -> Reply:
-    """Measure a unit on this rank, with the worker that its previous unit left here; not on a node that it avoids."""
-    global _made
-    if node_name() in avoided:
+    """Measure a unit on this rank, with the worker that its previous unit left here.
+
+    Not on a node that it avoids, and not where the device has failed: units are handed to whichever rank is idle.
+    """
+    global _made, _broken
+    if _broken or node_name() in avoided:
         time.sleep(LEAVE_S)
         return Reply(left=True)
     if _made is None or _made[0] != recipe:
         _made = None  # frees the old model before the new one is loaded
         worker, reply = start(lambda: pickle.loads(recipe)())
         if worker is None:
+            _broken = reply.broken
             return reply
         _made = recipe, worker
-    return attempt(_made[1], unit)
+    reply = attempt(_made[1], unit)
+    _broken = reply.broken
+    return reply
 
 
 def _forget() -> None:

@@ -105,7 +105,7 @@ class RayPool:
                     else:
                         assert actor.unit is not None
                         outcome = outcome_of(reply, actor.unit, crew.backlog)
-                    crew.go_on(actor, alive=not reply.died and (reply.error is None or not reply.start))
+                    crew.go_on(actor, alive=not reply.useless)
                     if outcome is not None:
                         yield outcome
         finally:
@@ -131,6 +131,7 @@ class _Crew:
     demand: Demand
     actors: dict[Any, _Actor] = field(default_factory=dict)
     num_failed_starts: int = 0
+    num_broken: int = 0
     next_look_s: float = 0.0
     last_room_s: float = field(default_factory=time.monotonic)
 
@@ -158,7 +159,8 @@ class _Crew:
                 "ask for less in HPCMPQ_RAY_NUM_CPUS, _NUM_GPUS or _MEMORY_GB, or add nodes"
             )
         num_wanted = len(self.backlog) + sum(actor.unit is not None for actor in self.actors.values())
-        for _ in range(min(self.num_workers or num_places, num_wanted) - len(self.actors)):
+        num_most = max(1, (self.num_workers or num_places) - self.num_broken)
+        for _ in range(min(num_most, num_wanted) - len(self.actors)):
             remote = ray.remote(
                 num_cpus=resources.get("CPU", 0),
                 num_gpus=resources.get("GPU", 0),
@@ -188,7 +190,11 @@ class _Crew:
         return arrived
 
     def check_start(self, reply: Reply) -> None:
-        """Count failed starts in a row: one bad node must not end the run, a bad model must."""
+        """Count failed starts in a row: a bad model must end the run, one bad node or one bad GPU must not."""
+        if reply.broken and any(actor.unit for actor in self.actors.values()):
+            self.num_broken += 1
+            log.warning("a Ray worker has no GPU (%s): the others go on without it", reply.error)
+            return
         self.num_failed_starts = 0 if reply.error is None else self.num_failed_starts + 1
         if reply.fatal or self.num_failed_starts >= MAX_ATTEMPTS:
             if reply.traceback:
@@ -201,9 +207,8 @@ class _Crew:
             # An actor without a node waits for room, perhaps for ever.
             others = {other.node for other in self.actors.values() if other.node}
             actor.unit = self.backlog.take_for(actor.node, others)
-            task = (
-                actor.handle.rest.remote() if actor.unit is None else actor.handle.measure.remote(actor.unit)
-            )
+            handle = actor.handle
+            task = handle.rest.remote() if actor.unit is None else handle.measure.remote(actor.unit)
             self.actors[task] = actor
         else:
             _kill(actor)

@@ -14,6 +14,9 @@ from hpcmpq.plan import UnitOutcome, WorkUnit
 
 log = logging.getLogger(__name__)
 
+_DEVICE_ERRORS = ("CUDA error", "CUDA driver error", "HIP error")
+"""What torch says of errors that a GPU reports; of later versions `torch.AcceleratorError` too."""
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -25,6 +28,7 @@ class Reply:
         fatal: The error would meet every unit (a `UserError`), so the run ends with it.
         start: It was the worker that could not be made; no unit was looked at.
         died: Nobody replied: the process or its node is gone.
+        broken: The error is the device's, so the worker's process is of no more use.
         left: The unit was left to another node, since it failed too often on this one.
         node: Where the worker is.
         traceback: Of an error that is not a `UserError`.
@@ -35,9 +39,15 @@ class Reply:
     fatal: bool = False
     start: bool = False
     died: bool = False
+    broken: bool = False
     left: bool = False
     node: str = ""
     traceback: str = ""
+
+    @property
+    def useless(self) -> bool:
+        """Whether the worker can measure nothing more."""
+        return self.died or self.broken or (self.start and self.error is not None)
 
 
 def start(make_worker: Callable[[], Worker]) -> tuple[Worker | None, Reply]:
@@ -48,7 +58,8 @@ def start(make_worker: Callable[[], Worker]) -> tuple[Worker | None, Reply]:
         error = in_words(any_error)
         if isinstance(error, UserError):
             return None, Reply(error=str(error), fatal=True, start=True)
-        return None, Reply(error=one_line(error), start=True, traceback=traceback.format_exc())
+        told = traceback.format_exc()
+        return None, Reply(error=one_line(error), start=True, broken=device_failed(error), traceback=told)
 
 
 def check_started(reply: Reply) -> None:
@@ -72,8 +83,25 @@ def attempt(worker: Worker, unit: WorkUnit) -> Reply:
         if isinstance(known, UserError):
             # Perhaps a neighbour took the memory, so the unit is tried again.
             return Reply(error=str(known), node=node_name())
-        return Reply(error=one_line(error), node=node_name(), traceback=traceback.format_exc())
+        told = traceback.format_exc()
+        return Reply(error=one_line(error), broken=device_failed(error), node=node_name(), traceback=told)
     return Reply(seconds=time.monotonic() - start_s, node=node_name())
+
+
+def device_failed(error: BaseException) -> bool:
+    """Whether an error, or one that it came of, is a GPU's: all that the process asks of it fails from then on.
+
+    Lack of its memory is not: that is known by then, see `hpcmpq.errors.in_words`.
+
+    Example:
+        >>> device_failed(RuntimeError("CUDA error: device-side assert triggered"))
+        True
+        >>> device_failed(ValueError("not finite"))
+        False
+    """
+    known = type(error).__name__ == "AcceleratorError" or any(words in str(error) for words in _DEVICE_ERRORS)
+    cause = error.__cause__ or error.__context__
+    return known or (cause is not None and device_failed(cause))
 
 
 def outcome_of(reply: Reply, unit: WorkUnit, backlog: Backlog) -> UnitOutcome:

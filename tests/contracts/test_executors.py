@@ -103,6 +103,30 @@ def test_unit_that_kills_its_workers_costs_the_others_nothing(executor, tmp_path
     assert shards(tmp_path) == {name: data for name, data in reference.items() if VICTIM.id not in name}
 
 
+def test_a_worker_whose_device_failed_measures_no_more(executor, tmp_path, reference):
+    (tmp_path / f"device-fails-once-{UNITS[1].id}").touch()  # the first to be handed out
+    ending = run_toys(executor, tmp_path)
+    assert ending.status == 0, ending.errors
+    failed = [outcome for outcome in ending.outcomes if outcome[1] is not None]
+    assert failed == [(UNITS[1].id, "RuntimeError: CUDA error: device-side assert triggered", False)]
+    assert shards(tmp_path) == reference
+
+
+def test_others_go_on_without_a_worker_that_gets_no_device(executor, tmp_path, reference):
+    (tmp_path / "no-device-once").touch()
+    ending = run_toys(executor, tmp_path)
+    assert ending.status == 0, ending.errors
+    assert sorted(ending.outcomes) == sorted((unit.id, None, True) for unit in UNITS)
+    assert shards(tmp_path) == reference
+
+
+def test_a_run_ends_where_no_worker_gets_a_device(executor, tmp_path):
+    (tmp_path / "no-device").touch()
+    ending = run_toys(executor, tmp_path)
+    assert ending.status == 2
+    assert "RuntimeError: CUDA error: no device" in ending.errors and not ending.outcomes
+
+
 @pytest.mark.parametrize(
     ("trip", "sentence"),
     [

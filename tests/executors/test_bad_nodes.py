@@ -1,4 +1,4 @@
-"""Units that failed twice on a node go to another, if there is one: pools with nodes that are only names."""
+"""Units that failed twice on a node go to another, and workers that lost their GPU get none: nodes are only names."""
 
 import itertools
 from collections import Counter
@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from hpcmpq.errors import UserError
 from hpcmpq.executors import MAX_ATTEMPTS, mpi_pool, reply
 from hpcmpq.executors.backlog import Backlog
 from hpcmpq.executors.in_process import InProcess
 from hpcmpq.executors.mpi_pool import MpiPool
 from hpcmpq.executors.ray_demand import Demand
 from hpcmpq.executors.ray_pool import _Actor, _Crew
+from hpcmpq.executors.reply import Reply, device_failed
 from hpcmpq.plan import NODE_ATTEMPTS, Plan, WorkUnit
 from hpcmpq.store.attempts import recording
 from hpcmpq.store.run_dir import RunDir
@@ -67,6 +69,7 @@ def named_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "node_name", lambda: HERE[0])
     monkeypatch.setattr(mpi_pool, "LEAVE_S", 0.0)
     monkeypatch.setattr(mpi_pool, "_made", None)
+    monkeypatch.setattr(mpi_pool, "_broken", False)
 
 
 @pytest.mark.parametrize("nodes", ["ab", "aab", "aaaab"])
@@ -100,6 +103,53 @@ def test_the_backlog_gives_a_node_what_did_not_fail_there_if_another_may_take_th
     assert backlog.take_for("a", {"b"}) == UNITS[1]
     assert backlog.take_for("a", {"a", "b"}) is None and len(backlog) == 1
     assert backlog.take_for("a", {"a"}) == UNIT, "nobody else is there"
+
+
+def test_what_a_gpu_says_is_its_own_fault_also_where_something_else_came_of_it():
+    assert not device_failed(ArithmeticError("wrong"))
+    for words in ("CUDA error: unspecified launch failure", "HIP error: invalid device function"):
+        assert device_failed(RuntimeError(words))
+    try:
+        try:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        except RuntimeError as cause:
+            raise KeyError("layer") from cause
+    except KeyError as error:
+        assert device_failed(error)
+
+
+def loses_its_gpu() -> Callable[[WorkUnit], None]:
+    def work(unit: WorkUnit) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    return work
+
+
+def test_a_run_in_this_process_ends_with_its_gpu():
+    outcomes = InProcess().run(loses_its_gpu, UNITS)
+    assert next(outcomes).error == "RuntimeError: CUDA error: device-side assert triggered"
+    with pytest.raises(UserError, match="this process has lost its GPU"):
+        next(outcomes)
+
+
+def test_a_run_of_ranks_ends_with_the_last_gpu():
+    outcomes = MpiPool(InTurn("a"), 1, frozenset("a")).run(loses_its_gpu, UNITS)
+    assert next(outcomes).error == "RuntimeError: CUDA error: device-side assert triggered"
+    with pytest.raises(UserError, match="all ranks have lost their GPUs, the last one by RuntimeError: CUDA"):
+        next(outcomes)
+
+
+def test_ray_actors_go_on_beside_one_without_a_gpu():
+    crew = _Crew(b"", Backlog([UNIT]), 2, Demand())
+    lost = Reply(error="RuntimeError: CUDA error: no device", start=True, broken=True)
+    crew.actors["busy"] = _Actor(Handle(), UNITS[1], node="a")
+    for _ in range(MAX_ATTEMPTS + 1):
+        crew.check_start(lost)
+    assert crew.num_broken == MAX_ATTEMPTS + 1 and lost.useless
+    del crew.actors["busy"]
+    with pytest.raises(UserError, match="no Ray worker can start: RuntimeError: CUDA error: no device"):
+        for _ in range(MAX_ATTEMPTS):
+            crew.check_start(lost)
 
 
 class Handle:

@@ -32,9 +32,16 @@ def make_toy_worker(path: str) -> Worker:
         raise ImportError("no module named 'there'")
     if (run.path / "deadly-start").exists():
         os.kill(os.getpid(), signal.SIGKILL)
+    if (run.path / "no-device").exists() or _removed(run.path / "no-device-once"):
+        raise RuntimeError("CUDA error: no device")
+    device_failed = False
 
     def work(unit: WorkUnit) -> None:
+        nonlocal device_failed
         _note(path, "attempts", unit.id)
+        device_failed |= _removed(run.path / f"device-fails-once-{unit.id}")
+        if device_failed:
+            raise RuntimeError("CUDA error: device-side assert triggered\nand more")
         if (run.path / f"raise-{unit.id}").exists():
             raise ArithmeticError(f"unit {unit.id} always raises\nsecond line")
         if (run.path / f"full-{unit.id}").exists():
