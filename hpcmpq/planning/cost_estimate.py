@@ -180,16 +180,18 @@ def cost_of_pass(
     formats, round_bytes, round_s = stored_formats(space, config.quantizer), None, None
     num_positions = z_NTV.shape[:2].numel()
     state, activations = seen.state if chained else 0, 3 * itemsize * widest
-    states = itemsize * state * -(-num_rounding_samples // per_pass)
+    batches = -(-num_rounding_samples // per_pass)
+    states, given = itemsize * state * batches, seen.given * (batches if seen.given_apart else 1)
     if formats:
         held = weights + ahead_bytes
-        round_bytes = rounding_bytes(model, space, formats, held, states, num_positions, activations)
+        round_bytes = rounding_bytes(model, space, formats, held, states + given, num_positions, activations)
         if times is not None:
             num_passes = num_rounding_samples / per_pass
             round_s = rounding_seconds(
                 model, formats, config.quantizer, num_positions, num_passes, times.forward
             )
-    again = again_bytes(model, space, config.quantizer, weights, 2 * states, num_positions, activations)
+    waiting = 2 * states + given
+    again = again_bytes(model, space, config.quantizer, weights, waiting, num_positions, activations)
     reading = COPIES_READ * read_bytes
     num_ranges = len(sample_ranges(units))
     later = later_peaks(model, config, space, z_NTV, state, block_bytes, reading, again, num_ranges)

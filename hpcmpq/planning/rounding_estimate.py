@@ -48,7 +48,7 @@ def rounding_bytes(
         space: Groups.
         formats: What is made of each weight.
         weights: Bytes of the model that are in memory.
-        states: Bytes of the hidden states of all samples.
+        states: Bytes of the hidden states of all samples, and of what blocks are given beside them.
         positions: Inputs of a layer in one pass.
         activations: Bytes of one pass.
     """
@@ -89,7 +89,8 @@ def again_bytes(
         space: Groups and options.
         quantizer: How weights are rounded.
         weights: Bytes of the model that are in memory.
-        states: Bytes of the hidden states of all samples, of both models; 0 where it is no chain of blocks.
+        states: Bytes of the hidden states of all samples, of both models, and of what blocks are given beside them; 0
+            where it is no chain of blocks.
         positions: Inputs of a layer in one pass.
         activations: Bytes of one pass.
     """

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from hpcmpq.models.active_weights import chooses_experts
 from hpcmpq.models.blocks import largest_list
@@ -36,6 +37,8 @@ class SeenPass:
         shares: Share of a pass that an option of each group runs.
         head_width: Inputs of the head before which options are projected, or None where all logits are made.
         repeats: Times that an option runs.
+        given: Bytes of what blocks are given beside the hidden state, such as attention masks.
+        given_apart: Whether passes differ in it, because samples are padded.
     """
 
     z_NTV: Tensor
@@ -45,15 +48,18 @@ class SeenPass:
     shares: tuple[float, ...]
     head_width: int | None = None
     repeats: int = 1
+    given: int = 0
+    given_apart: bool = False
 
 
 def see(model: nn.Module, chain: Chain | None, groups: Sequence[Group], inputs: Inputs) -> SeenPass:
     """A pass of a model that was taken apart."""
-    z_NTV, widest, state = _watch(model, inputs, None if chain is None else chain.blocks[0])
+    z_NTV, widest, state, given = _watch(model, inputs, () if chain is None else chain.blocks)
     if chain is None:
         return SeenPass(z_NTV, widest, state, None, (1.0,) * len(groups))
     shares = tuple(map(share_of_pass, places_of_groups(chain, model, groups)))
-    return SeenPass(z_NTV, widest, state, len(chain.blocks), shares)
+    apart = "attention_mask" in inputs
+    return SeenPass(z_NTV, widest, state, len(chain.blocks), shares, given=given, given_apart=apart)
 
 
 def see_shapes(
@@ -61,14 +67,15 @@ def see_shapes(
 ) -> SeenPass:
     """A pass of a model that has shapes alone, as if its largest list of blocks were its chain."""
     blocks = largest_list(model)
-    z_NTV, widest, state = _watch(model, inputs, blocks[0])
+    z_NTV, widest, state, given = _watch(model, inputs, blocks)
     get_head = getattr(model, "get_output_embeddings", lambda: None)
     head, num_outputs = get_head(), z_NTV.shape[2]
     before = samples_positions(config.sensitivity.loss_positions, num_outputs, probes, config.objective)
     shares = tuple(1.0 if g.block is None else _share_from(g.block, len(blocks)) for g in groups)
     width = head.weight.shape[1] if before and head is not None else None
     repeats = 2 if chooses_experts(model) else 1
-    return SeenPass(z_NTV, widest, state, len(blocks), shares, width, repeats)
+    apart = "attention_mask" in inputs
+    return SeenPass(z_NTV, widest, state, len(blocks), shares, width, repeats, given, apart)
 
 
 def output_elements(seen: SeenPass, probes: int | None, positions: LossPositions) -> tuple[int, int]:
@@ -94,28 +101,34 @@ def _share_from(block: int, num_blocks: int) -> float:
     return (num_blocks - block - 1 + SPAWNED_SHARE) / num_blocks
 
 
-def _watch(model: nn.Module, inputs: Inputs, block: nn.Module | None) -> tuple[Tensor, int, int]:
-    """Outputs, elements of the widest output of any layer, and of a hidden state: at most the widest where the
-    blocks are pieces of a graph, which the model itself does not call.
+def _watch(model: nn.Module, inputs: Inputs, blocks: Sequence[nn.Module]) -> tuple[Tensor, int, int, int]:
+    """Outputs, elements of the widest output of a layer and of a hidden state, bytes of what blocks get beside it.
+
+    Where the blocks are pieces of a graph, which the model itself does not call, a state counts as the widest and the
+    bytes are none.
     """
     sizes = [0]
     state = [0]
+    given: dict[int, Tensor] = {}
 
     def leaf(_: nn.Module, __: Any, output: Any) -> None:
         if isinstance(output, Tensor):
             sizes.append(output.numel())
 
-    def first(_: nn.Module, __: Any, output: Any) -> None:
-        state.append((output[0] if isinstance(output, tuple) else output).numel())
+    def block(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if module is blocks[0]:
+            state.append((output[0] if isinstance(output, tuple) else output).numel())
+        beside = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        leaves = tree_leaves((args[1:], beside))
+        given.update({id(value): value for value in leaves if isinstance(value, Tensor)})
 
     inner = [module for module in model.modules() if not any(True for _ in module.children())]
     head = getattr(model, "get_output_embeddings", lambda: None)()
     handles = [module.register_forward_hook(leaf) for module in inner if module is not head]
-    if block is not None:
-        handles.append(block.register_forward_hook(first))
+    handles += [module.register_forward_hook(block, with_kwargs=True) for module in blocks]
     try:
         z_NTV = forward(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return z_NTV, max(sizes), max(state) or max(sizes)
+    return z_NTV, max(sizes), max(state) or max(sizes), sum(value.nbytes for value in given.values())

@@ -20,6 +20,7 @@ from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.load import forward
 from hpcmpq.models.streaming import Streamed, streamed_chain
 from hpcmpq.models.weights import Tensors, swapped
+from hpcmpq.rounding.waiting_calls import WaitingCalls
 from hpcmpq.space import Group, Member
 
 Names = Mapping[Member, str]
@@ -67,7 +68,7 @@ class ModelStates:
     streamed: Streamed | None = None
     _original: list[Tensor] = field(default_factory=list)
     _quantized: list[Tensor] = field(default_factory=list)
-    _calls: list[tuple[Call, ...]] = field(default_factory=list)
+    _calls: WaitingCalls = field(default_factory=WaitingCalls)
 
     def restart(self) -> None:
         """Back before the first piece."""
@@ -121,7 +122,7 @@ class ModelStates:
     def _block(self, chain: Chain, k: int, names: Names) -> ModelPiece:
         def run(i: int, states: list[Tensor], tensors: Tensors | None) -> Tensor:
             device = next(iter(self.batches[i].inputs.values())).device
-            return chain.run(k, states[i].to(device), self._calls[i][k], tensors)
+            return chain.run(k, states[i].to(device), self._calls.call(i, k), tensors)
 
         def original(i: int) -> Tensor:
             return run(i, self._original, None)

@@ -8,11 +8,13 @@ import torch
 
 from hpcmpq.calibrate.neighbourhood import Neighbourhood, around
 from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.models.chain.chain import Call
 from hpcmpq.models.linear_head import find_linear_head
 from hpcmpq.quantizers import encode
 from hpcmpq.quantizers.gptq import compensated_codes, compensation
 from hpcmpq.quantizers.ranges import choose_qparams
 from hpcmpq.response.engine import make_engine
+from hpcmpq.rounding.waiting_calls import WaitingCalls
 from hpcmpq.sensitivity.features import gram
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.settings import SensitivityConfig
@@ -110,3 +112,13 @@ def test_a_step_of_the_solver_projects_as_on_the_host(device):
         eigenvalue_r, vector_nr = way(draws + draws.T, 0)
         parts.append((vector_nr * eigenvalue_r) @ vector_nr.T)
     np.testing.assert_allclose(parts[1], parts[0], rtol=0, atol=1e-4 * np.abs(parts[0]).max())
+
+
+def test_what_blocks_are_given_waits_on_the_host_and_comes_back(device: torch.device):
+    waiting, on_host = WaitingCalls(), torch.ones(2, 2)
+    given = {"mask": torch.ones(2, 2, device=device), "nested": ({"on_host": on_host}, 3)}
+    waiting.append((Call((None,), given, 0),))
+    assert {kept.tensor.device.type for kept in waiting._last} == {"cpu"}
+    back = waiting.call(0, 0).kwargs
+    assert back["mask"].device.type == device.type and torch.equal(back["mask"], given["mask"])
+    assert back["nested"][0]["on_host"].device.type == "cpu" and back["nested"][1] == 3
