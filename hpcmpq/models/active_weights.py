@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
-from hpcmpq.models.routers import mixtures
+from hpcmpq.models.outputs import Inputs, tried_forward
+from hpcmpq.models.routers import TopkSizes, mixtures
 
 _CHOSEN = (
     "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_top_k", "moe_k",
@@ -38,9 +40,23 @@ def active_shares(model: nn.Module) -> dict[str, float]:
     return {name: share for name, share in shares.items() if id(parameters[name]) not in read_whole}
 
 
-def chooses_experts(model: nn.Module) -> bool:
-    """Whether tokens are given to some of several experts."""
-    return chosen_experts(getattr(model, "config", None)) is not None and any(True for _ in mixtures(model))
+@torch.no_grad()
+def chooses_experts(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether tokens are given to some of several experts: a configuration says how many, or `topk` chooses among them.
+
+    Args:
+        model: In eval mode.
+        inputs: Of a sample, for a pass in which routers are watched where no configuration says it.
+    """
+    sizes = {size for _, _, size in mixtures(model)}
+    if not sizes:
+        return False
+    if chosen_experts(getattr(model, "config", None)) is not None:
+        return True
+    device = next(model.parameters()).device
+    with TopkSizes() as choices:
+        tried_forward(model, {name: value.to(device) for name, value in inputs.items()})
+    return not sizes.isdisjoint(choices.sizes)
 
 
 def num_experts(model: nn.Module) -> int:

@@ -54,6 +54,35 @@ class TracedChoices(TorchFunctionMode):
         return result
 
 
+class TopkSizes(TorchFunctionMode):
+    """While active, sees among how many things `topk` chooses.
+
+    Attributes:
+        sizes: All that were seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function of torch and note what it chooses among."""
+        if is_topk(func):
+            value, axis = value_and_axis(*args, **(kwargs or {}))
+            self.sizes.add(value.shape[axis])
+        return func(*args, **(kwargs or {}))
+
+
+def is_topk(func: Any) -> bool:
+    """Whether a function of torch is the one that routers choose by."""
+    return getattr(func, "__name__", "") == "topk"
+
+
+def value_and_axis(input: Tensor, k: int, dim: int = -1, *_: Any, **__: Any) -> tuple[Tensor, int]:
+    """Of the arguments of `topk`, what it chooses from and along which axis."""
+    return input, dim
+
+
 def choosing_weights(
     model: nn.Module, outputs_of: Mapping[nn.Parameter, tuple[str, int]], chosen_by: set[int]
 ) -> set[int]:

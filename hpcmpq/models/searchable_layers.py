@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from hpcmpq.models.layer_kinds import are_experts, is_layer, is_transposed
 from hpcmpq.models.outputs import tried_forward
-from hpcmpq.models.routers import TracedChoices, choosing_weights
+from hpcmpq.models.routers import TracedChoices, choosing_weights, mixtures
 
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -60,7 +60,7 @@ class _Place:
 def trace_layers(model: nn.Module, sample_inputs: dict[str, Tensor]) -> list[Layer]:
     """All weights of linear layers, convolutions, embeddings, fused experts and attention modules in model order.
 
-    Tied ones are listed once.
+    Tied ones are listed once. Of experts in a list all are used if one is, whichever the sample's tokens were given to.
 
     Args:
         model: In eval mode.
@@ -106,7 +106,7 @@ def trace_layers(model: nn.Module, sample_inputs: dict[str, Tensor]) -> list[Lay
     choosing = choosing_weights(
         model, {weight: _outputs_of(places) for weight, places in places_of.items()}, choices.chosen_by
     )
-    return [
+    layers = [
         Layer(
             names=tuple(places),
             transposed=next(iter(places.values())).transposed,
@@ -120,6 +120,29 @@ def trace_layers(model: nn.Module, sample_inputs: dict[str, Tensor]) -> list[Lay
         )
         for weight, places in places_of.items()
     ]
+    return _with_idle_experts(model, layers)
+
+
+def _with_idle_experts(model: nn.Module, layers: list[Layer]) -> list[Layer]:
+    """The layers, experts that a sample happens not to reach being used as the others of their list are.
+
+    The arithmetic of all experts of such a list is then shared out evenly, as if each was chosen equally often.
+    """
+    of_list: dict[tuple[str, str], list[int]] = {}
+    lists = [experts for _, experts, _ in mixtures(model)]
+    for place, layer in enumerate(layers):
+        for experts in lists:
+            if layer.names[0].startswith(f"{experts}.") and not layer.is_parameter:
+                own = layer.names[0].removeprefix(f"{experts}.").partition(".")[2]
+                of_list.setdefault((experts, own), []).append(place)
+    found = list(layers)
+    for places in of_list.values():
+        alike = [layers[place] for place in places]
+        if any(layer.used for layer in alike) and not all(layer.used for layer in alike):
+            macs = sum(layer.macs for layer in alike) // len(alike)
+            for place in places:
+                found[place] = replace(layers[place], used=True, macs=macs)
+    return found
 
 
 def plain_experts(model: nn.Module) -> None:

@@ -176,6 +176,7 @@ def find_groups(original: Original, samples: Samples, target: Target | None) -> 
     with original.traceable(samples) as (model, inputs):
         groups = deployable_groups(model, config.groups, inputs, target)
         fixed_bytes = num_fixed_bytes(model, groups, dtype, count)
+        chooses = chooses_experts(model, inputs)
         tokens, active_bytes = _num_tokens(inputs), None
         if tokens:
             active_bytes = num_fixed_bytes(model, groups, dtype, count, active_shares(model))
@@ -188,7 +189,7 @@ def find_groups(original: Original, samples: Samples, target: Target | None) -> 
         _warn_of_unused(original.model, directory, unused)
         if target is None or target.keeps_unused:
             fixed_bytes += _num_bytes(unused, count)
-    return Found(groups, fixed_bytes, active_bytes, tokens, chooses_experts(original.model))
+    return Found(groups, fixed_bytes, active_bytes, tokens, chooses)
 
 
 def _num_bytes(unused: Mapping[str, Stored], count: Callable[[str, Sequence[int], int], int] | None) -> int:

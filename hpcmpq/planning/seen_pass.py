@@ -73,7 +73,7 @@ def see_shapes(
     before = samples_positions(config.sensitivity.loss_positions, num_outputs, probes, config.objective)
     shares = tuple(1.0 if g.block is None else _share_from(g.block, len(blocks)) for g in groups)
     width = head.weight.shape[1] if before and head is not None else None
-    repeats = 2 if chooses_experts(model) else 1
+    repeats = 2 if chooses_experts(model, inputs) else 1
     apart = "attention_mask" in inputs
     return SeenPass(z_NTV, widest, state, len(blocks), shares, width, repeats, given, apart)
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from hpcmpq.models.routers import is_topk, value_and_axis
+
 WHOLE = "model"
 """The place of whole passes; where there were some, for want of passes through blocks, they alone are counted."""
 
@@ -84,8 +86,8 @@ class _Recorded(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if _chooses(func):
-            value, axis = _value_and_axis(*args, **(kwargs or {}))
+        if is_topk(func):
+            value, axis = value_and_axis(*args, **(kwargs or {}))
             self._chosen.append(result.indices)
             self._among.append(value.shape[axis])
         return result
@@ -97,20 +99,11 @@ class _Replayed(TorchFunctionMode):
         self._left = list(chosen)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not _chooses(func):
+        if not is_topk(func):
             return func(*args, **(kwargs or {}))
-        value, axis = _value_and_axis(*args, **(kwargs or {}))
+        value, axis = value_and_axis(*args, **(kwargs or {}))
         indices = self._left.pop(0)
         count = value.shape[0] // indices.shape[0] if indices.ndim > 1 else 1
         if count > 1:
             indices = indices.repeat(count, *[1] * (indices.ndim - 1))
         return torch.return_types.topk((value.gather(axis, indices), indices))
-
-
-def _chooses(func: Any) -> bool:
-    return getattr(func, "__name__", "") == "topk"
-
-
-def _value_and_axis(input: Tensor, k: int, dim: int = -1, *_: Any, **__: Any) -> tuple[Tensor, int]:
-    """Of the arguments of `topk`."""
-    return input, dim

@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from bench.family_models import make_inputs, make_model
 from bench.family_recipes import FAMILIES
@@ -19,6 +21,7 @@ from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.store.json_files import write_json
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
+from tests.models.test_mixtures import Listed
 
 
 def measured(run: RunDir, plan: Plan) -> QuadraticModel:
@@ -88,3 +91,29 @@ def test_shrinking_leaves_what_flips_add(runs):
     terms = flip_terms(whole.flips_P, groups)
     assert terms.any()
     np.testing.assert_allclose(shrunk(whole, 1e9).quad_PP, terms, atol=1e-12)
+
+
+def listed_without_config() -> nn.Module:
+    """As a factory's module is, which transformers knows nothing of."""
+    torch.manual_seed(0)
+    model = Listed()
+    del model.config
+    return model.eval().requires_grad_(False)
+
+
+def test_of_a_factorys_mixture_choices_are_kept_too(tmp_path):
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).integers(0, 10, (8, 12)))
+    factory = ModelConfig(factory="tests.calibrate.test_kept_choices_run:listed_without_config")
+    calibration = CalibrationConfig(str(tmp_path / "data.npy"), 4, 12, held_out=2, samples_per_unit=4)
+    config, run = Config(factory, calibration, formats=("int2", "int8")), RunDir(tmp_path / "run")
+    plan = prepare(config, run, ())
+    assert plan.facts[CHOICES] == "kept"
+    values = json.loads(run.plan_path.read_text(encoding="utf-8"))
+    model = measured(run, plan)
+    assert model.flips_P is not None and model.tokens_LE.sum() == 2 * 4 * 12
+    del values["facts"][CHOICES], values["digest"]
+    older = RunDir(tmp_path / "older")
+    older.path.mkdir()
+    write_json(older.plan_path, values)
+    plan = prepare(config, older, ())  # planned before choices of such models were kept, it goes on as it was
+    assert CHOICES not in plan.facts and measured(older, plan).flips_P is None

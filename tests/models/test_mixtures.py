@@ -204,5 +204,44 @@ def test_methods_that_take_flips_for_something_else_are_warned_of(method, droppe
 
 
 def test_models_that_choose_experts_are_known():
-    chosen = {name: chooses_experts(make_model(FAMILIES[name])) for name in ("Llama", "Qwen2Moe", "GptOss")}
-    assert chosen == {"Llama": False, "Qwen2Moe": True, "GptOss": True}
+    inputs = {"input_ids": torch.zeros(1, 3, dtype=torch.long)}
+    models = {name: make_model(FAMILIES[name]) for name in ("Llama", "Qwen2Moe", "GptOss")}
+    models |= {"topk": Listed(), "no topk": Mixed(), "topk of some": OneByOne()}
+    for name in ("topk", "topk of some"):
+        del models[name].config  # as a factory's module has none
+    chosen = {name for name, model in models.items() if chooses_experts(model, inputs)}
+    assert chosen == {"Qwen2Moe", "GptOss", "topk", "topk of some"}
+
+
+class Mixed(Listed):
+    """All experts mixed, and a choice among other things."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.config
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed(input_ids)
+        parts = torch.stack([expert(x) for expert in self.experts], -2)
+        return self.head((self.router(x).softmax(-1)[..., None] * parts).sum(-2)).topk(10).values
+
+
+class OneByOne(Listed):
+    """Experts that run if a token was given to them."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed(input_ids)
+        weight, index = self.router(x).softmax(-1).topk(2)
+        output = x.clone()
+        for k, expert in enumerate(self.experts):
+            rows = (index == k).any(-1)
+            if rows.any():
+                output[rows] += (weight * (index == k)).sum(-1)[rows][..., None] * expert(x[rows])
+        return self.head(output)
+
+
+def test_experts_that_the_first_sample_does_not_reach_are_searched_too():
+    """One token, given to two of four experts: of the two products of 8 x 8 each expert has a half."""
+    groups = find_groups(OneByOne(), GroupsConfig(), {"input_ids": torch.zeros(1, 1, dtype=torch.long)})
+    assert [group.name for group in groups] == [f"experts.{k}" for k in range(4)]
+    assert [group.macs for group in groups] == [32] * 4
