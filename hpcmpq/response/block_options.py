@@ -73,10 +73,14 @@ class Changes:
     ) -> None:
         """An option's weights and errors at its place of `count`: those of one option at a time are in memory twice."""
         for name, tensor in self._quantized(p).items():
-            if name in names and self.products is not None and name in self.products.weights:
+            if name not in names:
+                continue
+            layers, replace = ([], True) if self.products is None else self.products.adding("block", name)
+            if layers:
                 delta = tensor - self.variants.model.get_parameter(name)
-                deltas.setdefault(name, delta.new_empty((count, *delta.shape)))[place] = delta
-            elif name in names:
+                for layer in layers:
+                    deltas.setdefault(layer, delta.new_empty((count, *delta.shape)))[place] = delta
+            if replace:
                 own = names[name]
                 if own not in tensors:
                     tensors[own] = large_empty((count, *tensor.shape), like=tensor)
@@ -88,10 +92,9 @@ class Changes:
         tensors = {
             n: t for n, t in self._quantized(option).items() if n in self._names[self.group(option)][0]
         }
-        deltas = {}
+        deltas: Tensors = {}
         if self.products is not None:
-            for name in self.products.weights & tensors.keys():
-                deltas[name] = tensors.pop(name) - self.variants.model.get_parameter(name)
+            tensors, deltas = self.products.split(scope, self.variants.model, tensors)
         space = self.variants.space
         own = {space.groups[self.group(option)].name: space.options[option].format}
         rounded = self.variants.activations.rounded(own)

@@ -53,10 +53,7 @@ class WholeModel:
         self, inputs: Inputs, options: Sequence[int], products: LowPrecisionLayers
     ) -> Iterator[tuple[list[int], Tensor]]:
         for p in options:
-            tensors = self._quantized(p)
-            deltas = {
-                n: tensors.pop(n) - self.model.get_parameter(n) for n in products.weights & tensors.keys()
-            }
+            tensors, deltas = products.split("model", self.model, self._quantized(p))
             with (
                 swapped(self.model, tensors),
                 products.replaying("model", deltas),

@@ -110,6 +110,64 @@ def test_compensated_products_of_transposed_layers_and_convolutions(name):
     np.testing.assert_allclose(low["linear"], expected["linear"], rtol=0.05)
 
 
+@pytest.mark.parametrize("engine", ["auto", "whole"])
+@pytest.mark.parametrize("name", ["attending", "qwen3", "bert_mlm"])
+def test_compensated_products_of_weights_that_are_used_past_their_layers_or_held_by_two(name, engine):
+    """torch's attention reads weights of layers that it does not call; a head may be tied to an embedding."""
+    assert_low_is_exact(lambda: make(name, torch.float32), engine)
+
+
+class ListedExperts(torch.nn.Module):
+    """Experts as layers in a list, each for the tokens that a router sends it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(50, 16)
+        self.mixing = torch.nn.Linear(16, 16)
+        self.router = torch.nn.Linear(16, 4, bias=False)
+        self.experts = torch.nn.ModuleList(torch.nn.Linear(16, 16) for _ in range(4))
+        self.output = torch.nn.Linear(16, 50)
+
+    def forward(self, input_ids):
+        x = self.embedding(input_ids)
+        flat = (x + self.mixing(x).tanh()).flatten(0, 1)
+        chosen = self.router(flat).softmax(-1).topk(2).indices
+        y = torch.zeros_like(flat)
+        for number, expert in enumerate(self.experts):
+            (rows,) = (chosen == number).any(1).nonzero(as_tuple=True)
+            y = y.index_add(0, rows, expert(flat[rows]))
+        return self.output(y.unflatten(0, input_ids.shape))
+
+
+@pytest.mark.parametrize("exact_original", [True, False])
+def test_compensated_products_where_options_send_tokens_to_other_experts(exact_original):
+    def listed():
+        torch.manual_seed(0)
+        return ListedExperts(), {"input_ids": torch.randint(50, (3, 5))}
+
+    assert_low_is_exact(listed, "whole", exact_original)
+
+
+def assert_low_is_exact(make_model, engine, exact_original=True) -> None:
+    formats, include = ("int3", "int8"), ("*",)
+    model, inputs = make_model()
+    expected = sums_of(subject_of(model, inputs, formats, engine=engine, include=include), Samples(inputs))
+    model, _ = make_model()
+    low = subject_of(
+        model,
+        inputs,
+        formats,
+        low_precision=torch.bfloat16,
+        engine=engine,
+        include=include,
+        exact_original=exact_original,
+    )
+    found = sums_of(low, Samples(inputs))
+    for key, values in {k: (found[k], expected[k]) for k in ("linear", "quad")}.items():
+        low_P, exact_P = (v if key == "linear" else np.diagonal(v) for v in values)
+        np.testing.assert_allclose(low_P, exact_P, rtol=0.05, atol=1e-6 * exact_P.max())
+
+
 @pytest.mark.parametrize("objective", ["kl", "ce", "mse"])
 def test_secant_is_its_definition(objective):
     model, inputs = make("llama")
