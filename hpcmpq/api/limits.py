@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from hpcmpq.api.stages import Counted, stage, unseen
@@ -96,7 +97,7 @@ def coarse_frontier(run: RunDir, on_point: Counted = unseen) -> str | None:
         known = (
             read_json(run.frontier_path, f"hpcmpq frontier {run.path}") if run.frontier_path.exists() else {}
         )
-        if known.get("fingerprint") == plan.fingerprint and _solver(known) == plan.config.solver:
+        if known.get("fingerprint") == plan.fingerprint and _solver(known) == _untimed(plan.config.solver):
             return None
     cost = next(iter(plan.config.budgets), "weight_bits")
     found = uniform_range(plan, cost)
@@ -113,7 +114,11 @@ def coarse_frontier(run: RunDir, on_point: Counted = unseen) -> str | None:
 
 
 def _solver(frontier: dict[str, Any]) -> SolverConfig | None:
-    """Its settings; None of a version with others, or before they were kept."""
+    """Its settings but the time; None of a version with others, or before they were kept."""
     with suppress(KeyError, ValueError):
-        return from_values(SolverConfig, frontier["solver"])
+        return _untimed(from_values(SolverConfig, frontier["solver"]))
     return None
+
+
+def _untimed(settings: SolverConfig) -> SolverConfig:
+    return replace(settings, time_limit_s=POINT_S)

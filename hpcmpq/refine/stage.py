@@ -73,7 +73,8 @@ def refine(
         part: (i, n): of n processes that share the run directory this is number i.
 
     Raises:
-        UserError: If nothing is solved yet, there are no held-out samples, or the data have changed.
+        UserError: If nothing is solved yet, the solution does not meet its budgets (after an edit, or with times
+            measured since), there are no held-out samples, or the data have changed.
         IncompleteCalibration: If a unit failed for good; all others are on disk.
     """
     plan = read_plan(run)
@@ -89,6 +90,8 @@ def refine(
         return make_problem(plan, shrunk(as_measured, changed.shrink), solution["budgets"], changed)
 
     problem = problem_of(settings)
+    start_G = plan.space.choice(solution["assignment"])
+    _check_budgets(run, problem, start_G)
     splits = planned_splits(plan)
     if not len(splits.held_out):
         raise UserError("refine needs held-out samples: set calibration.held_out above 0 and plan again")
@@ -100,7 +103,6 @@ def refine(
 
     assignment_of = plan.space.assignment
     uniforms = uniform_choices(plan.space)
-    start_G = plan.space.choice(solution["assignment"])
 
     def candidate_values() -> list[tuple[str, list[int]]]:
         narrow_P = narrow_options(plan.space, start_G)
@@ -175,6 +177,21 @@ def refine(
     if part[1] == 1:
         shutil.rmtree(run.file("refine"), ignore_errors=True)
     return solution
+
+
+def _check_budgets(run: RunDir, problem: Problem, choice_G: np.ndarray) -> None:
+    """Raise `UserError` unless a choice keeps its budgets, since every answer of refinement does."""
+    if not problem.is_feasible(choice_G):
+        costs = problem.costs(choice_G)
+        over = [
+            f"{b.cost.name} {costs[b.cost.name]:.6g} is above {b.limit:.6g}"
+            for b in problem.budgets
+            if costs[b.cost.name] > b.limit
+        ]
+        why = "; ".join(over) or "it has forbidden formats"
+        raise UserError(
+            f"the solution does not meet its budgets: {why}; run `hpcmpq solve {run.path}`, or that with other budgets"
+        )
 
 
 def solved_choices(problem: Problem, settings: SolverConfig, known_G: np.ndarray) -> list[np.ndarray]:

@@ -142,7 +142,7 @@ def commands(findings: Findings) -> list[str]:
     elif "maximized" in findings.solution:
         lines += [_maximize(findings.solution, run), f"hpcmpq evaluate {run}"]
     if findings.frontier is not None:
-        lines.append(_frontier(findings.frontier, run))
+        lines.append(_frontier(findings.frontier, run, findings.plan.config.solver.name))
     return [*lines, f"hpcmpq report {run}"]
 
 
@@ -170,10 +170,13 @@ def _maximize(solution: Mapping[str, Any], run: str) -> str:
     return " ".join(["hpcmpq solve", run, f"--maximize {found['gain']} {option} {found['limit']:g}", *given])
 
 
-def _frontier(frontier: Mapping[str, Any], run: str) -> str:
+def _frontier(frontier: Mapping[str, Any], run: str, planned_solver: str) -> str:
     limits = [float(point["limit"]) for point in frontier["points"]]
     step = (limits[-1] - limits[0]) / (len(limits) - 1) if len(limits) > 1 else 1.0
     others = [f"--budget {name}={limit:.12g}" for name, limit in frontier["other_budgets"].items()]
+    solver = frontier["solver"]["name"] if "solver" in frontier else planned_solver
+    if solver != planned_solver:
+        others.append(f"--solver {solver}")
     return " ".join(
         [
             f"hpcmpq frontier {run} --cost {frontier['cost']}",

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import vjp
 
 from hpcmpq.models.data.samples import Samples
+from hpcmpq.sensitivity.draws import generator_of
 from hpcmpq.sensitivity.features import Features
 from hpcmpq.sensitivity.slopes import slopes_of_rows
 from hpcmpq.sensitivity.subject import Subject
@@ -58,6 +59,6 @@ def random_signs(like_NTV: Tensor, seed: int, first_sample: int, row: int) -> Te
     """Independent ±1 that depend on a sample's place in the calibration set alone, not on the pass."""
     signs = []
     for n in range(len(like_NTV)):
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + first_sample + n) * 4099 + row)
+        generator = generator_of((seed * 1_000_003 + first_sample + n) * 4099 + row)
         signs.append(torch.randint(0, 2, like_NTV.shape[1:], generator=generator, dtype=torch.int8))
     return (torch.stack(signs) * 2 - 1).to(like_NTV)

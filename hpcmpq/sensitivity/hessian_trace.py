@@ -16,6 +16,7 @@ from torch.func import grad, jvp, vmap
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.outputs import forward
 from hpcmpq.models.weights import Tensors
+from hpcmpq.sensitivity.draws import generator_of
 from hpcmpq.sensitivity.subject import Contribution, Subject
 from hpcmpq.sensitivity.taps import run
 
@@ -41,7 +42,7 @@ def measure(subject: Subject, samples: Samples, groups: range, first_sample: int
 def directions(subject: Subject, group: int) -> Tensors:
     """Random signs in the shape of a group's weights, [r, *shape]."""
     count = subject.num_probes or DEFAULT_PROBES
-    generator = torch.Generator().manual_seed(subject.seed * 1_000_003 + group)
+    generator = generator_of(subject.seed * 1_000_003 + group)
     return {
         name: (2 * torch.randint(0, 2, (count, *weight.shape), generator=generator) - 1).to(weight)
         for name, weight in subject.variants.originals(subject.space.groups[group]).items()

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hpcmpq.sensitivity.draws import generator_of
+
 EXACT_OUTPUTS = 1024
 """Outputs per token up to which features are exact by default."""
 
@@ -78,7 +80,7 @@ def make_signs(count: int, num_outputs: int, like: Tensor, *, seed: int, first_s
     length = num_outputs + STRIDE * (num_tokens - 1)
     tables = []
     for n in range(num_samples):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + first_sample + n)
+        generator = generator_of(seed * 1_000_003 + first_sample + n)
         tables.append(torch.randint(0, 2, (count, length), generator=generator, dtype=torch.int8))
     sign_NrL = torch.stack(tables).to(like).mul_(2).sub_(1)
     shape = (num_samples, count, num_tokens, num_outputs)

@@ -95,7 +95,7 @@ def draw_positions(
     for n, weight_T in enumerate(weight_NT):
         counting = weight_T.nonzero()[:, 0].cpu()
         count = num_drawn(loss_positions, len(counting))
-        generator = np.random.default_rng([seed, first_sample + n])
+        generator = np.random.default_rng([seed % 2**64, first_sample + n])
         drawn = torch.from_numpy(np.sort(generator.permutation(len(counting))[:count]))
         samples.append(torch.full_like(drawn, n))
         positions.append(counting[drawn])

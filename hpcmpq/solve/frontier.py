@@ -87,7 +87,7 @@ def frontier(
         "cost": cost,
         "unit": priced.unit,
         "other_budgets": dict(other_budgets),
-        "solver": dataclasses.asdict(plan.config.solver),
+        "solver": dataclasses.asdict(settings),
         "points": points,
         "uniform": {
             name: {

@@ -67,6 +67,15 @@ def test_a_frontier_of_other_solver_settings_is_solved_again(run: RunDir):
     assert len(values["points"]) > 2
 
 
+def test_a_frontier_of_another_solver_says_so_and_is_solved_again(run: RunDir):
+    frontier(run, "weight_bits", 3.0, 4.0, 1.0, solver="linear", time_limit_s=0.5)
+    assert json.loads(run.frontier_path.read_text())["solver"]["name"] == "linear"
+    coarse_frontier(run)
+    values = json.loads(run.frontier_path.read_text())
+    assert values["solver"]["name"] == read_plan(run).config.solver.name != "linear"
+    assert len(values["points"]) > 2
+
+
 def test_without_two_uniform_sizes_it_is_skipped_and_a_range_is_asked_for(tmp_path: Path):
     run = write_other_run(tmp_path / "run", {"first": None, "second": None}, ("int4",))
     assert coarse_frontier(run) == "no two uniform formats differ in weight_bits"

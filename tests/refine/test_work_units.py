@@ -10,6 +10,7 @@ import pytest
 
 from hpcmpq.calibrate.reduce import reduce
 from hpcmpq.calibrate.stage import calibrate
+from hpcmpq.errors import UserError
 from hpcmpq.executors import open_executor
 from hpcmpq.executors.in_process import InProcess
 from hpcmpq.refine.inquiries import WholeLosses, plan_of
@@ -53,6 +54,17 @@ def alone(solved: RunDir, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     refine(RunDir(path), InProcess(), unseen)
     assert not (path / "refine").exists()
     return (path / "solution.json").read_bytes()
+
+
+def test_a_solution_past_its_budgets_is_refused_before_anything_is_measured(copied: RunDir):
+    values = json.loads(copied.solution_path.read_text())
+    values |= {"assignment": dict.fromkeys(values["assignment"], "int4"), "digest": "edited"}
+    copied.solution_path.write_text(json.dumps(values))
+    before = copied.solution_path.read_bytes()
+    with pytest.raises(UserError, match=r"weight_bits 4 is above 3; run `hpcmpq solve"):
+        refine(copied, InProcess(), unseen)
+    assert copied.solution_path.read_bytes() == before
+    assert not copied.file("refine").exists()
 
 
 def test_two_processes_give_the_same_bits(copied: RunDir, alone: bytes):

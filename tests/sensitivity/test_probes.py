@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from hpcmpq.sensitivity.fisher import random_signs
 from hpcmpq.sensitivity.probes import DEFAULT_PROBES, make_probes, num_probes
+from hpcmpq.sensitivity.sampled_positions import draw_positions
 from tests.allocations import peak_bytes
 
 pytestmark = pytest.mark.slow
@@ -63,6 +65,16 @@ def test_a_sample_has_the_same_signs_wherever_the_work_is_cut():
     parts = [projected(phi_NTV[i : i + 2], 4, 7, first_sample=i) for i in (0, 2, 4)]
     assert torch.equal(torch.cat(parts), whole)
     assert torch.equal(make_probes(4, phi_NTV, seed=7, first_sample=0)(torch.stack([phi_NTV] * 2))[1], whole)
+
+
+@pytest.mark.parametrize("seed", [-1, -(2**63), 20_251_130_123_000, 2**63 - 1])
+def test_every_seed_that_a_config_takes_draws_signs_and_positions(seed: int):
+    like_NTV = torch.ones(2, 6, 9)
+    projected(like_NTV, 4, seed)
+    signs = [random_signs(like_NTV, number, 5, row=4098) for number in (seed, 12_345)]
+    assert not torch.equal(*signs)
+    drawn = draw_positions(torch.ones(2, 6), 3, seed=seed, first_sample=5)
+    assert len(drawn[0]) == len(drawn[2]) > 0
 
 
 def test_a_large_vocabulary_takes_little_memory():

@@ -88,12 +88,16 @@ class ZeroPieces:
     def _rounded(
         self, weights: RoundedWeights, member: Member, stored: Tensor, format_name: str, start: int
     ) -> Tensor:
-        """Rows of a weight from `start`, rounded as the whole weight would be: no row depends on another."""
+        """A weight from a place of its first axis on, rounded as the whole weight would be: no row depends on another.
+
+        That axis counts experts where a tensor holds several, whose rows follow one another.
+        """
         if member.transposed:
-            matrix_MK = as_matrix(stored, member)
+            matrix_MK, first = as_matrix(stored, member), 0
         else:
             matrix_MK = stored.reshape(-1, member.num_columns)
-        return from_matrix(weights.decoded(member, format_name, matrix_MK, start), member, stored)
+            first = start * (len(matrix_MK) // len(stored))
+        return from_matrix(weights.decoded(member, format_name, matrix_MK, first), member, stored)
 
     @cached_property
     def _weights(self) -> RoundedWeights:

@@ -67,7 +67,7 @@ def search(
                 best = state.choice_G.copy(), value
         if best is not None and time.perf_counter() > deadline:
             return best
-    hits, sweeps = 0, FIRST_SWEEPS
+    hits, sweeps = 0, min(FIRST_SWEEPS, max(1, FIRST_CHANCES // compact.num_groups))
     for _ in range(rounds):
         if time.perf_counter() > deadline or hits >= 3:
             break
@@ -89,6 +89,10 @@ def search(
 
 FIRST_SWEEPS = 500
 """Sweeps of the first annealing."""
+
+FIRST_CHANCES = 1_000_000
+"""Groups times sweeps of the first annealing, at most: with 15,000 groups 500 sweeps took 18 s, and an annealing that
+the clock cuts is worth little, while 66 sweeps came within 0.02 % of the best in 3 s."""
 
 TELLING_SWEEPS = 5
 """Sweeps per group from which on an annealing that comes back to the best objective counts: with 224 groups,

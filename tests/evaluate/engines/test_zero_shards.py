@@ -8,6 +8,7 @@ import torch
 from hpcmpq.evaluate.engines.zero_shards import ZeroPieces
 from hpcmpq.formats import Quantizer
 from hpcmpq.quantized.variants import Variants
+from hpcmpq.quantizers.codes import QParams
 from hpcmpq.space import Group, Member, SearchSpace
 
 SHAPES = {"linear": (7, 10), "conv": (6, 2, 3, 3), "transposed": (10, 7), "bias": (5,), "scalar": ()}
@@ -68,3 +69,35 @@ def test_pieces_of_all_ranks_make_the_rounded_tensors(size: int, group_size: int
     assert {name for name, _ in reads} == {"linear"}  # the others had their originals already
     if size == 11:
         assert max(number for _, number in reads) <= 2  # a rank reads the rows that its piece overlaps
+
+
+class Codes:
+    """Codes of a whole weight, which are not those of rounding to the nearest."""
+
+    def holds(self, member: Member, format_name: str, quantizer: Quantizer) -> bool:
+        return True
+
+    def read(self, member: Member, format_name: str, weight_MK: torch.Tensor) -> tuple[torch.Tensor, QParams]:
+        whole_MK = torch.arange(member.num_rows * member.num_columns).reshape(member.num_rows, -1)
+        scale_M1 = torch.arange(1.0, member.num_rows + 1)[:, None]
+        return whole_MK % 7 - 3, QParams(scale_M1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_pieces_of_joined_experts_take_the_codes_of_their_own_rows(size: int):
+    num_experts, num_rows, num_columns = 4, 3, 5
+    experts = torch.nn.Module()
+    weight = torch.randn(num_experts, num_rows, num_columns)
+    experts.register_parameter("experts", torch.nn.Parameter(weight))
+    member = Member("experts", num_experts * num_rows, num_columns)
+    space = SearchSpace((Group("experts", (member,)),), (("int3",),))
+    quantizer = Quantizer(group_size=None)
+    made = [
+        ZeroPieces(pieces(experts, size), space, quantizer, lambda _, a, b: weight[a:b], rank, Codes())  # type: ignore[arg-type]
+        for rank in range(size)
+    ]
+    for shards in made:
+        shards.fill({"experts": "int3"})
+    whole = torch.cat([dict(s.model.named_parameters())["experts"].ds_tensor for s in made])
+    codes_MK, qparams = Codes().read(member, "int3", weight)
+    assert torch.equal(whole[: weight.numel()], (codes_MK * qparams.scale).reshape(-1))
