@@ -88,6 +88,7 @@ class Plan:
         active_fixed_bytes: Of these, bytes that are read for a token; None in older plans, and where samples are no
             tokens.
         tokens_per_sample: Of the sample that arithmetic was counted on; 0 likewise.
+        original_bits: Of a weight as the original's files store it; None in older plans.
         times: Values of `time.json` beside the plan, from which latencies are priced; None before `hpcmpq time`.
         rounds: Of a run that is screened, a plan for each set of options that are measured together, see `in_rounds`.
         whole_space: Of such a run, the groups with all formats, measured or not.
@@ -106,6 +107,7 @@ class Plan:
     balanced: dict[str, Any] = dataclasses.field(default_factory=dict)
     active_fixed_bytes: int | None = None
     tokens_per_sample: int = 0
+    original_bits: int | None = None
     times: dict[str, Any] | None = None
     rounds: tuple["Plan", ...] = ()
     whole_space: SearchSpace | None = None
@@ -207,6 +209,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         "fixed_bytes": plan.fixed_bytes,
         "active_fixed_bytes": plan.active_fixed_bytes,
         "tokens_per_sample": plan.tokens_per_sample,
+        "original_bits": plan.original_bits,
         "num_options": plan.space.num_options,
         "facts": plan.facts,
         "weights": plan.weights,
@@ -240,6 +243,7 @@ def plan_from_json(values: dict[str, Any]) -> Plan:
         balanced=values.get("balanced", {}),
         active_fixed_bytes=values.get("active_fixed_bytes"),
         tokens_per_sample=values.get("tokens_per_sample", 0),
+        original_bits=values.get("original_bits"),
     )
 
 

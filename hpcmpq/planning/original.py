@@ -149,6 +149,7 @@ class Found:
         fixed_bytes: Of the checkpoint outside them.
         active_fixed_bytes: Of these, bytes that are read for a token; None where samples are no tokens.
         tokens_per_sample: Of the sample that arithmetic was counted on; 0 where samples are no tokens.
+        original_bits: Of a weight as the original is stored.
         chooses: Whether the model chooses experts.
     """
 
@@ -156,6 +157,7 @@ class Found:
     fixed_bytes: int
     active_fixed_bytes: int | None
     tokens_per_sample: int
+    original_bits: int
     chooses: bool = False
 
 
@@ -189,7 +191,8 @@ def find_groups(original: Original, samples: Samples, target: Target | None) -> 
         _warn_of_unused(original.model, directory, unused)
         if target is None or target.keeps_unused:
             fixed_bytes += _num_bytes(unused, count)
-    return Found(groups, fixed_bytes, active_bytes, tokens, chooses)
+    stored = dtype or getattr(torch, config.model.dtype)
+    return Found(groups, fixed_bytes, active_bytes, tokens, 8 * stored.itemsize, chooses)
 
 
 def _num_bytes(unused: Mapping[str, Stored], count: Callable[[str, Sequence[int], int], int] | None) -> int:

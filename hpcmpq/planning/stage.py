@@ -102,6 +102,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         fixed_bytes=found.fixed_bytes,
         active_fixed_bytes=found.active_fixed_bytes,
         tokens_per_sample=found.tokens_per_sample,
+        original_bits=found.original_bits,
         environment=find_environment(),
         weights=weight_marks(original.model, config.model.dtype),
         original=(planned.original if planned is not None else {})

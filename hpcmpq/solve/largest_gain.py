@@ -42,6 +42,7 @@ GAINS = {"time_gain": "latency_s", "mac_gain": "mac_time", "memory_gain": "size_
 """Gain: the cost that it saves."""
 
 ORIGINAL_BITS = {"float64": 64, "float32": 32, "bfloat16": 16}
+"""Of plans that do not say how the original is stored."""
 
 HALVINGS = 12
 """Limits that are tried where the loss has cross terms, and as many again just below the best cost."""
@@ -131,14 +132,14 @@ def loss_limit(model: QuadraticModel, max_loss_mse: float | None, max_loss: floa
 
 
 def gained_cost(plan: Plan, gain: str) -> tuple[Cost, float]:
-    """The cost that a gain saves, and its value for the original model in its own dtype.
+    """The cost that a gain saves, and its value for the original model as its files store it.
 
     Raises:
         UserError: If the gain is unknown, or its times were never measured.
     """
     if gain not in GAINS:
         raise UserError(f"unknown gain {gain!r} in --maximize; known: {', '.join(GAINS)}")
-    bits = ORIGINAL_BITS[plan.config.model.dtype]
+    bits = plan.original_bits or ORIGINAL_BITS[plan.config.model.dtype]
     groups = plan.space.groups
     cost = known_cost(plan, plan_costs(plan), GAINS[gain], f"{gain} saves the cost")
     if gain == "mac_gain":

@@ -12,6 +12,7 @@ from bench.family_recipes import FAMILIES
 from hpcmpq.cli.predictions import dry
 from hpcmpq.errors import UserError
 from hpcmpq.models.load import quiet_transformers
+from hpcmpq.models.stored_dtype import stored_dtype
 from hpcmpq.planning.dry import Device, dry_plan
 from hpcmpq.planning.scaling import Site
 from hpcmpq.planning.stage import prepare
@@ -99,6 +100,7 @@ def test_it_is_the_plan_that_is_made_later(tmp_path, mixture):
     assert found.plan.space == made.space
     assert found.plan.fixed_bytes == made.fixed_bytes
     assert found.plan.active_fixed_bytes == made.active_fixed_bytes
+    assert made.original_bits == 8 * stored_dtype(mixture.model).itemsize == 32
     assert [unit.size for unit in found.plan.units] == [unit.size for unit in made.units]
     cost = read_json(run.file("cost.json"), "")
     assert found.cost.flops == cost["flops"] and found.cost.peak_parts == cost["peak_parts"]

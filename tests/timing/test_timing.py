@@ -15,6 +15,7 @@ from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.outputs import forward
+from hpcmpq.plan import plan_to_json
 from hpcmpq.planning.stage import prepare
 from hpcmpq.problem import Budget, Cost, CostTerm, Problem, Termination
 from hpcmpq.quantized.input_rounding import round_operands
@@ -437,5 +438,10 @@ def test_maximize_writes_the_solution_with_its_gain(tmp_path: Path):
     assert values["predicted_loss"] - values["predicted_cross_terms"] <= 0.05 + 1e-9
     memory = maximize(run, "memory_gain", LossLimit(0.05, "loss_increase", 0.05), {}, settings)
     assert memory["costs"]["size_bytes"] <= values["costs"]["size_bytes"]
+    plan = read_plan(run)
+    in_files = plan.fixed_bytes + 2.0 * sum(group.numel for group in plan.space.groups)
+    write_json(run.plan_path, plan_to_json(dataclasses.replace(plan, original_bits=16)))
+    memory = maximize(run, "memory_gain", LossLimit(0.05, "loss_increase", 0.05), {}, settings)
+    assert memory["maximized"]["original"] == in_files
     with pytest.raises(UserError, match="unknown gain 'speed'"):
         maximize(run, "speed", LossLimit(0.05, "loss_increase", 0.05), {}, settings)
