@@ -5,8 +5,10 @@ writes, `.NAME.<boot>-<pid namespace>-<pid>.<random>.partial`, so that others on
 whether the writer still lives, without a lock.
 """
 
+import errno
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +18,12 @@ from hpcmpq.errors import UserError
 
 ABANDONED_S = 3600.0
 """A temporary file of another machine that nobody has written to for so long is taken for abandoned."""
+
+CLAIM_LOOKS, CLAIM_LOOK_S = 100, 0.02
+"""Looks, seconds apart, at a name that another process has claimed for a file that it has written already."""
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What file systems say that have no hard links, or no more of them for a file."""
 
 RIVALS = 10
 """Times that another process may put a directory in the place of ours before it is taken for a failure."""
@@ -50,8 +58,10 @@ def placing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield attempt
         _fsync(attempt)
-        with suppress(FileExistsError):
-            os.link(attempt, path)
+        try:
+            _name(attempt, path)
+        except FileExistsError:
+            _wait_until_whole(path)
         _fsync(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -160,6 +170,32 @@ def _lives(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def _name(attempt: Path, path: Path) -> None:
+    """Give a file its name if nothing has it.
+
+    Where there are no hard links the name is claimed before the file takes its place: for a moment it stands for an
+    empty file.
+
+    Raises:
+        FileExistsError: If something has it.
+    """
+    try:
+        os.link(attempt, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        os.replace(attempt, path)
+
+
+def _wait_until_whole(path: Path) -> None:
+    """Wait while another process has claimed a name; in vain where it was killed then, so that the file is damaged."""
+    for _ in range(CLAIM_LOOKS):
+        if path.stat().st_size:
+            return
+        time.sleep(CLAIM_LOOK_S)
 
 
 def _fsync(path: Path) -> None:

@@ -148,6 +148,16 @@ def test_directory_whose_files_cannot_be_renamed_is_wrong(tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_directory_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert site.check_directory(tmp_path)[0].state == "ok"
+    monkeypatch.setattr(os, "open", refuse)
+    assert site.check_directory(tmp_path)[0].broken
+
+
 def test_little_room_is_wrong(tmp_path: Path):
     assert site.check_space(tmp_path, 10**8).broken
     assert not site.check_space(tmp_path, 10**10).broken

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from hpcmpq.errors import UserError
-from hpcmpq.store.whole_files import ABANDONED_S, remove_abandoned, replacing, replacing_directory
+from hpcmpq.store import whole_files
+from hpcmpq.store.whole_files import ABANDONED_S, placing, remove_abandoned, replacing, replacing_directory
 
 KILLED_WRITER = """
 import os, signal, sys
@@ -47,6 +48,43 @@ def test_error_leaves_the_old_file_and_nothing_else(tmp_path):
         attempt.write_text("half")
         raise ArithmeticError
     assert path.read_text() == "old" and not partials(tmp_path)
+
+
+@pytest.mark.parametrize("refused", [None, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
+def test_of_two_files_that_are_placed_the_first_stays(refused: int | None, tmp_path, monkeypatch):
+    """Also where there are no hard links."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(refused, os.strerror(refused or 0))
+
+    if refused is not None:
+        monkeypatch.setattr(os, "link", refuse)
+    with placing(tmp_path / "file") as late:
+        late.write_text("late")
+        with placing(tmp_path / "file") as first:
+            first.write_text("first")
+        assert (tmp_path / "file").read_text() == "first"
+    assert (tmp_path / "file").read_text() == "first" and not partials(tmp_path)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_whoever_comes_second_waits_for_a_name_that_is_claimed(killed: bool, tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.touch()
+    monkeypatch.setattr(whole_files.time, "sleep", lambda _s: None if killed else path.write_text("first"))
+    with placing(path) as attempt:
+        attempt.write_text("late")
+    assert path.read_text() == ("" if killed else "first") and not partials(tmp_path)
+
+
+def test_other_failures_of_a_link_are_said(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(UserError, match="No space left on device"), placing(tmp_path / "file") as attempt:
+        attempt.write_text("")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path):
