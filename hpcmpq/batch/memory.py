@@ -1,11 +1,13 @@
-"""Memory of a run's calibrate processes on this machine, workers included, from /proc."""
+"""Memory of the processes that run a run's work units on this machine, workers included, from /proc."""
 
 import os
 import socket
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
-from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.run_dir import MEASURING, RunDir
 
 PROC = Path("/proc")
 
@@ -14,7 +16,7 @@ CLOCK_STEP_S = 2.0
 
 
 def memory_here(run: RunDir, proc: Path = PROC) -> int | None:
-    """Resident bytes of processes of this machine that calibrate a run, and of all that they started; None if none do.
+    """Resident bytes of this machine's processes that run work units, and of all that they started; None if none do.
 
     Memory that several share counts for each.
 
@@ -24,7 +26,8 @@ def memory_here(run: RunDir, proc: Path = PROC) -> int | None:
     """
     host, parents, started = socket.gethostname(), *processes(proc)
     writers = set()
-    for path in run.attempts_path.glob("*.jsonl"):
+    folders = [replace(run, measuring=each).attempts_path for each in MEASURING]
+    for path in chain.from_iterable(folder.glob("*.jsonl") for folder in folders):
         before, _, pid = path.stem.rpartition("-")
         at, _, where = before.partition("-")
         # A process that began after the file has the number of one that is gone.

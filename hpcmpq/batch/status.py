@@ -1,9 +1,10 @@
 """Where a run stands, from its files and from the batch system where there is one; works on any login node."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from hpcmpq.batch.memory import memory_here
@@ -11,7 +12,7 @@ from hpcmpq.batch.scheduler import scheduler_of
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.plan import Plan
 from hpcmpq.settings import Config
-from hpcmpq.store.attempts import Attempt, CalibrateProcess, failures, read_processes
+from hpcmpq.store.attempts import Attempt, CalibrateProcess, failures, read_all_processes
 from hpcmpq.store.bad_nodes import bad_nodes
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.plan_file import read_plan
@@ -50,9 +51,10 @@ class Status:
         num_done: Units with a valid shard.
         units_per_s: Throughput of the last units, or None before the first.
         busy_workers: How many workers measured them at once, on average, or None before the first.
-        memory_bytes: Resident memory of calibrate processes on this machine, or None where none runs.
+        memory_bytes: Resident memory of processes on this machine that run units, or None where none does.
         seconds_left: Until the last unit at that throughput, or None.
-        failed: {unit as text: error} of missing units whose last attempt failed.
+        failed: {unit as text: error} of missing units whose last attempt failed, and of those of stages that are not
+            done.
         bad_nodes: {node: units that failed again and again there and on no other}.
         damaged: A sentence for each shard that has to be measured again.
         jobs: (job, the scheduler's id, state) of the latest submission.
@@ -90,25 +92,39 @@ def read_status(run: RunDir, verified: set[str] | None = None) -> Status:
         return Status((), 0, 0, None, None, None, None, {}, {}, (), jobs)
     plan = read_plan(run)
     missing, damaged = pending(plan, run, verified)
-    processes = read_processes(run)
+    seen = read_all_processes(run)
+    processes = seen["calibrate"]
     errors = failures(processes)
     recent = latest_attempts(plan, processes)
     reduced = is_of_plan(run.quadratic_path, plan.fingerprint)
     rate, busy = throughput(recent), busy_workers(recent)
+    stages = _stages(run, not missing, reduced, plan.config)
+    left = {"screen": not plan.rounds} | {stage.name: not stage.done for stage in stages}
     return Status(
-        stages=_stages(run, not missing, reduced, plan.config),
+        stages=stages,
         num_units=len(plan.units),
         num_done=len(plan.units) - len(missing),
         units_per_s=rate,
         busy_workers=busy,
         memory_bytes=memory_here(run),
         seconds_left=len(missing) / rate if rate and missing else None,
-        failed={str(unit): errors[unit.id] for unit in missing if unit.id in errors},
-        bad_nodes=bad_nodes(processes),
+        failed={str(unit): errors[unit.id] for unit in missing if unit.id in errors}
+        | _failed_elsewhere({name: those for name, those in seen.items() if left.get(name)}),
+        bad_nodes=bad_nodes(chain.from_iterable(seen.values())),
         damaged=tuple(damaged.values()),
         jobs=jobs,
         expert_tokens=read_tokens(run.quadratic_path) if reduced else (),
     )
+
+
+def _failed_elsewhere(seen: Mapping[str, Iterable[CalibrateProcess]]) -> dict[str, str]:
+    """{unit as text: error} of units that are not calibration's, and failed last."""
+    return {
+        f"{unit_id} of {name}": error
+        for name, processes in seen.items()
+        for unit_id, error in failures(processes).items()
+        if name != "calibrate"
+    }
 
 
 def latest_attempts(plan: Plan, processes: Iterable[CalibrateProcess]) -> list[Attempt]:
@@ -195,7 +211,11 @@ def _stages(run: RunDir, calibrated: bool, reduced: bool, config: Config) -> tup
             done = solution is not None and (name == "solve" or name in solution)
         if name == "round":
             done = calibrated or name in timings  # which a process that is interrupted does not write
-        left_out = {"round": not config.quantizer.stores_codes, "reround": not (done or config.rounds_again)}
+        left_out = {
+            "round": not config.quantizer.stores_codes,
+            "refine": not (done or config.calibration.held_out),
+            "reround": not (done or config.rounds_again),
+        }
         if left_out.get(name):
             continue
         stages.append(Stage(name, done, timings.get(name, {}).get("seconds")))

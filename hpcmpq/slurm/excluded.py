@@ -6,19 +6,18 @@ no torch: it runs while a job's last seconds pass.
 
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
-from hpcmpq.store.attempts import CalibrateProcess, read_processes
+from hpcmpq.store.attempts import read_all_processes
 from hpcmpq.store.bad_nodes import bad_nodes
 from hpcmpq.store.run_dir import RunDir
 
 
 def nodes_to_exclude(run: RunDir) -> list[str]:
     """Names of bad nodes, by what processes in Slurm jobs saw, which know nodes by Slurm's names."""
-    processes: list[CalibrateProcess] = []
-    for measuring in ("calibrate", "refine"):
-        processes += [p for p in read_processes(RunDir(run.path, measuring)) if p.job_id]
-    return sorted(bad_nodes(processes))
+    processes = chain.from_iterable(read_all_processes(run).values())
+    return sorted(bad_nodes(process for process in processes if process.job_id))
 
 
 def with_others(bad: Sequence[str], excluded: str) -> str:

@@ -12,12 +12,12 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hpcmpq.errors import UserError
 from hpcmpq.plan import UnitOutcome
-from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.run_dir import MEASURING, RunDir
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,11 @@ def read_processes(run: RunDir) -> list[CalibrateProcess]:
             attempts = tuple(Attempt(**fields) for fields in full if _fits(fields, _ATTEMPT))
             processes.append(CalibrateProcess(**first, attempts=attempts))
     return processes
+
+
+def read_all_processes(run: RunDir) -> dict[str, list[CalibrateProcess]]:
+    """{whose work units: what every process that ran them saw}, of all in `MEASURING`."""
+    return {each: read_processes(replace(run, measuring=each)) for each in MEASURING}
 
 
 def unit_seconds(processes: Iterable[CalibrateProcess]) -> dict[str, float]:

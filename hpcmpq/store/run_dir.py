@@ -5,6 +5,9 @@ from pathlib import Path
 
 from hpcmpq.store.whole_files import remove_abandoned
 
+MEASURING = ("calibrate", "round", "screen", "refine", "evaluate")
+"""All whose work units are run and whose attempts are kept, see `RunDir.measuring`."""
+
 
 @dataclass(frozen=True)
 class RunDir:
@@ -12,8 +15,7 @@ class RunDir:
 
     Attributes:
         path: The directory.
-        measuring: Whose work units are meant: of ``calibrate``, or of others, such as ``round`` and ``refine``, which
-            are kept apart.
+        measuring: Whose work units are meant, of `MEASURING`: each has its own folders.
     """
 
     path: Path

@@ -3,17 +3,19 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from hpcmpq.batch.status import read_status
 from hpcmpq.cli import app
 from hpcmpq.plan import UnitOutcome, plan_to_json
 from hpcmpq.slurm.excluded import nodes_to_exclude
 from hpcmpq.store.attempts import recording
 from hpcmpq.store.json_files import write_json
-from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.run_dir import MEASURING, RunDir
 from tests.executors.tiny_model import write_config
 from tests.synthetic_run import synthetic_plan
 
@@ -40,6 +42,30 @@ def failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
             record(UnitOutcome(unit, 0.0, "RuntimeError: CUDA error", node="n1"))
         record(UnitOutcome(other, 1.0, node="n2"))
     return run
+
+
+@pytest.mark.parametrize("measuring", MEASURING)
+def test_units_of_every_kind_speak_against_a_node(
+    measuring: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    plan = synthetic_plan()
+    quantizer, sensitivity = (
+        replace(plan.config.quantizer, rounding="gptq"),
+        replace(plan.config.sensitivity, screen=True),
+    )
+    run = RunDir(tmp_path / "run")
+    planned = replace(plan, config=replace(plan.config, quantizer=quantizer, sensitivity=sensitivity))
+    write_json(run.plan_path, plan_to_json(planned))
+    bad, well, *_ = plan.units
+    with recording(replace(run, measuring=measuring), "n1") as record:
+        for _ in range(2):
+            record(UnitOutcome(bad, 0.0, "RuntimeError: CUDA error", node="n1"))
+        record(UnitOutcome(well, 1.0, node="n2"))
+    assert nodes_to_exclude(run) == ["n1"]
+    state = read_status(run)
+    name = str(bad) if measuring == "calibrate" else f"{bad.id} of {measuring}"
+    assert state.failed == {name: "RuntimeError: CUDA error"} and state.bad_nodes == {"n1": 1}
 
 
 def test_a_job_goes_on_nowhere_else_where_its_node_is_the_only_one(
