@@ -112,6 +112,21 @@ def units_done(run: RunDir) -> tuple[int, int]:
     return len(made.units) - len(missing), len(made.units)
 
 
+def units_before(run: RunDir) -> tuple[int, int]:
+    """How many units are left of what comes before measuring: making codes, and the first pass of screening."""
+    plan = read_plan(run)
+    num_codes = num_passes = 0
+    if plan.config.quantizer.stores_codes:
+        from hpcmpq.rounding.option_units import units_left as codes_left
+
+        num_codes = codes_left(run)
+    if plan.config.sensitivity.screen and not plan.rounds:
+        from hpcmpq.screening.first_pass import units_left as passes_left
+
+        num_passes = max(1, passes_left(run))
+    return num_codes, num_passes
+
+
 def reduce(run: RunDir) -> "Reduction":
     """See `hpcmpq.calibrate.reduce.reduce`."""
     from hpcmpq.calibrate.reduce import reduce as reduce_run

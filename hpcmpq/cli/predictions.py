@@ -1,9 +1,11 @@
 """How long a calibration will take: from units that were measured, or from a config alone."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpcmpq.api.stages import units_before
 from hpcmpq.cli.console import rows, say
 from hpcmpq.cli.summaries import cost, duration, planned
 from hpcmpq.errors import UserError
@@ -12,6 +14,7 @@ from hpcmpq.planning.recommended import recommend
 from hpcmpq.planning.scaling import Prediction, Site, measured_workload, predict
 from hpcmpq.settings import CalibrationConfig, Config, ModelConfig
 from hpcmpq.store.attempts import read_processes
+from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import pending
 from hpcmpq.wording import show_bytes
@@ -33,13 +36,29 @@ def counts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def of_missing(plan: Plan, run: RunDir, workers: int) -> dict[str, Any]:
+def of_missing(run: RunDir, workers: int) -> dict[str, Any]:
     """Say and return how long the units that are missing take on up to `workers` workers, from those measured.
 
-    The largest number of workers that are busy for most of the time is recommended.
+    The largest number of workers that are busy for most of the time is recommended. Of a run that is screened the units
+    are those that are chosen by now.
+
+    Raises:
+        UserError: If none was measured, with what to do.
     """
+    plan = read_plan(run)
+    num_codes, num_passes = units_before(run)
+    enough = max(2, num_codes, num_passes)
+    if num_passes:
+        raise UserError(
+            "what a screened run measures is chosen by its first pass; run "
+            f"`hpcmpq calibrate {run.path} --at-most {enough}` on the kind of node that will calibrate, then ask again"
+        )
+    if num_codes:
+        say(f"codes come first, which is not predicted: {num_codes} units are left")
     missing, _ = pending(plan, run)
-    work = measured_workload(plan, read_processes(run), missing)
+    work = measured_workload(
+        plan, read_processes(run), missing, f"hpcmpq calibrate {run.path} --at-most {enough}"
+    )
     found = [predict(work, Site(), n) for n in sorted({1, 2, workers // 2 or 1, workers})] if missing else []
     if not found:
         say("every unit is measured: nothing to predict")
@@ -66,7 +85,7 @@ def dry(path: Path, tflops: float) -> dict[str, Any]:
     from hpcmpq.config import read_config
     from hpcmpq.planning.dry import Device, dry_plan
 
-    if not tflops > 0:
+    if not 0 < tflops < math.inf:
         raise UserError(f"--tflops must be a number above 0, got {tflops:g}")
     if path.suffix == ".json":
         if path.name != "config.json" or not path.is_file():

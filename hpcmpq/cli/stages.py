@@ -83,7 +83,7 @@ def plan(
         values["cost"] = read_json(run.file("cost.json"), "hpcmpq plan")
         summaries.cost(values["cost"])
     if workers:
-        values |= predictions.of_missing(made, run, workers)
+        values |= predictions.of_missing(run, workers)
     return values
 
 

@@ -182,14 +182,17 @@ def read_seconds(model_bytes: float, site: Site, num_workers: int) -> float:
 
 
 def measured_workload(
-    plan: Plan, processes: Iterable[CalibrateProcess], units: Iterable[WorkUnit]
+    plan: Plan,
+    processes: Iterable[CalibrateProcess],
+    units: Iterable[WorkUnit],
+    first: str = "hpcmpq calibrate RUN --at-most 2",
 ) -> Workload:
     """The workload of some units of a plan, from the units of it that were measured.
 
     Another unit takes time in proportion to its samples and the blocks that its options run.
 
     Raises:
-        UserError: If none was measured.
+        UserError: If none was measured; `first` is the command that measures some.
     """
     processes = list(processes)
     measured = unit_seconds(processes)
@@ -197,8 +200,7 @@ def measured_workload(
     rates = {name: seconds / sizes[name] for name, seconds in measured.items() if name in sizes}
     if not rates:
         raise UserError(
-            "no unit was measured yet; run `hpcmpq calibrate RUN --at-most 2` on the kind of node that will "
-            "calibrate, then ask again"
+            f"no unit was measured yet; run `{first}` on the kind of node that will calibrate, then ask again"
         )
     rate = float(np.mean(list(rates.values())))
     logs = np.log(np.maximum(list(rates.values()), 1e-9))

@@ -93,6 +93,13 @@ def pending_units(
     return missing, {}
 
 
+def units_left(run: RunDir) -> int:
+    """Units that lack a weight's codes, by the names of files alone."""
+    plan = read_plan(run, screened=False)
+    stored = StoredCodes(run, plan.fingerprint)
+    return sum(not all(map(stored.is_there, members_of(plan, unit))) for unit in units_of(plan))
+
+
 def members_of(plan: Plan, unit: WorkUnit) -> list[Member]:
     """The weights whose codes a unit makes."""
     formats = stored_formats(plan.space, plan.config.quantizer)

@@ -51,6 +51,13 @@ def first_pass(
     return np.concatenate([shard.arrays["increase"] for shard in shards], axis=1).mean(1)
 
 
+def units_left(run: RunDir) -> int:
+    """Units of the first pass that are not measured yet."""
+    run = replace(run, measuring="screen")
+    plan = read_plan(run, screened=False)
+    return len(pending(replace(plan, units=units_of(plan)), run)[0])
+
+
 def units_of(plan: Plan) -> tuple[WorkUnit, ...]:
     """A unit of all groups for the samples of each of calibration's."""
     num_groups = len(plan.space.groups)
