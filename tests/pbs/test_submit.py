@@ -150,6 +150,60 @@ def test_each_job_waits_for_the_one_before(submitted: RunDir, tmp_path: Path):
     assert read_json(submitted.jobs_path, "")["submissions"][-1]["scheduler"] == "pbs"
 
 
+def test_jobs_get_the_variables_that_were_set_when_they_were_submitted(submitted: RunDir, tmp_path: Path):
+    script, calls = ["bash", f"{submitted.path}/pbs/submit.sh"], tmp_path / "calls"
+    always = "HPCMPQ_ENV,HPCMPQ_STARTS,HPCMPQ_SUBMIT_PYTHON,HPCMPQ_TASKS"
+
+    def passed(*words: str, **variables: str) -> str:
+        calls.write_text("")
+        environment = {"PATH": os.environ["PATH"], "PBS_JOBNAME": "", **variables}
+        subprocess.run([*script, *words], env=environment, check=True, capture_output=True)
+        [*_, last] = calls.read_text().splitlines()
+        return last.split(" -v ")[1].split()[0]
+
+    assert passed() == f"{always},HPCMPQ_PASSED"
+    first = passed(HPCMPQ_MAX_REQUEUES="3", HPCMPQ_WORKERS="2")
+    assert set(first.split(",")) == {
+        *always.split(","),
+        "HPCMPQ_PASSED",
+        "HPCMPQ_MAX_REQUEUES",
+        "HPCMPQ_WORKERS",
+    }
+    # In a job HPCMPQ_SCRATCH and HPCMPQ_MODEL_DIR are set too, for its own node.
+    again = passed(
+        "solve", HPCMPQ_PASSED=f"{always},HPCMPQ_WORKERS", HPCMPQ_WORKERS="2", HPCMPQ_SCRATCH="/job/7"
+    )
+    assert again == f"{always},HPCMPQ_WORKERS,HPCMPQ_PASSED"
+
+
+@pytest.mark.parametrize(
+    ("variables", "workers"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "", "NCPUS": "8"}, "8"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, "1"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "NCPUS": "8"}, "0"),
+        ({"CUDA_VISIBLE_DEVICES": "", "ROCR_VISIBLE_DEVICES": "0", "NCPUS": "8"}, "0"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "HPCMPQ_WORKERS": "3", "NCPUS": "8"}, "3"),
+    ],
+)
+def test_a_task_has_a_worker_a_gpu_or_a_core(
+    variables: dict[str, str], workers: str, submitted: RunDir, tmp_path: Path
+):
+    command(tmp_path / "bin", "qstat", "")
+    command(tmp_path / "bin", "python", 'echo "$*"')
+    folder = submitted.path / "pbs"
+    done = subprocess.run(
+        ["bash", f"{folder}/calibrate_array.pbs", str(submitted.path)],
+        env={
+            "PATH": os.environ["PATH"], "HPCMPQ_ENV": f"{folder}/env.sh", "HPCMPQ_PYTHON": f"{tmp_path}/bin/python",
+            "HPCMPQ_STAGE_MODEL": "0", "HPCMPQ_TASKS": "1", "PBS_JOBID": "1.pbs", **variables,
+        },
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-2:] == ["--workers", workers]
+
+
 QSTAT = """cat <<'TEXT'
 Job Id: 1.pbs
     Job_Name = hpcmpq-calibrate

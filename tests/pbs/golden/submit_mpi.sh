@@ -5,12 +5,14 @@ set -euo pipefail
 export HPCMPQ_ENV=/home/me/run/pbs/env.sh
 export HPCMPQ_SUBMIT_PYTHON=/home/me/venv/bin/python
 export HPCMPQ_STARTS=${HPCMPQ_STARTS:-1} HPCMPQ_TASKS=1
+# The jobs get what is set now; in a job that submits itself again, what was set then.
+export HPCMPQ_PASSED=${HPCMPQ_PASSED:-$(IFS=,; echo "${!HPCMPQ_*}")}
 . "$HPCMPQ_ENV"
 only=${1:-} before=()
 submit() {
     local id
     if [ -n "$only" ] && [ "$only" != "$1" ]; then return; fi
-    id=$(qsub -N "hpcmpq-$1" -j oe -r y -v HPCMPQ_ENV,HPCMPQ_SUBMIT_PYTHON,HPCMPQ_STARTS,HPCMPQ_TASKS \
+    id=$(qsub -N "hpcmpq-$1" -j oe -r y -v "$HPCMPQ_PASSED,HPCMPQ_PASSED" \
         ${before[@]+"${before[@]}"} "${@:2}")
     before=(-W "depend=afterok:$id")
     echo "$1 $id"
