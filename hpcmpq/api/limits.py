@@ -70,7 +70,7 @@ def frontier(
     stop = found[1] if found and stop is None else stop
     assert start is not None and stop is not None
     step = (stop - start) / NUM_STEPS if step is None else step
-    if not (step > 0 and -np.inf < start <= stop < np.inf):
+    if not (0 < step < np.inf and -np.inf < start <= stop < np.inf):
         raise UserError(
             f"--from {start:g} --to {stop:g} --step {step:g} is not a range; use --from below --to"
         )

@@ -118,7 +118,7 @@ def make_files(
         solve_bytes: Memory that the job `solve` is predicted to take; 0 where that is not known.
 
     Raises:
-        UserError: If a setting is wrong.
+        UserError: If a setting is wrong, or the site's `env.sh` cannot be read.
     """
     system = scheduler_of(scheduler)
     settings = system.parse_settings(texts, executor)
@@ -131,7 +131,11 @@ def make_files(
     )
     scripts = _scripts_directory()
     names = dict.fromkeys([*system.files, *(job.script for job in jobs)])
-    files = {"env.sh": (settings.env or scripts / "slurm" / "env.sh").read_text(encoding="utf-8")}
+    site = settings.env or scripts / "slurm" / "env.sh"
+    try:
+        files = {"env.sh": site.read_text(encoding="utf-8", errors="surrogateescape")}
+    except OSError as error:
+        raise UserError(f"cannot read {site}: {error.strerror}; check its permissions") from None
     files |= {name: (scripts / system.folder / name).read_text(encoding="utf-8") for name in names}
     files["submit.sh"] = system.chain_script(run, jobs)
     return files

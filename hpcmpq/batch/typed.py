@@ -39,13 +39,21 @@ def typed_settings(
         may_be_empty: Keys that may have no value, which leaves them out.
 
     Raises:
-        UserError: If a key or job is unknown, listing all there are, a value is missing, or a job has no array.
+        UserError: If a key or job is unknown, listing all there are, a value is missing, a job has no array, or a
+            quotation is not closed.
     """
     valid = f"valid: env, {', '.join(keys)}, each but env also for one job as {'|'.join(JOBS)}.KEY"
     general: dict[str, str] = {}
     special: dict[tuple[str, str], str] = {}
     env = None
-    for text in shlex.split(" ".join(texts)):
+    try:
+        words = shlex.split(" ".join(texts))
+    except ValueError as error:
+        raise UserError(
+            f"--{scheduler} {' '.join(texts)}: {str(error).lower()}; put a backslash before a quotation mark that "
+            "belongs to a value"
+        ) from None
+    for text in words:
         name, equals, value = text.partition("=")
         job, dot, key = table_name(name).rpartition(".")
         if not equals or not (value or key in may_be_empty):

@@ -253,6 +253,6 @@ def parse_part(text: str) -> tuple[int, int]:
         (3, 16)
     """
     index, _, num_parts = text.partition("/")
-    if not (index.isdigit() and num_parts.isdigit() and int(index) < int(num_parts)):
+    if not (index.isdecimal() and num_parts.isdecimal() and int(index) < int(num_parts)):
         raise UserError(f"--part {text!r} is not I/N with I from 0 to N-1, such as 0/4")
     return int(index), int(num_parts)

@@ -30,8 +30,8 @@ def say(text: str | Text, style: str | None = None) -> None:
 
 
 def say_as_is(text: str) -> None:
-    """Print text that is nobody's markup, such as a script."""
-    _out.out(text, highlight=False)
+    """Print text that is nobody's markup, such as a script; bytes in it that are no UTF-8 are shown as unknown."""
+    _out.out(text.encode(errors="surrogateescape").decode(errors="replace"), highlight=False)
 
 
 def title(name: str) -> None:

@@ -22,6 +22,9 @@ from hpcmpq.solve.memory import solve_peak_bytes
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 
+LONGEST_S = 1e9
+"""Between two looks: some systems count no further."""
+
 
 @command("hpcmpq submit config.yaml --run-dir RUN --slurm partition=gpu --slurm ntasks=16")
 def submit(
@@ -106,8 +109,8 @@ def status(
 
 
 def _states(run: RunDir, every: float) -> Iterator[Status]:
-    if not every > 0:
-        raise UserError(f"--every must be a number of seconds above 0, got {every:g}")
+    if not 0 < every <= LONGEST_S:
+        raise UserError(f"--every must be a number of seconds above 0, at most {LONGEST_S:g}, got {every:g}")
     verified: set[str] = set()
     while True:
         state = read_status(run, verified)

@@ -53,7 +53,7 @@ def take_gpu(place: int) -> None:
 def local_rank(environment: Mapping[str, str] | None = None) -> int:
     """This process's number among those that the launcher started on its node; 0 without a launcher."""
     environment = os.environ if environment is None else environment
-    return next((int(environment[name]) for name in _LOCAL_RANKS if environment.get(name, "").isdigit()), 0)
+    return next((int(environment[name]) for name in _LOCAL_RANKS if environment.get(name, "").isdecimal()), 0)
 
 
 def _listed(variable: str) -> list[str] | None:

@@ -182,7 +182,7 @@ def _load_mpi() -> tuple[Any, Any]:
 
 def _check_world(size: int, environment: Mapping[str, str]) -> None:
     """Refuse to be one of N jobs of one rank that each think they are alone."""
-    name = next((name for name in _WORLD_SIZES if environment.get(name, "").isdigit()), None)
+    name = next((name for name in _WORLD_SIZES if environment.get(name, "").isdecimal()), None)
     if name is not None and size == 1 and int(environment[name]) > 1:
         raise UserError(
             f"{name} says {environment[name]} ranks but MPI sees 1; start the command with srun or mpiexec, "

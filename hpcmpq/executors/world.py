@@ -70,7 +70,7 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
     for launcher, names in NAMES.items():
         for triple in names:
             values = [environment.get(name, "") for name in triple]
-            if all(value.isdigit() for value in values):
+            if all(value.isdecimal() for value in values):
                 rank, size, local_rank = map(int, values)
                 world = World(rank, size, local_rank, launcher)
                 return ALONE if launcher == "srun" and _is_shell(environment) else world
@@ -79,7 +79,7 @@ def find_world(environment: Mapping[str, str] | None = None) -> World:
 
 def is_lone_shell(environment: Mapping[str, str]) -> bool:
     """Whether this is the shell of `srun --pty`, which is task 0 of a step whose other tasks run no command of ours."""
-    srun = all(environment.get(name, "").isdigit() for name in NAMES["srun"][0])
+    srun = all(environment.get(name, "").isdecimal() for name in NAMES["srun"][0])
     return srun and find_world(environment) == ALONE
 
 
@@ -104,7 +104,7 @@ def meeting_point(world: World, environment: Mapping[str, str]) -> tuple[str, in
         UserError: If the ranks have no way to agree.
     """
     address, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
-    if address and port and port.isdigit():
+    if address and port and port.isdecimal():
         return address, int(port)
     if world.launcher == "srun":
         step = int(environment.get("SLURM_STEP_ID", "0"))

@@ -26,7 +26,7 @@ def block_numbers(model: nn.Module, names: Sequence[str]) -> list[int | None]:
     places: list[tuple[str, int] | None] = []
     for name in names:
         parts = name.split(".")
-        at = next((i for i, part in enumerate(parts[:-1]) if part.isdigit()), None)
+        at = next((i for i, part in enumerate(parts[:-1]) if part.isdecimal()), None)
         container = model.get_submodule(".".join(parts[:at])) if at is not None else None
         is_list = isinstance(container, nn.ModuleList | nn.Sequential)
         places.append((".".join(parts[:at]), int(parts[at])) if is_list and at is not None else None)

@@ -52,7 +52,7 @@ def _options_of(
             )
     if (job, executor) == ("calibrate", "array") or (job == "refine" and "array" in own):
         count, percent, at_once = (own.get("array") or general.get("array", "4")).partition("%")
-        if not count.isdigit() or int(count) < 2:
+        if not count.isdecimal() or int(count) < 2:
             raise UserError(
                 f"--pbs array={count} is not a number of tasks above 1, which is PBS's smallest array"
             )

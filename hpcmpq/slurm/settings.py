@@ -73,7 +73,7 @@ def _options_of(
         options["ntasks"] = "4" if job == "calibrate" else "2"
     if (job, executor) == ("calibrate", "array") or (job == "refine" and "array" in options):
         count, percent, at_once = options.get("array", "4").partition("%")
-        if count.isdigit() and int(count) > 0:
+        if count.isdecimal() and int(count) > 0:
             options["array"] = f"0-{int(count) - 1}{percent}{at_once}"
     return options
 
@@ -113,7 +113,7 @@ def num_gpus(text: str) -> int:
         [4, 3, 8, 1]
     """
     items = [item.partition("(")[0].split(":") for item in text.split(",")]
-    return sum(int(item[-1]) if item[-1].isdigit() else 1 for item in items)
+    return sum(int(item[-1]) if item[-1].isdecimal() else 1 for item in items)
 
 
 def _names_gpus(options: Mapping[str, str]) -> bool:

@@ -139,7 +139,7 @@ def job_usage(job: str, number: str, lines: Iterable[Mapping[str, str]]) -> JobU
         and (began := seconds_of(line["Start"])) is not None
     ]
     energy = [
-        float(line["ConsumedEnergyRaw"]) for line in starts if line.get("ConsumedEnergyRaw", "").isdigit()
+        float(line["ConsumedEnergyRaw"]) for line in starts if line.get("ConsumedEnergyRaw", "").isdecimal()
     ]
     return JobUsage(
         job=job,

@@ -40,10 +40,10 @@ def settings_of(plan: Plan, **changes: Any) -> SolverConfig:
     """The plan's solver settings with the changes that are not None.
 
     Raises:
-        UserError: If the time limit is not above 0.
+        UserError: If the time limit is not above 0, or endless.
     """
     settings = replace(plan.config.solver, **{k: v for k, v in changes.items() if v is not None})
-    if not settings.time_limit_s > 0:
+    if not 0 < settings.time_limit_s < np.inf:
         raise UserError(f"--time-limit must be a number of seconds above 0, got {settings.time_limit_s:g}")
     return settings
 

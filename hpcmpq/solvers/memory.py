@@ -124,7 +124,7 @@ def _of_cgroups(proc: Path, cgroups: Path) -> Iterator[tuple[int, str]]:
                 text = (group / name).read_text(encoding="utf-8").strip()
             except OSError:
                 text = "max"  # the topmost has none, and in a container those above are not shown
-            if text.isdigit() and int(text) < UNLIMITED:
+            if text.isdecimal() and int(text) < UNLIMITED:
                 yield int(text), "the memory of its control group"
             if group == top:
                 break
@@ -134,7 +134,7 @@ def _of_slurm(environment: Mapping[str, str]) -> Iterator[tuple[int, str]]:
     """What a Slurm job asked for on this node, which not every site enforces; 0 is all there is."""
     node, cpu = (environment.get(f"SLURM_MEM_PER_{unit}", "") for unit in ("NODE", "CPU"))
     cpus = environment.get("SLURM_CPUS_ON_NODE", "1")
-    if node.isdigit() and int(node):
+    if node.isdecimal() and int(node):
         yield int(node) * 2**20, "the memory of its Slurm job"
-    elif cpu.isdigit() and int(cpu) and cpus.isdigit():
+    elif cpu.isdecimal() and int(cpu) and cpus.isdecimal():
         yield int(cpu) * int(cpus) * 2**20, "the memory of its Slurm job"

@@ -49,7 +49,8 @@ def shards_of(run: RunDir) -> list[str]:
 
 def test_a_pace_that_is_none_is_refused(call: Call, tmp_path: Path):
     run = plan_run(tmp_path / "run")
-    assert "--every must be" in call("status", run.path, "--watch", "--every", "0").err
+    for pace in ("0", "inf", "nan"):
+        assert "--every must be" in call("status", run.path, "--watch", "--every", pace).err
 
 
 def test_busy_workers_are_units_at_once():

@@ -160,9 +160,12 @@ def test_files_that_are_no_config(command, tmp_path, content, message):
     [
         ("solve", "--time-limit", "0"),
         ("solve", "--time-limit", "nan"),
+        ("solve", "--time-limit", "inf"),
         ("frontier", "--time-limit", "-1"),
         ("frontier", "--to", "inf"),
+        ("frontier", "--time-limit", "inf"),
         ("frontier", "--step", "1e-9"),
+        ("frontier", "--step", "inf"),
         ("frontier", "--budget", "weight_bits=3"),
         ("calibrate", "--at-most", "-1"),
     ],

@@ -30,6 +30,7 @@ from hpcmpq.store.quadratic_file import write_quadratic
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import Shard, write_shard
 from hpcmpq.units import starting_from
+from tests.executors.tiny_model import write_config
 from tests.synthetic_run import synthetic_model, synthetic_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +100,24 @@ def test_dry_run_prints_every_script_and_writes_nothing(name: str, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
+def test_a_sites_file_in_any_encoding_is_passed_on_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    site = tmp_path / "site.sh"
+    site.write_bytes((ROOT / "slurm" / "env.sh").read_bytes() + b"# caf\xe9\n")
+    fake_sbatch(tmp_path / "bin", "echo 1")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    run, config = RunDir(tmp_path / "run"), write_config(tmp_path / "config.yaml")
+    files = make_files(run, config, "mpi", [f"env={site}"], False, refine=False)
+    submit_files(run, files)
+    assert (run.path / "slurm" / "env.sh").read_bytes() == site.read_bytes()
+    words = ["submit", str(config), "--run-dir", str(run.path), "--slurm", f"env={site}", "--dry-run"]
+    shown = CliRunner().invoke(app, words)
+    assert shown.exit_code == 0 and "submit solve" in shown.stdout, shown.output
+    site.chmod(0)
+    if not os.access(site, os.R_OK):
+        with pytest.raises(UserError, match="cannot read .*site.sh: Permission denied"):
+            make_files(run, config, "mpi", [f"env={site}"], False, refine=False)
+
+
 def solve_call(executor: str, texts: list[str], solve_bytes: int, folder: Path) -> str:
     """What submits the job `solve`, on one line."""
     config = folder / "config.yaml"
@@ -157,6 +176,11 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path):
         parse_settings(["array=4"], "mpi")
     with pytest.raises(UserError, match="unknown executor 'mpu'; known: mpi, ray, array, local"):
         parse_settings([], "mpu")
+    with pytest.raises(
+        UserError, match=r"--slurm account=o'neil time=1: no closing quotation; put a backslash"
+    ):
+        parse_settings(["account=o'neil", "time=1"], "mpi")
+    assert parse_settings([r"account=o\'neil"], "mpi").options["solve"] == {"account": "o'neil"}
     with pytest.raises(UserError, match="no such file; copy slurm/env.sh"):
         parse_settings([f"env={tmp_path / 'mine.sh'}"], "mpi")
 
@@ -310,6 +334,15 @@ def test_status_counts_units_and_shows_failed_and_damaged_ones(tmp_path: Path):
         assert words in shown
 
 
+@pytest.mark.parametrize("held_out", [0, 4])
+def test_status_waits_for_no_refinement_where_nothing_is_held_out(held_out: int, tmp_path: Path):
+    run, plan = RunDir(tmp_path), synthetic_plan()
+    calibration = dataclasses.replace(plan.config.calibration, held_out=held_out)
+    config = dataclasses.replace(plan.config, calibration=calibration)
+    write_json(run.plan_path, plan_to_json(dataclasses.replace(plan, config=config)))
+    assert ("refine" in [stage.name for stage in read_status(run).stages]) is (held_out > 0)
+
+
 def test_status_says_how_many_tokens_experts_were_given(tmp_path: Path):
     """Once calibration is reduced, where they were counted."""
     run = planned(tmp_path / "run")
@@ -386,7 +419,7 @@ def test_parts_start_apart_and_cover_everything():
     assert [unit for part in own for unit in part] == list(units)
 
 
-@pytest.mark.parametrize("text", ["4/4", "1", "a/b", "-1/4", "1/0", ""])
+@pytest.mark.parametrize("text", ["4/4", "1", "a/b", "-1/4", "1/0", "", "²/4", "1/④"])
 def test_a_bad_part_is_refused(text: str):
     with pytest.raises(UserError, match="is not I/N"):
         parse_part(text)
