@@ -9,7 +9,7 @@ refused in a sentence, and so are files of which something is missing or went no
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,19 +23,14 @@ from hpcmpq.models.beside_weights import copy_small_files
 from hpcmpq.models.cut_blocks import whole_blocks
 from hpcmpq.models.description import describe_model, read_model_json
 from hpcmpq.models.factories import describe
-from hpcmpq.models.gguf_source import carry_rotations, check_all_taken, open_whole
+from hpcmpq.models.gguf_source import carry_rotations, check_all_taken, open_whole, unread_keys
 from hpcmpq.models.load import LACKS_FILES, check_none_missing, model_class, quiet_transformers
+from hpcmpq.models.quantized_form import DEQUANTIZED, SETTINGS, SIDECARS, form_of, settings_of
 from hpcmpq.settings import ModelConfig
 from hpcmpq.store.original import SOURCE, read_source
 from hpcmpq.store.sums import is_whole, write_sums
 from hpcmpq.store.whole_files import replacing_directory
 
-DEQUANTIZED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
-"""`quant_method` in `config.json`: the settings of transformers that dequantize it when loading."""
-
-_SETTINGS = ("quantization_config", "compression_config")
-_SIDECARS = ("quantize_config.json", "hf_quant_config.json", "quant_config.json")
-_CODES = ("I8", "U8", "I16", "U16", "I32", "U32", "F8_E4M3", "F8_E5M2", "F4", "F8_E8M0")
 _SAMPLED = 2**20
 
 log = logging.getLogger(__name__)
@@ -56,7 +51,7 @@ def unpacked(config: ModelConfig, directory: Path, *, weights: bool = True) -> M
     if config.path is None:
         return config
     path = Path(config.path)
-    form = "gguf" if path.suffix == ".gguf" and path.is_file() else _form(path)
+    form = "gguf" if path.suffix == ".gguf" and path.is_file() else form_of(path)
     if form is None:
         return config
     source = {"path": str(path), "form": form, "digest": source_digest(path), "dtype": config.dtype}
@@ -75,9 +70,16 @@ def unpacked(config: ModelConfig, directory: Path, *, weights: bool = True) -> M
                 config.dtype,
                 directory,
             )
-        with replacing_directory(directory) as attempt, quiet_transformers():
+        remarks: Sequence[str] = ()
+        with replacing_directory(directory) as attempt:
+            if form != "gguf":
+                copy_small_files(str(path), attempt, but=("config.json", *SIDECARS))
             try:
-                (_write_gguf if form == "gguf" else _write_directory)(config, form, attempt, weights)
+                with quiet_transformers():
+                    if form == "gguf":
+                        remarks = _write_gguf(config, attempt, weights)
+                    else:
+                        _write_directory(config, form, attempt, weights)
             except UserError:
                 raise
             except Exception as error:  # whatever transformers raises on a file
@@ -87,78 +89,29 @@ def unpacked(config: ModelConfig, directory: Path, *, weights: bool = True) -> M
                 ) from error
             (attempt / SOURCE).write_text(json.dumps(source), encoding="utf-8")
             write_sums(attempt)
+        for remark in remarks:
+            log.warning("%s %s", path, remark)
     return replace(config, path=str(directory.resolve()))
 
 
-def _form(path: Path) -> str | None:
-    """The form of a directory's quantized weights; None where they are plain, or where there is no model to look at.
-
-    Raises:
-        UserError: If it is none of `DEQUANTIZED`.
-    """
-    try:
-        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    method = _method(values, path) if isinstance(values, dict) else None
-    codes = None if method in DEQUANTIZED else _coded_tensor(path)
-    if method in DEQUANTIZED or (method is None and codes is None):
-        return method
-    how = (
-        f"its config says {method}"
-        if method
-        else f"{codes} holds codes, and config.json does not say of what form"
-    )
-    raise UserError(
-        f"the weights in {path} are quantized already ({how}), and only GGUF, {' and '.join(DEQUANTIZED)} are "
-        "dequantized when loading; give the original model, or load it dequantized in a function and use model.factory"
-    )
-
-
-def _method(values: dict[str, Any], path: Path) -> str | None:
-    if (settings := _settings(values)) is not None:
-        return str(settings.get("quant_method") or "an unnamed method")
-    return next((name for name in _SIDECARS if (path / name).is_file()), None)
-
-
-def _settings(values: dict[str, Any]) -> dict[str, Any] | None:
-    """What a `config.json` says of quantization, of the whole model or of its text's."""
-    places = (values, *(value for value in values.values() if isinstance(value, dict)))
-    found = (place.get(key) for place in places for key in _SETTINGS)
-    return next((settings for settings in found if isinstance(settings, dict)), None)
-
-
-def _coded_tensor(path: Path) -> str | None:
-    """The first weight that is stored as codes: integers, or fp8 beside scales."""
-    kinds: dict[str, str] = {}
-    for file in sorted(path.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            try:
-                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-            except (ValueError, OverflowError, MemoryError):
-                continue  # damaged: loading says so
-        kinds.update({name: entry["dtype"] for name, entry in header.items() if name != "__metadata__"})
-    scaled = {name.rpartition(".")[0] for name in kinds if "scale" in name.rpartition(".")[2]}
-    for name, kind in kinds.items():
-        parent, _, last = name.rpartition(".")
-        is_weight = "weight" in last or last.endswith(("_blocks", "_proj"))
-        if kind in _CODES and is_weight and "scale" not in last and (kind[0] != "F" or parent in scaled):
-            return name
-    return None
-
-
-def _write_gguf(config: ModelConfig, form: str, directory: Path, weights: bool) -> None:
+def _write_gguf(config: ModelConfig, directory: Path, weights: bool) -> list[str]:
+    """Write the model of a file, or its config alone; what to say of it."""
     import transformers
 
     path = Path(str(config.path))
     reader = open_whole(path)
+    unread, remarks = unread_keys(reader), list[str]()
+    if unread:
+        remarks.append(
+            f"says {', '.join(unread)}, which transformers does not read; check that it changes nothing"
+        )
     options = {"gguf_file": path.name, "local_files_only": True}
     try:
         transformers.AutoTokenizer.from_pretrained(
             path.parent, trust_remote_code=False, **options
         ).save_pretrained(directory)
     except Exception as error:  # a file without one is a model all the same
-        log.warning("%s gives no tokenizer (%s); give token ids as data", path, describe(error))
+        remarks.append(f"gives no tokenizer ({describe(error)}); give token ids as data")
     if weights:
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             path.parent,
@@ -171,18 +124,18 @@ def _write_gguf(config: ModelConfig, form: str, directory: Path, weights: bool) 
         check_all_taken(reader, model, info["unexpected_keys"], path)
         carry_rotations(reader, model.config, path)
         _save_plain(model, directory, config)
-        return
+        return remarks
     values = transformers.AutoConfig.from_pretrained(path.parent, trust_remote_code=False, **options)
     carry_rotations(reader, values, path)
     values.architectures = [transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(values)].__name__]
     _without_form(values).save_pretrained(directory)
+    return remarks
 
 
 def _write_directory(config: ModelConfig, form: str, directory: Path, weights: bool) -> None:
     import transformers
 
     path = Path(str(config.path))
-    copy_small_files(str(path), directory, but=("config.json", *_SIDECARS))
     if weights:
         settings = getattr(transformers, DEQUANTIZED[form])(dequantize=True)
         description = describe_model(config)
@@ -205,7 +158,7 @@ def _write_directory(config: ModelConfig, form: str, directory: Path, weights: b
 
 def _in_blocks(path: Path, form: str) -> AbstractContextManager[None]:
     """Where transformers spreads the scales of blocks as a directory's config says."""
-    settings = _settings(read_model_json(path)) or {}
+    settings = settings_of(read_model_json(path)) or {}
     block = settings.get("weight_block_size") if form == "fp8" else None
     return whole_blocks((block[0], block[1])) if block else nullcontext()
 
@@ -231,7 +184,7 @@ def _without_form(values: Any) -> Any:
         values,
         *(value for value in inner if hasattr(value, "to_dict") and hasattr(value, "model_type")),
     ):
-        for key in _SETTINGS:
+        for key in SETTINGS:
             if key in vars(each):
                 delattr(each, key)
     return values

@@ -26,6 +26,13 @@ FACTORS_AGREE = 1e-4
 SCALABLE = ("llama", "mistral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 """`model_type` of models whose rotations have one set of settings, which may be linear ones."""
 
+SHAPES = (
+    "attention.key_length", "attention.value_length", "expert_feed_forward_length",
+    "expert_shared_feed_forward_length", "expert_shared_count",
+)  # fmt: skip
+"""Keys that say what the tensors' shapes say too, which are compared."""
+
+_ROTATIONS = ("rope.scaling.", "rope.scale_linear")
 _FACTORS = "rope_freqs.weight"
 _WITHOUT_EFFECT = ("attn_rot_embd", "rope_freqs")
 _INSTEAD = "give the original model as a Hugging Face directory"
@@ -90,6 +97,21 @@ def carry_rotations(reader: Any, config: Any, path: Path) -> None:
         config.rope_scaling = found[0]
     else:
         config.rope_parameters = {**before, **found[0]}
+
+
+def unread_keys(reader: Any) -> list[str]:
+    """Settings of the architecture in a file that neither transformers nor `carry_rotations` makes anything of."""
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+    name = str(_value(reader, "general.architecture"))
+    read = {key.replace("_", ""): names for key, names in GGUF_CONFIG_MAPPING.items()}
+    names = read.get(name.replace("_", "").replace("-", ""))
+    if names is None:  # newer architectures have functions of their own, which read what there is
+        return []
+    own = [key.removeprefix(f"{name}.") for key in reader.fields if key.startswith(f"{name}.")]
+    return sorted(
+        key for key in own if key not in names and key not in SHAPES and not key.startswith(_ROTATIONS)
+    )
 
 
 def check_all_taken(reader: Any, model: nn.Module, unexpected: Iterable[str], path: Path) -> None:

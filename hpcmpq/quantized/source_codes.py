@@ -17,6 +17,7 @@ from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.dequantized import source_digest
 from hpcmpq.models.description import read_model_json
+from hpcmpq.models.quantized_form import settings_of
 from hpcmpq.models.stored_weights import names_in_model, tensors_in
 from hpcmpq.models.tensor_files import read_tensor
 from hpcmpq.plan import Plan
@@ -120,7 +121,7 @@ def takes_source_codes(path: str | None, formats: tuple[str, ...]) -> bool:
     """
     if path is None or FORMAT not in formats or read_source(Path(path)).get("form") != "fp8":
         return False
-    settings = read_model_json(_source(Path(path))).get("quantization_config") or {}
+    settings = settings_of(read_model_json(_source(Path(path)))) or {}
     return tuple(settings.get("weight_block_size") or ()) == FORMATS[FORMAT].block
 
 

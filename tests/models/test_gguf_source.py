@@ -127,6 +127,15 @@ def test_rotations_that_are_not_scaled_stay(file, tmp_path):
     assert said == {"rope_type": "default", "rope_theta": 500_000.0}
 
 
+def test_what_transformers_does_not_read_is_said(file, tmp_path, caplog):
+    unpacked(edited(file, tmp_path / "model.gguf", {"llama.attention.sliding_window": 7}), tmp_path / "plain")
+    assert "model.gguf says attention.sliding_window, which transformers does not read" in caplog.text
+    assert "model.gguf gives no tokenizer" in caplog.text
+    caplog.clear()
+    unpacked(ModelConfig(path=str(file)), tmp_path / "own")
+    assert "does not read" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
