@@ -127,6 +127,20 @@ def test_formats_that_a_gpu_computes_otherwise_are_left_out_and_said(caplog):
     assert "vLLM on gpu l40s computes mxfp4 otherwise than measured: left out" in caplog.text
 
 
+def test_a_cache_that_no_server_can_be_told_of_is_refused_before_anything_is_measured():
+    values = {"model": {"path": "m"}, "calibration": {"data": "t.txt"}, "target": "vllm", "formats": ["int4"]}
+    groups = (
+        Group("a", (Member("a.weight", 8, 64),)),
+        Group("attn.key_value_cache", (), None, (Product("attn.key_value_cache", cached=8, vectors=2),)),
+    )
+    mixed = parse_config({**values, "groups": {"kv_cache": ["fp8_e4m3", "bf16"]}})
+    with pytest.raises(UserError, match="attn.key_value_cache is in no numbered block"):
+        search_space(mixed, groups, VLLM)
+    assert search_space(mixed, groups, None).formats[1] == ("fp8_e4m3", "bf16")
+    alone = parse_config({**values, "groups": {"kv_cache": ["fp8_e4m3"]}})
+    assert search_space(alone, groups, VLLM).formats == (("int4",), ("fp8_e4m3",))
+
+
 def test_products_of_activations_are_refused():
     groups = (Group("scores", (), 0, (Product("attention.scores"),)),)
     with pytest.raises(UserError, match="target vllm cannot round the factors of scores"):

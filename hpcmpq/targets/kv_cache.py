@@ -35,6 +35,16 @@ def check_cache_formats(names: Sequence[str], target: str | None, source: str) -
         )
 
 
+def check_numbered(caches: Sequence[Group]) -> None:
+    """Raise `UserError` unless a server can be told to leave each of these caches alone."""
+    lost = next((group for group in caches if group.block is None), None)
+    if lost is not None:
+        raise UserError(
+            f"{lost.name} is in no numbered block, so vLLM cannot be told to leave its cache alone; leave bf16 out of "
+            "groups.kv_cache"
+        )
+
+
 def bytes_per_token(group: Group, format_name: str) -> float:
     """Bytes that a token adds to a group's cache, scales included; 0 of any other group."""
     activation = FORMATS[FORMATS[format_name].activation or format_name]
@@ -58,10 +68,7 @@ def serve_options(groups: Sequence[Group], assignment: Mapping[str, str]) -> str
     if not scaled:
         return ""
     skipped = [group for group in caches if assignment[group.name] not in scaled]
-    if any(group.block is None for group in skipped):
-        raise UserError(
-            f"{skipped[0].name} is in no numbered block, so vLLM cannot be told to leave its cache alone"
-        )
+    check_numbered(skipped)
     layers = " ".join(str(group.block) for group in skipped)
     (name,) = scaled
     return f" --kv-cache-dtype {CACHE_DTYPES[name]}" + (
