@@ -258,11 +258,14 @@ def test_an_expert_that_no_token_chooses_is_not_left_behind_by_the_others(caplog
                 self.layers[1]["experts"] = kept
 
     inputs = {"input": torch.randn(1, 5, 8)}
+    groups = deployable_groups(Unchosen(), GroupsConfig(), inputs, VLLM)
+    [up] = [g for g in groups if any("1.experts.2.up_proj" in m.parameter for m in g.members)]
+    assert sum("1.experts." in m.parameter and "up_proj" in m.parameter for m in up.members) == 3
     with pytest.raises(
         UserError,
         match=r"all experts of a layer in one format, .* does not search layers.1.experts.2.\w+_proj; exclude all",
     ):
-        deployable_groups(Unchosen(), GroupsConfig(), inputs, VLLM)
+        deployable_groups(Unchosen(), GroupsConfig(exclude=("layers.1.experts.2.*",)), inputs, VLLM)
     groups = deployable_groups(Unchosen(), GroupsConfig(exclude=("layers.1.experts.*",)), inputs, VLLM)
     assert not any("layers.1.{experts" in group.name for group in groups)
 
