@@ -97,7 +97,9 @@ def coarse_frontier(run: RunDir, on_point: Counted = unseen) -> str | None:
         known = (
             read_json(run.frontier_path, f"hpcmpq frontier {run.path}") if run.frontier_path.exists() else {}
         )
-        if known.get("fingerprint") == plan.fingerprint and _solver(known) == _untimed(plan.config.solver):
+        options = known.get("num_options", plan.space.num_options)  # those of a screened run become more
+        same = known.get("fingerprint") == plan.fingerprint and options == plan.space.num_options
+        if same and _solver(known) == _untimed(plan.config.solver):
             return None
     cost = next(iter(plan.config.budgets), "weight_bits")
     found = uniform_range(plan, cost)

@@ -165,7 +165,7 @@ def maximize(
         run: A reduced run directory.
         gain: A name in `hpcmpq.solve.largest_gain.GAINS`.
         loss_limits: One of the two: the share of the loss's mean square, or the predicted loss increase.
-        budgets: {cost name: upper limit}.
+        budgets: {cost name: upper limit}; empty for the config's.
         solver: As in `solve`.
         time_limit_s: As in `solve`.
     """
@@ -178,7 +178,7 @@ def maximize(
         planned = read_plan(run)
         settings = settings_of(planned, name=solver, time_limit_s=time_limit_s)
         limit = loss_limit(read_quadratic(run.quadratic_path, planned.fingerprint), *loss_limits)
-        return maximize_run(run, gain, limit, budgets, settings)
+        return maximize_run(run, gain, limit, budgets or planned.config.budgets, settings)
 
 
 def refine(

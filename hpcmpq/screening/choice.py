@@ -66,8 +66,9 @@ def more_options(
     settings = replace(settings, time_limit_s=min(settings.time_limit_s, SOLVE_S))
     problem = make_problem(plan, model, budgets, settings)
     found = find_solution(problem, model, settings, uniform_hint(plan.space, problem))
-    if found.choice_G is None:
-        return []
+    if found.choice_G is None:  # the budgets are smaller than those that the measured ones were chosen for
+        measured = plan.whole.space.places_of(plan.space.options, plan.space)
+        return sorted(set(first_options(plan.whole, first_P, budgets, settings)) - set(measured.tolist()))
     return wanted_options(plan, first_P, model, found.choice_G, budgets, settings)
 
 

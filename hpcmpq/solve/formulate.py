@@ -96,7 +96,7 @@ def make_problem(
     names = tuple(space.groups[option.group].name for option in space.options)
     if model.option_group != names or model.option_format != tuple(o.format for o in space.options):
         raise UserError("quadratic.h5 belongs to another plan than plan.json; run `hpcmpq reduce` again")
-    quad_PP = np.zeros_like(model.quad_PP) if settings.drop_cross_terms else model.quad_PP
+    quad_PP = np.broadcast_to(0.0, model.quad_PP.shape) if settings.drop_cross_terms else model.quad_PP
     problem = constrained(plan, model.linear_P, quad_PP, budgets, settings)
     return replace(problem, constant=model.loss0)
 

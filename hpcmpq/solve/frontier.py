@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from hpcmpq.errors import Infeasible
 from hpcmpq.plan import Plan
 from hpcmpq.problem import Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.formulate import known_cost, make_problem, plan_costs, uniform_choices
 from hpcmpq.solve.frontier_points import SolvedPoints, open_points, remove_points
-from hpcmpq.solve.outcome import find_solution, objective_value, value_size
+from hpcmpq.solve.outcome import find_solution, none_found, objective_value, value_size
 from hpcmpq.solve.screened import say_unmeasured
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solvers.valid_bound import lowered
@@ -80,7 +79,7 @@ def frontier(
         )
     if not points:
         remove_points(run)
-        raise Infeasible(f"no limit on {cost} up to {limits[-1]:g} can be met: {solutions[-1].detail}")
+        raise none_found(solutions[-1], f"{cost} of up to {limits[-1]:g}", settings.time_limit_s)
     priced = plan_costs(plan)[cost]
     values = {
         "format_version": 1,
@@ -88,6 +87,7 @@ def frontier(
         "unit": priced.unit,
         "other_budgets": dict(other_budgets),
         "solver": dataclasses.asdict(settings),
+        "num_options": plan.space.num_options,
         "points": points,
         "uniform": {
             name: {

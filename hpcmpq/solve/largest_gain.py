@@ -23,7 +23,7 @@ from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.costs.latency import original_latency_s
 from hpcmpq.solve.formulate import known_cost, make_problem, plan_costs
-from hpcmpq.solve.outcome import describe
+from hpcmpq.solve.outcome import describe, none_found
 from hpcmpq.solve.screened import say_unmeasured
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solvers import make_solver
@@ -168,7 +168,7 @@ def largest_gain(problem: Problem, cost: Cost, limit: LossLimit, settings: Solve
     deadline = time.perf_counter() + settings.time_limit_s
     found = least_cost(limited, cost, time_limit_s=settings.time_limit_s, seed=settings.seed)
     if found.choice_G is None:
-        raise Infeasible(f"no assignment keeps the loss limit and the budgets: {found.detail}")
+        raise none_found(found, "the loss limit and the budgets", settings.time_limit_s)
     assert found.objective is not None
     left = replace(settings, time_limit_s=max(LEAST_STEP_S, deadline - time.perf_counter()))
     least_loss = _least_loss(limited, cost, found.objective, found.choice_G, left)
@@ -206,7 +206,7 @@ def _by_halving(problem: Problem, cost: Cost, limit: LossLimit, settings: Solver
 
     floor = least_cost(problem, cost, time_limit_s=step.time_limit_s, seed=settings.seed)
     if floor.choice_G is None or floor.objective is None:
-        raise Infeasible(f"no assignment meets the budgets: {floor.detail}")
+        raise none_found(floor, "the budgets", step.time_limit_s)
     roof = _least_loss(problem, cost, open_budget(cost).limit, None, step)
     if roof is None or roof.choice_G is None or not keeps(roof.choice_G):
         reached = None if roof is None or roof.objective is None else roof.objective - problem.constant

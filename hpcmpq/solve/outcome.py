@@ -27,14 +27,19 @@ def solve_problem(
         UserError: If robust_k is asked of a calibration that has no separate batches.
     """
     solution = find_solution(problem, model, settings, hint_G)
-    if solution.termination is Termination.INFEASIBLE:
-        raise Infeasible(f"no assignment meets the budgets: {solution.detail}")
     if solution.choice_G is None:
-        raise Infeasible(
-            f"no assignment was found within {settings.time_limit_s:g} s: {solution.detail}; "
-            "raise solver.time_limit_s or the budget"
-        )
+        raise none_found(solution, "the budgets", settings.time_limit_s)
     return solution
+
+
+def none_found(solution: Solution, limits: str, time_limit_s: float) -> Infeasible:
+    """Why a solver gives no assignment: there is none within the limits, or it found none in its time."""
+    if solution.termination is Termination.INFEASIBLE:
+        return Infeasible(f"no assignment meets {limits}: {solution.detail}")
+    return Infeasible(
+        f"no assignment that meets {limits} was found within {time_limit_s:g} s: {solution.detail}; raise "
+        "solver.time_limit_s or a limit"
+    )
 
 
 def find_solution(

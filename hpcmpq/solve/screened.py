@@ -10,6 +10,7 @@ Axis letters: P options.
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hpcmpq.plan import Plan
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.constraints import format_classes
+from hpcmpq.solve.costs.latency import LATENCY_NAMES
 from hpcmpq.solve.formulate import additive
 from hpcmpq.solve.wanted import could_be_chosen
 from hpcmpq.store.run_dir import RunDir
@@ -100,6 +102,17 @@ def say_unmeasured(plan: Plan) -> None:
         )
 
 
+def of_unmeasured(plan: Plan, run: Path) -> str:
+    """What to do where the measured options meet no budgets: the end of a sentence; empty where all are measured."""
+    if plan.whole_space is None:
+        return ""
+    return (
+        f"; {plan.whole_space.num_options - plan.space.num_options} of {plan.whole_space.num_options} options were not "
+        "measured, since the budgets planned for cannot choose them (sensitivity.screen): set these budgets in the "
+        f"config and `hpcmpq run` it into {run} again, which measures what they need"
+    )
+
+
 def screening_values(
     run: RunDir,
     plan: Plan,
@@ -116,7 +129,13 @@ def screening_values(
         return {}
     first_P = np.array(read_rounds(run, plan)[0]["cost"])
     space = plan.whole_space
-    wanted = wanted_options(plan, first_P, model, choice_G, budgets, settings)
+    wanted: list[int] = []
+    if not any(name in budgets for name in LATENCY_NAMES):
+        wanted = wanted_options(plan, first_P, model, choice_G, budgets, settings)
+    else:
+        log.info(
+            "whether options that were not measured could lower this solution is not known: a budget is on time"
+        )
     names: dict[str, list[str]] = {}
     for p in wanted:
         names.setdefault(space.groups[space.options[p].group].name, []).append(space.options[p].format)

@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from hpcmpq.errors import Infeasible
 from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.formulate import make_problem, uniform_hint
 from hpcmpq.solve.outcome import describe, solve_problem
-from hpcmpq.solve.screened import screening_values
+from hpcmpq.solve.screened import of_unmeasured, screening_values
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.plan_file import read_plan
@@ -30,7 +31,10 @@ def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> 
     plan = read_plan(run)
     model = shrunk(read_quadratic(run.quadratic_path, plan.fingerprint), settings.shrink)
     problem = make_problem(plan, model, budgets, settings)
-    solution = solve_problem(problem, model, settings, uniform_hint(plan.space, problem))
+    try:
+        solution = solve_problem(problem, model, settings, uniform_hint(plan.space, problem))
+    except Infeasible as error:
+        raise Infeasible(f"{error}{of_unmeasured(plan, run.path)}") from None
     values = describe(plan, model, problem, solution, budgets, settings)
     assert solution.choice_G is not None
     values |= screening_values(run, plan, model, solution.choice_G, budgets, settings)

@@ -9,7 +9,6 @@ Axis letters: n rows, r positive eigenvalues.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from hpcmpq.errors import UserError
 from hpcmpq.problem import Problem, Solution
@@ -32,6 +31,12 @@ class GpuSolver:
             ValueError: If the problem is malformed (see `presolve.validate`).
             UserError: If torch sees no GPU.
         """
+        try:
+            import torch
+        except ModuleNotFoundError:
+            raise UserError(
+                "solver quadratic_gpu needs torch, which is not here; choose solver quadratic"
+            ) from None
         if not torch.cuda.is_available():
             raise UserError(
                 "solver quadratic_gpu needs a GPU and torch sees none here; choose solver quadratic, or give the job "
@@ -57,5 +62,7 @@ class TorchPositivePart:
         """The positive eigenvalues, [r], and their vectors, [n, r]; see `positive_part`."""
         if len(a_nn) < self.least_rows:
             return positive_part(a_nn, expected)
+        import torch
+
         eigenvalue, vector = torch.linalg.eigh(torch.from_numpy(a_nn).to(self.device))
         return of_whole(eigenvalue.cpu().numpy(), vector.cpu().numpy())

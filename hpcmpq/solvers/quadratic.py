@@ -108,7 +108,11 @@ class QuadraticSolver:
         if record is not None:
             part_s.update(record.part_s)
         if answer.termination is not Termination.OPTIMAL:
-            detail = limited_by(record) if record is not None else too_large(name, needed, memory)
+            detail = (
+                limited_by(record)
+                if record is not None
+                else too_large(name, needed, memory, small, time_limit_s)
+            )
             answer = replace(answer, detail=detail)
         return replace(answer, proof=() if record is None else tuple(record.lines), part_s=part_s)
 
@@ -119,8 +123,10 @@ def first_bound_s(compact: Compact) -> float:
     return FIRST_STEPS * STEP_COST_S * float(dimension) ** 3
 
 
-def too_large(name: str, needed: float, memory: Room) -> str:
-    """Why there is no more than a cheaper bound, from the bytes of the relaxation and those that are left."""
+def too_large(name: str, needed: float, memory: Room, fits: bool, time_limit_s: float) -> str:
+    """Why there is no more than a cheaper bound: the relaxation's bytes and those that are left, or the time."""
+    if fits:
+        return f"{time_limit_s:g} s leave no room for the relaxation, and so for no more than a {name}"
     sentence = f"the problem is too large for more than a {name}"
     if needed <= memory.bytes:
         return sentence

@@ -10,6 +10,7 @@ from hpcmpq.api.limits import COARSE_STEPS, coarse_frontier, frontier
 from hpcmpq.errors import UserError
 from hpcmpq.solve.formulate import cost_values, uniform_choices
 from hpcmpq.solve.frontier import uniform_range
+from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.report.other_runs import write_other_run
@@ -74,6 +75,16 @@ def test_a_frontier_of_another_solver_says_so_and_is_solved_again(run: RunDir):
     values = json.loads(run.frontier_path.read_text())
     assert values["solver"]["name"] == read_plan(run).config.solver.name != "linear"
     assert len(values["points"]) > 2
+
+
+def test_a_frontier_of_fewer_measured_options_is_solved_again(run: RunDir):
+    coarse_frontier(run)
+    values = json.loads(run.frontier_path.read_text())
+    write_artefact(
+        run.frontier_path, values | {"num_options": values["num_options"] - 1}
+    )  # before a screening round
+    coarse_frontier(run)
+    assert json.loads(run.frontier_path.read_text())["num_options"] == values["num_options"]
 
 
 def test_without_two_uniform_sizes_it_is_skipped_and_a_range_is_asked_for(tmp_path: Path):

@@ -8,10 +8,12 @@ import pytest
 
 from hpcmpq.api import limits, stages
 from hpcmpq.config import read_config
-from hpcmpq.errors import UserError
+from hpcmpq.errors import Infeasible, UserError
 from hpcmpq.executors.in_process import InProcess
 from hpcmpq.plan import Plan
 from hpcmpq.screening import stage
+from hpcmpq.solve import stage as solve_stage
+from hpcmpq.solve.formulate import make_problem
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
@@ -23,11 +25,11 @@ from tests.executors.tiny_model import write_config
 pytestmark = pytest.mark.slow
 
 
-def planned(path: Path, screen: bool = True) -> RunDir:
+def planned(path: Path, screen: bool = True, bits: float = 3.6) -> RunDir:
     """A planned run of three groups and four formats, in units of one group and four samples."""
     config = write_config(path.with_suffix(".yaml"))
     text = config.read_text().replace("formats: [int2, int4]", "formats: [int2, int3, int4, int8]")
-    text = text.replace("weight_bits: 3.0", "weight_bits: 3.6")
+    text = text.replace("weight_bits: 3.0", f"weight_bits: {bits}")
     text = text.replace("groups_per_unit: 1", f"groups_per_unit: 1, screen: {str(screen).lower()}")
     config.write_text(text)
     run = RunDir(path)
@@ -140,6 +142,33 @@ def test_other_budgets_say_what_they_want_and_the_next_calibration_measures_it(
     assert_part_of(run, whole)
     assert solution["assignment"] == stages.solve(whole, {"weight_bits": 7.5})["assignment"]
     stages.solve(whole, {})
+
+
+def test_smaller_budgets_than_what_is_measured_reaches_are_measured_when_planned(
+    tmp_path: Path, whole: RunDir, monkeypatch: pytest.MonkeyPatch
+):
+    wide = [o.index for o in read_plan(whole).space.options if o.format in ("int4", "int8")]
+    monkeypatch.setattr(stage, "first_options", lambda *_: wide)
+    run = planned(tmp_path / "run", bits=4.0)
+    calibrated(run)
+    with pytest.raises(
+        Infeasible, match="were not measured, .* set these budgets in the config and `hpcmpq run`"
+    ):
+        solved(run, weight_bits=2.6)
+    planned(run.path, bits=2.6)
+    calibrated(run)
+    assert solved(run)["assignment"] == stages.solve(whole, {"weight_bits": 2.6})["assignment"]
+    stages.solve(whole, {})
+    assert_part_of(run, whole)
+
+
+def test_a_budget_on_time_leaves_open_what_is_wanted(screened: RunDir, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(solve_stage, "make_problem", lambda p, m, budgets, s: make_problem(p, m, {}, s))
+    monkeypatch.setattr(solve_stage, "describe", lambda *_: {})
+    values = solve_stage.solve(screened, {"latency_s": 1.0}, read_plan(screened).config.solver)
+    assert values["screening"]["wanted"] == {}
+    monkeypatch.undo()
+    stages.solve(screened, {})
 
 
 def test_later_stages_have_the_measured_options_alone(screened: RunDir, caplog: pytest.LogCaptureFixture):

@@ -114,6 +114,12 @@ def solved_within(room_bytes: float, monkeypatch: pytest.MonkeyPatch) -> Solutio
     return QuadraticSolver().solve(make_instance(Shape(12)), time_limit_s=20.0, seed=0)
 
 
+def test_where_time_leaves_no_room_for_the_relaxation_the_answer_says_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(quadratic, "first_bound_s", lambda compact: 1e9)
+    answer = QuadraticSolver().solve(make_instance(Shape(12)), time_limit_s=2.0, seed=0)
+    assert answer.detail.startswith("2 s leave no room for the relaxation")
+
+
 def test_where_the_relaxation_does_not_fit_a_smaller_bound_is_taken(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "OTHER_BYTES", 0.0)  # as if it were large
     needed, convex = lifted_bytes(12, 7), convex_bytes(84)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from hpcmpq.api import stages
 from hpcmpq.errors import Infeasible, UserError
 from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.quadratic import quadratic_increase
@@ -14,6 +15,7 @@ from hpcmpq.solve.constraints import allowed_options
 from hpcmpq.solve.formulate import constrained, plan_costs, uniform_choices
 from hpcmpq.solve.frontier import frontier, sweep
 from hpcmpq.solve.frontier_points import SolvedPoints
+from hpcmpq.solve.outcome import none_found
 from hpcmpq.solve.reliability import reliability
 from hpcmpq.solve.settings import parse_budget
 from hpcmpq.solve.shrinkage import shrunk
@@ -21,6 +23,7 @@ from hpcmpq.solve.stage import solve
 from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.robust import robust_value
 from hpcmpq.store.json_files import read_json
+from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic, write_quadratic
 from tests.synthetic_run import synthetic_model, synthetic_plan, write_run
 
@@ -183,6 +186,28 @@ def test_budget_texts():
             parse_budget(text)
 
 
+def test_the_largest_gain_keeps_the_config_s_budgets(tmp_path):
+    run = write_run(tmp_path / "run", solved=False)
+    limit = read_plan(run).config.budgets["weight_bits"]
+    values = stages.maximize(run, "mac_gain", (None, 0.001), {"weight_bits": 8.0}, time_limit_s=1.0)
+    assert values["costs"]["weight_bits"] > limit  # so little loss takes more bits than the config allows
+    with pytest.raises(Infeasible):
+        stages.maximize(run, "mac_gain", (None, 0.001), {}, time_limit_s=1.0)
+
+
+@pytest.mark.parametrize(
+    "termination, words",
+    [
+        ("INFEASIBLE", "no assignment meets the budgets: why"),
+        ("NO_SOLUTION", "was found within 3 s: why; raise"),
+    ],
+)
+def test_what_is_not_found_in_time_is_not_called_infeasible(termination, words):
+    assert words in str(
+        none_found(Solution(Termination[termination], None, None, None, detail="why"), "the budgets", 3.0)
+    )
+
+
 def test_the_frontier_falls_and_its_bounds_hold(run):
     limits = np.array([2.0, 2.5, 3.0, 5.0, 8.0])
     settings = SolverConfig(time_limit_s=1.0)
@@ -233,5 +258,5 @@ def test_the_frontier_is_as_robust_as_the_solution(tmp_path):
 
 
 def test_a_frontier_below_every_size_is_infeasible(run):
-    with pytest.raises(Infeasible, match="no limit on weight_bits up to 1.5"):
+    with pytest.raises(Infeasible, match="no assignment meets weight_bits of up to 1.5"):
         frontier(run, "weight_bits", np.array([1.0, 1.5]), {}, SolverConfig(**FAST), lambda done, total: None)

@@ -41,7 +41,9 @@ def test_the_first_multiplier_proves_what_the_tangent_of_the_convex_form_does(in
     found = search(compact, deadline=np.inf, seed=0, rounds=1)
     assert found is not None
     shift_P, y_P = convex_form(compact, found[0], 0, np.inf)
-    tangent = tangent_bound(Form(compact, np.zeros((0, 0)), np.sqrt(shift_P), 1.0), y_P)
+    form = Form(compact, np.zeros((0, 0)), np.sqrt(shift_P), 1.0)
+    tangent = tangent_bound(form, y_P)
+    assert tangent_bound(form, 1.01 * y_P) == pytest.approx(tangent, rel=1e-12)  # of a point of the simplices
     node = started(compact, found[0])
     bound = certified(node.relaxation, node.state.z_NN, padded_pairs(node))
     assert tangent - 1e-6 * abs(tangent) <= bound.value <= found[1]

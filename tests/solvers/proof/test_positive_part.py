@@ -1,5 +1,6 @@
 """Positive parts of symmetric matrices, by numpy and by torch, against what defines the nearest semidefinite matrix."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -91,9 +92,12 @@ def test_a_solve_with_torch_proves_what_the_host_proves():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
-def test_without_a_gpu_it_says_what_to_do():
+def test_without_a_gpu_it_says_what_to_do(monkeypatch):
     problem = make_instance(Shape(6, 4, COHERENCE["weak"], False, 3.0))
     with pytest.raises(
         UserError, match="needs a GPU and torch sees none here; choose solver quadratic, or give"
     ):
+        make_solver("quadratic_gpu").solve(problem, time_limit_s=1.0, seed=0)
+    monkeypatch.setitem(sys.modules, "torch", None)  # as on a machine that has none
+    with pytest.raises(UserError, match="needs torch, which is not here; choose solver quadratic"):
         make_solver("quadratic_gpu").solve(problem, time_limit_s=1.0, seed=0)
