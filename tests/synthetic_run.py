@@ -14,7 +14,7 @@ from hpcmpq.solve.formulate import make_problem, uniform_choices
 from hpcmpq.solve.outcome import describe
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.space import Group, Member, SearchSpace
-from hpcmpq.store.json_files import write_json
+from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.quadratic_file import write_quadratic
 from hpcmpq.store.run_dir import RunDir
 
@@ -47,6 +47,21 @@ def write_run(path: Path, *, solved: bool = True, frontier: bool = False, evalua
     if evaluated:
         write_json(run.evaluation_path, evaluation_values(plan, model))
     return run
+
+
+def round_again(run: RunDir) -> None:
+    """Say in `solution.json` that its weights were rounded again, and in `evaluation.json` that it is of others."""
+    solution = read_json(run.solution_path, "")
+    attempt = {
+        "method": "qep", "strength": 0.5, "num_weights": 1, "held_out_loss": 0.25, "held_out_loss_stderr": 0.01,
+        "held_out_loss_before": 0.5, "difference": -0.25, "difference_stderr": 0.01, "kept": True, "seconds": 1.0,
+    }  # fmt: skip
+    made = {"codes": "c" * 16, "parameters": [], "method": "qep", "strength": 0.5}
+    assignment = content_hash(dict(solution["assignment"]))
+    solution["reround"] = {**made, "assignment": assignment, "history": [attempt]}
+    write_json(run.solution_path, solution)
+    if run.evaluation_path.exists():
+        write_json(run.evaluation_path, {**read_json(run.evaluation_path, ""), "codes": None})
 
 
 def synthetic_plan() -> Plan:

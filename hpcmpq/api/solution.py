@@ -29,9 +29,10 @@ class Solution:
             `macs` and `bops` per sample, latencies in seconds.
         uniform: {format: its `predicted_loss`, `costs`, and whether it is `feasible`} of every group in one format.
         seconds: Wall time of the solver.
-        expected_loss: What refinement expects on held-out samples, or None before it.
+        expected_loss: What refinement expects on held-out samples, or None before it and of weights rounded again.
         expected_interval: (low, high) of that, at 90 %, or None.
-        measured_loss: On held-out samples if it was refined, else on evaluation samples, or None before either.
+        measured_loss: On held-out samples if it was refined or rounded again, else on evaluation samples, or None
+            before these.
         measured_loss_stderr: Its standard error, or None.
 
     Example:

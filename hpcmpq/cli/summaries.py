@@ -143,11 +143,13 @@ def refined(solution: dict[str, Any]) -> None:
     """What measured losses changed."""
     refinement = solution["refine"]
     accepted = [move for move in refinement["history"] if move["accepted"]]
-    low, high = solution["expected_interval"]
+    expected = ""
+    if "expected_interval" in solution:  # not of weights that were rounded again
+        low, high = solution["expected_interval"]
+        expected = f", expected {solution['expected_loss']:.6g} (90 % interval {low:.6g} to {high:.6g})"
     say(
         f"{refinement['evaluations']} assignments measured, {len(accepted)} of {len(refinement['history'])} proposed "
-        f"changes kept; on held-out samples loss {solution['measured_loss']:.6g}, expected "
-        f"{solution['expected_loss']:.6g} (90 % interval {low:.6g} to {high:.6g})"
+        f"changes kept; on held-out samples loss {solution['measured_loss']:.6g}{expected}"
     )
 
 

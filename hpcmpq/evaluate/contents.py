@@ -11,8 +11,8 @@ from hpcmpq.evaluate.tasks.harness import HarnessTask
 from hpcmpq.models.data.kept_samples import planned_splits
 from hpcmpq.plan import Plan, content_hash
 from hpcmpq.quantized.losses import metric_names
-from hpcmpq.quantized.solved import kept_codes
 from hpcmpq.space import KV_BYTES, Assignment
+from hpcmpq.store.measured_losses import kept_codes
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution

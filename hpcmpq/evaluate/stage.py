@@ -17,6 +17,7 @@ from hpcmpq.executors import Executor
 from hpcmpq.executors.world import ALONE, World
 from hpcmpq.plan import UnitOutcome
 from hpcmpq.store.json_files import read_json, write_artefact
+from hpcmpq.store.measured_losses import kept_codes
 from hpcmpq.store.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def evaluate(
         "seconds": time.monotonic() - start,
         **facts,
         "assignment": solution["assignment"],
+        "codes": kept_codes(solution),
         "fingerprint": contents.plan.fingerprint,
     }
     if world.rank == 0:
@@ -121,11 +123,12 @@ def _measured_in_units(
 def with_evaluated_loss(solution: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """`solution.json` with the loss of the evaluation samples and its standard error.
 
-    `measured_loss` is refinement's, of held-out samples; where nothing was refined it is this one.
+    `measured_loss` is that of held-out samples where the solution was refined or rounded again, else this one.
     """
     objective = values["objective"]
     evaluated = {"": values[objective]["quantized"], "_stderr": values[f"{objective}_stderr"]["quantized"]}
-    names = ["evaluated_loss"] if "refine" in solution else ["evaluated_loss", "measured_loss"]
+    held_out = "refine" in solution or kept_codes(solution) is not None
+    names = ["evaluated_loss"] if held_out else ["evaluated_loss", "measured_loss"]
     return {**solution, **{name + end: value for name in names for end, value in evaluated.items()}}
 
 

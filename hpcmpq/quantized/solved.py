@@ -4,7 +4,6 @@
 weights that they are of; and `assignment`, a hash of the assignment that they were made for.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,13 +11,12 @@ from typing import Any
 from torch import nn
 
 from hpcmpq.models.streaming import Streamed, load_streamed
-from hpcmpq.plan import Plan, content_hash
+from hpcmpq.plan import Plan
 from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes
 from hpcmpq.quantized.variants import Variants, open_variants
+from hpcmpq.store.measured_losses import kept_codes
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
-
-_log = logging.getLogger(__name__)
 
 
 def open_solved(
@@ -44,21 +42,6 @@ def open_as_planned(run: RunDir, plan: Plan) -> Variants:
     """As `open_solved`, with the model as the config has it: in memory, or one block at a time."""
     streamed = load_streamed(plan.config.model) if plan.config.model.stream else None
     return open_solved(run, plan, streamed=streamed)
-
-
-def kept_codes(solution: Mapping[str, Any]) -> str | None:
-    """The name of the codes that replace the options' under the solution's assignment, or None."""
-    found = solution.get("reround") or {}
-    name: str | None = found.get("codes")
-    if name is None:
-        return None
-    if found["assignment"] != content_hash(dict(solution["assignment"])):
-        _log.warning(
-            "weights were rounded again for another assignment, and this one does not use them; run `hpcmpq reround` "
-            "again"
-        )
-        return None
-    return name
 
 
 def solution_codes(run: RunDir, plan: Plan, solution: Mapping[str, Any]) -> SolutionCodes | None:

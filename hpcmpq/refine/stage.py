@@ -35,6 +35,7 @@ from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solvers import make_solver, on_host
 from hpcmpq.space import SearchSpace
 from hpcmpq.store.json_files import write_artefact
+from hpcmpq.store.measured_losses import with_kept_loss, without_losses
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
@@ -172,6 +173,9 @@ def refine(
             },
         },
     )
+    if solution["assignment"] != solution["refine"]["solved_assignment"]:
+        solution = without_losses(solution, "evaluated")
+    solution = with_kept_loss(solution)
     asking.end()
     write_artefact(run.solution_path, solution)
     if part[1] == 1:

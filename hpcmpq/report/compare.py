@@ -3,6 +3,7 @@
 from typing import Any
 
 from hpcmpq.store.json_files import read_json
+from hpcmpq.store.measured_losses import is_evaluated_by
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
@@ -63,7 +64,7 @@ def _evaluation(run: RunDir, solution: dict[str, Any]) -> dict[str, Any]:
     values = {}
     if run.evaluation_path.exists():
         values = read_json(run.evaluation_path, f"hpcmpq evaluate {run.path}")
-    if values.get("assignment") != solution["assignment"]:
+    if not is_evaluated_by(values, solution):
         return {"evaluation": {}, "samples": None}
     metrics = {
         f"{metric} of {model}": values[metric][model]

@@ -14,6 +14,7 @@ from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solvers.robust import batch_values
 from hpcmpq.space import Group
 from hpcmpq.store.json_files import read_json
+from hpcmpq.store.measured_losses import is_evaluated_by
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
@@ -183,12 +184,13 @@ def read_findings(run: RunDir) -> Findings:
     quadratic = shrunk(measured, solution["solver"]["shrink"])
     missing: dict[str, str] = {}
     evaluation = _optional(run, "evaluation", "evaluate", missing)
-    if evaluation is not None and evaluation["assignment"] != solution["assignment"]:
-        evaluation = None
+    if evaluation is not None and not is_evaluated_by(evaluation, solution):
+        same = evaluation["assignment"] == solution["assignment"]
         missing["evaluation"] = (
-            f"evaluation.json measured another assignment than solution.json holds now; run "
-            f"`hpcmpq evaluate {run.path}` to measure this one."
+            f"evaluation.json measured {'other codes of the' if same else 'another'} assignment than solution.json "
+            f"holds now; run `hpcmpq evaluate {run.path}` to measure this one."
         )
+        evaluation = None
     frontier = _optional(run, "frontier", "frontier", missing)
     if frontier is not None and frontier.get("fingerprint", plan.fingerprint) != plan.fingerprint:
         frontier = None

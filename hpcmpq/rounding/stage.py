@@ -17,13 +17,14 @@ from hpcmpq.models.data.kept_samples import planned_splits
 from hpcmpq.models.load import pick_device
 from hpcmpq.plan import content_hash
 from hpcmpq.quantized.losses import Comparison
-from hpcmpq.quantized.solved import codes_called, kept_codes, open_as_planned
+from hpcmpq.quantized.solved import codes_called, open_as_planned
 from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes
 from hpcmpq.refine.descent import is_better
 from hpcmpq.refine.portfolio import paired
 from hpcmpq.rounding import BEST, find_rounding_method
 from hpcmpq.rounding.again import RoundingAgain
 from hpcmpq.store.json_files import write_artefact
+from hpcmpq.store.measured_losses import kept_codes, with_kept_loss, without_losses
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
@@ -98,6 +99,8 @@ def reround(
         after_N,
         time.monotonic() - start,
     )
+    if solution["reround"]["history"][-1]["kept"]:
+        solution = with_kept_loss(without_losses(solution, "evaluated"))
     write_artefact(run.solution_path, solution)
     _remove_others(run, kept_codes(solution))
     return solution
@@ -123,6 +126,7 @@ def _with_attempt(
             "strength": made["strength"],
             "num_weights": len(made["parameters"]),
             "held_out_loss": float(after_N.mean()),
+            "held_out_loss_stderr": float(after_N.std(ddof=min(1, len(after_N) - 1)) / len(after_N) ** 0.5),
             "held_out_loss_before": float(before_N.mean()),
             "difference": change,
             "difference_stderr": stderr,

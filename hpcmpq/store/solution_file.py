@@ -5,6 +5,7 @@ from typing import Any
 
 from hpcmpq.errors import DamagedFile, PlanMismatch, UserError
 from hpcmpq.store.json_files import EDITED, read_edited_json, read_json
+from hpcmpq.store.measured_losses import without_losses
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.timings import read_timings
@@ -58,7 +59,7 @@ def read_solution(run: RunDir) -> dict[str, Any]:
         "%s was edited: its assignment is taken as it is; predicted loss and costs are those of the solver's",
         path,
     )
-    return values
+    return without_losses(values, "expected", "measured", "evaluated")
 
 
 def _commands(run: RunDir) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmpq.store.json_files import read_json
+from hpcmpq.store.measured_losses import is_evaluated_by
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
@@ -52,7 +53,7 @@ def record_of(run: RunDir) -> Record:
     metrics |= {f"seconds.{name}": float(timing["seconds"]) for name, timing in read_timings(run).items()}
     if run.evaluation_path.exists():
         evaluation = read_json(run.evaluation_path, f"hpcmpq evaluate {run.path}")
-        if evaluation["assignment"] == solution["assignment"]:
+        if is_evaluated_by(evaluation, solution):
             metrics |= {f"measured.{name}": value for name, value in _measured(evaluation)}
     frontier: list[dict[str, float]] = []
     if run.frontier_path.exists():

@@ -16,7 +16,14 @@ from hpcmpq.space import SearchSpace
 from hpcmpq.store.json_files import write_json
 from hpcmpq.store.run_dir import RunDir
 from tests.report.other_runs import write_other_run
-from tests.synthetic_run import FORMATS, solution_values, synthetic_model, synthetic_plan, write_run
+from tests.synthetic_run import (
+    FORMATS,
+    round_again,
+    solution_values,
+    synthetic_model,
+    synthetic_plan,
+    write_run,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +62,12 @@ def test_two_budgets(runs: tuple[RunDir, RunDir]):
 def test_an_evaluation_of_another_solution_is_left_out(runs: tuple[RunDir, RunDir]):
     runs[1].evaluation_path.write_bytes(runs[0].evaluation_path.read_bytes())
     assert compare(*runs)["evaluation"]["kl of quantized"][1] is None
+
+
+def test_an_evaluation_of_the_codes_before_is_left_out(runs: tuple[RunDir, RunDir]):
+    assert compare(*runs)["evaluation"]["kl of quantized"][0] is not None
+    round_again(runs[0])
+    assert not compare(*runs)["evaluation"]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
 from tests.report.parsed_page import Page, squeezed
-from tests.synthetic_run import write_run
+from tests.synthetic_run import round_again, write_run
 
 pytestmark = pytest.mark.slow
 
@@ -278,6 +278,14 @@ def test_evaluation_of_another_assignment_is_not_shown(tmp_path: Path):
     text = squeezed(Page(write_report(run).read_text()).text)
     assert "evaluation.json measured another assignment" in text
     assert f"{evaluation['kl']['quantized']:.4g}" not in text
+
+
+@pytest.mark.usefixtures("no_png")
+def test_evaluation_of_the_codes_before_is_not_shown(tmp_path: Path):
+    run = write_run(tmp_path / "run", evaluated=True)
+    round_again(run)
+    text = squeezed(Page(write_report(run).read_text()).text)
+    assert "evaluation.json measured other codes of the assignment" in text
 
 
 @pytest.mark.usefixtures("no_png")

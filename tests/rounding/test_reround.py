@@ -113,8 +113,13 @@ def test_codes_are_those_of_the_definition_with_the_rounded_models_own_inputs(
 
 def test_kept_codes_are_what_every_stage_reads_and_packed(run, planned):
     plan = planned[1]
+    former = {"measured_loss": 9.0, "expected_loss": 9.0, "expected_interval": [8, 9], "evaluated_loss": 9.0}
+    write_json(run.solution_path, {**read_json(run.solution_path, ""), **former})
     values = reround(run, "qep", 1.0, unseen)
     assignment, last = values["assignment"], values["reround"]["history"][-1]
+    assert values["measured_loss"] == last["held_out_loss"] != 9.0
+    assert values["measured_loss_stderr"] == last["held_out_loss_stderr"] > 0
+    assert not {"expected_loss", "expected_interval", "evaluated_loss"} & values.keys()
     assert last["kept"] and last["difference"] < 0 and last["num_weights"] == 11
     assert read_json(run.solution_path, "")["reround"] == values["reround"]
     variants = open_solved(run, plan)

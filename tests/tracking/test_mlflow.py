@@ -9,7 +9,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.tracking.mlflow_runs import track
 from hpcmpq.tracking.record import record_of
-from tests.synthetic_run import write_run
+from tests.synthetic_run import round_again, write_run
 
 
 @pytest.mark.slow
@@ -55,6 +55,12 @@ def test_an_evaluation_of_another_assignment_is_left_out(tmp_path: Path):
     evaluation = json.loads(run.evaluation_path.read_text())
     evaluation["assignment"][next(iter(evaluation["assignment"]))] = "int8"
     write_json(run.evaluation_path, evaluation)
+    assert not [name for name in record_of(run).metrics if name.startswith("measured.")]
+
+
+def test_an_evaluation_of_the_codes_before_is_left_out(tmp_path: Path):
+    run = write_run(tmp_path / "run", evaluated=True)
+    round_again(run)
     assert not [name for name in record_of(run).metrics if name.startswith("measured.")]
 
 
