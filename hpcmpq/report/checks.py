@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hpcmpq.report.display import STYLE_OF_COST, cost_title, show, show_interval
 from hpcmpq.report.experts import tokens_of_experts
 from hpcmpq.report.findings import Z95, Findings
-from hpcmpq.report.paired import Verdict, judge, paired_with_uniform
+from hpcmpq.report.paired import Verdict, higher_is_better, judge, paired_with_uniform
 from hpcmpq.wording import label
 
 CLOSED_GAP, TIGHT_GAP = 1e-5, 0.01
@@ -19,7 +19,6 @@ NOISY_SHARE = 0.1
 CLOSE_RATIO = 1.25
 """Measured over predicted increase, or its inverse, that still counts as agreement where no interval was fitted."""
 
-HIGHER_IS_BETTER = ("accuracy", "acc", "exact_match")
 ROUNDING = 1e-9
 
 
@@ -109,7 +108,7 @@ def _other_metrics(findings: Findings) -> Iterator[Check]:
         if found["interval"] is None:
             continue
         count += 1
-        state, _ = judge(found, metric.startswith(HIGHER_IS_BETTER))
+        state, _ = judge(found, higher_is_better(metric))
         if state == "fails":
             name = label(metric) if where is None else f"{metric} on {where}"
             worse.append(

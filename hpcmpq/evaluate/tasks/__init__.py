@@ -158,7 +158,9 @@ def check_tasks(config: Config) -> None:
         if task.type == "harness" and not Path(task.path).is_dir():
             raise UserError(f"task {task.name}: there is no directory {task.path}; correct evaluation.tasks")
         if described:
-            make_task(task, config)
+            made = make_task(task, config)
+            if isinstance(made, HarnessTask):
+                made.check()
         elif task.type != "harness":
             read_questions(task)
 

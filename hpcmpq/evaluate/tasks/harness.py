@@ -6,7 +6,7 @@ lm_eval.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,12 @@ from hpcmpq.settings import TaskConfig
 
 NAMES = {"acc": "accuracy", "acc_norm": "accuracy_normalized"}
 """Our names of the harness's metrics."""
+
+BETTER = {True: " (higher is better)", False: " (lower is better)"}
+"""What is added to a metric's name where the name alone would say the opposite, see `hpcmpq.report.paired`."""
+
+HIGHER_IS_BETTER = ("acc", "exact_match")
+"""How names begin that say so themselves."""
 
 ROLLING_LENGTH = 2048
 """Tokens of a window where the model has no limit."""
@@ -52,6 +58,14 @@ class HarnessTask:
         files = sorted(path for path in Path(self.task.path).rglob("*") if path.is_file())
         return content_hash([self.task.name, [[str(path), path.read_bytes().hex()] for path in files]])
 
+    def check(self) -> None:
+        """Refuse a task that cannot be measured here; reads no data.
+
+        Raises:
+            UserError: If the library is missing, or knows no such task.
+        """
+        _ = self._harness
+
     def measure(self, engine: EvaluationEngine) -> Values:
         """Each metric of each document, with the weights that the engine has; all ranks call this together.
 
@@ -60,20 +74,27 @@ class HarnessTask:
         """
         lm_eval, tasks = self._harness
         try:
+            task = lm_eval.tasks.get_task_dict([self.name], tasks)[self.name]
             found = lm_eval.simple_evaluate(
                 model=_model(engine, self.encoder, self.requests_per_pass),
                 tasks=[self.name], task_manager=tasks, log_samples=True, bootstrap_iters=0,
             )  # fmt: skip
+        except (ConnectionError, ImportError) as error:
+            raise UserError(
+                f"lm-evaluation-harness cannot run task {self.name} here: {error}; what it reads must be on disk: "
+                "fetch it where there is network first, or install what is missing"
+            ) from error
         except (FileNotFoundError, ValueError, KeyError, NotImplementedError) as error:
             raise UserError(f"lm-evaluation-harness cannot run task {self.name}: {error}") from error
         samples = found["samples"][self.name]
         rows = [{name: sample[name] for name in sample["metrics"]} for sample in samples]
-        scalars = [name for name, value in rows[0].items() if isinstance(value, int | float | np.number)]
-        if not scalars:
+        values = values_of(rows, task.aggregation(), task.higher_is_better())
+        if not values:
             raise UserError(
-                f"no metric of harness task {self.name} has one value per document (it has {', '.join(rows[0])})"
+                f"no metric of harness task {self.name} is a mean of one value per document (it has "
+                f"{', '.join(rows[0])})"
             )
-        return {NAMES.get(name, name): np.array([float(row[name]) for row in rows]) for name in scalars}
+        return values
 
     @cached_property
     def _harness(self) -> tuple[Any, Any]:
@@ -97,6 +118,37 @@ class HarnessTask:
             f"lm-evaluation-harness knows no task {self.name!r}, neither of its own nor in {self.task.path}; "
             "the name must be that in the YAML file's `task:`"
         )
+
+
+def values_of(
+    rows: Sequence[Mapping[str, Any]],
+    aggregation: Mapping[str, Callable[..., Any]],
+    higher_is_better: Mapping[str, bool],
+) -> Values:
+    """{metric: value of each document} of those that are means over documents.
+
+    A perplexity of log-likelihoods is exp of minus their mean: given is `loss`, the −log-likelihood of each.
+
+    Args:
+        rows: {metric: value} of each document, by the harness's names.
+        aggregation: How the harness makes one value of them; a mean where it does not say.
+        higher_is_better: Of each metric.
+    """
+    from lm_eval.api.metrics import mean, perplexity
+
+    found = {}
+    for name, value in rows[0].items():
+        if not isinstance(value, int | float | np.number):
+            continue
+        value_N = np.array([float(row[name]) for row in rows])
+        combine = aggregation.get(name, mean)
+        if combine is perplexity:
+            found["loss"] = -value_N
+        elif combine is mean:
+            higher = higher_is_better.get(name)
+            said = higher in (None, name.startswith(HIGHER_IS_BETTER))
+            found[NAMES.get(name, name) if said else f"{name}{BETTER[bool(higher)]}"] = value_N
+    return found
 
 
 def score_all(
