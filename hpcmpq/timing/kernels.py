@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from hpcmpq.errors import raise_if_no_room
 from hpcmpq.formats import FORMATS, Format, Quantizer
 from hpcmpq.models.factories import describe
 from hpcmpq.models.weights import as_matrix, from_matrix
@@ -119,6 +120,7 @@ def find_kernel(operation: Operation, format_name: str, quantizer: Quantizer) ->
         if kernel is not None:
             _check(operation, kernel, chosen, quantizer)
     except (RuntimeError, NotImplementedError, ValueError, IndexError) as error:
+        raise_if_no_room(error)
         raise NoKernel(f"torch's refuses this shape or device ({describe(error)[:160]})") from None
     return kernel
 

@@ -128,6 +128,18 @@ def test_a_kernel_that_computes_something_else_is_none(small, monkeypatch: pytes
         find_kernel(small["linear"], "bf16", PER_CHANNEL)
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("out of memory")]
+)
+def test_out_of_memory_does_not_count_as_no_kernel(small, monkeypatch, error):
+    def fails(*_args: object) -> None:
+        raise error
+
+    monkeypatch.setitem(kernels.KERNELS, "bf16", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        find_kernel(small["linear"], "bf16", PER_CHANNEL)
+
+
 def test_combinations_are_grouped_when_there_are_too_many():
     abc = [list("abc")] * 4  # queries, keys, values and output
     reads, shapes = ["x", "x", "x", "y"], ["s", "t", "t", "s"]

@@ -38,6 +38,20 @@ def read_records(text: str, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, record
 
 
+def holds_lines(text: str) -> bool:
+    r"""Whether the first line that is not empty is a whole object.
+
+    Example:
+        >>> holds_lines('{"text": "a"}\n'), holds_lines('{\n"text": "a"}'), holds_lines('[{"text": "a"}]')
+        (True, False, False)
+    """
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    try:
+        return isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _check_characters(record: dict[str, Any], where: str) -> None:
     """Refuse half of a pair of surrogates, as a text that was cut inside an emoji has: UTF-8 cannot hold it."""
     try:

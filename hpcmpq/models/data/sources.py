@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.chats import MESSAGES, Chat, read_chat
-from hpcmpq.models.data.json_lines import read_records
+from hpcmpq.models.data.json_lines import holds_lines, read_records
 from hpcmpq.models.data.named_arrays import LABELS, TARGETS, read_named_arrays
 from hpcmpq.models.factories import call_factory
 from hpcmpq.settings import is_factory
@@ -65,7 +65,8 @@ def read_source(data: str, place: str, max_samples: int, import_paths: Sequence[
         raise UserError(f"there is no file {path}; correct {place}")
     if path.stat().st_size == 0:
         raise UserError(f"{place} {path} is empty; give a file with text or samples")
-    if path.suffix == ".npy":
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
         try:
             array = np.load(path, allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
@@ -73,13 +74,20 @@ def read_source(data: str, place: str, max_samples: int, import_paths: Sequence[
                 f"{place} {path} is not a readable .npy array: {error}; save it with numpy.save"
             ) from None
         return _tensor(array, f"{place} {path}")
-    if path.suffix == ".npz":
+    if suffix == ".npz":
         return [_from_named(read_named_arrays(path, f"{place} {path}"), f"{place} {path}")]
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{place} {path} is not UTF-8 text (byte {error.start}); convert it") from None
-    if path.suffix in (".jsonl", ".ndjson"):
+    if suffix in (".jsonl", ".ndjson"):
+        return _from_jsonl(text, f"{place} {path}")
+    if suffix == ".json":
+        if not holds_lines(text):
+            raise UserError(
+                f"{place} {path} is not one JSON object a line, and as text its brackets would be calibrated on; "
+                "write a line for each record, as .jsonl has, or call it .txt if it is text"
+            )
         return _from_jsonl(text, f"{place} {path}")
     if not text.strip():
         raise UserError(f"{place} {path} is empty; give a file with text or samples")
@@ -134,7 +142,7 @@ def to_source(value: Any, place: str, max_samples: int) -> Source:
         return Documents((value,))
     if isinstance(value, Tensor | np.ndarray):
         return _tensor(value, place)
-    if isinstance(value, dict | tuple):
+    if isinstance(value, tuple) or hasattr(value, "items"):  # as a tokenizer's result, which is no dict
         return [_batch(value, place)]
     if not isinstance(value, Iterable):
         raise UserError(
