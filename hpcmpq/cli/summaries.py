@@ -143,10 +143,9 @@ def refined(solution: dict[str, Any]) -> None:
     """What measured losses changed."""
     refinement = solution["refine"]
     accepted = [move for move in refinement["history"] if move["accepted"]]
-    expected = ""
-    if "expected_interval" in solution:  # not of weights that were rounded again
-        low, high = solution["expected_interval"]
-        expected = f", expected {solution['expected_loss']:.6g} (90 % interval {low:.6g} to {high:.6g})"
+    low, high = solution.get("expected_interval", (0, 0))  # none of weights that were rounded again
+    interval = f" (90 % interval {low:.6g} to {high:.6g})"
+    expected = f", expected {solution['expected_loss']:.6g}{interval}" if "expected_loss" in solution else ""
     say(
         f"{refinement['evaluations']} assignments measured, {len(accepted)} of {len(refinement['history'])} proposed "
         f"changes kept; on held-out samples loss {solution['measured_loss']:.6g}{expected}"
