@@ -90,6 +90,7 @@ def parse_config(values: dict[str, Any], source: str = "config") -> Config:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{source}: {place}: {first['msg']}, got {_short(first.get('input'))}") from None
+    check_plain(dataclasses.asdict(config), Config, source, "")  # texts such as `inf` have become numbers
     if config.gpu is not None and "formats" not in values:
         config = dataclasses.replace(config, formats=menu(config.gpu))
     check_values(config, source)
@@ -104,8 +105,12 @@ def resolve_paths(config: Config, directory: Path) -> Config:
             return text
         try:
             return str((directory / Path(text).expanduser()).resolve())
-        except RuntimeError as error:  # nobody's home directory, or links in a circle
-            raise UserError(f"{text} leads nowhere: {str(error).rstrip('.')}; correct the path") from None
+        except (
+            RuntimeError,
+            ValueError,
+        ) as error:  # nobody's home directory, links in a circle, half a character
+            said = text if text.isprintable() else repr(text)
+            raise UserError(f"{said} leads nowhere: {str(error).rstrip('.')}; correct the path") from None
 
     replace = dataclasses.replace
     return replace(

@@ -1,6 +1,5 @@
 """The commented YAML text of a first config, from what was found out about a model and its data."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,9 +61,9 @@ def starter_text(
     objective = "mse" if one_number else "kl"
     placeholder = "corpus.txt" if description.takes_tokens else "inputs.npy"
     outputs = "" if description.vocab_size is None else f", vocabulary of {description.vocab_size:,}"
-    model_lines = [f"  factory: {json.dumps(model[key])}" for key in model if key == "factory"]
+    model_lines = [f"  factory: {quoted(model[key])}" for key in model if key == "factory"]
     model_lines += [
-        f"  path: {json.dumps(model[key])}   # relative to this file" for key in model if key == "path"
+        f"  path: {quoted(model[key])}   # relative to this file" for key in model if key == "path"
     ]
     tie_lines = [f"    - [{', '.join(rule)}]" for rule in ties]
     lines = [
@@ -79,7 +78,7 @@ def starter_text(
         "calibration:",
         *([] if data else [f"  # CHANGE THIS: {_kinds_of_data(description)}, or package.module:function."]),
         *([_bytes_note(description)] if description.takes_tokens and not description.has_tokenizer else []),
-        f"  data: {json.dumps(data or placeholder)}",
+        f"  data: {quoted(data or placeholder)}",
         f"  num_samples: {counts.num_samples}",
         *([f"  sequence_length: {counts.sequence_length}"] if description.takes_tokens else []),
         *(["  # special_tokens: false       # leave out what the tokenizer puts around a text, such as <bos>"]
@@ -112,7 +111,7 @@ def starter_text(
 def _example_exclusion(groups: Sequence[Group]) -> str:
     """The last layer of a block, as a wildcard."""
     name = groups[-1].members[-1].parameter.removesuffix(".weight")
-    return json.dumps([f"*.{name.rpartition('.')[2]}"])
+    return f"[{quoted('*.' + name.rpartition('.')[2])}]"
 
 
 def _targets(groups: Sequence[Group], model_type: str | None) -> list[str]:
@@ -172,3 +171,22 @@ def _summary(groups: Sequence[Group]) -> list[str]:
 
 def _alike(groups: Sequence[Group]) -> bool:
     return len({group.numel for group in groups}) == 1
+
+
+def quoted(text: str) -> str:
+    r"""A text as YAML reads it back, whatever it holds: a byte of a path that is no UTF-8 stays escaped.
+
+    Example:
+        >>> print(quoted('a "model" of \U00020bb7\udcff'))
+        "a \"model\" of \U00020bb7\udcff"
+    """
+    return f'"{"".join(map(_character, text))}"'
+
+
+def _character(character: str) -> str:
+    if character in '"\\':
+        return f"\\{character}"
+    if character.isascii() and character.isprintable():
+        return character
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -28,6 +28,8 @@ SMALL = {"model": {"path": "m"}, "calibration": {"data": "d.txt"}}
         ({"budgets": {"weight_bits": float("inf")}}, "budgets.weight_bits must be a finite number, got inf"),
         ({"solver": {"time_limit_s": float("inf")}}, "solver.time_limit_s must be a finite number, got inf"),
         ({"solver": {"shrink": float("inf")}}, "solver.shrink must be a finite number"),
+        ({"solver": {"time_limit_s": "inf"}}, "solver.time_limit_s must be a finite number, got inf"),
+        ({"budgets": {"latency_s": "nan"}}, "budgets.latency_s must be a finite number, got nan"),
         ({"solver": {"robust_k": float("nan")}}, "solver.robust_k must be a finite number, got nan"),
         ({"solver": {"max_bits": {"*": float("nan")}}}, r"solver.max_bits.\* must be a finite number"),
         ({"solver": {"robust_k": -1}}, "solver.robust_k must not be negative, got -1"),
@@ -45,6 +47,15 @@ SMALL = {"model": {"path": "m"}, "calibration": {"data": "d.txt"}}
 def test_a_value_that_nothing_can_use_is_named(changes, message):
     with pytest.raises(UserError, match=message):
         parse_config({**SMALL, **changes})
+
+
+def test_a_path_that_no_file_can_have_is_a_sentence(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text('model: {path: "\\ud842\\udfb7"}\ncalibration: {data: d.txt}\n')
+    with pytest.raises(
+        UserError, match=r"'\\ud842\\udfb7' leads nowhere: .*surrogates not allowed; correct the path"
+    ):
+        read_config(path)
 
 
 def test_what_may_be_a_truth_value_or_a_word_still_is():

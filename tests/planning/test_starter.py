@@ -1,6 +1,8 @@
 """`hpcmpq init`: the written config is read, planned with, and says what the model is."""
 
+import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +56,19 @@ def test_outputs_are_words_only_of_a_language_model(
     write_starter(model_directory(name), output)
     assert f"Random projections of {outputs}" in output.read_text()
     assert "vocabulary of 256" in output.read_text()
+
+
+@pytest.mark.parametrize("name", ["𠮷田 😀", 'a "quoted" \\ name', "\x85\u2028\x7f", os.fsdecode(b"caf\xe9")])
+def test_names_beyond_the_basic_plane_and_bytes_are_read_back(
+    model_directory: Save, text: Path, tmp_path: Path, name: str
+):
+    model, data = tmp_path / name, tmp_path / f"{name}.txt"
+    shutil.copytree(model_directory("llama"), model)
+    shutil.copyfile(text, data)
+    output = tmp_path / "config.yaml"
+    write_starter(model, output, data=str(data))
+    config = read_config(output)
+    assert (config.model.path, config.calibration.data) == (str(model.resolve()), str(data.resolve()))
 
 
 def test_without_data_there_is_a_placeholder(model_directory: Save, tmp_path: Path):
