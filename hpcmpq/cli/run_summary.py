@@ -1,5 +1,6 @@
 """What `hpcmpq run` ends with: the assignment, what it won, and what other budgets would give."""
 
+import shlex
 from typing import Any
 
 from hpcmpq.cli.console import rows, say
@@ -72,6 +73,6 @@ def _other_budgets(run: RunDir, solution: dict[str, Any]) -> None:
         if point is not None
     ]
     if parts:
-        tried = (smaller or larger or {})["limit"]
+        tried, place = (smaller or larger or {})["limit"], shlex.quote(str(run.path))
         say(f"predicted: {', '.join(parts)} in place of {solution['predicted_loss']:.3g}")
-        say(f"to try one, without measuring again: `hpcmpq solve {run.path} --budget {name}={tried:.4g}`")
+        say(f"to try one, without measuring again: `hpcmpq solve {place} --budget {name}={tried:.12g}`")

@@ -145,9 +145,17 @@ def find_environment() -> dict[str, str]:
 
 
 def _commit() -> str:
+    """Of the checkout that this file is tracked in; an environment may lie in the repository of something else."""
+    if not _git("ls-files", "--error-unmatch", Path(__file__).name):
+        return "unknown"
+    return _git("rev-parse", "HEAD") or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    """What git prints in this file's directory, empty where it fails."""
     try:
         shown = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            ["git", "-C", str(Path(__file__).parent), *arguments],
             capture_output=True,
             encoding="utf-8",
             errors="replace",
@@ -155,8 +163,8 @@ def _commit() -> str:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return shown.stdout.strip() or "unknown"
+        return ""
+    return "" if shown.returncode else shown.stdout.strip()
 
 
 NUMERICS_VERSION = 1

@@ -64,7 +64,8 @@ def measured_facts(findings: Findings) -> Facts:
         ("Sensitivity", f"{quadratic.method} of {findings.objective_label}"),
         (
             "Calibration data",
-            f"{calibration.data}: {quadratic.num_samples} samples of {calibration.sequence_length} tokens"
+            f"{calibration.data}: {quadratic.num_samples} samples"
+            + (f" of {plan.tokens_per_sample} tokens" if plan.tokens_per_sample else "")
             + (f", {calibration.held_out} held out for refinement" if calibration.held_out else ""),
         ),
     ]
@@ -129,18 +130,20 @@ def files_table(findings: Findings) -> Table | None:
 def commands(findings: Findings) -> list[str]:
     """The commands that give this result again, from the config of the report."""
     run = shlex.quote(findings.run.path.name or "run")
+    solution, timed = findings.solution, findings.plan.times is not None
     lines = [f"hpcmpq run config.yaml --run-dir {run}"]
-    if findings.plan.times is not None:
+    if timed or not _is_of_whole_run(findings):
         lines = [
             f"hpcmpq plan config.yaml --run-dir {run}",
-            *(f"hpcmpq {stage} {run}" for stage in ("calibrate", "reduce", "time")),
-            *([] if "maximized" in findings.solution else [f"hpcmpq solve {run}"]),
+            *(f"hpcmpq {stage} {run}" for stage in ("calibrate", "reduce", *(("time",) if timed else ()))),
+            _maximize(solution, run) if "maximized" in solution else f"hpcmpq solve {run}",
+            *([f"hpcmpq refine {run}"] if "refine" in solution else []),
+            *(
+                f"hpcmpq reround {run} --method {each['method']} --strength {each['strength']:.12g}"
+                for each in solution.get("reround", {}).get("history", ())
+            ),
             *(f"hpcmpq {stage} {run}" for stage in ("export", "evaluate")),
         ]
-        if "maximized" in findings.solution:
-            lines.insert(4, _maximize(findings.solution, run))
-    elif "maximized" in findings.solution:
-        lines += [_maximize(findings.solution, run), f"hpcmpq evaluate {run}"]
     if findings.frontier is not None:
         lines.append(_frontier(findings.frontier, run, findings.plan.config.solver.name))
     return [*lines, f"hpcmpq report {run}"]
@@ -159,6 +162,19 @@ def config_text(findings: Findings) -> str:
     return yaml.safe_dump(_plain(config), sort_keys=False, width=100)
 
 
+def _is_of_whole_run(findings: Findings) -> bool:
+    """Whether the solution is what `hpcmpq run` makes: refined where samples are held out, rounded again if asked."""
+    solution, config = findings.solution, findings.plan.config
+    attempts = [(each["method"], each["strength"]) for each in solution.get("reround", {}).get("history", ())]
+    asked = config.reround.method, config.reround.strength
+    as_asked = [(asked[0], strength if asked[1] is None else asked[1]) for _, strength in attempts[:1]]
+    return (
+        "maximized" not in solution
+        and ("refine" in solution) == (config.calibration.held_out > 0)
+        and (attempts == as_asked if config.rounds_again else not attempts)
+    )
+
+
 def _maximize(solution: Mapping[str, Any], run: str) -> str:
     found = solution["maximized"]
     option = "--max-loss-mse" if found["limit_on"] == "loss_mse" else "--max-loss"
@@ -167,7 +183,9 @@ def _maximize(solution: Mapping[str, Any], run: str) -> str:
         for name, limit in solution["budgets"].items()
         if name != found["cost"]
     ]
-    return " ".join(["hpcmpq solve", run, f"--maximize {found['gain']} {option} {found['limit']:g}", *given])
+    return " ".join(
+        ["hpcmpq solve", run, f"--maximize {found['gain']} {option} {found['limit']:.12g}", *given]
+    )
 
 
 def _frontier(frontier: Mapping[str, Any], run: str, planned_solver: str) -> str:

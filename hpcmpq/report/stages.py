@@ -82,6 +82,11 @@ def _plan(findings: Findings) -> str:
     return f"{_count(len(space.groups), 'group')}, {space.num_options} options{screened}"
 
 
+def _round(findings: Findings) -> str:
+    quantizer = findings.plan.config.quantizer
+    return f"codes of every option by {quantizer.rounding}" if quantizer.stores_codes else ""
+
+
 def _calibrate(findings: Findings) -> str:
     """Processes and seconds from the attempts, operations and memory as planned, bytes of the shards."""
     plan, parts = findings.plan, []
@@ -187,6 +192,7 @@ def _count(number: int, noun: str) -> str:
 
 WORK: dict[str, Callable[[Findings], str]] = {
     "plan": _plan,
+    "round": _round,
     "calibrate": _calibrate,
     "reduce": _reduce,
     "time": _time,

@@ -29,7 +29,8 @@ def headline(findings: Findings) -> str:
     uniform, name = findings.measured("uniform"), evaluation["uniform_format"]
     assert uniform is not None
     original = findings.measured("original") or 0.0
-    uniform_size = show_cost(cost, evaluation["uniform_costs"][cost])
+    theirs = evaluation["uniform_costs"].get(cost)  # none of what was timed since, say
+    uniform_size = "" if theirs is None else f" at {show_cost(cost, theirs)}"
     counted = "tokens" if "perplexity" in evaluation else "samples"
     comparison = f"{_compare(quantized - original, uniform - original)} that of uniform {name}"
     if findings.is_uniform and findings.formats[0].name == name:
@@ -38,7 +39,7 @@ def headline(findings: Findings) -> str:
         comparison = f"its increase over the original is {comparison}"
     return (
         f"At {size}, the measured {metric} is {show(quantized, 'loss')} on {evaluation['num_tokens']:,} "
-        f"held-out {counted}: {comparison} ({show(uniform, 'loss')} at {uniform_size}){_resolved(findings)}."
+        f"held-out {counted}: {comparison} ({show(uniform, 'loss')}{uniform_size}){_resolved(findings)}."
     )
 
 

@@ -166,3 +166,13 @@ def test_a_run_ends_with_what_other_budgets_would_give(tmp_path: Path, capsys):
     assert "--budget weight_bits=2.5`" in said
     run_summary._other_budgets(RunDir(tmp_path), {**solution(0.03), "budgets": {"bops": 1e9}})
     assert not capsys.readouterr().out
+
+
+def test_the_command_for_another_budget_can_be_pasted(tmp_path: Path, capsys):
+    run = RunDir(tmp_path / "my run")
+    run.path.mkdir()
+    points = [{"limit": 123456789.0, "predicted_loss": 0.08}]
+    write_artefact(run.frontier_path, {"cost": "size_bytes", "points": points})
+    run_summary._other_budgets(run, {**solution(0.03), "budgets": {"size_bytes": 2e8}})
+    said = "".join(capsys.readouterr().out.split())
+    assert f"solve'{run.path}'--budgetsize_bytes=123456789`".replace(" ", "") in said

@@ -179,6 +179,53 @@ def test_solution_that_maximises_a_gain(tmp_path: Path):
     assert "size_bytes" not in config_text(findings)
 
 
+def test_commands_name_every_stage_that_made_the_solution(tmp_path: Path):
+    run = write_other_run(tmp_path / "run", NAMES, INTEGERS, budgets={"weight_bits": 5.0})
+    solution = read_json(run.solution_path, "")
+    attempt = {"method": "qep", "strength": 0.5, "kept": True}
+
+    def told(**changes: object) -> list[str]:
+        write_json(run.solution_path, {**solution, **changes})
+        return commands(read_findings(run))[:-1]
+
+    planned, solved = "hpcmpq plan config.yaml --run-dir run", ["hpcmpq calibrate run", "hpcmpq reduce run"]
+    last = ["hpcmpq export run", "hpcmpq evaluate run"]
+    assert told(refine={}) == ["hpcmpq run config.yaml --run-dir run"]
+    assert told() == [planned, *solved, "hpcmpq solve run", *last]  # though samples are held out
+    rerounded = told(
+        refine={}, reround={"history": [attempt, {**attempt, "method": "gptq", "strength": 0.0}]}
+    )
+    assert rerounded == [
+        planned, *solved, "hpcmpq solve run", "hpcmpq refine run", "hpcmpq reround run --method qep --strength 0.5",
+        "hpcmpq reround run --method gptq --strength 0", *last,
+    ]  # fmt: skip
+    values = read_json(run.plan_path, "")
+    values["config"]["reround"] = {"method": "qep", "strength": None}
+    write_json(run.plan_path, values)
+    assert told(refine={}, reround={"history": [attempt]}) == ["hpcmpq run config.yaml --run-dir run"]
+
+
+@pytest.mark.usefixtures("no_png")
+def test_images_have_no_tokens_rounding_is_a_stage_and_a_new_cost_has_no_uniform_value(tmp_path: Path):
+    run = write_other_run(
+        tmp_path / "run", NAMES, INTEGERS, budgets={"weight_bits": 5.0}, measured={
+            "original": 0.0, "quantized": 0.1, "uniform": 0.2,
+        },
+    )  # fmt: skip
+    evaluation = read_json(run.evaluation_path, "")
+    del evaluation["uniform_costs"]["weight_bits"]
+    write_json(run.evaluation_path, evaluation)
+    write_json(run.file("timings.json"), {"round": {"seconds": 7.0, "finished": "2026-01-01T00:00:00+00:00"}})
+    text = squeezed(read(run).text)
+    assert "64 samples" in text and "samples of 512 tokens" not in text
+    assert "that of uniform" in text
+    with run.file("report/stages.csv").open() as file:
+        assert "round" in {row["stage"] for row in csv.DictReader(file)}
+    values = read_json(run.plan_path, "")
+    write_json(run.plan_path, {**values, "tokens_per_sample": 48})
+    assert "64 samples of 48 tokens" in squeezed(read(run).text)
+
+
 @pytest.mark.usefixtures("no_png")
 def test_damaged_attempts_and_failures_are_counted(tmp_path: Path):
     run = write_other_run(tmp_path / "run", NAMES, INTEGERS, budgets={"weight_bits": 5.0})
