@@ -13,7 +13,8 @@ from hpcmpq.doctor.check import TIMEOUT_S, Diagnosis, ask
 MIN_PYTHON = (3, 10)
 REQUIRED = {
     "torch": "2.6", "transformers": "4.56", "accelerate": "1.0", "safetensors": "0.4.5", "numpy": "1.26",
-    "h5py": "3.11", "ortools": "9.11", "pydantic": "2.7", "typer": "0.12", "rich": "13", "PyYAML": "6",
+    "h5py": "3.11", "scipy": "1.11", "threadpoolctl": "3.1", "ortools": "9.11", "pydantic": "2.7", "typer": "0.12",
+    "rich": "13", "PyYAML": "6",
 }  # fmt: skip
 """Packages that every run needs and their least versions, as in pyproject.toml."""
 

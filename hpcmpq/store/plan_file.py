@@ -44,5 +44,6 @@ def read_plan(run: RunDir, with_times: bool = True, screened: bool = True) -> Pl
     if with_times and run.time_path.exists():
         times = read_json(run.time_path, f"hpcmpq time {run.path}")
         if times.get("fingerprint") == plan.fingerprint:
-            return replace(plan, times=times)
+            # of the config, since how long one token takes does not depend on how many there are
+            return replace(plan, times={**times, "generated_tokens": plan.config.timing.generated_tokens})
     return plan

@@ -255,6 +255,17 @@ def three_groups() -> SearchSpace:
     return SearchSpace(groups, (("int8", "bf16"),) * 3)
 
 
+def test_tokens_to_generate_are_those_of_the_plan(tmp_path):
+    """Changed after `hpcmpq time`, whose times are of one token each."""
+    run = write_run(tmp_path / "run", solved=False)
+    values = read_json(run.plan_path, "")
+    values["config"]["timing"]["generated_tokens"] = 7
+    write_json(run.plan_path, values)
+    write_json(run.time_path, {"fingerprint": values["fingerprint"], **two_part_times()})
+    times = read_plan(run).times
+    assert times is not None and original_latency_s(times) == 20.0 + 7 * 2.0
+
+
 def test_latency_is_the_sum_over_sub_graphs():
     costs = {cost.name: cost for cost in latency_costs(three_groups(), two_part_times())}
     offset_G = np.array([0, 2, 4])
