@@ -24,6 +24,7 @@ _NO_MEMORY = (
     "Cannot allocate memory",
     "failed to map segment",
     "bad_alloc",
+    "STATUS_ALLOC_FAILED",
 )
 """What torch, CUDA, the C++ library and the operating system say."""
 

@@ -88,7 +88,7 @@ class Plan:
         active_fixed_bytes: Of these, bytes that are read for a token; None in older plans, and where samples are no
             tokens.
         tokens_per_sample: Of the sample that arithmetic was counted on; 0 likewise.
-        original_bits: Of a weight as the original's files store it; None in older plans.
+        original_bits: Of a weight in the dtype that `config.json` names; None in older plans.
         times: Values of `time.json` beside the plan, from which latencies are priced; None before `hpcmpq time`.
         rounds: Of a run that is screened, a plan for each set of options that are measured together, see `in_rounds`.
         whole_space: Of such a run, the groups with all formats, measured or not.

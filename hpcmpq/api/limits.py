@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from hpcmpq.api.stages import Counted, stage, unseen
@@ -99,7 +98,7 @@ def coarse_frontier(run: RunDir, on_point: Counted = unseen) -> str | None:
         )
         options = known.get("num_options", plan.space.num_options)  # those of a screened run become more
         same = known.get("fingerprint") == plan.fingerprint and options == plan.space.num_options
-        if same and _solver(known) == _untimed(plan.config.solver):
+        if same and _planned_solver(known) == plan.config.solver:
             return None
     cost = next(iter(plan.config.budgets), "weight_bits")
     found = uniform_range(plan, cost)
@@ -115,12 +114,8 @@ def coarse_frontier(run: RunDir, on_point: Counted = unseen) -> str | None:
     return None
 
 
-def _solver(frontier: dict[str, Any]) -> SolverConfig | None:
-    """Its settings but the time; None of a version with others, or before they were kept."""
+def _planned_solver(frontier: dict[str, Any]) -> SolverConfig | None:
+    """Settings of the plan that it was drawn for; None of a version with others, or before they were kept."""
     with suppress(KeyError, ValueError):
-        return _untimed(from_values(SolverConfig, frontier["solver"]))
+        return from_values(SolverConfig, frontier.get("planned_solver") or frontier["solver"])
     return None
-
-
-def _untimed(settings: SolverConfig) -> SolverConfig:
-    return replace(settings, time_limit_s=POINT_S)

@@ -116,7 +116,7 @@ class MpiPool:
             while backlog and len(self.running) < self.num_workers:
                 unit = backlog.take()
                 avoided = backlog.avoided(unit)
-                if avoided >= self.nodes:
+                if self.broken or avoided >= self.nodes:  # other nodes may have nobody left
                     avoided = frozenset()
                 self.running[self.executor.submit(_measure, recipe, unit, avoided)] = unit
             for future in wait(self.running, return_when=FIRST_COMPLETED).done:

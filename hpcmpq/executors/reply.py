@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 _DEVICE_ERRORS = ("CUDA error", "CUDA driver error", "HIP error")
 """What torch says of errors that a GPU reports; of later versions `torch.AcceleratorError` too."""
 
+_FAILED_IN_LIBRARIES = ("STATUS_EXECUTION_FAILED", "STATUS_INTERNAL_ERROR", "STATUS_MAPPING_ERROR")
+"""Of what cuBLAS and its like return, what says that the device failed; the rest is said of one call."""
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -91,15 +94,20 @@ def attempt(worker: Worker, unit: WorkUnit) -> Reply:
 def device_failed(error: BaseException) -> bool:
     """Whether an error, or one that it came of, is a GPU's: all that the process asks of it fails from then on.
 
-    Lack of its memory is not: that is known by then, see `hpcmpq.errors.in_words`.
+    Lack of its memory is not: that is known by then, see `hpcmpq.errors.in_words`. Nor are calls that a library
+    refuses, unless it says that running one failed.
 
     Example:
         >>> device_failed(RuntimeError("CUDA error: device-side assert triggered"))
         True
         >>> device_failed(ValueError("not finite"))
         False
+        >>> device_failed(RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasLtMatmul`"))
+        False
     """
-    known = type(error).__name__ == "AcceleratorError" or any(words in str(error) for words in _DEVICE_ERRORS)
+    said = str(error)
+    known = type(error).__name__ == "AcceleratorError" or any(words in said for words in _DEVICE_ERRORS)
+    known = known and ("_STATUS_" not in said or any(words in said for words in _FAILED_IN_LIBRARIES))
     cause = error.__cause__ or error.__context__
     return known or (cause is not None and device_failed(cause))
 

@@ -25,6 +25,9 @@ def whole_blocks(block: tuple[int, int]) -> Iterator[None]:
 
     def padded(self: Any, quantized: Tensor, scales: Tensor, *args: Any, **options: Any) -> Tensor:
         filled = filled_up(quantized, tuple(scales.shape[-2:]), block)
+        if filled is quantized:  # whole, or other codes, which may hold several values a byte
+            whole: Tensor = own(self, quantized, scales, *args, **options)
+            return whole
         values: Tensor = own(self, filled, scales, *args, **options)
         return values[..., : quantized.shape[-2], : quantized.shape[-1]].contiguous()
 

@@ -149,7 +149,7 @@ class Found:
         fixed_bytes: Of the checkpoint outside them.
         active_fixed_bytes: Of these, bytes that are read for a token; None where samples are no tokens.
         tokens_per_sample: Of the sample that arithmetic was counted on; 0 where samples are no tokens.
-        original_bits: Of a weight as the original is stored.
+        original_bits: Of a weight in the dtype that the original says it is stored in.
         chooses: Whether the model chooses experts.
     """
 

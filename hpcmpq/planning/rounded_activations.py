@@ -1,13 +1,14 @@
 """What planning does for formats that round activations too: refusals, and static ranges measured once."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
 from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.samples import Samples
+from hpcmpq.models.routers import mixtures
 from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.activations import measure_maxima, read_maxima, rounds_activations, write_maxima
@@ -63,4 +64,33 @@ def keep_ranges(
     except DamagedFile:
         log.warning("%s is damaged; measuring the ranges anew", run.file("activations.h5"))
     activations = Variants(model, plan.space, config.quantizer).activations
-    write_maxima(run, measure_maxima(activations, (batch.inputs for batch in batches)), plan.fingerprint)
+    maxima = measure_maxima(activations, (batch.inputs for batch in batches))
+    names = [name for places in activations.places for name in places.values()]
+    write_maxima(run, maxima | of_idle_experts(model, names, maxima), plan.fingerprint)
+
+
+def of_idle_experts(
+    model: nn.Module, names: Sequence[str], maxima: Mapping[str, tuple[float, ...]]
+) -> dict[str, tuple[float, ...]]:
+    """Ranges of layers in lists of experts that no sample reached: the largest among those of the list's others.
+
+    Args:
+        model: Which has the lists.
+        names: All layers whose inputs are rounded.
+        maxima: {layer: largest inputs} of those that ran.
+    """
+    found: dict[str, tuple[float, ...]] = {}
+    for _, experts, _ in mixtures(model):
+        for name in names:
+            if name in maxima or not name.startswith(f"{experts}."):
+                continue
+            own = name.removeprefix(f"{experts}.").partition(".")[2]
+            alike = [
+                values
+                for other, values in maxima.items()
+                if other.startswith(f"{experts}.")
+                and other.removeprefix(f"{experts}.").partition(".")[2] == own
+            ]
+            if alike:
+                found[name] = tuple(map(max, zip(*alike, strict=True)))
+    return found

@@ -19,7 +19,7 @@ from hpcmpq.models.weight_digests import weight_marks
 from hpcmpq.objective import check_labels
 from hpcmpq.plan import CHOICES, Plan, content_hash, plan_to_json
 from hpcmpq.planning.balanced_samples import check_balance, choose_balanced
-from hpcmpq.planning.cost_estimate import estimate_cost
+from hpcmpq.planning.cost_estimate import CostEstimate, estimate_cost
 from hpcmpq.planning.facts import (
     TARGETS,
     check_same_facts,
@@ -119,26 +119,35 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
 def _keep(run: RunDir, plan: Plan, config: Config, original: Original, splits: Splits) -> None:
     """Write the plan, what has to be measured once before it can be used, and what calibration will cost.
 
-    The plan first: whoever is refused there has touched no file of the one that stays.
+    The plan before other files: whoever is refused there, or while costs are estimated, has touched none of the one
+    that stays.
     """
-    _place(run, plan)
     size, calibration = config.calibration.samples_per_pass, splits.calibration
+    cost = _cost(plan, config, original, splits)
+    _place(run, plan)
     batches = (batch.to(original.device) for batch in calibration.passes(size))
     if needs_ranges(plan.space, config.quantizer):
         keep_ranges(run, plan, config, original.model, batches)
     keep_samples(run, calibration)
     if splits.rounding is not None and ROUNDING in plan.facts:
         keep_samples(run, splits.rounding, ROUNDING_NAME)
-    if find_method(config.sensitivity.method).forward_only:
-        batch = calibration[:size].to(original.device)
-        fitted = splits.rounding if splits.rounding is not None and ROUNDING in plan.facts else calibration
-        sizes = original.block_bytes
-        ahead = 0 if sizes is None else ahead_bytes(config, sizes[1])
-        cost = estimate_cost(
-            original.model, config, plan.space, plan.units, batch, original.block_bytes, len(fitted),
-            splits.pool_bytes, CHOICES in plan.facts, ahead, original.streamed,
-        )  # fmt: skip
+    if cost is not None:
         write_artefact(run.file("cost.json"), dataclasses.asdict(cost))
+
+
+def _cost(plan: Plan, config: Config, original: Original, splits: Splits) -> CostEstimate | None:
+    """What calibration will cost; None of methods that take derivatives."""
+    if not find_method(config.sensitivity.method).forward_only:
+        return None
+    calibration = splits.calibration
+    batch = calibration[: config.calibration.samples_per_pass].to(original.device)
+    fitted = splits.rounding if splits.rounding is not None and ROUNDING in plan.facts else calibration
+    sizes = original.block_bytes
+    ahead = 0 if sizes is None else ahead_bytes(config, sizes[1])
+    return estimate_cost(
+        original.model, config, plan.space, plan.units, batch, original.block_bytes, len(fitted),
+        splits.pool_bytes, CHOICES in plan.facts, ahead, original.streamed,
+    )  # fmt: skip
 
 
 def _place(run: RunDir, plan: Plan) -> None:

@@ -46,6 +46,8 @@ class _OutsideWeights:
     def of(self, place: int, members: Iterable[Member]) -> Tensors:
         """{parameter: rounded weight} of these members under an assignment; the last one's that are others go first."""
         own, formats = self.options[place], self.formats[place]
+        if not formats:  # the original, between two batches of an assignment
+            return {}
         wanted = [(own is self.variants, member, formats[member]) for member in members if member in formats]
         self._last = {key: self._last[key] for key in wanted if key in self._last}
         for key in wanted:
@@ -102,6 +104,12 @@ class SideBySide:
     _own_names: list[dict[Member, str]]
     _outside: list[Member]
     _shared: list[list[Member]]
+
+    @property
+    def searches_outside(self) -> bool:
+        """Whether assignments differ in weights outside the blocks."""
+        searched = {member for group in self.variants.space.groups for member in group.members}
+        return not searched.isdisjoint(self._outside)
 
     @contextmanager
     def under(self, assignment: Assignment, outside: Tensors) -> Iterator[None]:

@@ -18,6 +18,7 @@ from hpcmpq.executors import Executor
 from hpcmpq.plan import Plan, UnitOutcome, content_hash
 from hpcmpq.screening.choice import first_options, more_options, share_of_blocks
 from hpcmpq.screening.first_pass import first_pass
+from hpcmpq.solve.screened import on_time
 from hpcmpq.solve.settings import settings_of
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.store.json_files import read_json
@@ -88,17 +89,22 @@ def remove_damaged(run: RunDir, plan: Plan) -> None:
             path.unlink(missing_ok=True)
 
 
+ASKING = 2
+"""Counts ways to choose what more to measure: where an earlier one wanted nothing, the present one is asked again."""
+
+
 def choose_more(run: RunDir, plan: Plan) -> bool:
     """Write the next round, if there has to be one; whether it measures anything."""
     rounds, solution = read_rounds(run, plan), _last_solution(run)
     first_P = np.array(rounds[0]["cost"])
     asked = [(plan.config.budgets, plan.config.solver)]
     if solution:
-        asked.append((solution["budgets"], settings_of(plan, **solution["solver"])))
+        if not on_time(solution["budgets"]):
+            asked.append((solution["budgets"], settings_of(plan, **solution["solver"])))
         if wanted := _unmeasured(plan, solution["screening"]["wanted"]):
             return _keep_next(run, plan, rounds, {"options": wanted, "asked": "the last solution"})
     for budgets, settings in asked:
-        name = content_hash([dict(budgets), asdict(settings)])
+        name = content_hash([ASKING, dict(budgets), asdict(settings)])
         if any(values["asked"] == name and not values["options"] for values in rounds[1:]):
             continue  # nothing was wanted
         model = shrunk(reduce(run).model, settings.shrink)

@@ -87,6 +87,7 @@ def frontier(
         "unit": priced.unit,
         "other_budgets": dict(other_budgets),
         "solver": dataclasses.asdict(settings),
+        "planned_solver": dataclasses.asdict(plan.config.solver),
         "num_options": plan.space.num_options,
         "points": points,
         "uniform": {

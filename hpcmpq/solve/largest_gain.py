@@ -132,7 +132,7 @@ def loss_limit(model: QuadraticModel, max_loss_mse: float | None, max_loss: floa
 
 
 def gained_cost(plan: Plan, gain: str) -> tuple[Cost, float]:
-    """The cost that a gain saves, and its value for the original model as its files store it.
+    """The cost that a gain saves, and its value for the original model in the dtype that its `config.json` names.
 
     Raises:
         UserError: If the gain is unknown, or its times were never measured.

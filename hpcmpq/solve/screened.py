@@ -102,14 +102,23 @@ def say_unmeasured(plan: Plan) -> None:
         )
 
 
-def of_unmeasured(plan: Plan, run: Path) -> str:
+def on_time(budgets: Mapping[str, float]) -> bool:
+    """Whether a budget is on time, which options that were not measured are not screened for."""
+    return any(name in budgets for name in LATENCY_NAMES)
+
+
+def of_unmeasured(plan: Plan, run: Path, budgets: Mapping[str, float]) -> str:
     """What to do where the measured options meet no budgets: the end of a sentence; empty where all are measured."""
     if plan.whole_space is None:
         return ""
+    advice = (
+        f"set these budgets in the config and `hpcmpq run` it into {run} again, which measures what they need"
+    )
+    if on_time(budgets):
+        advice = "a run with sensitivity.screen: false measures all"
     return (
         f"; {plan.whole_space.num_options - plan.space.num_options} of {plan.whole_space.num_options} options were not "
-        "measured, since the budgets planned for cannot choose them (sensitivity.screen): set these budgets in the "
-        f"config and `hpcmpq run` it into {run} again, which measures what they need"
+        f"measured, since the budgets planned for cannot choose them (sensitivity.screen): {advice}"
     )
 
 
@@ -130,7 +139,7 @@ def screening_values(
     first_P = np.array(read_rounds(run, plan)[0]["cost"])
     space = plan.whole_space
     wanted: list[int] = []
-    if not any(name in budgets for name in LATENCY_NAMES):
+    if not on_time(budgets):
         wanted = wanted_options(plan, first_P, model, choice_G, budgets, settings)
     else:
         log.info(

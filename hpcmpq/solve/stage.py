@@ -34,7 +34,7 @@ def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> 
     try:
         solution = solve_problem(problem, model, settings, uniform_hint(plan.space, problem))
     except Infeasible as error:
-        raise Infeasible(f"{error}{of_unmeasured(plan, run.path)}") from None
+        raise Infeasible(f"{error}{of_unmeasured(plan, run.path, budgets)}") from None
     values = describe(plan, model, problem, solution, budgets, settings)
     assert solution.choice_G is not None
     values |= screening_values(run, plan, model, solution.choice_G, budgets, settings)

@@ -14,6 +14,7 @@ from torch import Tensor
 from hpcmpq.config import parse_config, read_config
 from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.export import export
+from hpcmpq.models.cut_blocks import whole_blocks
 from hpcmpq.models.dequantized import unpacked
 from hpcmpq.planning.stage import prepare
 from hpcmpq.planning.starter import write_starter
@@ -83,6 +84,21 @@ def test_scales_of_cut_blocks_belong_to_the_rows_before_the_cut(tmp_path, rows):
     save(path, stored, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
     got = plain(path, tmp_path / "plain")
     assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_codes_of_two_values_a_byte_beside_fp8_keep_all_their_columns(monkeypatch):
+    """As those of experts in fp4 in a directory of fp8."""
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    def unpack(self, quantized, scales):
+        return torch.stack([quantized % 16, quantized // 16], dim=-1).flatten(-2)
+
+    monkeypatch.setattr(Fp8Dequantize, "_dequantize_one", unpack)
+    with whole_blocks((2, 2)):
+        values = Fp8Dequantize._dequantize_one(
+            None, torch.full((3, 4), 0x21, dtype=torch.int8), torch.ones(3, 1)
+        )
+    assert values.tolist() == [[1, 2] * 4] * 3
 
 
 def test_a_directory_of_fp8_that_lacks_a_tensor_is_refused(model_directory, tmp_path):

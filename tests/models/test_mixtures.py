@@ -16,6 +16,7 @@ from hpcmpq.models.groups import find_groups, num_fixed_bytes
 from hpcmpq.models.load import load_model, quiet_transformers
 from hpcmpq.models.stored_weights import find_weights
 from hpcmpq.planning.original import say_of_experts
+from hpcmpq.planning.rounded_activations import of_idle_experts
 from hpcmpq.problem import Budget, Problem
 from hpcmpq.settings import (
     CalibrationConfig,
@@ -245,3 +246,9 @@ def test_experts_that_the_first_sample_does_not_reach_are_searched_too():
     groups = find_groups(OneByOne(), GroupsConfig(), {"input_ids": torch.zeros(1, 1, dtype=torch.long)})
     assert [group.name for group in groups] == [f"experts.{k}" for k in range(4)]
     assert [group.macs for group in groups] == [32] * 4
+
+
+def test_static_ranges_of_experts_that_no_sample_reaches_are_the_largest_of_the_others():
+    names = [f"experts.{k}" for k in range(4)]
+    maxima = {"experts.0": (1.0, 5.0), "experts.2": (3.0, 2.0), "router": (9.0, 9.0)}
+    assert of_idle_experts(OneByOne(), names, maxima) == {"experts.1": (3.0, 5.0), "experts.3": (3.0, 5.0)}

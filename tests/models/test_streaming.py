@@ -15,7 +15,9 @@ from hpcmpq.models.stored_weights import Weights
 from hpcmpq.models.streaming import load_streamed, shapes_only
 from hpcmpq.models.weight_digests import weights_fingerprint
 from hpcmpq.quantized import side_by_side
+from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.side_by_side import find_walk
+from hpcmpq.quantized.variants import Variants
 from hpcmpq.sensitivity.secant import measure
 from hpcmpq.settings import GroupsConfig, ModelConfig, SensitivityConfig
 from hpcmpq.space import SearchSpace
@@ -184,6 +186,31 @@ def test_of_weights_outside_the_blocks_one_assignments_are_in_memory(tmp_path):
     _, leave_peak = peak_bytes(lambda: [ended.outputs(m, b).sum() for b in range(2) for m in range(7)])
     outside = 2 * 4 * 4096 * 64
     assert walk_peak < 5 * outside and leave_peak < 5 * outside
+
+
+def test_weights_outside_the_blocks_are_rounded_once_an_assignment_not_once_a_batch(tmp_path, monkeypatch):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(**shape, vocab_size=64)).save_pretrained(tmp_path)
+    config = ModelConfig(path=str(tmp_path), stream=True)
+    samples = Samples({"input_ids": torch.randint(0, 64, (6, 4))})
+    with shapes_only(config, samples[:1].inputs) as (shapes, inputs):
+        groups = find_groups(shapes, GroupsConfig(include=("*",)), inputs)
+    streamed = load_streamed(config)
+    space = SearchSpace(groups, (("int2", "int3"),) * len(groups))
+    variants = make_subject(streamed.model, space, streamed).variants
+    rounded, own = [], Variants.rounded
+    monkeypatch.setattr(
+        Variants, "rounded", lambda self, m, f: rounded.append((m.parameter, f)) or own(self, m, f)
+    )
+    found = Comparison(variants, samples, ("kl",), 1).measure(
+        [{}, *({group.name: name for group in groups} for name in ("int2", "int3"))]
+    )
+    heads = [entry for entry in rounded if entry[0] == "lm_head.weight"]
+    assert len(heads) <= 2 * 2  # on entering and on leaving, of six batches
+    assert float(found[0].values["kl"].max()) == 0.0 < float(found[2].values["kl"].min())
 
 
 def test_a_model_that_cannot_be_streamed_says_what_to_do(tmp_path, saved):

@@ -6,7 +6,7 @@ import pytest
 
 from hpcmpq.cli import summaries
 from hpcmpq.config import parse_config
-from hpcmpq.errors import PlanMismatch
+from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.evaluate.contents import make_data
 from hpcmpq.models.data.kept_samples import kept_samples
 from hpcmpq.models.data.samples import Samples
@@ -34,6 +34,19 @@ def test_settings_that_do_not_change_a_number_may_change(tmp_path):
     again = replanned(run, plan, budgets={"weight_bits": 2.5})
     assert (again.units, again.fingerprint) == (plan.units, plan.fingerprint)
     assert again.config.budgets == {"weight_bits": 2.5}
+
+
+def test_what_is_refused_while_costs_are_estimated_leaves_the_plan(tmp_path, monkeypatch):
+    run, plan = plan_run(tmp_path, llama())
+    before = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+
+    def refuse(*_):
+        raise UserError("streams another list of blocks")
+
+    monkeypatch.setattr(stage, "estimate_cost", refuse)
+    with pytest.raises(UserError, match="another list"):
+        replanned(run, plan, budgets={"weight_bits": 2.5})
+    assert {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == before
 
 
 def test_plans_that_lack_newer_settings_keep_what_they_measured(tmp_path):

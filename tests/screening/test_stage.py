@@ -14,7 +14,7 @@ from hpcmpq.plan import Plan
 from hpcmpq.screening import stage
 from hpcmpq.solve import stage as solve_stage
 from hpcmpq.solve.formulate import make_problem
-from hpcmpq.store.json_files import read_json
+from hpcmpq.store.json_files import read_json, write_artefact
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
@@ -168,6 +168,9 @@ def test_a_budget_on_time_leaves_open_what_is_wanted(screened: RunDir, monkeypat
     values = solve_stage.solve(screened, {"latency_s": 1.0}, read_plan(screened).config.solver)
     assert values["screening"]["wanted"] == {}
     monkeypatch.undo()
+    solution = stages.solve(screened, {}) | {"budgets": {"latency_s": 1.0}}
+    write_artefact(screened.solution_path, solution)
+    assert calibrated(screened).space.num_options == values["screening"]["measured"]  # nothing is asked of it
     stages.solve(screened, {})
 
 
