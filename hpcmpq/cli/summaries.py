@@ -11,7 +11,7 @@ from hpcmpq.calibrate.reduce import Reduction
 from hpcmpq.cli.console import rows, say, show, table
 from hpcmpq.plan import Plan
 from hpcmpq.report.experts import balance_sentence, tokens_of_experts
-from hpcmpq.wording import show_bytes
+from hpcmpq.wording import proven_gap, show_bytes
 
 
 def planned(plan: Plan) -> None:
@@ -77,9 +77,8 @@ def solved(solution: dict[str, Any]) -> None:
     budgets = ", ".join(
         f"{name} {solution['costs'][name]:.6g} of {limit:.6g}" for name, limit in solution["budgets"].items()
     )
-    gap = "no bound" if solution["gap"] is None else f"proven gap {100 * solution['gap']:.3g} %"
     say(
-        f"predicted loss {solution['predicted_loss']:.6g} at {budgets or 'no budget'}; {gap} "
+        f"predicted loss {solution['predicted_loss']:.6g} at {budgets or 'no budget'}; {proven_gap(solution)} "
         f"({solution['termination']}, {solution['seconds']:.1f} s)"
     )
     if solution["predicted_loss"] < 0:

@@ -188,7 +188,8 @@ def _optimality(findings: Findings) -> Check:
         return Check("open", title, "The solver looked for the largest gain; its bound is under Solver.")
     if gap is None:
         return Check("open", title, "The solver proved no bound.")
-    solved = findings.solved_gap
+    solved, other = findings.solved_gap, findings.other_objective
+    loss = other or "predicted loss"
     if solved is not None:
         return Check(
             "passes" if solved <= TIGHT_GAP else "take care",
@@ -200,13 +201,14 @@ def _optimality(findings: Findings) -> Check:
         return Check(
             "passes",
             title,
-            "The solver proved that no assignment within the budgets has a lower predicted loss.",
+            f"The solver proved that no assignment within the budgets has {'less of ' if other else 'a lower '}{loss}."
+            + (" That is what it minimised; the predicted loss itself has no bound." if other else ""),
         )
     state: Verdict = "passes" if gap <= TIGHT_GAP else "take care"
     return Check(
         state,
         title,
-        f"No assignment within the budgets has a predicted loss more than {show(gap, 'share')} lower"
+        f"No assignment within the budgets has {'' if other else 'a '}{loss} more than {show(gap, 'share')} lower"
         + (
             ", as the solver proved."
             if state == "passes"

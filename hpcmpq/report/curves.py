@@ -125,6 +125,7 @@ def _draw_this(findings: Findings, axes: Axes) -> None:
     """The solution with its bound, and what was measured of it and of the uniform model."""
     loss0, cost = findings.quadratic.loss0, findings.size_cost
     reached, bound = findings.solution["costs"].get(cost), findings.solution["bound"]
+    bound = None if findings.other_objective else bound
     evaluation = findings.evaluation or {}
     if reached is not None and findings.increase > 0:
         axes.plot(reached, findings.increase, "o", color=THEME["ours"], markersize=8, label="this assignment")

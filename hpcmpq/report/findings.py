@@ -20,7 +20,7 @@ from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
 from hpcmpq.store.timings import read_timings
-from hpcmpq.wording import label
+from hpcmpq.wording import label, other_objective
 
 Z95 = 1.96
 """Standard errors on either side of a mean that cover 95 % of a normal distribution."""
@@ -155,15 +155,18 @@ class Findings:
         found = self.solution.get("refine", {}).get("link")
         return None if found is None else dict(found)
 
+    @property
+    def other_objective(self) -> str:
+        """What the solver minimised if that was not the predicted loss, in words; else nothing."""
+        return other_objective(self.solution["solver"], self.interactions_measured)
+
     @cached_property
     def solved_gap(self) -> float | None:
         """Gap of the solver's own answer where refinement moved on from it by measured loss; else None."""
         solved = self.solution.get("refine", {}).get("solved_assignment")
-        settings, bound = self.solution["solver"], self.solution["bound"]
-        if solved is None or solved == self.solution["assignment"] or bound is None:
+        bound = self.solution["bound"]
+        if solved is None or solved == self.solution["assignment"] or bound is None or self.other_objective:
             return None
-        if settings["drop_cross_terms"] or settings["robust_k"]:
-            return None  # the solver minimised something else than the predicted loss
         return relative_gap(self.quadratic.predicted_loss(self.plan.space.choice(solved)), bound)
 
     @property
@@ -192,10 +195,13 @@ def read_findings(run: RunDir) -> Findings:
         )
         evaluation = None
     frontier = _optional(run, "frontier", "frontier", missing)
-    if frontier is not None and frontier.get("fingerprint", plan.fingerprint) != plan.fingerprint:
+    drawn_for = (plan.fingerprint, plan.space.num_options)  # of a screened run options become more
+    if frontier is not None and drawn_for != tuple(
+        frontier.get(name, own) for name, own in zip(("fingerprint", "num_options"), drawn_for, strict=True)
+    ):
         frontier = None
         missing["frontier"] = (
-            f"frontier.json belongs to another plan; run `hpcmpq frontier {run.path}` again."
+            f"frontier.json belongs to another plan, or to fewer measured options; run `hpcmpq frontier {run.path}` again."
         )
     interactions = bool(measured.quad_PP.any())
     return Findings(

@@ -11,7 +11,7 @@ from hpcmpq.report.bits import nearest, shown_format
 from hpcmpq.report.display import STYLE_OF_COST, cost_title, show, show_cost, show_interval
 from hpcmpq.report.findings import Z95, Findings
 from hpcmpq.solve.formulate import cost_values
-from hpcmpq.wording import label
+from hpcmpq.wording import label, other_objective
 
 SIZES = ("weight_bits", "average_bits", "size_bytes")
 
@@ -180,6 +180,10 @@ def _unit(cost: str) -> str:
 
 
 def _alternative(findings: Findings, values: dict[str, Any], limit: float | None) -> Alternative:
+    solver = findings.solution["solver"] if limit is None else (findings.frontier or {}).get("solver")
+    bounded = solver is None or not other_objective(
+        solver, findings.interactions_measured
+    )  # on the predicted loss
     choice_G = findings.plan.space.choice(values["assignment"])
     return Alternative(
         limit=limit,
@@ -187,8 +191,8 @@ def _alternative(findings: Findings, values: dict[str, Any], limit: float | None
         cost=float(values["costs"][findings.size_cost]),
         predicted=float(values["predicted_loss"]),
         stderr=findings.stderr_over_batches(choice_G),
-        bound=values["bound"],
-        gap=values["gap"],
+        bound=values["bound"] if bounded else None,
+        gap=values["gap"] if bounded else None,
         termination=values["termination"].replace("_", " "),
         shown=num_changed(findings, choice_G) == 0,
     )

@@ -83,7 +83,14 @@ def summary_numbers(findings: Findings) -> list[tuple[str, str, str]]:
                 )
             )
     gap = solution["gap"]
-    note = "no bound" if gap is None else "to the best possible prediction"
+    other = findings.other_objective
+    note = (
+        "no bound"
+        if gap is None
+        else f"to the least of {other}"
+        if other
+        else "to the best possible prediction"
+    )
     note += "" if findings.solved_gap is None else ", after refinement by measured loss"
     numbers.append(("Proven gap", show(gap, "share"), note))
     return numbers
@@ -140,13 +147,13 @@ def ending(findings: Findings) -> str:
 
 def solver_facts(findings: Findings) -> list[tuple[str, str]]:
     """(term, value) on the solver."""
-    solution = findings.solution
+    solution, other = findings.solution, findings.other_objective
     detail = f": {solution['detail']}" if solution["detail"] else ""
     facts = [
         ("Solver", str(solution["solver"]["name"])),
         ("Ended", solution["termination"].replace("_", " ") + detail),
         ("Objective", show(solution["objective"], "loss")),
-        ("Lower bound", show(solution["bound"], "loss")),
+        ("Lower bound", show(solution["bound"], "loss") + (f", on {other}" if other else "")),
         ("Gap", show(solution["gap"], "share")),
         ("Time", show(float(solution["seconds"]), "seconds")),
     ]

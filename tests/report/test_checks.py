@@ -7,8 +7,10 @@ import pytest
 
 from hpcmpq.report.checks import Check, all_checks
 from hpcmpq.report.findings import read_findings
+from hpcmpq.report.words import summary_numbers, solver_facts
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
+from hpcmpq.wording import proven_gap
 from tests.report.other_runs import write_other_run
 
 NAMES = {"first": None, "second": None, "third": None, "head": None}
@@ -108,6 +110,28 @@ def test_prediction_without_refinement_is_a_ratio(run: RunDir):
 def test_gap(run: RunDir, gap: float | None, state: str):
     change(run.solution_path, gap=gap)
     assert checks(run)["Nothing better missed"].state == state
+
+
+def test_a_bound_on_another_objective_is_not_called_one_on_the_predicted_loss(run: RunDir):
+    solution = read_json(run.solution_path, "")
+    assert read_findings(run).interactions_measured and "lower predicted loss" in sentence_of_proof(run)
+    for changes, words in (
+        ({"drop_cross_terms": True}, "the loss without interactions"),
+        ({"robust_k": 2.0}, "the mean loss and 2 standard deviations over batches"),
+    ):
+        change(run.solution_path, solver=solution["solver"] | changes)
+        findings = read_findings(run)
+        assert f"less of {words}. That is what it minimised" in sentence_of_proof(run)
+        assert ("Proven gap", "0 %", f"to the least of {words}") in summary_numbers(findings)
+        assert dict(solver_facts(findings))["Lower bound"].endswith(f", on {words}")
+        cross = {"predicted_cross_terms": -0.5 * solution["predicted_loss"]}
+        assert proven_gap(read_json(run.solution_path, "") | cross) == f"proven gap 0 % of {words}"
+    assert proven_gap(solution | {"gap": 0.0}) == "proven gap 0 %"
+
+
+def sentence_of_proof(run: RunDir) -> str:
+    change(run.solution_path, gap=0.0)
+    return checks(run)["Nothing better missed"].sentence
 
 
 def test_few_samples_ask_for_care(run: RunDir):
