@@ -195,13 +195,11 @@ def read_findings(run: RunDir) -> Findings:
         )
         evaluation = None
     frontier = _optional(run, "frontier", "frontier", missing)
-    drawn_for = (plan.fingerprint, plan.space.num_options)  # of a screened run options become more
-    if frontier is not None and drawn_for != tuple(
-        frontier.get(name, own) for name, own in zip(("fingerprint", "num_options"), drawn_for, strict=True)
-    ):
+    own = {"fingerprint": plan.fingerprint, "num_options": plan.space.num_options}  # screening measures more
+    if frontier is not None and own | {name: frontier.get(name, own[name]) for name in own} != own:
         frontier = None
         missing["frontier"] = (
-            f"frontier.json belongs to another plan, or to fewer measured options; run `hpcmpq frontier {run.path}` again."
+            f"frontier.json belongs to another plan or fewer measured options; run `hpcmpq frontier {run.path}` again."
         )
     interactions = bool(measured.quad_PP.any())
     return Findings(

@@ -7,7 +7,7 @@ import pytest
 
 from hpcmpq.report.checks import Check, all_checks
 from hpcmpq.report.findings import read_findings
-from hpcmpq.report.words import summary_numbers, solver_facts
+from hpcmpq.report.words import solver_facts, summary_numbers
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.wording import proven_gap
