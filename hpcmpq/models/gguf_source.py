@@ -190,7 +190,7 @@ def llama3_factors(
 
     Example:
         >>> llama3_factors(500000.0, 4, 8.0, 1.0, 4.0, 8192).round(3)
-        array([1.   , 1.   , 1.   , 8.   ])
+        array([1.   , 1.   , 2.695, 8.   ])
     """
     frequency_F = base ** (-np.arange(num_frequencies) / num_frequencies)
     turns_F = length * frequency_F / (2 * math.pi)
