@@ -124,5 +124,16 @@ def mixtures(model: nn.Module) -> Iterable[tuple[str, str, int]]:
                 yield scope, name, len(module)
 
 
+def own_name(experts: str, name: str) -> str | None:
+    """What something in a list of experts is called inside its expert; None of what is not in the list.
+
+    Example:
+        >>> own_name("mlp.experts", "mlp.experts.3.up_proj"), own_name("mlp.experts", "mlp.gate")
+        ('up_proj', None)
+    """
+    inside = name.removeprefix(f"{experts}.")
+    return None if inside == name else inside.partition(".")[2]
+
+
 def _within(name: str, prefix: str) -> bool:
     return not prefix or name == prefix or name.startswith(prefix + ".")

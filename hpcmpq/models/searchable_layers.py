@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from hpcmpq.models.layer_kinds import are_experts, is_layer, is_transposed
 from hpcmpq.models.outputs import tried_forward
-from hpcmpq.models.routers import TracedChoices, choosing_weights, mixtures
+from hpcmpq.models.routers import TracedChoices, choosing_weights, mixtures, own_name
 
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -132,8 +132,8 @@ def _with_idle_experts(model: nn.Module, layers: list[Layer]) -> list[Layer]:
     lists = [experts for _, experts, _ in mixtures(model)]
     for place, layer in enumerate(layers):
         for experts in lists:
-            if layer.names[0].startswith(f"{experts}.") and not layer.is_parameter:
-                own = layer.names[0].removeprefix(f"{experts}.").partition(".")[2]
+            own = own_name(experts, layer.names[0])
+            if own is not None and not layer.is_parameter:
                 of_list.setdefault((experts, own), []).append(place)
     found = list(layers)
     for places in of_list.values():

@@ -8,7 +8,7 @@ from torch import nn
 from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.samples import Samples
-from hpcmpq.models.routers import mixtures
+from hpcmpq.models.routers import mixtures, own_name
 from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.activations import measure_maxima, read_maxima, rounds_activations, write_maxima
@@ -81,16 +81,10 @@ def of_idle_experts(
     """
     found: dict[str, tuple[float, ...]] = {}
     for _, experts, _ in mixtures(model):
-        for name in names:
-            if name in maxima or not name.startswith(f"{experts}."):
-                continue
-            own = name.removeprefix(f"{experts}.").partition(".")[2]
-            alike = [
-                values
-                for other, values in maxima.items()
-                if other.startswith(f"{experts}.")
-                and other.removeprefix(f"{experts}.").partition(".")[2] == own
-            ]
-            if alike:
-                found[name] = tuple(map(max, zip(*alike, strict=True)))
+        largest: dict[str, tuple[float, ...]] = {}
+        for name, values in maxima.items():
+            if (own := own_name(experts, name)) is not None:
+                largest[own] = tuple(map(max, values, largest.get(own, values)))
+        idle = {name: own_name(experts, name) for name in names if name not in maxima}
+        found |= {name: largest[own] for name, own in idle.items() if own is not None and own in largest}
     return found
