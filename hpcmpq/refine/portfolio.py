@@ -148,9 +148,13 @@ def describe_candidates(
 
 def paired(loss_N: np.ndarray, other_N: np.ndarray) -> tuple[float, float]:
     """Mean of loss - other over samples, and its standard error; 0 with one sample."""
-    difference_N = loss_N - other_N
-    stderr = difference_N.std(ddof=1) / len(difference_N) ** 0.5 if len(difference_N) > 1 else 0.0
-    return float(difference_N.mean()), float(stderr)
+    return mean_and_stderr(loss_N - other_N)
+
+
+def mean_and_stderr(value_N: np.ndarray) -> tuple[float, float]:
+    """Mean over samples, and its standard error; 0 with one sample."""
+    stderr = value_N.std(ddof=1) / len(value_N) ** 0.5 if len(value_N) > 1 else 0.0
+    return float(value_N.mean()), float(stderr)
 
 
 def interactions(

@@ -25,6 +25,7 @@ from hpcmpq.refine.portfolio import (
     interactions,
     lowest,
     make_candidates,
+    mean_and_stderr,
     narrow_options,
 )
 from hpcmpq.settings import SolverConfig
@@ -149,13 +150,13 @@ def refine(
     values = assignment_values(plan, quadratic, problem, choice_G, objective, solution["bound"])
     increase = values["predicted_loss"] - quadratic.loss0
     link = fit_link(predicted_n, measured_n, increase)
-    loss0 = float(loss0_N.mean())
+    loss0, (measured_loss, measured_stderr) = float(loss0_N.mean()), mean_and_stderr(measured_N)
     solution.update(
         values,
         expected_loss=loss0 + link.measured(increase),
         expected_interval=[loss0 + limit for limit in link.interval(increase)],
-        measured_loss=float(measured_N.mean()),
-        measured_loss_stderr=float(measured_N.std(ddof=min(1, len(measured_N) - 1)) / len(measured_N) ** 0.5),
+        measured_loss=measured_loss,
+        measured_loss_stderr=measured_stderr,
         portfolio=describe_candidates(candidates, candidate_losses, chosen, quadratic, assignment_of),
         interactions=interactions(candidates, candidate_losses, quadratic),
         refine={

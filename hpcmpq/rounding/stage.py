@@ -20,7 +20,7 @@ from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.solved import codes_called, open_as_planned
 from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes
 from hpcmpq.refine.descent import is_better
-from hpcmpq.refine.portfolio import paired
+from hpcmpq.refine.portfolio import mean_and_stderr, paired
 from hpcmpq.rounding import BEST, find_rounding_method
 from hpcmpq.rounding.again import RoundingAgain
 from hpcmpq.store.json_files import write_artefact
@@ -118,15 +118,15 @@ def _with_attempt(
     if found.get("assignment") != assignment:
         found = {}  # of another solution
     history = list(found.get("history", ()))
-    change, stderr = paired(after_N, before_N)
+    (loss, loss_stderr), (change, stderr) = mean_and_stderr(after_N), paired(after_N, before_N)
     kept = is_better(after_N, before_N, len(history) + 1)
     history.append(
         {
             "method": made["method"],
             "strength": made["strength"],
             "num_weights": len(made["parameters"]),
-            "held_out_loss": float(after_N.mean()),
-            "held_out_loss_stderr": float(after_N.std(ddof=min(1, len(after_N) - 1)) / len(after_N) ** 0.5),
+            "held_out_loss": loss,
+            "held_out_loss_stderr": loss_stderr,
             "held_out_loss_before": float(before_N.mean()),
             "difference": change,
             "difference_stderr": stderr,
