@@ -89,15 +89,14 @@ def coarse_frontier(run: RunDir, on_point: Counted = unseen) -> str | None:
     Returns:
         Why there is none, or None.
     """
-    from hpcmpq.solve.frontier import uniform_range
+    from hpcmpq.solve.frontier import is_drawn_for, uniform_range
 
     plan = read_plan(run)
     with suppress(DamagedFile):  # solved anew
         known = (
             read_json(run.frontier_path, f"hpcmpq frontier {run.path}") if run.frontier_path.exists() else {}
         )
-        options = known.get("num_options", plan.space.num_options)  # those of a screened run become more
-        same = known.get("fingerprint") == plan.fingerprint and options == plan.space.num_options
+        same = "fingerprint" in known and is_drawn_for(known, plan)
         if same and _planned_solver(known) == plan.config.solver:
             return None
     cost = next(iter(plan.config.budgets), "weight_bits")

@@ -10,6 +10,7 @@ from hpcmpq.formats import FORMATS, Format
 from hpcmpq.plan import Plan
 from hpcmpq.problem import relative_gap
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.solve.frontier import is_drawn_for
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solvers.robust import batch_values
 from hpcmpq.space import Group
@@ -195,8 +196,7 @@ def read_findings(run: RunDir) -> Findings:
         )
         evaluation = None
     frontier = _optional(run, "frontier", "frontier", missing)
-    own = {"fingerprint": plan.fingerprint, "num_options": plan.space.num_options}  # screening measures more
-    if frontier is not None and own | {name: frontier.get(name, own[name]) for name in own} != own:
+    if frontier is not None and not is_drawn_for(frontier, plan):
         frontier = None
         missing["frontier"] = (
             f"frontier.json belongs to another plan or fewer measured options; run `hpcmpq frontier {run.path}` again."

@@ -105,6 +105,15 @@ def frontier(
     return values
 
 
+def is_drawn_for(frontier: Mapping[str, Any], plan: Plan) -> bool:
+    """Whether `frontier.json` is of a plan and all options that it measures by now: of a screened run they become more.
+
+    What a file of an earlier version does not say is taken to be so.
+    """
+    own = {"fingerprint": plan.fingerprint, "num_options": plan.space.num_options}
+    return all(frontier.get(name, value) == value for name, value in own.items())
+
+
 def uniform_range(plan: Plan, cost: str) -> tuple[float, float] | None:
     """Least and largest cost of a uniform assignment, which a frontier is usually wanted between; None without two.
 
