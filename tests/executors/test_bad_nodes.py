@@ -161,14 +161,19 @@ class Handle:
         return handle
 
 
-def test_ray_actors_rest_while_only_another_nodes_units_wait():
+def failed_on(node: str) -> Backlog:
+    """A unit that waits after it has failed often on a node."""
     backlog = Backlog([UNIT])
     backlog.take()
     for _ in range(NODE_ATTEMPTS):
-        backlog.failed(UNIT, "no", node="a")
+        backlog.failed(UNIT, "no", node=node)
         backlog.take()
     backlog.put_back(UNIT)
-    crew = _Crew(b"", backlog, 2, Demand())
+    return backlog
+
+
+def test_ray_actors_rest_while_only_another_nodes_units_wait():
+    crew = _Crew(b"", failed_on("a"), 2, Demand())
     first, second = _Actor(Handle(), node="a"), _Actor(Handle(), node="b")
     crew.actors["elsewhere"] = second
     crew.go_on(first, alive=True)
@@ -179,13 +184,7 @@ def test_ray_actors_rest_while_only_another_nodes_units_wait():
 
 
 def test_no_ray_actor_rests_for_one_that_waits_for_room():
-    backlog = Backlog([UNIT])
-    backlog.take()
-    for _ in range(NODE_ATTEMPTS):
-        backlog.failed(UNIT, "no", node="a")
-        backlog.take()
-    backlog.put_back(UNIT)
-    crew = _Crew(b"", backlog, 3, Demand())
+    crew = _Crew(b"", failed_on("a"), 3, Demand())
     crew.actors["starts"] = _Actor(Handle())  # which Ray has given no node
     first, crew.actors["busy"] = _Actor(Handle(), node="a"), _Actor(Handle(), UNITS[1], node="a")
     crew.go_on(first, alive=True)
