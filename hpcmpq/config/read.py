@@ -105,10 +105,8 @@ def resolve_paths(config: Config, directory: Path) -> Config:
             return text
         try:
             return str((directory / Path(text).expanduser()).resolve())
-        except (
-            RuntimeError,
-            ValueError,
-        ) as error:  # nobody's home directory, links in a circle, half a character
+        # Nobody's home directory, links in a circle, half a character.
+        except (RuntimeError, ValueError) as error:
             said = text if text.isprintable() else repr(text)
             raise UserError(f"{said} leads nowhere: {str(error).rstrip('.')}; correct the path") from None
 

@@ -70,9 +70,9 @@ def carry_rotations(reader: Any, config: Any, path: Path) -> None:
         UserError: If they are scaled in a way that the config would not say exactly.
     """
     name = _value(reader, "general.architecture")
+    prefix = f"{name}.rope.scaling."
     settings = {
         key.removeprefix(prefix): field.contents()
-        for prefix in [f"{name}.rope.scaling."]
         for key, field in reader.fields.items()
         if key.startswith(prefix)
     }

@@ -87,9 +87,8 @@ class Comparison:
         parts: list[list[Measured]] = [[] for _ in assignments]
         for turn in walk.together(len(models), [[batch.inputs] for batch in batches]):
             ended = walk.through(models, [batches[place].inputs for place in turn])
-            if (
-                walk.searches_outside
-            ):  # rounding a vocabulary takes longer than the original's outputs once more
+            if walk.searches_outside:
+                # Rounding a vocabulary takes longer than the original's outputs once more.
                 for model, part in enumerate(parts, 1):
                     for number, place in enumerate(turn):
                         z_NTV, z0_NTV = ended.outputs(model, number), ended.outputs(0, number)

@@ -181,9 +181,8 @@ def _unit(cost: str) -> str:
 
 def _alternative(findings: Findings, values: dict[str, Any], limit: float | None) -> Alternative:
     solver = findings.solution["solver"] if limit is None else (findings.frontier or {}).get("solver")
-    bounded = solver is None or not other_objective(
-        solver, findings.interactions_measured
-    )  # on the predicted loss
+    # Whether the bound is one on the predicted loss.
+    bounded = solver is None or not other_objective(solver, findings.interactions_measured)
     choice_G = findings.plan.space.choice(values["assignment"])
     return Alternative(
         limit=limit,

@@ -82,15 +82,9 @@ def summary_numbers(findings: Findings) -> list[tuple[str, str, str]]:
                     f"original {show(values['original'], style)}",
                 )
             )
-    gap = solution["gap"]
-    other = findings.other_objective
-    note = (
-        "no bound"
-        if gap is None
-        else f"to the least of {other}"
-        if other
-        else "to the best possible prediction"
-    )
+    gap, other = solution["gap"], findings.other_objective
+    least = f"the least of {other}" if other else "the best possible prediction"
+    note = "no bound" if gap is None else f"to {least}"
     note += "" if findings.solved_gap is None else ", after refinement by measured loss"
     numbers.append(("Proven gap", show(gap, "share"), note))
     return numbers

@@ -98,11 +98,9 @@ class LowPrecisionLayers:
         if place >= len(ran) or not _follows(x, ran[place][0]):
             return self._apart(name, x, weight, bias, product, bool(ran))
         x0, y0 = ran[place]
-        y = (
-            y0
-            if _same(x, x0)
-            else _plus(y0, product(self._displacement(x, x0), self._low_weight(name, weight)))
-        )
+        y = y0
+        if not _same(x, x0):
+            y = _plus(y0, product(self._displacement(x, x0), self._low_weight(name, weight)))
         return y + self._low(product, x, self._deltas[name]) if name in self._deltas else y
 
     def _apart(

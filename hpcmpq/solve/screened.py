@@ -139,12 +139,12 @@ def screening_values(
     first_P = np.array(read_rounds(run, plan)[0]["cost"])
     space = plan.whole_space
     wanted: list[int] = []
-    if not on_time(budgets):
-        wanted = wanted_options(plan, first_P, model, choice_G, budgets, settings)
-    else:
+    if on_time(budgets):
         log.info(
             "whether options that were not measured could lower this solution is not known: a budget is on time"
         )
+    else:
+        wanted = wanted_options(plan, first_P, model, choice_G, budgets, settings)
     names: dict[str, list[str]] = {}
     for p in wanted:
         names.setdefault(space.groups[space.options[p].group].name, []).append(space.options[p].format)

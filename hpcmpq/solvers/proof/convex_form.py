@@ -75,10 +75,8 @@ def onto_simplices(compact: Compact, weight_P: np.ndarray) -> Callable[[np.ndarr
 def tangent_bound(form: Form, y_P: np.ndarray) -> float:
     """The bound of a certified form at a point y, float64, less a rounding margin."""
     compact = form.compact
-    starts = compact.offset_H[:-1]
-    y_P = (
-        y_P / np.add.reduceat(y_P, starts)[compact.group_P]
-    )  # the form is convex between points of the simplices
+    # The form is convex between points of the simplices, which y is up to rounding.
+    y_P = y_P / np.add.reduceat(y_P, compact.offset_H[:-1])[compact.group_P]
     product_P = compact.quad_PP @ y_P + form.inner(y_P)
     gradient_P = form.linear_P + product_P
     value = dual_value(compact, gradient_P, best_prices(compact, gradient_P)) - 0.5 * float(y_P @ product_P)
