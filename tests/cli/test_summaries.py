@@ -17,6 +17,7 @@ from tests.synthetic_run import synthetic_model
 def solution(predicted: float, shrink: float | str = "auto") -> dict[str, Any]:
     return {
         "predicted_loss": predicted,
+        "predicted_cross_terms": 0.0,
         "costs": {"weight_bits": 3.0},
         "budgets": {"weight_bits": 3.0},
         "gap": 0.0,
