@@ -23,6 +23,29 @@ class Residual(nn.Module):
         return self.output(x.mean((2, 3)))
 
 
+class Aliased(nn.Module):
+    """Blocks in which two layers lie under a second name, in a list that runs them."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+            self.both = nn.Sequential(self.up, nn.ReLU(), self.down)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.both(x) if x.shape[-1] == 6 else x  # a condition that no graph holds
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(self.Block() for _ in range(3))
+        self.output = nn.Linear(6, 5)
+
+    def forward(self, input: Tensor) -> Tensor:
+        for layer in self.layers:
+            input = layer(input)
+        return self.output(input)
+
+
 class Attending(nn.Module):
     """torch's own attention, whose weights are used past their layers."""
 
@@ -112,6 +135,7 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, dict
             small,
         ),
         "residual": lambda: (Residual(), small),
+        "aliased": lambda: (Aliased(), {"input": torch.randn(3, 6, dtype=dtype)}),
         "skipping": lambda: (Skipping(), {"input": torch.randn(3, 6, dtype=dtype)}),
     }
     model, inputs = builders[name]()
@@ -122,5 +146,5 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, dict
 
 CHAINS = (
     *("llama", "qwen3", "gemma2", "gpt2", "gptj", "mixtral", "gpt_oss", "llava"),
-    *("bart", "bert", "bert_mlm", "vit", "sequential", "residual", "attending"),
+    *("bart", "bert", "bert_mlm", "vit", "sequential", "residual", "attending", "aliased"),
 )

@@ -1,12 +1,13 @@
 """What kind of layer a module is, and how each kind multiplies."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpcmpq.errors import UserError
 from hpcmpq.models.attention_products import MatrixProduct
 from hpcmpq.models.kv_cache import KeyValueCache
 
@@ -28,6 +29,20 @@ def product_of(module: nn.Module) -> Multiply:
     if is_convolution(module):
         return lambda x, weight: module._conv_forward(x, weight, None)  # type: ignore[operator]
     return torch.matmul  # transformers' Conv1D
+
+
+def first_input(module: nn.Module, args: Sequence[Tensor]) -> Tensor:
+    """What a layer multiplies, of the positional arguments that a hook is given.
+
+    Raises:
+        UserError: If there are none: hooks do not see what is given by keyword.
+    """
+    if not args:
+        raise UserError(
+            f"a {type(module).__name__} is called with keywords only, so its inputs cannot be seen; exclude it or call "
+            "it without"
+        )
+    return args[0]
 
 
 def is_layer(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from hpcmpq.errors import UserError, in_words
 from hpcmpq.models.description import Kind, ModelDescription, describe_model
@@ -178,6 +179,14 @@ def _from_factory(name: str, attention: str | None, import_paths: Sequence[str])
     if not isinstance(model, nn.Module):
         raise UserError(
             f"the factory {name!r} returned {type(model).__name__}; it must return a torch.nn.Module"
+        )
+    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):  # of torch.compile
+        raise UserError(f"the factory {name!r} returned a compiled module; return the one it was made from")
+    lazy = [key for key, value in model.named_parameters() if isinstance(value, UninitializedParameter)]
+    if lazy:
+        raise UserError(
+            f"the factory {name!r} returned a model whose {lazy[0]} has no shape yet; run it once on a batch before "
+            "it loads the weights"
         )
     set_attention = getattr(model, "set_attn_implementation", None)
     if attention is not None and callable(set_attention):

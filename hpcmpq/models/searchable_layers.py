@@ -77,17 +77,17 @@ def trace_layers(model: nn.Module, sample_inputs: dict[str, Tensor]) -> list[Lay
     last: list[tuple[str, Tensor]] = []
     ran: set[str] = set()
 
-    def record(name: str, place: _Place) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+    def record(name: str, place: _Place) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             output = output[0] if isinstance(output, tuple) else output
-            macs[name] += _macs(place, args, output)
+            macs[name] += _macs(place, (*args, *kwargs.values()), output)
             last[:] = [(name, output)]
             ran.add(name)
 
         return hook
 
     handles = [
-        place.module.register_forward_hook(record(name, place))
+        place.module.register_forward_hook(record(name, place), with_kwargs=True)
         for places in places_of.values()
         for name, place in places.items()
     ]

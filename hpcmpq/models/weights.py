@@ -2,10 +2,12 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.func import functional_call
 
 from hpcmpq.space import Group, Member
 
@@ -67,6 +69,32 @@ def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     finally:
         for parameter, old in reversed(saved):
             parameter.data = old
+
+
+def called_with(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+) -> Any:
+    """What a module returns with other tensors in some parameters, differentiable in them; tied weights follow.
+
+    torch's `functional_call` would leave its own tensors behind where a layer lies under two names in the module.
+
+    Args:
+        module: Any module.
+        tensors: {qualified parameter name: tensor}.
+        args: Of its call.
+        kwargs: Of its call.
+    """
+    places: dict[int, list[str]] = {}
+    for path, owner in module.named_modules():  # each once, under its first name
+        for own, parameter in owner._parameters.items():
+            places.setdefault(id(parameter), []).append(f"{path}.{own}".removeprefix("."))
+    everywhere = {
+        place: tensor for name, tensor in tensors.items() for place in places[id(module.get_parameter(name))]
+    }
+    return functional_call(module, everywhere, args, kwargs, tie_weights=False)
 
 
 def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:

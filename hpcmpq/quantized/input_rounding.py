@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
-from hpcmpq.models.layer_kinds import operand_axes
+from hpcmpq.models.layer_kinds import first_input, operand_axes
 from hpcmpq.models.outputs import forward
 from hpcmpq.quantized.padding import padding_masks, position_axes, without_padding
 from hpcmpq.quantizers.activations import round_activations
@@ -113,6 +113,7 @@ def record_maxima(
     masks: tuple[Tensor, ...] = ()
 
     def watch(module: nn.Module, args: tuple[Tensor, ...], name: str) -> None:
+        first_input(module, args)
         count = len(operand_axes(module))
         operands = zip(args[:count], position_axes(name, count), strict=True)
         real = [without_padding(x, masks, axis) for x, axis in operands]

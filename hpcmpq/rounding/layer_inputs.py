@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hpcmpq.models.layer_kinds import first_input
 from hpcmpq.quantized.padding import without_padding
 from hpcmpq.space import Member
 
@@ -120,7 +121,7 @@ def rows_given(
 def hooked(layers: LinearLayers, look: Callable[[Member, Tensor], None]) -> Iterator[None]:
     """Hooks that run after a layer, and so see its inputs as hooks before it may have rounded them."""
     handles = [
-        layer.register_forward_hook(lambda _m, args, _z, member=member: look(member, args[0]))
+        layer.register_forward_hook(lambda m, args, _z, member=member: look(member, first_input(m, args)))
         for member, layer in layers.items()
     ]
     try:

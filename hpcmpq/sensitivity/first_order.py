@@ -26,7 +26,7 @@ from hpcmpq.sensitivity.directions import input_gradient
 from hpcmpq.sensitivity.empirical_fisher import check_labels
 from hpcmpq.sensitivity.slopes import row_slopes, weight_gradients
 from hpcmpq.sensitivity.subject import Contribution, Subject
-from hpcmpq.sensitivity.taps import find_layers, run_with_taps
+from hpcmpq.sensitivity.taps import find_layers, leaf_gradients, run_with_taps
 from hpcmpq.sensitivity.uses import Layers
 
 MANTISSA_BITS = {"e2m1": 1, "e4m3": 3, "e5m2": 2, "bf16": 7, "fp32": 23}
@@ -64,7 +64,7 @@ def measure_noise(
         with torch.enable_grad():
             z_NTV, inputs, taps, weights = run_with_taps(subject, layers, batch)
         v_NTV = ce_gradient(z_NTV.detach(), z_NTV.detach(), batch.targets)
-        grads = torch.autograd.grad(z_NTV, [*taps, *weights.values()], v_NTV)
+        grads = leaf_gradients(z_NTV, [*taps, *weights.values()], v_NTV)
         direct = dict(zip(weights, grads[len(taps) :], strict=True))
         columns = []
         for group in groups:

@@ -36,7 +36,7 @@ from hpcmpq.sensitivity.directions import Errors, bent, errors_at, moved
 from hpcmpq.sensitivity.features import Features
 from hpcmpq.sensitivity.slopes import inner
 from hpcmpq.sensitivity.subject import Contribution, Subject
-from hpcmpq.sensitivity.taps import find_layers, run, run_with_taps, tapped
+from hpcmpq.sensitivity.taps import find_layers, leaf_gradients, run, run_with_taps, tapped
 from hpcmpq.sensitivity.uses import Layers
 
 KEPT_BYTES = 2**31
@@ -82,7 +82,7 @@ class _Point:
         self.output_grad_NTV = subject.objective.gradient(z0_NTV, z0_NTV, batch.targets)
         with torch.enable_grad():
             z_NTV, self.inputs, taps, weights = run_with_taps(subject, layers, batch)
-            grads = torch.autograd.grad(z_NTV, [*taps, *weights.values()], self.output_grad_NTV)
+            grads = leaf_gradients(z_NTV, [*taps, *weights.values()], self.output_grad_NTV)
         self.grads = grads[: len(taps)]
         self.direct_grads = dict(zip(weights, grads[len(taps) :], strict=True))
         self.kept: dict[int, tuple[Tensor, Tensor | None]] = {}

@@ -18,7 +18,7 @@ from hpcmpq.models.outputs import forward
 from hpcmpq.models.weights import Tensors
 from hpcmpq.sensitivity.draws import generator_of
 from hpcmpq.sensitivity.subject import Contribution, Subject
-from hpcmpq.sensitivity.taps import run
+from hpcmpq.sensitivity.taps import check_differentiable, run
 
 DEFAULT_PROBES = 8
 """Random directions per group where the config does not set `sensitivity.probes`."""
@@ -26,6 +26,9 @@ DEFAULT_PROBES = 8
 
 def measure(subject: Subject, samples: Samples, groups: range, first_sample: int) -> Iterator[Contribution]:
     """One contribution per pass. The directions are the same for all samples, so sums over samples add up."""
+    check_differentiable(
+        subject, samples[:1], list(subject.variants.originals(subject.space.groups[groups.start]))
+    )
     for batch in samples.passes(subject.samples_per_pass):
         with torch.no_grad():
             z0_NTV = forward(subject.model, batch.inputs)

@@ -15,6 +15,7 @@ from hpcmpq.models.layer_kinds import apply, is_linear
 from hpcmpq.models.weights import Tensors
 from hpcmpq.sensitivity.directions import errors_at, input_gradient
 from hpcmpq.sensitivity.subject import Subject
+from hpcmpq.sensitivity.taps import leaf_gradients
 from hpcmpq.sensitivity.uses import Layers, Use, pull
 
 SLOPE_ELEMENTS = 2**24
@@ -35,7 +36,7 @@ def slopes_of_rows(
 ) -> Tensor:  # fmt: skip
     """The same of several cotangents v_NTV, [N, R, rows]: a backward pass each, options' errors made once for all."""
     leaves = [*taps, *weights.values()]
-    grads = [torch.autograd.grad(z_NTV, leaves, v_NTV, retain_graph=True) for v_NTV in rows]
+    grads = [leaf_gradients(z_NTV, leaves, v_NTV, keep_graph=True) for v_NTV in rows]
     direct_grads = [dict(zip(weights, grad[len(taps) :], strict=True)) for grad in grads]
     columns = []
     for group in groups:

@@ -7,19 +7,19 @@ forms for random cotangents.
 Axis letters: N samples, T tokens, V outputs.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from hpcmpq.errors import UserError
+from hpcmpq.errors import UserError, raise_if_no_room
 from hpcmpq.models.attention_products import MatrixProduct
 from hpcmpq.models.data.samples import Samples
-from hpcmpq.models.layer_kinds import is_layer
+from hpcmpq.models.factories import describe
+from hpcmpq.models.layer_kinds import first_input, is_layer
 from hpcmpq.models.outputs import forward
-from hpcmpq.models.weights import Tensors
+from hpcmpq.models.weights import Tensors, called_with
 from hpcmpq.sensitivity.subject import Subject
 from hpcmpq.sensitivity.uses import Layers, Use, pull
 
@@ -99,13 +99,41 @@ def random_gradient(
         z_NTV, inputs, taps, weights = run_with_taps(subject, layers, batch)
         generator = torch.Generator().manual_seed(0)
         v_NTV = torch.randn(z_NTV.shape, generator=generator).to(z_NTV)
-        grads = torch.autograd.grad(z_NTV, [*taps, *weights.values()], v_NTV)
+        grads = leaf_gradients(z_NTV, [*taps, *weights.values()], v_NTV)
     return (
         z_NTV.detach(),
         inputs,
         list(grads[: len(taps)]),
         dict(zip(weights, grads[len(taps) :], strict=True)),
     )
+
+
+def leaf_gradients(
+    z_NTV: Tensor, leaves: Sequence[Tensor], v_NTV: Tensor, *, keep_graph: bool = False
+) -> tuple[Tensor, ...]:
+    """The gradient of v·z in every leaf; zero in what z does not depend on, such as a second output's taps.
+
+    Raises:
+        UserError: If z cannot be differentiated.
+    """
+    try:
+        return torch.autograd.grad(z_NTV, leaves, v_NTV, retain_graph=keep_graph, materialize_grads=True)
+    except RuntimeError as error:
+        raise_if_no_room(error)
+        raise UserError(
+            f"the model's outputs cannot be differentiated ({describe(error)}); take sensitivity: secant, which needs "
+            "no gradients"
+        ) from error
+
+
+def check_differentiable(subject: Subject, batch: Samples, names: Sequence[str]) -> None:
+    """Raise `UserError` if z records no graph from some weights: `torch.func.grad` would give zeros without a word."""
+    weights = {
+        name: subject.model.get_parameter(name).detach().clone().requires_grad_(True) for name in names
+    }
+    with torch.enable_grad():
+        z_NTV = run(subject, batch, weights)
+    leaf_gradients(z_NTV, list(weights.values()), torch.zeros_like(z_NTV))
 
 
 def run_with_taps(
@@ -127,7 +155,7 @@ def run_with_taps(
 def run(subject: Subject, batch: Samples, weights: Mapping[str, Tensor]) -> Tensor:
     """z with some weights replaced, differentiable in them; tied weights follow."""
     replaced = {f"model.{name}": tensor for name, tensor in weights.items()}
-    return functional_call(_NamedInputs(subject.model), replaced, (batch.inputs,))
+    return called_with(_NamedInputs(subject.model), replaced, (batch.inputs,))
 
 
 @contextmanager
@@ -149,7 +177,9 @@ def tapped(
         index = place[module, turns.get(module, 0)]
         turns[module] = turns.get(module, 0) + 1
         is_product = isinstance(module, MatrixProduct)
-        inputs[index] = torch.cat([x.flatten(1) for x in args], 1) if is_product else args[0]
+        inputs[index] = (
+            torch.cat([x.flatten(1) for x in args], 1) if is_product else first_input(module, args)
+        )
         if make_leaves:
             taps[index] = torch.zeros_like(output, requires_grad=True)
         return output + taps[index] if index in taps else output
@@ -163,7 +193,7 @@ def tapped(
 
 
 class _NamedInputs(nn.Module):
-    """A model whose forward pass takes named inputs and returns z, for `functional_call`."""
+    """A model whose forward pass takes named inputs and returns z, for `called_with`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

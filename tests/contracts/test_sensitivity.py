@@ -14,12 +14,13 @@ from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.objective import OBJECTIVES
+from hpcmpq.quantized.input_rounding import record_maxima
 from hpcmpq.sensitivity import METHODS, find_method
 from hpcmpq.sensitivity.features import Features
 from hpcmpq.sensitivity.hessian_trace import directions
 from hpcmpq.sensitivity.subject import Subject
 from tests.sensitivity.tiny import FORMATS as FORMATS_OF_TESTS
-from tests.sensitivity.tiny import losses_at, make_subject, outputs_at
+from tests.sensitivity.tiny import MODELS, Mlp, losses_at, make_subject, outputs_at
 
 pytestmark = pytest.mark.slow
 
@@ -254,6 +255,43 @@ def test_fisher_is_right_on_average(family: str, objective: str):
     assert np.abs(error_PP).max() < 6 / np.sqrt(probes)
     assert np.sqrt((error_PP**2).mean()) < 1.6 / np.sqrt(probes)
     np.testing.assert_allclose(linear_P, dense_P, rtol=6 / np.sqrt(probes))
+
+
+class Undifferentiable(Mlp):
+    """Records no graph."""
+
+    @torch.no_grad()
+    def forward(self, input):
+        return super().forward(input)
+
+
+class ByKeyword(Mlp):
+    """Hooks of its first layer are given no positional argument."""
+
+    def forward(self, input):
+        return self.last(torch.tanh(self.first(input=input)) * self.gate(input))
+
+
+@pytest.mark.parametrize(
+    "name", ["fisher", "hessian", "gauss_newton", "first_order", "empirical_fisher", "trace"]
+)
+def test_models_that_cannot_be_differentiated_are_told(name: str, monkeypatch):
+    monkeypatch.setitem(MODELS, "mlp", Undifferentiable)
+    subject, samples = make_subject("mlp", "ce", num_samples=2)
+    with pytest.raises(UserError, match="cannot be differentiated .*; take sensitivity: secant"):
+        measured(name, subject, samples)
+
+
+def test_layers_that_are_called_with_keywords_are_told(monkeypatch):
+    monkeypatch.setitem(MODELS, "mlp", ByKeyword)
+    subject, samples = make_subject("mlp", "ce", num_samples=2)
+    with pytest.raises(
+        UserError, match="a Linear is called with keywords only, .*; exclude it or call it without"
+    ):
+        measured("fisher", subject, samples)
+    layers = {"first": subject.model.first}
+    with pytest.raises(UserError, match="a Linear is called with keywords only"):
+        record_maxima(subject.model, layers, [samples.inputs])
 
 
 def test_signs_of_the_trace_are_independent():

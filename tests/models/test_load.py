@@ -174,6 +174,8 @@ def factory_module(tmp_path, monkeypatch):
         "import torch\n"
         "def make_model():\n    torch.manual_seed(0)\n    return torch.nn.Linear(3, 2)\n"
         "def make_number():\n    return 3\n"
+        "def make_lazy():\n    return torch.nn.Sequential(torch.nn.LazyLinear(2))\n"
+        "def make_compiled():\n    return torch.jit.script(torch.nn.Linear(3, 2))\n"
         "def make_trouble():\n    raise KeyError('weights')\n"
         "VALUE = 1\n"
     )
@@ -209,6 +211,8 @@ def test_factory_in_the_working_directory(factory_module, monkeypatch):
         ("hpcmpq_test_factories:make_modle", "has no function 'make_modle'; did you mean make_model"),
         ("hpcmpq_test_factories:VALUE", "has no function 'VALUE'"),
         ("hpcmpq_test_factories:make_number", "returned int; it must return a torch.nn.Module"),
+        ("hpcmpq_test_factories:make_lazy", "whose 0.weight has no shape yet; run it once on a batch"),
+        ("hpcmpq_test_factories:make_compiled", "a compiled module; return the one it was made from"),
         ("hpcmpq_test_factories:make_trouble", "raised KeyError: 'weights'"),
     ],
 )  # fmt: skip

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from hpcmpq.models.load import forward
-from hpcmpq.models.weights import as_matrix, from_matrix, swapped
+from hpcmpq.models.weights import as_matrix, called_with, from_matrix, swapped
 from hpcmpq.space import Member
+from tests.models_of_many_kinds import Aliased
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,23 @@ def test_swap_of_a_tied_weight_is_seen_everywhere(tiny_model, name: str):
         assert torch.equal(model.lm_head.weight, old + 1)
     assert torch.equal(model.lm_head.weight, old)
     assert torch.equal(model.transformer.wte.weight, old)
+
+
+@pytest.mark.parametrize("name", ["up.weight", "both.0.weight"])
+def test_a_call_with_other_weights_leaves_a_layer_under_two_names_as_it_was(name: str):
+    block, x = Aliased.Block(), torch.randn(2, 6)
+    weight, before = block.up.weight, block(x)
+    found = called_with(block, {name: torch.zeros(8, 6)}, (x,))
+    torch.testing.assert_close(found, x + block.down(block.up.bias.relu()))
+    assert block.up.weight is weight
+    assert torch.equal(block(x), before)
+
+
+def test_a_call_with_other_weights_gives_them_to_all_layers_that_are_tied():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    model[1].weight = model[0].weight
+    found = called_with(model, {"1.weight": 2 * torch.eye(3)}, (torch.ones(1, 3),))
+    assert torch.equal(found, torch.full((1, 3), 4.0))
 
 
 def test_swap_restores_values_that_do_not_equal_themselves():

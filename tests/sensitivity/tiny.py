@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from hpcmpq.formats import Quantizer
 from hpcmpq.models.data.samples import IGNORED, Samples
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.outputs import call_arguments, outputs_NTV
+from hpcmpq.models.weights import called_with
 from hpcmpq.objective import OBJECTIVES
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.sensitivity.subject import Subject
@@ -49,15 +49,19 @@ class Cnn(nn.Module):
 
 
 class Fused(nn.Module):
-    """Uses one weight twice through its layer, and another past its layer."""
+    """Uses one weight twice through its layer, which has a second name, and another past its layer.
+
+    A second output comes of a third use, which the first knows nothing of.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.twice, self.past, self.head = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 4)
+        self.same = self.twice
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.twice(torch.tanh(self.twice(input)))
-        return self.head(torch.tanh(hidden @ self.past.weight.T) + self.past(hidden))
+        return self.head(torch.tanh(hidden @ self.past.weight.T) + self.past(hidden)), self.same(hidden)
 
 
 def llama() -> nn.Module:
@@ -175,7 +179,7 @@ def outputs_at(subject: Subject, samples: Samples) -> Callable[[Tensor], Tensor]
                 step = torch.tensordot(t_P[space.slice_of(group)], error_Q, dims=1)
                 weights[name] = model.get_parameter(name) + step
         with moved_inputs(subject, frozen, t_P):
-            return outputs_NTV(functional_call(model, weights, args, kwargs))
+            return outputs_NTV(called_with(model, weights, args, kwargs))
 
     return outputs
 

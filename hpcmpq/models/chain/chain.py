@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.models.outputs import Inputs
+from hpcmpq.models.weights import called_with
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Chain:
         args, kwargs = call.arguments(hidden)
         if not tensors:
             return first_output(self.blocks[k](*args, **kwargs))
-        return first_output(torch.func.functional_call(self.blocks[k], tensors, args, kwargs))
+        return first_output(called_with(self.blocks[k], tensors, args, kwargs))
 
 
 def same_values(first: Any, second: Any) -> bool:
