@@ -46,6 +46,21 @@ class Aliased(nn.Module):
         return self.output(input)
 
 
+class Standardized(nn.Conv2d):
+    """Multiplies by another weight than its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+class Scaled(nn.Linear):
+    """Does more than multiply."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(3 * x.tanh()) + x.mean(-1, keepdim=True)
+
+
 class Attending(nn.Module):
     """torch's own attention, whose weights are used past their layers."""
 
@@ -135,6 +150,10 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, dict
             small,
         ),
         "residual": lambda: (Residual(), small),
+        "own_forward": lambda: (
+            nn.Sequential(Standardized(1, 4, 3), nn.Tanh(), nn.Flatten(), Scaled(144, 8), nn.Linear(8, 5)),
+            small,
+        ),
         "aliased": lambda: (Aliased(), {"input": torch.randn(3, 6, dtype=dtype)}),
         "skipping": lambda: (Skipping(), {"input": torch.randn(3, 6, dtype=dtype)}),
     }
@@ -146,5 +165,5 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, dict
 
 CHAINS = (
     *("llama", "qwen3", "gemma2", "gpt2", "gptj", "mixtral", "gpt_oss", "llava"),
-    *("bart", "bert", "bert_mlm", "vit", "sequential", "residual", "attending", "aliased"),
+    *("bart", "bert", "bert_mlm", "vit", "sequential", "residual", "attending", "aliased", "own_forward"),
 )

@@ -52,7 +52,20 @@ def is_layer(module: nn.Module) -> bool:
 
 def multiplies(module: nn.Module) -> bool:
     """Whether a layer multiplies its input by its weight: every layer but an embedding."""
-    return is_convolution(module) or is_linear(module)
+    return isinstance(module, _multiplying())
+
+
+def only_multiplies(module: nn.Module) -> bool:
+    """Whether a layer does nothing but multiply and add its bias: a subclass may, say, standardize its weight first.
+
+    Example:
+        >>> class Doubling(nn.Linear):
+        ...     def forward(self, x):
+        ...         return super().forward(2 * x)
+        >>> only_multiplies(nn.Linear(3, 2)), only_multiplies(Doubling(3, 2))
+        (True, False)
+    """
+    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _multiplying())
 
 
 def is_convolution(module: nn.Module) -> bool:
@@ -65,10 +78,19 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or _is_conv1d(module)
 
 
-def _is_conv1d(module: nn.Module) -> bool:
-    """Whether a module is transformers' Conv1D; where nothing has imported that, no model holds one."""
+def _multiplying() -> tuple[type[nn.Module], ...]:
+    """Kinds of layers that multiply."""
+    return nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_conv1d()
+
+
+def _conv1d() -> tuple[type[nn.Module], ...]:
+    """transformers' Conv1D; where nothing has imported that, no model holds one."""
     imported = sys.modules.get("transformers.pytorch_utils")
-    return imported is not None and isinstance(module, imported.Conv1D)
+    return () if imported is None else (imported.Conv1D,)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return isinstance(module, _conv1d())
 
 
 _TRANSPOSED_EXPERTS = ("Llama4TextExperts",)

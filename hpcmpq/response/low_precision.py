@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 
-from hpcmpq.models.layer_kinds import Multiply, is_convolution, multiplies, product_of
+from hpcmpq.models.layer_kinds import Multiply, is_convolution, only_multiplies, product_of
 from hpcmpq.models.weights import Tensors
 
 
@@ -156,12 +156,15 @@ def _plus(original: Tensor, displaced: Tensor) -> Tensor:
 def run_low_precision(
     model: nn.Module, dtype: torch.dtype, exact_original: bool = False
 ) -> LowPrecisionLayers:
-    """Run the products of all linear, convolution and transposed linear layers of a float32 model in `dtype`."""
+    """Run the products of all linear, convolution and transposed linear layers of a float32 model in `dtype`.
+
+    Layers whose class has a forward pass of its own stay as they are, as whatever else uses weights.
+    """
     holders, layers = dict[int, list[str]](), dict[int, list[str]]()
     for name, module in model.named_modules():
         for own, parameter in module.named_parameters(recurse=False):
             holders.setdefault(id(parameter), []).append(_joined(name, own))
-        if multiplies(module):
+        if only_multiplies(module):
             layers.setdefault(id(module.weight), []).append(_joined(name, "weight"))
     names = {n: id(p) for n, p in model.named_parameters(remove_duplicate=False) if id(p) in layers}
     shared = {name for name, own in names.items() if len(holders[own]) > 1}
@@ -169,7 +172,7 @@ def run_low_precision(
         {name: tuple(layers[own]) for name, own in names.items()}, frozenset(shared), dtype, exact_original
     )
     for name, module in model.named_modules():
-        if multiplies(module):
+        if only_multiplies(module):
             _patch(products, name, module)
     return products
 

@@ -192,6 +192,7 @@ ENGINES = [
     ("vit", True),
     ("gemma2", True),
     ("residual", False),
+    ("own_forward", False),
 ]
 
 

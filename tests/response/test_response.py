@@ -98,7 +98,7 @@ def test_bfloat16_products_agree_with_float32_at_every_bit_width(
     np.testing.assert_allclose(np.diagonal(low["quad"]), np.diagonal(exact["quad"]), rtol=rtol)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "residual"])
+@pytest.mark.parametrize("name", ["gpt2", "residual", "own_forward"])
 def test_compensated_products_of_transposed_layers_and_convolutions(name):
     model, inputs = make(name, torch.float32)
     exact = subject_of(model, inputs, ("int3", "int8"))

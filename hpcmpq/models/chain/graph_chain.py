@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from torch import fx, nn
 
 from hpcmpq.models.chain.chain import Call, Chain
+from hpcmpq.models.layer_kinds import is_layer
 from hpcmpq.models.outputs import Inputs, outputs_NTV
 
 
@@ -16,7 +17,8 @@ def find_graph_chain(model: nn.Module, inputs: Inputs) -> tuple[Chain | None, st
     if len(inputs) != 1:
         return None, "it has several inputs"
     try:
-        traced = fx.symbolic_trace(model)
+        graph = _LayersWhole().trace(model)
+        traced = fx.GraphModule(model, graph)
     except Exception as error:  # tracing runs the model's own code on proxies: it may fail in any way
         return None, f"its graph cannot be traced ({type(error).__name__})"
     used = [n for n in traced.graph.nodes if n.op == "placeholder" and n.users]
@@ -34,6 +36,14 @@ def find_graph_chain(model: nn.Module, inputs: Inputs) -> tuple[Chain | None, st
         ),
         "",
     )
+
+
+class _LayersWhole(fx.Tracer):
+    """Calls every layer that can be searched, of any class, so that hooks on it see its inputs."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is called and not looked into."""
+        return is_layer(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _pieces(traced: fx.GraphModule, entry: fx.Node) -> Iterator[fx.GraphModule]:
