@@ -27,7 +27,7 @@ from hpcmpq.export.written import Written, holds
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.gguf_config import check_describable, context_length, resolved_config
 from hpcmpq.models.layer_kinds import are_experts
-from hpcmpq.models.stored_dtype import stored_dtype
+from hpcmpq.models.stored_dtype import stored_dtype, wider_dtypes
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Member
@@ -55,6 +55,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     names = gguf.get_tensor_name_map(
         {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[architecture], model_config["num_hidden_layers"]
     )
+    wider = wider_dtypes(variants.model, str(path), stored)
     exact = True
     rounded = 0
     logging.getLogger("gguf").setLevel(logging.WARNING)  # it reports the byte order and temporary names
@@ -74,7 +75,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
             rounded += _add_quantized(gguf, writer, places, variants, *chosen[name])
             continue
         for place in places:
-            dtype = _written_dtype(place, tensor, stored)
+            dtype = _written_dtype(place, tensor, wider.get(name, stored))
             exact = exact and holds(tensor, dtype)
             _add_plain(gguf, writer, place.name, place.of(tensor).to(dtype))
     writer.write_header_to_file()

@@ -4,12 +4,15 @@ Engines use some of them, such as heads that predict several tokens ahead, which
 """
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from hpcmpq.models.stored_headers import stored_tensors
 from hpcmpq.models.stored_weights import tensors_in, unused_tensors
 from hpcmpq.store.json_files import write_json
 
@@ -34,13 +37,18 @@ def keep_unused(model: nn.Module, original: Path, attempt: Path) -> tuple[str, .
         with safe_open(original / file_name, "pt") as file:
             tensors[name] = file.get_tensor(name)
     save_file(tensors, attempt / KEPT, metadata={"format": "pt"})
-    index = (
-        json.loads((attempt / INDEX).read_text(encoding="utf-8"))
-        if (attempt / INDEX).exists()
-        else {"metadata": {}}
-    )
-    write_json(attempt / INDEX, {**index, "weight_map": files | dict.fromkeys(tensors, KEPT)})
+    write_index(attempt, files | dict.fromkeys(tensors, KEPT))
     return tuple(sorted(tensors))
+
+
+def write_index(attempt: Path, files: Mapping[str, str]) -> None:
+    """Write the index of {tensor: file}, with the bytes of all numbers and what else an index there says."""
+    place = attempt / INDEX
+    before = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
+    tensors = stored_tensors(attempt, files).values()
+    total_size = sum(tensor.itemsize * math.prod(tensor.shape) for tensor in tensors)
+    metadata = {**before.get("metadata", {}), "total_size": total_size}
+    write_json(place, {**before, "metadata": metadata, "weight_map": dict(files)})
 
 
 def say_kept(names: tuple[str, ...]) -> list[str]:

@@ -33,6 +33,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "nvfp4a16": {"quant_algo": "W4A16_NVFP4", "group_size": 16},
 }
 
+SGLANG = ("NVFP4", "W4A16_NVFP4")
+"""The algorithms that SGLang 0.5.23 reads from this layout; of others in a mix it loads codes without their scales."""
+
 PRODUCER = {"name": "modelopt", "version": "0.47.0"}
 """Whose layout it is: engines look for this name."""
 
@@ -70,10 +73,12 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         "ignore": settings["exclude_modules"],
     }
     write_json(directory / "config.json", {**original, "quantization_config": in_config}, allow_nan=True)
+    strange = sorted({each["quant_algo"] for each in layers.values()} - set(SGLANG))
+    notes = [f"not for SGLang, which has no place for scales of {', '.join(strange)}"] if strange else []
     return Written(
         "checkpoint in ModelOpt's layout",
-        tuple(say_kept(done.kept)),
-        unreadable="TensorRT-LLM, SGLang and vLLM read it, on a GPU",
+        (*say_kept(done.kept), *notes),
+        unreadable="its engines need a GPU",
     )
 
 

@@ -1,6 +1,5 @@
 """A Hugging Face directory in which the tensors of searched weights are replaced by what stands for them."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +10,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hpcmpq.errors import UserError
-from hpcmpq.export.kept_tensors import INDEX, keep_unused
+from hpcmpq.export.kept_tensors import INDEX, keep_unused, write_index
 from hpcmpq.export.streamed_files import write_streamed
 from hpcmpq.export.written import holds
 from hpcmpq.models.beside_weights import copy_small_files
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.models.split_weights import stored_rows
-from hpcmpq.models.stored_dtype import stored_dtype
+from hpcmpq.models.stored_dtype import stored_dtype, wider_dtypes
 from hpcmpq.models.stored_weights import names_in_model
 from hpcmpq.models.streaming import Streamed
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Member
-from hpcmpq.store.json_files import write_json
 
 
 @dataclass(frozen=True)
@@ -103,14 +101,19 @@ def rewrite(
         directory: Where to write.
         members: {parameter: searched weight}.
         stand_for: The tensors of a weight, or of what is saved of it in one tensor.
-        dtype: Of floating tensors that are not searched.
+        dtype: Of floating tensors that are not searched, unless the original's files keep them wider.
 
     Raises:
         UserError: If transformers saves a searched weight under a name that leads nowhere.
     """
     copy_small_files(str(path), directory)
+    wider = wider_dtypes(variants.model, str(path), dtype)
+
+    def as_stored(name: str, tensor: Tensor) -> Tensor:
+        return tensor.to(wider.get(name, dtype)) if tensor.is_floating_point() else tensor
+
     if variants.streamed is not None:
-        return _rewrite_streamed(variants, variants.streamed, directory, members, stand_for, dtype)
+        return _rewrite_streamed(variants, variants.streamed, directory, members, stand_for, as_stored)
     with quiet_transformers():
         variants.model.save_pretrained(directory)  # type: ignore[operator]
     parts = {member.parameter: parts_of(variants, member) for member in members.values()}
@@ -128,7 +131,7 @@ def rewrite(
                     tensors.update(stand_for(part))
                     written.add(part.member.parameter)
             else:
-                kept = tensor.to(dtype) if tensor.is_floating_point() else tensor
+                kept = as_stored(renamed.get(old, old), tensor)
                 exact = exact and holds(tensor, kept.dtype)
                 tensors.update(_biases(parts, renamed.get(old, old), kept) or {old: kept})
         save_file(tensors, file, metadata={"format": "pt"})
@@ -139,8 +142,7 @@ def rewrite(
             "exclude it or export fake_quantized"
         )
     if (directory / INDEX).exists():
-        values = json.loads((directory / INDEX).read_text(encoding="utf-8"))
-        write_json(directory / INDEX, {**values, "weight_map": weight_map})
+        write_index(directory, weight_map)
     return Rewritten(keep_unused(variants.model, path, directory), exact)
 
 
@@ -150,7 +152,7 @@ def _rewrite_streamed(
     directory: Path,
     members: Mapping[str, Member],
     stand_for: Callable[[StoredPart], dict[str, Tensor]],
-    dtype: torch.dtype,
+    as_stored: Callable[[str, Tensor], Tensor],
 ) -> Rewritten:
     exact = True
     parts = {member.parameter: parts_of(variants, member) for member in members.values()}
@@ -159,7 +161,7 @@ def _rewrite_streamed(
         nonlocal exact
         if name in parts:
             return {key: value for part in parts[name] for key, value in stand_for(part).items()}
-        kept = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        kept = as_stored(name, tensor)
         exact = exact and holds(tensor, kept.dtype)
         return _biases(parts, name, kept) or kept
 

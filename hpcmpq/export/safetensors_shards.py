@@ -30,7 +30,11 @@ DTYPES = {
 }  # fmt: skip
 """Names in headers."""
 
-_ENTRY_BYTES = 200
+MAX_HEADER_BYTES = 4 * 2**20
+"""Of a file, whose header is as long as the room left for it: a full one ends the file, and safetensors reads no header
+of 100 MB, which that of all experts of a large mixture would be."""
+
+_ENTRY_BYTES = 112
 """Room of a tensor in a header beside its name: dtype, shape of a few axes, two offsets."""
 
 
@@ -40,7 +44,7 @@ class SafetensorsShards:
 
     Attributes:
         directory: Where they go.
-        header_bytes: What files leave room for, see `room_for`.
+        header_bytes: What files leave room for, see `room_for`; one whose header is full ends.
         max_bytes: Of a file's numbers.
     """
 
@@ -51,25 +55,26 @@ class SafetensorsShards:
     _header: dict[str, Any] = field(default_factory=dict)
     _file: BufferedWriter | None = None
     _size: int = 0
+    _header_size: int = 0
     _total: int = 0
     _places: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Write a tensor behind the last, or into the next file."""
-        if self._file is not None and self._size + tensor.nbytes > self.max_bytes:
+        entry_bytes = len(_text({name: self._entry(tensor)}))
+        full = self._header_size + entry_bytes > self.header_bytes
+        if self._file is not None and (full or self._size + tensor.nbytes > self.max_bytes):
             self._end_file()
         if self._file is None:
             self._files.append(self.directory / f"part-{len(self._files):05d}.safetensors")
             self._file = self._files[-1].open("wb")
             self._file.write(b" " * (8 + self.header_bytes))
             self._size, self._header = 0, {"__metadata__": {"format": "pt"}}
+            self._header_size = len(_text(self._header))
         bytes_B = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         self._file.write(bytes_B.data)
-        self._header[name] = {
-            "dtype": DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [self._size, self._size + tensor.nbytes],
-        }
+        self._header[name] = self._entry(tensor)
+        self._header_size += entry_bytes
         self._places[name] = len(self._files) - 1
         self._size += tensor.nbytes
         self._total += tensor.nbytes
@@ -90,10 +95,15 @@ class SafetensorsShards:
             write_json(self.directory / INDEX, {"metadata": metadata, "weight_map": weight_map})
         return weight_map
 
+    def _entry(self, tensor: Tensor) -> dict[str, Any]:
+        """What the header says of the next tensor."""
+        place = [self._size, self._size + tensor.nbytes]
+        return {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+
     def _end_file(self) -> None:
         if self._file is None:
             return
-        header = json.dumps(self._header, separators=(",", ":")).encode()
+        header = _text(self._header)
         assert len(header) <= self.header_bytes
         with self._file as file:
             file.seek(0)
@@ -103,5 +113,10 @@ class SafetensorsShards:
 
 
 def room_for(names: list[str]) -> int:
-    """Bytes of a header that fits the tensors of these names, whole in 8, which keeps numbers aligned."""
-    return -(-sum(len(json.dumps(name)) + _ENTRY_BYTES for name in ["__metadata__", *names]) // 8) * 8
+    """Bytes of a header that fits the tensors of these names or is full, whole in 8, which keeps numbers aligned."""
+    wanted = sum(len(json.dumps(name)) + _ENTRY_BYTES for name in ["__metadata__", *names])
+    return -(-min(wanted, MAX_HEADER_BYTES) // 8) * 8
+
+
+def _text(header: Mapping[str, Any]) -> bytes:
+    return json.dumps(header, separators=(",", ":")).encode()

@@ -26,6 +26,7 @@ from hpcmpq.models.factories import describe
 from hpcmpq.models.gguf_source import carry_rotations, check_all_taken, open_whole, unread_keys
 from hpcmpq.models.load import LACKS_FILES, check_none_missing, model_class, quiet_transformers
 from hpcmpq.models.quantized_form import DEQUANTIZED, SETTINGS, SIDECARS, form_of, settings_of
+from hpcmpq.models.stored_weights import kept_in_float32
 from hpcmpq.settings import ModelConfig
 from hpcmpq.store.original import SOURCE, read_source
 from hpcmpq.store.sums import is_whole, write_sums
@@ -174,7 +175,13 @@ def _save_plain(model: nn.Module, directory: Path, config: ModelConfig) -> None:
     _without_form(model.config)
     model.hf_quantizer = None  # type: ignore[assignment]
     vars(model).pop("_weight_conversions", None)  # which would quantize again when saving
-    model.to(getattr(torch, config.dtype)).save_pretrained(directory)  # type: ignore[operator]
+    dtype = getattr(torch, config.dtype)
+    tensors = {
+        name: t for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_floating_point()
+    }
+    for name in tensors.keys() - kept_in_float32(model, tensors, dtype):
+        tensors[name].data = tensors[name].data.to(dtype)
+    model.save_pretrained(directory)  # type: ignore[operator]
 
 
 def _without_form(values: Any) -> Any:

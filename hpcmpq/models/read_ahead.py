@@ -34,7 +34,8 @@ class ReadAhead:
         if k < len(self.shapes):
             # Memory that a thread allocates is in a heap of its own, which malloc_trim(3) does not shrink.
             places = {
-                name: torch.empty(shape, dtype=self.weights.dtype) for name, shape in self.shapes[k].items()
+                name: torch.empty(shape, dtype=self.weights.dtype_of(name))
+                for name, shape in self.shapes[k].items()
             }
             self._block, self._reading = (
                 k,

@@ -1,6 +1,8 @@
 """The dtype that a directory's weights, and checkpoints of what is not searched, are stored in; whether all fit it."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +10,9 @@ from torch import Tensor, nn
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.description import describe_model
-from hpcmpq.models.stored_weights import Weights, dtypes_in_files
+from hpcmpq.models.stored_headers import file_of_each, is_stored, stored_tensors
+from hpcmpq.models.stored_weights import Weights, dtypes_in_files, names_in_model
+from hpcmpq.models.tensor_files import DTYPES
 from hpcmpq.models.weights import as_matrix
 from hpcmpq.settings import ModelConfig
 from hpcmpq.space import SearchSpace
@@ -22,8 +26,43 @@ def stored_dtype(model: ModelConfig) -> torch.dtype | None:
     return dtype
 
 
+def wider_dtypes(
+    model: nn.Module, directory: str | None, dtype: torch.dtype | None
+) -> dict[str, torch.dtype]:
+    """{parameter or buffer: dtype} of those that files keep wider than most of their numbers, which are in `dtype`.
+
+    Corrections of experts' scores and decays of state-space models are such tensors: rounded, they choose otherwise.
+    Of files that are wider as a whole than their config says, none is.
+
+    Args:
+        model: Of the directory; it needs no values.
+        directory: With safetensors, or without.
+        dtype: What its config says; None where it says nothing.
+    """
+    if directory is None or dtype is None or not is_stored(Path(directory)):
+        return {}
+    headers = stored_tensors(Path(directory), file_of_each(Path(directory)))
+    kinds = {name: DTYPES[header.dtype] for name, header in headers.items() if header.dtype in DTYPES}
+    numel = {name: math.prod(headers[name].shape) for name in kinds}
+    if 2 * sum(numel[name] for name, kind in kinds.items() if kind == dtype) < sum(numel.values()):
+        return {}
+    wide = [name for name, kind in kinds.items() if kind.itemsize > dtype.itemsize]
+    there, prefix = names_in_model(model, wide), getattr(model, "base_model_prefix", "") + "."
+    own = {name for named in (model.named_parameters, model.named_buffers) for name, _ in named()}
+    found = {}
+    for name, stored in there.items():
+        places = (each for each in (name, prefix + name, name.removeprefix(prefix)) if each in own)
+        if (place := next(places, None)) is not None:
+            found[place] = kinds[stored]
+    return found
+
+
 def check_stored_dtype(
-    model: nn.Module, directory: str, dtype: torch.dtype | None, weights: Weights | None = None
+    model: nn.Module,
+    directory: str,
+    dtype: torch.dtype | None,
+    weights: Weights | None = None,
+    wider: Mapping[str, torch.dtype] | None = None,
 ) -> None:
     """Refuse a `config.json` whose dtype turns finite weights into infinite ones.
 
@@ -32,6 +71,7 @@ def check_stored_dtype(
         directory: Of the model.
         dtype: What its `config.json` says; None where it says nothing.
         weights: Where values that are not in memory come from; what the files store in `dtype` is not read.
+        wider: From `wider_dtypes`: what is not stored in `dtype`.
 
     Raises:
         UserError: Naming the first weight that does not fit and its value.
@@ -40,7 +80,11 @@ def check_stored_dtype(
         return
     largest = torch.finfo(dtype).max
     for name, tensor in _values(model, dtype, weights):
-        if not tensor.is_floating_point() or torch.finfo(tensor.dtype).max <= largest:
+        if (
+            name in (wider or {})
+            or not tensor.is_floating_point()
+            or torch.finfo(tensor.dtype).max <= largest
+        ):
             continue
         infinite = torch.isinf(tensor.to(dtype)) & torch.isfinite(tensor)
         if infinite.any():

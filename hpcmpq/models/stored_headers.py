@@ -12,6 +12,11 @@ STORED = {"model.safetensors": "model.safetensors.index.json"}
 """{the file of a model that is one: the index of one that is several}."""
 
 
+def is_stored(directory: Path) -> bool:
+    """Whether a directory has safetensors of a model."""
+    return any((directory / name).is_file() for names in STORED.items() for name in names)
+
+
 def file_of_each(directory: Path) -> dict[str, str]:
     """{tensor name: file name} of a directory's safetensors, as its index says where there is one.
 

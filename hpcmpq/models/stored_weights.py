@@ -1,7 +1,9 @@
 """The tensors in a directory's safetensors files, by the names that its model gives them, read one at a time."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from hpcmpq.errors import UserError
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.joined_weights import JoinedWeight, filled, joined_weights
-from hpcmpq.models.stored_headers import STORED, file_of_each, stored_tensors
+from hpcmpq.models.stored_headers import file_of_each, is_stored, stored_tensors
 from hpcmpq.models.tensor_files import DTYPES, read_tensor
 
 ReadRows = Callable[[str, int, int], Tensor]
@@ -28,6 +30,7 @@ class Weights:
         joined: {the model's parameter: how it is made of several, or of a part of one}.
         dtype: What floating tensors are converted to.
         device: Where they go.
+        float32: Parameters and buffers that are converted to float32 instead, see `kept_in_float32`.
     """
 
     directory: Path
@@ -36,6 +39,11 @@ class Weights:
     dtype: torch.dtype
     device: torch.device
     joined: dict[str, JoinedWeight] = field(default_factory=dict)
+    float32: frozenset[str] = frozenset()
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """What a floating parameter or buffer is converted to."""
+        return torch.float32 if name in self.float32 else self.dtype
 
     def stored(self, name: str) -> tuple[str, ...]:
         """Names in the files of what a parameter or buffer is made of; none if it is not there."""
@@ -56,17 +64,17 @@ class Weights:
             ValueError: If `into` has another shape.
         """
         if name in self.joined:
-            return self.joined[name].read(self._stored, self._own, into)
+            return self.joined[name].read(self._stored, partial(self._own, name), into)
         tensor = self._stored(self.aliases[name])
-        return self._own(tensor) if into is None else filled(into, tensor)
+        return self._own(name, tensor) if into is None else filled(into, tensor)
 
     def _stored(self, stored: str) -> Tensor:
         """A tensor as a file holds it, on the CPU."""
         return read_tensor(self.directory / self.files[stored], stored)
 
-    def _own(self, tensor: Tensor, copy: bool = False) -> Tensor:
+    def _own(self, name: str, tensor: Tensor, copy: bool = False) -> Tensor:
         """In the model's dtype, on its device; a copy of a view of a file, whose pages would stay in memory."""
-        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        dtype = self.dtype_of(name) if tensor.is_floating_point() else tensor.dtype
         return tensor.to(device=self.device, dtype=dtype, copy=copy)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
@@ -74,13 +82,13 @@ class Weights:
         from safetensors import safe_open
 
         if name in self.joined:
-            return self.joined[name].rows(start, stop, self._stored, self._own)
+            return self.joined[name].rows(start, stop, self._stored, partial(self._own, name))
         stored = self.aliases[name]
         with safe_open(self.directory / self.files[stored], "pt") as file:
             stored_rows = file.get_slice(stored)
             if not stored_rows.get_shape():
                 return self.read(name).reshape(1)
-            return self._own(stored_rows[start:stop], copy=True)
+            return self._own(name, stored_rows[start:stop], copy=True)
 
 
 def find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: torch.device) -> Weights:
@@ -126,7 +134,18 @@ def find_weights(model: nn.Module, directory: Path, dtype: torch.dtype, device: 
         stored = next((there[n] for n in wanted if n in there), None)
         if stored is not None:
             aliases[name] = stored
-    return Weights(directory, files, aliases, dtype, device, joined)
+    wide = kept_in_float32(model, [*aliases, *joined], dtype)
+    return Weights(directory, files, aliases, dtype, device, joined, wide)
+
+
+def kept_in_float32(model: nn.Module, names: Iterable[str], dtype: torch.dtype) -> frozenset[str]:
+    """Those parameters and buffers that transformers loads in float32 where the model is loaded in `dtype`.
+
+    What corrects the scores of experts is such a buffer: rounded, it would choose other experts.
+    """
+    plan = getattr(model, "_get_dtype_plan", lambda dtype: {})(dtype)
+    patterns = [re.compile(pattern.replace("*", ".*")) for pattern in plan]
+    return frozenset(name for name in names if any(pattern.search(name) for pattern in patterns))
 
 
 def names_in_model(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
@@ -161,7 +180,7 @@ def unused_tensors(model: nn.Module, directory: Path) -> dict[str, str]:
     """
     if "quantization_config" in read_model_json(directory):
         return {}
-    if not any((directory / name).is_file() for names in STORED.items() for name in names):
+    if not is_stored(directory):
         return {}
     files = file_of_each(directory)
     prefix = getattr(model, "base_model_prefix", "") + "."

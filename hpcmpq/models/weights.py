@@ -111,6 +111,7 @@ def num_fixed_bytes(
     dtype: torch.dtype | None = None,
     count: Callable[[str, Sequence[int], int], int] | None = None,
     shares: Mapping[str, float] | None = None,
+    wider: Mapping[str, torch.dtype] | None = None,
 ) -> int:
     """Bytes of all parameters and buffers of a checkpoint that no group searches; shared tensors count once.
 
@@ -120,6 +121,7 @@ def num_fixed_bytes(
         dtype: Count floating tensors as stored in this dtype; None takes the dtype they are loaded in.
         count: Bytes of a tensor from its name, shape and bytes of one number; None takes its numbers alone.
         shares: {tensor: share of it that counts}; what is missing counts in full.
+        wider: {tensor: dtype} of those that are stored in another than `dtype`.
     """
     state = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     searched = {_storage_key(state[member.parameter]) for group in groups for member in group.members}
@@ -127,7 +129,8 @@ def num_fixed_bytes(
     total = 0.0
     for key, (name, tensor) in fixed.items():
         if key not in searched:
-            stored = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+            usual = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+            stored = (wider or {}).get(name, usual)
             itemsize = stored.itemsize
             num_bytes = count(name, tensor.shape, itemsize) if count else tensor.numel() * itemsize
             total += num_bytes * (shares or {}).get(name, 1.0)

@@ -19,7 +19,7 @@ from hpcmpq.models.groups import num_fixed_bytes
 from hpcmpq.models.load import load_model, pick_device
 from hpcmpq.models.outputs import tried_forward
 from hpcmpq.models.repeatable import check_repeatable
-from hpcmpq.models.stored_dtype import check_stored_dtype, stored_dtype
+from hpcmpq.models.stored_dtype import check_stored_dtype, stored_dtype, wider_dtypes
 from hpcmpq.models.stored_headers import Stored, stored_tensors
 from hpcmpq.models.stored_weights import Weights, unused_tensors
 from hpcmpq.models.streaming import Streamed, load_streamed, shapes_only
@@ -174,14 +174,15 @@ def find_groups(original: Original, samples: Samples, target: Target | None) -> 
     """
     config, count = original.config, target.fixed_bytes if target else None
     dtype = stored_dtype(config.model)
-    check_stored_dtype(original.model, str(config.model.path), dtype, original.weights)
+    wider = wider_dtypes(original.model, config.model.path, dtype)
+    check_stored_dtype(original.model, str(config.model.path), dtype, original.weights, wider)
     with original.traceable(samples) as (model, inputs):
         groups = deployable_groups(model, config.groups, inputs, target)
-        fixed_bytes = num_fixed_bytes(model, groups, dtype, count)
+        fixed_bytes = num_fixed_bytes(model, groups, dtype, count, wider=wider)
         chooses = chooses_experts(model, inputs)
         tokens, active_bytes = _num_tokens(inputs), None
         if tokens:
-            active_bytes = num_fixed_bytes(model, groups, dtype, count, active_shares(model))
+            active_bytes = num_fixed_bytes(model, groups, dtype, count, active_shares(model), wider)
     if original.weights is None:
         batch = samples.of_all_lengths(config.calibration.samples_per_pass)
         check_repeatable(original.model, batch.inputs)

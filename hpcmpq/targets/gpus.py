@@ -35,7 +35,7 @@ GPUS = {
 LEAST_CAPABILITY = {
     **{f"int{bits}": 75 for bits in range(2, 9)},  # Marlin for 4 and 8 bits, else Humming
     "nvfp4a16": 75,  # Marlin
-    "mxfp4a16": 80,  # Marlin, and what the scheme asks for
+    "mxfp4a16": 80,  # Marlin, and what the scheme asks for; see `ROUNDS_INPUTS_FROM`
     "bf16": 80,
     "fp8_e4m3": 89,  # below, the scheme is W8A16
     "fp8_block": 89,
@@ -44,6 +44,9 @@ LEAST_CAPABILITY = {
     "mxfp4": 100,
 }
 """The least capability that computes a format as it is measured."""
+
+ROUNDS_INPUTS_FROM = {"mxfp4a16": _BLACKWELL}
+"""The capability from which on inputs are rounded to 4 bits too: every weight in mxfp4 has the scheme W4A4 there."""
 
 MENUS = {
     _AMPERE: ("int4", "int8", "bf16"),
@@ -79,7 +82,12 @@ def computed_as_measured(gpu: str, names: Sequence[str]) -> tuple[str, ...]:
         ('int4',)
     """
     capability = look_up(GPUS, gpu, "gpu")
-    found = tuple(name for name in names if LEAST_CAPABILITY.get(name, capability + 1) <= capability)
+    found = tuple(
+        name
+        for name in names
+        if LEAST_CAPABILITY.get(name, capability + 1) <= capability
+        and capability < ROUNDS_INPUTS_FROM.get(name, capability + 1)
+    )
     if not found:
         raise UserError(
             f"gpu {gpu} computes none of the formats {', '.join(names)} as they are measured; leave formats out for "

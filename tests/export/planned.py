@@ -79,6 +79,21 @@ def mixtral() -> nn.Module:
     return transformers.MixtralForCausalLM(made)
 
 
+CORRECTION = "model.layers.1.mlp.gate.e_score_correction_bias"
+"""What `deepseek_v3` adds to the scores of its experts."""
+
+
+def deepseek_v3() -> nn.Module:
+    """Latent attention, and a layer of experts whose scores are corrected before they are chosen."""
+    torch.manual_seed(0)
+    made = transformers.DeepseekV3Config(
+        **{**SIZE, "num_key_value_heads": 4}, moe_intermediate_size=64, n_routed_experts=4,
+        num_experts_per_tok=2, n_shared_experts=1, n_group=1, topk_group=1, first_k_dense_replace=1,
+        q_lora_rank=32, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=32,
+    )  # fmt: skip
+    return transformers.DeepseekV3ForCausalLM(made)
+
+
 def t5_encoder() -> nn.Module:
     """An encoder whose `_init_weights` reads the weights of its layers."""
     torch.manual_seed(0)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from hpcmpq.export import export, weight_bytes
 from hpcmpq.models.beside_weights import BESIDE_WEIGHTS, copy_small_files
-from tests.export.planned import add_stored, llama, plan_run, solve_by_turns
+from hpcmpq.models.stored_dtype import wider_dtypes
+from tests.export.planned import CORRECTION, add_stored, deepseek_v3, llama, plan_run, solve_by_turns
 
 TAKEN = [
     "LICENSE", "README.md", "additional_chat_templates/tools.jinja", "chat_template.jinja", "config.json",
@@ -88,8 +89,12 @@ def test_tensors_that_the_model_does_not_use_stay_as_they_are(tmp_path, name):
         "with 3 tensors that the model does not use as they are (first model.layers.2.eh_proj.weight)" in line
     )
     directory = run.checkpoint_path if name == "fake_quantized" else run.path / "exports" / name
-    index = json.loads((directory / "model.safetensors.index.json").read_text())["weight_map"]
+    written = json.loads((directory / "model.safetensors.index.json").read_text())
+    index = written["weight_map"]
     tensors = {file: load_file(directory / file) for file in set(index.values())}
+    assert written["metadata"]["total_size"] == sum(
+        t.nbytes for file in tensors.values() for t in file.values()
+    )
     for stored, tensor in MTP.items():
         assert tensors[index[stored]][stored].dtype == tensor.dtype
         assert torch.equal(tensors[index[stored]][stored], tensor)
@@ -97,3 +102,31 @@ def test_tensors_that_the_model_does_not_use_stay_as_they_are(tmp_path, name):
     if name == "compressed_tensors":
         predicted = json.loads(run.solution_path.read_text())["costs"]["size_bytes"]
         assert weight_bytes(directory) == pytest.approx(predicted, rel=0.01)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_files_keep_wider_than_their_config_says_stays_so(tmp_path, stream):
+    bias = {CORRECTION: 5 + 0.01 * torch.randn(4)}
+    model = {"path": str(tmp_path / "model"), "dtype": "bfloat16", "stream": stream}
+    run, plan = plan_run(
+        tmp_path, deepseek_v3(), edit=lambda path: add_stored(path, bias), target="vllm",
+        quantizer={"group_size": 32}, formats=["int4"], groups={"exclude": ["*experts*"]}, model=model,
+    )  # fmt: skip
+    solve_by_turns(run, plan)
+    export(run, "compressed_tensors")
+    directory = run.path / "exports" / "compressed_tensors"
+    tensors = load_file(directory / "model.safetensors")
+    assert torch.equal(tensors[CORRECTION], bias[CORRECTION])
+    assert tensors["model.norm.weight"].dtype == torch.bfloat16
+    if not stream:  # which leaves room in the header, as much as a tenth of so small a model
+        predicted = json.loads(run.solution_path.read_text())["costs"]["size_bytes"]
+        assert weight_bytes(directory) == pytest.approx(predicted, rel=0.005)
+
+
+def test_files_that_are_wider_as_a_whole_are_narrowed_to_what_their_config_says(tmp_path):
+    llama().save_pretrained(tmp_path)
+    assert wider_dtypes(llama(), str(tmp_path), torch.bfloat16) == {}
+    one = {"model.norm.weight": torch.ones(128)}
+    llama().bfloat16().save_pretrained(tmp_path)
+    add_stored(tmp_path, one)
+    assert wider_dtypes(llama(), str(tmp_path), torch.bfloat16) == {"model.norm.weight": torch.float32}

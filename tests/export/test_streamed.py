@@ -17,6 +17,7 @@ import hpcmpq.export.fake_quantized as fake_quantized
 import hpcmpq.export.gguf_places as gguf_places
 from hpcmpq.errors import NotReproduced
 from hpcmpq.export import export, streamed_files
+from hpcmpq.export.safetensors_shards import MAX_HEADER_BYTES, SafetensorsShards, room_for
 from hpcmpq.models.streaming import load_streamed
 from hpcmpq.quantized.variants import open_variants
 from hpcmpq.store.json_files import read_json, write_json
@@ -60,6 +61,22 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
         value.dtype == expected[name].dtype and torch.equal(value, expected[name])
         for name, value in found.items()
     )
+
+
+def test_a_full_header_ends_a_file_and_never_reaches_what_safetensors_reads(tmp_path):
+    experts = [
+        f"model.layers.{n}.mlp.experts.{e}.up_proj.weight_packed" for n in range(60) for e in range(9000)
+    ]
+    assert room_for(experts) == MAX_HEADER_BYTES < 100_000_000
+    own = {f"experts.{e}.up_proj.weight": torch.full((2, 3), float(e)) for e in range(20)}
+    shards = SafetensorsShards(tmp_path, 1000)
+    for expert, tensor in own.items():
+        shards.add(expert, tensor)
+    files = shards.end()
+    assert len(set(files.values())) > 1
+    assert same(tensors(tmp_path), own)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index == {"metadata": {"total_size": 20 * 24}, "weight_map": files}
 
 
 @pytest.mark.parametrize("name", ["fake_quantized", "compressed_tensors"])

@@ -15,14 +15,14 @@ from hpcmpq.config import parse_config, read_config
 from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.export import export
 from hpcmpq.models.cut_blocks import whole_blocks
-from hpcmpq.models.dequantized import unpacked
+from hpcmpq.models.dequantized import _save_plain, unpacked
 from hpcmpq.planning.stage import prepare
 from hpcmpq.planning.starter import write_starter
 from hpcmpq.quantized.variants import open_variants
 from hpcmpq.settings import ModelConfig
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
-from tests.export.planned import TEXT, llama, plan_run, solve_by_turns
+from tests.export.planned import CORRECTION, TEXT, deepseek_v3, llama, plan_run, solve_by_turns
 
 
 def save(path: Path, tensors: dict[str, Tensor], **settings) -> None:
@@ -109,6 +109,16 @@ def test_a_directory_of_fp8_that_lacks_a_tensor_is_refused(model_directory, tmp_
     with pytest.raises(UserError, match=r"lack 1 parameters, first model\.layers\.1\.mlp\.down_proj\.weight"):
         unpacked(ModelConfig(path=str(path)), tmp_path / "plain")
     assert not (tmp_path / "plain").exists()
+
+
+def test_what_transformers_keeps_in_float32_is_not_rounded_on_the_way(tmp_path):
+    model = deepseek_v3().bfloat16()
+    bias = model.get_buffer(CORRECTION)
+    bias.data = 5 + 0.01 * torch.randn(4)
+    _save_plain(model, tmp_path, ModelConfig(path="fp8", dtype="bfloat16"))
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(tensors[CORRECTION], bias.data) and tensors[CORRECTION].dtype == torch.float32
+    assert tensors["lm_head.weight"].dtype == torch.bfloat16
 
 
 def test_mxfp4_is_half_bytes_times_powers_of_two(tmp_path):

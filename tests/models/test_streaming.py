@@ -22,6 +22,7 @@ from hpcmpq.sensitivity.secant import measure
 from hpcmpq.settings import GroupsConfig, ModelConfig, SensitivityConfig
 from hpcmpq.space import SearchSpace
 from tests.allocations import peak_bytes
+from tests.export.planned import CORRECTION, add_stored, deepseek_v3
 from tests.models.streamed_secant import make_subject, secant
 from tests.models_of_many_kinds import make
 
@@ -50,6 +51,17 @@ def test_streamed_model_is_the_same_model(saved):
     with shapes_only(config, inputs) as (shapes, shape_inputs):
         assert find_groups(shapes, GroupsConfig(), shape_inputs) == groups
         assert num_fixed_bytes(shapes, groups) == num_fixed_bytes(model, groups)
+
+
+@torch.no_grad()
+def test_what_transformers_keeps_in_float32_is_not_rounded_on_the_way(tmp_path):
+    deepseek_v3().bfloat16().save_pretrained(tmp_path)
+    add_stored(tmp_path, {CORRECTION: 5 + 0.01 * torch.randn(4)})
+    config = ModelConfig(path=str(tmp_path), dtype="bfloat16")
+    inputs = {"input_ids": 3 * torch.arange(64)[None] % 256}
+    model, streamed = load_model(config), load_streamed(config, read_ahead=True)
+    assert streamed.model.get_buffer(CORRECTION).dtype == model.get_buffer(CORRECTION).dtype == torch.float32
+    assert torch.equal(forward(streamed.model, inputs), forward(model, inputs))
 
 
 def secant_around(model, space, samples, streamed=None):
