@@ -127,9 +127,10 @@ def fp8_codes(qparams: QParams) -> Tensor:
     return (qparams.scale / qparams.global_scale).to(torch.float8_e4m3fn)
 
 
-def narrow_exactly(scale: Tensor) -> Tensor:
-    """Scales in the smallest of bfloat16, float16 and float32 that holds every one of them exactly."""
-    for dtype in (torch.bfloat16, torch.float16):
+def narrow_exactly(scale: Tensor, first: torch.dtype = torch.bfloat16) -> Tensor:
+    """Scales in the first of a dtype, bfloat16, float16 and float32 that holds every one of them exactly."""
+    halves = (torch.bfloat16, torch.float16)
+    for dtype in sorted(halves, key=lambda each: each != first):
         narrow = scale.to(dtype)
         if torch.equal(narrow.to(scale.dtype), scale):
             return narrow

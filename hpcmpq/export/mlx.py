@@ -45,7 +45,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
 
     def stand_for(member: Member) -> dict[str, Tensor]:
         codes_MK, qparams = variants.encoded(member, chosen[member])
-        return stored(member.parameter, codes_MK, qparams, FORMATS[chosen[member]], quantizer)
+        return stored(member.parameter, codes_MK, qparams, FORMATS[chosen[member]], quantizer, dtype)
 
     members = {member.parameter: member for member in chosen}
     done = rewrite("mlx", variants, path, directory, members, lambda part: stand_for(part.member), dtype)
@@ -99,20 +99,29 @@ def positions(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stored(
-    name: str, codes_MK: Tensor, qparams: QParams, format: Format, quantizer: Quantizer
+    name: str,
+    codes_MK: Tensor,
+    qparams: QParams,
+    format: Format,
+    quantizer: Quantizer,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, Tensor]:
-    """The tensors that stand for a weight called `name`, ending in ``.weight``."""
+    """The tensors that stand for a weight called `name`, ending in ``.weight``.
+
+    Scales are in the `dtype` of all else if that holds them: of two halves MLX would compute in float32.
+    """
     layer = name.removesuffix(".weight")
     if not format.scaled:
         return {name: codes_MK.contiguous()}
     if format.type == "int":
         lowest, _ = code_limits(format, quantizer)
-        scale_MS = narrow_exactly(qparams.scale)
+        pair = torch.stack([qparams.scale, qparams.scale * lowest])
+        scale_MS, bias_MS = (each.contiguous() for each in narrow_exactly(pair, dtype))
         words_MW = pack(codes_MK, format.num_bits, lowest)
         return {
             name: words_MW.view(torch.uint32),
             f"{layer}.scales": scale_MS,
-            f"{layer}.biases": scale_MS * lowest,
+            f"{layer}.biases": bias_MS,
         }
     return {
         name: pack_fp4(codes_MK).contiguous().view(torch.uint32),

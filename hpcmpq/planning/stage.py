@@ -14,7 +14,7 @@ from hpcmpq.models.finite import check_finite_outputs
 from hpcmpq.models.gguf_config import check_describable
 from hpcmpq.models.original_marks import check_same_outputs, check_same_settings, original_marks
 from hpcmpq.models.outputs import forward
-from hpcmpq.models.stored_dtype import check_scales
+from hpcmpq.models.stored_dtype import check_scales, stored_dtype
 from hpcmpq.models.weight_digests import weight_marks
 from hpcmpq.objective import check_labels
 from hpcmpq.plan import CHOICES, Plan, content_hash, plan_to_json
@@ -238,8 +238,11 @@ def _with_samples_as_before(config: Config, planned: Plan | None, run: RunDir) -
 
 
 def _with_scales(config: Config, target: Target | None, planned: Plan | None) -> Config:
-    """The config with scales as the target's file stores them; of a run that was planned before, as they were."""
-    if target is None or target.export != "gguf":
+    """The config with scales as the target's file, or its engine, stores them; of a run planned before, as they were.
+
+    Engines give scales the dtype of the model that they run, which is float16 where its config says so.
+    """
+    if target is None or (target.export != "gguf" and stored_dtype(config.model) != torch.float16):
         return config
     if planned is not None and planned.config.quantizer.scales != "float16":
         return config

@@ -22,7 +22,8 @@ class Quantizer:
         damping: Of ``gptq``: share of the mean of Σ x xᵀ's diagonal that is added to it.
         act_order: Of ``gptq``: round inputs of large Σ x² first.
         scales: What scales are rounded to before anything is measured with them: ``bfloat16``, or numbers that
-            ``float16`` holds too. A target whose files have float16 scales (GGUF) chooses the latter.
+            ``float16`` holds too. A target whose files have float16 scales (GGUF) chooses the latter, any target where
+            the model is stored in float16.
         checkpoints: {integer format: directory of a checkpoint that another tool quantized}, whose codes are
             taken as they are.
     """

@@ -42,6 +42,26 @@ def test_mlx_dequantizes_what_is_stored_to_the_quantizers_weights(name):
     assert np.array_equal(np.array(found), expected_MK.numpy())
 
 
+def test_a_model_in_float16_is_computed_in_float16(tmp_path):
+    skip_without_reader("mlx")
+    import mlx.core as mx
+    from mlx_lm.utils import load_model
+
+    made = llama()
+    made.model.layers[0].mlp.down_proj.weight.data[0] *= (
+        1e-5  # whose scales bfloat16 holds, and float16 does not
+    )
+    run, plan = plan_run(
+        tmp_path, made, torch.float16, target="mlx", quantizer={"group_size": 32}, formats=["int8"]
+    )
+    assert plan.config.quantizer.scales == "float16"
+    solve_by_turns(run, plan)
+    export(run, "mlx")
+    model, _ = load_model(run.path / "exports" / "mlx")
+    assert model(mx.array([[1, 2, 3]])).dtype == mx.float16
+    assert model.model.layers[0].mlp.down_proj.scales.dtype == mx.float16
+
+
 def test_scaled_rotations_are_named_as_mlx_reads_them():
     given = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e6}
     expected = {"rope_theta": 1e6, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
