@@ -143,7 +143,8 @@ def kept_in_float32(model: nn.Module, names: Iterable[str], dtype: torch.dtype) 
 
     What corrects the scores of experts is such a buffer: rounded, it would choose other experts.
     """
-    plan = getattr(model, "_get_dtype_plan", lambda dtype: {})(dtype)
+    plan_of = getattr(model, "_get_dtype_plan", None)  # what transformers 4 lacks
+    plan: Iterable[str] = plan_of(dtype) if callable(plan_of) else ()
     patterns = [re.compile(pattern.replace("*", ".*")) for pattern in plan]
     return frozenset(name for name in names if any(pattern.search(name) for pattern in patterns))
 
