@@ -24,6 +24,7 @@ from hpcmpq.solvers.proof.definite import largest_eigenvalue
 from hpcmpq.solvers.proof.lift import Lift
 from hpcmpq.solvers.proof.projection import Projector
 from hpcmpq.solvers.proof.relaxation import Minimum, Relaxation, minimise
+from hpcmpq.solvers.proof.threads import in_threads, slices
 
 
 @dataclass
@@ -94,40 +95,61 @@ START_PENALTY = 0.1
 """β in units of |C| / |Y|."""
 
 
+ROWS = 64
+"""Rows of a matrix that pass from sum to sum at a time, so that they stay in the processor's cache."""
+
+
 def iterate(
     relaxation: Relaxation, projector: Projector, state: Iterate, objective_NN: np.ndarray
 ) -> np.ndarray:
     """One step, in place; returns the half-step multiplier, which gives the bound."""
     lift, beta, begun = relaxation.lift, state.penalty, time.perf_counter()
-    w_nn = lift.down(state.y_NN + state.z_NN * (1.0 / beta))
+    rows = slices(lift.size, ROWS)
+    held_NN = np.empty_like(state.z_NN)
+
+    def start_from(part: slice) -> None:
+        np.multiply(state.z_NN[part], 1.0 / beta, out=held_NN[part])
+        held_NN[part] += state.y_NN[part]
+
+    in_threads(start_from, rows, lift.dimension)
+    w_nn = lift.down(held_NN)
     decomposing = time.perf_counter()
     eigenvalue_r, vector_nr = projector.positive_part(w_nn, state.rank)
     decomposed = time.perf_counter()
     factor_Nr = lift.up(vector_nr * np.sqrt(eigenvalue_r))
     x_NN = factor_Nr @ factor_Nr.T
-    residual_NN = state.y_NN - x_NN
-    residual_NN *= beta
-    half_NN = state.z_NN + residual_NN
-    target_NN = half_NN + objective_NN
-    target_NN *= -1.0 / beta
-    target_NN += x_NN
+    half_NN = np.empty_like(state.z_NN)
+
+    def half_step(part: slice) -> None:
+        np.subtract(state.y_NN[part], x_NN[part], out=half_NN[part])
+        half_NN[part] *= beta
+        half_NN[part] += state.z_NN[part]
+        np.add(half_NN[part], objective_NN[part], out=held_NN[part])
+        held_NN[part] *= -1.0 / beta
+        held_NN[part] += x_NN[part]
+
+    in_threads(half_step, rows, lift.dimension)
     projecting = time.perf_counter()
-    y_NN = projector.project(target_NN)
+    y_NN = projector.project(held_NN)
     projected = time.perf_counter()
-    gap_NN = y_NN - x_NN
     state.steps += 1
     if state.falling:
         state.penalty = FALL * beta
     if state.steps % (10 if state.steps <= 100 else 25) == 0:
-        primal = float(np.linalg.norm(gap_NN)) / max(float(np.linalg.norm(y_NN)), 1e-30)
+        primal = float(np.linalg.norm(y_NN - x_NN)) / max(float(np.linalg.norm(y_NN)), 1e-30)
         dual = beta * float(np.linalg.norm(y_NN - state.y_NN)) / max(float(np.linalg.norm(half_NN)), 1e-30)
         ratio = primal / max(dual, 1e-30)
         state.falling = state.falling and ratio < CONVEX_RATIO
         if not state.falling:
             state.penalty = beta * balance(ratio, state.steps, state.from_convex)
-    gap_NN *= beta
-    half_then = half_NN + gap_NN
-    state.z_NN, state.y_NN, state.rank = half_then, y_NN, len(eigenvalue_r)
+
+    def whole_step(part: slice) -> None:
+        np.subtract(y_NN[part], x_NN[part], out=held_NN[part])
+        held_NN[part] *= beta
+        held_NN[part] += half_NN[part]
+
+    in_threads(whole_step, rows, lift.dimension)
+    state.z_NN, state.y_NN, state.rank = held_NN, y_NN, len(eigenvalue_r)
     state.part_s["eigen-decomposition"] += decomposed - decomposing
     state.part_s["projection"] += projected - projecting
     state.part_s["products"] += (

@@ -13,6 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.proof.threads import in_threads, slices
+
+GROUPS, ROWS = 16, 64
+"""Groups, and rows of a matrix, that a thread takes at a time."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +64,42 @@ class Lift:
         """n, of the subspace."""
         return 1 + len(self.columns)
 
-    def _times_basis(self, a_RN: np.ndarray) -> np.ndarray:
-        """A [V; S], [R, n]."""
-        rows, inner = len(a_RN), a_RN[:, 1 : 1 + self.padded]
-        out_Rn = np.empty((rows, self.dimension), dtype=a_RN.dtype)
-        out_Rn[:, 0] = a_RN[:, : 1 + self.padded] @ self.centre_X.astype(a_RN.dtype)
+    def _basis_times(self, a_NR: np.ndarray) -> np.ndarray:
+        """[V; S]ᵀ A, [n, R]."""
+        rank, dtype = a_NR.shape[1], a_NR.dtype
+        out_nR = np.empty((self.dimension, rank), dtype=dtype)
+        np.matmul(self.centre_X.astype(dtype), a_NR[: 1 + self.padded], out=out_nR[0])
         if self.width > 1:
-            grouped = inner.reshape(rows, self.num_groups, self.width).transpose(1, 0, 2)
-            product = np.matmul(grouped, self.basis_Gkm.astype(a_RN.dtype))
-            out_Rn[:, 1:] = product.transpose(1, 0, 2).reshape(rows, -1)[:, self.columns]
+            grouped_GkR = a_NR[1 : 1 + self.padded].reshape(self.num_groups, self.width, rank)
+            basis_Gmk = self.basis_Gkm.astype(dtype).transpose(0, 2, 1)
+            every = len(self.columns) == self.num_groups * (self.width - 1)
+            shape = (self.num_groups, self.width - 1, rank)
+            into_GmR = out_nR[1:].reshape(shape) if every else np.empty(shape, dtype=dtype)
+
+            def times(part: slice) -> None:
+                np.matmul(basis_Gmk[part], grouped_GkR[part], out=into_GmR[part])
+
+            in_threads(times, slices(self.num_groups, GROUPS), self.dimension)
+            if not every:
+                out_nR[1:] = into_GmR.reshape(-1, rank)[self.columns]
         if self.num_budgets:
-            out_Rn += a_RN[:, 1 + self.padded :] @ self.slack_Cn.astype(a_RN.dtype)
-            shrink_nC = self.shrink_nC.astype(a_RN.dtype)
-            out_Rn -= (out_Rn @ shrink_nC) @ shrink_nC.T
-        return out_Rn
+            shrink_nC, slack_Cn = self.shrink_nC.astype(dtype), self.slack_Cn.astype(dtype)
+            slack_CR = a_NR[1 + self.padded :]
+            shrunk_CR = shrink_nC.T @ out_nR + (shrink_nC.T @ slack_Cn.T) @ slack_CR
+            left_nB, right_BR = np.hstack([slack_Cn.T, -shrink_nC]), np.vstack([slack_CR, shrunk_CR])
+
+            def add(part: slice) -> None:
+                out_nR[part] += left_nB[part] @ right_BR
+
+            in_threads(add, slices(self.dimension, ROWS), self.dimension)
+        return out_nR
 
     def down(self, a_NN: np.ndarray) -> np.ndarray:
         """Lᵀ a L of a symmetric matrix, exactly symmetric [n, n]."""
-        down_nn = self._times_basis(np.ascontiguousarray(self._times_basis(a_NN).T))
-        return 0.5 * (down_nn + down_nn.T)
+        down_nn = self._basis_times(np.ascontiguousarray(self._basis_times(a_NN).T))
+        down_nn += down_nn.T
+        down_nn *= 0.5
+        return down_nn
 
     def up(self, u_nr: np.ndarray) -> np.ndarray:
         """L u, [N, r]."""
@@ -130,7 +151,7 @@ def make_lift(compact: Compact, cost_CP: np.ndarray, limit_C: np.ndarray, scale_
     rows_CX = np.zeros((num_budgets, 1 + num_groups * width))
     rows_CX[:, 0] = limit_C
     rows_CX[:, 1 + column_P] = -cost_CP / scale_P
-    slack_Cn = bare._times_basis(rows_CX)
+    slack_Cn = bare._basis_times(rows_CX.T).T
     eigenvalue, vector = np.linalg.eigh(slack_Cn @ slack_Cn.T)
     eigenvalue = np.maximum(eigenvalue, 1e-12)  # the factor tends to √½ at zero
     factor = np.sqrt((1.0 - 1.0 / np.sqrt(1.0 + eigenvalue)) / eigenvalue)

@@ -11,6 +11,7 @@ import numpy as np
 from hpcmpq.solvers.proof.lift import Lift
 from hpcmpq.solvers.proof.positive_part import PositivePart, positive_part
 from hpcmpq.solvers.proof.relaxation import Relaxation
+from hpcmpq.solvers.proof.threads import in_threads
 
 
 def block_columns(lift: Lift) -> tuple[np.ndarray, np.ndarray]:
@@ -35,6 +36,7 @@ class Blocks:
         upper: Their entries' flat places in [X, X], int64 [k·k, B].
         lower: Those of their mirrors.
         weight_EB: d_p d_q of every entry.
+        inverse_EB: 1 / (d_p d_q)².
         threshold_B: What the last projection subtracted, where the next one starts; −inf before the first.
         penalty: −inf where a pair is excluded, else zero, like `weight_EB`; None where none is.
     """
@@ -42,6 +44,7 @@ class Blocks:
     upper: np.ndarray
     lower: np.ndarray
     weight_EB: np.ndarray
+    inverse_EB: np.ndarray
     threshold_B: np.ndarray
     penalty: np.ndarray | None = None
 
@@ -64,6 +67,7 @@ class Projector:
                 np.ascontiguousarray(upper[:, part]),
                 np.ascontiguousarray(lower[:, part]),
                 weight_Y[upper[:, part]],
+                weight_Y[upper[:, part]] ** -2.0,
                 np.full(upper[:, part].shape[1], -np.inf, dtype),
             )
             for part in parts
@@ -91,19 +95,27 @@ class Projector:
         lift = self.lift
         padded, width = lift.padded, lift.width
         inner = slice(1, 1 + padded)
-        out_NN = np.zeros_like(w_NN)
+        out_NN = np.empty_like(w_NN)
         w_XX = np.ascontiguousarray(w_NN[inner, inner])
-        out_XX = np.zeros_like(w_XX)
+        out_XX = np.empty_like(w_XX)
+        groups = np.arange(lift.num_groups)
+        out_XX.reshape(lift.num_groups, width, lift.num_groups, width)[groups, :, groups] = 0.0
         from_Y, to_Y = w_XX.ravel(), out_XX.ravel()
-        for blocks in self.blocks:
+
+        def project_blocks(blocks: Blocks) -> None:
             entries = from_Y[blocks.upper]
             entries *= blocks.weight_EB
             if blocks.penalty is not None:
                 entries += blocks.penalty
-            entries, blocks.threshold_B[:] = simplex(entries, blocks.weight_EB**2, blocks.threshold_B)
+            weight_EB = blocks.weight_EB**2
+            entries, blocks.threshold_B[:] = simplex(
+                entries, weight_EB, blocks.threshold_B, blocks.inverse_EB
+            )
             entries *= blocks.weight_EB
             to_Y[blocks.upper] = entries
             to_Y[blocks.lower] = entries
+
+        in_threads(project_blocks, self.blocks, lift.dimension)
         # A group's distribution appears three times: on the diagonal, in the first row and column.
         own_X = self.scale_X**2 * np.diagonal(w_XX) + 2.0 * self.scale_X * w_NN[0, inner]
         own_kG = own_X.reshape(lift.num_groups, width).T + self.own_penalty
@@ -123,7 +135,10 @@ class Projector:
 
 
 def simplex(
-    linear_EB: np.ndarray, weight_EB: np.ndarray, near_B: np.ndarray | None = None
+    linear_EB: np.ndarray,
+    weight_EB: np.ndarray,
+    near_B: np.ndarray | None = None,
+    inverse_EB: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The columns v ≥ 0, Σ v = 1 that minimise Σ ½ weight v² − linear v, and their thresholds; linear −inf gives 0.
 
@@ -135,21 +150,39 @@ def simplex(
         linear_EB: Linear terms, [E, B].
         weight_EB: Positive weights, [E, B].
         near_B: Where to start, [B]; −inf is none.
+        inverse_EB: Of the weights, where it is known.
     """
-    inverse_EB = 1.0 / weight_EB
-    finite_EB = np.where(np.isfinite(linear_EB), linear_EB, 0.0) * inverse_EB
+    if inverse_EB is None:
+        inverse_EB = 1.0 / weight_EB
     least_B = (linear_EB - weight_EB).max(axis=0)
-    threshold_B = least_B if near_B is None else np.maximum(least_B, near_B)
-    for step in range(len(linear_EB) + 2):
-        active_EB = linear_EB > threshold_B
-        mass_B = np.where(active_EB, inverse_EB, 0.0).sum(axis=0)
-        # None is active right of all, or where a weight is lost beside its linear term.
-        mass_B = np.maximum(mass_B, np.finfo(mass_B.dtype).tiny)
-        new_B = (np.where(active_EB, finite_EB, 0.0).sum(axis=0) - 1.0) / mass_B
-        if step == 0:
-            threshold_B = np.maximum(new_B, least_B)
-            continue
-        if not (new_B > threshold_B + 1e-6 * (1.0 + np.abs(threshold_B))).any():
+    finite_EB = linear_EB
+    if not np.isfinite(linear_EB.min(initial=0.0)):
+        finite_EB = np.maximum(linear_EB, np.finfo(linear_EB.dtype).min)
+    start_B = least_B if near_B is None else np.maximum(least_B, near_B)
+    threshold_B = _newton_step(finite_EB, inverse_EB, start_B, least_B)
+    open_B, part_EB, part_inverse_EB = np.arange(len(threshold_B)), finite_EB, inverse_EB
+    for _ in range(len(linear_EB) + 1):
+        then_B = threshold_B[open_B]
+        now_B = _newton_step(part_EB, part_inverse_EB, then_B, least_B[open_B])
+        rising = np.flatnonzero(now_B > then_B + 1e-6 * (1.0 + np.abs(then_B)))
+        if len(rising) == 0:
             break
-        threshold_B = np.maximum(new_B, threshold_B)
-    return np.maximum(linear_EB - threshold_B, 0.0) * inverse_EB, threshold_B
+        open_B = open_B[rising]
+        threshold_B[open_B] = now_B[rising]
+        part_EB, part_inverse_EB = part_EB[:, rising], part_inverse_EB[:, rising]
+    v_EB: np.ndarray = linear_EB - threshold_B
+    np.maximum(v_EB, 0.0, out=v_EB)
+    v_EB *= inverse_EB
+    return v_EB, threshold_B
+
+
+def _newton_step(
+    linear_EB: np.ndarray, inverse_EB: np.ndarray, threshold_B: np.ndarray, least_B: np.ndarray
+) -> np.ndarray:
+    """Thresholds at which the entries above the given ones would sum to one, and at least the least, [B]."""
+    active_EB = np.where(linear_EB > threshold_B, inverse_EB, 0.0)
+    # None is active right of all, or where a weight is lost beside its linear term.
+    mass_B = np.maximum(active_EB.sum(axis=0), np.finfo(active_EB.dtype).tiny)
+    active_EB *= linear_EB
+    new_B: np.ndarray = np.maximum((active_EB.sum(axis=0) - 1.0) / mass_B, least_B)
+    return new_B

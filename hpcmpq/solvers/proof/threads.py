@@ -2,26 +2,69 @@
 
 OpenBLAS's threads cost more than they gain on matrices of some hundred rows: on two cores an eigen-decomposition of
 280 rows takes twice as long in two threads as in one. So small nodes are bounded side by side instead, each in one.
+
+On large ones they gain while cores are free and lose almost everything where they are not: a decomposition calls BLAS
+thousands of times, at the end of each call the threads wait for the last, and where another process has the core of one
+that is a time slice of the scheduler. 3,361 rows on two cores took 0.7 s in two threads, 1.2 s in one; beside one busy
+process 44 s in two, 1.5 s in one.
 """
 
+import functools
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+import numpy as np
 import scipy.linalg  # noqa: F401  # loads its BLAS, which `threadpool_limits` then finds
 from threadpoolctl import threadpool_limits
 
 from hpcmpq.solvers.memory import SIDE_BY_SIDE, SMALL_DIMENSION
+from hpcmpq.solvers.proof.lapack import positive_pairs
 
 T = TypeVar("T")
 
 
 def threads_of(dimension: int) -> int:
     """Nodes of that dimension that are bounded side by side, at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(SIDE_BY_SIDE, cores) if dimension < SMALL_DIMENSION else 1
+    return min(SIDE_BY_SIDE, cores()) if dimension < SMALL_DIMENSION else 1
+
+
+def in_threads(function: Callable[[T], object], parts: Sequence[T], dimension: int) -> None:
+    """Call a function for every part of a step's work, a thread a core where the relaxation is large.
+
+    Args:
+        function: Whose parts write to different places, so that threads change no bit.
+        parts: Its arguments.
+        dimension: Of the relaxation; small ones are themselves bounded side by side, each in one thread.
+    """
+    threads = 1 if dimension < SMALL_DIMENSION else min(cores(), len(parts))
+    if threads == 1:
+        for part in parts:
+            function(part)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(function, parts):
+            pass
+
+
+def slices(count: int, length: int) -> list[slice]:
+    """So many rows in parts of that length.
+
+    Example:
+        >>> slices(5, 2)
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    return [slice(first, min(first + length, count)) for first in range(0, count, length)]
+
+
+def cores() -> int:
+    """Cores that this process may use, and no more than OMP_NUM_THREADS where that is set."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(own, int(asked)) if asked.isdecimal() and int(asked) else own
 
 
 def node_pool(side_by_side: int) -> "ThreadPoolExecutor | InThisThread":
@@ -56,3 +99,54 @@ def one_blas_thread(dimension: int) -> Iterator[None]:
         return
     with threadpool_limits(1, user_api="blas"):
         yield
+
+
+THREADS_FROM = 1500
+"""Rows from which BLAS's threads gain anything: at 1,000 a decomposition takes as long in two as in one."""
+
+TRIAL_ROWS, TRIALS = 200, 2
+"""Rows of the decomposition that tries whether cores are free, 1.4 ms of work, and how often it is tried."""
+
+BUSY = 4.0
+"""Times as long as in one thread at which the cores count as busy; beside a busy process it was 30."""
+
+
+@contextmanager
+def blas_threads_where_free(rows: int) -> Iterator[None]:
+    """BLAS keeps to one thread inside where its threads would wait for cores that others use.
+
+    Args:
+        rows: Of the matrix that is decomposed inside; what BLAS does is left alone below `THREADS_FROM`.
+    """
+    if rows < THREADS_FROM or _trial_s() < BUSY * _alone_s():
+        yield
+        return
+    with threadpool_limits(1, user_api="blas"):
+        yield
+
+
+def _trial_s() -> float:
+    """Seconds of a small decomposition in the threads that BLAS has now, the least of some."""
+    a_nn = _trial_matrix()
+    spent = []
+    for _ in range(TRIALS):
+        begun = time.perf_counter()
+        positive_pairs(a_nn)
+        spent.append(time.perf_counter() - begun)
+    return min(spent)
+
+
+@functools.cache
+def _alone_s() -> float:
+    """The same in one thread."""
+    with threadpool_limits(1, user_api="blas"):
+        return _trial_s()
+
+
+@functools.cache
+def _trial_matrix() -> np.ndarray:
+    """Symmetric, with some positive eigenvalues, float32 [n, n]."""
+    half_nn = np.random.default_rng(0).standard_normal((TRIAL_ROWS, TRIAL_ROWS), dtype=np.float32)
+    a_nn: np.ndarray = half_nn + half_nn.T
+    a_nn -= np.eye(TRIAL_ROWS, dtype=np.float32) * np.float32(1.2 * np.sqrt(2.0 * TRIAL_ROWS))
+    return a_nn

@@ -1,0 +1,71 @@
+"""Threads of a step change no bit, and BLAS keeps to one where others use the cores."""
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from bench.instances import COHERENCE, Shape, make_instance
+from hpcmpq.solvers.compact.compact import Compact
+from hpcmpq.solvers.compact.presolve import presolve
+from hpcmpq.solvers.proof import threads
+from hpcmpq.solvers.proof.admm import iterate
+from hpcmpq.solvers.proof.node import Node, all_pairs, make_node, preconditioner
+
+
+def blas_threads() -> set[int]:
+    """Of every BLAS that is loaded."""
+    return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_large_decomposition_keeps_to_one_thread_where_cores_are_busy(monkeypatch, busy: bool):
+    monkeypatch.setattr(threads, "_alone_s", lambda: 1.0)
+    monkeypatch.setattr(threads, "_trial_s", lambda: threads.BUSY * (1.1 if busy else 0.9))
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        with threads.blas_threads_where_free(threads.THREADS_FROM - 1):
+            assert blas_threads() == before
+        with threads.blas_threads_where_free(threads.THREADS_FROM):
+            assert blas_threads() == ({1} if busy else before)
+        assert blas_threads() == before
+
+
+def test_the_trial_is_a_decomposition_that_lapack_does():
+    assert threads._trial_s() > 0.0
+    assert 0.0 < threads._alone_s() == threads._alone_s()
+    eigenvalue = np.linalg.eigvalsh(threads._trial_matrix().astype(np.float64))
+    assert 0.05 < (eigenvalue > 0.0).mean() < 0.4
+
+
+@pytest.mark.parametrize(("asked", "least"), [("1", 1), ("", 1), ("0", 1), ("many", 1)])
+def test_cores_are_those_asked_for_at_most(monkeypatch, asked: str, least: int):
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert least <= threads.cores() <= (1 if asked == "1" else 10**6)
+
+
+def stepped(monkeypatch, small: int, cores: int) -> Node:
+    """A relaxation of 40 groups after some steps."""
+    monkeypatch.setattr(threads, "SMALL_DIMENSION", small)
+    monkeypatch.setattr(threads, "cores", lambda: cores)
+    compact = presolve(make_instance(Shape(40, 5, COHERENCE["medium"], False, 4.0)))
+    assert isinstance(compact, Compact)
+    node = make_node(compact, all_pairs(compact), preconditioner(compact, compact.offset_H[:-1]))
+    for _ in range(5):
+        iterate(node.relaxation, node.projector, node.state, node.objective_NN)
+    return node
+
+
+def test_threads_change_no_bit_of_a_step(monkeypatch):
+    alone, shared = stepped(monkeypatch, 600, 1), stepped(monkeypatch, 1, 3)
+    assert shared.relaxation.lift.dimension == 161  # several parts of rows and of groups
+    np.testing.assert_array_equal(alone.state.z_NN, shared.state.z_NN)
+    np.testing.assert_array_equal(alone.state.y_NN, shared.state.y_NN)
+
+
+def test_what_a_part_raises_is_raised():
+    def fail(part: slice) -> None:
+        if part.start:
+            raise ArithmeticError("of the second part")
+
+    with pytest.raises(ArithmeticError, match="second part"):
+        threads.in_threads(fail, threads.slices(5, 3), threads.SMALL_DIMENSION)
