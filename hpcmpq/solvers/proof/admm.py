@@ -24,7 +24,7 @@ from hpcmpq.solvers.proof.definite import largest_eigenvalue
 from hpcmpq.solvers.proof.lift import Lift
 from hpcmpq.solvers.proof.projection import Projector
 from hpcmpq.solvers.proof.relaxation import Minimum, Relaxation, minimise
-from hpcmpq.solvers.proof.threads import in_threads, slices
+from hpcmpq.solvers.proof.threads import blas_threads, in_threads, slices
 
 
 @dataclass
@@ -114,7 +114,8 @@ def iterate(
     in_threads(start_from, rows, lift.dimension)
     w_nn = lift.down(held_NN)
     decomposing = time.perf_counter()
-    eigenvalue_r, vector_nr = projector.positive_part(w_nn, state.rank)
+    with blas_threads(lift.dimension):
+        eigenvalue_r, vector_nr = projector.positive_part(w_nn, state.rank)
     decomposed = time.perf_counter()
     factor_Nr = lift.up(vector_nr * np.sqrt(eigenvalue_r))
     x_NN = factor_Nr @ factor_Nr.T
@@ -192,7 +193,9 @@ def certified(relaxation: Relaxation, z_NN: np.ndarray, allowed_XX: np.ndarray, 
     z_NN = z_NN.astype(np.float64)
     z_NN = 0.5 * (z_NN + z_NN.T)
     epsilon = np.finfo(np.float64).eps
-    largest = proven = largest_eigenvalue(lift.down(z_NN), like / 8.0)
+    down_nn = lift.down(z_NN)
+    with blas_threads(lift.dimension):
+        largest = proven = largest_eigenvalue(down_nn, like / 8.0)
     largest += 4.0 * lift.dimension * epsilon * float(np.linalg.norm(z_NN))
     scale_N = full_scale(lift)
     m_NN = z_NN * scale_N

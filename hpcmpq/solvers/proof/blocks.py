@@ -12,6 +12,7 @@ and what options have above their group's best is shared among their remainders.
 Axis letters: P options, G groups, E pairs of groups in different blocks, k padded options, C budgets.
 """
 
+import threading
 import time
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ from hpcmpq.solvers.compact.lagrangian import best_prices, dual_value
 from hpcmpq.solvers.proof.node import Node, advance, all_pairs, make_node, preconditioner
 from hpcmpq.solvers.proof.partition import block_of_groups
 from hpcmpq.solvers.proof.relaxation import separable_budgets
+from hpcmpq.solvers.proof.threads import node_pool, one_blas_thread, threads_of
 
 LARGEST_BLOCK = 64
 """Groups of a block: a step's time grows with their cube, what is cut between blocks is bounded less well."""
@@ -86,10 +88,12 @@ def block_bound(
     own_P, used_P, best = np.zeros(compact.num_options), np.zeros(compact.num_options), -np.inf
     for _ in range(rounds):
         current_P = compact.linear_P + cut.message_P + price_C @ cost_CP
-        for b, (part, node) in enumerate(zip(options, nodes, strict=True)):
+        for part, node in zip(options, nodes, strict=True):
             set_linear(node, current_P[part])
-            if advance(node, STEPS, deadline) == 0 or node.last is None:
-                return best
+        if not all_advanced(nodes, deadline):
+            return best
+        for b, (part, node) in enumerate(zip(options, nodes, strict=True)):
+            assert node.last is not None
             value_B[b] = node.last.value
             own_P[part] = own_terms(node)
             used_P[part] = current_P[part]
@@ -100,6 +104,18 @@ def block_bound(
             best = max(best, float(value_B.sum()) + rest_and_knapsack(compact, cut, value_P, price_C))
             share(compact, cut, value_P + price_C @ cost_CP)
     return best
+
+
+def all_advanced(nodes: list[Node], deadline: float) -> bool:
+    """Whether every block made steps and has a certificate of them; blocks are bounded side by side, a thread each."""
+    ended = threading.Event()
+    largest = max(node.relaxation.lift.dimension for node in nodes)
+    with one_blas_thread(), node_pool(threads_of(largest)) as pool:
+        try:
+            futures = [pool.submit(advance, node, STEPS, deadline, ended) for node in nodes]
+            return all(future.result() > 0 for future in futures) and all(node.last for node in nodes)
+        finally:
+            ended.set()  # whatever ends it need not wait for the blocks that are left
 
 
 def own_terms(node: Node) -> np.ndarray:

@@ -43,13 +43,14 @@ def prove(
     shift = root.original_objective(0.0)
     incumbent = first_incumbent(root, choice_G)
     scale_P = preconditioner(root, choice_G)
-    if root.num_options >= convex_start.WORTH_FROM:
-        begun = time.perf_counter()
-        node = widening.start(root, scale_P, choice_G, seed, deadline, positive_part)
-        record.part_s["problems on fewer options"] += time.perf_counter() - begun
-    else:
-        node = make_node(root, all_pairs(root), scale_P, positive_part)
-    bound = _Tree(Bounding(root, shift, incumbent, deadline, seed, record)).run(node)
+    with one_blas_thread():
+        if root.num_options >= convex_start.WORTH_FROM:
+            begun = time.perf_counter()
+            node = widening.start(root, scale_P, choice_G, seed, deadline, positive_part)
+            record.part_s["problems on fewer options"] += time.perf_counter() - begun
+        else:
+            node = make_node(root, all_pairs(root), scale_P, positive_part)
+        bound = _Tree(Bounding(root, shift, incumbent, deadline, seed, record)).run(node)
     return incumbent.choice_G, incumbent.objective, bound
 
 
@@ -74,8 +75,7 @@ class _Tree:
     def run(self, root: Node) -> float:
         bounding, record = self.bounding, self.bounding.record
         numbers = itertools.count(1)
-        with one_blas_thread(root.relaxation.lift.dimension):
-            outcome = bounding.process(root, NodePlace(next(numbers), -np.inf, np.inf))
+        outcome = bounding.process(root, NodePlace(next(numbers), -np.inf, np.inf))
         if outcome is None:
             return bounding.incumbent.cutoff
         lift = outcome[0].relaxation.lift
@@ -84,7 +84,7 @@ class _Tree:
         while self.side_by_side > 1 and matrices_bytes(lift.size, self.side_by_side) > kept:
             self.side_by_side -= 1
         stopped = self.take(*outcome)
-        with one_blas_thread(lift.dimension), node_pool(self.side_by_side) as pool:
+        with node_pool(self.side_by_side) as pool:
             try:
                 while self.running or (self.heap and not stopped):
                     while self.heap and len(self.running) < self.side_by_side and not stopped:

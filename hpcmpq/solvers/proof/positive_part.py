@@ -12,7 +12,6 @@ from collections.abc import Callable
 import numpy as np
 
 from hpcmpq.solvers.proof.lapack import positive_pairs
-from hpcmpq.solvers.proof.threads import blas_threads_where_free
 
 PositivePart = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 """`positive_part` and what may take its place."""
@@ -40,13 +39,12 @@ def positive_part(a_nn: np.ndarray, expected: int) -> tuple[np.ndarray, np.ndarr
         [[1.0, 1.0], [1.0, 1.0]]
     """
     share = LARGEST_SHARE if len(a_nn) <= MANY_ROWS else LARGEST_SHARE_OF_MANY
-    with blas_threads_where_free(len(a_nn)):
-        if len(a_nn) >= PARTIAL_FROM and 0 < expected < share * len(a_nn):
-            try:
-                return positive_pairs(a_nn)
-            except np.linalg.LinAlgError:  # inverse iteration need not converge; the whole decomposition does
-                pass
-        return of_whole(*np.linalg.eigh(a_nn))
+    if len(a_nn) >= PARTIAL_FROM and 0 < expected < share * len(a_nn):
+        try:
+            return positive_pairs(a_nn)
+        except np.linalg.LinAlgError:  # inverse iteration need not converge; the whole decomposition does
+            pass
+    return of_whole(*np.linalg.eigh(a_nn))
 
 
 def of_whole(eigenvalue: np.ndarray, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

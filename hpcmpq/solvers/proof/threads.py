@@ -1,12 +1,13 @@
 """How many threads a proof and its libraries use.
 
 OpenBLAS's threads cost more than they gain on matrices of some hundred rows: on two cores an eigen-decomposition of
-280 rows takes twice as long in two threads as in one. So small nodes are bounded side by side instead, each in one.
+280 rows takes twice as long in two threads as in one. So BLAS keeps to one thread, and small nodes are bounded side by
+side instead.
 
-On large ones they gain while cores are free and lose almost everything where they are not: a decomposition calls BLAS
-thousands of times, at the end of each call the threads wait for the last, and where another process has the core of one
-that is a time slice of the scheduler. 3,361 rows on two cores took 0.7 s in two threads, 1.2 s in one; beside one busy
-process 44 s in two, 1.5 s in one.
+On large matrices its threads gain while cores are free and lose almost everything where they are not: a decomposition
+calls BLAS thousands of times, at the end of each call the threads wait for the last, and where another process has the
+core of one that is a time slice of the scheduler. 3,361 rows on two cores took 0.7 s in two threads, 1.2 s in one;
+beside one busy process 44 s in two, 1.5 s in one.
 """
 
 import functools
@@ -14,12 +15,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import numpy as np
-import scipy.linalg  # noqa: F401  # loads its BLAS, which `threadpool_limits` then finds
-from threadpoolctl import threadpool_limits
+import scipy.linalg  # noqa: F401  # loads its BLAS, which the controller then finds
+from threadpoolctl import ThreadpoolController
 
 from hpcmpq.solvers.memory import SIDE_BY_SIDE, SMALL_DIMENSION
 from hpcmpq.solvers.proof.lapack import positive_pairs
@@ -45,7 +46,8 @@ def in_threads(function: Callable[[T], object], parts: Sequence[T], dimension: i
         for part in parts:
             function(part)
         return
-    with ThreadPoolExecutor(threads) as pool:
+    # An OpenBLAS that is built on OpenMP has a limit of its own in every thread.
+    with one_blas_thread(), ThreadPoolExecutor(threads, initializer=one_blas_thread) as pool:
         for _ in pool.map(function, parts):
             pass
 
@@ -72,7 +74,7 @@ def node_pool(side_by_side: int) -> "ThreadPoolExecutor | InThisThread":
     if side_by_side == 1:
         return InThisThread()
     # An OpenBLAS that is built on OpenMP has a limit of its own in every thread.
-    return ThreadPoolExecutor(side_by_side, initializer=threadpool_limits, initargs=(1, "blas"))
+    return ThreadPoolExecutor(side_by_side, initializer=one_blas_thread)
 
 
 class InThisThread:
@@ -91,14 +93,23 @@ class InThisThread:
         return future
 
 
-@contextmanager
-def one_blas_thread(dimension: int) -> Iterator[None]:
-    """BLAS keeps to one thread inside where matrices of that dimension are small."""
-    if dimension >= SMALL_DIMENSION:
-        yield
-        return
-    with threadpool_limits(1, user_api="blas"):
-        yield
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """What is loaded; looking for it takes a millisecond."""
+    return ThreadpoolController()
+
+
+@functools.cache
+def _all_threads() -> int:
+    """Of BLAS, as it was when first asked."""
+    return max((one["num_threads"] for one in _libraries().select(user_api="blas").info()), default=1)
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """BLAS keeps to one thread from here on, and in a `with` statement until its end."""
+    _all_threads()
+    limited: AbstractContextManager[object] = _libraries().limit(limits=1, user_api="blas")
+    return limited
 
 
 THREADS_FROM = 1500
@@ -112,35 +123,35 @@ BUSY = 4.0
 
 
 @contextmanager
-def blas_threads_where_free(rows: int) -> Iterator[None]:
-    """BLAS keeps to one thread inside where its threads would wait for cores that others use.
+def blas_threads(rows: int) -> Iterator[None]:
+    """BLAS takes all its threads inside where matrices are large and cores are free; left alone elsewhere.
 
     Args:
-        rows: Of the matrix that is decomposed inside; what BLAS does is left alone below `THREADS_FROM`.
+        rows: Of the matrices inside.
     """
-    if rows < THREADS_FROM or _trial_s() < BUSY * _alone_s():
+    if rows < THREADS_FROM or _all_threads() == 1 or _trial_s(_all_threads()) > BUSY * _alone_s():
         yield
         return
-    with threadpool_limits(1, user_api="blas"):
+    with _libraries().limit(limits=_all_threads(), user_api="blas"):
         yield
 
 
-def _trial_s() -> float:
-    """Seconds of a small decomposition in the threads that BLAS has now, the least of some."""
+def _trial_s(num_threads: int) -> float:
+    """Seconds of a small decomposition in so many threads of BLAS, the least of some."""
     a_nn = _trial_matrix()
     spent = []
-    for _ in range(TRIALS):
-        begun = time.perf_counter()
-        positive_pairs(a_nn)
-        spent.append(time.perf_counter() - begun)
+    with _libraries().limit(limits=num_threads, user_api="blas"):
+        for _ in range(TRIALS):
+            begun = time.perf_counter()
+            positive_pairs(a_nn)
+            spent.append(time.perf_counter() - begun)
     return min(spent)
 
 
 @functools.cache
 def _alone_s() -> float:
     """The same in one thread."""
-    with threadpool_limits(1, user_api="blas"):
-        return _trial_s()
+    return _trial_s(1)
 
 
 @functools.cache

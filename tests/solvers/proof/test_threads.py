@@ -18,21 +18,24 @@ def blas_threads() -> set[int]:
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_a_large_decomposition_keeps_to_one_thread_where_cores_are_busy(monkeypatch, busy: bool):
+def test_only_large_matrices_on_free_cores_get_all_threads_of_blas(monkeypatch, busy: bool):
+    monkeypatch.setattr(threads, "_all_threads", lambda: 2)
     monkeypatch.setattr(threads, "_alone_s", lambda: 1.0)
-    monkeypatch.setattr(threads, "_trial_s", lambda: threads.BUSY * (1.1 if busy else 0.9))
+    monkeypatch.setattr(threads, "_trial_s", lambda num_threads: threads.BUSY * (1.1 if busy else 0.9))
     with threadpool_limits(2, user_api="blas"):
         before = blas_threads()
-        with threads.blas_threads_where_free(threads.THREADS_FROM - 1):
-            assert blas_threads() == before
-        with threads.blas_threads_where_free(threads.THREADS_FROM):
-            assert blas_threads() == ({1} if busy else before)
+        with threads.one_blas_thread():
+            with threads.blas_threads(threads.THREADS_FROM - 1):
+                assert blas_threads() == {1}
+            with threads.blas_threads(threads.THREADS_FROM):
+                assert blas_threads() == ({1} if busy else before)
+            assert blas_threads() == {1}
         assert blas_threads() == before
 
 
 def test_the_trial_is_a_decomposition_that_lapack_does():
-    assert threads._trial_s() > 0.0
-    assert 0.0 < threads._alone_s() == threads._alone_s()
+    assert threads._trial_s(1) > 0.0
+    assert threads._alone_s() == threads._alone_s() > 0.0
     eigenvalue = np.linalg.eigvalsh(threads._trial_matrix().astype(np.float64))
     assert 0.05 < (eigenvalue > 0.0).mean() < 0.4
 
@@ -56,7 +59,8 @@ def stepped(monkeypatch, small: int, cores: int) -> Node:
 
 
 def test_threads_change_no_bit_of_a_step(monkeypatch):
-    alone, shared = stepped(monkeypatch, 600, 1), stepped(monkeypatch, 1, 3)
+    with threads.one_blas_thread():
+        alone, shared = stepped(monkeypatch, 600, 1), stepped(monkeypatch, 1, 3)
     assert shared.relaxation.lift.dimension == 161  # several parts of rows and of groups
     np.testing.assert_array_equal(alone.state.z_NN, shared.state.z_NN)
     np.testing.assert_array_equal(alone.state.y_NN, shared.state.y_NN)
