@@ -124,15 +124,15 @@ BUSY = 4.0
 
 @contextmanager
 def blas_threads(rows: int) -> Iterator[None]:
-    """BLAS takes all its threads inside where matrices are large and cores are free; left alone elsewhere.
+    """BLAS takes all its threads inside where matrices are large and cores are free, one elsewhere.
 
     Args:
         rows: Of the matrices inside.
     """
-    if rows < THREADS_FROM or _all_threads() == 1 or _trial_s(_all_threads()) > BUSY * _alone_s():
-        yield
-        return
-    with _libraries().limit(limits=_all_threads(), user_api="blas"):
+    threads = 1
+    if rows >= THREADS_FROM and _all_threads() > 1 and _trial_s(_all_threads()) < BUSY * _alone_s():
+        threads = _all_threads()
+    with _libraries().limit(limits=threads, user_api="blas"):
         yield
 
 

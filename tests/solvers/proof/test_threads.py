@@ -24,9 +24,10 @@ def test_only_large_matrices_on_free_cores_get_all_threads_of_blas(monkeypatch, 
     monkeypatch.setattr(threads, "_trial_s", lambda num_threads: threads.BUSY * (1.1 if busy else 0.9))
     with threadpool_limits(2, user_api="blas"):
         before = blas_threads()
+        with threads.blas_threads(threads.THREADS_FROM - 1):
+            assert blas_threads() == {1}
+        assert blas_threads() == before
         with threads.one_blas_thread():
-            with threads.blas_threads(threads.THREADS_FROM - 1):
-                assert blas_threads() == {1}
             with threads.blas_threads(threads.THREADS_FROM):
                 assert blas_threads() == ({1} if busy else before)
             assert blas_threads() == {1}
