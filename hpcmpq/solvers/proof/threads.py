@@ -42,7 +42,9 @@ def in_threads(function: Callable[[T], object], parts: Sequence[T], dimension: i
         dimension: Of the relaxation; small ones are themselves bounded side by side, each in one thread.
     """
     threads = 1 if dimension < SMALL_DIMENSION else min(cores(), len(parts))
-    if threads == 1:
+    if (
+        threads == 1 or not cores_are_free()
+    ):  # a thread that waits for its core may hold Python's lock meanwhile
         for part in parts:
             function(part)
         return
@@ -115,8 +117,9 @@ def one_blas_thread() -> AbstractContextManager[object]:
 THREADS_FROM = 1500
 """Rows from which BLAS's threads gain anything: at 1,000 a decomposition takes as long in two as in one."""
 
-TRIAL_ROWS, TRIALS = 200, 2
-"""Rows of the decomposition that tries whether cores are free, 1.4 ms of work, and how often it is tried."""
+TRIAL_ROWS, TRIALS, TRIAL_HOLDS_S = 200, 2, 2.0
+"""Rows of the decomposition that tries whether cores are free, 1.4 ms of work; how often it is tried, and for how long
+its answer holds."""
 
 BUSY = 4.0
 """Times as long as in one thread at which the cores count as busy; beside a busy process it was 30."""
@@ -129,29 +132,35 @@ def blas_threads(rows: int) -> Iterator[None]:
     Args:
         rows: Of the matrices inside.
     """
-    threads = 1
-    if rows >= THREADS_FROM and _all_threads() > 1 and _trial_s(_all_threads()) < BUSY * _alone_s():
-        threads = _all_threads()
+    threads = _all_threads() if rows >= THREADS_FROM and cores_are_free() else 1
     with _libraries().limit(limits=threads, user_api="blas"):
         yield
 
 
+def cores_are_free() -> bool:
+    """Whether nobody else used the cores of BLAS's threads, now or a moment ago."""
+    return _all_threads() == 1 or _free_at(int(time.monotonic() / TRIAL_HOLDS_S))
+
+
+@functools.lru_cache(maxsize=1)
+def _free_at(moment: int) -> bool:
+    """`cores_are_free` by a trial."""
+    return any(_trial_s(_all_threads()) < BUSY * _alone_s() for _ in range(TRIALS))
+
+
 def _trial_s(num_threads: int) -> float:
-    """Seconds of a small decomposition in so many threads of BLAS, the least of some."""
+    """Seconds of a small decomposition in so many threads of BLAS."""
     a_nn = _trial_matrix()
-    spent = []
     with _libraries().limit(limits=num_threads, user_api="blas"):
-        for _ in range(TRIALS):
-            begun = time.perf_counter()
-            positive_pairs(a_nn)
-            spent.append(time.perf_counter() - begun)
-    return min(spent)
+        begun = time.perf_counter()
+        positive_pairs(a_nn)
+        return time.perf_counter() - begun
 
 
 @functools.cache
 def _alone_s() -> float:
-    """The same in one thread."""
-    return _trial_s(1)
+    """The same in one thread, at best."""
+    return min(_trial_s(1) for _ in range(5))
 
 
 @functools.cache

@@ -1,5 +1,8 @@
 """Threads of a step change no bit, and BLAS keeps to one where others use the cores."""
 
+import threading
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -17,21 +20,48 @@ def blas_threads() -> set[int]:
     return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
 
 
-@pytest.mark.parametrize("busy", [False, True])
-def test_only_large_matrices_on_free_cores_get_all_threads_of_blas(monkeypatch, busy: bool):
+@pytest.fixture
+def trial(monkeypatch) -> Iterator[Callable[[list[float]], None]]:
+    """Sets how long the trials take, in units of one thread's, whatever the machine does meanwhile."""
     monkeypatch.setattr(threads, "_all_threads", lambda: 2)
     monkeypatch.setattr(threads, "_alone_s", lambda: 1.0)
-    monkeypatch.setattr(threads, "_trial_s", lambda num_threads: threads.BUSY * (1.1 if busy else 0.9))
+
+    def takes(seconds: list[float]) -> None:
+        threads._free_at.cache_clear()
+        left = iter(seconds)
+        monkeypatch.setattr(threads, "_trial_s", lambda num_threads: next(left))
+
+    yield takes
+    threads._free_at.cache_clear()
+
+
+@pytest.mark.parametrize(("seconds", "free"), [([1.5], True), ([30.0, 1.5], True), ([30.0, 30.0], False)])
+def test_only_large_matrices_on_free_cores_get_all_threads_of_blas(trial, seconds: list[float], free: bool):
     with threadpool_limits(2, user_api="blas"):
         before = blas_threads()
         with threads.blas_threads(threads.THREADS_FROM - 1):
             assert blas_threads() == {1}
         assert blas_threads() == before
         with threads.one_blas_thread():
+            trial(seconds)
             with threads.blas_threads(threads.THREADS_FROM):
-                assert blas_threads() == ({1} if busy else before)
+                assert blas_threads() == (before if free else {1})
             assert blas_threads() == {1}
         assert blas_threads() == before
+
+
+@pytest.mark.parametrize(("seconds", "num_threads"), [(1.5, 3), (30.0, 1)])
+def test_a_step_takes_threads_where_cores_are_free(trial, monkeypatch, seconds: float, num_threads: int):
+    monkeypatch.setattr(threads, "cores", lambda: 3)
+    trial([seconds] * 9)
+    together, names = threading.Barrier(num_threads), set()
+
+    def part(place: int) -> None:
+        together.wait(timeout=60.0)  # passes only if so many threads work at a time
+        names.add(threading.get_ident())
+
+    threads.in_threads(part, range(3), threads.SMALL_DIMENSION)
+    assert len(names) == num_threads
 
 
 def test_the_trial_is_a_decomposition_that_lapack_does():
@@ -51,6 +81,7 @@ def stepped(monkeypatch, small: int, cores: int) -> Node:
     """A relaxation of 40 groups after some steps."""
     monkeypatch.setattr(threads, "SMALL_DIMENSION", small)
     monkeypatch.setattr(threads, "cores", lambda: cores)
+    monkeypatch.setattr(threads, "cores_are_free", lambda: True)
     compact = presolve(make_instance(Shape(40, 5, COHERENCE["medium"], False, 4.0)))
     assert isinstance(compact, Compact)
     node = make_node(compact, all_pairs(compact), preconditioner(compact, compact.offset_H[:-1]))
