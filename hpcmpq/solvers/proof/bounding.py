@@ -158,7 +158,8 @@ class Bounding:
             if len(marks) > pace.marks and marks[-1] - marks[-1 - pace.marks] < pace.share * gap:
                 if self.finish(node):
                     return None
-                if node.compact.num_groups <= BRANCH_GROUPS:
+                left_s = self.deadline - time.perf_counter()
+                if node.compact.num_groups <= BRANCH_GROUPS or left_s > BRANCH_STEPS * node.step_s:
                     return node, bound
 
     def small(self, node: Node, keep_P: np.ndarray) -> bool:
@@ -238,5 +239,5 @@ class Bounding:
 ALIKE = 1.15
 """A node is not exhausted whose options and gap, times this, are at least those of one that could not be."""
 
-BRANCH_GROUPS = 120
-"""Above, more steps at the root pay better than branching."""
+BRANCH_GROUPS, BRANCH_STEPS = 120, 2000
+"""Of more groups, and with no time left for so many steps, the few nodes gain less than more steps at the root."""

@@ -48,6 +48,16 @@ def test_nodes_side_by_side_prove_the_optimum(threads: int, monkeypatch: pytest.
         assert proven == sorted(proven) and proven[-1] <= answer.objective + 1e-9 * abs(answer.objective)
 
 
+@pytest.mark.parametrize(("steps", "branches"), [(0, True), (10**9, False)])
+def test_more_groups_branch_where_time_is_left_for_it(steps: int, branches: bool, monkeypatch) -> None:
+    monkeypatch.setattr(bounding, "BRANCH_GROUPS", 8)
+    monkeypatch.setattr(bounding, "BRANCH_STEPS", steps)
+    monkeypatch.setattr(bounding.Bounding, "finish", lambda self, node: False)
+    answer = QuadraticSolver().solve(unstructured(9, 4, 5), time_limit_s=120.0 if branches else 3.0, seed=0)
+    assert (max(line.node for line in answer.proof) > 1) is branches
+    assert (answer.termination is Termination.OPTIMAL) is branches
+
+
 def check_that_it_ends(failing: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Two nodes side by side, bounded by what fails, end the solve with the failure."""
     monkeypatch.setattr(branch, "threads_of", lambda dimension: 2)
