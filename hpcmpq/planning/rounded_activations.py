@@ -8,6 +8,7 @@ from torch import nn
 from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.samples import Samples
+from hpcmpq.models.layer_kinds import operand_axes
 from hpcmpq.models.routers import mixtures, own_name
 from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
@@ -45,6 +46,7 @@ def check_activations(config: Config, model: nn.Module, space: SearchSpace) -> N
         for group, names in zip(space.groups, space.formats, strict=True)
         if any(FORMATS[name].activation is not None for name in names)
     ]
+    _check_blocks(model, space)
     for member in (m for group in rounded for m in group.members):
         unseen = member.macs == 0 and not isinstance(holder_of(model, member), nn.Embedding)
         if unseen or not member.is_layer_weight:
@@ -52,6 +54,19 @@ def check_activations(config: Config, model: nn.Module, space: SearchSpace) -> N
                 f"{member.parameter} is used without calling its layer, so the layer's inputs cannot be rounded; "
                 "exclude it, or use formats that round weights alone"
             )
+
+
+def _check_blocks(model: nn.Module, space: SearchSpace) -> None:
+    """Refuse formats with blocks of inputs for what sums over several axes, which calibration could not round."""
+    for group, names in zip(space.groups, space.formats, strict=True):
+        inputs = {name: FORMATS[name].activation for name in names}
+        blocked = [name for name, own in inputs.items() if own is not None and FORMATS[own].block is not None]
+        for member in group.members if blocked else ():
+            if any(len(axes) > 1 for axes in operand_axes(holder_of(model, member))):
+                raise UserError(
+                    f"{member.parameter} is of a convolution, whose inputs {blocked[0]} cannot round: its blocks are "
+                    "of the inputs of linear layers; add it to groups.exclude, or take formats without blocks"
+                )
 
 
 def keep_ranges(

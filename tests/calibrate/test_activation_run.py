@@ -182,3 +182,22 @@ def test_inputs_that_no_layer_sees_are_refused_when_planning(tmp_path):
 def test_inputs_of_fused_experts_are_refused_when_planning(tmp_path):
     with pytest.raises(UserError, match=r"experts.gate_up_proj is used without calling its layer"):
         plan_run(tmp_path, mixtral(), formats=["w8a8", "int4"])
+
+
+def test_blocks_of_inputs_of_a_convolution_are_refused_before_anything_is_written(tmp_path):
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).normal(size=(12, 1, 8, 8)).astype(np.float32))
+    config = config_of(
+        model={"factory": "tests.tiny_models:cnn"},
+        calibration={"data": str(tmp_path / "images.npy"), "num_samples": 4, "held_out": 2},
+        groups={},
+        formats=["int8", "fp8_e4m3", "nvfp4"],
+        quantizer={"group_size": None},
+        sensitivity="secant",
+        evaluation={"num_samples": 2},
+    )
+    run = RunDir(tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"0.weight is of a convolution, whose inputs nvfp4 cannot round: .*exclude"
+    ):
+        prepare(config, run, ())
+    assert not run.plan_path.exists()
