@@ -62,6 +62,10 @@ class UnitOutcome:
 CHOICES, KEPT = "sensitivity.choices", "kept"
 """A fact, and its value, of models whose options keep the original's choices of experts while they are measured."""
 
+WIDE = "sensitivity.dtype"
+"""A fact of bfloat16 models whose method runs no options through an engine: the dtype that it measures in instead.
+Older plans lack it and go on in bfloat16, in which an 8-bit option drowns in rounding."""
+
 NODE_ATTEMPTS = 2
 """Times that a unit fails on a node before it goes to another, if there is one."""
 

@@ -64,7 +64,7 @@ ROOMS: dict[str, str] = {
     "screening": "errors settings quadratic space plan executors store solve units sensitivity calibrate",
     "refine": (
         "errors settings space quadratic formats plan problem executors store solvers units models "
-        "quantized solve sensitivity calibrate"
+        "quantized solve evaluate sensitivity calibrate"
     ),
     "rounding": (
         "errors space tables formats plan quantizers executors store units models quantized "

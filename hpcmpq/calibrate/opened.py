@@ -9,7 +9,7 @@ import torch
 from hpcmpq.executors import THREADS_PER_WORKER
 from hpcmpq.models.active_weights import num_experts
 from hpcmpq.models.data.kept_samples import kept_samples, planned_splits
-from hpcmpq.models.data.samples import Samples
+from hpcmpq.models.data.samples import Samples, in_dtype
 from hpcmpq.models.load import forward, load_model, pick_device
 from hpcmpq.models.memory import keep_freed_memory
 from hpcmpq.models.original_marks import check_same_outputs
@@ -68,7 +68,8 @@ def open_run(run: RunDir, plan: Plan, source: ModelConfig, attention: str | None
     if samples is None:
         samples = planned_splits(plan).calibration
     device = pick_device(source.device)
-    samples = samples.to(device)
+    own = in_dtype(samples.inputs, getattr(torch, source.dtype))  # perhaps wider than the plan's
+    samples = dataclasses.replace(samples, inputs=own).to(device)
     with torch.no_grad():
         first_NTV = forward(variants.model, samples[:1].inputs)
     check_same_outputs(plan, samples[:1].inputs, first_NTV)

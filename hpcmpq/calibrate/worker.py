@@ -8,7 +8,7 @@ from hpcmpq.calibrate.opened import make_subject, open_run
 from hpcmpq.calibrate.sums import contents
 from hpcmpq.executors import Worker
 from hpcmpq.models.data.samples import Samples
-from hpcmpq.plan import WorkUnit
+from hpcmpq.plan import WIDE, WorkUnit
 from hpcmpq.response.engine import make_engine
 from hpcmpq.sensitivity import find_method
 from hpcmpq.sensitivity.differentiable_attention import differentiable_kernels
@@ -33,7 +33,7 @@ def make_worker(run: RunDir, number: int = 0) -> Worker:
     is_bfloat16 = config.model.dtype == "bfloat16"
     low_precision = torch.bfloat16 if config.low_precision and method.forward_only else None
     source = config.model
-    if is_bfloat16 and low_precision is not None:
+    if is_bfloat16 and (low_precision is not None or WIDE in plan.facts):
         source = dataclasses.replace(source, dtype="float32")
     opened = open_run(run, plan, source, method.attention)
     subject = make_subject(plan, opened, forward_only=method.forward_only)  # before products are patched

@@ -11,7 +11,7 @@ from hpcmpq.errors import PlanMismatch
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.data.kept_samples import ROUNDING
 from hpcmpq.models.data.samples import Splits
-from hpcmpq.plan import CHOICES, KEPT, Plan, content_hash
+from hpcmpq.plan import CHOICES, KEPT, WIDE, Plan, content_hash
 from hpcmpq.quantized.activations import rounds_activations
 from hpcmpq.quantized.checkpoint import open_checkpoint
 from hpcmpq.quantized.source_codes import FORMAT, SOURCE_CODES, takes_source_codes
@@ -86,6 +86,7 @@ def find_facts(
         **flatten(kept),
         **({SPECIAL_TOKENS: splits.special_tokens} if framed else {}),
         **({CHOICES: KEPT} if keeps_choices(config, chooses) else {}),
+        **({WIDE: "float32"} if _measures_wider(config) else {}),
         **({SUPER_BLOCKS: "gptq"} if _compensates_super_blocks(config) else {}),
         **({SOURCE_CODES: FORMAT} if takes_source_codes(config.model.path, config.formats) else {}),
         "model.weights": weights,
@@ -100,6 +101,10 @@ def find_facts(
 def keeps_choices(config: Config, chooses: bool) -> bool:
     """Whether options keep the original's choices of experts while they are measured."""
     return chooses and find_method(config.sensitivity.method).forward_only
+
+
+def _measures_wider(config: Config) -> bool:
+    return config.model.dtype == "bfloat16" and not find_method(config.sensitivity.method).forward_only
 
 
 def _compensates_super_blocks(config: Config) -> bool:

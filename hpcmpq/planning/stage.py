@@ -17,7 +17,7 @@ from hpcmpq.models.outputs import forward
 from hpcmpq.models.stored_dtype import check_scales, stored_dtype
 from hpcmpq.models.weight_digests import weight_marks
 from hpcmpq.objective import check_labels
-from hpcmpq.plan import CHOICES, Plan, content_hash, plan_to_json
+from hpcmpq.plan import CHOICES, WIDE, Plan, content_hash, plan_to_json
 from hpcmpq.planning.balanced_samples import check_balance, choose_balanced
 from hpcmpq.planning.cost_estimate import CostEstimate, estimate_cost
 from hpcmpq.planning.facts import (
@@ -82,7 +82,8 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     splits, balanced = choose_balanced(original, splits, groups, planned)
     facts = find_facts(config, weights, splits, space, outputs_NTV.shape[-1], found.chooses)
     if planned is not None:
-        unknown = {name: facts[name] for name in (TARGETS, ROUNDING, CHOICES, SOURCE_CODES) if name in facts}
+        newer = (TARGETS, ROUNDING, CHOICES, SOURCE_CODES, WIDE)
+        unknown = {name: facts[name] for name in newer if name in facts}
         check_same_facts(planned.facts, facts, str(run.path), default_facts() | unknown)
         check_same_options(planned, space, config, str(run.path))
         check_same_settings(original.model, planned)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError, raise_if_no_room
-from hpcmpq.models.data.samples import Samples
+from hpcmpq.models.data.samples import Samples, in_dtype
 from hpcmpq.models.data.sources import read_source
 from hpcmpq.models.data.tokenization import find_tokenization
 from hpcmpq.models.data.tokens import to_samples
@@ -100,7 +100,7 @@ def make_starter(
         else:
             counts, samples = _count(data, f"{place} {data}", description, length)
             inputs = samples.of_all_lengths(CalibrationConfig.samples_per_pass).inputs
-        groups, ties = look(config, inputs)
+        groups, ties = look(config, in_dtype(inputs, getattr(torch, config.dtype)))
         type_name = read_model_json(Path(config.path)).get("model_type") if config.path else None
         source = {"factory": str(model.factory)}
         if model.path is not None:

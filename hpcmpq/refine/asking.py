@@ -14,7 +14,7 @@ from hpcmpq.errors import DamagedFile
 from hpcmpq.executors import Executor
 from hpcmpq.models.data.splits import Splits
 from hpcmpq.plan import Plan, UnitOutcome, WorkUnit, content_hash
-from hpcmpq.refine.inquiries import Around, Inquiry, Split, WholeLosses, keep_inquiry, plan_of
+from hpcmpq.refine.inquiries import Around, Inquiry, Split, WholeLosses, identity, keep_inquiry, plan_of
 from hpcmpq.refine.worker import make_worker
 from hpcmpq.store.json_files import placed_artefact, read_json
 from hpcmpq.store.run_dir import RunDir
@@ -58,8 +58,12 @@ class Asking:
         return list(np.concatenate([shard.arrays["losses"] for _, shard in shards], axis=1))
 
     def agreed(self, key: Sequence[Any], make: Callable[[], list[Any]]) -> list[Any]:
-        """What the first process that got here made of a key: solvers stop by the clock, and all must go on alike."""
-        path = self.run.file(f"refine/{content_hash([self.plan.fingerprint, *key])[:16]}.json")
+        """What the first process that got here made of a key: solvers stop by the clock, and all must go on alike.
+
+        Times are measured again, and what kept a budget on them may not keep it any more.
+        """
+        times = [] if self.plan.times is None else [self.plan.times]
+        path = self.run.file(f"refine/{content_hash([identity(self.plan), *times, *key])[:16]}.json")
         try:
             if path.exists():
                 return list(read_json(path, f"hpcmpq refine {self.run.path}")["agreed"])

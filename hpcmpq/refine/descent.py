@@ -11,12 +11,12 @@ is taken, or when the evaluations are spent.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from hpcmpq.calibrate.reduce import Reduction
+from hpcmpq.evaluate.statistics import t_quantile
 from hpcmpq.problem import Problem
 from hpcmpq.refine.neighbouring import local_problem, local_quadratic
 from hpcmpq.refine.portfolio import paired
@@ -169,9 +169,14 @@ def trust_radii(num_groups: int) -> list[int]:
 
 
 def is_better(new_N: np.ndarray, old_N: np.ndarray, look: int) -> bool:
-    """Whether the mean loss fell by more than chance explains at look 1, 2, ..., by paired differences."""
+    """Whether the mean loss fell by more than chance explains at look 1, 2, ..., by paired differences.
+
+    One sample does not tell what chance explains, and few tell it less well: hence Student's t.
+    """
+    if len(new_N) < 2:
+        return False
     fall, stderr = paired(old_N, new_N)
-    return fall > 0 and fall >= NormalDist().inv_cdf(1.0 - LUCK / 2**look) * stderr
+    return fall > 0 and fall >= t_quantile(1.0 - LUCK / 2**look, len(new_N) - 1) * stderr
 
 
 def neighbours(problem: Problem, current_G: np.ndarray) -> np.ndarray:

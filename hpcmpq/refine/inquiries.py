@@ -91,12 +91,22 @@ def plan_of(inquiry: Inquiry, plan: Plan) -> Plan:
     what is asked: the assignments and options. So are the names of its units.
     """
     space = inquiry.space(plan.space)
-    fingerprint = content_hash([plan.fingerprint, kind_of(inquiry), asdict(inquiry)])
+    fingerprint = content_hash([identity(plan), kind_of(inquiry), asdict(inquiry)])
     units = (
         WorkUnit(f"{fingerprint[:16]}-{start}-{stop}", 0, len(space.groups), start, stop)
         for start, stop in inquiry.ranges(plan)
     )
     return replace(plan, space=space, units=tuple(units), fingerprint=fingerprint)
+
+
+def identity(plan: Plan) -> str:
+    """What stands for model, calibration samples, roundings and options.
+
+    The options of a run that is screened become more, and what an index means changes with them.
+    """
+    if plan.whole_space is None:
+        return plan.fingerprint
+    return content_hash([plan.fingerprint, plan.space.formats])
 
 
 def keep_inquiry(run: RunDir, inquiry: Inquiry, own: Plan) -> None:

@@ -16,7 +16,8 @@ class ModelConfig:
         path: A Hugging Face directory or a GGUF file.
         factory: ``package.module:function`` that returns an `nn.Module`.
         dtype: Precision that calibration and evaluation run in. With ``bfloat16`` forward-only sensitivities and the
-            neighbours of refinement run matrix products in bfloat16 and all else in float32.
+            neighbours of refinement run matrix products in bfloat16 and all else in float32; other sensitivities run
+            in float32.
         device: ``auto`` takes CUDA where there is one.
         stream: Read one block at a time from the directory's safetensors while measuring, so that the device
             never holds the model. Forward-only sensitivities of chains of blocks can.

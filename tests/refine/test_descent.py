@@ -223,6 +223,20 @@ def test_pure_noise_is_taken_as_rarely_as_said():
     assert taken / 2000 < LUCK + 0.02
 
 
+@pytest.mark.parametrize("num_samples", [2, 3, 6])
+def test_few_samples_take_pure_noise_no_more_often(num_samples: int):
+    random = np.random.default_rng(0)
+    taken = 0
+    for _ in range(3000):
+        old_N = random.normal(size=num_samples)
+        taken += any(is_better(random.normal(size=num_samples), old_N, look) for look in range(1, 5))
+    assert taken / 3000 < LUCK + 0.02
+
+
+def test_one_sample_says_nothing_of_chance():
+    assert not is_better(np.array([0.5]), np.array([1.0]), look=1)
+
+
 def test_trust_regions_end_at_one_move():
     assert trust_radii(1) == [1]
     assert trust_radii(120) == [120, 40, 13, 4, 1]

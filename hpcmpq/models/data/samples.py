@@ -101,6 +101,11 @@ class Samples:
         return None if self.targets is None else _hash_of({f"labelled {self.labelled}": self.targets})
 
 
+def in_dtype(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Inputs of which those of floating numbers have a dtype, as a model of that dtype takes them."""
+    return {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
+
+
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -24,7 +24,7 @@ from hpcmpq.models.data.choosing import (
     take_for_rounding,
 )
 from hpcmpq.models.data.overlap import RUN_LENGTH, seen_runs, shared_tokens
-from hpcmpq.models.data.samples import IGNORED, SamplePool, Samples, Splits
+from hpcmpq.models.data.samples import IGNORED, SamplePool, Samples, Splits, in_dtype
 from hpcmpq.models.data.sources import Documents, read_source
 from hpcmpq.models.data.tokenization import Frame, find_tokenization
 from hpcmpq.models.data.tokens import to_samples
@@ -149,10 +149,7 @@ def _read(
     calibration, place = config.calibration, f"{place} {data}"
     tokenization = find_tokenization(source, place, description, calibration.special_tokens)
     samples = to_samples(source, place, description, calibration.sequence_length, tokenization)
-    dtype = getattr(torch, config.model.dtype)
-    inputs = {
-        key: value.to(dtype) if value.is_floating_point() else value for key, value in samples.inputs.items()
-    }
+    inputs = in_dtype(samples.inputs, getattr(torch, config.model.dtype))
     # Plans made before calibration.special_tokens name samples that are padded to the longest of the pool.
     padded = isinstance(source, Documents) and calibration.special_tokens is not None
     return SamplePool(dataclasses.replace(samples, inputs=inputs), padded), tokenization.frame

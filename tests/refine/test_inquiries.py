@@ -1,0 +1,49 @@
+"""What refinement asks is named after all that an answer depends on."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from hpcmpq.calibrate.neighbourhood import Neighbourhood
+from hpcmpq.executors.in_process import InProcess
+from hpcmpq.models.data.samples import Samples, Splits
+from hpcmpq.plan import Plan, content_hash, in_rounds
+from hpcmpq.refine.asking import Asking
+from hpcmpq.refine.inquiries import Around, plan_of
+from hpcmpq.store.run_dir import RunDir
+from tests.synthetic_run import synthetic_plan
+
+LAST = int(synthetic_plan().space.offset_G[-1])
+
+
+def screened(*last: int) -> Plan:
+    """The first option of every group, and of the last these more."""
+    plan = synthetic_plan()
+    return in_rounds(plan, [plan.space.offset_G.tolist(), [LAST + k for k in last]])
+
+
+def asking(path: Path, plan: Plan) -> Asking:
+    nothing = Samples({})
+    return Asking(RunDir(path), plan, Splits(nothing, nothing, nothing), InProcess())
+
+
+def test_an_index_that_means_another_option_by_now_is_another_question():
+    few, more = screened(3), screened(2, 3)
+    first = Neighbourhood(few.space.uniform("int2"), (28,))  # int5 of the last group, then int4
+    names = [plan_of(Around(first), plan).space.formats for plan in (few, more)]
+    assert names == [(("int5",),), (("int4",),)]
+    assert plan_of(Around(first), few).units[0].id != plan_of(Around(first), more).units[0].id
+
+
+def test_questions_about_a_run_that_measures_all_keep_their_names():
+    plan = synthetic_plan()
+    around = Around(Neighbourhood(plan.space.uniform("int4"), (1,)))
+    asked = [plan.fingerprint, "around", asdict(around)]
+    assert plan_of(around, plan).fingerprint == content_hash(asked)
+
+
+def test_what_was_agreed_on_holds_for_the_same_options_and_times_alone(tmp_path: Path):
+    few, more = screened(3), screened(2, 3)
+    timed = replace(few, times={"fingerprint": few.fingerprint, "phases": {}})
+    for number, plan in enumerate((few, more, timed)):
+        assert asking(tmp_path, plan).agreed(["candidates"], lambda number=number: [number]) == [number]
+    assert asking(tmp_path, few).agreed(["candidates"], lambda: [3]) == [0]
