@@ -3,13 +3,16 @@
 from errno import (
     EACCES,
     EDQUOT,
+    EEXIST,
     EFBIG,
     EIO,
+    EISDIR,
     ELOOP,
     ENAMETOOLONG,
     ENOMEM,
     ENOSPC,
     ENOTDIR,
+    ENOTEMPTY,
     EPERM,
     EROFS,
     ESTALE,
@@ -27,6 +30,9 @@ _NO_MEMORY = (
     "STATUS_ALLOC_FAILED",
 )
 """What torch, CUDA, the C++ library and the operating system say."""
+
+IN_THE_WAY = (EISDIR, EEXIST, ENOTEMPTY)
+"""A directory where a file is wanted, or anything where a directory is."""
 
 EXIT_UNREAD = 141
 """Nobody reads the output any more, as after `| head`: what shells say of a program that SIGPIPE ended."""
@@ -101,6 +107,8 @@ def in_words(error: Exception) -> Exception:
         return UserError(
             f"{said}; the file system failed there: look after it and run the same command again"
         )
+    if number in IN_THE_WAY:
+        return UserError(f"{said[:300]}; move away what is there, or correct the path")
     if number in (ENAMETOOLONG, ELOOP, ENOTDIR):
         return UserError(f"{said[:300]}; correct the path")
     return error

@@ -122,9 +122,7 @@ def check_values(config: Config, source: str) -> None:
         "timing.samples": config.timing.samples,
         "timing.rounds": config.timing.rounds,
         "timing.max_combinations": config.timing.max_combinations,
-        "timing.generated_tokens + 1": config.timing.generated_tokens + 1,
         "timing.threads": config.timing.threads,
-        "refine.link_points - 2": config.refine.link_points - 2,
         "solver.time_limit_s": config.solver.time_limit_s,
     }.items():
         if value is not None and not value > 0:
@@ -152,8 +150,11 @@ def check_values(config: Config, source: str) -> None:
     strength = config.reround.strength
     if strength is not None and not 0 <= strength <= 1:
         raise UserError(f"{source}: reround.strength must be from 0 to 1, got {strength}")
+    if config.refine.link_points < 3:
+        raise UserError(f"{source}: refine.link_points must be at least 3, got {config.refine.link_points}")
     for name, value in {
         "calibration.held_out": config.calibration.held_out,
+        "timing.generated_tokens": config.timing.generated_tokens,
         "solver.robust_k": config.solver.robust_k,
         "solver.seed": config.solver.seed,
     }.items():

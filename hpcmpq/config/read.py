@@ -52,9 +52,25 @@ def values_of(text: str, source: str) -> dict[str, Any]:
         raise UserError(f"{source} is not valid YAML: it is nested too deep; check its brackets") from None
     except yaml.YAMLError as error:
         raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+    # What is written like a date, a number or a truth value and is none, or an integer of thousands of digits.
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{source} holds a value that is not what it is written like ({error}); put it in quotes, or correct it"
+        ) from None
     if not isinstance(values, dict):
         raise UserError(f"{source} must be a YAML mapping with the keys model, calibration, ...")
+    _refuse_circles(values, source, ())
     return values
+
+
+def _refuse_circles(value: Any, source: str, around: tuple[int, ...]) -> None:
+    """Refuse an alias to what it stands in, as in ``&a [*a]``, which nobody could read to its end."""
+    if not isinstance(value, dict | list):
+        return
+    if id(value) in around:
+        raise UserError(f"{source} has an alias (*) to what it stands in itself; leave it out")
+    for inner in value.values() if isinstance(value, dict) else value:
+        _refuse_circles(inner, source, (*around, id(value)))
 
 
 def text_of(values: dict[str, Any]) -> str:

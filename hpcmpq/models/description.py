@@ -191,7 +191,7 @@ def read_model_json(path: Path) -> dict[str, Any]:
             f"{path} is not a Hugging Face model directory: it has no config.json; "
             "save one with model.save_pretrained, or use model.factory"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}/config.json: {error}; copy the model again") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}/config.json must hold a JSON object; copy the model again")

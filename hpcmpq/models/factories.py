@@ -67,5 +67,5 @@ def call_factory(name: str, import_paths: Sequence[str] = ()) -> Any:
 def describe(error: BaseException) -> str:
     """An exception in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else ""
+    text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     return f"{type(error).__name__}: {text[:300]}"

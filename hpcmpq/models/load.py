@@ -148,6 +148,7 @@ def _from_directory(description: ModelDescription, dtype: torch.dtype, attention
                 dtype=dtype,
                 local_files_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # to say which below, where transformers would only log them
                 trust_remote_code=False,
                 **options,
             )
@@ -158,6 +159,11 @@ def _from_directory(description: ModelDescription, dtype: torch.dtype, attention
                 own_code(path, error)
                 or f"cannot load the model in {path}: {describe(error)}; check its files or copy it again"
             ) from error
+    for name, stored, wanted in sorted(info["mismatched_keys"]):
+        raise UserError(
+            f"the weights in {path} hold {name} as {list(stored)}, and config.json makes it {list(wanted)}; "
+            "check that it belongs to these weights"
+        )
     check_none_missing(path, info["missing_keys"], LACKS_FILES, description.kind)
     return model
 

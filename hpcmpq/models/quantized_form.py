@@ -60,12 +60,14 @@ def _coded_tensor(path: Path) -> str | None:
     """The first weight that is stored as codes: integers, or fp8 beside scales."""
     kinds: dict[str, str] = {}
     for file in sorted(path.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            try:
+        try:
+            with file.open("rb") as stream:
                 header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-            except (ValueError, OverflowError, MemoryError):
-                continue  # damaged: loading says so
-        kinds.update({name: entry["dtype"] for name, entry in header.items() if name != "__metadata__"})
+            kinds.update({name: entry["dtype"] for name, entry in header.items() if name != "__metadata__"})
+        except (OSError, ValueError, OverflowError, MemoryError, RecursionError):
+            continue  # damaged, or a link to what is not there: loading says so
+        except (AttributeError, KeyError, TypeError):
+            continue  # JSON, and no header
     scaled = {name.rpartition(".")[0] for name in kinds if "scale" in name.rpartition(".")[2]}
     for name, kind in kinds.items():
         parent, _, last = name.rpartition(".")

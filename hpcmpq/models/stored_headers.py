@@ -28,14 +28,15 @@ def file_of_each(directory: Path) -> dict[str, str]:
     for single, index in STORED.items():
         if (directory / index).is_file():
             try:
-                return dict(json.loads((directory / index).read_text(encoding="utf-8"))["weight_map"])
-            except (ValueError, KeyError, TypeError) as error:
+                files = dict(json.loads((directory / index).read_text(encoding="utf-8"))["weight_map"])
+                return {name: str(Path(file_name)) for name, file_name in files.items()}
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise _unreadable(directory / index, error) from None
         if (directory / single).is_file():
             try:
                 with safe_open(directory / single, "pt") as file:
                     return dict.fromkeys(file.keys(), single)
-            except SafetensorError as error:
+            except (SafetensorError, OSError) as error:
                 raise _unreadable(directory / single, error) from None
     raise UserError(f"{directory} has no model.safetensors to stream from; set model.stream: false")
 
@@ -77,7 +78,7 @@ def stored_tensors(directory: Path, files: Mapping[str, str]) -> dict[str, Store
                 for name in own:
                     stored = file.get_slice(name)
                     found[name] = Stored(list(stored.get_shape()), stored.get_dtype())
-        except (SafetensorError, FileNotFoundError) as error:
+        except (SafetensorError, OSError) as error:
             raise _unreadable(directory / file_name, error) from None
     return {name: found[name] for name in files}
 

@@ -106,12 +106,17 @@ def recording(run: RunDir, host: str = "") -> Iterator[Callable[[UnitOutcome], N
 
 
 def read_processes(run: RunDir) -> list[CalibrateProcess]:
-    """What every calibrate process of a run saw, in order of their starts; torn and damaged lines do not count."""
+    """What every calibrate process of a run saw, in order of their starts; torn and damaged lines do not count.
+
+    Neither do files that are none, or are gone: a stage that is done removes its own while others look.
+    """
     processes = []
     for path in sorted(run.attempts_path.glob("*.jsonl")):
-        first, *others = [
-            _fields(line) for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-        ] or [{}]
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except (FileNotFoundError, IsADirectoryError):
+            continue
+        first, *others = [_fields(line) for line in text.split("\n")[:-1]] or [{}]
         if _fits(first, _PROCESS):
             full = ({"node": "", **fields} for fields in others)
             attempts = tuple(Attempt(**fields) for fields in full if _fits(fields, _ATTEMPT))

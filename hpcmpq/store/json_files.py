@@ -1,8 +1,8 @@
 """JSON files that are whole or not there; artefacts of ours with a checksum.
 
 It is the last key, `digest`: BLAKE2b over the JSON text of everything before it, so that damage which is still JSON is
-found. A file without one, of an earlier version, is taken as it is; ``edited`` in its place says that somebody changed
-the file and means it.
+found. A file without one, of an earlier version, is taken as it is where it holds what such files do
+(`hpcmpq.store.artefact_kinds`); ``edited`` in its place says that somebody changed the file and means it.
 """
 
 import hashlib
@@ -10,13 +10,31 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hpcmpq.errors import DamagedFile, UserError
+from hpcmpq.store.artefact_kinds import KINDS, misfit
 from hpcmpq.store.whole_files import placing, replacing
 
 EDITED = "edited"
 """What the digest of a file is that somebody has changed and means."""
+
+
+class Artefact(dict[str, Any]):
+    """An object in an artefact: a key that it lacks is damage, and so is no `KeyError`.
+
+    Attributes:
+        path: Of the artefact.
+        made_by: The command that writes it.
+        verified: Whether its checksum says that it is as it was written.
+    """
+
+    path = Path()
+    made_by = ""
+    verified = False
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise _damaged(self.path, self.made_by, f"no {key!r}")
 
 
 def write_json(path: Path, values: Any, *, allow_nan: bool = False) -> None:
@@ -54,8 +72,8 @@ def read_json(path: Path, made_by: str) -> Any:
     return values
 
 
-def read_edited_json(path: Path, made_by: str) -> tuple[dict[str, Any], bool]:
-    """As `read_json`, of an artefact that people may change, and whether it is as it was written.
+def read_edited_json(path: Path, made_by: str) -> tuple[Artefact, bool]:
+    """As `read_json`, of an artefact that people may change, and whether it is as it was written, as far as is known.
 
     Where it is not, it has the key `EDITED` if its digest says so.
 
@@ -63,23 +81,42 @@ def read_edited_json(path: Path, made_by: str) -> tuple[dict[str, Any], bool]:
         UserError: If it is missing or cannot be read.
         DamagedFile: If it is no JSON object.
     """
+
+    def of_file(found: dict[str, Any]) -> Artefact:
+        values = Artefact(found)
+        values.path, values.made_by = path, made_by
+        return values
+
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text, object_hook=of_file, parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; run `{made_by}` first") from None
+    except IsADirectoryError:
+        raise _damaged(path, made_by, "it is a directory; move it away") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check its permissions") from None
     except (ValueError, RecursionError) as error:
-        reason = str(error).split("\n")[0]
-        raise DamagedFile(f"{path} is damaged ({reason}); run `{made_by}` again to write it anew") from None
-    if not isinstance(values, dict):
-        raise DamagedFile(f"{path} is damaged (no JSON object); run `{made_by}` again to write it anew")
+        raise _damaged(path, made_by, str(error).split("\n")[0]) from None
+    if not isinstance(values, Artefact):
+        raise _damaged(path, made_by, "no JSON object")
     digest = values.pop("digest", None)
+    if digest not in (None, EDITED):
+        values.verified = digest == _digest(values)
+        return values, values.verified
+    if (reason := misfit(values, KINDS.get(path.name, {}))) is not None:
+        raise _damaged(path, made_by, reason)
     if digest == EDITED:
-        return {**values, EDITED: True}, False
-    if digest is None and _is_digest(values):
-        return values, False
-    return values, digest is None or digest == _digest(values)
+        values[EDITED] = True
+    return values, digest is None and not _is_digest(values)
+
+
+def _damaged(path: Path, made_by: str, reason: str) -> DamagedFile:
+    return DamagedFile(f"{path} is damaged ({reason}); run `{made_by}` again to write it anew")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}, which is no number")
 
 
 def _is_digest(values: Mapping[str, Any]) -> bool:

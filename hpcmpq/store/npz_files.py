@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from tokenize import TokenError
 from zipfile import BadZipFile
 
 import numpy as np
@@ -16,7 +17,9 @@ from hpcmpq.store.whole_files import replacing
 log = logging.getLogger(__name__)
 
 _NO_ARCHIVE = (OSError, EOFError, BadZipFile, struct.error, zlib.error)
-_NO_ARRAYS = (ValueError, KeyError, TypeError, SyntaxError, OverflowError, MemoryError, RuntimeError)
+_NO_ARRAYS = (ValueError, KeyError, TypeError, SyntaxError, TokenError, OverflowError, RuntimeError)
+NOT_NUMPY = (*_NO_ARCHIVE, *_NO_ARRAYS)
+"""What `numpy.load` raises of a file that is none of its own, or is damaged; `MemoryError` may be of either kind."""
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -43,7 +46,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise
-    except (*_NO_ARCHIVE, *_NO_ARRAYS) as error:
+    except (*NOT_NUMPY, MemoryError) as error:
         raise DamagedFile(f"{path} is damaged ({type(error).__name__}: {error})") from None
     digest = arrays.pop("digest", None)
     if digest is None or str(digest) != str(_digest(arrays)):

@@ -64,8 +64,8 @@ def read_quadratic(path: Path, fingerprint: str | None = None) -> QuadraticModel
         CorruptShard: If it is damaged.
     """
     if not path.exists():
-        raise UserError(f"{path} is missing; run `hpcmpq reduce` first")
-    arrays, attributes = read_h5(path, "hpcmpq reduce")
+        raise UserError(f"{path} is missing; run `hpcmpq reduce {path.parent}` first")
+    arrays, attributes = read_h5(path, f"hpcmpq reduce {path.parent}")
     if fingerprint is not None and attributes["fingerprint"] != fingerprint:
         raise PlanMismatch(
             f"{path} belongs to another plan than plan.json; run `hpcmpq calibrate` and `hpcmpq reduce` for this one, "

@@ -35,13 +35,13 @@ def write_shard(run: RunDir, shard: Shard) -> None:
     write_h5(run.shard_path(shard.unit_id), shard.arrays, attributes)
 
 
-def read_shard(path: Path, stage: str = "calibrate") -> Shard:
-    """Read and verify one shard that a stage has written.
+def read_shard(path: Path, command: str = "hpcmpq calibrate") -> Shard:
+    """Read and verify one shard that a command has written.
 
     Raises:
         CorruptShard: If it is truncated, altered or of another format version.
     """
-    arrays, attributes = read_h5(path, f"hpcmpq {stage}")
+    arrays, attributes = read_h5(path, command)
     return Shard(
         str(attributes["kind"]),
         str(attributes["unit_id"]),
@@ -59,7 +59,7 @@ def read_shard_of(plan: Plan, run: RunDir, unit: WorkUnit) -> Shard:
         CorruptShard: If it is damaged, or that of another unit or plan.
     """
     path = run.shard_path(unit.id)
-    shard = read_shard(path, run.stage)
+    shard = read_shard(path, run.command)
     if shard.fingerprint != plan.fingerprint or shard.unit_id != unit.id:
         raise CorruptShard(
             f"{path} belongs to another unit or plan; run `{run.command}` again to recompute it"

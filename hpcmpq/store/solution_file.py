@@ -34,32 +34,39 @@ def read_solution(run: RunDir) -> dict[str, Any]:
                 f"{path} was solved for another plan than plan.json; run {_commands(run)} for this one, or use a new "
                 "run directory"
             )
-    if as_written:
-        return values
-    if values.pop(EDITED, None) is None:
+    edited = values.pop(EDITED, None) is not None
+    if not as_written and not edited:
         raise DamagedFile(
             f'{path} is damaged or was edited (checksum differs); put "digest": "{EDITED}" in its last line if you '
             f"changed its assignment, else run {_commands(run)} again to write it anew"
         )
-    space = read_plan(run, with_times=False).space
-    formats = {group.name: names for group, names in zip(space.groups, space.formats, strict=True)}
-    assignment = values.get("assignment")
-    if not isinstance(assignment, dict) or formats.keys() != assignment.keys():
-        raise DamagedFile(
-            f"{path} was edited, and its assignment does not name the plan's {len(formats)} groups; "
-            f"run {_commands(run)} again to write it anew"
-        )
-    for group, name in assignment.items():
-        if name not in formats[group]:
-            raise UserError(
-                f"{path} was edited and gives {group} {name!r}, which is none of its formats: "
-                f"{', '.join(formats[group])}"
-            )
+    if values.verified or not run.plan_path.exists():
+        return values
+    _check_assignment(run, values["assignment"], "was edited" if edited else "is damaged or was edited")
+    if not edited:
+        return values
     log.warning(
         "%s was edited: its assignment is taken as it is; predicted loss and costs are those of the solver's",
         path,
     )
     return without_losses(values, "expected", "measured", "evaluated")
+
+
+def _check_assignment(run: RunDir, assignment: Any, what: str) -> None:
+    """Refuse an assignment that is not one of the plan's, of a file without a checksum that could say so."""
+    space, path = read_plan(run, with_times=False).space, run.solution_path
+    formats = {group.name: names for group, names in zip(space.groups, space.formats, strict=True)}
+    if not isinstance(assignment, dict) or formats.keys() != assignment.keys():
+        raise DamagedFile(
+            f"{path} {what}, and its assignment does not name the plan's {len(formats)} groups; "
+            f"run {_commands(run)} again to write it anew"
+        )
+    for group, name in assignment.items():
+        if name not in formats[group]:
+            raise UserError(
+                f"{path} {what} and gives {group} {name!r}, which is none of its formats: "
+                f"{', '.join(formats[group])}"
+            )
 
 
 def _commands(run: RunDir) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hpcmpq.errors import UserError
+from hpcmpq.errors import IN_THE_WAY, UserError
 
 ABANDONED_S = 3600.0
 """A temporary file of another machine that nobody has written to for so long is taken for abandoned."""
@@ -119,9 +119,9 @@ def make_directory(directory: Path) -> None:
 def cannot_write(path: Path, error: OSError) -> UserError:
     """What to say when a file or directory cannot be written."""
     reason = error.strerror or str(error).split("\n")[0]
-    return UserError(
-        f"cannot write {path}: {reason}; make room or permission there and run the same command again"
-    )
+    blocked = error.errno in (*IN_THE_WAY, errno.ENOTDIR)
+    advice = "move away what stands in its place" if blocked else "make room or permission there"
+    return UserError(f"cannot write {path}: {reason}; {advice} and run the same command again")
 
 
 def remove_abandoned(directory: Path) -> int:

@@ -79,6 +79,7 @@ def test_memory_is_that_of_the_processes_that_wrote_attempts_and_of_their_childr
         "elsewhere-20",
         f"{host}-99",
         f"{host}-30",
+        f"{host}-10 (copy)",
     ):  # 30 is another one's number by now
         (run.attempts_path / f"1006.250-{name}.jsonl").touch()
     assert memory_here(run, proc) == (10 + 11 + 12) * os.sysconf("SC_PAGE_SIZE")

@@ -40,6 +40,8 @@ SMALL = {"model": {"path": "m"}, "calibration": {"data": "d.txt"}}
             {"calibration": {"data": "d", "seed": -(2**70)}},
             r"calibration.seed must be at least -2\^63, got -",
         ),
+        ({"timing": {"generated_tokens": -1}}, "timing.generated_tokens must not be negative, got -1"),
+        ({"refine": {"link_points": 0}}, "refine.link_points must be at least 3, got 0"),
         ({"model": {"path": "m\0"}}, "model.path holds a NUL"),
         ({"groups": {"exclude": ["a", "b\0"]}}, "groups.exclude.1 holds a NUL"),
     ],
@@ -84,6 +86,22 @@ def test_what_may_be_a_truth_value_or_a_word_still_is():
 )
 def test_a_key_that_stands_twice_is_refused_rather_than_lost(text, key, lines):
     with pytest.raises(UserError, match=f"c.yaml has the key '{key}' twice, in {lines}"):
+        values_of(text, "c.yaml")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["2020-13-45", "2020-01-01T99:00:00Z", "1" * 5000, "!!int x", "!!bool x", "!!timestamp x"],
+    ids=lambda value: value[:20],
+)
+def test_a_value_that_only_looks_like_a_date_or_a_number(value):
+    with pytest.raises(UserError, match="c.yaml holds a value that is not what it is written like"):
+        values_of(f"formats: [{value}]\n", "c.yaml")
+
+
+@pytest.mark.parametrize("text", ["budgets: &b {weight_bits: *b}", "groups: {tie: &t [[*t]]}"])
+def test_an_alias_to_what_it_stands_in_is_refused(text):
+    with pytest.raises(UserError, match="c.yaml has an alias"):
         values_of(text, "c.yaml")
 
 

@@ -12,6 +12,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.models.description import describe_model
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import forward, load_model, pick_device, resolve_factory
+from hpcmpq.models.quantized_form import form_of
 from hpcmpq.models.repeatable import check_repeatable
 from hpcmpq.models.weight_digests import weights_fingerprint
 from hpcmpq.settings import GroupsConfig, ModelConfig
@@ -149,6 +150,40 @@ def test_weights_that_lack_a_parameter(model_directory):
 def test_weights_of_another_size(model_directory):
     path = model_directory("llama")
     edit_config(path, intermediate_size=40)
+    fails(
+        path,
+        r"hold model\.layers\.0\.mlp\.\w+\.weight as \[\d+, \d+\], and config.json makes it \[",
+    )
+
+
+def test_a_setting_of_another_type_is_named(model_directory):
+    path = model_directory("llama")
+    edit_config(path, vocab_size="256")
+    fails(path, "cannot load the model in .*vocab_size.*str")
+
+
+def test_a_config_nested_too_deep(model_directory):
+    path = model_directory("llama")
+    (path / "config.json").write_text("[" * 100_000)
+    fails(path, "cannot read .*config.json")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.symlink_to(path.with_name("blob")),
+        lambda path: path.mkdir(),
+        lambda path: path.write_bytes((4).to_bytes(8, "little") + b"[1] "),
+        lambda path: path.write_bytes((10).to_bytes(8, "little") + b'{"a": "b"}'),
+        lambda path: path.write_bytes((99_999).to_bytes(8, "little") + b"[" * 99_999),
+    ],
+    ids=["link to nothing", "directory", "list", "text", "deep"],
+)
+def test_weights_that_are_no_file_are_refused_by_loading_them(model_directory, damage):
+    path = model_directory("llama")
+    (path / "model.safetensors").unlink()
+    damage(path / "model.safetensors")
+    assert form_of(path) is None
     fails(path, "cannot load the model in")
 
 

@@ -52,6 +52,11 @@ def changed(model: Path, **changes: object) -> None:
     (model / "config.json").write_text(json.dumps({**values, **changes}))
 
 
+def mapped(model: Path, to: object) -> None:
+    values = json.loads((model / INDEX).read_text())
+    (model / INDEX).write_text(json.dumps({**values, "weight_map": dict.fromkeys(values["weight_map"], to)}))
+
+
 def poisoned(model: Path) -> None:
     tensors = load_file(model / SECOND)
     name = next(name for name in tensors if "layers" in name and tensors[name].ndim > 1)
@@ -72,6 +77,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "index": (lambda model: (model / INDEX).write_text("{"), "JSONDecodeError"),
     "no map": (lambda model: (model / INDEX).write_text("{}"), "weight_map"),
+    "numbers": (lambda model: mapped(model, 5), "TypeError"),
+    "folder": (lambda model: mapped(model, "."), "Is a directory|No such device"),
     "other size": (lambda model: changed(model, hidden_size=64), "mismatched|and config.json makes it"),
     "infinite": (poisoned, r"1 of \d+ values of parameter model\.layers.* are NaN or infinite"),
 }

@@ -1,26 +1,90 @@
 """Shards and the quadratic model survive damage only by being found out."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from hpcmpq.errors import CorruptShard, DamagedFile, UserError
+from hpcmpq.errors import CorruptShard, DamagedFile, UserError, in_words
 from hpcmpq.quadratic import QuadraticModel
+from hpcmpq.store.attempts import read_processes, recording
 from hpcmpq.store.json_files import read_json, write_artefact, write_json
 from hpcmpq.store.npz_files import read_npz, write_npz
 from hpcmpq.store.quadratic_file import read_quadratic, write_quadratic
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import Shard, pending, read_shard, write_shard
-from tests.synthetic_run import synthetic_plan
+from hpcmpq.store.solution_file import read_solution
+from tests.synthetic_run import synthetic_plan, write_run
 
 
 def make_shard(seed: int = 0) -> Shard:
     random = np.random.default_rng(seed)
     arrays = {"linear": random.normal(size=5), "quad": random.normal(size=(5, 40)), "loss": np.array(1.5)}
     return Shard("sums", "ab12", "f" * 64, 8, 2, arrays)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, "no 'assignment'"),
+        ({"assignment": 5}, "assignment is '5'"),
+        ({"assignment": {"a": 4}}, "a is '4'"),
+        ({"assignment": {}, "costs": {"bops": "9"}}, "bops is '9'"),
+        ({"assignment": {}, "portfolio": [{"name": 3}]}, "name is '3'"),
+        ({"assignment": {}, "predicted_loss": float("nan")}, "it holds NaN, which is no number"),
+    ],
+)
+def test_an_artefact_without_a_checksum_holds_what_it_should(tmp_path, values, said):
+    path = tmp_path / "solution.json"
+    write_json(path, values, allow_nan=True)
+    with pytest.raises(DamagedFile, match=re.escape(f"{path} is damaged ({said}")) as raised:
+        assert read_json(path, "hpcmpq solve")["assignment"]
+    assert "run `hpcmpq solve` again" in str(raised.value)
+
+
+def test_an_assignment_without_a_checksum_is_one_of_the_plan(tmp_path):
+    run = write_run(tmp_path / "run")
+    values = read_json(run.solution_path, "hpcmpq solve")
+    assert read_solution(run) == values
+    group, *others = values["assignment"]
+    write_json(run.solution_path, {**values, "assignment": {**values["assignment"], group: "int9"}})
+    with pytest.raises(UserError, match=f"is damaged or was edited and gives {group} 'int9'"):
+        read_solution(run)
+    write_json(run.solution_path, {**values, "assignment": dict.fromkeys(others, "int4")})
+    with pytest.raises(DamagedFile, match="its assignment does not name the plan's 28 groups"):
+        read_solution(run)
+
+
+def test_what_stands_in_the_place_of_a_file_is_to_be_moved_away(tmp_path):
+    path = tmp_path / "solution.json"
+    path.mkdir()
+    with pytest.raises(DamagedFile, match=r"it is a directory; move it away\); run `hpcmpq solve` again"):
+        read_json(path, "hpcmpq solve")
+    with pytest.raises(
+        UserError, match=r"cannot write .*: Is a directory; move away what stands in its place"
+    ):
+        write_json(path, {})
+    (tmp_path / "times").write_text("a file")
+    with pytest.raises(
+        UserError, match=r"cannot write .*; move away what stands in its place and run the same"
+    ):
+        write_json(tmp_path / "times" / "solve.json", {})
+    with pytest.raises(IsADirectoryError) as raised:
+        path.unlink()
+    assert "move away what is there" in str(in_words(raised.value))
+
+
+def test_attempts_that_are_gone_or_no_file_do_not_count(tmp_path):
+    run = RunDir(tmp_path)
+    run.attempts_path.mkdir()
+    with recording(run, "here"):
+        pass
+    (run.attempts_path / "gone.jsonl").symlink_to(tmp_path / "nowhere")
+    (run.attempts_path / "folder.jsonl").mkdir()
+    assert [process.host for process in read_processes(run)] == ["here"]
 
 
 def make_model() -> QuadraticModel:
@@ -109,7 +173,7 @@ def test_quadratic_round_trip(tmp_path):
 
 
 def test_missing_artefacts_name_the_command(tmp_path):
-    with pytest.raises(UserError, match="run `hpcmpq reduce` first"):
+    with pytest.raises(UserError, match="run `hpcmpq reduce .*` first"):
         read_quadratic(tmp_path / "quadratic.h5")
     with pytest.raises(UserError, match="run `hpcmpq solve` first"):
         read_json(tmp_path / "solution.json", "hpcmpq solve")

@@ -2,25 +2,21 @@
 
 import inspect
 import re
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from torch import Tensor
 
 from hpcmpq.errors import UserError
 from hpcmpq.models.description import ModelDescription
+from hpcmpq.store.npz_files import NOT_NUMPY
 
 LABELS = "labels"
 """Classes; of a causal language model its own tokens, whose next ones are to be predicted."""
 
 TARGETS = "targets"
 """The same, but of a causal language model the next tokens themselves."""
-
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, BadZipFile, struct.error, zlib.error)
 
 
 def read_named_arrays(path: Path, place: str) -> dict[str, np.ndarray]:
@@ -32,7 +28,7 @@ def read_named_arrays(path: Path, place: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays: dict[str, np.ndarray] = {name: file[name] for name in file.files}
-    except _DAMAGE as error:
+    except NOT_NUMPY as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise UserError(
             f"{place} is not a readable .npz file of numbers: {reason}; save it with numpy.savez"

@@ -16,6 +16,7 @@ from hpcmpq.models.data.json_lines import holds_lines, read_records
 from hpcmpq.models.data.named_arrays import LABELS, TARGETS, read_named_arrays
 from hpcmpq.models.factories import call_factory
 from hpcmpq.settings import is_factory
+from hpcmpq.store.npz_files import NOT_NUMPY
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def read_source(data: str, place: str, max_samples: int, import_paths: Sequence[
     if suffix == ".npy":
         try:
             array = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+        except NOT_NUMPY as error:
             raise UserError(
                 f"{place} {path} is not a readable .npy array: {error}; save it with numpy.save"
             ) from None
@@ -89,6 +90,11 @@ def read_source(data: str, place: str, max_samples: int, import_paths: Sequence[
                 "write a line for each record, as .jsonl has, or call it .txt if it is text"
             )
         return _from_jsonl(text, f"{place} {path}")
+    if suffix in (".csv", ".tsv"):
+        raise UserError(
+            f"{place} {path} is a table, and as text its separators would be calibrated on; write a line of JSON for "
+            'each record, {"text": ...}, as .jsonl has, or call it .txt if it is text'
+        )
     if not text.strip():
         raise UserError(f"{place} {path} is empty; give a file with text or samples")
     return Documents((text,))

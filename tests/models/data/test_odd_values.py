@@ -1,6 +1,7 @@
 """Data that a file can hold and a model cannot take: byte orders, halves of characters, labels that are no outputs."""
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -25,6 +26,39 @@ def test_complex_numbers_are_refused_rather_than_halved(tmp_path):
     np.save(tmp_path / "a.npy", np.arange(3) * 1j)
     with pytest.raises(UserError, match=r"a\.npy holds complex numbers"):
         read_source(str(tmp_path / "a.npy"), "calibration.data", 10)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_a_damaged_array_is_refused_or_read(tmp_path, suffix: str):
+    path, array = tmp_path / f"a.{suffix}", np.arange(64).reshape(2, 32)
+    if suffix == "npy":
+        np.save(path, array)
+    else:
+        np.savez_compressed(path, input_ids=array)
+    content, draw, refused = path.read_bytes(), random.Random(0), 0
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            read_source(str(path), "calibration.data", 10)
+        except UserError as error:
+            refused += "\n" not in str(error)
+    assert refused > 50
+
+
+def test_an_array_under_the_name_of_several(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(8))
+    (tmp_path / "a.npy").rename(tmp_path / "a.npz")
+    with pytest.raises(UserError, match="is not a readable .npz file of numbers"):
+        read_source(str(tmp_path / "a.npz"), "calibration.data", 10)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_table_is_refused_rather_than_calibrated_on(tmp_path, suffix: str):
+    (tmp_path / f"a.{suffix}").write_text("text,label\nhello,1\n")
+    with pytest.raises(UserError, match="is a table.*write a line of JSON for each record"):
+        read_source(str(tmp_path / f"a.{suffix}"), "calibration.data", 10)
 
 
 def test_half_of_a_character_is_refused_by_its_line(tmp_path):
