@@ -128,7 +128,9 @@ def test_a_clock_that_is_hours_wrong_abandons_nobodys_file(tmp_path, monkeypatch
 
 def test_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    refused = pytest.raises(UserError, match=r"cannot write .*file/inside: .*; move away what stands in its place")
+    refused = pytest.raises(
+        UserError, match=r"cannot write .*file/inside: .*; move away what stands in its place"
+    )
     with refused, replacing(tmp_path / "file" / "inside") as attempt:
         attempt.write_text("")
 
