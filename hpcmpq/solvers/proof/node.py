@@ -41,6 +41,7 @@ class Node:
         objective_NN: Scaled objective in the iteration's precision.
         bound: Best proven bound in the compact objective of `compact`.
         step_s: Seconds of a step, smoothed.
+        certificate_s: Seconds of the latest certificate.
         last: The latest certificate.
     """
 
@@ -53,6 +54,7 @@ class Node:
     objective_NN: np.ndarray
     bound: float = -np.inf
     step_s: float = 0.0
+    certificate_s: float = 0.0
     last: Bound | None = None
 
     def likely_P(self) -> np.ndarray:
@@ -123,7 +125,7 @@ def advance(node: Node, steps: int, deadline: float, ended: threading.Event | No
     half_NN = earlier_NN = None
     while done < steps:
         begun = time.perf_counter()
-        if begun + 4.0 * node.step_s > deadline:
+        if begun + node.step_s + max(3.0 * node.step_s, 1.5 * node.certificate_s) > deadline:
             break
         if ended is not None and ended.is_set():
             return 0
@@ -145,7 +147,8 @@ def advance(node: Node, steps: int, deadline: float, ended: threading.Event | No
         finally:
             CERTIFYING.release()
         node.state.largest = bound.largest
-        node.state.part_s["certificates"] += time.perf_counter() - begun
+        node.certificate_s = time.perf_counter() - begun
+        node.state.part_s["certificates"] += node.certificate_s
         node.bound = max(node.bound, bound.value)
         node.last = bound
     return done
@@ -205,5 +208,5 @@ def shrink(node: Node, keep_P: np.ndarray) -> Node | Compact | None:
         steps=max(node.state.steps, 60),
         part_s=node.state.part_s,
     )
-    child.step_s = node.step_s
+    child.step_s, child.certificate_s = node.step_s, node.certificate_s
     return child
