@@ -124,6 +124,16 @@ def mixtures(model: nn.Module) -> Iterable[tuple[str, str, int]]:
                 yield scope, name, len(module)
 
 
+def experts_in_lists(model: nn.Module) -> set[nn.Module]:
+    """Every module inside an expert of a list: which of them run, and on how many tokens, depends on the samples."""
+    lists = [experts for _, experts, _ in mixtures(model)]
+    return {
+        module
+        for name, module in model.named_modules()
+        if any(own_name(experts, name) is not None for experts in lists)
+    }
+
+
 def own_name(experts: str, name: str) -> str | None:
     """What something in a list of experts is called inside its expert; None of what is not in the list.
 

@@ -6,7 +6,8 @@ products; its batched products are with a gathered copy of the weights, of which
 (`hpcmpq.models.searchable_layers.experts_one_by_one`).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +113,51 @@ class SeenExperts(TorchFunctionMode):
             matrix = OwnMatrix(member, expert)
             if matrix in self._wanted and len(x_NK := x_NK[x_NK.any(dim=-1)]):
                 self._look(matrix, x_NK)
+
+
+@contextmanager
+def without_padding_inside(experts: Iterable[nn.Module], masks: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, fused experts are given the tokens at real positions alone, and give zeros at the others.
+
+    Nothing that is real looks at those. Experts whose tokens fit no mask are given all.
+
+    Args:
+        experts: Modules that are given rows of tokens [N·T, K], once or once for each expert.
+        masks: Real positions of the batch, bool [N, T].
+    """
+    kept: list[Tensor | None] = []
+
+    def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        real_NT = next((mask for mask in masks if x.ndim == 2 and len(x) % mask.numel() == 0), None)
+        kept.append(
+            None if real_NT is None else real_NT.flatten().to(x.device).repeat(len(x) // real_NT.numel())
+        )
+        rows = kept[-1]
+
+        def part(value: Any) -> Any:
+            of_tokens = rows is not None and isinstance(value, Tensor) and value.shape[:1] == rows.shape
+            return value[rows] if of_tokens else value
+
+        return tuple(map(part, args)), {name: part(value) for name, value in kwargs.items()}
+
+    def after(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+        rows = kept.pop()
+        if rows is None:
+            return output
+        whole = output.new_zeros(len(rows), *output.shape[1:])
+        whole[rows] = output
+        return whole
+
+    handles = []
+    for module in experts if masks else ():
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _name_of(func: Any) -> str:

@@ -18,7 +18,7 @@ from hpcmpq.models.streaming import Streamed
 from hpcmpq.models.weights import holder_of
 from hpcmpq.quantized.padding import padding_masks, without_padding
 from hpcmpq.rounding.layer_inputs import InputSums, hooked, inputs_in_order, no_sums
-from hpcmpq.rounding.matrices import OwnMatrix, SeenExperts, matrices_of
+from hpcmpq.rounding.matrices import OwnMatrix, SeenExperts, matrices_of, without_padding_inside
 from hpcmpq.rounding.pieces import ModelPiece, ModelStates
 from hpcmpq.space import Group, Member
 
@@ -106,9 +106,10 @@ class OriginalInputs:
         found |= {matrix: self._none_of(matrix.member) for matrix in experts}
         seen = SeenExperts(self.model, experts, lambda m, x_NK: found[m].add(x_NK, None))
         for i, batch in enumerate(self.batches):
-            add = partial(_add, first, padding_masks(batch.inputs))
+            masks = padding_masks(batch.inputs)
             with (
-                hooked({member: layers[member] for member in first}, add),
+                hooked({member: layers[member] for member in first}, partial(_add, first, masks)),
+                without_padding_inside({holder_of(self.model, m.member) for m in experts}, masks),
                 seen if experts else nullcontext(),
             ):
                 output = piece.quantized(i, {})

@@ -20,7 +20,7 @@ from hpcmpq.sensitivity.directions import errors_at, moved
 from hpcmpq.sensitivity.features import Features
 from hpcmpq.sensitivity.probes import make_probes
 from hpcmpq.sensitivity.subject import Subject
-from hpcmpq.sensitivity.taps import find_layers, run, tapped
+from hpcmpq.sensitivity.taps import all_inputs, find_layers, run, tapped
 from hpcmpq.sensitivity.uses import Layers
 
 HELD_ELEMENTS = 2**26
@@ -36,7 +36,7 @@ def measure(subject: Subject, samples: Samples, groups: range, first_sample: int
         found: dict[int, Tensor] = {}
         with tapped(layers, found, {}):
             z0_NTV = run(subject, batch, {})
-        inputs = [found[index] for index in range(len(layers.uses))]
+        inputs = all_inputs(layers, found, len(batch))
         project = make_probes(
             subject.num_probes, z0_NTV, seed=subject.seed, first_sample=first_sample + start
         )

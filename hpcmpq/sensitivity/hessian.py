@@ -146,8 +146,10 @@ class _Point:
             inputs: ByUse = {}
             with tapped(self.layers, inputs, taps):
                 z_NTV = run(self.subject, self.batch, weights)
-            total = self._expanded(z_NTV) + sum((inputs[index] * returns[index]).sum() for index in returns)
-            return total, {index: inputs[index] for index in later if inputs[index].is_floating_point()}
+            ran = [index for index in returns if index in inputs]
+            total = self._expanded(z_NTV) + sum((inputs[index] * returns[index]).sum() for index in ran)
+            seen = {index: inputs[index] for index in later if index in inputs}
+            return total, {index: x for index, x in seen.items() if x.is_floating_point()}
 
         def gradients(taps: ByUse, returns: ByUse, weights: ByName) -> tuple[ByUse, ByName, ByUse]:
             variables = ({**zeros, **taps}, {**originals, **weights})

@@ -26,9 +26,7 @@ DEFAULT_PROBES = 8
 
 def measure(subject: Subject, samples: Samples, groups: range, first_sample: int) -> Iterator[Contribution]:
     """One contribution per pass. The directions are the same for all samples, so sums over samples add up."""
-    check_differentiable(
-        subject, samples[:1], list(subject.variants.originals(subject.space.groups[groups.start]))
-    )
+    check_differentiable(subject, samples[:1])
     for batch in samples.passes(subject.samples_per_pass):
         with torch.no_grad():
             z0_NTV = forward(subject.model, batch.inputs)

@@ -1,6 +1,7 @@
 """Forward passes that show the input x of every use of a searched weight, and the gradient of its output y.
 
-To see ∂L/∂y, a zero *tap* is added to every output. Weights that are used in other ways than by calling their
+To see ∂L/∂y, a zero *tap* is added to every output. A layer that does not run in a pass, such as an expert without a
+token, has an input of zeros there and no gradient. Weights that are used in other ways than by calling their
 layer (in fused attention modules, say) keep their ordinary gradient; which they are is found by comparing both
 forms for random cotangents.
 
@@ -19,9 +20,11 @@ from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.factories import describe
 from hpcmpq.models.layer_kinds import first_input, is_layer
 from hpcmpq.models.outputs import forward
-from hpcmpq.models.weights import Tensors, called_with
+from hpcmpq.models.routers import experts_in_lists
+from hpcmpq.models.weights import Tensors, called_with, holder_of
+from hpcmpq.sensitivity.directions import outcome
 from hpcmpq.sensitivity.subject import Subject
-from hpcmpq.sensitivity.uses import Layers, Use, pull
+from hpcmpq.sensitivity.uses import Layers, Use, idle_input, pull
 
 AGREEMENT = 1e-3
 """Relative difference of both forms of a weight's gradient up to which it is seen through its layers."""
@@ -66,6 +69,8 @@ def find_layers(subject: Subject, samples: Samples) -> Layers:
     finally:
         for handle in handles:
             handle.remove()
+    ran = {use.module for use in uses}
+    uses += [Use(*group_of[id(module.weight)], module, 0) for module in holders if module not in ran]
     names = {name: index for index, name in group_of.values()}
     every = Layers(tuple(uses), names, per_sample=True)
     output, inputs, grads, direct_grads = random_gradient(subject, every, few)
@@ -85,7 +90,8 @@ def find_layers(subject: Subject, samples: Samples) -> Layers:
             "exclude it, or use formats that round weights alone"
         )
     kept = tuple(use for use in uses if use.parameter not in direct)
-    per_sample = all(
+    routed = experts_in_lists(subject.model)
+    per_sample = not any(use.module in routed or use.module not in ran for use in kept) and all(
         len(x) == len(output) for use, x in zip(uses, inputs, strict=True) if use.parameter not in direct
     )
     return Layers(kept, direct, per_sample)
@@ -126,11 +132,19 @@ def leaf_gradients(
         ) from error
 
 
-def check_differentiable(subject: Subject, batch: Samples, names: Sequence[str]) -> None:
-    """Raise `UserError` if z records no graph from some weights: `torch.func.grad` would give zeros without a word."""
-    weights = {
-        name: subject.model.get_parameter(name).detach().clone().requires_grad_(True) for name in names
-    }
+def check_differentiable(subject: Subject, batch: Samples) -> None:
+    """Raise `UserError` if z records no graph from weights: `torch.func.grad` would give zeros without a word.
+
+    Looks at the first group, but for those inside experts of a list, which may have no token.
+    """
+    routed = experts_in_lists(subject.model)
+    always = (
+        group
+        for group in subject.space.groups
+        if not any(holder_of(subject.model, member) in routed for member in group.members)
+    )
+    originals = subject.variants.originals(next(always, subject.space.groups[0]))
+    weights = {name: tensor.detach().clone().requires_grad_(True) for name, tensor in originals.items()}
     with torch.enable_grad():
         z_NTV = run(subject, batch, weights)
     leaf_gradients(z_NTV, list(weights.values()), torch.zeros_like(z_NTV))
@@ -148,8 +162,16 @@ def run_with_taps(
     }
     with tapped(layers, inputs, taps, make_leaves=True):
         z_NTV = run(subject, batch, weights)
-    order = range(len(layers.uses))
-    return z_NTV, [inputs[i].detach() for i in order], [taps[i] for i in order], weights
+    seen = all_inputs(layers, inputs, len(batch))
+    for index, use in enumerate(layers.uses):
+        if index not in taps:
+            taps[index] = torch.zeros_like(outcome(use, seen[index]), requires_grad=True)
+    return z_NTV, [x.detach() for x in seen], [taps[i] for i in range(len(seen))], weights
+
+
+def all_inputs(layers: Layers, found: Mapping[int, Tensor], num_samples: int) -> list[Tensor]:
+    """The input of every use, in order; see `idle_input` of those that did not run."""
+    return [found[i] if i in found else idle_input(use, num_samples) for i, use in enumerate(layers.uses)]
 
 
 def run(subject: Subject, batch: Samples, weights: Mapping[str, Tensor]) -> Tensor:
@@ -174,8 +196,15 @@ def tapped(
     turns: dict[nn.Module, int] = {}
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        index = place[module, turns.get(module, 0)]
-        turns[module] = turns.get(module, 0) + 1
+        turn = turns.get(module, 0)
+        turns[module] = turn + 1
+        index = place.get((module, turn))
+        if index is None:
+            name = next(use.parameter for use in layers.uses if use.module is module)
+            raise UserError(
+                f"the layer of {name} runs {turn + 1} times for some samples and {turn} times for others, which "
+                "derivatives of one pass cannot follow; exclude it, or use secant"
+            )
         is_product = isinstance(module, MatrixProduct)
         inputs[index] = (
             torch.cat([x.flatten(1) for x in args], 1) if is_product else first_input(module, args)

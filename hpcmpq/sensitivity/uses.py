@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp
 
+from hpcmpq.errors import UserError
 from hpcmpq.models.data.samples import Samples
-from hpcmpq.models.layer_kinds import apply
+from hpcmpq.models.layer_kinds import apply, is_linear
 from hpcmpq.sensitivity.subject import Subject
 
 
@@ -42,7 +43,8 @@ class Layers:
     Attributes:
         uses: In order of execution.
         direct: {name: group} of weights that are not used through their layers alone.
-        per_sample: Whether the first axis of every layer's input is the samples.
+        per_sample: Whether the first axis of every layer's input is the samples. Not so inside experts of a list, whose
+            inputs are the tokens that they are given: samples then run one by one.
     """
 
     uses: tuple[Use, ...]
@@ -77,6 +79,22 @@ class Layers:
         step = subject.samples_per_pass if self.per_sample and not self.direct else 1
         for start in range(0, len(samples), step):
             yield start, samples[start : start + step]
+
+
+def idle_input(use: Use, num_samples: int) -> Tensor:
+    """An input of zeros, [N, K], that stands for that of a use which does not run, as of an expert without a token.
+
+    The gradient of its output is zero, and so is all that follows from it.
+    """
+    weight: Tensor = use.module.weight  # type: ignore[assignment]
+    if isinstance(use.module, nn.Embedding):
+        return torch.zeros(num_samples, dtype=torch.int64, device=weight.device)
+    if not is_linear(use.module):
+        raise UserError(
+            f"{use.parameter} plays no part in the outputs for some samples, and derivatives of convolutions need one; "
+            "exclude it, or use secant"
+        )
+    return weight.new_zeros(num_samples, weight.shape[1 if isinstance(use.module, nn.Linear) else 0])
 
 
 def pull(use: Use, x: Tensor, grad_y: Tensor) -> Tensor:

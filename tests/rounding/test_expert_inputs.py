@@ -146,6 +146,32 @@ def test_sums_are_over_the_tokens_that_each_expert_was_given(make, inner, ways, 
     assert sum(len(x_NK) for x_NK in expected["down_proj"]) == 6 * 16 * 2
 
 
+@pytest.mark.parametrize("make", [qwen2, gpt_oss, llama4])
+@torch.no_grad()
+def test_experts_are_fitted_to_real_tokens_alone(make):
+    """Samples of 9 tokens, padded to 16 in one batch, give the sums of the same that are not padded."""
+    model = make("eager").eval()
+    ids_NT = torch.randint(1, 256, (4, 9), generator=torch.Generator().manual_seed(1))
+    padded = {
+        "input_ids": F.pad(ids_NT, (0, 7)),
+        "attention_mask": F.pad(torch.ones_like(ids_NT), (0, 7)),
+    }
+    groups = find_groups(model, GroupsConfig(include=("*experts*",)), {"input_ids": ids_NT})
+    members = [member for group in groups for member in group.members]
+    found = [
+        {matrix: (sums.num_rows, sums.hessian_KK) for [matrix], sums in inputs.of(members)}
+        for inputs in (
+            OriginalInputs(model, groups, [Samples(given)], members)
+            for given in (padded, {"input_ids": ids_NT})
+        )
+    ]
+    assert sum(count for count, _ in found[0].values()) > 0
+    for matrix, (count, hessian_KK) in found[0].items():
+        expected, expected_KK = found[1][matrix]
+        assert count == expected
+        torch.testing.assert_close(hessian_KK, expected_KK, rtol=1e-4, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory):
     """Codes of all experts of the Qwen2-MoE."""

@@ -64,6 +64,25 @@ class Fused(nn.Module):
         return self.head(torch.tanh(hidden @ self.past.weight.T) + self.past(hidden)), self.same(hidden)
 
 
+class Routed(nn.Module):
+    """Gives every sample to one expert of a list, so that none runs on all samples, and the last on none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.router, self.head = nn.Linear(5, 6), nn.Linear(6, 3), nn.Linear(6, 4)
+        self.experts = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, input: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(input))
+        share, chosen = self.router(hidden)[:, :2].softmax(-1).topk(1)
+        mixed = torch.zeros_like(hidden)
+        for number, expert in enumerate(self.experts):
+            own = (chosen[:, 0] == number).nonzero()[:, 0]
+            if len(own):
+                mixed = mixed.index_add(0, own, share[own] * torch.tanh(expert(hidden[own])))
+        return self.head(hidden + mixed)
+
+
 def llama() -> nn.Module:
     """transformers' Llama computes norms and softmax in float32; here they keep the model's precision."""
     from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
@@ -116,7 +135,7 @@ def bert() -> nn.Module:
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "mlp": Mlp, "cnn": Cnn, "fused": Fused, "llama": llama, "gpt2": gpt2, "bert": bert
+    "mlp": Mlp, "cnn": Cnn, "fused": Fused, "routed": Routed, "llama": llama, "gpt2": gpt2, "bert": bert
 }  # fmt: skip
 
 
@@ -133,7 +152,7 @@ def make_subject(
             parameter.copy_(0.5 * torch.randn_like(parameter))
     model = model.to(dtype).eval().requires_grad_(False)
     samples = make_samples(name, num_samples, dtype)
-    every = GroupsConfig(include=("*",)) if name in ("mlp", "cnn", "fused") else GroupsConfig()
+    every = GroupsConfig(include=("*",)) if name in ("mlp", "cnn", "fused", "routed") else GroupsConfig()
     found = find_groups(model, groups or every, samples[:1].inputs)
     space = SearchSpace(found, (formats,) * len(found))
     variants = Scaled(model, space, Quantizer(group_size=4, symmetric=True, range="absmax"))
@@ -153,7 +172,7 @@ class Scaled(Variants):
 
 def make_samples(name: str, num_samples: int, dtype: torch.dtype) -> Samples:
     generator = torch.Generator().manual_seed(1)
-    if name in ("mlp", "fused"):
+    if name in ("mlp", "fused", "routed"):
         inputs = {"input": torch.randn(num_samples, 5, generator=generator).to(dtype)}
         return Samples(inputs, torch.randint(4, (num_samples,), generator=generator), labelled=True)
     if name == "cnn":
