@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hpcmpq.solvers.proof.definite import largest_eigenvalue
-from hpcmpq.solvers.proof.lift import Lift
+from hpcmpq.solvers.proof.lift import ROWS, Lift
 from hpcmpq.solvers.proof.projection import Projector
 from hpcmpq.solvers.proof.relaxation import Minimum, Relaxation, minimise
 from hpcmpq.solvers.proof.threads import blas_threads, in_threads, slices
@@ -93,10 +93,6 @@ def start(relaxation: Relaxation, projector: Projector) -> tuple[Iterate, np.nda
 
 START_PENALTY = 0.1
 """β in units of |C| / |Y|."""
-
-
-ROWS = 64
-"""Rows of a matrix that pass from sum to sum at a time, so that they stay in the processor's cache."""
 
 
 def iterate(

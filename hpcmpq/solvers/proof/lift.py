@@ -16,7 +16,7 @@ from hpcmpq.solvers.compact.compact import Compact
 from hpcmpq.solvers.proof.threads import in_threads, slices
 
 GROUPS, ROWS = 16, 64
-"""Groups, and rows of a matrix, that a thread takes at a time."""
+"""Groups, and rows of a matrix, that a thread takes at a time: few enough to stay in the processor's cache."""
 
 
 @dataclass(frozen=True)

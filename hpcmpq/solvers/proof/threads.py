@@ -42,9 +42,8 @@ def in_threads(function: Callable[[T], object], parts: Sequence[T], dimension: i
         dimension: Of the relaxation; small ones are themselves bounded side by side, each in one thread.
     """
     threads = 1 if dimension < SMALL_DIMENSION else min(cores(), len(parts))
-    if (
-        threads == 1 or not cores_are_free()
-    ):  # a thread that waits for its core may hold Python's lock meanwhile
+    # A thread that waits for its core may hold Python's lock meanwhile.
+    if threads == 1 or not cores_are_free():
         for part in parts:
             function(part)
         return
