@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.export.gguf_blocks import num_rounded, to_blocks
-from hpcmpq.export.gguf_metadata import metadata
+from hpcmpq.export.gguf_metadata import frequency_factors, metadata
 from hpcmpq.export.gguf_places import GGUFPlace, places_of
 from hpcmpq.export.gguf_super_blocks import to_super_blocks
 from hpcmpq.export.kept_tensors import say_left_out
@@ -26,6 +26,7 @@ from hpcmpq.export.streamed_files import tensors_in_turn
 from hpcmpq.export.written import Written, holds
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.gguf_config import check_describable, context_length, resolved_config
+from hpcmpq.models.gguf_source import FACTORS
 from hpcmpq.models.layer_kinds import are_experts
 from hpcmpq.models.stored_dtype import stored_dtype, wider_dtypes
 from hpcmpq.plan import Plan
@@ -56,6 +57,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[architecture], model_config["num_hidden_layers"]
     )
     wider = wider_dtypes(variants.model, str(path), stored)
+    experts = any(are_experts(module) for module in variants.model.modules())
     exact = True
     rounded = 0
     logging.getLogger("gguf").setLevel(logging.WARNING)  # it reports the byte order and temporary names
@@ -69,6 +71,9 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         _copy_vocabulary(gguf, writer, vocabulary)
     else:
         writer.add_tokenizer_model("none")
+    factors_F = frequency_factors(model_config)
+    if factors_F is not None:
+        writer.add_tensor(FACTORS, factors_F)
     for name, tensor in _whole(variants.model) if streamed is None else tensors_in_turn(streamed):
         places = places_of(name, tensor, names, architecture, model_config)
         if name in chosen:
@@ -88,7 +93,7 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     return Written(
         "GGUF file model.gguf",
         tuple(notes),
-        reader="gguf_experts" if any(are_experts(m) for m in variants.model.modules()) else None,
+        reader="gguf_tensors" if factors_F is not None or experts else None,
         unreadable=_unreadable(model_config),
         narrowed=torch.bfloat16 if not exact else torch.float16 if rounded else None,
         max_positions=context_length(model_config),

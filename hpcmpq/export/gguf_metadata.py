@@ -8,7 +8,10 @@ along another axis than that which they are rounded along.
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from hpcmpq.models.gguf_config import context_length
+from hpcmpq.models.gguf_source import llama3_factors
 
 SOFTMAX, SIGMOID = 1, 2
 """`ExpertGatingFuncType` of the package gguf: what makes weights of the scores of experts."""
@@ -40,6 +43,26 @@ def metadata(architecture: str, values: Mapping[str, Any]) -> list[tuple[str, An
     if latent:
         found += _latent(values)
     return found + _experts(values)
+
+
+def frequency_factors(values: Mapping[str, Any]) -> np.ndarray | None:
+    """What llama.cpp divides rotary frequencies by, float32 [head_dim / 2]; None where they are not scaled.
+
+    Source: `generate_extra_tensors` of `LlamaModel` in llama.cpp's `convert_hf_to_gguf.py`.
+    """
+    rope = values.get("rope_parameters") or {**(values.get("rope_scaling") or {}), **values}  # transformers 4
+    if rope.get("rope_type", rope.get("type", "default")) != "llama3":
+        return None
+    head_dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
+    factors_F = llama3_factors(
+        float(rope["rope_theta"]),
+        head_dim // 2,
+        float(rope["factor"]),
+        float(rope["low_freq_factor"]),
+        float(rope["high_freq_factor"]),
+        int(rope["original_max_position_embeddings"]),
+    )
+    return factors_F.astype(np.float32)
 
 
 def _latent(values: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -1,7 +1,8 @@
 """Tensors of a GGUF file by the names and in the order of transformers: gguf decodes them, transformers names them.
 
-transformers' own reader knows two architectures with experts, and not how wide they are. Its operations on tensors are
-those that it has for these, taken for all; the model comes from the original's config.
+transformers' own reader knows two architectures with experts, and not how wide they are, and passes over factors of
+rotary frequencies. Its operations on tensors are those that it has for these, taken for all; the model comes from the
+original's config, its frequencies from the file.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hpcmpq.models.gguf_source import FACTORS
 from hpcmpq.targets.llama_cpp import GGUF_ARCHITECTURES
 
 _EXPERTS = "_exps.weight"
@@ -19,7 +21,7 @@ _FUSES_EXPERTS = "qwen2moe"
 
 
 def load_gguf(architecture: str, original: Path, path: Path, dtype: torch.dtype) -> nn.Module:
-    """The model of a file, of which nothing but the tensors is read.
+    """The model of a file, of which nothing but the tensors and the base of frequencies is read.
 
     Args:
         architecture: Its class in transformers.
@@ -37,7 +39,22 @@ def load_gguf(architecture: str, original: Path, path: Path, dtype: torch.dtype)
     model: nn.Module = made.from_pretrained(
         None, config=config, state_dict=tensors, dtype=dtype, trust_remote_code=False
     )
+    _set_frequencies(model, path)
     return model
+
+
+def _set_frequencies(model: nn.Module, path: Path) -> None:
+    """Divide a model's rotary frequencies by the factors of a file that has some, as llama.cpp does."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    stored = [tensor.data for tensor in reader.tensors if tensor.name == FACTORS]
+    if stored:
+        factors_F = np.array(stored[0], np.float64).reshape(-1)
+        base = float(reader.get_field("llama.rope.freq_base").contents())
+        frequency_F = base ** (-np.arange(len(factors_F)) / len(factors_F)) / factors_F
+        rotation = model.get_submodule("model.rotary_emb")
+        rotation.inv_freq.copy_(torch.from_numpy(frequency_F))  # type: ignore[operator, union-attr]
 
 
 def dequantized_in_turn(model: nn.Module, path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -58,6 +75,8 @@ def dequantized_in_turn(model: nn.Module, path: Path) -> Iterator[tuple[str, Ten
     fused: dict[str, Tensor] = {}
     halves: dict[str, int] = {}
     for tensor in gguf.GGUFReader(path).tensors:
+        if tensor.name == FACTORS:
+            continue
         data = tensor.data
         own = np.fromfile(path, data.dtype, data.size, offset=tensor.data_offset).reshape(data.shape)
         weight = gguf.dequantize(own, tensor.tensor_type)

@@ -32,7 +32,7 @@ PACKAGES = {
     "compressed_tensors": ("transformers", "compressed-tensors"),
     "decompressed": ("compressed-tensors", "transformers"),
     "gguf": ("transformers", "gguf"),
-    "gguf_experts": ("gguf", "transformers"),
+    "gguf_tensors": ("gguf", "transformers"),
     "onnx": ("onnxruntime",),
     "mlx": ("mlx-lm", "mlx"),
 }
@@ -145,7 +145,7 @@ def _gguf(config: Config, import_paths: tuple[str, ...], directory: Path) -> Any
     )
 
 
-def _gguf_experts(config: Config, import_paths: tuple[str, ...], directory: Path) -> Any:
+def _gguf_tensors(config: Config, import_paths: tuple[str, ...], directory: Path) -> Any:
     description = describe_model(config.model)
     return load_gguf(
         description.architecture, Path(str(description.path)), directory / "model.gguf", _dtype(config)
@@ -169,5 +169,5 @@ _READERS: dict[str, Reader] = {
     "compressed_tensors": _by_transformers,
     "decompressed": _decompressed,
     "gguf": _gguf,
-    "gguf_experts": _gguf_experts,
+    "gguf_tensors": _gguf_tensors,
 }

@@ -143,6 +143,9 @@ def context_length(values: Mapping[str, Any]) -> int:
     return int(min(length, window) if windowed else length)
 
 
+LLAMA3_MODELS = ("llama", "mistral")
+"""`model_type` of models of which llama.cpp reads factors of rotary frequencies, and that have such settings."""
+
 _CHECKED = ("layer_types",)
 _INSTEAD = "use target: transformers or vllm, or export tool_configs, which has a list for llama-quantize"
 
@@ -150,7 +153,7 @@ _INSTEAD = "use target: transformers or vllm, or export tool_configs, which has 
 def _check_positions(values: Mapping[str, Any]) -> None:
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
+    if kind != "default" and not (kind == "llama3" and values["model_type"] in LLAMA3_MODELS):
         raise UserError(f"the gguf export does not know rotary positions of type {kind!r}; {_INSTEAD}")
     if rope.get("partial_rotary_factor") not in (None, 1.0):
         raise UserError(

@@ -20,6 +20,9 @@ LLAMA3_LENGTHS = tuple(2**power for power in range(10, 18))
 LLAMA3_FREQUENCIES = (1.0, 4.0)
 """Their `low_freq_factor` and `high_freq_factor`, which `convert_hf_to_gguf.py` takes for granted too."""
 
+FACTORS = "rope_freqs.weight"
+"""Tensor of what llama.cpp divides the frequencies of an architecture `llama` by."""
+
 FACTORS_AGREE = 1e-4
 """Relative difference of frequencies that float32 explains: the smooth part of the formula cancels some bits."""
 
@@ -33,7 +36,6 @@ SHAPES = (
 """Keys that say what the tensors' shapes say too, which are compared."""
 
 _ROTATIONS = ("rope.scaling.", "rope.scale_linear")
-_FACTORS = "rope_freqs.weight"
 _WITHOUT_EFFECT = ("attn_rot_embd", "rope_freqs")
 _INSTEAD = "give the original model as a Hugging Face directory"
 
@@ -160,7 +162,7 @@ def _factors(reader: Any, config: Any, path: Path) -> dict[str, Any] | None:
 
     Source: `generate_extra_tensors` of `LlamaModel` in llama.cpp's `convert_hf_to_gguf.py`.
     """
-    tensor = next((t for t in reader.tensors if t.name == _FACTORS), None)
+    tensor = next((t for t in reader.tensors if t.name == FACTORS), None)
     if tensor is None:
         return None
     stored_F = np.asarray(tensor.data, np.float64).reshape(-1)

@@ -36,6 +36,11 @@ NAMES = {
 }  # fmt: skip
 """Keys that say what a model is called, by whom it was saved, how it is loaded, and what it gives beside logits."""
 
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+
 REFUSED = {"hidden_act", "attention_bias", "mlp_bias", "is_causal", "is_encoder_decoder"}
 
 
@@ -93,6 +98,7 @@ def test_a_key_that_a_later_transformers_adds_is_refused_unless_it_is_the_defaul
     [
         (transformers.Qwen2Config(head_dim=64, hidden_size=128, num_attention_heads=4), "says head_dim: 64"),
         (transformers.Qwen3Config(attention_bias=True), "says attention_bias: True"),
+        (transformers.Qwen3Config(rope_parameters=LLAMA3), "rotary positions of type 'llama3'"),
         (transformers.Qwen2Config(layer_types=["linear_attention"], num_hidden_layers=1), "linear_attention"),
         (
             transformers.LlamaConfig(architectures=["LlamaForSequenceClassification"]),

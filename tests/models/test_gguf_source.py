@@ -89,6 +89,42 @@ def converted(settings: dict[str, Any]) -> np.ndarray:
     return np.array(found, np.float32)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_exported_llama_3_has_its_rotations(tmp_path, stream):
+    """What is written is what convert_hf_to_gguf.py writes, and gives the settings back."""
+    made = llama(rope_parameters=LLAMA3, num_hidden_layers=1, max_position_embeddings=131_072)
+    with torch.no_grad():
+        for name in ("q_proj", "k_proj"):  # so that a text's positions are seen in the logits
+            getattr(made.model.layers[0].self_attn, name).weight.mul_(20.0)
+    config = {"target": "llama_cpp", "quantizer": {"group_size": 32}, "formats": ["int8"]}
+    run, plan = plan_run(tmp_path, made, **config, model={"path": str(tmp_path / "model"), "stream": stream})
+    solve_by_turns(run, plan)
+    assert "verified: gguf" in export(run, "gguf")
+    path = run.path / "exports" / "gguf" / "model.gguf"
+    [stored_F] = [
+        tensor.data for tensor in gguf.GGUFReader(path).tensors if tensor.name == "rope_freqs.weight"
+    ]
+    assert stored_F.dtype == np.float32
+    np.testing.assert_allclose(stored_F, converted(LLAMA3), rtol=1e-5)
+    unpacked(ModelConfig(path=str(path)), tmp_path / "plain")
+    assert json.loads((tmp_path / "plain" / "config.json").read_text())["rope_parameters"] == LLAMA3
+
+
+def test_factors_that_are_not_the_models_are_seen(tmp_path, monkeypatch):
+    from hpcmpq.export import gguf as gguf_export
+    from hpcmpq.export.verification import NotReproduced
+
+    made = llama(rope_parameters=LLAMA3, num_hidden_layers=1, max_position_embeddings=131_072)
+    with torch.no_grad():
+        for name in ("q_proj", "k_proj"):
+            getattr(made.model.layers[0].self_attn, name).weight.mul_(20.0)
+    run, plan = plan_run(tmp_path, made, target="llama_cpp", quantizer={"group_size": 32}, formats=["int8"])
+    solve_by_turns(run, plan)
+    monkeypatch.setattr(gguf_export, "frequency_factors", lambda values: np.ones(HEAD // 2, np.float32))
+    with pytest.raises(NotReproduced):
+        export(run, "gguf")
+
+
 @pytest.mark.parametrize("factor", [8.0, 32.0], ids=["Llama 3.1", "Llama 3.2"])
 @pytest.mark.parametrize("weights", [True, False])
 def test_the_rotations_of_llama_3_are_carried_over(file, tmp_path, factor, weights):
