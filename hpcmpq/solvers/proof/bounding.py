@@ -240,4 +240,4 @@ ALIKE = 1.15
 """A node is not exhausted whose options and gap, times this, are at least those of one that could not be."""
 
 BRANCH_GROUPS, BRANCH_STEPS = 120, 2000
-"""Of more groups, and with no time left for so many steps, the few nodes gain less than more steps at the root."""
+"""A node of more groups is split only where time for so many steps is left: few nodes gain less than those steps."""

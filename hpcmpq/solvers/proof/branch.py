@@ -16,7 +16,7 @@ from hpcmpq.solvers.memory import matrices_bytes, nodes_bytes
 from hpcmpq.solvers.proof import convex_start, widening
 from hpcmpq.solvers.proof.bounding import Bounding, NodePlace
 from hpcmpq.solvers.proof.incumbent import first_incumbent
-from hpcmpq.solvers.proof.node import Node, all_pairs, make_node, preconditioner, shrink
+from hpcmpq.solvers.proof.node import Node, all_pairs, make_node, out_of_time, preconditioner, shrink
 from hpcmpq.solvers.proof.positive_part import PositivePart, positive_part
 from hpcmpq.solvers.proof.record import ProofRecord
 from hpcmpq.solvers.proof.threads import node_pool, one_blas_thread, threads_of
@@ -104,7 +104,7 @@ class _Tree:
 
     def take(self, node: Node, bound: float) -> bool:
         """Split a node that stalled; whether time or memory ends the proof, and the node is kept instead."""
-        stopped = time.perf_counter() + 4 * node.step_s > self.bounding.deadline
+        stopped = out_of_time(node, self.bounding.deadline)
         stopped = stopped or self.bounding.record.short_of_memory(
             node.relaxation.lift.size, self.side_by_side
         )

@@ -109,6 +109,12 @@ def preconditioner(compact: Compact, choice_G: np.ndarray) -> np.ndarray:
     return np.sqrt(np.clip(strength_P / middle, 0.4, 100.0))
 
 
+def out_of_time(node: Node, deadline: float) -> bool:
+    """Whether a step and its certificate would end after the deadline, in `time.perf_counter` seconds."""
+    certificate_s = max(3.0 * node.step_s, 1.5 * node.certificate_s)
+    return time.perf_counter() + node.step_s + certificate_s > deadline
+
+
 def advance(node: Node, steps: int, deadline: float, ended: threading.Event | None = None) -> int:
     """Up to `steps` steps and a certificate; the steps done (0: no time left for one).
 
@@ -124,9 +130,9 @@ def advance(node: Node, steps: int, deadline: float, ended: threading.Event | No
     done = 0
     half_NN = earlier_NN = None
     while done < steps:
-        begun = time.perf_counter()
-        if begun + node.step_s + max(3.0 * node.step_s, 1.5 * node.certificate_s) > deadline:
+        if out_of_time(node, deadline):
             break
+        begun = time.perf_counter()
         if ended is not None and ended.is_set():
             return 0
         earlier_NN = half_NN
@@ -208,5 +214,6 @@ def shrink(node: Node, keep_P: np.ndarray) -> Node | Compact | None:
         steps=max(node.state.steps, 60),
         part_s=node.state.part_s,
     )
-    child.step_s, child.certificate_s = node.step_s, node.certificate_s
+    child.step_s = node.step_s
+    child.certificate_s = node.certificate_s * (new.dimension / old.dimension) ** 3
     return child

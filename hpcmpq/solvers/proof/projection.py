@@ -154,10 +154,11 @@ def simplex(
     """
     if inverse_EB is None:
         inverse_EB = 1.0 / weight_EB
-    least_B = (linear_EB - weight_EB).max(axis=0)
+    lowest = np.finfo(linear_EB.dtype).min
+    least_B = np.maximum((linear_EB - weight_EB).max(axis=0), lowest)
     finite_EB = linear_EB
     if not np.isfinite(linear_EB.min(initial=0.0)):
-        finite_EB = np.maximum(linear_EB, np.finfo(linear_EB.dtype).min)
+        finite_EB = np.maximum(linear_EB, lowest)
     start_B = least_B if near_B is None else np.maximum(least_B, near_B)
     threshold_B = _newton_step(finite_EB, inverse_EB, start_B, least_B)
     open_B, part_EB, part_inverse_EB = np.arange(len(threshold_B)), finite_EB, inverse_EB

@@ -4,7 +4,7 @@ OpenBLAS's threads cost more than they gain on matrices of some hundred rows: on
 280 rows takes twice as long in two threads as in one. So BLAS keeps to one thread, and small nodes are bounded side by
 side instead.
 
-On large matrices its threads gain while cores are free and lose almost everything where they are not: a decomposition
+In decompositions of large matrices its threads gain while cores are free and lose almost everything where they are not: a decomposition
 calls BLAS thousands of times, at the end of each call the threads wait for the last, and where another process has the
 core of one that is a time slice of the scheduler. 3,361 rows on two cores took 0.7 s in two threads, 1.2 s in one;
 beside one busy process 44 s in two, 1.5 s in one.
@@ -33,6 +33,10 @@ def threads_of(dimension: int) -> int:
     return min(SIDE_BY_SIDE, cores()) if dimension < SMALL_DIMENSION else 1
 
 
+MOST_THREADS = 8
+"""Of a step's work, which more memory than cores limits."""
+
+
 def in_threads(function: Callable[[T], object], parts: Sequence[T], dimension: int) -> None:
     """Call a function for every part of a step's work, a thread a core where the relaxation is large.
 
@@ -41,7 +45,7 @@ def in_threads(function: Callable[[T], object], parts: Sequence[T], dimension: i
         parts: Its arguments.
         dimension: Of the relaxation; small ones are themselves bounded side by side, each in one thread.
     """
-    threads = 1 if dimension < SMALL_DIMENSION else min(cores(), len(parts))
+    threads = 1 if dimension < SMALL_DIMENSION else min(cores(), len(parts), MOST_THREADS)
     # A thread that waits for its core may hold Python's lock meanwhile.
     if threads == 1 or not cores_are_free():
         for part in parts:
@@ -66,7 +70,7 @@ def slices(count: int, length: int) -> list[slice]:
 def cores() -> int:
     """Cores that this process may use, and no more than OMP_NUM_THREADS where that is set."""
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return min(own, int(asked)) if asked.isdecimal() and int(asked) else own
 
 
@@ -137,8 +141,8 @@ def blas_threads(rows: int) -> Iterator[None]:
 
 
 def cores_are_free() -> bool:
-    """Whether nobody else used the cores of BLAS's threads, now or a moment ago."""
-    return _all_threads() == 1 or _free_at(int(time.monotonic() / TRIAL_HOLDS_S))
+    """Whether BLAS may have several threads, and nobody else used their cores, now or a moment ago."""
+    return _all_threads() > 1 and _free_at(int(time.monotonic() / TRIAL_HOLDS_S))
 
 
 @functools.lru_cache(maxsize=1)

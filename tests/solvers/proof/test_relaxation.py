@@ -82,6 +82,11 @@ def test_simplex_projection_meets_its_optimality_conditions(near: float | None) 
     assert (gradient >= threshold - 1e-6).all()
 
 
+def test_a_column_of_a_simplex_with_nothing_allowed_is_zero() -> None:
+    v, _ = simplex(np.full((3, 2), -np.inf, np.float32), np.ones((3, 2), np.float32))
+    assert (v == 0.0).all()
+
+
 def test_minimum_over_the_polyhedral_set_is_below_every_choice_and_rises_are_valid() -> None:
     compact = small(1)
     relaxation = make_relaxation(compact)
