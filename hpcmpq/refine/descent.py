@@ -9,6 +9,7 @@ becomes the current assignment. Look j of a round may be lucky with chance `LUCK
 is taken, or when the evaluations are spent.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from hpcmpq.problem import Problem
 from hpcmpq.refine.neighbouring import local_problem, local_quadratic
 from hpcmpq.refine.portfolio import paired
 from hpcmpq.solvers import Solver
+
+log = logging.getLogger(__name__)
 
 LUCK = 0.16
 """Chance that a round takes an answer although none lowers the loss."""
@@ -177,6 +180,16 @@ def is_better(new_N: np.ndarray, old_N: np.ndarray, look: int) -> bool:
         return False
     fall, stderr = paired(old_N, new_N)
     return fall > 0 and fall >= t_quantile(1.0 - LUCK / 2**look, len(new_N) - 1) * stderr
+
+
+def say_if_chance(num_held_out: int, what: str) -> None:
+    """Warn where no gain can be told from chance."""
+    if num_held_out == 1:
+        log.warning(
+            "%s measures, but keeps no change: one held-out sample does not tell a gain from chance; set "
+            "calibration.held_out to 2 or more and plan again",
+            what,
+        )
 
 
 def neighbours(problem: Problem, current_G: np.ndarray) -> np.ndarray:

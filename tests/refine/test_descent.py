@@ -15,6 +15,7 @@ from hpcmpq.refine.descent import (
     is_better,
     local_answers,
     neighbours,
+    say_if_chance,
     trust_radii,
 )
 from hpcmpq.refine.neighbouring import local_problem, local_quadratic
@@ -240,3 +241,11 @@ def test_one_sample_says_nothing_of_chance():
 def test_trust_regions_end_at_one_move():
     assert trust_radii(1) == [1]
     assert trust_radii(120) == [120, 40, 13, 4, 1]
+
+
+def test_one_held_out_sample_is_told(caplog):
+    for num_held_out in (2, 1):
+        assert not caplog.text
+        say_if_chance(num_held_out, "refine")
+    assert "refine measures, but keeps no change" in caplog.text
+    assert "set calibration.held_out to 2 or more" in caplog.text

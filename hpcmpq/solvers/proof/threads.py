@@ -4,9 +4,9 @@ OpenBLAS's threads cost more than they gain on matrices of some hundred rows: on
 280 rows takes twice as long in two threads as in one. So BLAS keeps to one thread, and small nodes are bounded side by
 side instead.
 
-In decompositions of large matrices its threads gain while cores are free and lose almost everything where they are not: a decomposition
-calls BLAS thousands of times, at the end of each call the threads wait for the last, and where another process has the
-core of one that is a time slice of the scheduler. 3,361 rows on two cores took 0.7 s in two threads, 1.2 s in one;
+In decompositions of large matrices its threads gain while cores are free and lose almost everything where they are not:
+one calls BLAS thousands of times, at the end of each call the threads wait for the last, and where another process has
+the core of one that is a time slice of the scheduler. 3,361 rows on two cores took 0.7 s in two threads, 1.2 s in one;
 beside one busy process 44 s in two, 1.5 s in one.
 """
 
