@@ -59,18 +59,26 @@ def values_of(text: str, source: str) -> dict[str, Any]:
         ) from None
     if not isinstance(values, dict):
         raise UserError(f"{source} must be a YAML mapping with the keys model, calibration, ...")
-    _refuse_circles(values, source, ())
+    _refuse_circles(values, source, (), set())
     return values
 
 
-def _refuse_circles(value: Any, source: str, around: tuple[int, ...]) -> None:
-    """Refuse an alias to what it stands in, as in ``&a [*a]``, which nobody could read to its end."""
-    if not isinstance(value, dict | list):
+def _refuse_circles(value: Any, source: str, around: tuple[int, ...], read: set[int]) -> None:
+    """Refuse an alias to what it stands in, as in ``&a [*a]``, which nobody could read to its end.
+
+    Args:
+        value: Of a config.
+        source: Its name.
+        around: What the value stands in.
+        read: What was read to its end, and need not be again where another alias leads to it.
+    """
+    if not isinstance(value, dict | list) or id(value) in read:
         return
     if id(value) in around:
         raise UserError(f"{source} has an alias (*) to what it stands in itself; leave it out")
     for inner in value.values() if isinstance(value, dict) else value:
-        _refuse_circles(inner, source, (*around, id(value)))
+        _refuse_circles(inner, source, (*around, id(value)), read)
+    read.add(id(value))
 
 
 def text_of(values: dict[str, Any]) -> str:

@@ -128,7 +128,12 @@ def fp8_codes(qparams: QParams) -> Tensor:
 
 
 def narrow_exactly(scale: Tensor, first: torch.dtype = torch.bfloat16) -> Tensor:
-    """Scales in the first of a dtype, bfloat16, float16 and float32 that holds every one of them exactly."""
+    """Scales in a dtype that holds every one of them exactly: one of the halves, float32 where neither does.
+
+    Args:
+        scale: Any dtype.
+        first: Of bfloat16 and float16 the one that is tried first.
+    """
     halves = (torch.bfloat16, torch.float16)
     for dtype in sorted(halves, key=lambda each: each != first):
         narrow = scale.to(dtype)

@@ -31,16 +31,20 @@ def product_of(module: nn.Module) -> Multiply:
     return torch.matmul  # transformers' Conv1D
 
 
-def first_input(module: nn.Module, args: Sequence[Tensor]) -> Tensor:
+def first_input(layer: str, args: Sequence[Tensor]) -> Tensor:
     """What a layer multiplies, of the positional arguments that a hook is given.
+
+    Args:
+        layer: The name that is told where there is none.
+        args: What the hook got.
 
     Raises:
         UserError: If there are none: hooks do not see what is given by keyword.
     """
     if not args:
         raise UserError(
-            f"a {type(module).__name__} is called with keywords only, so its inputs cannot be seen; exclude it or call "
-            "it without"
+            f"{layer} is called with keywords only, so its inputs cannot be seen; add it to groups.exclude, or call it "
+            "with positional arguments"
         )
     return args[0]
 

@@ -77,7 +77,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     _check_objective(config, splits, outputs_NTV)
     check_activations(config, original.model, space)
     check_rounding(original.model, space, config.quantizer)
-    if target and target.export == "gguf":
+    if target and (target.export == "gguf" or config.quantizer.scales == "float16"):
         check_scales(original.model, space, torch.float16)
     splits, balanced = choose_balanced(original, splits, groups, planned)
     facts = find_facts(config, weights, splits, space, outputs_NTV.shape[-1], found.chooses)

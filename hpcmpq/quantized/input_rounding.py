@@ -113,7 +113,7 @@ def record_maxima(
     masks: tuple[Tensor, ...] = ()
 
     def watch(module: nn.Module, args: tuple[Tensor, ...], name: str) -> None:
-        first_input(module, args)
+        first_input(name, args)
         count = len(operand_axes(module))
         operands = zip(args[:count], position_axes(name, count), strict=True)
         real = [without_padding(x, masks, axis) for x, axis in operands]

@@ -121,7 +121,9 @@ def rows_given(
 def hooked(layers: LinearLayers, look: Callable[[Member, Tensor], None]) -> Iterator[None]:
     """Hooks that run after a layer, and so see its inputs as hooks before it may have rounded them."""
     handles = [
-        layer.register_forward_hook(lambda m, args, _z, member=member: look(member, first_input(m, args)))
+        layer.register_forward_hook(
+            lambda _m, args, _z, member=member: look(member, first_input(member.parameter, args))
+        )
         for member, layer in layers.items()
     ]
     try:

@@ -205,10 +205,10 @@ def tapped(
                 f"the layer of {name} runs {turn + 1} times for some samples and {turn} times for others, which "
                 "derivatives of one pass cannot follow; exclude it, or use secant"
             )
-        is_product = isinstance(module, MatrixProduct)
-        inputs[index] = (
-            torch.cat([x.flatten(1) for x in args], 1) if is_product else first_input(module, args)
-        )
+        if isinstance(module, MatrixProduct):
+            inputs[index] = torch.cat([x.flatten(1) for x in args], 1)
+        else:
+            inputs[index] = first_input(layers.uses[index].parameter, args)
         if make_leaves:
             taps[index] = torch.zeros_like(output, requires_grad=True)
         return output + taps[index] if index in taps else output

@@ -105,6 +105,11 @@ def test_an_alias_to_what_it_stands_in_is_refused(text):
         values_of(text, "c.yaml")
 
 
+def test_what_many_aliases_lead_to_is_read_once():
+    levels = ["a0: &a0 [1]"] + [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" for k in range(1, 16)]
+    assert values_of("\n".join(levels), "c.yaml")["a1"] == [[1]] * 9  # 9^15 paths lead to the first
+
+
 def test_anchors_and_merged_mappings_are_no_repetition():
     text = "base: &base {seed: 1, robust_k: 2}\nsolver: {<<: *base, seed: 3}\nrefine: *base\n"
     assert values_of(text, "c.yaml")["solver"] == {"seed": 3, "robust_k": 2}
