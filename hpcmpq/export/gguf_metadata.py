@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcmpq.models.gguf_config import context_length
+from hpcmpq.models.gguf_config import context_length, rotation
 from hpcmpq.models.gguf_source import llama3_factors
 
 SOFTMAX, SIGMOID = 1, 2
@@ -20,8 +20,7 @@ SOFTMAX, SIGMOID = 1, 2
 def metadata(architecture: str, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """(name of `GGUFWriter`'s method after ``add_``, value) of what llama.cpp needs to know of a model."""
     heads = values["num_attention_heads"]
-    head_dim = values.get("head_dim") or values["hidden_size"] // heads
-    rope = values.get("rope_parameters") or {}  # transformers 4 has rope_theta beside it
+    head_dim = _head_dim(values)
     latent = architecture == "deepseek2"
     if latent:
         head_dim = values["qk_nope_head_dim"] + values["qk_rope_head_dim"]
@@ -35,7 +34,7 @@ def metadata(architecture: str, values: Mapping[str, Any]) -> list[tuple[str, An
         ("key_length", head_dim),
         ("value_length", values["v_head_dim"] if latent else head_dim),
         ("layer_norm_rms_eps", values["rms_norm_eps"]),
-        ("rope_freq_base", float(rope.get("rope_theta") or values.get("rope_theta") or 10000.0)),
+        ("rope_freq_base", rotation(values)["rope_theta"]),
         ("vocab_size", values["vocab_size"]),
     ]
     if architecture == "llama":
@@ -50,19 +49,22 @@ def frequency_factors(values: Mapping[str, Any]) -> np.ndarray | None:
 
     Source: `generate_extra_tensors` of `LlamaModel` in llama.cpp's `convert_hf_to_gguf.py`.
     """
-    rope = values.get("rope_parameters") or {**(values.get("rope_scaling") or {}), **values}  # transformers 4
-    if rope.get("rope_type", rope.get("type", "default")) != "llama3":
+    rope = rotation(values)
+    if rope["rope_type"] != "llama3":
         return None
-    head_dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
     factors_F = llama3_factors(
-        float(rope["rope_theta"]),
-        head_dim // 2,
+        rope["rope_theta"],
+        _head_dim(values) // 2,
         float(rope["factor"]),
         float(rope["low_freq_factor"]),
         float(rope["high_freq_factor"]),
         int(rope["original_max_position_embeddings"]),
     )
     return factors_F.astype(np.float32)
+
+
+def _head_dim(values: Mapping[str, Any]) -> int:
+    return int(values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"])
 
 
 def _latent(values: Mapping[str, Any]) -> list[tuple[str, Any]]:

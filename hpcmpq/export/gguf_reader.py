@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hpcmpq.models.gguf_source import FACTORS
+from hpcmpq.models.gguf_source import FACTORS, frequencies, stored_factors
 from hpcmpq.targets.llama_cpp import GGUF_ARCHITECTURES
 
 _EXPERTS = "_exps.weight"
@@ -48,11 +48,10 @@ def _set_frequencies(model: nn.Module, path: Path) -> None:
     import gguf
 
     reader = gguf.GGUFReader(path)
-    stored = [tensor.data for tensor in reader.tensors if tensor.name == FACTORS]
-    if stored:
-        factors_F = np.array(stored[0], np.float64).reshape(-1)
+    factors_F = stored_factors(reader)
+    if factors_F is not None:
         base = float(reader.get_field("llama.rope.freq_base").contents())
-        frequency_F = base ** (-np.arange(len(factors_F)) / len(factors_F)) / factors_F
+        frequency_F = frequencies(base, len(factors_F)) / factors_F
         rotation = model.get_submodule("model.rotary_emb")
         rotation.inv_freq.copy_(torch.from_numpy(frequency_F))  # type: ignore[operator, union-attr]
 

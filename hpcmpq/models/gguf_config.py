@@ -13,6 +13,7 @@ from typing import Any
 from hpcmpq.errors import UserError
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.factories import describe
+from hpcmpq.models.gguf_source import LLAMA3_MODELS
 from hpcmpq.models.mlx_config import check_mlx_config
 from hpcmpq.targets import Target, check_model
 
@@ -143,16 +144,23 @@ def context_length(values: Mapping[str, Any]) -> int:
     return int(min(length, window) if windowed else length)
 
 
-LLAMA3_MODELS = ("llama", "mistral")
-"""`model_type` of models of which llama.cpp reads factors of rotary frequencies, and that have such settings."""
+def rotation(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of rotary positions, with `rope_type` and `rope_theta`, wherever transformers 4 or 5 keeps them."""
+    given = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    return {
+        **given,
+        "rope_type": given.get("rope_type", given.get("type", "default")),
+        "rope_theta": float(given.get("rope_theta") or values.get("rope_theta") or 10000.0),
+    }
+
 
 _CHECKED = ("layer_types",)
 _INSTEAD = "use target: transformers or vllm, or export tool_configs, which has a list for llama-quantize"
 
 
 def _check_positions(values: Mapping[str, Any]) -> None:
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    rope = rotation(values)
+    kind = rope["rope_type"]
     if kind != "default" and not (kind == "llama3" and values["model_type"] in LLAMA3_MODELS):
         raise UserError(f"the gguf export does not know rotary positions of type {kind!r}; {_INSTEAD}")
     if rope.get("partial_rotary_factor") not in (None, 1.0):

@@ -20,6 +20,9 @@ LLAMA3_LENGTHS = tuple(2**power for power in range(10, 18))
 LLAMA3_FREQUENCIES = (1.0, 4.0)
 """Their `low_freq_factor` and `high_freq_factor`, which `convert_hf_to_gguf.py` takes for granted too."""
 
+LLAMA3_MODELS = ("llama", "mistral")
+"""`model_type` of models of which llama.cpp reads factors of rotary frequencies, and that have such settings."""
+
 FACTORS = "rope_freqs.weight"
 """Tensor of what llama.cpp divides the frequencies of an architecture `llama` by."""
 
@@ -162,17 +165,14 @@ def _factors(reader: Any, config: Any, path: Path) -> dict[str, Any] | None:
 
     Source: `generate_extra_tensors` of `LlamaModel` in llama.cpp's `convert_hf_to_gguf.py`.
     """
-    tensor = next((t for t in reader.tensors if t.name == FACTORS), None)
-    if tensor is None:
-        return None
-    stored_F = np.asarray(tensor.data, np.float64).reshape(-1)
-    if (stored_F == 1.0).all():
+    stored_F = stored_factors(reader)
+    if stored_F is None or (stored_F == 1.0).all():
         return None
     factor = float(stored_F.max())
     settings: Mapping[str, Any] = getattr(config, "rope_parameters", None) or vars(config)  # transformers 4
     base = float(settings["rope_theta"])
     low, high = LLAMA3_FREQUENCIES
-    for length in LLAMA3_LENGTHS if config.model_type in ("llama", "mistral") else ():
+    for length in LLAMA3_LENGTHS if config.model_type in LLAMA3_MODELS else ():
         wanted_F = llama3_factors(base, len(stored_F), factor, low, high, length)
         if np.allclose(stored_F, wanted_F, rtol=FACTORS_AGREE, atol=0):
             return {
@@ -185,6 +185,22 @@ def _factors(reader: Any, config: Any, path: Path) -> dict[str, Any] | None:
     raise UserError(f"{path} has factors of rotary frequencies that are not those of Llama 3; {_INSTEAD}")
 
 
+def stored_factors(reader: Any) -> np.ndarray | None:
+    """What a file divides its rotary frequencies by, float64 [F]; None where it says nothing of that."""
+    tensor = next((t for t in reader.tensors if t.name == FACTORS), None)
+    return None if tensor is None else np.array(tensor.data, np.float64).reshape(-1)
+
+
+def frequencies(base: float, count: int) -> np.ndarray:
+    """Rotary frequencies that nothing scales, float64 [F].
+
+    Example:
+        >>> frequencies(10000.0, 2).tolist()
+        [1.0, 0.01]
+    """
+    return base ** (-np.arange(count) / count)
+
+
 def llama3_factors(
     base: float, num_frequencies: int, factor: float, low: float, high: float, length: int
 ) -> np.ndarray:
@@ -194,8 +210,7 @@ def llama3_factors(
         >>> llama3_factors(500000.0, 4, 8.0, 1.0, 4.0, 8192).round(3)
         array([1.   , 1.   , 2.695, 8.   ])
     """
-    frequency_F = base ** (-np.arange(num_frequencies) / num_frequencies)
-    turns_F = length * frequency_F / (2 * math.pi)
+    turns_F = length * frequencies(base, num_frequencies) / (2 * math.pi)
     smooth_F = np.clip((turns_F - low) / (high - low), 0.0, 1.0)
     return 1.0 / ((1.0 - smooth_F) / factor + smooth_F)
 

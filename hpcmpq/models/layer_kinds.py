@@ -74,7 +74,7 @@ def only_multiplies(module: nn.Module) -> bool:
 
 def is_convolution(module: nn.Module) -> bool:
     """Whether a module is a convolution that is no transposed one."""
-    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return isinstance(module, _CONVOLUTIONS)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -82,9 +82,12 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or _is_conv1d(module)
 
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
 def _multiplying() -> tuple[type[nn.Module], ...]:
     """Kinds of layers that multiply."""
-    return nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_conv1d()
+    return nn.Linear, *_CONVOLUTIONS, *_conv1d()
 
 
 def _conv1d() -> tuple[type[nn.Module], ...]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hpcmpq.calibrate.reduce import Reduction
+from hpcmpq.errors import UserError
 from hpcmpq.evaluate.statistics import t_quantile
 from hpcmpq.problem import Problem
 from hpcmpq.refine.neighbouring import local_problem, local_quadratic
@@ -182,8 +183,12 @@ def is_better(new_N: np.ndarray, old_N: np.ndarray, look: int) -> bool:
     return fall > 0 and fall >= t_quantile(1.0 - LUCK / 2**look, len(new_N) - 1) * stderr
 
 
-def say_if_chance(num_held_out: int, what: str) -> None:
-    """Warn where no gain can be told from chance."""
+def check_held_out(num_held_out: int, what: str) -> None:
+    """Refuse a stage without held-out samples; warn of one, which tells no gain from chance."""
+    if not num_held_out:
+        raise UserError(
+            f"{what} needs held-out samples: set calibration.held_out to 2 or more and plan again"
+        )
     if num_held_out == 1:
         log.warning(
             "%s measures, but keeps no change: one held-out sample does not tell a gain from chance; set "

@@ -17,7 +17,7 @@ from hpcmpq.models.data.kept_samples import planned_splits
 from hpcmpq.problem import Problem
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.refine.asking import Asking
-from hpcmpq.refine.descent import LOCAL_SOLVE_S, Measurements, descend, say_if_chance
+from hpcmpq.refine.descent import LOCAL_SOLVE_S, Measurements, check_held_out, descend
 from hpcmpq.refine.link import fit_link
 from hpcmpq.refine.portfolio import (
     Candidate,
@@ -95,9 +95,7 @@ def refine(
     start_G = plan.space.choice(solution["assignment"])
     _check_budgets(run, problem, start_G)
     splits = planned_splits(plan)
-    if not len(splits.held_out):
-        raise UserError("refine needs held-out samples: set calibration.held_out to 2 or more and plan again")
-    say_if_chance(len(splits.held_out), "refine")
+    check_held_out(len(splits.held_out), "refine")
     asking = Asking(replace(run, measuring="refine"), plan, splits, executor, part)
     asked_for = [solution["assignment"], solution["budgets"], asdict(settings)]
 

@@ -130,10 +130,8 @@ def without_padding_inside(experts: Iterable[nn.Module], masks: Sequence[Tensor]
     def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
         x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         real_NT = next((mask for mask in masks if x.ndim == 2 and len(x) % mask.numel() == 0), None)
-        kept.append(
-            None if real_NT is None else real_NT.flatten().to(x.device).repeat(len(x) // real_NT.numel())
-        )
-        rows = kept[-1]
+        rows = None if real_NT is None else real_NT.flatten().to(x.device).repeat(len(x) // real_NT.numel())
+        kept.append(rows)
 
         def part(value: Any) -> Any:
             of_tokens = rows is not None and isinstance(value, Tensor) and value.shape[:1] == rows.shape

@@ -19,7 +19,7 @@ from hpcmpq.plan import content_hash
 from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.solved import codes_called, open_as_planned
 from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes
-from hpcmpq.refine.descent import is_better, say_if_chance
+from hpcmpq.refine.descent import check_held_out, is_better
 from hpcmpq.refine.portfolio import mean_and_stderr, paired
 from hpcmpq.rounding import BEST, find_rounding_method
 from hpcmpq.rounding.again import RoundingAgain
@@ -54,11 +54,7 @@ def reround(
     planned = config.reround.strength if name == config.reround.method else None
     strength = next(given for given in (strength, planned, chosen.strength) if given is not None)
     splits = planned_splits(plan)
-    if not len(splits.held_out):
-        raise UserError(
-            "reround needs held-out samples: set calibration.held_out to 2 or more and plan again"
-        )
-    say_if_chance(len(splits.held_out), "reround")
+    check_held_out(len(splits.held_out), "reround")
     samples = splits.calibration if splits.rounding is None else splits.rounding
     assignment = dict(solution["assignment"])
     attempt = content_hash(

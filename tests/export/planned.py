@@ -34,6 +34,13 @@ def llama(**settings) -> nn.Module:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**SIZE, **settings}))
 
 
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+"""Rotary positions of Llama 3.2."""
+
+
 def qwen2(**settings) -> nn.Module:
     """The same sizes with biases of queries, keys and values, and a tied head."""
     torch.manual_seed(0)

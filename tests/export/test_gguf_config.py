@@ -11,7 +11,7 @@ import transformers
 from hpcmpq.errors import UserError
 from hpcmpq.export import export
 from hpcmpq.models.gguf_config import check_gguf_config, resolved_config
-from tests.export.planned import SIZE, llama, plan_run, qwen2, solve_by_turns
+from tests.export.planned import LLAMA3, SIZE, llama, plan_run, qwen2, solve_by_turns
 from tests.export.readers import READERS
 from tests.export.test_round_trips import GGUF, fake_quantized_logits, tokens
 
@@ -35,11 +35,6 @@ NAMES = {
     "_name_or_path", "model_type", "output_hidden_states", "output_attentions",
 }  # fmt: skip
 """Keys that say what a model is called, by whom it was saved, how it is loaded, and what it gives beside logits."""
-
-LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}  # fmt: skip
 
 REFUSED = {"hidden_act", "attention_bias", "mlp_bias", "is_causal", "is_encoder_decoder"}
 

@@ -13,14 +13,13 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from hpcmpq.errors import UserError
 from hpcmpq.export import export
+from hpcmpq.export import gguf as gguf_export
+from hpcmpq.export.verification import NotReproduced
 from hpcmpq.models.dequantized import unpacked
 from hpcmpq.settings import ModelConfig
-from tests.export.planned import llama, plan_run, solve_by_turns
+from hpcmpq.store.run_dir import RunDir
+from tests.export.planned import LLAMA3, llama, plan_run, solve_by_turns
 
-LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}  # fmt: skip
 HEAD = 32
 
 
@@ -89,16 +88,22 @@ def converted(settings: dict[str, Any]) -> np.ndarray:
     return np.array(found, np.float32)
 
 
+def solved_llama3(path: Path, stream: bool = False) -> RunDir:
+    """A run of a Llama with scaled rotations, whose attention is sharp, so that positions are seen in the logits."""
+    made = llama(rope_parameters=LLAMA3, max_position_embeddings=131_072)
+    with torch.no_grad():
+        for name in ("q_proj", "k_proj"):
+            getattr(made.model.layers[0].self_attn, name).weight.mul_(20.0)
+    config = {"target": "llama_cpp", "quantizer": {"group_size": 32}, "formats": ["int8"]}
+    run, plan = plan_run(path, made, **config, model={"path": str(path / "model"), "stream": stream})
+    solve_by_turns(run, plan)
+    return run
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_exported_llama_3_has_its_rotations(tmp_path, stream):
     """What is written is what convert_hf_to_gguf.py writes, and gives the settings back."""
-    made = llama(rope_parameters=LLAMA3, max_position_embeddings=131_072)
-    with torch.no_grad():
-        for name in ("q_proj", "k_proj"):  # so that a text's positions are seen in the logits
-            getattr(made.model.layers[0].self_attn, name).weight.mul_(20.0)
-    config = {"target": "llama_cpp", "quantizer": {"group_size": 32}, "formats": ["int8"]}
-    run, plan = plan_run(tmp_path, made, **config, model={"path": str(tmp_path / "model"), "stream": stream})
-    solve_by_turns(run, plan)
+    run = solved_llama3(tmp_path, stream)
     assert "verified: " in export(run, "gguf")
     path = run.path / "exports" / "gguf" / "model.gguf"
     [stored_F] = [
@@ -111,15 +116,7 @@ def test_an_exported_llama_3_has_its_rotations(tmp_path, stream):
 
 
 def test_factors_that_are_not_the_models_are_seen(tmp_path, monkeypatch):
-    from hpcmpq.export import gguf as gguf_export
-    from hpcmpq.export.verification import NotReproduced
-
-    made = llama(rope_parameters=LLAMA3, max_position_embeddings=131_072)
-    with torch.no_grad():
-        for name in ("q_proj", "k_proj"):
-            getattr(made.model.layers[0].self_attn, name).weight.mul_(20.0)
-    run, plan = plan_run(tmp_path, made, target="llama_cpp", quantizer={"group_size": 32}, formats=["int8"])
-    solve_by_turns(run, plan)
+    run = solved_llama3(tmp_path)
     monkeypatch.setattr(gguf_export, "frequency_factors", lambda values: np.ones(HEAD // 2, np.float32))
     with pytest.raises(NotReproduced):
         export(run, "gguf")

@@ -11,11 +11,11 @@ from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.refine.descent import (
     LUCK,
     Measurements,
+    check_held_out,
     descend,
     is_better,
     local_answers,
     neighbours,
-    say_if_chance,
     trust_radii,
 )
 from hpcmpq.refine.neighbouring import local_problem, local_quadratic
@@ -246,6 +246,6 @@ def test_trust_regions_end_at_one_move():
 def test_one_held_out_sample_is_told(caplog):
     for num_held_out in (2, 1):
         assert not caplog.text
-        say_if_chance(num_held_out, "refine")
+        check_held_out(num_held_out, "refine")
     assert "refine measures, but keeps no change" in caplog.text
     assert "set calibration.held_out to 2 or more" in caplog.text

@@ -93,8 +93,7 @@ def read_source(data: str, place: str, max_samples: int, import_paths: Sequence[
     if suffix in (".csv", ".tsv"):
         raise UserError(
             f"{place} {path} is a table, and as text its separators would be calibrated on; write a line of JSON for "
-            'each record, {"text": ...}, as .jsonl has, or call it .txt if it is text, and plan '
-            "again"
+            'each record, {"text": ...}, as .jsonl has, or call it .txt if it is text, and plan again'
         )
     if not text.strip():
         raise UserError(f"{place} {path} is empty; give a file with text or samples")
