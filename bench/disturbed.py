@@ -20,6 +20,7 @@ from pathlib import Path
 
 from bench.distant_files import see_late, skew_clock
 from bench.results import ROOT
+from hpcmpq.stopping import SIGNALS
 
 PATIENCE_S = 300.0
 _MARK = "HPCMPQ_FAULT_MARK"
@@ -73,10 +74,15 @@ def run(
     begun = time.monotonic()
     reader, writer = os.pipe()  # which has room on the fullest disk
     fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 1 << 20)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     process = os.fork()
     if process == 0:
+        for number in SIGNALS:  # Python's own handler of SIGINT is not the command's
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.close(reader)
         _become(words, writer, fault, draw, launcher, tasks)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     os.close(writer)
     with suppress(ProcessLookupError, PermissionError):  # the child does so too, whoever is first
         os.setpgid(process, process)
@@ -125,7 +131,7 @@ def _become(
                 "OMP_NUM_THREADS": "1",
             }
             os.execve(launcher[0], [*launcher, "-m", "hpcmpq", *words], environment)
-        from hpcmpq.cli import main
+        from hpcmpq.__main__ import main
 
         main()
     except SystemExit as stop:
@@ -140,14 +146,18 @@ def _become(
 
 
 def _share_out(tasks: int) -> int:
-    """The number of a task, in a process of its own; the one that started them ends as the worst of them."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """The number of a task, in a process of its own; the one that started them ends as the worst of them.
+
+    It passes signals on, as a batch system does: a task may hear of one twice.
+    """
     started = []
     for task in range(tasks):
         process = os.fork()
         if process == 0:
             return task
         started.append(process)
+    for number in SIGNALS:
+        signal.signal(number, lambda number, _: _send(started, number))
     ended = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started]
     worst = min(ended) if min(ended) < 0 else max(ended)
     os._exit(128 - worst if worst < 0 else worst)

@@ -13,7 +13,7 @@ from pathlib import Path
 # Works from a checkout that is not installed, too.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from hpcmpq.cli import main
+from hpcmpq.__main__ import main
 
 if __name__ == "__main__":
     # The deepspeed launcher passes on what it has put into the environment already.

@@ -29,13 +29,14 @@ ROOMS: dict[str, str] = {
     "space": "",
     "wording": "",
     "objective": "errors",
+    "stopping": "errors",
     "quadratic": "cross_terms",
     "tables": "errors",
     "formats": "errors settings",
     "plan": "settings space",
     "problem": "cross_terms quadratic",
     "quantizers": "errors formats",
-    "executors": "errors tables plan",
+    "executors": "errors stopping tables plan",
     "store": "errors quadratic plan",
     "targets": "errors space tables formats",
     "tracking": "errors store",
@@ -49,11 +50,11 @@ ROOMS: dict[str, str] = {
     "models": "errors settings space objective formats plan store targets",
     "quantized": "errors space objective formats plan quantizers store models",
     "timing": "errors settings space formats plan quantizers store models",
-    "solve": "errors settings space quadratic tables formats plan problem store targets solvers",
+    "solve": "errors stopping settings space quadratic tables formats plan problem store targets solvers",
     "response": "errors space models quantized",
     "report": "errors space wording quadratic formats plan problem store solvers solve",
     "evaluate": (
-        "errors settings space objective tables formats plan executors store units models quantized"
+        "errors settings space objective stopping tables formats plan executors store units models quantized"
     ),
     "export": "errors settings space wording tables formats plan quantizers store targets models quantized",
     "sensitivity": "errors space objective tables formats models quantized response",
@@ -79,10 +80,10 @@ ROOMS: dict[str, str] = {
         "quantized timing solve report evaluate export calibrate screening refine rounding planning"
     ),
     "cli": (
-        "errors settings wording tables plan executors store tracking doctor solvers config batch slurm "
+        "errors settings stopping wording tables plan executors store tracking doctor solvers config batch slurm "
         "solve report export calibrate rounding planning api"
     ),
-    "__main__": "cli",
+    "__main__": "stopping cli",
 }
 
 # Library: the only parts of the package that may import it.

@@ -4,7 +4,6 @@ import io
 import logging
 import os
 import select
-import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
@@ -16,6 +15,7 @@ from hpcmpq.cli import console
 from hpcmpq.cli.json_output import Reported, described, print_error, status_of
 from hpcmpq.errors import EXIT_BAD_INPUT, EXIT_UNREAD, Infeasible, Interrupted, UserError, in_words
 from hpcmpq.executors.collector import collect_rarely
+from hpcmpq.stopping import keep_status, stop_by_exception
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -42,10 +42,6 @@ def command(example: str) -> Callable[[Function], Function]:
     return register
 
 
-def _interrupt(number: int, _frame: object) -> None:
-    raise Interrupted(signal.Signals(number).name)
-
-
 def _version(show: bool) -> None:
     if show:
         typer.echo(f"hpcmpq {__version__}")
@@ -69,6 +65,7 @@ def main() -> None:
     """Entry point: exit status 0 done, 2 bad input, 3 infeasible, 75 interrupted and resumable, 141 unread."""
     collect_rarely()
     _open_streams()
+    status = 1
     try:
         status = _flushed(_run())
     except BrokenPipeError:
@@ -78,10 +75,13 @@ def main() -> None:
     except SystemExit as ended:
         # The parser and rich turn every broken pipe into status 1, also one between us and a worker.
         if not isinstance(ended.__context__, BrokenPipeError):
+            status = ended.code if isinstance(ended.code, int) else 1
             raise
         if not _is_unread():
             raise ended.__context__ from None
         status = EXIT_UNREAD
+    finally:
+        keep_status(status)
     if status == EXIT_UNREAD:
         _to_nowhere(1)  # what Python still flushes on its way out
     sys.exit(status)
@@ -131,26 +131,31 @@ def _is_unread() -> bool:
 
 def _run() -> int:
     """Run the command; its exit status."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, _interrupt)
     as_json = "--json" in sys.argv[1:]
+    heard: list[Interrupted] = []
     try:
-        status = app(standalone_mode=not as_json)
-    except (UserError, Infeasible, Interrupted, Reported) as error:
-        print(f"hpcmpq: {error}", file=sys.stderr)
-        if as_json:
-            _print_document(error, str(error))
-        return status_of(error)
+        with stop_by_exception() as heard:
+            status = app(standalone_mode=not as_json)
     except Exception as error:
-        told = in_words(error)
-        message = getattr(told, "format_message", told.__str__)()
-        if as_json:
-            _print_document(told, message)
-        if not isinstance(told, UserError) and not hasattr(told, "format_message"):
-            raise  # a bug of ours: traceback and status 1
-        print(f"hpcmpq: {message}", file=sys.stderr)
-        return status_of(told)
+        # Of an interruption compiled code and imports make errors of their own.
+        return _told(heard[0] if heard else in_words(error), as_json)
+    except Interrupted as interrupted:
+        return _told(interrupted, as_json)
     return status if isinstance(status, int) else 0
+
+
+def _told(error: BaseException, as_json: bool) -> int:
+    """Say why the command ended; its exit status."""
+    message = getattr(error, "format_message", error.__str__)()
+    is_known = isinstance(error, UserError | Infeasible | Interrupted | Reported)
+    is_known = is_known or hasattr(error, "format_message")
+    if is_known:
+        print(f"hpcmpq: {message}", file=sys.stderr)
+    if as_json:
+        _print_document(error, message)
+    if not is_known:
+        raise error  # a bug of ours: traceback and status 1
+    return status_of(error)
 
 
 def _print_document(error: BaseException, message: str) -> None:

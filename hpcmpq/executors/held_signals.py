@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+from hpcmpq.stopping import SIGNALS
 
 
 @contextmanager

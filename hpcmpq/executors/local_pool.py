@@ -26,10 +26,9 @@ from hpcmpq.executors.devices import take_gpu, visible_gpus
 from hpcmpq.executors.reply import Reply, attempt, check_started, outcome_of, start
 from hpcmpq.executors.world import node_name
 from hpcmpq.plan import UnitOutcome, WorkUnit
+from hpcmpq.stopping import SIGNALS
 
 log = logging.getLogger(__name__)
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 @contextmanager
@@ -191,7 +190,7 @@ def _end(busy: dict[Connection, _Process]) -> None:
 @contextmanager
 def _signals_wait() -> Iterator[None]:
     """Signals reach this process after the block; processes started inside hold them back too."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
@@ -203,7 +202,7 @@ def _serve(connection: Connection, recipe: bytes, place: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # they go to the whole process group; the parent decides
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     take_gpu(place)
     collect_rarely()

@@ -9,7 +9,6 @@ job: finished shards are on disk and the same command goes on.
 import logging
 import os
 import pickle
-import signal
 import sys
 import time
 import traceback
@@ -29,6 +28,7 @@ from hpcmpq.executors.reply import Reply, attempt, outcome_of, start
 from hpcmpq.executors.roll_call import signals_heard
 from hpcmpq.executors.world import NAMES, is_lone_shell, node_name
 from hpcmpq.plan import UnitOutcome, WorkUnit
+from hpcmpq.stopping import ignore_signals
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +70,7 @@ def open_pool(num_workers: int) -> Iterator["MpiPool | LocalPool | None"]:
             yield None
             return
         if comm.Get_rank() > 0:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-                signal.signal(number, signal.SIG_IGN)  # they go to all ranks; rank 0 decides
+            ignore_signals()  # they go to all ranks; rank 0 decides
         nodes = comm.allgather(node_name())
         with futures.MPICommExecutor(comm, root=0) as executor:
             if executor is not None:
@@ -193,6 +192,7 @@ def _check_world(size: int, environment: Mapping[str, str]) -> None:
 
 def _abort(comm: Any, error: BaseException) -> None:
     """End all ranks at once, with the message and status that the command line would end with."""
+    ignore_signals()  # launchers pass on what came to all already
     status = exit_status(error)
     message = "".join(traceback.format_exception(error)) if status == 1 else f"hpcmpq: {error}\n"
     sys.stderr.write(message)

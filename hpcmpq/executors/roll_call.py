@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from hpcmpq.errors import EXIT_INTERRUPTED, Interrupted, UserError
 from hpcmpq.executors.world import World
+from hpcmpq.stopping import SIGNALS
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ def signals_heard(waits_for: str) -> Iterator[None]:
             if not number:
                 return
             # Python's own handler comes first wherever Python runs.
-            if number[0] in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2) and not left.wait(_GRACE_S):
+            if number[0] in SIGNALS and not left.wait(_GRACE_S):
                 print(f"hpcmpq: {Interrupted(signal.Signals(number[0]).name)}", file=sys.stderr, flush=True)
                 os._exit(EXIT_INTERRUPTED)
 

@@ -9,15 +9,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from hpcmpq.errors import Infeasible, UserError
-from hpcmpq.solve.settings import parse_budgets, settings_of
-from hpcmpq.solve.stage import solve
-from hpcmpq.store.plan_file import read_plan
-from hpcmpq.store.run_dir import RunDir
+from hpcmpq.errors import Interrupted, exit_status
+from hpcmpq.stopping import keep_status, stop_at_once, stop_by_exception
 
 
 def main() -> int:
     """Command line without dependencies beyond the solve path."""
+    stop_at_once()
+    from hpcmpq.solve.settings import parse_budgets, settings_of
+    from hpcmpq.solve.stage import solve
+    from hpcmpq.store.plan_file import read_plan
+    from hpcmpq.store.run_dir import RunDir
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -26,17 +29,26 @@ def main() -> int:
     parser.add_argument("--solver")
     parser.add_argument("--time-limit", type=float, metavar="SECONDS")
     args = parser.parse_args()
+    heard: list[Interrupted] = []
+    status = 0
     try:
-        plan = read_plan(RunDir(args.run))
-        budgets = parse_budgets(args.budget) or plan.config.budgets
-        values = solve(
-            RunDir(args.run), budgets, settings_of(plan, name=args.solver, time_limit_s=args.time_limit)
-        )
-    except (UserError, Infeasible) as error:
-        print(f"hpcmpq: {error}", file=sys.stderr)
-        return 3 if isinstance(error, Infeasible) else 2
-    print(f"predicted loss {values['predicted_loss']:.6g}, gap {values['gap']}, {values['termination']}")
-    return 0
+        with stop_by_exception() as heard:
+            plan = read_plan(RunDir(args.run))
+            budgets = parse_budgets(args.budget) or plan.config.budgets
+            values = solve(
+                RunDir(args.run), budgets, settings_of(plan, name=args.solver, time_limit_s=args.time_limit)
+            )
+            print(
+                f"predicted loss {values['predicted_loss']:.6g}, gap {values['gap']}, {values['termination']}"
+            )
+    except (Exception, Interrupted) as error:
+        status = exit_status(heard[0] if heard else error)
+        if status == 1:
+            raise
+        print(f"hpcmpq: {heard[0] if heard else error}", file=sys.stderr)
+    finally:
+        keep_status(status)
+    return status
 
 
 if __name__ == "__main__":

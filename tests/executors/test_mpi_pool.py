@@ -1,12 +1,14 @@
 """MPI jobs that were started wrongly."""
 
 import os
+import signal
 import sys
 
 import pytest
 
-from hpcmpq.errors import UserError
-from hpcmpq.executors.mpi_pool import _check_world
+from hpcmpq.errors import Interrupted, UserError
+from hpcmpq.executors.mpi_pool import _abort, _check_world
+from hpcmpq.stopping import stop_by_exception
 from tests.executors.launch import MARKS, command_line, run
 from tests.executors.toy_units import UNITS, shards
 
@@ -21,6 +23,24 @@ def test_mpiexec_in_a_larger_batch_job_is_fine():
     _check_world(4, {"PMI_SIZE": "4", "SLURM_NTASKS": "8"})
     _check_world(1, {"PMI_SIZE": "1", "SLURM_NTASKS": "8"})
     _check_world(1, {})
+
+
+def test_a_second_signal_does_not_keep_a_rank_from_aborting_its_job(monkeypatch, capfd):
+    class World:
+        def Abort(self, status: int) -> None:
+            raise SystemExit(status)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    tell = lambda _: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    monkeypatch.setattr("hpcmpq.executors.mpi_pool.time.sleep", tell)
+    try:
+        with stop_by_exception(), pytest.raises(SystemExit) as ended:
+            _abort(World(), Interrupted("SIGTERM"))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert ended.value.code == 75
+    assert capfd.readouterr().err == "hpcmpq: interrupted (SIGTERM); run the same command to go on\n"
 
 
 @pytest.mark.mpi

@@ -17,8 +17,7 @@ from hpcmpq.executors.world import World, meeting_point
 from hpcmpq.models.load import pick_device, quiet_transformers
 from hpcmpq.models.memory import return_freed_memory
 from hpcmpq.settings import Config
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+from hpcmpq.stopping import SIGNALS
 
 
 @contextmanager
@@ -51,7 +50,7 @@ def joined_ranks(config: Config, world: World) -> Iterator[tuple[Any, torch.devi
 def stop_requests() -> Iterator[list[int]]:
     """Inside, signals that ask to stop are listed and raise nothing: all ranks must leave together."""
     stop: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: stop.append(n)) for number in _SIGNALS}
+    before = {number: signal.signal(number, lambda n, _: stop.append(n)) for number in SIGNALS}
     try:
         yield stop
     finally:
