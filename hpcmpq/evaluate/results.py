@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from hpcmpq.store.npz_files import read_finished, write_npz
+from hpcmpq.store.npz_files import read_finished, write_finished, write_npz
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.whole_files import make_directory, remove_abandoned
 
@@ -64,7 +64,7 @@ class Results:
 
     def write(self, unit: MeasuredChunk, values: Mapping[str, np.ndarray]) -> None:
         """Store a finished unit."""
-        write_npz(self._path(unit), values)
+        write_finished(self._path(unit), values)
 
     def read(self, unit: MeasuredChunk) -> Values | None:
         """The values of a unit, or None if it is not done; a damaged file is removed."""

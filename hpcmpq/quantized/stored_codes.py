@@ -79,7 +79,7 @@ class StoredCodes:
         """Whether a weight's file is there and whole."""
         path = self._path(member)
         try:
-            return path.exists() and read_h5(path, self.made_by)[1]["fingerprint"] == self.fingerprint
+            return path.exists() and self._is_of(member, read_h5(path, self.made_by)[1])
         except DamagedFile:
             _log.warning("%s is damaged; making it anew", path)
             return False
@@ -125,8 +125,8 @@ class StoredCodes:
                 f"the rounded weights of {member.parameter} are missing; run `{self.made_by}` again"
             )
         arrays, attributes = read_h5(path, self.made_by)
-        if attributes["fingerprint"] != self.fingerprint:
-            raise UserError(f"{path} belongs to another plan; run `{self.made_by}` again")
+        if not self._is_of(member, attributes):
+            raise UserError(f"{path} belongs to another plan or weight; run `{self.made_by}` again")
         if f"{format_name}/scale" not in arrays:
             raise UserError(f"{path} is of an earlier version and has no {format_name}; plan a new run")
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
@@ -147,6 +147,10 @@ class StoredCodes:
         codes_MK = unpack(words_MW, format.num_bits, member.num_columns) + _lowest(format, symmetric)
         signed = symmetric or format.type == "ggml"
         return codes_MK.to(like.device, torch.int8 if signed else torch.uint8), qparams
+
+    def _is_of(self, member: Member, attributes: Mapping[str, object]) -> bool:
+        parameter = attributes.get("parameter", member.parameter)
+        return attributes["fingerprint"] == self.fingerprint and parameter == member.parameter
 
     def _path(self, member: Member) -> Path:
         name = hashlib.sha256(member.parameter.encode()).hexdigest()[:16]

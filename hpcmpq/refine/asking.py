@@ -63,13 +63,15 @@ class Asking:
         Times are measured again, and what kept a budget on them may not keep it any more.
         """
         times = [] if self.plan.times is None else [self.plan.times]
-        path = self.run.file(f"refine/{content_hash([identity(self.plan), *times, *key])[:16]}.json")
+        name, command = content_hash([identity(self.plan), *times, *key]), f"hpcmpq refine {self.run.path}"
+        path = self.run.file(f"refine/{name[:16]}.json")
         try:
-            if path.exists():
-                return list(read_json(path, f"hpcmpq refine {self.run.path}")["agreed"])
+            if path.exists() and (found := read_json(path, command))["key"] == name:
+                return list(found["agreed"])
+            path.unlink(missing_ok=True)
         except DamagedFile:
             path.unlink(missing_ok=True)
-        return list(placed_artefact(path, {"agreed": make()}, f"hpcmpq refine {self.run.path}")["agreed"])
+        return list(placed_artefact(path, {"key": name, "agreed": make()}, command)["agreed"])
 
     def end(self) -> None:
         """Let go of the workers."""

@@ -189,10 +189,9 @@ def read_findings(run: RunDir) -> Findings:
     missing: dict[str, str] = {}
     evaluation = _optional(run, "evaluation", "evaluate", missing)
     if evaluation is not None and not is_evaluated_by(evaluation, solution):
-        same = evaluation["assignment"] == solution["assignment"]
         missing["evaluation"] = (
-            f"evaluation.json measured {'other codes of the' if same else 'another'} assignment than solution.json "
-            f"holds now; run `hpcmpq evaluate {run.path}` to measure this one."
+            f"evaluation.json measured {_other(evaluation, solution)} than solution.json holds now; run "
+            f"`hpcmpq evaluate {run.path}` to measure this one."
         )
         evaluation = None
     frontier = _optional(run, "frontier", "frontier", missing)
@@ -204,6 +203,18 @@ def read_findings(run: RunDir) -> Findings:
     interactions = bool(measured.quad_PP.any())
     return Findings(
         run, plan, quadratic, solution, evaluation, frontier, read_timings(run), interactions, missing
+    )
+
+
+def _other(evaluation: dict[str, Any], solution: dict[str, Any]) -> str:
+    """What an evaluation measured that is not the solution's."""
+    if evaluation["assignment"] != solution["assignment"]:
+        return "another assignment"
+    own = solution.get("fingerprint")
+    return (
+        "the model of another plan"
+        if evaluation.get("fingerprint", own) != own
+        else "other codes of the assignment"
     )
 
 

@@ -145,5 +145,5 @@ def _losses(comparison: Comparison, assignment: dict[str, str]) -> np.ndarray:
 def _remove_others(run: RunDir, kept: str | None) -> None:
     """Remove the codes of attempts that were not kept, and of other solutions."""
     for directory in (run.path / "rerounded").iterdir():
-        if directory.name != kept:
+        if directory.name != kept and directory.is_dir():
             shutil.rmtree(directory)

@@ -24,7 +24,7 @@ from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.store.screening_rounds import keep_round, read_rounds
+from hpcmpq.store.screening_rounds import keep_round, paths_of_rounds, read_rounds, round_path
 from hpcmpq.store.shards import pending
 
 log = logging.getLogger(__name__)
@@ -80,13 +80,16 @@ def calibrate_screened(
 
 
 def remove_damaged(run: RunDir, plan: Plan) -> None:
-    """Remove all rounds if one is damaged: they are chosen again, and what they measured stays."""
+    """Remove all rounds if one is damaged or of another plan: they are chosen again, and what they measured stays."""
+    there = paths_of_rounds(run)
     try:
-        read_rounds(run, plan)
+        if not there or read_rounds(run, plan):
+            return
+        log.warning("%s belongs to another plan; choosing anew what is measured", round_path(run, 1))
     except DamagedFile as error:
-        log.warning("%s; choosing anew what is measured", error)
-        for path in run.file("screen").glob("round_*.json"):
-            path.unlink(missing_ok=True)
+        log.warning("%s; choosing anew what is measured", str(error).rpartition("; run `")[0])
+    for path in there:
+        path.unlink(missing_ok=True)
 
 
 ASKING = 2

@@ -18,7 +18,7 @@ import numpy as np
 from hpcmpq.problem import Problem, Solution, Termination
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.settings import SolverConfig
-from hpcmpq.store.npz_files import read_finished, write_npz
+from hpcmpq.store.npz_files import read_finished, write_finished
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.whole_files import make_directory, remove_abandoned
 
@@ -40,7 +40,7 @@ class SolvedPoints:
             "detail": solution.detail,
         }
         arrays = {name: np.array(value) for name, value in values.items() if value is not None}
-        write_npz(self._path(place), arrays)
+        write_finished(self._path(place), arrays)
 
     def read(self, place: int, problem: Problem) -> Solution | None:
         """The stored solution of a problem, or None if it is not solved yet; a damaged file is removed."""

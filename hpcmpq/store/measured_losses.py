@@ -25,8 +25,11 @@ def kept_codes(solution: Mapping[str, Any]) -> str | None:
 
 
 def is_evaluated_by(evaluation: Mapping[str, Any], solution: Mapping[str, Any]) -> bool:
-    """Whether an evaluation measured the solution's weights; of one older than its `codes`, the assignment."""
+    """Whether an evaluation measured the solution's weights for its plan; of older ones, as far as they say."""
     if evaluation.get("assignment") != solution["assignment"]:
+        return False
+    own = solution.get("fingerprint")
+    if own is not None and evaluation.get("fingerprint", own) != own:
         return False
     return "codes" not in evaluation or evaluation["codes"] == kept_codes(solution)
 

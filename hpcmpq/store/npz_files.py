@@ -21,6 +21,9 @@ _NO_ARRAYS = (ValueError, KeyError, TypeError, SyntaxError, TokenError, Overflow
 NOT_NUMPY = (*_NO_ARCHIVE, *_NO_ARRAYS)
 """What `numpy.load` raises of a file that is none of its own, or is damaged; `MemoryError` may be of either kind."""
 
+_NAME = "name"
+"""The array that says which piece of work a file holds."""
+
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays atomically; another process may remove the directory, as the one does that is done with it."""
@@ -54,21 +57,34 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def write_finished(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """As `write_npz` of one piece of work, whose name in its folder says what it is."""
+    write_npz(path, {**arrays, _NAME: _name(path)})
+
+
 def read_finished(path: Path, then: str) -> dict[str, np.ndarray] | None:
-    """As `read_npz` of one piece of work, or None where it is to be done: a damaged file is removed.
+    """What `write_finished` wrote, or None where it is to be done: a file that is damaged or of another is removed.
 
     Args:
         path: Whose existing means that the work is done; a process that is done with all of it may remove it.
         then: What happens to the work of a damaged file, such as ``measuring it anew``.
     """
     try:
-        return read_npz(path)
+        arrays = read_npz(path)
+        if str(arrays.pop(_NAME, None)) != str(_name(path)):
+            raise DamagedFile(f"{path} is another piece of work")
+        return arrays
     except FileNotFoundError:
         return None
     except DamagedFile as error:
         log.warning("%s; %s", error, then)
         path.unlink(missing_ok=True)
         return None
+
+
+def _name(path: Path) -> np.ndarray:
+    """Of a piece of work: its folder is named after what all pieces depend on, itself after which one it is."""
+    return np.array(f"{path.parent.name}/{path.name}")
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> np.ndarray:

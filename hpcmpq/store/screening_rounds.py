@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hpcmpq.errors import DamagedFile
 from hpcmpq.plan import Plan
 from hpcmpq.store.json_files import placed_artefact, read_json
 from hpcmpq.store.run_dir import RunDir
@@ -16,15 +17,31 @@ def read_rounds(run: RunDir, plan: Plan) -> list[dict[str, Any]]:
     one whose look wanted none are empty.
 
     Raises:
-        DamagedFile: If one is damaged.
+        DamagedFile: If one is damaged, missing before others, or of another plan than the first.
     """
-    found: list[dict[str, Any]] = []
+    made_by, found = f"hpcmpq calibrate {run.path}", list[dict[str, Any]]()
+    last = max(map(number_of, paths_of_rounds(run)), default=0)  # before any is read: others may write more
     while (path := round_path(run, len(found) + 1)).exists():
-        values = read_json(path, f"hpcmpq calibrate {run.path}")
+        values = read_json(path, made_by)
         if values.pop("fingerprint") != plan.fingerprint:
-            return []
+            if not found:
+                return []  # all that is there is of a plan before
+            raise DamagedFile(f"{path} belongs to another plan; run `{made_by}` again to choose anew")
         found.append(values)
+    if last > len(found):
+        raise DamagedFile(f"{path} is missing; run `{made_by}` again to choose anew")
     return found
+
+
+def paths_of_rounds(run: RunDir) -> list[Path]:
+    """All rounds that are there, of whatever plan."""
+    return sorted(run.file("screen").glob("round_*.json"))
+
+
+def number_of(path: Path) -> int:
+    """Of the round in a file; 0 if its name says none."""
+    number = path.stem.removeprefix("round_")
+    return int(number) if number.isascii() and number.isdigit() else 0
 
 
 def keep_round(run: RunDir, plan: Plan, number: int, values: Mapping[str, Any]) -> None:

@@ -40,6 +40,10 @@ TOLERANCE = 0.03
 """Largest relative difference of a kernel's result from the format's: bfloat16 sums, not another format."""
 
 
+INT8_INPUTS = 16
+"""Inputs that torch's kernel for int8 weights takes at once on CPUs: with some left over it crashes."""
+
+
 class NoKernel(Exception):
     """Nothing computes this operation in this format here; the message says why."""
 
@@ -159,7 +163,12 @@ def _fp8(operation: Operation, format: Format, quantizer: Quantizer) -> FormatKe
 
 
 def _int8_weights(operation: Operation, format: Format, quantizer: Quantizer) -> FormatKernel:
-    codes_MK, scale_M = _per_channel(operation.matrix(), format, quantizer)
+    matrix_MK = operation.matrix()
+    if not matrix_MK.is_cuda and matrix_MK.shape[1] % INT8_INPUTS:
+        raise NoKernel(
+            f"int8 has one for multiples of {INT8_INPUTS} inputs alone, this layer has {matrix_MK.shape[1]}"
+        )
+    codes_MK, scale_M = _per_channel(matrix_MK, format, quantizer)
     product = Int8Weights(codes_MK, scale_M, operation.bias(), operation.dtype)
     return FormatKernel(Cast(torch.bfloat16), str(torch.bfloat16), product)
 

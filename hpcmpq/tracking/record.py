@@ -58,7 +58,8 @@ def record_of(run: RunDir) -> Record:
     frontier: list[dict[str, float]] = []
     if run.frontier_path.exists():
         values = read_json(run.frontier_path, f"hpcmpq frontier {run.path}")
-        for point in values["points"]:
+        of_plan = values.get("fingerprint", plan.fingerprint) == plan.fingerprint
+        for point in values["points"] if of_plan else ():
             found = {
                 values["cost"]: point["costs"][values["cost"]],
                 **{k: point[k] for k in ("predicted_loss", "bound")},

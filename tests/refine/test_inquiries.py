@@ -47,3 +47,16 @@ def test_what_was_agreed_on_holds_for_the_same_options_and_times_alone(tmp_path:
     for number, plan in enumerate((few, more, timed)):
         assert asking(tmp_path, plan).agreed(["candidates"], lambda number=number: [number]) == [number]
     assert asking(tmp_path, few).agreed(["candidates"], lambda: [3]) == [0]
+
+
+def test_what_was_agreed_on_for_another_question_is_made_anew(tmp_path: Path):
+    """Files are named after questions; one that lies under the name of another is none of its answers."""
+    one = asking(tmp_path, screened(3))
+    one.agreed(["candidates"], lambda: [1])
+    [first] = (tmp_path / "refine").iterdir()
+    one.agreed(["points"], lambda: [2])
+    [second] = set((tmp_path / "refine").iterdir()) - {first}
+    first.write_bytes(second.read_bytes())
+    assert one.agreed(["candidates"], lambda: [3]) == [3]
+    assert one.agreed(["candidates"], lambda: [4]) == [3]
+    assert one.agreed(["points"], lambda: [5]) == [2]

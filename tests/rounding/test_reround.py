@@ -165,12 +165,15 @@ def test_what_chance_explains_is_not_kept_and_each_look_is_harder(run, monkeypat
         return False
 
     monkeypatch.setattr(reround_stage, "is_better", never)
+    note = run.path / "rerounded" / "a file of somebody's"
+    note.parent.mkdir(exist_ok=True)
+    note.touch()
     for method in ("gptq", "qep"):
         values = reround(run, method, None, unseen)
     found = values["reround"]
     assert looks == [1, 2] and found["codes"] is None
     assert [attempt["kept"] for attempt in found["history"]] == [False, False]
-    assert not list((run.path / "rerounded").iterdir())
+    assert list(note.parent.iterdir()) == [note]
 
 
 def test_an_interrupted_attempt_goes_on_with_the_weights_that_are_left(run, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from hpcmpq.api import limits, stages
 from hpcmpq.config import read_config
-from hpcmpq.errors import Infeasible, UserError
+from hpcmpq.errors import DamagedFile, Infeasible, UserError
 from hpcmpq.executors.in_process import InProcess
 from hpcmpq.plan import Plan
 from hpcmpq.screening import stage
@@ -101,6 +101,32 @@ def test_interrupted_shared_and_damaged_runs_end_with_the_same_bits(tmp_path: Pa
     assert plan.space == read_plan(screened).space
     solved(run)
     assert_same_bits(run, screened)
+
+
+def another_plans(path: Path) -> None:
+    write_artefact(path, {**read_json(path, ""), "fingerprint": "another"})
+
+
+def test_rounds_of_another_plan_or_gone_before_others_are_chosen_anew(
+    tmp_path: Path, screened: RunDir, monkeypatch: pytest.MonkeyPatch
+):
+    """What was measured stays; before, all options were measured, or those of the first rounds alone were reduced."""
+    space = read_plan(screened).whole_space
+    few = [option.index for option in space.options if option.format in ("int2", "int4")]
+    monkeypatch.setattr(stage, "first_options", lambda *_: few)
+    run = planned(tmp_path / "run")
+    measured = calibrated(run)
+    assert len(measured.rounds) > 1
+    solution = solved(run)["assignment"]
+    shards = {path.name for path in run.shards_path.iterdir()}
+    for number, harm in ((1, another_plans), (2, another_plans), (1, Path.unlink), (2, Path.unlink)):
+        harm(round_path(run, number))
+        if (number, harm) != (1, another_plans):  # that is a run planned anew, which is not screened yet
+            with pytest.raises(DamagedFile, match=r"round_\d\.json .*run `hpcmpq calibrate"):
+                stages.reduce(run)
+        assert calibrated(run).space == measured.space
+        assert {path.name for path in run.shards_path.iterdir()} == shards
+        assert solved(run)["assignment"] == solution
 
 
 def assert_same_bits(run: RunDir, other: RunDir) -> None:

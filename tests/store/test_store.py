@@ -12,7 +12,7 @@ from hpcmpq.errors import CorruptShard, DamagedFile, UserError, in_words
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.store.attempts import read_processes, recording
 from hpcmpq.store.json_files import read_json, write_artefact, write_json
-from hpcmpq.store.npz_files import read_npz, write_npz
+from hpcmpq.store.npz_files import read_finished, read_npz, write_finished, write_npz
 from hpcmpq.store.quadratic_file import read_quadratic, write_quadratic
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import Shard, pending, read_shard, write_shard
@@ -223,6 +223,23 @@ def test_every_flipped_bit_of_an_npz_is_found(tmp_path):
             assert str(read_npz(path)) == str(arrays)  # a date, say
         except DamagedFile:
             continue
+
+
+def test_finished_work_under_the_name_of_other_work_is_done_again(tmp_path, caplog):
+    """Of another place, or of another content, which the folder is named after; wherever the run has gone."""
+    first, second, other = (tmp_path / "run" / name for name in ("a/0001.npz", "a/0002.npz", "b/0001.npz"))
+    for number, path in enumerate((first, second, other)):
+        write_finished(path, {"choice": np.array([number])})
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path / "run", moved)
+    assert read_finished(moved / "a/0001.npz", "solving it anew") == {"choice": np.array([0])}
+    for foreign in (second, other):
+        first.write_bytes(foreign.read_bytes())
+        assert read_finished(first, "solving it anew") is None
+        assert not first.exists()
+        assert f"{first} is another piece of work; solving it anew" in caplog.text
+    write_npz(first, {"choice": np.array([0])})  # as versions before did
+    assert read_finished(first, "solving it anew") is None
 
 
 def test_a_directory_that_another_process_removes_is_made_again(tmp_path, monkeypatch):

@@ -118,6 +118,17 @@ def test_what_has_no_kernel_says_why(small, layer: str, name: str, quantizer: Qu
         find_kernel(small[layer], name, quantizer)
 
 
+@pytest.mark.parametrize("num_inputs", [8, 24])
+def test_int8_weights_of_inputs_that_crash_torch_have_no_kernel(num_inputs: int):
+    model = nn.Sequential(nn.Linear(num_inputs, 16)).eval().requires_grad_(False)
+    inputs = {"input": torch.randn(4, num_inputs)}
+    groups = find_groups(model, GroupsConfig(include=("*",)), inputs)
+    trace = trace_model(model, groups, inputs)
+    [(node, (_, use))] = trace.uses.items()
+    with pytest.raises(NoKernel, match=f"multiples of 16 inputs alone, this layer has {num_inputs}"):
+        find_kernel(Operation(trace, node, use), "int8", PER_CHANNEL)
+
+
 def test_a_kernel_that_computes_something_else_is_none(small, monkeypatch: pytest.MonkeyPatch):
     class Doubled(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
