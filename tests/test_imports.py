@@ -59,7 +59,7 @@ ROOMS: dict[str, str] = {
     "export": "errors settings space wording tables formats plan quantizers store targets models quantized",
     "sensitivity": "errors space objective tables formats models quantized response",
     "calibrate": (
-        "errors settings space objective quadratic plan executors store units models quantized "
+        "errors settings space objective quadratic formats plan executors store units models quantized "
         "response sensitivity"
     ),
     "screening": "errors settings quadratic space plan executors store solve units sensitivity calibrate",

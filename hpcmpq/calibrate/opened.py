@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hpcmpq.calibrate.mended import check_plan_mended
 from hpcmpq.executors import THREADS_PER_WORKER
 from hpcmpq.models.active_weights import num_experts
 from hpcmpq.models.data.kept_samples import kept_samples, planned_splits
@@ -52,7 +53,8 @@ def open_run(run: RunDir, plan: Plan, source: ModelConfig, attention: str | None
         attention: See `hpcmpq.models.load.load_model`.
 
     Raises:
-        PlanMismatch: If the model has changed since it was planned for.
+        PlanMismatch: If the model has changed since it was planned for, or an earlier version planned it that measured
+            it wrongly.
     """
     torch.set_num_threads(THREADS_PER_WORKER)
     keep_freed_memory()
@@ -73,6 +75,7 @@ def open_run(run: RunDir, plan: Plan, source: ModelConfig, attention: str | None
     with torch.no_grad():
         first_NTV = forward(variants.model, samples[:1].inputs)
     check_same_outputs(plan, samples[:1].inputs, first_NTV)
+    check_plan_mended(plan, variants.model, samples[:2].inputs, str(run.path))
     return Opened(variants, samples, first_NTV.shape[-1], device)
 
 

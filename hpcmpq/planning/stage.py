@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from hpcmpq.calibrate.mended import check_mended, mended_facts
 from hpcmpq.errors import DamagedFile, PlanMismatch, UserError
 from hpcmpq.models.data.kept_samples import ROUNDING, ROUNDING_NAME, keep_samples
 from hpcmpq.models.data.splits import Splits, load_splits
@@ -81,7 +82,10 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         check_scales(original.model, space, torch.float16)
     splits, balanced = choose_balanced(original, splits, groups, planned)
     facts = find_facts(config, weights, splits, space, outputs_NTV.shape[-1], found.chooses)
+    mended = mended_facts(config, original.model, space, splits.calibration[:2].to(original.device).inputs)
+    facts |= mended
     if planned is not None:
+        check_mended(planned.facts, mended, str(run.path))
         newer = (TARGETS, ROUNDING, CHOICES, SOURCE_CODES, WIDE)
         unknown = {name: facts[name] for name in newer if name in facts}
         check_same_facts(planned.facts, facts, str(run.path), default_facts() | unknown)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hpcmpq.calibrate.mended import check_plan_mended
 from hpcmpq.errors import UserError
 from hpcmpq.models.data.kept_samples import planned_splits
 from hpcmpq.models.load import pick_device
@@ -63,6 +64,7 @@ def reround(
     own = codes_called(run, attempt, name, strength)
     variants = open_as_planned(run, plan)
     device = pick_device(config.model.device)
+    check_plan_mended(plan, variants.model, samples[:2].to(device).inputs, str(run.path))
     start = time.monotonic()
     again = RoundingAgain(
         replace(variants, solved=None),
