@@ -6,7 +6,7 @@ engine had these faults.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -60,21 +60,21 @@ def mended_facts(config: Config, model: nn.Module, space: SearchSpace, inputs: I
     return {fact: names[0] for fact, names in layers.items() if names}
 
 
-def check_mended(planned: dict[str, Any], now: dict[str, str], run_path: str) -> None:
+def check_mended(planned: Mapping[str, Any], now: Mapping[str, Any], run_path: str) -> None:
     """Refuse a plan that was made by a version with a fault that this model meets.
 
     Args:
         planned: Facts of the plan.
-        now: `mended_facts` of the model.
+        now: Facts of a plan of the model by this version, `mended_facts` among them.
         run_path: For the message.
 
     Raises:
         PlanMismatch: Naming the first fault.
     """
-    for fact, layer in now.items():
-        if fact not in planned:
+    for fact, fault in FAULTS.items():
+        if fact in now and fact not in planned:
             raise PlanMismatch(
-                f"{run_path} was planned by a version that {FAULTS[fact].format(layer)}, so what it measured is wrong; "
+                f"{run_path} was planned by a version that {fault.format(now[fact])}, so what it measured is wrong; "
                 "plan anew in a new run directory"
             )
 

@@ -6,7 +6,7 @@ are predicted.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import nn
@@ -28,6 +28,8 @@ from hpcmpq.sensitivity.probes import num_probes
 from hpcmpq.sensitivity.sampled_positions import find_head
 from hpcmpq.settings import Config
 from hpcmpq.space import SearchSpace
+from hpcmpq.store.json_files import write_artefact
+from hpcmpq.store.run_dir import RunDir
 
 PEAK_FACTOR = 2.0
 """Peak memory and shards are within this factor of what a run measures (tests/planning/test_cost_estimate.py)."""
@@ -211,6 +213,14 @@ def cost_of_pass(
         later.reround,
         later.solve,
     )
+
+
+def keep_cost(run: RunDir, cost: CostEstimate | None) -> None:
+    """Write `cost.json`; without an estimate none stays, which would be of a plan that was there before."""
+    if cost is None:
+        run.file("cost.json").unlink(missing_ok=True)
+    else:
+        write_artefact(run.file("cost.json"), asdict(cost))
 
 
 def _kept_bytes(model: nn.Module, space: SearchSpace) -> int:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +22,7 @@ from hpcmpq.models.weight_digests import weight_marks
 from hpcmpq.objective import check_labels
 from hpcmpq.plan import CHOICES, WIDE, Plan, content_hash, plan_to_json
 from hpcmpq.planning.balanced_samples import check_balance, choose_balanced
-from hpcmpq.planning.cost_estimate import CostEstimate, estimate_cost
+from hpcmpq.planning.cost_estimate import CostEstimate, estimate_cost, keep_cost
 from hpcmpq.planning.facts import (
     TARGETS,
     check_same_facts,
@@ -82,10 +84,9 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         check_scales(original.model, space, torch.float16)
     splits, balanced = choose_balanced(original, splits, groups, planned)
     facts = find_facts(config, weights, splits, space, outputs_NTV.shape[-1], found.chooses)
-    mended = mended_facts(config, original.model, space, splits.calibration[:2].to(original.device).inputs)
-    facts |= mended
+    facts |= mended_facts(config, original.model, space, first.inputs)
     if planned is not None:
-        check_mended(planned.facts, mended, str(run.path))
+        check_mended(planned.facts, facts, str(run.path))
         newer = (TARGETS, ROUNDING, CHOICES, SOURCE_CODES, WIDE)
         unknown = {name: facts[name] for name in newer if name in facts}
         check_same_facts(planned.facts, facts, str(run.path), default_facts() | unknown)
@@ -136,8 +137,7 @@ def _keep(run: RunDir, plan: Plan, config: Config, original: Original, splits: S
     keep_samples(run, calibration)
     if splits.rounding is not None and ROUNDING in plan.facts:
         keep_samples(run, splits.rounding, ROUNDING_NAME)
-    if cost is not None:
-        write_artefact(run.file("cost.json"), dataclasses.asdict(cost))
+    keep_cost(run, cost)
 
 
 def _cost(plan: Plan, config: Config, original: Original, splits: Splits) -> CostEstimate | None:
@@ -166,10 +166,7 @@ def _place(run: RunDir, plan: Plan) -> None:
         placed_artefact(run.plan_path, plan_to_json(plan), made_by)
     elif _planned_before(run) is None:
         claim = run.file("plan.claim.json")
-        if (
-            placed_artefact(claim, {"fingerprint": plan.fingerprint}, made_by)["fingerprint"]
-            != plan.fingerprint
-        ):
+        if _claimed(claim, plan.fingerprint, made_by) != plan.fingerprint:
             raise PlanMismatch(
                 f"another process writes a plan of another measurement in the place of the damaged {run.plan_path}; "
                 f"use a new run directory, or remove {claim} if that process has ended"
@@ -181,6 +178,15 @@ def _place(run: RunDir, plan: Plan) -> None:
             claim.unlink(missing_ok=True)
     _check_alone(run, plan)
     write_artefact(run.plan_path, plan_to_json(plan))
+
+
+def _claimed(claim: Path, fingerprint: str, made_by: str) -> Any:
+    """The plan that may be written; of one damaged claim, which no process that lives has made, ours."""
+    values = {"fingerprint": fingerprint}
+    with suppress(DamagedFile):
+        return placed_artefact(claim, values, made_by)["fingerprint"]
+    claim.unlink(missing_ok=True)  # two at once: one stays
+    return placed_artefact(claim, values, made_by)["fingerprint"]
 
 
 def _check_alone(run: RunDir, plan: Plan) -> None:
@@ -229,9 +235,8 @@ def _planned_before(run: RunDir) -> Plan | None:
 
 def _with_samples_as_before(config: Config, planned: Plan | None, run: RunDir) -> Config:
     """The config; without special tokens for a run that was planned before they were: it keeps its samples."""
-    if planned is None or planned.config.calibration.special_tokens is not None:
-        return config
-    if not config.calibration.special_tokens:
+    before = planned is not None and planned.config.calibration.special_tokens is None
+    if not before or not config.calibration.special_tokens:
         return config
     log.warning(
         "%s was planned before there was calibration.special_tokens: windows of text stay without the tokenizer's "

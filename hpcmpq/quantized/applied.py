@@ -7,6 +7,7 @@ from torch import nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.quantized.solved import open_solved
+from hpcmpq.store.original import check_original
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 
@@ -23,7 +24,9 @@ def quantized_model(run: RunDir, assignment: Mapping[str, str]) -> nn.Module:
     Raises:
         UserError: If the assignment is none of the plan's.
         PlanMismatch: If the model has changed since it was planned for.
+        DamagedFile: If a file of RUN/original is not what was written.
     """
+    check_original(run)
     plan = read_plan(run)
     try:
         plan.space.choice(assignment)

@@ -121,6 +121,25 @@ def test_of_two_processes_that_find_a_damaged_plan_at_once_one_stays(tmp_path, m
     assert not list(run.path.glob("*claim*"))
 
 
+def test_a_damaged_claim_on_a_damaged_plan_is_no_ones(tmp_path):
+    run, plan = plan_run(tmp_path, llama())
+    claim = run.file("plan.claim.json")
+    for content in ("", "{"):
+        run.plan_path.write_text("{")
+        claim.write_text(content)
+        prepare(parse_config(to_values(plan.config)), run, ())
+        assert read_plan(run).fingerprint == plan.fingerprint
+        assert not claim.exists()
+
+
+def test_the_cost_of_a_plan_before_does_not_stay(tmp_path):
+    run, plan = plan_run(tmp_path, llama())
+    assert run.file("cost.json").exists()
+    run.plan_path.unlink()
+    replanned(run, plan, sensitivity={"method": "fisher"})
+    assert not run.file("cost.json").exists()
+
+
 def test_digests_are_named_in_words(tmp_path):
     run, plan = plan_run(tmp_path, llama())
     (tmp_path / "text.txt").write_text("Something else altogether. " * 400)

@@ -206,6 +206,8 @@ def test_the_model_that_was_in_memory_is_written_again(whole: RunDir, tmp_path: 
         with pytest.raises(DamagedFile, match=r"give hpcmpq\.Run\.create the same (model|data) again"):
             check_original(run)
             read_plan(run)
+        with pytest.raises(DamagedFile, match="same (model|data) again"):
+            hpcmpq.open(run.path).apply()
         create(run.path)
         assert path.read_bytes() == content
     check_original(run)
