@@ -3,38 +3,11 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hpcmpq.errors import UserError
+from hpcmpq.models.kinds import ENDS, Kind, kind_of, loads_as_saved
 from hpcmpq.settings import ModelConfig
-
-Kind = Literal[
-    "causal_lm",
-    "masked_lm",
-    "sequence_classifier",
-    "token_classifier",
-    "image_classifier",
-    "audio_classifier",
-    "ctc",
-    "encoder",
-    "factory",
-]
-
-_ARCHITECTURES: tuple[tuple[str, Kind], ...] = (
-    ("ForCausalLM", "causal_lm"),
-    ("LMHeadModel", "causal_lm"),
-    ("ForMaskedLM", "masked_lm"),
-    ("ForSequenceClassification", "sequence_classifier"),
-    ("ForTokenClassification", "token_classifier"),
-    ("ForImageClassification", "image_classifier"),
-    ("ForImageClassificationWithTeacher", "image_classifier"),
-    ("ForAudioClassification", "audio_classifier"),
-    ("ForCTC", "ctc"),
-    ("Model", "encoder"),
-)
-"""Ends of architecture names and what they mean; the first that fits counts."""
-
-_GENERATOR = "ForConditionalGeneration"
 
 _SOUND = ("input_values", "input_features")
 """Names of waveforms and of spectra of sound among the arguments of transformers' models."""
@@ -99,8 +72,8 @@ class ModelDescription:
 
     @property
     def loads_as_saved(self) -> bool:
-        """Whether to load by the class that saved the weights: `AutoModel` would add a decoder to the encoder of T5."""
-        return self.kind == "encoder" or self.architecture.endswith(_GENERATOR)
+        """Whether to load by the class that saved the weights."""
+        return loads_as_saved(self.kind, self.architecture)
 
     @property
     def takes_tokens(self) -> bool:
@@ -130,11 +103,9 @@ def describe_model(config: ModelConfig) -> ModelDescription:
             f"{path}/config.json names no architecture; add for example "
             '"architectures": ["LlamaForCausalLM"], the class that saved the weights'
         )
-    kind = next((kind for end, kind in _ARCHITECTURES if str(names[0]).endswith(end)), None)
-    if kind is None and _reads_text_alone(values, str(names[0])):
-        kind = "causal_lm"
+    kind = kind_of(str(names[0]), values)
     if kind is None:
-        known = ", ".join("*" + end for end, _ in _ARCHITECTURES)
+        known = ", ".join("*" + end for end, _ in ENDS)
         raise UserError(
             f"architecture {names[0]} in {path}/config.json is none of {known}; load it with model.factory"
         )
@@ -167,12 +138,6 @@ def _main_input(kind: Kind, architecture: str, text: dict[str, Any]) -> str:
     if kind != "causal_lm" and isinstance(found, str):
         return found
     return "input_ids" if kind != "image_classifier" and "vocab_size" in text else "pixel_values"
-
-
-def _reads_text_alone(values: dict[str, Any], architecture: str) -> bool:
-    """Whether a model of text and images is a causal language model where it is given text alone."""
-    decodes = architecture.endswith(_GENERATOR) and not values.get("is_encoder_decoder")
-    return decodes and "vision_config" in values and isinstance(values.get("text_config"), dict)
 
 
 def read_model_json(path: Path) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from hpcmpq.errors import UserError, in_words
-from hpcmpq.models.description import Kind, ModelDescription, describe_model
+from hpcmpq.models.description import ModelDescription, describe_model
 from hpcmpq.models.factories import call_factory, describe, resolve_factory
 from hpcmpq.models.finite import check_finite_parameter
+from hpcmpq.models.kinds import AUTO_CLASSES, Kind
 from hpcmpq.models.outputs import forward
 from hpcmpq.models.searchable_layers import plain_experts
 from hpcmpq.models.weight_digests import weights_fingerprint
@@ -30,18 +31,6 @@ __all__ = [
     "resolve_factory",
     "weights_fingerprint",
 ]
-
-AUTO_CLASSES: dict[Kind, str] = {
-    "causal_lm": "AutoModelForCausalLM",
-    "masked_lm": "AutoModelForMaskedLM",
-    "sequence_classifier": "AutoModelForSequenceClassification",
-    "token_classifier": "AutoModelForTokenClassification",
-    "image_classifier": "AutoModelForImageClassification",
-    "audio_classifier": "AutoModelForAudioClassification",
-    "ctc": "AutoModelForCTC",
-    "encoder": "AutoModel",
-}
-"""The transformers class that loads each kind of model."""
 
 LACKS_FILES = "check that config.json belongs to them and that no file is missing"
 """What to do where weights are missing from a directory."""

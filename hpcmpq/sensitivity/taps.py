@@ -24,7 +24,7 @@ from hpcmpq.models.routers import experts_in_lists
 from hpcmpq.models.weights import Tensors, called_with, holder_of
 from hpcmpq.sensitivity.directions import outcome
 from hpcmpq.sensitivity.subject import Subject
-from hpcmpq.sensitivity.uses import Layers, Use, idle_input, pull
+from hpcmpq.sensitivity.uses import Layers, Use, check_idle, has_idle_input, idle_input, pull
 
 AGREEMENT = 1e-3
 """Relative difference of both forms of a weight's gradient up to which it is seen through its layers."""
@@ -70,7 +70,8 @@ def find_layers(subject: Subject, samples: Samples) -> Layers:
         for handle in handles:
             handle.remove()
     ran = {use.module for use in uses}
-    uses += [Use(*group_of[id(module.weight)], module, 0) for module in holders if module not in ran]
+    idle = [Use(*group_of[id(module.weight)], module, 0) for module in holders if module not in ran]
+    uses += [use for use in idle if has_idle_input(use)]
     names = {name: index for index, name in group_of.values()}
     every = Layers(tuple(uses), names, per_sample=True)
     output, inputs, grads, direct_grads = random_gradient(subject, every, few)
@@ -83,6 +84,7 @@ def find_layers(subject: Subject, samples: Samples) -> Layers:
         for name, grad in direct_grads.items()
         if (grad - seen[name]).norm() > AGREEMENT * grad.norm()
     }
+    check_idle(use for use in idle if use.parameter not in direct)
     rounded = [name for name, index in direct.items() if subject.variants.activations.rounds(index)]
     if rounded:
         raise UserError(

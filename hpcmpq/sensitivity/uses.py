@@ -4,7 +4,7 @@ Derivatives in a weight's error δ need the gradient of y and the input x alone,
 gradient of the weight's own size: ⟨∂L/∂W, δ⟩ = ⟨∂L/∂y, δ(x)⟩. `taps` finds the uses and their gradients.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -86,15 +86,30 @@ def idle_input(use: Use, num_samples: int) -> Tensor:
 
     The gradient of its output is zero, and so is all that follows from it.
     """
+    check_idle([use])
     weight: Tensor = use.module.weight  # type: ignore[assignment]
     if isinstance(use.module, nn.Embedding):
         return torch.zeros(num_samples, dtype=torch.int64, device=weight.device)
-    if not is_linear(use.module):
-        raise UserError(
-            f"{use.parameter} plays no part in the outputs for some samples, and derivatives of convolutions need one; "
-            "exclude it, or use secant"
-        )
     return weight.new_zeros(num_samples, weight.shape[1 if isinstance(use.module, nn.Linear) else 0])
+
+
+def has_idle_input(use: Use) -> bool:
+    """Whether there is such an input: a convolution's shape is known only from one that it was given."""
+    return isinstance(use.module, nn.Embedding) or is_linear(use.module)
+
+
+def check_idle(uses: Iterable[Use]) -> None:
+    """Refuse uses that do not run and have no idle input.
+
+    Raises:
+        UserError: If there is one.
+    """
+    for use in uses:
+        if not has_idle_input(use):
+            raise UserError(
+                f"{use.parameter} plays no part in the outputs for some samples, and derivatives of convolutions need "
+                "one; exclude it, or use secant"
+            )
 
 
 def pull(use: Use, x: Tensor, grad_y: Tensor) -> Tensor:

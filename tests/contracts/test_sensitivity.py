@@ -216,7 +216,7 @@ def test_every_method_has_a_definition():
     assert set(DENSE) == set(METHODS)
 
 
-@pytest.mark.parametrize("family", ["mlp", "cnn", "routed"])
+@pytest.mark.parametrize("family", ["mlp", "cnn", "past", "routed"])
 @pytest.mark.parametrize("objective", ["kl", "ce", "mse"])
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "fisher"])
 def test_equals_its_dense_definition(name: str, objective: str, family: str):

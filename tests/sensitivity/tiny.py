@@ -64,6 +64,19 @@ class Fused(nn.Module):
         return self.head(torch.tanh(hidden @ self.past.weight.T) + self.past(hidden)), self.same(hidden)
 
 
+class Past(nn.Module):
+    """Uses the weight of a convolution and never calls it, as the short convolutions of linear attention are used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.short, self.head = nn.Linear(5, 6), nn.Conv1d(6, 6, 3, groups=6), nn.Linear(6, 4)
+
+    def forward(self, input: Tensor) -> Tensor:
+        steps = torch.tanh(self.first(input)).unsqueeze(2) * torch.arange(1, 6).to(input)
+        mixed = nn.functional.conv1d(steps, self.short.weight, self.short.bias, groups=6)
+        return self.head(torch.tanh(mixed).mean(2))
+
+
 class Routed(nn.Module):
     """Gives every sample to one expert of a list, so that none runs on all samples, and the last on none."""
 
@@ -135,7 +148,7 @@ def bert() -> nn.Module:
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "mlp": Mlp, "cnn": Cnn, "fused": Fused, "routed": Routed, "llama": llama, "gpt2": gpt2, "bert": bert
+    "mlp": Mlp, "cnn": Cnn, "fused": Fused, "past": Past, "routed": Routed, "llama": llama, "gpt2": gpt2, "bert": bert
 }  # fmt: skip
 
 
@@ -152,7 +165,9 @@ def make_subject(
             parameter.copy_(0.5 * torch.randn_like(parameter))
     model = model.to(dtype).eval().requires_grad_(False)
     samples = make_samples(name, num_samples, dtype)
-    every = GroupsConfig(include=("*",)) if name in ("mlp", "cnn", "fused", "routed") else GroupsConfig()
+    every = (
+        GroupsConfig(include=("*",)) if name in ("mlp", "cnn", "fused", "past", "routed") else GroupsConfig()
+    )
     found = find_groups(model, groups or every, samples[:1].inputs)
     space = SearchSpace(found, (formats,) * len(found))
     variants = Scaled(model, space, Quantizer(group_size=4, symmetric=True, range="absmax"))
@@ -172,7 +187,7 @@ class Scaled(Variants):
 
 def make_samples(name: str, num_samples: int, dtype: torch.dtype) -> Samples:
     generator = torch.Generator().manual_seed(1)
-    if name in ("mlp", "fused", "routed"):
+    if name in ("mlp", "fused", "past", "routed"):
         inputs = {"input": torch.randn(num_samples, 5, generator=generator).to(dtype)}
         return Samples(inputs, torch.randint(4, (num_samples,), generator=generator), labelled=True)
     if name == "cnn":
