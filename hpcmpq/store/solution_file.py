@@ -1,6 +1,7 @@
 """The assignment in `solution.json`."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from hpcmpq.errors import DamagedFile, PlanMismatch, UserError
@@ -18,7 +19,7 @@ def read_solution(run: RunDir) -> dict[str, Any]:
 
     Raises:
         UserError: If nothing is solved yet, or the assignment is none of the plan's.
-        PlanMismatch: If it was solved for another plan.
+        PlanMismatch: If it was solved for another plan, or options that screening has not chosen any more.
         DamagedFile: If it is not what was written, and does not say that it was edited.
     """
     path = run.solution_path
@@ -27,6 +28,7 @@ def read_solution(run: RunDir) -> dict[str, Any]:
     except DamagedFile as error:
         reason = str(error).rpartition("; run `")[0]
         raise DamagedFile(f"{reason}; run {_commands(run)} again to write it anew") from None
+    planned: Mapping[str, Any] = {}
     if run.plan_path.exists() and "fingerprint" in values:
         planned = read_json(run.plan_path, f"hpcmpq plan CONFIG --run-dir {run.path}")
         if planned["fingerprint"] != values["fingerprint"]:
@@ -41,6 +43,8 @@ def read_solution(run: RunDir) -> dict[str, Any]:
             f"changed its assignment, else run {_commands(run)} again to write it anew"
         )
     if values.verified or not run.plan_path.exists():
+        if planned and planned["config"]["sensitivity"].get("screen"):
+            _check_measured(run, values["assignment"])
         return values
     _check_assignment(run, values["assignment"], "was edited" if edited else "is damaged or was edited")
     if not edited:
@@ -50,6 +54,17 @@ def read_solution(run: RunDir) -> dict[str, Any]:
         path,
     )
     return without_losses(values, "expected", "measured", "evaluated")
+
+
+def _check_measured(run: RunDir, assignment: Mapping[str, str]) -> None:
+    """Refuse options that a screened run does not measure: what it measures may have been chosen anew since."""
+    space = read_plan(run, with_times=False).space
+    for group, names in zip(space.groups, space.formats, strict=True):
+        if assignment[group.name] not in names:
+            raise PlanMismatch(
+                f"{run.solution_path} gives {group.name} {assignment[group.name]!r}, and what is measured, chosen anew "
+                f"since, is {', '.join(names)}; run `hpcmpq reduce {run.path}` and {_commands(run)}"
+            )
 
 
 def _check_assignment(run: RunDir, assignment: Any, what: str) -> None:

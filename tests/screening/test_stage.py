@@ -1,14 +1,16 @@
 """A screened run of a tiny model beside one that measures everything: same numbers, same solution, same bits."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hpcmpq.api import limits, stages
+from hpcmpq.batch.status import read_status
 from hpcmpq.config import read_config
-from hpcmpq.errors import DamagedFile, Infeasible, UserError
+from hpcmpq.errors import DamagedFile, Infeasible, PlanMismatch, UserError
 from hpcmpq.executors.in_process import InProcess
 from hpcmpq.plan import Plan
 from hpcmpq.screening import stage
@@ -19,6 +21,7 @@ from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.screening_rounds import round_path
+from hpcmpq.store.solution_file import read_solution
 from tests.calling import ROOT
 from tests.executors.tiny_model import write_config
 
@@ -127,6 +130,26 @@ def test_rounds_of_another_plan_or_gone_before_others_are_chosen_anew(
         assert calibrated(run).space == measured.space
         assert {path.name for path in run.shards_path.iterdir()} == shards
         assert solved(run)["assignment"] == solution
+
+
+def test_a_solution_of_options_that_are_measured_no_more_is_refused(tmp_path: Path, screened: RunDir):
+    run = RunDir(Path(shutil.copytree(screened.path, tmp_path / "run")))
+    space, chosen = read_plan(run).whole_space, read_json(run.solution_path, "")["assignment"]
+    group = next(group.name for group in space.groups if chosen[group.name] != "int2")
+    first, *others = sorted((run.path / "screen").glob("round_*.json"))
+    values = read_json(first, "")
+    kept = [i for i in values["options"] if space.groups[space.options[i].group].name != group]
+    kept += [o.index for o in space.options if space.groups[o.group].name == group and o.format == "int2"]
+    for path in others:
+        path.unlink()
+    write_artefact(first, {**values, "options": kept})
+    says = rf"gives {group} '{chosen[group]}', and what is measured, .* is int2; run `hpcmpq reduce .*hpcmpq solve"
+    with pytest.raises(PlanMismatch, match=says):
+        read_solution(run)
+    assert not {each.name: each.done for each in read_status(run).stages}["solve"]
+    calibrated(run)
+    solved(run)
+    assert read_solution(run)["assignment"]
 
 
 def assert_same_bits(run: RunDir, other: RunDir) -> None:
