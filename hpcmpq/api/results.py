@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from hpcmpq.api.run import Run
 
 
-def reround(run: "Run", method: str | None = None, *, strength: float | None = None) -> Solution:
+def reround(
+    run: "Run",
+    method: str | None = None,
+    *,
+    strength: float | None = None,
+    workers: int | None = None,
+    executor: str | None = None,
+) -> Solution:
     """The weights of the last solution rounded again, with the inputs that its rounded blocks really give.
 
     `apply`, `evaluate` and `export` use them where the loss on held-out samples falls by more than chance explains.
@@ -29,9 +36,13 @@ def reround(run: "Run", method: str | None = None, *, strength: float | None = N
         run: A solved run.
         method: ``gptq``, ``gptaq`` or ``qep``; by default the run's.
         strength: How far weights go towards the original's outputs, from 0 to 1; by default the method's.
+        workers: As in `Run.calibrate`.
+        executor: As in `Run.calibrate`.
 
     Raises:
-        UserError: If nothing is solved yet, no samples are held out, or nothing can be rounded again.
+        UserError: If nothing is solved yet, no samples are held out, nothing can be rounded again, or no worker can
+            start.
+        IncompleteCalibration: If a unit failed; what is finished is on disk.
 
     Example:
         >>> from hpcmpq.api.example import example_run
@@ -40,8 +51,11 @@ def reround(run: "Run", method: str | None = None, *, strength: float | None = N
         >>> run.reround("gptq").assignment == before.assignment
         True
     """
-    with passing("reround", "weights") as show:
-        return solution_of(stages.reround(RunDir(run.path), method, strength, show))
+    if workers is None and executor is None:
+        with passing("reround", "weights") as show:
+            return solution_of(stages.reround(RunDir(run.path), method, strength, show))
+    with workers_of(workers, executor) as pool, passing("reround", "weights") as show:
+        return solution_of(stages.reround(RunDir(run.path), method, strength, show, pool))
 
 
 def apply(run: "Run", solution: Solution | None = None) -> "nn.Module":

@@ -192,13 +192,18 @@ def refine(
 
 
 def reround(
-    run: RunDir, method: str | None = None, strength: float | None = None, on_weight: Counted = unseen
+    run: RunDir,
+    method: str | None = None,
+    strength: float | None = None,
+    on_weight: Counted = unseen,
+    pool: "Executor | None" = None,
+    part: tuple[int, int] = (0, 1),
 ) -> dict[str, Any]:
     """See `hpcmpq.rounding.stage.reround`."""
     from hpcmpq.rounding.stage import reround as reround_run
 
     with stage(run, "reround"):
-        return reround_run(run, method, strength, on_weight)
+        return reround_run(run, method, strength, on_weight, pool, part)
 
 
 def measure_time(run: RunDir, on_round: Counted = unseen) -> dict[str, Any]:

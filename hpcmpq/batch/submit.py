@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmpq.batch.scheduler import Job, Settings, scheduler_of
+from hpcmpq.batch.typed import ARRAYS
 from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.store.json_files import read_json, write_artefact
 from hpcmpq.store.run_dir import RunDir
@@ -59,12 +60,14 @@ def make_jobs(
     calls = {
         "calibrate": (CALIBRATE_SCRIPTS[executor], path),
         "solve": ("solve", path, "reduce", "solve"),
-        "refine": (
-            CALIBRATE_SCRIPTS["array"] if "array" in settings.options["refine"] else "solve",
-            path,
-            "refine",
-        ),
-        "reround": ("solve", path, "reround"),
+        **{
+            name: (
+                CALIBRATE_SCRIPTS["array"] if "array" in settings.options[name] else "solve",
+                path,
+                name,
+            )
+            for name in ARRAYS[1:]
+        },
     }
     if sharded:
         calls["export"] = ("solve", path, "export")

@@ -9,7 +9,7 @@ from hpcmpq.batch.scheduler import JOBS, Settings
 from hpcmpq.errors import UserError
 from hpcmpq.tables import table_name
 
-ARRAYS = ("calibrate", "refine")
+ARRAYS = ("calibrate", "refine", "reround")
 """Jobs whose work units an array can share out."""
 
 
@@ -66,7 +66,7 @@ def typed_settings(
             raise UserError(f"unknown {title} setting {name!r}; {hint}{valid}")
         elif dot and key == "array" and job not in ARRAYS:
             raise UserError(
-                f"--{scheduler} {name}: only {' and '.join(ARRAYS)} are shared out over a job array"
+                f"--{scheduler} {name}: only {', '.join(ARRAYS[:-1])} and {ARRAYS[-1]} are shared out over a job array"
             )
         elif dot:
             special[job, key] = value

@@ -32,7 +32,10 @@ def run(
     Of a model directory or a GGUF file with --data, the config that `hpcmpq init` would write is kept in
     RUN/config.yaml and printed.
     """
-    from hpcmpq.cli.refined import refine_on, reround  # after this file: --help lists commands as they come
+    from hpcmpq.cli.refined import (
+        refine_on,
+        reround_on,
+    )  # after this file: --help lists commands as they come
 
     with open_executor(executor, workers) as pool:
         if pool is None:
@@ -46,7 +49,7 @@ def run(
         else:
             console.say("refine skipped: calibration.held_out is 0")
         if read_plan(RunDir(run_dir)).config.rounds_again:
-            reround(run_dir)
+            reround_on(run_dir, pool)
         coarse_frontier(run_dir)
         export(run_dir)
         evaluation = _evaluate(run_dir, None, ALONE)

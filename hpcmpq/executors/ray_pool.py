@@ -12,18 +12,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from hpcmpq.errors import UserError
 from hpcmpq.executors import MAX_ATTEMPTS, Worker
 from hpcmpq.executors.backlog import Backlog
-from hpcmpq.executors.collector import collect_rarely
 from hpcmpq.executors.held_signals import signals_held
 from hpcmpq.executors.ray_demand import Demand, count_places, read_demand
-from hpcmpq.executors.reply import Reply, attempt, one_line, outcome_of, start
-from hpcmpq.executors.world import node_name
+from hpcmpq.executors.ray_worker import RayWorker
+from hpcmpq.executors.reply import Reply, one_line, outcome_of
 from hpcmpq.plan import UnitOutcome, WorkUnit
 
 log = logging.getLogger(__name__)
@@ -47,8 +46,10 @@ def open_pool(num_workers: int) -> Iterator["RayPool"]:
         import ray
     except ImportError as error:
         raise UserError("--executor ray needs the package ray; `pip install 'hpcmpq[ray]'`") from error
+    pool = RayPool(num_workers, demand)
     if ray.is_initialized():
-        yield RayPool(num_workers, demand)
+        with closing(pool):
+            yield pool
         return
     address = os.environ.get("RAY_ADDRESS")
     with ExitStack() as stack:
@@ -70,7 +71,8 @@ def open_pool(num_workers: int) -> Iterator["RayPool"]:
                 where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a Ray on this machine"
                 raise UserError(f"cannot reach {where}: {one_line(error)}; check `ray status`") from error
         stack.callback(ray.shutdown)
-        yield RayPool(num_workers, demand)
+        with closing(pool):
+            yield pool
 
 
 def _short_folder() -> tempfile.TemporaryDirectory[str]:
@@ -80,18 +82,29 @@ def _short_folder() -> tempfile.TemporaryDirectory[str]:
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class RayPool:
     """At most `num_workers` actors; 0 takes as many as the cluster's nodes can hold at any moment."""
 
     num_workers: int
     demand: Demand
+    _kept: "list[_Actor]" = field(default_factory=list)
+    _recipe: bytes = b""
+
+    def close(self) -> None:
+        """End the actors that wait for another run."""
+        while self._kept:
+            _kill(self._kept.pop())
 
     def run(
         self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit], keep: bool = False
     ) -> Generator[UnitOutcome, None, None]:
-        """See `hpcmpq.executors.Executor.run`; actors are never kept, for others may need their places."""
-        crew = _Crew(pickle.dumps(make_worker), Backlog(units), self.num_workers, self.demand)
+        """See `hpcmpq.executors.Executor.run`."""
+        recipe = pickle.dumps(make_worker)
+        if recipe != self._recipe or not keep:
+            self.close()
+        self._recipe = recipe
+        crew = _Crew(recipe, Backlog(units), self.num_workers, self.demand, self._kept)
         try:
             while crew.has_work():
                 with signals_held():
@@ -110,6 +123,8 @@ class RayPool:
                         yield outcome
         finally:
             crew.end()
+            if not keep:
+                self.close()
 
 
 @dataclass
@@ -123,12 +138,13 @@ class _Actor:
 
 @dataclass
 class _Crew:
-    """The actors of one run. Each has exactly one reply pending, by whose reference it is found."""
+    """The actors of one run. Each has exactly one reply pending, by whose reference it is found, or is idle."""
 
     recipe: bytes
     backlog: Backlog
     num_workers: int
     demand: Demand
+    idle: list[_Actor] = field(default_factory=list)
     actors: dict[Any, _Actor] = field(default_factory=dict)
     num_failed_starts: int = 0
     num_broken: int = 0
@@ -143,6 +159,8 @@ class _Crew:
         """Start actors where nodes have room, at most every `POLL_S`: nodes come and go."""
         import ray
 
+        while self.backlog and self.idle:
+            self.go_on(self.idle.pop(), alive=True)
         now_s = time.monotonic()
         if now_s < self.next_look_s:
             return
@@ -160,7 +178,7 @@ class _Crew:
             )
         num_wanted = len(self.backlog) + sum(actor.unit is not None for actor in self.actors.values())
         num_most = max(1, (self.num_workers or num_places) - self.num_broken)
-        for _ in range(min(num_most, num_wanted) - len(self.actors)):
+        for _ in range(min(num_most, num_wanted) - len(self.actors) - len(self.idle)):
             remote = ray.remote(
                 num_cpus=resources.get("CPU", 0),
                 num_gpus=resources.get("GPU", 0),
@@ -168,7 +186,7 @@ class _Crew:
                 max_restarts=0,
                 scheduling_strategy="SPREAD",
             )
-            handle = remote(_RayWorker).remote()
+            handle = remote(RayWorker).remote()
             self.actors[handle.start.remote(self.recipe, os.getcwd(), sys.path)] = _Actor(handle)
 
     def replies(self) -> list[tuple[_Actor, Reply]]:
@@ -202,7 +220,7 @@ class _Crew:
             raise UserError(reply.error if reply.fatal else f"no Ray worker can start: {reply.error}")
 
     def go_on(self, actor: _Actor, alive: bool) -> None:
-        """Give an actor its next unit, or let it go."""
+        """Give an actor its next unit, or none for now."""
         if alive and self.backlog:
             # An actor without a node waits for room, perhaps for ever.
             others = {other.node for other in self.actors.values() if other.node}
@@ -210,36 +228,16 @@ class _Crew:
             handle = actor.handle
             task = handle.rest.remote() if actor.unit is None else handle.measure.remote(actor.unit)
             self.actors[task] = actor
+        elif alive:
+            actor.unit = None
+            self.idle.append(actor)
         else:
             _kill(actor)
 
     def end(self) -> None:
-        """Kill all actors at once: finished shards are on disk, and unfinished ones have temporary names."""
+        """Kill all but the idle ones at once: finished shards are on disk, and unfinished ones have temporary names."""
         for actor in self.actors.values():
             _kill(actor)
-
-
-class _RayWorker:
-    """Runs in an actor's process."""
-
-    def start(self, recipe: bytes, directory: str, import_paths: list[str]) -> Reply:
-        """Make the worker, with the driver's working directory and import paths if this node has them."""
-        with suppress(OSError):
-            os.chdir(directory)
-        sys.path.extend(path for path in import_paths if path not in sys.path)
-        collect_rarely()
-        self._worker, reply = start(lambda: pickle.loads(recipe)())
-        return reply
-
-    def rest(self) -> Reply:
-        """Leave the units that wait to other nodes for a while."""
-        time.sleep(POLL_S)
-        return Reply(start=True, node=node_name())
-
-    def measure(self, unit: WorkUnit) -> Reply:
-        """Try a unit once."""
-        assert self._worker is not None
-        return attempt(self._worker, unit)
 
 
 def _kill(actor: _Actor) -> None:

@@ -31,6 +31,9 @@ FLOATS_OF_FACTOR = 4
 MATRICES_AGAIN = 7
 """Matrices [K, K] while a weight is rounded again: Σ x̃ x̃ᵀ, Σ (x − x̃) x̃ᵀ, and what is made of them."""
 
+MATRICES_SUMMED = 5
+"""The same while they are summed: of all ranges of samples so far, of one, and a product."""
+
 
 def rounding_bytes(
     model: nn.Module,
@@ -107,7 +110,7 @@ def again_bytes(
     rounded = itemsize * (searched_at_once(space) if states else sum(group.numel for group in space.groups))
     widest = max(member.num_columns for member in members)
     rounding = max(FLOATS_OF_ROUNDING * m.numel + MATRICES_AGAIN * m.num_columns**2 for m in members)
-    summing = activations + 8 * (3 * positions * widest + 3 * widest**2)
+    summing = activations + 8 * (3 * positions * widest + MATRICES_SUMMED * widest**2)
     return weights + rounded + states + max(8 * rounding, summing)
 
 

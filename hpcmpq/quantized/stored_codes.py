@@ -96,13 +96,17 @@ class StoredCodes:
 
         Each is packed, and let go, before the next is asked for.
         """
-        arrays: dict[str, np.ndarray] = {}
-        for name, (codes_MK, qparams) in codes:
-            lowest = _lowest(FORMATS[name], quantizer.symmetric)
-            arrays[f"{name}/packed"] = pack(codes_MK, FORMATS[name].num_bits, lowest).numpy()
-            parts = {part: getattr(qparams, part) for part in (*_FLOATS, "zero_point")}
-            arrays |= {f"{name}/{part}": x.cpu().numpy() for part, x in parts.items() if x is not None}
-            del codes_MK, qparams, parts  # before the next are made
+        self.write_packed(member, packed_codes(codes, quantizer), quantizer, num_inputs, num_nearest)
+
+    def write_packed(
+        self,
+        member: Member,
+        arrays: Mapping[str, np.ndarray],
+        quantizer: Quantizer,
+        num_inputs: int | None = None,
+        num_nearest: int | None = None,
+    ) -> None:
+        """As `write`, of what `packed_codes` made of a weight, perhaps of its rows apart."""
         attributes: dict[str, str | int | float] = {
             "parameter": member.parameter,
             "fingerprint": self.fingerprint,
@@ -111,6 +115,10 @@ class StoredCodes:
             **({} if num_nearest is None else {"num_nearest": num_nearest}),
         }
         write_h5(self._path(member), arrays, attributes)
+
+    def remove(self, member: Member) -> None:
+        """Remove a weight's file, such as one that is damaged."""
+        self._path(member).unlink(missing_ok=True)
 
     def read(self, member: Member, format_name: str, like: Tensor) -> tuple[Tensor, QParams]:
         """Codes [M, K] and what they mean, of a weight in a format that has some, on the device of `like`.
@@ -181,6 +189,20 @@ class SolutionCodes:
         """See `StoredCodes.read`."""
         codes = self.own if member.parameter in self.parameters else self.planned
         return codes.read(member, format_name, like)
+
+
+def packed_codes(
+    codes: Iterable[tuple[str, tuple[Tensor, QParams]]], quantizer: Quantizer
+) -> dict[str, np.ndarray]:
+    """What is stored of (format, (codes [R, K], what they mean)) of a weight or some of its rows, [R, ...] each."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, (codes_RK, qparams) in codes:
+        lowest = _lowest(FORMATS[name], quantizer.symmetric)
+        arrays[f"{name}/packed"] = pack(codes_RK, FORMATS[name].num_bits, lowest).numpy()
+        parts = {part: getattr(qparams, part) for part in (*_FLOATS, "zero_point")}
+        arrays |= {f"{name}/{part}": x.cpu().numpy() for part, x in parts.items() if x is not None}
+        del codes_RK, qparams, parts  # before the next are made
+    return arrays
 
 
 def is_stored(format_name: str, quantizer: Quantizer) -> bool:

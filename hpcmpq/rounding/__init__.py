@@ -1,7 +1,7 @@
 """Error-compensated rounding: codes of every option from the original's inputs, and of a solution from its own.
 
 How a weight is rounded again at a solution, by name. To add a way: write a function of the type of
-`RoundingMethod.round` and one line in `METHODS`; `tests/rounding/test_methods.py` compares each with its definition,
+`RoundingMethod.fit` and one line in `METHODS`; `tests/rounding/test_reround.py` compares each with its definition,
 computed densely another way.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from hpcmpq.tables import look_up, named_by
 
 if TYPE_CHECKING:  # which loads torch: listing the methods does without
-    from hpcmpq.rounding.methods import RoundWeight
+    from hpcmpq.rounding.methods import Fit
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class RoundingMethod:
     """A method and what it needs.
 
     Attributes:
-        place: ``module:function``, the function of type `RoundWeight`.
+        place: ``module:function``, the function of type `Fit`.
         strength: By default.
         needs_original: It compares with the outputs that the original gives.
     """
@@ -31,9 +31,9 @@ class RoundingMethod:
     needs_original: bool = False
 
     @property
-    def round(self) -> RoundWeight:
-        """The rounding function, imported now."""
-        function: RoundWeight = named_by(self.place)
+    def fit(self) -> Fit:
+        """The function that makes what rows are rounded by, imported now."""
+        function: Fit = named_by(self.place)
         return function
 
 

@@ -2,12 +2,15 @@
 
 Inside a piece layers are taken in the order in which they run, those that are given the same tensor together. So a
 layer's inputs hold the errors of all that is rounded before it, in earlier blocks and in its own.
+
+Here are the steps, and one process that takes them all; `again_units` shares them out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -20,10 +23,13 @@ from hpcmpq.quantized.padding import padding_masks
 from hpcmpq.quantized.stored_codes import StoredCodes
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.quantizers import decode
+from hpcmpq.quantizers.codes import QParams, joined
 from hpcmpq.quantizers.gptq import COMPENSATED
 from hpcmpq.rounding import RoundingMethod
+from hpcmpq.rounding.cuts import Cuts, MemberRows
 from hpcmpq.rounding.layer_inputs import InputSums, SameInputs, inputs_in_order, no_sums, rows_given
 from hpcmpq.rounding.linear_layers import is_linear_weight
+from hpcmpq.rounding.methods import Fitted, rounded_rows
 from hpcmpq.rounding.pieces import ModelPiece, ModelStates
 from hpcmpq.space import Member
 
@@ -39,7 +45,7 @@ class RoundingAgain:
         method: How.
         strength: Of the method.
         stored: Where codes go, and are found of an interrupted attempt.
-        on_weight: Called with the weights done and of all.
+        cuts: How the work is cut.
     """
 
     variants: Variants
@@ -48,77 +54,112 @@ class RoundingAgain:
     method: RoundingMethod
     strength: float
     stored: StoredCodes
-    on_weight: Callable[[int, int], None]
+    cuts: Cuts = field(default_factory=Cuts)
 
-    @property
+    @cached_property
+    def formats(self) -> dict[Member, str]:
+        """{weight: its format} of all."""
+        groups = self.variants.space.groups
+        return {member: self.assignment[group.name] for group in groups for member in group.members}
+
+    @cached_property
     def wanted(self) -> dict[Member, str]:
         """{weight: its format} of all that is rounded again."""
         return {
-            member: self.assignment[group.name]
-            for group in self.variants.space.groups
-            for member in group.members
-            if is_rounded_again(self.assignment[group.name], self.variants.quantizer)
+            member: name
+            for member, name in self.formats.items()
+            if is_rounded_again(name, self.variants.quantizer)
             and is_linear_weight(self.variants.model, member)
         }
 
-    @torch.no_grad()
-    def run(self) -> frozenset[str]:
-        """Make all codes; the names of the weights that have some."""
-        variants, wanted = self.variants, self.wanted
-        formats = {m: self.assignment[g.name] for g in variants.space.groups for m in g.members}
-        rounds = rounds_activations(variants.space)
-        states = ModelStates(
-            variants.model,
+    @cached_property
+    def states(self) -> ModelStates:
+        """Of both models, before any piece."""
+        rounds = rounds_activations(self.variants.space)
+        return ModelStates(
+            self.variants.model,
             self.batches,
             self.method.needs_original,
-            partial(variants.activations.rounded, self.assignment) if rounds else nullcontext,
-            variants.streamed,
+            partial(self.variants.activations.rounded, self.assignment) if rounds else nullcontext,
+            self.variants.streamed,
         )
+
+    @torch.no_grad()
+    def run(self, on_weight: Callable[[int, int], None]) -> frozenset[str]:
+        """Make all codes; the names of the weights that have some.
+
+        Args:
+            on_weight: Called with the weights done and of all.
+        """
         done: set[str] = set()
-        for piece in states.pieces(variants.space.groups):
+        ranges = self.cuts.sample_ranges(self.batches)
+        pieces = self.states.pieces(self.variants.space.groups)
+        for piece in pieces:
             with piece.resident():
-                tensors: Tensors = {}
-                for member, name in piece.names.items():
-                    if member not in wanted:
-                        tensors[name] = variants.rounded(member, formats[member])
-                    elif self.stored.has(member):
-                        tensors[name] = self._decoded(member, formats[member])
+                tensors = self.tensors(piece)
+                done |= {
+                    m.parameter for m, name in piece.names.items() if m in self.wanted and name in tensors
+                }
+                for same in self.same_inputs(piece) if self.missing(piece) else ():
+                    missing = [member for member in same.layers if piece.names[member] not in tensors]
+                    if not missing:
+                        continue
+                    sums = self.added(
+                        self.sums(piece, same, tensors, (ranges[k] for k in part))
+                        for part in self.cuts.sum_parts(len(ranges), missing[0].num_columns)
+                    )
+                    if not sums.num_rows:
+                        continue
+                    fitted = self.method.fit(sums, self.variants.quantizer, self.strength)
+                    del sums
+                    for member, codes in self.rounded(missing, fitted):
+                        self.stored.write(member, [(self.wanted[member], codes)], self.variants.quantizer)
+                        tensors[piece.names[member]] = self.decoded(member)
                         done.add(member.parameter)
-                self._round(piece, tensors, wanted, done)
-                for member, name in piece.names.items():
-                    if name not in tensors:  # not given anything here
-                        tensors[name] = variants.rounded(member, formats[member])
-                for i in range(len(self.batches)):
-                    piece.advance(i, piece.quantized(i, tensors))
+                        on_weight(len(done), len(self.wanted))
+                if piece is not pieces[-1]:
+                    self.advance(piece, tensors, range(len(self.batches)))
         return frozenset(done)
 
-    def _round(
-        self, piece: ModelPiece, tensors: Tensors, wanted: Mapping[Member, str], done: set[str]
-    ) -> None:
-        """Round what the piece has not; adds to its tensors and to what is done."""
-        model = self.variants.model
-        layers = {m: holder_of(model, m) for m, name in piece.names.items() if name not in tensors}
-        if not layers:
-            return
-        for same in inputs_in_order(partial(piece.quantized, 0, tensors), layers):
-            sums = self._sums(piece, same, tensors)
-            for member in same.layers if sums.num_rows else ():
-                weight_MK = as_matrix(model.get_parameter(member.parameter), member)
-                format, quantizer = FORMATS[wanted[member]], self.variants.quantizer
-                codes = self.method.round(weight_MK, sums, format, quantizer, self.strength)
-                self.stored.write(member, [(format.name, codes)], quantizer)
-                tensors[piece.names[member]] = self._decoded(member, format.name)
-                done.add(member.parameter)
-                self.on_weight(len(done), len(wanted))
+    def missing(self, piece: ModelPiece) -> list[Member]:
+        """Weights of a piece that are to have codes and have none yet."""
+        return [m for m in piece.names if m in self.wanted and not self.stored.is_there(m)]
 
-    def _sums(self, piece: ModelPiece, same: SameInputs, tensors: Tensors) -> InputSums:
-        """Sums over the inputs that the layers are given by all batches."""
+    def tensors(self, piece: ModelPiece, known: Mapping[str, Tensor] | None = None) -> Tensors:
+        """What a piece's weights are by now, by their names there; those that are to be rounded yet are left out.
+
+        Args:
+            piece: In memory.
+            known: Those that were found before.
+        """
+        tensors = dict(known or {})
+        for member, name in piece.names.items():
+            if name not in tensors and (member not in self.wanted or self.stored.is_there(member)):
+                tensors[name] = self.decoded(member) if member in self.wanted else self._planned(member)
+        return tensors
+
+    def same_inputs(self, piece: ModelPiece) -> list[SameInputs]:
+        """The layers of a piece that are rounded, by what they are given, in the order in which they run."""
+        layers = {m: holder_of(self.variants.model, m) for m in piece.names if m in self.wanted}
+        fixed = {name: self._planned(m) for m, name in piece.names.items() if m not in self.wanted}
+        return inputs_in_order(partial(piece.quantized, 0, fixed), layers) if layers else []
+
+    def sums(
+        self, piece: ModelPiece, same: SameInputs, tensors: Tensors, ranges: Iterable[range]
+    ) -> InputSums:
+        """Sums over the inputs that layers are given by some batches.
+
+        Args:
+            piece: Theirs, in memory.
+            same: The layers.
+            tensors: What the piece's weights are by now.
+            ranges: Of batches whose states are before the piece when each is asked for.
+        """
         member = next(iter(same.layers))
-        device = self.variants.model.get_parameter(member.parameter).device
         crossed = self.method.needs_original
-        sums = no_sums(member, device, crossed)
-        for i, batch in enumerate(self.batches):
-            masks = padding_masks(batch.inputs)
+        sums = no_sums(member, self.variants.model.get_parameter(member.parameter).device, crossed)
+        for i in chain.from_iterable(ranges):
+            masks = padding_masks(self.batches[i].inputs)
             found = rows_given(partial(piece.quantized, i, tensors), same, masks)
             original_NK: Tensor | None = None
             if crossed and found is not None:
@@ -127,15 +168,63 @@ class RoundingAgain:
                     original_NK = before[0] if before[1] == found[1] else None
             if found is not None:
                 sums.add(found[0], original_NK)
-        if sums.num_rows < member.num_columns:  # a correction would be fitted to them
-            sums.cross_KK = None
         return sums
 
-    def _decoded(self, member: Member, format_name: str) -> Tensor:
+    def added(self, parts: Iterable[InputSums]) -> InputSums:
+        """All sums over a layer's inputs, in their order."""
+        several = iter(parts)
+        total = next(several)
+        for part in several:
+            total.absorb(part)
+        if total.num_rows < len(total.hessian_KK):  # a correction would be fitted to them
+            total.cross_KK = None
+        return total
+
+    def rounded(
+        self, members: Sequence[Member], fitted: Fitted
+    ) -> Iterable[tuple[Member, tuple[Tensor, QParams]]]:
+        """Codes of whole weights that are given the same inputs, one weight after another."""
+        parts: dict[Member, list[tuple[Tensor, QParams]]] = {}
+        for rows in self.row_parts(members):
+            for each in rows:
+                parts.setdefault(each[0], []).append(self.rounded_rows(each, fitted))
+                own = parts[each[0]]
+                if each[1].stop == each[0].num_rows:
+                    del parts[each[0]]
+                    codes_MK = torch.cat([codes for codes, _ in own]) if len(own) > 1 else own[0][0]
+                    yield (
+                        each[0],
+                        (codes_MK, joined([qparams for _, qparams in own]) if len(own) > 1 else own[0][1]),
+                    )
+
+    def row_parts(self, members: Sequence[Member]) -> list[list[MemberRows]]:
+        """Rows that are rounded together, of weights that are given the same inputs."""
+        device = self.variants.model.get_parameter(members[0].parameter).device
+        return self.cuts.row_parts(members, device.type == "cpu")
+
+    def rounded_rows(self, rows: MemberRows, fitted: Fitted) -> tuple[Tensor, QParams]:
+        """Codes of some rows of a weight, which is in memory."""
+        member, part = rows
+        weight_RK = as_matrix(self.variants.model.get_parameter(member.parameter), member)[part]
+        format, quantizer = FORMATS[self.wanted[member]], self.variants.quantizer
+        return rounded_rows(weight_RK, fitted, format, quantizer, self.strength)
+
+    def advance(self, piece: ModelPiece, tensors: Tensors, batches: Iterable[int]) -> None:
+        """Move the states of some batches past a piece; what was given no inputs is rounded as the plan rounds it."""
+        unseen = {name: self._planned(m) for m, name in piece.names.items() if name not in tensors}
+        for i in batches:
+            piece.advance(i, piece.quantized(i, {**tensors, **unseen}))
+
+    def decoded(self, member: Member) -> Tensor:
+        """A weight that has codes here."""
         weight = self.variants.model.get_parameter(member.parameter)
-        codes_MK, qparams = self.stored.read(member, format_name, weight)
-        matrix_MK = decode(codes_MK, qparams, FORMATS[format_name], self.variants.quantizer)
+        name = self.formats[member]
+        codes_MK, qparams = self.stored.read(member, name, weight)
+        matrix_MK = decode(codes_MK, qparams, FORMATS[name], self.variants.quantizer)
         return from_matrix(matrix_MK, member, weight)
+
+    def _planned(self, member: Member) -> Tensor:
+        return self.variants.rounded(member, self.formats[member])
 
 
 def is_rounded_again(format_name: str, quantizer: Quantizer) -> bool:

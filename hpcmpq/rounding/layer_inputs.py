@@ -39,6 +39,15 @@ class InputSums:
         elif self.cross_KK is not None:
             self.cross_KK += (original_NK.double() - quantized_NK).T @ quantized_NK
 
+    def absorb(self, other: "InputSums") -> None:
+        """Add those of other inputs, with cross terms if both have them."""
+        self.hessian_KK += other.hessian_KK
+        self.num_rows += other.num_rows
+        if other.cross_KK is None:
+            self.cross_KK = None
+        elif self.cross_KK is not None:
+            self.cross_KK += other.cross_KK
+
     def __add__(self, other: "InputSums") -> "InputSums":
         """Of the inputs of both, without cross terms."""
         return InputSums(self.hessian_KK + other.hessian_KK, None, self.num_rows + other.num_rows)

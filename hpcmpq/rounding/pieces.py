@@ -36,7 +36,7 @@ class ModelPiece:
         original: Runs batch i of the original up to the end of the piece.
         quantized: The same of the quantized model, with {name: value} of the piece's weights; with none it is the
             original, if all pieces before were.
-        advance: Called for every batch in order with what `quantized` gave in the end: states move past the piece.
+        advance: Called for batches with what `quantized` gave in the end: their states move past the piece.
         resident: Makes contexts in which the piece's weights are in memory.
         num_positions: Of batch i, or None where it is not known: rows that a layer is given which sees all of them.
     """
@@ -66,15 +66,36 @@ class ModelStates:
     tracked: bool
     rounding: Callable[[], AbstractContextManager[None]] = nullcontext
     streamed: Streamed | None = None
-    _original: list[Tensor] = field(default_factory=list)
-    _quantized: list[Tensor] = field(default_factory=list)
+    _original: dict[int, Tensor] = field(default_factory=dict)
+    _quantized: dict[int, Tensor] = field(default_factory=dict)
     _calls: WaitingCalls = field(default_factory=WaitingCalls)
+    _chain: Chain | None = None
 
     def restart(self) -> None:
         """Back before the first piece."""
         self._original.clear()
         self._quantized.clear()
         self._calls.clear()
+
+    def let_go(self) -> None:
+        """Let go of all states; what blocks are given beside them stays."""
+        self._original.clear()
+        self._quantized.clear()
+
+    def of(self, i: int) -> dict[str, Tensor]:
+        """The states of batch i: `quantized`, and `original` where they are tracked."""
+        original = {"original": self._original[i]} if self.tracked else {}
+        return {"quantized": self._quantized[i], **original}
+
+    def given(self, i: int, states: Mapping[str, Tensor]) -> None:
+        """Have the states of batch i from another walk (`of`) before a piece of `pieces`."""
+        assert self._chain is not None
+        if i not in self._calls:
+            with torch.no_grad():
+                self._calls.keep(i, self._chain.enter(self.batches[i].inputs)[1])
+        self._quantized[i] = states["quantized"]
+        if self.tracked:
+            self._original[i] = states["original"]
 
     def pieces(self, groups: Sequence[Group]) -> list[ModelPiece]:
         """The pieces, to be run one after the other: all batches advance past one before the next runs.
@@ -85,7 +106,7 @@ class ModelStates:
             UserError: If it is streamed and no chain.
         """
         chain = find_chain(self.model, self.batches[0][:2].inputs, groups)
-        chain = streamed_chain(chain, self.streamed)
+        chain = self._chain = streamed_chain(chain, self.streamed)
         if chain is None:
             return [self._whole(groups)]
         places = places_of_groups(chain, self.model, groups)
@@ -112,15 +133,15 @@ class ModelStates:
 
         def advance(i: int, output: tuple[Tensor, tuple[Call, ...]]) -> None:
             hidden, calls = run(i)
-            self._calls.append(calls)
+            self._calls.keep(i, calls)
             if self.tracked:
-                self._original.append(hidden.cpu())
-            self._quantized.append(output[0].cpu())
+                self._original[i] = hidden.cpu()
+            self._quantized[i] = output[0].cpu()
 
         return ModelPiece(names, run, run, advance, nullcontext, lambda _: None)
 
     def _block(self, chain: Chain, k: int, names: Names) -> ModelPiece:
-        def run(i: int, states: list[Tensor], tensors: Tensors | None) -> Tensor:
+        def run(i: int, states: dict[int, Tensor], tensors: Tensors | None) -> Tensor:
             device = next(iter(self.batches[i].inputs.values())).device
             return chain.run(k, states[i].to(device), self._calls.call(i, k), tensors)
 
@@ -142,7 +163,7 @@ class ModelStates:
         return ModelPiece(names, original, quantized, advance, partial(chain.resident, k), num_positions)
 
     def _after(self, chain: Chain, names: Names) -> ModelPiece:
-        def leaving(i: int, states: list[Tensor]) -> Callable[[], Tensor]:
+        def leaving(i: int, states: dict[int, Tensor]) -> Callable[[], Tensor]:
             inputs = self.batches[i].inputs
             return partial(chain.leave, inputs, states[i].to(next(iter(inputs.values())).device))
 

@@ -14,38 +14,58 @@ import numpy as np
 
 from hpcmpq.calibrate.mended import check_plan_mended
 from hpcmpq.errors import UserError
+from hpcmpq.executors import Executor
 from hpcmpq.models.data.kept_samples import planned_splits
+from hpcmpq.models.data.samples import Splits
 from hpcmpq.models.load import pick_device
-from hpcmpq.plan import content_hash
+from hpcmpq.plan import Plan, content_hash
 from hpcmpq.quantized.losses import Comparison
-from hpcmpq.quantized.solved import codes_called, open_as_planned
-from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes
+from hpcmpq.quantized.solved import open_as_planned
 from hpcmpq.refine.descent import check_held_out, is_better
 from hpcmpq.refine.portfolio import mean_and_stderr, paired
 from hpcmpq.rounding import BEST, find_rounding_method
 from hpcmpq.rounding.again import RoundingAgain
-from hpcmpq.store.json_files import write_artefact
+from hpcmpq.rounding.again_units import NOTHING_TO_ROUND, measured_in_units
+from hpcmpq.rounding.attempt import RoundingAttempt, fitted_on
+from hpcmpq.rounding.cuts import Cuts
+from hpcmpq.rounding.taking import Overtaken
+from hpcmpq.store.json_files import placed_artefact, read_json, write_artefact
 from hpcmpq.store.measured_losses import kept_codes, with_kept_loss, without_losses
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
 
+CUTS = Cuts()
+"""How the work is cut."""
+
+Made = tuple[frozenset[str], np.ndarray, np.ndarray]
+"""Names of the weights that have codes, and the losses on held-out samples before and after, float64 [N] each."""
+
 
 def reround(
-    run: RunDir, method: str | None, strength: float | None, on_weight: Callable[[int, int], None]
+    run: RunDir,
+    method: str | None,
+    strength: float | None,
+    on_weight: Callable[[int, int], None],
+    executor: Executor | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> dict[str, Any]:
     """Round the weights of `solution.json` again, and keep it where it is better; returns the solution's new values.
 
-    Interrupted, the same call goes on with the weights that are left.
+    Interrupted, the same call goes on with the weights that are left. Codes and losses are the same bits for any number
+    of workers; this process alone makes them too, with one thread.
 
     Args:
         run: A solved run directory.
         method: A name in `hpcmpq.rounding.METHODS`, or None for the config's.
         strength: Of the method, from 0 to 1; None for the config's, or the method's own.
         on_weight: Called with the weights done and of all.
+        executor: Where steps run in work units; None for this process alone.
+        part: (i, n): of n processes that share the run directory this is number i.
 
     Raises:
         UserError: If nothing is solved yet, there are no held-out samples, or nothing can be rounded again.
+        IncompleteCalibration: If a unit failed for good; all others are on disk.
     """
     plan = read_plan(run)
     config = plan.config
@@ -56,55 +76,118 @@ def reround(
     strength = next(given for given in (strength, planned, chosen.strength) if given is not None)
     splits = planned_splits(plan)
     check_held_out(len(splits.held_out), "reround")
-    samples = splits.calibration if splits.rounding is None else splits.rounding
+    samples = fitted_on(splits).digest()
     assignment = dict(solution["assignment"])
-    attempt = content_hash(
-        [plan.fingerprint, assignment, name, strength, samples.digest(), config.calibration.samples_per_pass]
-    )[:16]
-    own = codes_called(run, attempt, name, strength)
-    variants = open_as_planned(run, plan)
-    device = pick_device(config.model.device)
-    check_plan_mended(plan, variants.model, samples[:2].to(device).inputs, str(run.path))
-    start = time.monotonic()
-    again = RoundingAgain(
-        replace(variants, solved=None),
-        assignment,
-        list(samples.to(device).passes(config.calibration.samples_per_pass)),
-        chosen,
-        strength,
-        own,
-        on_weight,
+    facts = [plan.fingerprint, assignment, name, strength, samples, config.calibration.samples_per_pass]
+    codes, before = content_hash(facts)[:16], kept_codes(solution)
+    attempt = RoundingAttempt(
+        codes, name, strength, assignment, samples, None if before is None else solution["reround"], CUTS
     )
-    if not again.wanted:
-        raise UserError(
-            "no weight of the solution can be rounded again: it takes linear layers in integer formats and types of "
-            "llama.cpp"
-        )
-    repaired = attempt == kept_codes(solution)
-    if repaired and all(own.has(m) for m in again.wanted if m.parameter in solution["reround"]["parameters"]):
+    if codes == before and _are_whole(run, plan, attempt):
         return solution
-    parameters = again.run()
-    if repaired:
+    start, outcome = time.monotonic(), _Outcome(run, codes)
+    if part[1] > 1 and outcome.is_there():
+        return outcome.applied(solution)
+    try:
+        if executor is None:
+            parameters, before_N, after_N = _made_here(run, plan, attempt, splits, on_weight, codes == before)
+        else:
+            parameters, before_N, after_N = measured_in_units(
+                run, plan, attempt, splits, executor, on_weight, outcome.is_there, part, codes == before
+            )
+    except (Overtaken, UserError):
+        if part[1] > 1 and outcome.is_there():
+            return outcome.applied(solution)
+        raise
+    if codes == before:
         return solution
-    solved = SolutionCodes(assignment, own, parameters, StoredCodes(run, plan.fingerprint))
-    comparison = Comparison(
-        variants, splits.held_out.to(device), (config.objective,), config.calibration.samples_per_pass
-    )
-    before_N = _losses(comparison, assignment)
-    after_N = _losses(replace(comparison, variants=replace(variants, solved=solved)), assignment)
-    solution["reround"] = _with_attempt(
+    found = _with_attempt(
         solution.get("reround") or {},
         content_hash(assignment),
-        {"codes": attempt, "parameters": sorted(parameters), "method": name, "strength": strength},
+        {"codes": codes, "parameters": sorted(parameters), "method": name, "strength": strength},
         before_N,
         after_N,
         time.monotonic() - start,
     )
-    if solution["reround"]["history"][-1]["kept"]:
-        solution = with_kept_loss(without_losses(solution, "evaluated"))
+    solution = outcome.placed(solution, found) if part[1] > 1 else _with(solution, found)
     write_artefact(run.solution_path, solution)
+    shutil.rmtree(run.file("reround/shards" if part[1] > 1 else "reround"), ignore_errors=True)
     _remove_others(run, kept_codes(solution))
     return solution
+
+
+def _made_here(
+    run: RunDir,
+    plan: Plan,
+    attempt: RoundingAttempt,
+    splits: Splits,
+    on_weight: Callable[[int, int], None],
+    repairs: bool,
+) -> Made:
+    """All by this process; without losses where damaged codes are made anew."""
+    config, variants, samples = plan.config, open_as_planned(run, plan), fitted_on(splits)
+    device = pick_device(config.model.device)
+    check_plan_mended(plan, variants.model, samples[:2].to(device).inputs, str(run.path))
+    again = RoundingAgain(
+        replace(variants, solved=None),
+        attempt.assignment,
+        list(samples.to(device).passes(config.calibration.samples_per_pass)),
+        find_rounding_method(attempt.method),
+        attempt.strength,
+        attempt.stored(run),
+        attempt.cuts,
+    )
+    if not again.wanted:
+        raise UserError(NOTHING_TO_ROUND)
+    attempt.remove_damaged(run, again.wanted)
+    parameters = again.run(on_weight)
+    if repairs:
+        return parameters, np.empty(0), np.empty(0)
+    comparison = Comparison(
+        variants, splits.held_out.to(device), (config.objective,), config.calibration.samples_per_pass
+    )
+    after = replace(variants, solved=attempt.weights(run, plan, "after"))
+    before_N, after_N = (
+        each.measure([dict(attempt.assignment)])[0].values[config.objective]
+        for each in (comparison, replace(comparison, variants=after))
+    )
+    return parameters, before_N, after_N
+
+
+def _are_whole(run: RunDir, plan: Plan, attempt: RoundingAttempt) -> bool:
+    """Whether the codes that the solution has already are there and undamaged."""
+    assert attempt.before is not None
+    stored, names = attempt.stored(run), set(attempt.before["parameters"])
+    return all(stored.has(m) for g in plan.space.groups for m in g.members if m.parameter in names)
+
+
+class _Outcome:
+    """What came of an attempt that several processes share: the first that ends it says it, and others agree."""
+
+    def __init__(self, run: RunDir, codes: str) -> None:
+        self._run, self._path = run, run.file(f"reround/{codes}-outcome.json")
+
+    def is_there(self) -> bool:
+        """Whether a process has ended it."""
+        return self._path.exists()
+
+    def placed(self, solution: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+        """The solution after it: this process's outcome, or that of one that was first."""
+        values = {"reround": found, "of": content_hash(solution.get("reround"))}
+        placed_artefact(self._path, values, self._run.command)
+        return self.applied(solution)
+
+    def applied(self, solution: dict[str, Any]) -> dict[str, Any]:
+        """The solution after it; one that has gone on since stays as it is."""
+        values = read_json(self._path, self._run.command)
+        is_before = values["of"] == content_hash(solution.get("reround"))
+        return _with(solution, dict(values["reround"])) if is_before else solution
+
+
+def _with(solution: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """The solution with another value of `reround`, whose last attempt is new."""
+    solution = {**solution, "reround": found}
+    return with_kept_loss(without_losses(solution, "evaluated")) if found["history"][-1]["kept"] else solution
 
 
 def _with_attempt(
@@ -138,14 +221,8 @@ def _with_attempt(
     return {"codes": None, **(made if kept else found), "assignment": assignment, "history": history}
 
 
-def _losses(comparison: Comparison, assignment: dict[str, str]) -> np.ndarray:
-    [measured] = comparison.measure([assignment])
-    [values_N] = measured.values.values()
-    return values_N
-
-
 def _remove_others(run: RunDir, kept: str | None) -> None:
     """Remove the codes of attempts that were not kept, and of other solutions."""
     for directory in (run.path / "rerounded").iterdir():
         if directory.name != kept and directory.is_dir():
-            shutil.rmtree(directory)
+            shutil.rmtree(directory, ignore_errors=True)

@@ -28,12 +28,15 @@ class _Waiting:
 
 @dataclass
 class WaitingCalls:
-    """The calls of every block for every batch."""
+    """The calls of every block for batches."""
 
-    _batches: list[tuple[Call, ...]] = field(default_factory=list)
+    _batches: dict[int, tuple[Call, ...]] = field(default_factory=dict)
     _last: list[_Waiting] = field(default_factory=list)
 
-    def append(self, calls: tuple[Call, ...]) -> None:
+    def __contains__(self, batch: int) -> bool:
+        return batch in self._batches
+
+    def keep(self, batch: int, calls: tuple[Call, ...]) -> None:
         """Keep a batch's."""
         before, known = self._last, dict[int, _Waiting]()
 
@@ -44,7 +47,7 @@ class WaitingCalls:
                 known[id(tensor)] = next(alike, None) or _Waiting(on_host, tensor.device)
             return known[id(tensor)]
 
-        self._batches.append(tuple(_each(call, Tensor, wait) for call in calls))
+        self._batches[batch] = tuple(_each(call, Tensor, wait) for call in calls)
         self._last = list(known.values())
 
     def call(self, batch: int, block: int) -> Call:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hpcmpq.store.whole_files import remove_abandoned
 
-MEASURING = ("calibrate", "round", "screen", "refine", "evaluate")
+MEASURING = ("calibrate", "round", "screen", "refine", "reround", "evaluate")
 """All whose work units are run and whose attempts are kept, see `RunDir.measuring`."""
 
 
@@ -123,6 +123,7 @@ def remove_leftovers(run: RunDir) -> None:
         "pbs",
         "refine",
         "report",
+        "reround",
         "rounded",
         "screen",
         "slurm",

@@ -59,7 +59,7 @@ GOOD = {
     "reduce": "reduce RUN",
     "solve": "solve RUN --budget weight_bits=9",
     "refine": "refine RUN --workers 1",
-    "reround": "reround RUN",
+    "reround": "reround RUN --workers 1",
     "frontier": "frontier RUN --from 4 --to 8 --step 2",
     "time": "time RUN",
     "export": "export RUN",

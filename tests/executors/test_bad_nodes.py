@@ -15,7 +15,7 @@ from hpcmpq.executors.backlog import Backlog
 from hpcmpq.executors.in_process import InProcess
 from hpcmpq.executors.mpi_pool import MpiPool
 from hpcmpq.executors.ray_demand import Demand
-from hpcmpq.executors.ray_pool import _Actor, _Crew
+from hpcmpq.executors.ray_pool import RayPool, _Actor, _Crew
 from hpcmpq.executors.reply import Reply, device_failed
 from hpcmpq.plan import NODE_ATTEMPTS, Plan, WorkUnit
 from hpcmpq.store.attempts import recording
@@ -181,6 +181,25 @@ def test_ray_actors_rest_while_only_another_nodes_units_wait():
     del crew.actors["elsewhere"]
     crew.go_on(second, alive=True)
     assert second.unit == UNIT
+
+
+def test_ray_actors_that_are_kept_get_the_units_of_the_next_run(monkeypatch: pytest.MonkeyPatch):
+    ended: list[str] = []
+    monkeypatch.setattr("hpcmpq.executors.ray_pool._kill", lambda actor: ended.append(actor.node))
+    pool = RayPool(2, Demand())
+    idle = _Actor(Handle(), node="a")
+    _Crew(b"", Backlog([]), 2, Demand(), pool._kept).go_on(idle, alive=True)
+    crew = _Crew(b"", Backlog([UNIT]), 2, Demand(), pool._kept)
+    crew.next_look_s = float("inf")  # no look at a cluster
+    crew.grow()
+    assert idle.unit == UNIT and list(crew.actors.values()) == [idle] and not pool._kept and not ended
+    crew.go_on(idle, alive=True)
+    assert idle.unit is None and pool._kept == [idle] and not crew.backlog
+    assert list(pool.run(_no_worker, [], keep=True)) == [] and ended == ["a"]  # for another recipe
+
+
+def _no_worker() -> Worker:
+    raise AssertionError("no unit was given")
 
 
 def test_no_ray_actor_rests_for_one_that_waits_for_room():

@@ -24,12 +24,14 @@ from hpcmpq.quantized.variants import open_variants
 from hpcmpq.quantizers import choose_qparams, decode
 from hpcmpq.rounding import METHODS
 from hpcmpq.rounding import stage as reround_stage
+from hpcmpq.rounding.cuts import Cuts
 from hpcmpq.rounding.stage import reround
 from hpcmpq.space import Member
 from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
 from tests.export.planned import llama, plan_run, solve_by_turns
 from tests.quantizers.test_gptq import by_definition
+from tests.rounding.reround_runs import SMALL
 
 pytestmark = pytest.mark.slow
 
@@ -77,15 +79,18 @@ def inputs_of(model: nn.Module, member: Member, plan: Plan) -> Tensor:
     return torch.cat(seen)
 
 
+@pytest.mark.parametrize("cuts", [Cuts(), SMALL], ids=["whole", "cut"])
 @pytest.mark.parametrize("method", METHODS)
 @torch.no_grad()
 def test_codes_are_those_of_the_definition_with_the_rounded_models_own_inputs(
-    method, run, planned, monkeypatch
+    method, cuts, run, planned, monkeypatch
 ):
     """Layers of either block, with inputs that a pass of the whole model gives under the finished codes.
 
-    Of `qep` the weight is the solution of a regression first; `gptaq` is compared without its correction.
+    Of `qep` the weight is the solution of a regression first; `gptaq` is compared without its correction. Sums of all
+    samples and rows at once are those of ranges and parts.
     """
+    monkeypatch.setattr(reround_stage, "CUTS", cuts)
     monkeypatch.setattr(reround_stage, "is_better", lambda *_: True)
     plan, strength = planned[1], {"gptq": 0.0, "gptaq": 0.0, "qep": 1.0}[method]
     assignment = reround(run, method, strength, unseen)["assignment"]

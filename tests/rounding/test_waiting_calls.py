@@ -34,7 +34,7 @@ def test_batches_share_what_has_the_same_values(padded):
     entered = [chain.enter(batch.inputs) for batch in batches]
     waiting = WaitingCalls()
     for _, calls in entered:
-        waiting.append(calls)
+        waiting.keep(len(waiting._batches), calls)
     kept = [[waiting.call(i, k) for k in range(len(chain.blocks))] for i in range(3)]
     one, all_kept = tensors_of([entered[0][1]]), tensors_of(kept)
     masks = [tensor for tensor in one if padded and tensor.ndim == 4]

@@ -185,14 +185,15 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path):
         parse_settings([f"env={tmp_path / 'mine.sh'}"], "mpi")
 
 
-def test_refinement_is_shared_out_over_an_array_where_one_is_named(tmp_path: Path):
-    settings = parse_settings(["refine.array=8%2", "refine.mem=4G"], "mpi")
-    jobs = {job.name: job for job in make_jobs(RunDir(tmp_path), "mpi", settings, refine=True)}
-    assert jobs["refine"].script == "calibrate_array.sbatch"
-    assert jobs["refine"].arguments == (str(tmp_path), "refine")
-    assert jobs["refine"].options == {"array": "0-7%2", "mem": "4G"}
-    assert all("array" not in job.options for name, job in jobs.items() if name != "refine")
-    with pytest.raises(UserError, match="only calibrate and refine are shared out over a job array"):
+@pytest.mark.parametrize("stage", ["refine", "reround"])
+def test_what_measures_is_shared_out_over_an_array_where_one_is_named(stage: str, tmp_path: Path):
+    settings = parse_settings([f"{stage}.array=8%2", f"{stage}.mem=4G"], "mpi")
+    jobs = {j.name: j for j in make_jobs(RunDir(tmp_path), "mpi", settings, refine=True, reround=True)}
+    assert jobs[stage].script == "calibrate_array.sbatch"
+    assert jobs[stage].arguments == (str(tmp_path), stage)
+    assert jobs[stage].options == {"array": "0-7%2", "mem": "4G"}
+    assert all("array" not in job.options for name, job in jobs.items() if name != stage)
+    with pytest.raises(UserError, match="only calibrate, refine and reround are shared out over a job array"):
         parse_settings(["finish.array=8"], "array")
 
 

@@ -1,0 +1,143 @@
+"""An attempt to round again that several workers share: what they find of it, by the names of their units.
+
+Its units have shards in RUN/reround/shards/, each named NAME-STEP after the attempt and its step:
+
+    outline                     the weights that are rounded, and the pieces that they are in
+    PIECE-order                 the layers of a piece by what they are given, in the order in which they run
+    PIECE-LAYERS-sums-RANGES    sums over what layers are given by some samples
+    PIECE-LAYERS-fit            what all rows of these layers are rounded by, where they are many
+    PIECE-LAYERS-rows-PART      codes of some rows
+    PIECE-states-RANGE          the states of some samples behind a piece
+    losses-WHICH-START-STOP     losses of held-out samples, `before` or `after`
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from hpcmpq.errors import CorruptShard
+from hpcmpq.models.data.samples import Samples, Splits
+from hpcmpq.plan import Plan, WorkUnit, content_hash
+from hpcmpq.quantized.solved import codes_called, solution_codes
+from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes
+from hpcmpq.rounding.cuts import Cuts
+from hpcmpq.space import Member
+from hpcmpq.store.json_files import read_json, write_artefact
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.shards import Shard, read_shard_of, write_shard
+
+
+@dataclass(frozen=True)
+class RoundingAttempt:
+    """What is tried.
+
+    Attributes:
+        codes: Name of the codes that are made, see `hpcmpq.quantized.solved.codes_called`.
+        method: A name in `hpcmpq.rounding.METHODS`.
+        strength: Of the method.
+        assignment: {group: format} of all groups.
+        samples: Digest of those that it is fitted on.
+        before: `reround` of the solution whose weights the new ones are compared with, or None: the plan's.
+        cuts: How the work is cut.
+    """
+
+    codes: str
+    method: str
+    strength: float
+    assignment: Mapping[str, str]
+    samples: str
+    before: Mapping[str, Any] | None
+    cuts: Cuts
+
+    @property
+    def name(self) -> str:
+        """What its units are named after."""
+        return content_hash([self.codes, self.before and self.before["codes"], asdict(self.cuts)])[:16]
+
+    def stored(self, run: RunDir) -> StoredCodes:
+        """The codes that are made."""
+        return codes_called(run, self.codes, self.method, self.strength)
+
+    def remove_damaged(self, run: RunDir, members: Iterable[Member]) -> None:
+        """Remove codes that are not what was written, of an attempt that was interrupted."""
+        stored = self.stored(run)
+        for member in members:
+            if stored.is_there(member) and not stored.has(member):
+                stored.remove(member)
+
+    def weights(self, run: RunDir, plan: Plan, which: str) -> SolutionCodes | None:
+        """The codes of the solution's weights, `before` or `after`."""
+        if which == "before":
+            return solution_codes(run, plan, {"assignment": self.assignment, "reround": self.before})
+        stored = self.stored(run)
+        made = [m.parameter for g in plan.space.groups for m in g.members if stored.is_there(m)]
+        return SolutionCodes(self.assignment, stored, frozenset(made), StoredCodes(run, plan.fingerprint))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The shards of an attempt.
+
+    Attributes:
+        run: Measuring ``reround``.
+        plan: The run's.
+        name: Of the attempt.
+    """
+
+    run: RunDir
+    plan: Plan
+    name: str
+
+    def unit(self, step: str, start: int = 0, stop: int = 1) -> WorkUnit:
+        """The unit of a step; the numbers are for people, such as samples."""
+        return WorkUnit(f"{self.name}-{step}", 0, len(self.plan.space.groups), start, stop)
+
+    def plan_of(self, units: Iterable[WorkUnit]) -> Plan:
+        """The plan of some units."""
+        return replace(self.plan, units=tuple(units), fingerprint=self.name, rounds=())
+
+    def is_there(self, step: str) -> bool:
+        """Whether a step is done; nothing is read."""
+        return self.run.shard_path(f"{self.name}-{step}").exists()
+
+    def read(self, step: str) -> Shard:
+        """What it made; it is removed if it is damaged, so that the same command makes it anew.
+
+        Raises:
+            CorruptShard: If it is, or is gone.
+        """
+        try:
+            return read_shard_of(self.plan_of(()), self.run, self.unit(step))
+        except CorruptShard:
+            self.remove([step])
+            raise
+
+    def write(self, step: str, arrays: dict[str, Any], num_samples: int = 0, number: int = 0) -> None:
+        """Keep what it made."""
+        write_shard(self.run, Shard("reround", f"{self.name}-{step}", self.name, num_samples, number, arrays))
+
+    def remove(self, steps: Iterable[str]) -> None:
+        """Remove what steps made that nobody needs any more."""
+        for step in steps:
+            self.run.shard_path(f"{self.name}-{step}").unlink(missing_ok=True)
+
+    def reached(self) -> set[str]:
+        """The steps that are done."""
+        names = (path.stem.partition("-") for path in self.run.shards_path.glob(f"{self.name}-*.h5"))
+        return {step for _, _, step in names}
+
+
+def keep_attempt(run: RunDir, attempt: RoundingAttempt) -> None:
+    """Write what workers find by the names of their units."""
+    write_artefact(run.file(f"reround/{attempt.name}.json"), asdict(attempt))
+
+
+def attempt_called(run: RunDir, name: str) -> RoundingAttempt:
+    """The attempt that units are named after."""
+    values = dict(read_json(run.file(f"reround/{name}.json"), f"hpcmpq reround {run.path}"))
+    return RoundingAttempt(**{**values, "cuts": Cuts(**values["cuts"])})
+
+
+def fitted_on(splits: Splits) -> Samples:
+    """The samples that rounding again is fitted on."""
+    return splits.calibration if splits.rounding is None else splits.rounding

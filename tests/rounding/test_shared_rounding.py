@@ -1,0 +1,232 @@
+"""Rounding again by several workers: the bits of one process, wherever steps run and whoever dies meanwhile."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hpcmpq.errors import UserError
+from hpcmpq.executors.in_process import InProcess
+from hpcmpq.quantized.applied import quantized_model
+from hpcmpq.rounding import METHODS, pieces, taking
+from hpcmpq.rounding import stage as reround_stage
+from hpcmpq.rounding.cuts import Cuts
+from hpcmpq.rounding.stage import reround
+from hpcmpq.space import Member
+from hpcmpq.store.json_files import read_json
+from hpcmpq.store.run_dir import RunDir
+from tests.executors.background import Background, wait_until
+from tests.executors.launch import MARKS, command_line
+from tests.executors.launch import run as run_command
+from tests.export.planned import llama, plan_run, solve_by_turns
+from tests.rounding.reround_runs import SMALL
+from tests.rounding.test_reround import NAMES, stream, unseen
+
+pytestmark = pytest.mark.slow
+
+MODULE = "tests.rounding.reround_runs"
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    run, plan = plan_run(
+        tmp_path_factory.mktemp("shared"), llama(), torch.float32, formats=NAMES,
+        quantizer={"rounding": "gptq", "group_size": 64},
+    )  # fmt: skip
+    solve_by_turns(run, plan)
+    return run
+
+
+@pytest.fixture(autouse=True)
+def small_cuts_all_kept(monkeypatch):
+    """In this process, whose losses decide; `SMALL` goes to workers with the attempt."""
+    monkeypatch.setattr(reround_stage, "CUTS", SMALL)
+    monkeypatch.setattr(reround_stage, "is_better", lambda *_: True)
+
+
+def copy_of(planned: RunDir, path: Path) -> RunDir:
+    shutil.copytree(planned.path, path)
+    return RunDir(path)
+
+
+def result(run: RunDir) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """{file: bytes} of the codes, and what the solution says of the attempt, but for its time."""
+    found = read_json(run.solution_path, "")["reround"]
+    codes = {path.name: path.read_bytes() for path in (run.path / "rerounded" / found["codes"]).iterdir()}
+    assert len(codes) == 11
+    last = {name: value for name, value in found["history"][-1].items() if name != "seconds"}
+    return codes, {**found, "history": [*found["history"][:-1], last]}
+
+
+@pytest.fixture(scope="module")
+def expected(planned: RunDir, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """{method: result} of this process alone."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reround_stage, "CUTS", SMALL)
+        patch.setattr(reround_stage, "is_better", lambda *_: True)
+        for method in METHODS:
+            run = copy_of(planned, tmp_path_factory.mktemp(method) / "run")
+            reround(run, method, None, unseen)
+            found[method] = result(run)
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_units_make_the_bits_of_one_process(method, streamed, planned, expected, tmp_path):
+    run = copy_of(planned, tmp_path / "run")
+    if streamed:
+        stream(run)
+    seen: list[tuple[int, int]] = []
+    reround(run, method, None, lambda *done: seen.append(done), InProcess())
+    assert result(run) == expected[method]
+    assert seen[-1] == (11, 11) and not (run.path / "reround").exists()
+    reround(run, method, None, unseen, InProcess())  # all is there
+    assert result(run) == expected[method]
+
+
+WAYS = [
+    pytest.param("local", 1, id="one local process"),
+    pytest.param("local", 2, id="two local processes"),
+    pytest.param("mpi", 0, id="three MPI ranks", marks=MARKS["mpi"]),
+    pytest.param("ray", 0, id="two Ray nodes", marks=MARKS["ray"]),
+]
+
+
+@pytest.mark.parametrize(("executor", "num_workers"), WAYS)
+def test_same_bits_wherever_units_run(executor, num_workers, planned, expected, tmp_path, request):
+    if executor == "ray":
+        request.getfixturevalue("ray_cluster")
+    run = copy_of(planned, tmp_path / "run")
+    done = run_command(command_line(executor, MODULE, executor, num_workers, "0/1", run.path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert result(run) == expected["qep"]
+
+
+@pytest.mark.parametrize("all_of_them", [True, False])
+def test_killed_in_the_middle_and_resumed(all_of_them, planned, expected, tmp_path):
+    """Of all processes at once, and of a worker alone, whose unit another process does."""
+    run = copy_of(planned, tmp_path / "run")
+    command = command_line("local", MODULE, "local", 2, "0/1", run.path)
+    with Background(command) as background:
+        wait_until(lambda: len(list(run.path.glob("rerounded/*/*.h5"))) >= 3, "three weights are rounded")
+        doomed = background.descendants()
+        if not all_of_them:
+            others = {background.process.pid}
+            doomed = [number for number in doomed if number not in others and is_worker(number)][:1]
+        for number in doomed:
+            os.kill(number, signal.SIGKILL)
+        status, output = background.end()
+        assert status == (-signal.SIGKILL if all_of_them else 0), output
+    if all_of_them:
+        made = {path: path.stat().st_mtime_ns for path in run.path.glob("rerounded/*/*.h5")}
+        assert 3 <= len(made) < 11
+        reround(run, "qep", None, unseen, InProcess())
+        assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert result(run) == expected["qep"]
+
+
+def is_worker(number: int) -> bool:
+    """Whether a process is one that Python's multiprocessing started to work, not to clean up."""
+    return b"spawn_main" in Path(f"/proc/{number}/cmdline").read_bytes()
+
+
+def test_one_process_goes_on_where_workers_stopped_and_the_other_way_round(planned, expected, tmp_path):
+    def stop(done: int, total: int) -> None:
+        if done >= 5:
+            raise KeyboardInterrupt
+
+    for name, first, then in (("a", InProcess(), None), ("b", None, InProcess())):
+        run = copy_of(planned, tmp_path / name)
+        with pytest.raises(KeyboardInterrupt):
+            reround(run, "qep", None, stop, first)
+        made = {path: path.stat().st_mtime_ns for path in run.path.glob("rerounded/*/*.h5")}
+        assert 5 <= len(made) < 11
+        reround(run, "qep", None, unseen, then)
+        assert {path: path.stat().st_mtime_ns for path in made} == made
+        assert result(run) == expected["qep"]
+
+
+@pytest.mark.parametrize("kind", ["states", "order", "outline"])
+def test_a_damaged_shard_is_named_and_made_anew(kind, planned, expected, tmp_path):
+    run = copy_of(planned, tmp_path / "run")
+
+    def stop(done: int, total: int) -> None:
+        if done >= 5:
+            damaged = list(run.path.glob(f"reround/shards/*-{kind}*.h5"))
+            for path in damaged:
+                path.write_bytes(path.read_bytes()[:-100])
+            if damaged:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reround(run, "qep", None, stop, InProcess())
+
+    for _ in range(2 * SMALL.ranges):
+        try:
+            reround(run, "qep", None, unseen, InProcess())
+            break
+        except UserError as error:
+            assert f"run `hpcmpq reround {run.path}` again" in str(error)
+    assert result(run) == expected["qep"]
+
+
+def test_processes_that_share_the_run_directory_come_to_the_same_end(planned, expected, tmp_path):
+    run = copy_of(planned, tmp_path / "run")
+    commands = [command_line("local", MODULE, "local", 1, f"{index}/2", run.path) for index in range(2)]
+    with Background(commands[0]) as first, Background(commands[1]) as second:
+        for status, output in (first.end(), second.end()):
+            assert status == 0, output
+    assert result(run) == expected["qep"]
+    assert len(read_json(run.solution_path, "")["reround"]["history"]) == 1
+    assert not (run.path / "reround" / "shards").exists()
+
+
+def test_nobody_waits_for_a_process_that_never_comes(planned, expected, tmp_path, monkeypatch):
+    """And one that comes when all is over changes nothing."""
+    monkeypatch.setattr(taking, "LEAST_PATIENCE_S", 0.0)
+    monkeypatch.setattr(taking, "PATIENCE", 0.0)
+    run = copy_of(planned, tmp_path / "run")
+    reround(run, "qep", None, unseen, InProcess(), (1, 3))
+    assert result(run) == expected["qep"]
+    solution = run.solution_path.read_bytes()
+    reround(run, "qep", None, unseen, InProcess(), (0, 3))
+    assert run.solution_path.read_bytes() == solution
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chained", [True, False])
+def test_whole_models_and_states_in_bfloat16_are_shared_too(chained, dtype, tmp_path, monkeypatch):
+    if not chained:
+        monkeypatch.setattr(pieces, "find_chain", lambda *_: None)
+    name = str(dtype).removeprefix("torch.")
+    run, plan = plan_run(
+        tmp_path, llama(), formats=["int3", "int4"], reround={"method": "gptaq"},
+        model={"path": str(tmp_path / "model"), "dtype": name},
+    )  # fmt: skip
+    solve_by_turns(run, plan)
+    other = copy_of(run, tmp_path / "other")
+    results = [reround(run, None, None, unseen), reround(other, None, None, unseen, InProcess())]
+    for values in results:
+        values["reround"]["history"][0].pop("seconds")
+    assert results[0] == results[1] and results[0]["reround"]["history"][0]["num_weights"] == 14
+    one, two = (quantized_model(each, results[0]["assignment"]).state_dict() for each in (run, other))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_cuts_cover_all_and_do_not_depend_on_what_is_left():
+    members = [Member(f"m{k}", rows, 64, rows * 64) for k, rows in enumerate((100, 30, 40, 300))]
+    cuts = Cuts(row_work=64**2 * 128, fewest_rows=8)
+    parts = cuts.row_parts(members, on_cpu=True)
+    assert [sum(rows.stop - rows.start for _, rows in part) for part in parts] == [100, 70, 128, 128, 44]
+    for member in members:
+        own = [rows for part in parts for m, rows in part if m is member]
+        alone = [rows for part in cuts.row_parts([member], on_cpu=True) for _, rows in part]
+        assert own == alone and [r.start for r in own] == [0, *(r.stop for r in own[:-1])]
+        assert own[-1].stop == member.num_rows
+    assert [[m for m, _ in part] for part in cuts.row_parts(members, on_cpu=False)] == [[m] for m in members]
