@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hpcmpq.errors import UserError
-from hpcmpq.executors import MAX_ATTEMPTS, mpi_pool, reply
+from hpcmpq.executors import MAX_ATTEMPTS, Worker, mpi_pool, reply
 from hpcmpq.executors.backlog import Backlog
 from hpcmpq.executors.in_process import InProcess
 from hpcmpq.executors.mpi_pool import MpiPool
