@@ -99,7 +99,8 @@ def read_status(run: RunDir, verified: set[str] | None = None) -> Status:
     reduced = is_of_plan(run.quadratic_path, plan.fingerprint)
     rate, busy = throughput(recent), busy_workers(recent)
     stages = _stages(run, not missing, reduced, plan.config)
-    left = {"screen": not plan.rounds} | {stage.name: not stage.done for stage in stages}
+    # Rounding again may be asked for by hand, where the config does not name it.
+    left = {"screen": not plan.rounds, "reround": True} | {stage.name: not stage.done for stage in stages}
     return Status(
         stages=stages,
         num_units=len(plan.units),
