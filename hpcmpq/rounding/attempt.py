@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from hpcmpq.errors import CorruptShard
+from hpcmpq.errors import CorruptShard, DamagedFile
 from hpcmpq.models.data.samples import Samples, Splits
 from hpcmpq.plan import Plan, WorkUnit, content_hash
 from hpcmpq.quantized.solved import codes_called, solution_codes
@@ -133,9 +133,17 @@ def keep_attempt(run: RunDir, attempt: RoundingAttempt) -> None:
 
 
 def attempt_called(run: RunDir, name: str) -> RoundingAttempt:
-    """The attempt that units are named after."""
-    values = dict(read_json(run.file(f"reround/{name}.json"), f"hpcmpq reround {run.path}"))
-    return RoundingAttempt(**{**values, "cuts": Cuts(**values["cuts"])})
+    """The attempt that units are named after.
+
+    Raises:
+        DamagedFile: If its file is that of another one.
+    """
+    path, command = run.file(f"reround/{name}.json"), f"hpcmpq reround {run.path}"
+    values = dict(read_json(path, command))
+    found = RoundingAttempt(**{**values, "cuts": Cuts(**values["cuts"])})
+    if found.name != name:
+        raise DamagedFile(f"{path} is of another attempt; run `{command}` again to write it anew")
+    return found
 
 
 def fitted_on(splits: Splits) -> Samples:

@@ -7,13 +7,14 @@ has by then; look j may be lucky with a chance of `hpcmpq.refine.descent.LUCK` /
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hpcmpq.calibrate.mended import check_plan_mended
-from hpcmpq.errors import UserError
+from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.executors import Executor
 from hpcmpq.models.data.kept_samples import planned_splits
 from hpcmpq.models.data.samples import Splits
@@ -109,8 +110,11 @@ def reround(
         after_N,
         time.monotonic() - start,
     )
-    solution = outcome.placed(solution, found) if part[1] > 1 else _with(solution, found)
-    write_artefact(run.solution_path, solution)
+    if part[1] > 1:
+        solution = outcome.placed(solution, found)
+    else:
+        solution = _with(solution, found)
+        write_artefact(run.solution_path, solution)
     shutil.rmtree(run.file("reround/shards" if part[1] > 1 else "reround"), ignore_errors=True)
     _remove_others(run, kept_codes(solution))
     return solution
@@ -165,23 +169,30 @@ class _Outcome:
     """What came of an attempt that several processes share: the first that ends it says it, and others agree."""
 
     def __init__(self, run: RunDir, codes: str) -> None:
-        self._run, self._path = run, run.file(f"reround/{codes}-outcome.json")
+        self._run, self._path, self._codes = run, run.file(f"reround/{codes}-outcome.json"), codes
 
     def is_there(self) -> bool:
-        """Whether a process has ended it."""
-        return self._path.exists()
+        """Whether a process has ended it; a file that does not say so is removed."""
+        with suppress(DamagedFile):
+            if not self._path.exists() or read_json(self._path, self._run.command)["codes"] == self._codes:
+                return self._path.exists()
+        self._path.unlink(missing_ok=True)
+        return False
 
     def placed(self, solution: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
         """The solution after it: this process's outcome, or that of one that was first."""
-        values = {"reround": found, "of": content_hash(solution.get("reround"))}
+        values = {"codes": self._codes, "reround": found, "of": content_hash(solution.get("reround"))}
         placed_artefact(self._path, values, self._run.command)
         return self.applied(solution)
 
     def applied(self, solution: dict[str, Any]) -> dict[str, Any]:
-        """The solution after it; one that has gone on since stays as it is."""
+        """The solution after it, written; one that has gone on since stays as it is."""
         values = read_json(self._path, self._run.command)
         is_before = values["of"] == content_hash(solution.get("reround"))
-        return _with(solution, dict(values["reround"])) if is_before else solution
+        if is_before:
+            solution = _with(solution, dict(values["reround"]))
+            write_artefact(self._run.solution_path, solution)
+        return solution
 
 
 def _with(solution: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
