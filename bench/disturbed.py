@@ -1,10 +1,13 @@
 """One command of the package, and what happens to it: signals, full and distant disks, wrong clocks, damaged files.
 
-A command is a process that forks from this one, which has read all libraries, with workers that fork too.
+A command is a process that forks from this one, which has read all libraries, with workers that fork too. So do the
+processes that a launcher starts, see `bench.forked_for`; actors of Ray alone read libraries themselves.
 """
 
+import ctypes
 import fcntl
 import io
+import json
 import multiprocessing
 import os
 import random
@@ -17,14 +20,18 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 from bench.distant_files import see_late, skew_clock
-from bench.results import ROOT
+from bench.forked_for import stands_for_another
+from hpcmpq.executors import mpi_pool
 from hpcmpq.stopping import SIGNALS
 
 PATIENCE_S = 300.0
 _MARK = "HPCMPQ_FAULT_MARK"
-"""Environment variable of processes under a launcher."""
+"""Environment variable of processes under a launcher: the command's process group."""
+_FAULT = f"{_MARK}_FAULT"
+"""Environment variable of such processes: the fault's name, if there is one, and a seed."""
 ACTORS = f"{_MARK}_ACTORS"
 """Environment variable of a Ray whose actors belong to the command that runs."""
 
@@ -68,7 +75,7 @@ def run(
         fault: What happens to it.
         draw: Says when.
         undisturbed_s: How long it takes otherwise.
-        launcher: A command that starts Python, once or in several processes of its own.
+        launcher: A command that starts processes which `become` the command, in groups of its own or none.
         tasks: Processes that share the work as those of a job array, each with its `--part`.
     """
     begun = time.monotonic()
@@ -106,31 +113,48 @@ def _become(
     draw: random.Random,
     launcher: Sequence[str],
     tasks: int,
-) -> None:
+) -> NoReturn:
     """The rest of the life of a forked process."""
-    status = 1
     try:
         os.setpgid(0, 0)
         for number in (1, 2):
             os.dup2(writer, number)
         os.close(writer)
+        if not launcher:
+            _live(words, fault, draw, tasks)
+        names = [name for name, known in FAULTS.items() if known == fault]
+        told = {_MARK: str(os.getpid()), _FAULT: json.dumps([*names, draw.random()])}
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # until it is handled: Python's own handler prints tracebacks
+        os.execve(launcher[0], [*launcher, *words], {**os.environ, **told})
+    finally:
+        os._exit(1)
+
+
+def become(words: Sequence[str]) -> NoReturn:
+    """The life of a process that a launcher started, of the process group of its command."""
+    *names, seed = json.loads(os.environ[_FAULT])
+    with suppress(ProcessLookupError, PermissionError):  # the command was killed already
+        os.setpgid(0, int(os.environ[_MARK]))
+        _live(words, FAULTS[names[0]] if names else NONE, random.Random(seed), 1)
+    os._exit(1)
+
+
+def _live(words: Sequence[str], fault: Fault, draw: random.Random, tasks: int) -> NoReturn:
+    """The command, in this process."""
+    status = 1
+    try:
         sys.stdout, sys.stderr = map(_text, (1, 2))
-        sys.argv = ["hpcmpq", *words]
         forking = multiprocessing.get_context("fork")
         multiprocessing.get_context = lambda method=None: forking  # type: ignore[assignment]
-        if fault.inside is not None:
+        if fault.inside is not None and "PMI_FD" in os.environ:
+            _once_mpi_has_started(fault.inside, draw)
+        elif fault.inside is not None:
             fault.inside(draw)
         if tasks > 1:
             words = [*words, "--part", f"{_share_out(tasks)}/{tasks}"]
-            sys.argv = ["hpcmpq", *words]
-        if launcher:
-            environment = {
-                **os.environ,
-                _MARK: str(os.getpid()),
-                "PYTHONPATH": str(ROOT),
-                "OMP_NUM_THREADS": "1",
-            }
-            os.execve(launcher[0], [*launcher, "-m", "hpcmpq", *words], environment)
+        sys.argv = ["hpcmpq", *words]
         from hpcmpq.__main__ import main
 
         main()
@@ -142,7 +166,23 @@ def _become(
         with suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
+        mpi = sys.modules.get("mpi4py.MPI")
+        if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+            mpi.Finalize()
+            ctypes.CDLL(None).exit(status)  # MPICH leaves its launcher at exit
         os._exit(status)
+
+
+def _once_mpi_has_started(inside: Callable[[random.Random], None], draw: random.Random) -> None:
+    """Its shared memory is not the disk that is full."""
+    start = mpi_pool.started_mpi
+
+    def started_mpi() -> Any:
+        mpi = start()
+        inside(draw)
+        return mpi
+
+    mpi_pool.started_mpi = started_mpi
 
 
 def _share_out(tasks: int) -> int:
@@ -172,16 +212,19 @@ def _text(number: int) -> io.TextIOWrapper:
 def _members(group: int) -> list[int]:
     """Processes of a command, itself first: those of its group, and those that a launcher started in others.
 
-    The actors of a Ray that runs beside are among them.
+    The actors of a Ray that runs beside are among them; what only stands for a process of its group is not.
     """
     found, mark = [], f"{_MARK}={group}".encode()
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError, IndexError):
             fields = (path / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
             environment = (path / "environ").read_bytes()
-            is_actor = ACTORS.encode() in environment and _is_actor((path / "cmdline").read_bytes())
+            command, number = (path / "cmdline").read_bytes(), int(path.name)
+            if stands_for_another(command) and number != group:
+                continue
+            is_actor = ACTORS.encode() in environment and _is_actor(command)
             if fields[0] != "Z" and (int(fields[2]) == group or mark in environment or is_actor):
-                found.append(int(path.name))
+                found.append(number)
     return sorted(found, key=lambda number: number != group)
 
 
@@ -294,5 +337,3 @@ FAULTS = {
     "a file cut short": Fault(before=truncate),
 }
 """What can happen, by name."""
-FORKED = tuple(name for name, fault in FAULTS.items() if fault.inside not in (None, _full_disk))
-"""What happens inside a process, and is over where a launcher takes its place."""

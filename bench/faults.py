@@ -34,7 +34,8 @@ import h5py
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from bench.disturbed import ACTORS, FAULTS, FORKED, NONE, Ended, run
+from bench.disturbed import ACTORS, FAULTS, NONE, Ended, become, run
+from bench.forked_for import serving
 from bench.results import ROOT, table, without_keys, write_section
 
 STAGES = {
@@ -97,12 +98,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A run after each stage, in directories of their names, and how long each took, in order."""
+    """A run after each stage, in directories of their names, and how long each took, in order.
+
+    Work units of `calibrate` are run by the executor, whose processes a launcher starts if there is one.
+    """
 
     folder: Path
     config: Path
     seconds: Mapping[str, float]
     executor: str = "local"
+    launcher: tuple[str, ...] = ()
 
     def before(self, stage: str) -> Path:
         """The run as a stage finds it."""
@@ -114,25 +119,33 @@ class Undisturbed:
         command = EXECUTORS[self.executor] if shared else {**STAGES, **CHECKS}[stage]
         words = [{"CONFIG": str(self.config), "RUN": str(work)}.get(word, word) for word in command.split()]
         chosen = NONE if fault is None else FAULTS[fault]
-        launcher = launcher_of(self.executor) if shared else ()
+        launcher = self.launcher if shared else ()
         tasks = 2 if shared and self.executor == "array" else 1
         return run(words, chosen, draw, self.seconds.get(stage, 0.0), launcher, tasks)
 
 
-def launcher_of(executor: str) -> tuple[str, ...]:
-    """The command that starts Python for an executor; empty where a process forks from this one.
+@contextmanager
+def launcher_of(executor: str) -> Iterator[tuple[str, ...]]:
+    """The command that starts an executor's processes, which fork from this one; empty where there is none.
 
     Raises:
         SystemExit: If there is no mpiexec.
     """
+    _read_libraries()
     if executor in ("local", "array"):
-        return ()
-    if executor == "ray":
-        return (sys.executable,)
+        yield ()
+        return
     mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if mpiexec is None:
+    if executor == "mpi" and mpiexec is None:
         raise SystemExit("there is no mpiexec")
-    return (mpiexec, "-n", "3", sys.executable)
+    with serving(become) as process:
+        yield (str(mpiexec), "-n", "3", *process) if executor == "mpi" else process
+
+
+def _read_libraries() -> None:
+    """Once, so that every process which forks from this one has them."""
+    for name in LIBRARIES:
+        import_module(name)
 
 
 @contextmanager
@@ -141,10 +154,12 @@ def cluster_of(executor: str) -> Iterator[None]:
     if executor != "ray":
         yield
         return
+    import ray._private.services
     from ray.cluster_utils import Cluster
 
-    from tests.ray_cluster import ENVIRONMENT, node
+    from tests.ray_cluster import ENVIRONMENT, node, patient
 
+    ray._private.services.get_node = patient(ray._private.services.get_node)
     with tempfile.TemporaryDirectory(prefix="hq", dir="/tmp", ignore_cleanup_errors=True) as temporary:
         os.environ.update({**ENVIRONMENT, "RAY_TMPDIR": temporary, ACTORS: "1"})
         cluster = Cluster(initialize_head=True, head_node_args={**node(), "num_cpus": 2})
@@ -155,17 +170,21 @@ def cluster_of(executor: str) -> Iterator[None]:
             cluster.shutdown()
 
 
-def undisturbed(folder: Path, stages: Sequence[str] = tuple(STAGES), executor: str = "local") -> Undisturbed:
-    """The first stages without faults, kept after each; libraries are read once, here."""
+def undisturbed(
+    folder: Path,
+    stages: Sequence[str] = tuple(STAGES),
+    executor: str = "local",
+    launcher: tuple[str, ...] = (),
+) -> Undisturbed:
+    """The first stages without faults, kept after each; see `launcher_of`."""
     from tests.executors.tiny_model import CONFIG
 
-    for name in LIBRARIES:
-        import_module(name)
+    _read_libraries()
     folder.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
     text = CONFIG.format(method="secant", rounding="gptq", samples="more_samples")
     (folder / "config.yaml").write_text(f"{text}evaluation: {{num_samples: 8}}\n", encoding="utf-8")
-    made = Undisturbed(folder, folder / "config.yaml", seconds, executor)
+    made = Undisturbed(folder, folder / "config.yaml", seconds, executor, launcher)
     work = folder / "run"
     (folder / "nothing").mkdir()
     for stage in stages:
@@ -217,8 +236,7 @@ def suffer(number: int, whole: Undisturbed, say: Say = lambda _: None) -> Outcom
     """Draw a fault, let it happen, and do as a user would."""
     draw = random.Random(number)
     stages = list(whole.seconds) if whole.executor == "local" else ["calibrate"]
-    faults = [name for name in FAULTS if not (launcher_of(whole.executor) and name in FORKED)]
-    stage, fault = draw.choice(stages), draw.choice(faults)
+    stage, fault = draw.choice(stages), draw.choice(list(FAULTS))
     if stage == "plan" and FAULTS[fault].before is not None:  # there is no file yet
         stage = draw.choice(stages[1:])
     work = whole.folder / "run"  # the same path each time, as plans name paths
@@ -341,8 +359,12 @@ def main() -> None:
     stages = tuple(STAGES) if chosen == "local" else ("plan", "calibrate")
     begun = time.monotonic()
     numbers = [n for n in range(arguments.first, arguments.faults) if (chosen, n) not in outcomes]
-    with tempfile.TemporaryDirectory(prefix="hpcmpq-faults-") as folder, cluster_of(chosen):
-        whole = undisturbed(Path(folder) / "whole", stages, chosen) if numbers else None
+    with (
+        tempfile.TemporaryDirectory(prefix="hpcmpq-faults-") as folder,
+        launcher_of(chosen) as launcher,
+        cluster_of(chosen),
+    ):
+        whole = undisturbed(Path(folder) / "whole", stages, chosen, launcher) if numbers else None
         for number in numbers:
             if whole is None or time.monotonic() - begun > arguments.time_limit:
                 break

@@ -6,7 +6,8 @@ from pathlib import Path
 import h5py
 import pytest
 
-from bench.faults import PASSED, Undisturbed, results, suffer, undisturbed
+from bench.faults import PASSED, Undisturbed, launcher_of, results, suffer, undisturbed
+from tests.executors.launch import MARKS, mpich_memory_freed
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +22,17 @@ def test_whatever_happens_the_same_command_ends_with_the_same_bits(number: int, 
     said: list[str] = []
     outcome = suffer(number, whole, said.append)
     assert outcome.ending in PASSED, (outcome, said)
+
+
+@pytest.mark.mpi
+@MARKS["mpi"][-1]
+def test_ranks_of_mpi_fork_too(tmp_path: Path):
+    said: list[str] = []
+    with mpich_memory_freed(), launcher_of("mpi") as launcher:
+        ranks = undisturbed(tmp_path / "whole", ("plan", "calibrate"), "mpi", launcher)
+        outcome = suffer(7, ranks, said.append)
+    assert outcome.fault.startswith("told to stop")
+    assert outcome.ending == "again", (outcome, said)
 
 
 def test_a_shard_that_differs_or_is_gone_is_seen(whole: Undisturbed, tmp_path: Path):
