@@ -29,13 +29,15 @@ class Contest:
 
     Attributes:
         calibrated: The run.
-        limit: Payload bits per weight.
+        limit: Bits per weight.
         held_out: Measures on held-out samples of the calibration text, for selections.
+        cost: The name of what is limited, by default without scales.
     """
 
     calibrated: Calibrated
     limit: float
     held_out: Judge
+    cost: str = "weight_bits"
 
     def settings(self, **changes: object) -> SolverConfig:
         """The run's, with few seconds."""
@@ -44,11 +46,11 @@ class Contest:
     def problem(self, settings: SolverConfig) -> Problem:
         """Ours, under some settings."""
         model = shrunk(self.calibrated.quadratic, settings.shrink)
-        return make_problem(self.calibrated.plan, model, {"weight_bits": self.limit}, settings)
+        return make_problem(self.calibrated.plan, model, {self.cost: self.limit}, settings)
 
     def additive(self, cost_P: np.ndarray, factor: float = 1.0) -> np.ndarray:
         """The choice of least total cost where options do not interact."""
-        budgets = {"weight_bits": self.limit * factor}
+        budgets = {self.cost: self.limit * factor}
         problem = additive(self.calibrated.plan, cost_P, budgets, self.settings())
         found = make_solver("quadratic").solve(problem, time_limit_s=SOLVE_S, seed=0)
         assert found.choice_G is not None

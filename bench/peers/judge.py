@@ -6,17 +6,29 @@ Its formulas are its own and share no code with what it judges. Axis letters: N 
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bench.peers.weights import Weights
 from hpcmpq.models.data.samples import IGNORED, Samples
 from hpcmpq.models.outputs import forward
 from hpcmpq.store.whole_files import replacing
+
+
+class Assignable(Protocol):
+    """A model that takes formats: `Weights` where these round weights alone, `Variants` where they round inputs too."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The original."""
+
+    def assigned(self, assignment: Mapping[str, str]) -> AbstractContextManager[None]:
+        """The model with {group name: format name} applied; the original returns after."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class Judge:
         per_pass: Samples of one forward pass.
     """
 
-    weights: Weights
+    weights: Assignable
     samples: Samples
     directory: Path
     per_pass: int = 4

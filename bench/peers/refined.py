@@ -23,7 +23,7 @@ SHARED = (
     "data",
     "samples.safetensors",
     "rounded",
-    "rounded_activations",
+    "activations.h5",
     "quadratic.h5",
     "cost.json",
 )

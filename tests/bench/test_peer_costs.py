@@ -149,3 +149,27 @@ def test_the_judge_measures_each_assignment_once_and_leaves_the_model_as_it_was(
     assert not np.isnan(found.ce_NT[[0, 2]]).any()
     again = Judge(weights, samples[:0], tmp_path / "verdicts")  # could not measure
     np.testing.assert_array_equal(again.verdict(assignment).kl_NT, found.kl_NT)
+
+
+def test_the_judge_of_variants_rounds_inputs_too(subject, tmp_path: Path):
+    model, samples = subject[0].model, subject[2]
+    space = subject[0].space
+    variants = Variants(model, SearchSpace(space.groups, (("bf16",),) * len(space.groups)), Quantizer())
+    found = Judge(variants, samples, tmp_path).verdict({group.name: "bf16" for group in space.groups})
+
+    def cast(value: Tensor) -> Tensor:
+        return value.detach().to(torch.bfloat16).double()
+
+    def layer(linear: nn.Linear, x: Tensor) -> Tensor:
+        return x @ cast(linear.weight).T + linear.bias.detach()
+
+    def cross_entropy(rounds: Callable[[Tensor], Tensor]) -> Tensor:
+        x = rounds(samples.inputs["input"])
+        hidden = torch.tanh(layer(model.up_proj, x)) * layer(model.gate_proj, x)
+        log_NTV = torch.log_softmax(layer(model.last, rounds(hidden)), -1)
+        return -log_NTV.gather(-1, samples.targets.clamp(min=0)[..., None]).squeeze(-1)
+
+    counted_NT = samples.targets != IGNORED
+    ce = found.ce_NT[counted_NT]
+    np.testing.assert_allclose(ce, cross_entropy(cast)[counted_NT], atol=1e-6)
+    assert np.abs(ce - cross_entropy(lambda x: x)[counted_NT].numpy()).max() > 1e-4
