@@ -47,13 +47,10 @@ COST = "average_bits"
 OWN = ("uniform", OURS, "ours: secant", "ours: cross terms dropped")
 """Methods of `bench.peers.choices` for every budget."""
 
-EQUAL = {
-    OURS: "ours in ModelOpt's bytes: secant, portfolio",
-    "ours: secant": "ours in ModelOpt's bytes: secant",
-}
-"""Those for the bytes of ModelOpt's answer."""
-
 THEIRS = "ModelOpt"
+
+EQUAL = f"{OURS}, in ModelOpt's bytes"
+"""Ours again, for the bytes of ModelOpt's answer."""
 
 Assignments = dict[str, dict[float, dict[str, str]]]
 """{method: {bits asked for: {group name: format name}}}."""
