@@ -2,6 +2,7 @@
 
     python -m bench.rounding RUN [RUN ...]                  runs that `hpcmpq calibrate` and `hpcmpq reduce` have made
     python -m bench.rounding RUN --name smollm2 --budgets 2.5,3,3.5,4 --rounds 0,1 --methods gptq,gptaq,qep
+    python -m bench.rounding ... --known                    what is kept, without measuring what is missing
 
 Writes section `rounding_NAME` of bench/RESULTS.md. What is found is kept under runs/bench/peers, and the same command
 goes on where it was stopped.
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--budgets", default="2.5,3,3.5,4")
     parser.add_argument("--rounds", default="0,1", help="of re-expansion")
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--known", action="store_true", help="leave out what is not measured yet")
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -45,7 +47,9 @@ def main() -> None:
     for made in runs:
         for limit in map(float, args.budgets.split(",")):
             for rounds in map(int, args.rounds.split(",")):
-                rows.append(row(made, limit, rounds, methods))
+                if args.known and not kept_path(made, limit, rounds, None).exists():
+                    continue
+                rows.append(row(made, limit, rounds, methods, args.known))
                 print(" | ".join(map(str, rows[-1])), flush=True)
     plan, config = runs[0].plan, runs[0].config
     text = f"""## Rounding at the solution: {args.name}
@@ -66,10 +70,15 @@ and rounded again where that was kept. CPU seconds of the expansions, and of one
     write_section(f"rounding_{args.name}", text)
 
 
-def row(made: Calibrated, limit: float, rounds: int, methods: list[str]) -> list[str]:
-    """Cells of one budget, and last the original's perplexity."""
+def row(made: Calibrated, limit: float, rounds: int, methods: list[str], known: bool) -> list[str]:
+    """Cells of one budget, and last the original's perplexity; what is not `known` stays empty."""
     before = found(made, limit, rounds, None)
-    after = [found(made, limit, rounds, method) for method in methods]
+    after = [
+        found(made, limit, rounds, method)
+        if kept_path(made, limit, rounds, method).exists() or not known
+        else None
+        for method in methods
+    ]
     return [
         made.config.quantizer.rounding,
         f"{limit:g}",
@@ -77,18 +86,20 @@ def row(made: Calibrated, limit: float, rounds: int, methods: list[str]) -> list
         f"{before['held_out']:.4f}",
         *(
             f"{100 * a['difference'] / before['held_out']:+.1f} ± {100 * a['stderr'] / before['held_out']:.1f} %"
+            if a
+            else ""
             for a in after
         ),
         f"{before['kl']:.4f} / {before['perplexity']:.2f}",
-        *(f"{a['kl']:.4f} / {a['perplexity']:.2f}" for a in after),
-        f"{before['seconds']:.0f}, {max(a['seconds'] for a in after):.0f}",
+        *(f"{a['kl']:.4f} / {a['perplexity']:.2f}" if a else "" for a in after),
+        f"{before['seconds']:.0f}, {max((a['seconds'] for a in after if a), default=0.0):.0f}",
         f"{before['original']:.2f}",
     ]
 
 
 def found(made: Calibrated, limit: float, rounds: int, method: str | None) -> dict[str, Any]:
     """What one solution measures with its own codes, or with those of a method; kept."""
-    path = made.kept.file(f"rounding-{limit:g}-{rounds}-{method}.json")
+    path = kept_path(made, limit, rounds, method)
     if path.exists():
         return dict(read_json(path, "python -m bench.rounding"))
     start = time.process_time()
@@ -116,6 +127,11 @@ def found(made: Calibrated, limit: float, rounds: int, method: str | None) -> di
     }
     write_json(path, values)
     return values
+
+
+def kept_path(made: Calibrated, limit: float, rounds: int, method: str | None) -> Path:
+    """Where `found` keeps its answer."""
+    return made.kept.file(f"rounding-{limit:g}-{rounds}-{method}.json")
 
 
 def _copy(made: Calibrated, run: RunDir, name: str) -> RunDir:
