@@ -66,9 +66,11 @@ class Asking:
         name, command = content_hash([identity(self.plan), *times, *key]), f"hpcmpq refine {self.run.path}"
         path = self.run.file(f"refine/{name[:16]}.json")
         try:
-            if path.exists() and (found := read_json(path, command))["key"] == name:
-                return list(found["agreed"])
-            path.unlink(missing_ok=True)
+            if path.exists():
+                found = read_json(path, command)
+                if found.get("key", name) == name:
+                    return list(found["agreed"])
+                path.unlink(missing_ok=True)
         except DamagedFile:
             path.unlink(missing_ok=True)
         return list(placed_artefact(path, {"key": name, "agreed": make()}, command)["agreed"])

@@ -9,6 +9,7 @@ from hpcmpq.models.data.samples import Samples, Splits
 from hpcmpq.plan import Plan, content_hash, in_rounds
 from hpcmpq.refine.asking import Asking
 from hpcmpq.refine.inquiries import Around, plan_of
+from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.run_dir import RunDir
 from tests.synthetic_run import synthetic_plan
 
@@ -60,3 +61,23 @@ def test_what_was_agreed_on_for_another_question_is_made_anew(tmp_path: Path):
     assert one.agreed(["candidates"], lambda: [3]) == [3]
     assert one.agreed(["candidates"], lambda: [4]) == [3]
     assert one.agreed(["points"], lambda: [5]) == [2]
+
+
+def test_what_an_older_version_agreed_on_holds(tmp_path: Path):
+    """Its files do not say which question they answer."""
+    one = asking(tmp_path, screened(3))
+    one.agreed(["candidates"], lambda: [1])
+    [path] = (tmp_path / "refine").iterdir()
+    write_artefact(path, {"agreed": [1]})
+    assert one.agreed(["candidates"], lambda: [2]) == [1]
+
+
+def test_what_another_process_agreed_on_meanwhile_holds(tmp_path: Path):
+    """Two that find nothing make answers of their own; the first one's is taken by both."""
+    plan = screened(3)
+
+    def slower() -> list[int]:
+        asking(tmp_path, plan).agreed(["candidates"], lambda: [1])
+        return [2]
+
+    assert asking(tmp_path, plan).agreed(["candidates"], slower) == [1]
