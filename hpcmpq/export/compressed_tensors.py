@@ -26,9 +26,10 @@ from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.deployable import saved_one_by_one
 from hpcmpq.models.layer_kinds import are_experts
+from hpcmpq.models.split_weights import saved_whole
 from hpcmpq.models.stored_headers import stored_tensors
 from hpcmpq.models.stored_weights import tensors_in
-from hpcmpq.models.weights import from_matrix
+from hpcmpq.models.weights import from_matrix, holder_of
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.space import Member
@@ -70,12 +71,41 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     reason = None if alone else reason_not_loadable(variants.model, packed)
     return Written(
         "compressed-tensors checkpoint",
-        tuple(say_kept(done.kept)),
+        (*say_kept(done.kept), *_say_not_for_transformers(variants.model, chosen)),
         reader="decompressed" if alone else None,
         unreadable=reason and f"this version of transformers cannot load it: {reason}",
         rounding=tuple({"fp8_e4m3"} & set(chosen.values())),
         narrowed=None if done.exact else stored_dtype,
     )
+
+
+def _say_not_for_transformers(model: nn.Module, chosen: Mapping[Member, str]) -> list[str]:
+    """A clause where engines load the experts and transformers, which says nothing of it, loads other ones."""
+    apart = _taken_apart_by_transformers()
+    experts = {
+        member: name
+        for member, name in chosen.items()
+        if member.tensors > 1 and type(holder_of(model, member)).__name__ not in apart
+    }
+    lost = [m for m, name in experts.items() if FORMATS[name].scaled and saved_whole(model, m)]
+    if lost:
+        return [
+            "not for transformers itself, which looks for the experts of a layer in one tensor, does not find them and "
+            f"loads random ones (first {lost[0].parameter}); for it export fake_quantized"
+        ]
+    if len(set(experts.values())) < 2:
+        return []
+    return [
+        "not for transformers itself, which unpacks the experts of all layers by one scheme, whatever theirs is; for "
+        "it hold all experts to one format (solver.fixed) or export fake_quantized"
+    ]
+
+
+def _taken_apart_by_transformers() -> Collection[str]:
+    """Classes of fused experts that transformers makes a list of before it loads a packed checkpoint (Llama 4)."""
+    from transformers.quantizers import base
+
+    return getattr(base, "MODULES_TO_PATCH_FOR_QUANTIZATION", {}).keys()
 
 
 def quantization_config(

@@ -88,11 +88,19 @@ def pick_device(name: str) -> torch.device:
 
 
 def model_class(description: ModelDescription) -> Any:
-    """The transformers class that loads a directory: for some kinds the one that saved it, where there is one."""
+    """The transformers class that loads a directory.
+
+    Of some kinds it is the one that saved it, where there is one, and so it is where transformers picks no class by
+    such a configuration (the text part of a Mllama).
+    """
     import transformers
 
-    own = getattr(transformers, description.architecture, None) if description.loads_as_saved else None
-    return own or getattr(transformers, AUTO_CLASSES[description.kind])
+    auto = getattr(transformers, AUTO_CLASSES[description.kind])
+    own = getattr(transformers, description.architecture, None)
+    if own is None:
+        return auto
+    picked = getattr(own, "config_class", None) in auto._model_mapping
+    return auto if picked and not description.loads_as_saved else own
 
 
 def own_code(path: Path | None, error: Exception) -> str | None:

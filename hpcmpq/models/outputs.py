@@ -43,6 +43,11 @@ def tried_forward(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     except Exception as error:  # the model's own code: it may fail in any way
         if isinstance(error, UserError) or in_words(error) is not error:
             raise
+        if type(error).__module__ == "torch._subclasses.fake_tensor":
+            raise UserError(
+                f"the model's forward method asks for values ({describe(error)}), and only shapes are known where a "
+                "model is streamed or planned dry; set model.stream: false, or plan without --dry"
+            ) from error
         num_samples = len(next(iter(inputs.values())))
         what = "a sample" if num_samples == 1 else f"{num_samples} samples at once"
         given = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in inputs.items())

@@ -48,9 +48,7 @@ def stored_rows(model: nn.Module, member: Member) -> dict[str, slice]:
     Raises:
         UserError: If a saved tensor holds other rows than some that follow one another.
     """
-    num_experts = len(model.get_parameter(member.parameter))
-    numbers = torch.arange(member.num_rows).reshape(num_experts, -1, 1)
-    saved = taken_apart(model, member.parameter, numbers)
+    saved = _saved_rows(model, member)
     if len(saved) == 1 and member.tensors > 1:
         return _one_by_one(model, member, next(iter(saved)))
     found = {}
@@ -63,6 +61,18 @@ def stored_rows(model: nn.Module, member: Member) -> dict[str, slice]:
             )
         found[name] = slice(first, first + number)
     return found
+
+
+def saved_whole(model: nn.Module, member: Member) -> bool:
+    """Whether transformers saves, and looks for, all experts of a layer in the tensor that its model has."""
+    return member.tensors > 1 and len(_saved_rows(model, member)) == 1
+
+
+def _saved_rows(model: nn.Module, member: Member) -> dict[str, Tensor]:
+    """{name in files that transformers saves: numbers of the rows of the weight's matrix that it holds}."""
+    num_experts = len(model.get_parameter(member.parameter))
+    numbers = torch.arange(member.num_rows).reshape(num_experts, -1, 1)
+    return taken_apart(model, member.parameter, numbers)
 
 
 def taken_apart(model: nn.Module, parameter: str, value: Tensor) -> dict[str, Tensor]:

@@ -75,6 +75,24 @@ def test_each_expert_is_a_layer_under_the_name_that_the_original_has(exported):
     )
 
 
+def test_it_is_said_where_transformers_itself_unpacks_experts_by_one_scheme(exported):
+    """Its weights in one format are the run's, and those in another are far from them."""
+    from transformers import MixtralForCausalLM
+
+    run, plan, assignment, line = exported
+    said = "unpacks the experts of all layers by one scheme, whatever theirs is; for it hold all" in line
+    directory = run.path / "exports" / "compressed_tensors"
+    loaded = MixtralForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    variants, off = open_variants(run, plan), []
+    for group in plan.space.groups:
+        for name, weight in variants.quantized(group, assignment[group.name]).items():
+            if "experts" in name:
+                difference = loaded.get_parameter(name).detach() - weight
+                off.append(float(difference.norm() / weight.norm()))
+    assert min(off) < 0.01 and said == (max(off) > 0.1)
+    assert said == (plan.config.target == "transformers")  # the experts of the other take one format here
+
+
 def test_an_engine_finds_one_scheme_for_the_experts_of_each_layer(exported):
     """vLLM asks for the scheme of `.0.gate_proj` and so on, whatever the files call them, and takes one a layer."""
     run, plan, assignment, _ = exported
@@ -173,6 +191,22 @@ def test_experts_of_one_tensor_are_layers_as_engines_look_for_them(fused):
                 bias_M = variants.model.get_parameter(f"{parameter}_bias")[expert, rows]
                 assert torch.equal(tensors[f"{stem}.bias"].float(), bias_M)
     assert not any(name.endswith(("experts.gate_up_proj", "linear.weight", "_bias")) for name in tensors)
+
+
+def test_it_is_said_where_transformers_itself_does_not_find_the_experts(fused):
+    """It loads the rest, and random numbers in their place."""
+    import transformers
+
+    family, run, _, _, _ = fused
+    line = export(run, "compressed_tensors")
+    lost = re.findall(r"does not find them and loads random ones \(first (\S+)\); for it export", line)
+    made = getattr(transformers, FAMILIES[family].architecture)
+    _, info = made.from_pretrained(run.path / "exports/compressed_tensors", output_loading_info=True)
+    assert len(lost) == (family != "Llama4")  # whose experts it makes a list of, to load them
+    assert info["missing_keys"].issuperset(lost) and bool(lost) == bool(info["missing_keys"])
+    assert "not for transformers" not in export(run, "fake_quantized")
+    _, info = made.from_pretrained(run.checkpoint_path, output_loading_info=True)
+    assert not info["missing_keys"]
 
 
 def test_streamed_experts_are_those_of_a_model_in_memory(fused):

@@ -35,6 +35,13 @@ def _names(values):
         ("BertGenerationDecoder", SMALL | {"intermediate_size": 32, "is_decoder": True}, "causal_lm"),
         ("BertGenerationEncoder", SMALL | {"intermediate_size": 32}, "encoder"),
         (
+            "MllamaForCausalLM",  # whose configuration AutoModelForCausalLM knows no class for
+            SMALL
+            | {"intermediate_size": 32, "num_key_value_heads": 2, "cross_attention_layers": []}
+            | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+            "causal_lm",
+        ),
+        (
             "FlaubertWithLMHeadModel",
             {"vocab_size": 40, "emb_dim": 32, "n_layers": 1, "n_heads": 2},
             "masked_lm",

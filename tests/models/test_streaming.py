@@ -236,6 +236,20 @@ def test_a_model_that_cannot_be_streamed_says_what_to_do(tmp_path, saved):
         load_streamed(ModelConfig(path=str(tmp_path), stream=True))
 
 
+def test_a_model_that_asks_for_values_is_not_told_to_take_batches(tmp_path):
+    from transformers import XLMConfig, XLMWithLMHeadModel
+
+    sizes = {"vocab_size": 40, "emb_dim": 32, "n_layers": 1, "n_heads": 2, "max_position_embeddings": 16}
+    XLMWithLMHeadModel(XLMConfig(**sizes)).save_pretrained(tmp_path)
+    config = ModelConfig(path=str(tmp_path), stream=True)
+    inputs = {"input_ids": torch.full((2, 6), 7)}
+    with (
+        shapes_only(config, inputs) as (shapes, shape_inputs),
+        pytest.raises(UserError, match="asks for values .* set model.stream: false, or plan without --dry"),
+    ):
+        find_groups(shapes, GroupsConfig(), shape_inputs)
+
+
 def test_blocks_that_are_streamed_are_those_that_run(saved, tmp_path, monkeypatch):
     """As where the largest list of a model of text and images is not the one that texts run through."""
     config, inputs = saved
