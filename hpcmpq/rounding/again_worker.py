@@ -1,8 +1,7 @@
 """A worker of rounding again: the model loaded once in its process, then a shard for every step of an attempt."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,17 +12,15 @@ from hpcmpq.errors import CorruptShard, UserError
 from hpcmpq.executors import Worker
 from hpcmpq.models.data.kept_samples import already_said, planned_splits
 from hpcmpq.models.data.samples import Splits
-from hpcmpq.models.weights import Tensors, holder_of
 from hpcmpq.plan import Plan, WorkUnit
 from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.stored_codes import packed_codes
 from hpcmpq.rounding import find_rounding_method
 from hpcmpq.rounding.again import RoundingAgain
 from hpcmpq.rounding.attempt import RoundingAttempt, Steps, attempt_called, fitted_on
-from hpcmpq.rounding.kept_states import give_states, state_arrays
+from hpcmpq.rounding.held_piece import HeldPiece
 from hpcmpq.rounding.layer_inputs import InputSums, SameInputs, no_sums
 from hpcmpq.rounding.methods import Fitted
-from hpcmpq.rounding.pieces import ModelPiece
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 
@@ -68,10 +65,6 @@ class AttemptWorker:
     opened: Opened
     splits: Splits
     attempt: RoundingAttempt
-    _place: int | None = None
-    _inside: ExitStack = field(default_factory=ExitStack)
-    _tensors: Tensors = field(default_factory=dict)
-    _held: tuple[int, int] | None = None
     _fitted: tuple[str, Fitted | None] | None = None
 
     def __post_init__(self) -> None:
@@ -91,7 +84,7 @@ class AttemptWorker:
         )
         self.steps = Steps(self.run, self.plan, self.attempt.name)
         self.ranges = self.attempt.cuts.sample_ranges(batches)
-        self.pieces = self.again.states.pieces(self.plan.space.groups)
+        self.held = HeldPiece(self.again, self.steps, self.ranges)
 
     @torch.no_grad()
     def take(self, step: str) -> None:
@@ -113,8 +106,8 @@ class AttemptWorker:
 
     def leave(self) -> None:
         """Let go of the piece."""
-        self._inside.close()
-        self._place, self._tensors, self._fitted = None, {}, None
+        self.held.leave()
+        self._fitted = None
 
     def _is_past(self, first: str) -> bool:
         """Whether all codes of a piece are there, or a later one is begun: shards of it may be gone."""
@@ -122,12 +115,12 @@ class AttemptWorker:
             return False
         reached = {step.partition("-")[0] for step in self.steps.reached()}
         later = any(name.isdecimal() and int(name) > int(first) for name in reached)
-        return later or not self.again.missing(self.pieces[int(first)])
+        return later or not self.again.missing(self.held.pieces[int(first)])
 
     def _outline(self) -> None:
         found = [
             (m.parameter, place)
-            for place, piece in enumerate(self.pieces)
+            for place, piece in enumerate(self.held.pieces)
             for m in piece.names
             if m in self.again.wanted
         ]
@@ -140,8 +133,8 @@ class AttemptWorker:
         self.steps.write("outline", arrays)
 
     def _order(self, step: str, place: int) -> None:
-        piece = self._enter(place)
-        self._hold(place, 0)
+        piece = self.held.enter(place, 0)
+        self.held.hold(place, 0)
         found = self.again.same_inputs(piece)
         arrays = {
             "parameters": np.array([m.parameter for same in found for m in same.layers], dtype=object),
@@ -151,15 +144,15 @@ class AttemptWorker:
         self.steps.write(step, arrays)
 
     def _sums(self, step: str, place: int, number: int, part: int) -> None:
-        piece, same = self._enter(place), self._same(place, number)
+        piece, same = self.held.enter(place, number), self.held.layers(place)[number]
         numbers = self._sum_parts(same)[part]
 
         def ranges() -> Iterator[range]:
             for number in numbers:
-                self._hold(place, number)
+                self.held.hold(place, number)
                 yield self.ranges[number]
 
-        sums = self.again.sums(piece, same, self._tensors, ranges())
+        sums = self.again.sums(piece, same, self.held.tensors, ranges())
         parts = {"hessian": sums.hessian_KK, "cross": sums.cross_KK} if sums.num_rows else {}
         self.steps.write(step, _arrays(parts), sums.num_rows)
 
@@ -168,8 +161,8 @@ class AttemptWorker:
         self.steps.write(step, _arrays({} if fitted is None else vars(fitted)))
 
     def _rows(self, step: str, place: int, number: int, part: int) -> None:
-        self._enter(place)
-        parts = self.again.row_parts(list(self._same(place, number).layers))
+        self.held.enter(place, 0)
+        parts = self.again.row_parts(list(self.held.layers(place)[number].layers))
         fitted = self._read_fit(place, number) if len(parts) > 1 else self._made(place, number)
         arrays: dict[str, np.ndarray] = {}
         for k, rows in enumerate(parts[part] if fitted is not None else ()):
@@ -181,7 +174,7 @@ class AttemptWorker:
 
     def _made(self, place: int, number: int) -> Fitted | None:
         """What rows are rounded by, of sums that are there; None if the layers are given nothing."""
-        same = self._same(place, number)
+        same = self.held.layers(place)[number]
         parts = (f"{place}-{number}-sums-{k}" for k in range(len(self._sum_parts(same))))
         total = self.again.added(self._read_sums(step, same) for step in parts)
         quantizer = self.plan.config.quantizer
@@ -207,40 +200,7 @@ class AttemptWorker:
         return self.attempt.cuts.sum_parts(len(self.ranges), next(iter(same.layers)).num_columns)
 
     def _states(self, step: str, place: int, number: int) -> None:
-        piece = self._enter(place)
-        self._hold(place, number)
-        self._held = None  # until all are past the piece
-        self.again.advance(piece, self._tensors, self.ranges[number])
-        self._held = place + 1, number
-        self.steps.write(step, state_arrays(self.again.states, self.ranges[number]))
-
-    def _hold(self, place: int, number: int) -> None:
-        """Have the states of a range of samples before a piece, and of no others."""
-        if self._held == (place, number):
-            return
-        self._held = None
-        self.again.states.let_go()
-        if place > 0:
-            give_states(self.again.states, self.steps.read(f"{place - 1}-states-{number}").arrays)
-        self._held = place, number
-
-    def _enter(self, place: int) -> ModelPiece:
-        """Have a piece in memory, and what its weights are by now."""
-        if self._place != place:
-            self.leave()
-            self._inside.enter_context(self.pieces[place].resident())
-            self._place = place
-        self._tensors = self.again.tensors(self.pieces[place], self._tensors)
-        return self.pieces[place]
-
-    def _same(self, place: int, number: int) -> SameInputs:
-        """Layers of a piece that are given the same."""
-        arrays = self.steps.read(f"{place}-order").arrays
-        names = arrays["parameters"][arrays["layers"] == number].tolist()
-        model = self.opened.variants.model
-        own = [m for m in self.again.wanted if m.parameter in names]
-        layers = {m: holder_of(model, m) for m in sorted(own, key=lambda m: names.index(m.parameter))}
-        return SameInputs(layers, int(arrays["calls"][number]))
+        self.steps.write(step, self.held.advanced(place, number))
 
     def _losses(self, step: str, which: str, start: str, stop: str) -> None:
         self.leave()  # blocks have other weights now

@@ -11,8 +11,11 @@ Its units have shards in RUN/reround/shards/, each named NAME-STEP after the att
     losses-WHICH-START-STOP     losses of held-out samples, `before` or `after`
 """
 
-from collections.abc import Iterable, Mapping
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hpcmpq.errors import CorruptShard, DamagedFile
@@ -25,6 +28,21 @@ from hpcmpq.space import Member
 from hpcmpq.store.json_files import read_json, write_artefact
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import Shard, read_shard_of, write_shard
+
+SEEN_S, LOOK_S = 90.0, 0.1
+"""Seconds in which a file system shows what another node has written, and between two looks."""
+
+
+def is_seen_in_time(looks: Callable[[], bool], folder: Path) -> bool:
+    """Whether what is known to be in a folder is seen there: network file systems remember for a while what was not.
+
+    Listing the folder makes them look again.
+    """
+    until = time.monotonic() + SEEN_S
+    while not (seen := looks()) and time.monotonic() < until:
+        time.sleep(LOOK_S)
+        os.listdir(folder if folder.is_dir() else folder.parent)
+    return seen
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,9 @@ from zlib import crc32
 from hpcmpq.errors import IncompleteCalibration
 from hpcmpq.executors import Executor, Worker
 from hpcmpq.plan import UnitOutcome
-from hpcmpq.rounding.attempt import Steps
+from hpcmpq.rounding.attempt import LOOK_S, Steps, is_seen_in_time
 
 log = logging.getLogger(__name__)
-
-LOOK_S = 0.1
-"""Seconds between looks for others' shards."""
 
 PATIENCE, LEAST_PATIENCE_S = 3.0, 5.0
 """Others are waited for this many times as long as the process's own slowest units took, or so many seconds."""
@@ -93,10 +90,13 @@ class Taking:
         if not units or is_done():
             return
         failed: list[UnitOutcome] = []
+        made: list[str] = []
         with closing(self.executor.run(self.recipe, units, keep=True)) as outcomes:
             for outcome in outcomes:
                 self.record(outcome)
-                if outcome.error is not None:
+                if outcome.error is None:
+                    made.append(outcome.unit.id.partition("-")[2])
+                else:
                     again = "" if outcome.final else "; trying again"
                     log.warning("unit %s: %s%s", outcome.unit.id, outcome.error, again)
                     failed += [outcome] if outcome.final else []
@@ -104,7 +104,8 @@ class Taking:
             return
         if self.is_over():
             raise Overtaken
-        missing = [step for step in steps if not self.steps.is_there(step)]
+        is_seen_in_time(lambda: is_done() or all(map(self.steps.is_there, made)), self.steps.run.shards_path)
+        missing = [] if is_done() else [step for step in steps if not self.steps.is_there(step)]
         if missing:
             error = failed[0].error if failed else "another process has removed what it needs"
             raise IncompleteCalibration(

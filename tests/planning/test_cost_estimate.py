@@ -11,6 +11,7 @@ from hpcmpq.calibrate.neighbourhood import Neighbourhood
 from hpcmpq.calibrate.opened import open_run
 from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.evaluate import evaluate
+from hpcmpq.executors.in_process import InProcess
 from hpcmpq.export import export, streamed_files
 from hpcmpq.models.data.splits import load_splits
 from hpcmpq.planning.cost_estimate import PEAK_FACTOR
@@ -153,6 +154,8 @@ def test_memory_of_the_stages_after_a_solution_is_predicted_too(tmp_path: Path, 
             1.2 if stage == "reround" else 0.7
         )  # with matrices of as many rows as a weight has columns, in float64
         assert (peak < share * weights) == stream
+    _, shared = peak_bytes(lambda: reround(run, "gptaq", None, lambda *_: None, InProcess()))
+    assert shared < PEAK_FACTOR * predicted["reround_peak_bytes"]  # a worker's states are of fewer samples
 
 
 def test_memory_of_reading_the_data_is_predicted_too(tmp_path: Path, deep):

@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import torch
 
 from hpcmpq.errors import UserError
 from hpcmpq.executors.in_process import InProcess
+from hpcmpq.plan import WorkUnit
 from hpcmpq.quantized.applied import quantized_model
-from hpcmpq.rounding import METHODS, pieces, taking
+from hpcmpq.rounding import METHODS, attempt, pieces, taking
 from hpcmpq.rounding import stage as reround_stage
+from hpcmpq.rounding.again_worker import make_worker
 from hpcmpq.rounding.cuts import Cuts
 from hpcmpq.rounding.stage import reround
 from hpcmpq.space import Member
@@ -220,6 +224,31 @@ def test_whole_models_and_states_in_bfloat16_are_shared_too(chained, dtype, tmp_
     assert results[0] == results[1] and results[0]["reround"]["history"][0]["num_weights"] == 14
     one, two = (quantized_model(each, results[0]["assignment"]).state_dict() for each in (run, other))
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_codes_that_a_node_does_not_see_yet_are_not_taken_for_unrounded_weights(
+    planned, tmp_path, monkeypatch
+):
+    def stop(done: int, total: int) -> None:
+        if done >= 4:
+            raise KeyboardInterrupt
+
+    run = copy_of(planned, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        reround(run, "qep", None, stop, InProcess())
+    [order] = run.path.glob("reround/shards/*-1-order.h5")
+    name = order.name.partition("-")[0]
+    [folder] = (run.path / "rerounded").iterdir()
+    folder.rename(tmp_path / "late")
+    unit = WorkUnit(f"{name}-1-1-sums-0", 0, 1, 0, 1)
+    work = make_worker(replace(run, measuring="reround"))
+    monkeypatch.setattr(attempt, "SEEN_S", 0.3)
+    with pytest.raises(UserError, match="does not show on this node what others have written there"):
+        work(unit)
+    monkeypatch.setattr(attempt, "SEEN_S", 60.0)
+    threading.Timer(0.3, lambda: (tmp_path / "late").rename(folder)).start()
+    work(unit)
+    assert (run.path / "reround" / "shards" / f"{unit.id}.h5").exists()
 
 
 def test_cuts_cover_all_and_do_not_depend_on_what_is_left():
