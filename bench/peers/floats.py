@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--budgets", default="4.75,5.25,6", help="bits per weight, scales included")
     parser.add_argument("--export", type=float, default=5.25, help="the budget whose mix is exported")
     parser.add_argument("--held-out", type=int, default=4, help="samples of selections")
-    parser.add_argument("--judged", type=int, default=12, help="samples of each text")
+    parser.add_argument("--judged", type=int, default=24, help="samples of each text")
     args = parser.parse_args()
     args.text = TEXTS
     torch.set_num_threads(1)
