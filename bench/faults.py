@@ -138,7 +138,9 @@ def launcher_of(executor: str) -> Iterator[tuple[str, ...]]:
     mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if executor == "mpi" and mpiexec is None:
         raise SystemExit("there is no mpiexec")
-    with serving(become) as process:
+    from tests.executors.launch import mpich_memory_freed
+
+    with mpich_memory_freed(), serving(become) as process:
         yield (str(mpiexec), "-n", "3", *process) if executor == "mpi" else process
 
 
