@@ -64,6 +64,10 @@ class StoredCodes:
         """Whether a weight's file is there; nothing of it is read."""
         return self._path(member).exists()
 
+    def are_there(self, members: Iterable[Member]) -> bool:
+        """Whether the files of all of some weights are there; nothing of them is read."""
+        return all(map(self.is_there, members))
+
     def num_inputs(self, member: Member) -> int | None:
         """Inputs of its layer, or of its least used expert, that a weight's codes were fitted to.
 

@@ -208,7 +208,7 @@ class SharedRounding:
         return bool(rows)
 
     def _are_there(self, members: Sequence[Member]) -> bool:
-        return all(map(self._stored.is_there, members))
+        return self._stored.are_there(members)
 
     @cached_property
     def _stored(self) -> StoredCodes:

@@ -6,9 +6,10 @@ has by then; look j may be lucky with a chance of `hpcmpq.refine.descent.LUCK` /
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ from hpcmpq.rounding.again import RoundingAgain
 from hpcmpq.rounding.again_units import NOTHING_TO_ROUND, measured_in_units
 from hpcmpq.rounding.attempt import RoundingAttempt, fitted_on
 from hpcmpq.rounding.cuts import Cuts
-from hpcmpq.rounding.taking import Overtaken
+from hpcmpq.rounding.taking import Overtaken, never
+from hpcmpq.space import Member
 from hpcmpq.store.json_files import placed_artefact, read_json, write_artefact
 from hpcmpq.store.measured_losses import kept_codes, with_kept_loss, without_losses
 from hpcmpq.store.plan_file import read_plan
@@ -84,23 +86,33 @@ def reround(
     attempt = RoundingAttempt(
         codes, name, strength, assignment, samples, None if before is None else solution["reround"], CUTS
     )
-    if codes == before and _are_whole(run, plan, attempt):
-        return solution
-    start, outcome = time.monotonic(), _Outcome(run, codes)
-    if part[1] > 1 and outcome.is_there():
-        return outcome.applied(solution)
+    repairs, is_over = codes == before, never
+    start, outcome = time.monotonic(), _Outcome(run, attempt)
+    if repairs:
+        wanted = _weights(plan, solution["reround"])
+        attempt.remove_damaged(run, wanted)
+        is_over = partial(attempt.stored(run).are_there, wanted)
+        if is_over():
+            return solution
+    elif part[1] > 1:
+        is_over = partial(outcome.is_there, plan)
+        if is_over():
+            return outcome.applied(solution)
     try:
         if executor is None:
-            parameters, before_N, after_N = _made_here(run, plan, attempt, splits, on_weight, codes == before)
+            parameters, before_N, after_N = _made_here(run, plan, attempt, splits, on_weight, repairs)
         else:
             parameters, before_N, after_N = measured_in_units(
-                run, plan, attempt, splits, executor, on_weight, outcome.is_there, part, codes == before
+                run, plan, attempt, splits, executor, on_weight, is_over, part, repairs
             )
     except (Overtaken, UserError):
-        if part[1] > 1 and outcome.is_there():
+        if not is_over():
+            raise
+        if not repairs:
             return outcome.applied(solution)
-        raise
-    if codes == before:
+    leftovers = run.file("reround/shards" if part[1] > 1 else "reround")
+    if repairs:
+        shutil.rmtree(leftovers, ignore_errors=True)
         return solution
     found = _with_attempt(
         solution.get("reround") or {},
@@ -115,7 +127,7 @@ def reround(
     else:
         solution = _with(solution, found)
         write_artefact(run.solution_path, solution)
-    shutil.rmtree(run.file("reround/shards" if part[1] > 1 else "reround"), ignore_errors=True)
+    shutil.rmtree(leftovers, ignore_errors=True)
     _remove_others(run, kept_codes(solution))
     return solution
 
@@ -158,24 +170,29 @@ def _made_here(
     return parameters, before_N, after_N
 
 
-def _are_whole(run: RunDir, plan: Plan, attempt: RoundingAttempt) -> bool:
-    """Whether the codes that the solution has already are there and undamaged."""
-    assert attempt.before is not None
-    stored, names = attempt.stored(run), set(attempt.before["parameters"])
-    return all(stored.has(m) for g in plan.space.groups for m in g.members if m.parameter in names)
+def _weights(plan: Plan, found: Mapping[str, Any]) -> list[Member]:
+    """Those that have codes of an attempt, by what is said of it in `solution.json`."""
+    names = set(found["parameters"])
+    return [m for g in plan.space.groups for m in g.members if m.parameter in names]
 
 
 class _Outcome:
     """What came of an attempt that several processes share: the first that ends it says it, and others agree."""
 
-    def __init__(self, run: RunDir, codes: str) -> None:
-        self._run, self._path, self._codes = run, run.file(f"reround/{codes}-outcome.json"), codes
+    def __init__(self, run: RunDir, attempt: RoundingAttempt) -> None:
+        self._run, self._codes, self._stored = run, attempt.codes, attempt.stored(run)
+        self._path = run.file(f"reround/{attempt.codes}-outcome.json")
 
-    def is_there(self) -> bool:
-        """Whether a process has ended it; a file that does not say so is removed."""
+    def is_there(self, plan: Plan) -> bool:
+        """Whether a process has ended it; a file that does not say so, or whose codes are gone, is removed."""
+        if not self._path.exists():
+            return False
         with suppress(DamagedFile):
-            if not self._path.exists() or read_json(self._path, self._run.command)["codes"] == self._codes:
-                return self._path.exists()
+            values = read_json(self._path, self._run.command)
+            found = values["reround"]
+            gone = found["codes"] == self._codes and not self._stored.are_there(_weights(plan, found))
+            if values["codes"] == self._codes and not gone:
+                return True
         self._path.unlink(missing_ok=True)
         return False
 

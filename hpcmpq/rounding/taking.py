@@ -27,7 +27,7 @@ class Overtaken(Exception):
 
 
 def never() -> bool:
-    """Of steps that are needed whatever others have done."""
+    """Of what is needed whatever others have done."""
     return False
 
 

@@ -206,6 +206,53 @@ def test_nobody_waits_for_a_process_that_never_comes(planned, expected, tmp_path
         assert run.solution_path.read_bytes() == solution
 
 
+@pytest.fixture(scope="module")
+def ended(planned: RunDir, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """Rounded again by one of two processes that share the run directory; the other never came."""
+    run = copy_of(planned, tmp_path_factory.mktemp("ended") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, value in (
+            (reround_stage, "CUTS", SMALL), (reround_stage, "is_better", lambda *_: True),
+            (taking, "LEAST_PATIENCE_S", 0.0), (taking, "PATIENCE", 0.0),
+        ):  # fmt: skip
+            patch.setattr(module, name, value)
+        reround(run, "qep", None, unseen, InProcess(), (0, 2))
+    return run
+
+
+@pytest.mark.parametrize("part", [(0, 1), (1, 2)])
+def test_damaged_codes_are_mended_whoever_made_them(part, ended, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(taking, "LEAST_PATIENCE_S", 0.0)
+    monkeypatch.setattr(taking, "PATIENCE", 0.0)
+    run = copy_of(ended, tmp_path / "run")
+    solution = run.solution_path.read_bytes()
+    first, second, *_ = sorted(run.path.glob("rerounded/*/*.h5"))
+    first.write_bytes(second.read_bytes()[:-100])
+    second.unlink()
+    reround(run, "qep", None, unseen, InProcess(), part)
+    assert result(run) == expected["qep"] and run.solution_path.read_bytes() == solution
+    assert not (run.path / "reround" / ("shards" if part[1] > 1 else "")).exists()
+
+
+def test_an_attempt_that_several_have_ended_is_compared_again_by_one(ended, planned, expected, tmp_path):
+    """As without workers, once its codes are not the solution's."""
+    run = copy_of(ended, tmp_path / "run")
+    shutil.copy(planned.solution_path, run.solution_path)
+    reround(run, "qep", None, unseen, InProcess())
+    assert result(run) == expected["qep"]
+
+
+def test_an_outcome_whose_codes_are_gone_is_none(ended, planned, expected, tmp_path, monkeypatch):
+    """As after another solution was rounded again, and the first one came back."""
+    monkeypatch.setattr(taking, "LEAST_PATIENCE_S", 0.0)
+    monkeypatch.setattr(taking, "PATIENCE", 0.0)
+    run = copy_of(ended, tmp_path / "run")
+    shutil.copy(planned.solution_path, run.solution_path)
+    shutil.rmtree(run.path / "rerounded")
+    reround(run, "qep", None, unseen, InProcess(), (1, 2))
+    assert result(run) == expected["qep"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("chained", [True, False])
 def test_whole_models_and_states_in_bfloat16_are_shared_too(chained, dtype, tmp_path, monkeypatch):
