@@ -6,7 +6,7 @@ worker has to have seen what was before, and the same command goes on where one 
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate
@@ -76,7 +76,11 @@ def measured_in_units(
         shared = SharedRounding(steps, attempt, num_ranges, taking.take)
         parameters = shared.round(on_weight)
         nothing_N = np.empty(0)
-        losses = (nothing_N, nothing_N) if repairs else shared.losses(list(splits.held_out.passes(size)))
+        losses = (
+            (nothing_N, nothing_N)
+            if repairs
+            else shared.losses(list(splits.held_out.passes(size)), parameters)
+        )
     for _ in executor.run(partial(make_worker, run), []):  # lets go of the workers
         raise AssertionError("no unit was given")
     return parameters, *losses
@@ -123,17 +127,24 @@ class SharedRounding:
         unseen: set[tuple[Member, int]] = set()
         while left := [at for at in places if at not in unseen and not self._stored.is_there(at[0])]:
             first = min(place for _, place in left)
-            reached = self._reached(first)
-            if reached < first:
-                self._advance(reached, first)
-                continue
             here = [member for member, place in left if place == first]
-            self._round_piece(first, here, bool(outline["on_cpu"]), seen)
+            if not self._is_settled(first, here):
+                reached = self._reached(first)
+                if reached < first:
+                    self._advance(reached, first, here)
+                    continue
+                self._round_piece(first, here, bool(outline["on_cpu"]), seen)
             unseen |= {(member, first) for member in here if not self._stored.is_there(member)}
         return frozenset(member.parameter for member in wanted if self._stored.is_there(member))
 
-    def losses(self, batches: Sequence[Samples]) -> tuple[np.ndarray, np.ndarray]:
-        """The losses of the solution before and after, on every sample of the held-out batches, float64 [N] each."""
+    def losses(self, batches: Sequence[Samples], parameters: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The losses of the solution before and after, on every sample of the held-out batches, float64 [N] each.
+
+        Args:
+            batches: Held out.
+            parameters: Names of the weights that have codes.
+        """
+        self.steps.write("made", {"parameters": np.array(sorted(parameters), dtype=object)})
         ends = list(accumulate(map(len, batches), initial=0))
         steps = [
             f"losses-{which}-{ends[own.start]}-{ends[own.stop]}"
@@ -154,10 +165,21 @@ class SharedRounding:
         )
         return next(there, 0)
 
-    def _advance(self, place: int, wanted: int) -> None:
+    def _is_settled(self, place: int, members: Sequence[Member]) -> bool:
+        """Whether weights of a piece have codes or are given nothing: another process may have gone far beyond it."""
+        missing = {member.parameter for member in members if not self._stored.is_there(member)}
+        if not missing or not self.steps.is_there(f"{place}-order"):
+            return not missing
+        order = self.steps.read(f"{place}-order").arrays
+        layers = zip(order["parameters"], order["layers"], strict=True)
+        numbers = {int(number) for name, number in layers if name in missing}
+        return all(self.steps.made_nothing(f"{place}-{number}-rows-0") for number in numbers)
+
+    def _advance(self, place: int, wanted: int, members: Sequence[Member]) -> None:
         """Move the states past a piece, on the way to one that has weights to be rounded."""
         self.take(
-            [f"{place}-states-{k}" for k in range(self.num_ranges)], lambda: self._reached(wanted) > place
+            [f"{place}-states-{k}" for k in range(self.num_ranges)],
+            lambda: self._reached(wanted) > place or self._is_settled(wanted, members),
         )
         self.steps.remove(f"{place - 2}-states-{k}" for k in range(self.num_ranges))
 

@@ -17,7 +17,7 @@ from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.stored_codes import packed_codes
 from hpcmpq.rounding import find_rounding_method
 from hpcmpq.rounding.again import RoundingAgain
-from hpcmpq.rounding.attempt import RoundingAttempt, Steps, attempt_called, fitted_on
+from hpcmpq.rounding.attempt import RoundingAttempt, Steps, attempt_called, await_codes, fitted_on
 from hpcmpq.rounding.held_piece import HeldPiece
 from hpcmpq.rounding.layer_inputs import InputSums, SameInputs, no_sums
 from hpcmpq.rounding.methods import Fitted
@@ -204,7 +204,11 @@ class AttemptWorker:
 
     def _losses(self, step: str, which: str, start: str, stop: str) -> None:
         self.leave()  # blocks have other weights now
-        weights = self.attempt.weights(self.run, self.plan, which)
+        weights = self.attempt.before_it(self.run, self.plan)
+        if which == "after":
+            made = set(self.steps.read("made").arrays["parameters"])
+            await_codes(self.again.stored, [m for m in self.again.wanted if m.parameter in made])
+            weights = self.attempt.after_it(self.run, self.plan, made)
         objective = self.plan.config.objective
         comparison = Comparison(
             replace(self.opened.variants, solved=weights),

@@ -8,17 +8,18 @@ Its units have shards in RUN/reround/shards/, each named NAME-STEP after the att
     PIECE-LAYERS-fit            what all rows of these layers are rounded by, where they are many
     PIECE-LAYERS-rows-PART      codes of some rows
     PIECE-states-RANGE          the states of some samples behind a piece
+    made                        the weights that have codes in the end
     losses-WHICH-START-STOP     losses of held-out samples, `before` or `after`
 """
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hpcmpq.errors import CorruptShard, DamagedFile
+from hpcmpq.errors import CorruptShard, DamagedFile, UserError
 from hpcmpq.models.data.samples import Samples, Splits
 from hpcmpq.plan import Plan, WorkUnit, content_hash
 from hpcmpq.quantized.solved import codes_called, solution_codes
@@ -27,7 +28,7 @@ from hpcmpq.rounding.cuts import Cuts
 from hpcmpq.space import Member
 from hpcmpq.store.json_files import read_json, write_artefact
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.store.shards import Shard, read_shard_of, write_shard
+from hpcmpq.store.shards import Shard, read_shard_of, remove_damaged_shard, write_shard
 
 SEEN_S, LOOK_S = 90.0, 0.1
 """Seconds in which a file system shows what another node has written, and between two looks."""
@@ -43,6 +44,19 @@ def is_seen_in_time(looks: Callable[[], bool], folder: Path) -> bool:
         time.sleep(LOOK_S)
         os.listdir(folder if folder.is_dir() else folder.parent)
     return seen
+
+
+def await_codes(stored: StoredCodes, members: Sequence[Member]) -> None:
+    """Wait for codes that other nodes have written: without them weights would be taken for unrounded ones.
+
+    Raises:
+        UserError: If they are not seen here.
+    """
+    folder = stored.run.path / stored.folder
+    if not is_seen_in_time(lambda: stored.are_there(members), folder):
+        raise UserError(
+            f"{folder} does not show on this node what others have written there; run `{stored.made_by}` again"
+        )
 
 
 @dataclass(frozen=True)
@@ -83,13 +97,14 @@ class RoundingAttempt:
             if stored.is_there(member) and not stored.has(member):
                 stored.remove(member)
 
-    def weights(self, run: RunDir, plan: Plan, which: str) -> SolutionCodes | None:
-        """The codes of the solution's weights, `before` or `after`."""
-        if which == "before":
-            return solution_codes(run, plan, {"assignment": self.assignment, "reround": self.before})
-        stored = self.stored(run)
-        made = [m.parameter for g in plan.space.groups for m in g.members if stored.is_there(m)]
-        return SolutionCodes(self.assignment, stored, frozenset(made), StoredCodes(run, plan.fingerprint))
+    def before_it(self, run: RunDir, plan: Plan) -> SolutionCodes | None:
+        """The codes of the solution's weights before."""
+        return solution_codes(run, plan, {"assignment": self.assignment, "reround": self.before})
+
+    def after_it(self, run: RunDir, plan: Plan, parameters: Iterable[str]) -> SolutionCodes:
+        """The same after, of the weights that have some then."""
+        planned = StoredCodes(run, plan.fingerprint)
+        return SolutionCodes(self.assignment, self.stored(run), frozenset(parameters), planned)
 
 
 @dataclass(frozen=True)
@@ -127,12 +142,19 @@ class Steps:
         try:
             return read_shard_of(self.plan_of(()), self.run, self.unit(step))
         except CorruptShard:
-            self.remove([step])
+            remove_damaged_shard(self.plan_of(()), self.run, self.unit(step))
             raise
 
     def write(self, step: str, arrays: dict[str, Any], num_samples: int = 0, number: int = 0) -> None:
         """Keep what it made."""
         write_shard(self.run, Shard("reround", f"{self.name}-{step}", self.name, num_samples, number, arrays))
+
+    def made_nothing(self, step: str) -> bool:
+        """Whether a step is done and made nothing, as rows of layers that are given nothing; not where it is gone."""
+        try:
+            return self.is_there(step) and not self.read(step).arrays
+        except CorruptShard:
+            return False
 
     def remove(self, steps: Iterable[str]) -> None:
         """Remove what steps made that nobody needs any more."""

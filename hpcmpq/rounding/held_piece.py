@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hpcmpq.errors import CorruptShard, UserError
 from hpcmpq.models.weights import Tensors, holder_of
 from hpcmpq.rounding.again import RoundingAgain
-from hpcmpq.rounding.attempt import Steps, is_seen_in_time
+from hpcmpq.rounding.attempt import Steps, await_codes
 from hpcmpq.rounding.kept_states import give_states, state_arrays
 from hpcmpq.rounding.layer_inputs import SameInputs
 from hpcmpq.rounding.pieces import ModelPiece
@@ -102,18 +101,8 @@ class HeldPiece:
             return
         if number is not None or self.steps.is_there(f"{place}-order"):
             layers = self.layers(place)[:number]
-            own = [same for k, same in enumerate(layers) if not self._are_unseen(f"{place}-{k}-rows-0")]
+            own = [
+                same for k, same in enumerate(layers) if not self.steps.made_nothing(f"{place}-{k}-rows-0")
+            ]
             missing = [member for same in own for member in same.layers]
-        stored = self.again.stored
-        folder = stored.run.path / stored.folder
-        if not is_seen_in_time(lambda: all(map(stored.is_there, missing)), folder):
-            raise UserError(
-                f"{folder} does not show on this node what others have written there; run `{stored.made_by}` again"
-            )
-
-    def _are_unseen(self, step: str) -> bool:
-        """Whether layers are given nothing: codes of none of their rows were made."""
-        try:
-            return self.steps.is_there(step) and not self.steps.read(step).arrays
-        except CorruptShard:  # gone: joined
-            return False
+        await_codes(self.again.stored, missing)

@@ -162,7 +162,7 @@ def _made_here(
     comparison = Comparison(
         variants, splits.held_out.to(device), (config.objective,), config.calibration.samples_per_pass
     )
-    after = replace(variants, solved=attempt.weights(run, plan, "after"))
+    after = replace(variants, solved=attempt.after_it(run, plan, parameters))
     before_N, after_N = (
         each.measure([dict(attempt.assignment)])[0].values[config.objective]
         for each in (comparison, replace(comparison, variants=after))

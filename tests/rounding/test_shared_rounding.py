@@ -17,6 +17,8 @@ from hpcmpq.plan import WorkUnit
 from hpcmpq.quantized.applied import quantized_model
 from hpcmpq.rounding import METHODS, attempt, pieces, taking
 from hpcmpq.rounding import stage as reround_stage
+from hpcmpq.rounding.again import RoundingAgain
+from hpcmpq.rounding.again_units import SharedRounding
 from hpcmpq.rounding.again_worker import make_worker
 from hpcmpq.rounding.cuts import Cuts
 from hpcmpq.rounding.stage import reround
@@ -204,6 +206,71 @@ def test_nobody_waits_for_a_process_that_never_comes(planned, expected, tmp_path
         (run.path / "copy").replace(run.solution_path)
         reround(run, "qep", None, unseen, InProcess(), (0, 3))
         assert run.solution_path.read_bytes() == solution
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    run, plan = plan_run(
+        tmp_path_factory.mktemp("deep"), llama(num_hidden_layers=4), torch.float32, formats=["int2", "int3"]
+    )
+    solve_by_turns(run, plan)
+    return run
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_process_that_is_blocks_behind_others_goes_on_with_what_they_made(
+    idle, deep, tmp_path, monkeypatch
+):
+    """Whose states are gone by then, and where a layer is given nothing, so that it has no codes."""
+    monkeypatch.setattr(taking, "LEAST_PATIENCE_S", 0.0)
+    monkeypatch.setattr(taking, "PATIENCE", 0.0)
+    monkeypatch.setattr(attempt, "SEEN_S", 0.0)
+    sums = RoundingAgain.sums
+
+    def some_idle(again, piece, same, *others):
+        found = sums(again, piece, same, *others)
+        is_idle = idle and any(m.parameter.endswith("layers.1.mlp.down_proj.weight") for m in same.layers)
+        return replace(found, num_rows=0) if is_idle else found
+
+    monkeypatch.setattr(RoundingAgain, "sums", some_idle)
+    alone, run = copy_of(deep, tmp_path / "alone"), copy_of(deep, tmp_path / "run")
+    wanted = reround(alone, "qep", None, unseen)
+    ahead: list[int] = []
+
+    def stop(done: int, total: int) -> None:
+        if done >= 22:  # in the last block
+            ahead.append(done)
+            raise KeyboardInterrupt
+
+    class Behind(InProcess):
+        def run(self, make_worker, units, keep=False):
+            if not ahead and any("-1-states-" in unit.id for unit in units):
+                with pytest.raises(KeyboardInterrupt):
+                    reround(run, "qep", None, stop, InProcess(), (0, 2))
+                assert not list(run.path.glob("reround/shards/*-1-states-*"))
+            yield from super().run(make_worker, units, keep)
+
+    found = reround(run, "qep", None, unseen, Behind(), (1, 2))
+    for values in (found, wanted):
+        values["reround"]["history"][0].pop("seconds")
+    assert ahead and found["reround"] == wanted["reround"]
+    assert len(found["reround"]["parameters"]) == 28 - idle
+
+
+def test_losses_are_of_the_codes_that_were_made_or_of_none(planned, tmp_path, monkeypatch):
+    """Not of the options' where another process, which ended the attempt, has removed the codes."""
+    monkeypatch.setattr(attempt, "SEEN_S", 0.0)
+    run, measured = copy_of(planned, tmp_path / "run"), SharedRounding.losses
+
+    def removed_before(*given):
+        for path in run.path.glob("rerounded/*/*.h5"):
+            path.unlink()
+        return measured(*given)
+
+    monkeypatch.setattr(SharedRounding, "losses", removed_before)
+    with pytest.raises(UserError, match="does not show on this node"):
+        reround(run, "qep", None, unseen, InProcess())
+    assert not list(run.path.glob("reround/shards/*-losses-after-*"))
 
 
 @pytest.fixture(scope="module")
