@@ -225,6 +225,7 @@ def test_a_process_that_is_blocks_behind_others_goes_on_with_what_they_made(
     monkeypatch.setattr(taking, "LEAST_PATIENCE_S", 0.0)
     monkeypatch.setattr(taking, "PATIENCE", 0.0)
     monkeypatch.setattr(attempt, "SEEN_S", 0.0)
+    monkeypatch.setattr(reround_stage, "CUTS", replace(SMALL, positions=32))  # no worker holds all samples
     sums = RoundingAgain.sums
 
     def some_idle(again, piece, same, *others):
