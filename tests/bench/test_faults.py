@@ -1,12 +1,15 @@
 """A short version of `python -m bench.faults`, and that its judge sees what is lost."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
 import pytest
 
-from bench.faults import PASSED, Undisturbed, launcher_of, results, suffer, undisturbed
+from bench.faults import PASSED, Undisturbed, results, suffer, undisturbed
+from bench.results import ROOT
 from tests.executors.launch import MARKS, mpich_memory_freed
 
 pytestmark = pytest.mark.slow
@@ -26,13 +29,21 @@ def test_whatever_happens_the_same_command_ends_with_the_same_bits(number: int, 
 
 @pytest.mark.mpi
 @MARKS["mpi"][-1]
-def test_ranks_of_mpi_fork_too(tmp_path: Path):
-    said: list[str] = []
-    with mpich_memory_freed(), launcher_of("mpi") as launcher:
-        ranks = undisturbed(tmp_path / "whole", ("plan", "calibrate"), "mpi", launcher)
-        outcome = suffer(7, ranks, said.append)
-    assert outcome.fault.startswith("told to stop")
-    assert outcome.ending == "again", (outcome, said)
+def test_ranks_of_mpi_fork_too():
+    """In a process of its own: what forks from one that has begun MPI itself, as another test may have, crashes."""
+    command = [sys.executable, "-m", "bench.faults", "--executor", "mpi"]
+    with mpich_memory_freed():
+        done = subprocess.run(
+            [*command, "--first", "7", "--faults", "8", "--no-write"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "fault='told to stop" in said, said
+    assert "ending='again'" in said, said
 
 
 def test_a_shard_that_differs_or_is_gone_is_seen(whole: Undisturbed, tmp_path: Path):
