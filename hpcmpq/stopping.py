@@ -7,6 +7,7 @@ status stands.
 
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,9 @@ RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PALS_RANKID", "SLURM_PROCI
 """Variables of ranks, as `hpcmpq.executors.world` knows them, which is not read yet at the start."""
 
 _AGAIN_S = 0.05
+
+_PASSED_ON_S = 0.2
+"""In which a launcher passes on what a rank said before it is told to end all of them."""
 
 
 def stop_at_once() -> None:
@@ -73,6 +77,8 @@ def ignore_signals() -> None:
 
 def keep_status(status: int) -> None:
     """From now on a signal ends this process at once with the status that it has anyway."""
+    if status == EXIT_INTERRUPTED:
+        _tell_launcher()
     _handle(lambda *_: os._exit(status))
 
 
@@ -89,4 +95,18 @@ def _end(number: int, _frame: FrameType | None) -> None:
         facts = f'"exit_status": {EXIT_INTERRUPTED}, "type": "Interrupted", "message": "{interrupted}"'
         with suppress(OSError):
             os.write(1, f'{{"error": {{{facts}}}}}\n'.encode())
+    _tell_launcher()
     os._exit(EXIT_INTERRUPTED)
+
+
+def _tell_launcher() -> None:
+    """Have Hydra, the mpiexec of MPICH, end all ranks: one that leaves before MPI starts is waited for without end."""
+    if "PMI_FD" in os.environ and "SLURM_PROCID" not in os.environ and "mpi4py.MPI" not in sys.modules:
+        with suppress(OSError, ValueError):
+            launcher = int(os.environ["PMI_FD"])
+            if stat.S_ISSOCK(
+                os.fstat(launcher).st_mode
+            ):  # no file that has its number in a process started by a rank
+                os.write(
+                    launcher, f"cmd=abort exitcode={EXIT_INTERRUPTED}\n".encode()
+                )  # the protocol of PMI-1

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from hpcmpq.errors import Interrupted, UserError
 from hpcmpq.executors.mpi_pool import _abort, _check_world
 from hpcmpq.stopping import stop_by_exception
-from tests.executors.launch import MARKS, command_line, run
+from tests.executors.launch import MARKS, MPIEXEC, command_line, run
 from tests.executors.toy_units import UNITS, shards
 
 
@@ -41,6 +42,29 @@ def test_a_second_signal_does_not_keep_a_rank_from_aborting_its_job(monkeypatch,
             signal.signal(number, handler)
     assert ended.value.code == 75
     assert capfd.readouterr().err == "hpcmpq: interrupted (SIGTERM); run the same command to go on\n"
+
+
+@pytest.mark.mpi
+@MARKS["mpi"][-1]
+def test_a_rank_that_stops_before_mpi_starts_ends_the_others():
+    """MPICH's launcher waits for it without end otherwise, and so do they, in MPI's own start."""
+    program = (
+        "import os, signal\n"
+        "if os.environ['PMI_RANK'] == '1':\n"
+        "    from hpcmpq.stopping import stop_at_once\n"
+        "    stop_at_once()\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "from mpi4py import MPI\n"
+    )
+    ended = subprocess.run(
+        [str(MPIEXEC), "-n", "3", sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 75, ended
+    assert "run the same command to go on" in ended.stderr
 
 
 @pytest.mark.mpi
