@@ -10,6 +10,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -104,9 +105,7 @@ def _tell_launcher() -> None:
     if "PMI_FD" in os.environ and "SLURM_PROCID" not in os.environ and "mpi4py.MPI" not in sys.modules:
         with suppress(OSError, ValueError):
             launcher = int(os.environ["PMI_FD"])
-            if stat.S_ISSOCK(
-                os.fstat(launcher).st_mode
-            ):  # no file that has its number in a process started by a rank
-                os.write(
-                    launcher, f"cmd=abort exitcode={EXIT_INTERRUPTED}\n".encode()
-                )  # the protocol of PMI-1
+            # Not a file that has its number in a process which a rank started.
+            if stat.S_ISSOCK(os.fstat(launcher).st_mode):
+                time.sleep(_PASSED_ON_S)
+                os.write(launcher, f"cmd=abort exitcode={EXIT_INTERRUPTED}\n".encode())  # PMI-1
