@@ -124,9 +124,8 @@ def _become(
             _live(words, fault, draw, tasks)
         names = [name for name, known in FAULTS.items() if known == fault]
         told = {_MARK: str(os.getpid()), _FAULT: json.dumps([*names, draw.random()])}
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # until it is handled: Python's own handler prints tracebacks
+        # Until it is handled: Python's own handler prints tracebacks.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.execve(launcher[0], [*launcher, *words], {**os.environ, **told})
     finally:
         os._exit(1)

@@ -48,9 +48,8 @@ def serving(become: Callable[[list[str]], NoReturn]) -> Iterator[tuple[str, ...]
             the script's, and so is MPI's connection to the launcher.
     """
     with (
-        tempfile.TemporaryDirectory(
-            prefix="hq", dir="/tmp"
-        ) as folder,  # short, as names of sockets have to be
+        # Short, as names of sockets have to be.
+        tempfile.TemporaryDirectory(prefix="hq", dir="/tmp") as folder,
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
     ):
         path, script = f"{folder}/socket", Path(folder) / "stands_for.py"

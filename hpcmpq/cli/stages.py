@@ -32,10 +32,8 @@ def run(
     Of a model directory or a GGUF file with --data, the config that `hpcmpq init` would write is kept in
     RUN/config.yaml and printed.
     """
-    from hpcmpq.cli.refined import (
-        refine_on,
-        reround_on,
-    )  # after this file: --help lists commands as they come
+    # After this file: --help lists commands as they come.
+    from hpcmpq.cli.refined import refine_on, reround_on
 
     with open_executor(executor, workers) as pool:
         if pool is None:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -184,18 +185,11 @@ class RoundingAgain:
         self, members: Sequence[Member], fitted: Fitted
     ) -> Iterable[tuple[Member, tuple[Tensor, QParams]]]:
         """Codes of whole weights that are given the same inputs, one weight after another."""
-        parts: dict[Member, list[tuple[Tensor, QParams]]] = {}
-        for rows in self.row_parts(members):
-            for each in rows:
-                parts.setdefault(each[0], []).append(self.rounded_rows(each, fitted))
-                own = parts[each[0]]
-                if each[1].stop == each[0].num_rows:
-                    del parts[each[0]]
-                    codes_MK = torch.cat([codes for codes, _ in own]) if len(own) > 1 else own[0][0]
-                    yield (
-                        each[0],
-                        (codes_MK, joined([qparams for _, qparams in own]) if len(own) > 1 else own[0][1]),
-                    )
+        rows_in_order = chain.from_iterable(self.row_parts(members))
+        for member, rows in groupby(rows_in_order, key=itemgetter(0)):
+            codes, qparams = zip(*(self.rounded_rows(each, fitted) for each in rows), strict=True)
+            whole = codes[0], qparams[0]
+            yield member, (torch.cat(codes), joined(list(qparams))) if len(codes) > 1 else whole
 
     def row_parts(self, members: Sequence[Member]) -> list[list[MemberRows]]:
         """Rows that are rounded together, of weights that are given the same inputs."""

@@ -15,8 +15,6 @@ from hpcmpq.models.data.samples import Splits
 from hpcmpq.plan import Plan, WorkUnit
 from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.stored_codes import packed_codes
-from hpcmpq.rounding import find_rounding_method
-from hpcmpq.rounding.again import RoundingAgain
 from hpcmpq.rounding.attempt import RoundingAttempt, Steps, attempt_called, await_codes, fitted_on
 from hpcmpq.rounding.held_piece import HeldPiece
 from hpcmpq.rounding.layer_inputs import InputSums, SameInputs, no_sums
@@ -45,9 +43,6 @@ def make_worker(run: RunDir) -> Worker:
     return work
 
 
-_STEPS = {"order": "_order", "sums": "_sums", "fit": "_fit", "rows": "_rows", "states": "_states"}
-
-
 @dataclass
 class AttemptWorker:
     """What a worker holds of an attempt: a piece of the model, its weights by now, the states of a range of samples.
@@ -72,16 +67,7 @@ class AttemptWorker:
         if samples.digest() != self.attempt.samples:
             raise UserError(f"the samples have changed meanwhile; run `{self.run.command}` again")
         batches = list(samples.to(self.opened.device).passes(self.plan.config.calibration.samples_per_pass))
-        method = find_rounding_method(self.attempt.method)
-        self.again = RoundingAgain(
-            replace(self.opened.variants, solved=None),
-            self.attempt.assignment,
-            batches,
-            method,
-            self.attempt.strength,
-            self.attempt.stored(self.run),
-            self.attempt.cuts,
-        )
+        self.again = self.attempt.again(self.run, self.opened.variants, batches)
         self.steps = Steps(self.run, self.plan, self.attempt.name)
         self.ranges = self.attempt.cuts.sample_ranges(batches)
         self.held = HeldPiece(self.again, self.steps, self.ranges)
@@ -99,7 +85,7 @@ class AttemptWorker:
                 self._losses(step, *rest)
             else:
                 piece, (kind, *numbers) = int(first), sorted(rest, key=str.isdecimal)
-                getattr(self, _STEPS[kind])(step, piece, *map(int, numbers))
+                getattr(self, f"_{kind}")(step, piece, *map(int, numbers))
         except CorruptShard:
             if not self._is_past(first):
                 raise

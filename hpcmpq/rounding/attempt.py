@@ -24,6 +24,9 @@ from hpcmpq.models.data.samples import Samples, Splits
 from hpcmpq.plan import Plan, WorkUnit, content_hash
 from hpcmpq.quantized.solved import codes_called, solution_codes
 from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes
+from hpcmpq.quantized.variants import Variants
+from hpcmpq.rounding import find_rounding_method
+from hpcmpq.rounding.again import RoundingAgain
 from hpcmpq.rounding.cuts import Cuts
 from hpcmpq.space import Member
 from hpcmpq.store.json_files import read_json, write_artefact
@@ -89,6 +92,18 @@ class RoundingAttempt:
     def stored(self, run: RunDir) -> StoredCodes:
         """The codes that are made."""
         return codes_called(run, self.codes, self.method, self.strength)
+
+    def again(self, run: RunDir, variants: Variants, batches: list[Samples]) -> RoundingAgain:
+        """Its steps, of a model that is open and the batches that it is fitted on."""
+        return RoundingAgain(
+            replace(variants, solved=None),
+            self.assignment,
+            batches,
+            find_rounding_method(self.method),
+            self.strength,
+            self.stored(run),
+            self.cuts,
+        )
 
     def remove_damaged(self, run: RunDir, members: Iterable[Member]) -> None:
         """Remove codes that are not what was written, of an attempt that was interrupted."""

@@ -26,7 +26,6 @@ from hpcmpq.quantized.solved import open_as_planned
 from hpcmpq.refine.descent import check_held_out, is_better
 from hpcmpq.refine.portfolio import mean_and_stderr, paired
 from hpcmpq.rounding import BEST, find_rounding_method
-from hpcmpq.rounding.again import RoundingAgain
 from hpcmpq.rounding.again_units import NOTHING_TO_ROUND, measured_in_units
 from hpcmpq.rounding.attempt import RoundingAttempt, fitted_on
 from hpcmpq.rounding.cuts import Cuts
@@ -144,15 +143,7 @@ def _made_here(
     config, variants, samples = plan.config, open_as_planned(run, plan), fitted_on(splits)
     device = pick_device(config.model.device)
     check_plan_mended(plan, variants.model, samples[:2].to(device).inputs, str(run.path))
-    again = RoundingAgain(
-        replace(variants, solved=None),
-        attempt.assignment,
-        list(samples.to(device).passes(config.calibration.samples_per_pass)),
-        find_rounding_method(attempt.method),
-        attempt.strength,
-        attempt.stored(run),
-        attempt.cuts,
-    )
+    again = attempt.again(run, variants, list(samples.to(device).passes(config.calibration.samples_per_pass)))
     if not again.wanted:
         raise UserError(NOTHING_TO_ROUND)
     attempt.remove_damaged(run, again.wanted)

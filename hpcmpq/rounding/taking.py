@@ -61,9 +61,8 @@ class Taking:
             is_done: Whether what they are for is there, so that nobody needs their shards any more.
         """
         index, count = self.part
-        first = crc32(
-            steps[0].encode()
-        )  # not always the same one's, where there are fewer steps than processes
+        # Not always the same one's, where there are fewer steps than processes.
+        first = crc32(steps[0].encode())
         owners = {step: (first + k) % count for k, step in enumerate(steps)}
         taken = {step for step, owner in owners.items() if owner == index}
         start = time.monotonic()

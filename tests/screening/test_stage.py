@@ -16,6 +16,7 @@ from hpcmpq.plan import Plan
 from hpcmpq.screening import stage
 from hpcmpq.solve import stage as solve_stage
 from hpcmpq.solve.formulate import make_problem
+from hpcmpq.space import SearchSpace
 from hpcmpq.store.json_files import read_json, write_artefact
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
@@ -106,6 +107,13 @@ def test_interrupted_shared_and_damaged_runs_end_with_the_same_bits(tmp_path: Pa
     assert_same_bits(run, screened)
 
 
+def few_at_first(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The first round measures int2 and int4 alone."""
+    few = [option.index for option in space.options if option.format in ("int2", "int4")]
+    monkeypatch.setattr(stage, "first_options", lambda *_: few)
+    return few
+
+
 def another_plans(path: Path) -> None:
     write_artefact(path, {**read_json(path, ""), "fingerprint": "another"})
 
@@ -114,9 +122,7 @@ def test_rounds_of_another_plan_or_gone_before_others_are_chosen_anew(
     tmp_path: Path, screened: RunDir, monkeypatch: pytest.MonkeyPatch
 ):
     """What was measured stays; before, all options were measured, or those of the first rounds alone were reduced."""
-    space = read_plan(screened).whole_space
-    few = [option.index for option in space.options if option.format in ("int2", "int4")]
-    monkeypatch.setattr(stage, "first_options", lambda *_: few)
+    few_at_first(read_plan(screened).whole_space, monkeypatch)
     run = planned(tmp_path / "run")
     measured = calibrated(run)
     assert len(measured.rounds) > 1
@@ -163,8 +169,7 @@ def test_a_first_choice_that_lacks_the_solution_is_made_up_for(
 ):
     """The first round measures int2 and int4 alone, which is feasible and worse: the next go back for the others."""
     space = read_plan(whole).space
-    few = [option.index for option in space.options if option.format in ("int2", "int4")]
-    monkeypatch.setattr(stage, "first_options", lambda *_: few)
+    few = few_at_first(space, monkeypatch)
     run = planned(tmp_path / "run")
     plan = calibrated(run)
     solution = read_json(whole.solution_path, "")["assignment"]
