@@ -27,8 +27,9 @@ from hpcmpq.store.shards import pending
 
 ASSUMED = """assumed, not measured: Llama shapes, seven formats, 128 samples of 512 tokens, `secant` with the
 wavefront in bf16 on one GPU a worker that delivers 300 TFLOP/s, four GPUs per node; 60 s to start a container and
-Python, then ranges of all options are chosen, of 32 candidates at 2 TB/s; units vary by 10 %; a file system of 50
-GB/s, 5 GB/s per node. A unit is some blocks' groups on some samples. The model is in the GPU's memory."""
+Python, then all workers together choose the ranges of all options, of 32 candidates at 2 TB/s; units vary by 10 %; a
+file system of 50 GB/s, 5 GB/s per node. A unit is some blocks' groups on some samples. The model is in the GPU's
+memory."""
 
 RECOMMENDED = """The most workers, of up to 1,024, that `hpcmpq plan --workers` recommends: at least 80 % of their
 time goes into units, here of four blocks and one sample. First every node reads the model from the file system; then,
@@ -130,10 +131,10 @@ def simulate() -> list[list[str]]:
 
 
 def with_ranges(work: Workload) -> Workload:
-    """The workload of the small model with ranges that every worker chooses before its first unit."""
+    """The workload of the small model with ranges that workers share, each chosen by one before the first unit."""
     numel = SMALL.num_parameters * NUM_FORMATS
     ranges_s = NUM_FACTORS * PASSED_BYTES * numel / Device().memory_bytes_per_s
-    return replace(work, startup_s=work.startup_s + ranges_s)
+    return replace(work, shared_s=ranges_s)
 
 
 def recommendations() -> list[list[str]]:

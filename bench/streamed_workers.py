@@ -25,8 +25,8 @@ from hpcmpq.units import starting_from
 ASSUMED = """Larger models as the package runs them: a worker is a process with one GPU, and a model that this does
 not hold is streamed, in float32 from files in bfloat16. Assumed, not measured: equal blocks of seven groups, seven
 formats; `secant` with bfloat16 products at 300 TFLOP/s; 512 samples of 2,048 tokens, one a pass; 2 TB/s through the
-GPU's memory, by which weights are rounded in every pass, and ranges are chosen once for each group that a worker
-meets, of 32 candidates (56 bytes a weight and candidate); 40 GB of the GPU for states of options, so several waves a
+GPU's memory, by which weights are rounded in every pass, and ranges are chosen of 32 candidates (56 bytes a weight
+and candidate); 40 GB of the GPU for states of options, so several waves a
 pass, each of which reads the blocks behind its first one; 20 GB/s from host to GPU, never hidden; four workers a
 node; 60 s to start Python; 50 GB/s from the file system, 5 GB/s a node. A node's copy of the files is read at 1.25
 GB/s a worker (`disk`) or, where the node's memory keeps them, at 5 GB/s (`memory`; one core of the machine that wrote
@@ -34,13 +34,16 @@ this reads and converts 0.5 to 0.7 GB/s, so that takes several). Every option of
 unit varies by 10 %. Efficiency is the share of all workers' time that goes into arithmetic and rounding."""
 
 STEPS = """Each column adds to the one before. `before`: a unit is a sample, every node copies the files from the file
-system, and a worker reads all blocks four times before its first unit, to check the model and its chain. `passed on`:
+system, and a worker reads all blocks four times before its first unit, to check the model and its chain, and chooses
+the ranges of each group that it meets. `passed on`:
 `HPCMPQ_STAGE_BY=sbcast`, eight files at a time, each node to two others (as it was, one file at a time and each node
 to eight, it would take 16 to 24 times as long as a node reads the files, since the next piece leaves when all nodes
 have the last). `read ahead`: a thread reads the next block while one computes, and blocks are read three times before
 the first unit. `cut`: `calibration: {workers: N}` splits groups as well, and ranks of MPI get the longest units
-first. `array` is that in a job array of four workers a task, which know of other tasks by their shards alone. Losses
-are those of `cut`, in seconds of a worker, from one percent of the time on."""
+first. `shared`: a worker chooses, before its first unit, the ranges of groups for which no other has stored any, each
+worker in an order of its own, and every node reads those of all groups once, in two bytes a scale. `array` is that in a
+job array of four workers a task, which know of other tasks by their files alone. Losses are those of `shared`, in
+seconds of a worker, from one percent of the time on."""
 
 FITS = """What such a worker holds on its GPU, GB: a block and what lies outside of all; ranges of all options; the
 largest group in one format beside the original and a copy (`options_per_pass: 1`); states of options. 405 B needs
@@ -90,6 +93,11 @@ class Streamed:
         numel = self.num_parameters * NUM_FORMATS
         return NUM_FACTORS * PASSED_BYTES * numel / Device().memory_bytes_per_s
 
+    @property
+    def scale_bytes(self) -> float:
+        """Of the stored ranges of all options."""
+        return 2 * self.num_parameters * NUM_FORMATS / GROUP_SIZE
+
 
 MODELS = (
     Streamed("70 B", 70e9, 80, 8192, 70e9, 2 * 128256 * 8192, 8192 * 28672),
@@ -106,6 +114,7 @@ class Way:
     passed_on: bool = False
     ahead: bool = False
     cut: bool = False
+    shared: bool = False
     array: bool = False
 
 
@@ -114,7 +123,8 @@ WAYS = {
     "passed on": Way(True),
     "read ahead": Way(True, True),
     "cut": Way(True, True, True),
-    "array": Way(True, True, True, True),
+    "shared": Way(True, True, True, True),
+    "array": Way(True, True, True, True, True),
 }
 
 
@@ -200,7 +210,8 @@ def simulate(model: Streamed, num_workers: int, copy: str, way: Way) -> Simulate
     parts = num_workers // WORKERS_PER_NODE if way.array else 1
     key = (plan.work_of,) if way.cut else ()
     orders = [starting_from(plan.units, plan.units, part, parts, *key) for part in range(parts)]
-    ranges_s = model.ranges_s / len(plan.space.groups)
+    each_s = model.ranges_s / len(plan.space.groups)
+    ranges_s = 0.0 if way.shared else each_s
     end, chosen, twice = run(orders, num_workers // parts, lambda unit: seconds[place[unit.id]], ranges_s)
     readings = READINGS if way.ahead else READINGS_BEFORE
     before = {
@@ -208,6 +219,9 @@ def simulate(model: Streamed, num_workers: int, copy: str, way: Way) -> Simulate
         "copying the files": copying(model, num_workers, way.passed_on),
         "checking the model": readings * model.file_bytes * (1 / rate + 2 / TO_DEVICE),
     }
+    if way.shared:
+        before["choosing ranges together"] = each_s * choices_of_a_worker(len(plan.space.groups), num_workers)
+        before["reading ranges"] = read_seconds(model.scale_bytes, Site(WORKERS_PER_NODE), num_workers)
     mean_work, mean_all = work / num_workers, float(seconds.sum()) / num_workers
     losses = before | {
         "choosing ranges": chosen / num_workers,
@@ -217,6 +231,17 @@ def simulate(model: Streamed, num_workers: int, copy: str, way: Way) -> Simulate
     makespan = end + sum(before.values())
     losses["idle at the end"] = makespan - mean_work - sum(losses.values())
     return Simulated(makespan, mean_work, losses)
+
+
+def choices_of_a_worker(num_weights: int, num_workers: int) -> int:
+    """Weights that workers choose for before all have ranges: at a time each for one that had none, at random."""
+    generator = np.random.default_rng(0)
+    missing = np.arange(num_weights)
+    count = 0
+    while len(missing):
+        missing = np.setdiff1d(missing, generator.choice(missing, num_workers))
+        count += 1
+    return count
 
 
 def copying(model: Streamed, num_workers: int, passed_on: bool) -> float:
@@ -265,14 +290,14 @@ def run(
 
 
 def steps() -> list[list[str]]:
-    """Efficiency of every way on every number of workers, and what is lost without an array."""
+    """Efficiency of every way on every number of workers, and what is lost in the last one without an array."""
     rows = []
     for model in MODELS:
         for num_workers in NUM_WORKERS:
             for copy in COPY_BYTES_PER_S:
                 found = {name: simulate(model, num_workers, copy, way) for name, way in WAYS.items()}
-                cut = found["cut"]
-                losses = sorted(cut.losses.items(), key=lambda loss: -loss[1])
+                now = found["shared"]
+                losses = sorted(now.losses.items(), key=lambda loss: -loss[1])
                 rows.append(
                     [
                         model.name,
@@ -280,9 +305,9 @@ def steps() -> list[list[str]]:
                         copy,
                         *(f"{100 * each.efficiency:.0f} %" for each in found.values()),
                         f"{found['before'].makespan_s / 3600:.3g}",
-                        f"{cut.makespan_s / 3600:.3g}",
-                        f"{cut.work_s:.0f}",
-                        "; ".join(f"{name} {s:.0f}" for name, s in losses if s >= 0.01 * cut.makespan_s),
+                        f"{now.makespan_s / 3600:.3g}",
+                        f"{now.work_s:.0f}",
+                        "; ".join(f"{name} {s:.0f}" for name, s in losses if s >= 0.01 * now.makespan_s),
                     ]
                 )
     return rows
@@ -293,7 +318,7 @@ def most_workers() -> list[list[str]]:
     rows = []
     for model in MODELS:
         row = [model.name]
-        for way in (WAYS["before"], WAYS["cut"]):
+        for way in (WAYS["before"], WAYS["shared"]):
             for copy in COPY_BYTES_PER_S:
                 counts = (2**k for k in range(10, 2, -1))
                 busy = (n for n in counts if simulate(model, n, copy, way).efficiency >= EFFICIENT)
@@ -315,7 +340,7 @@ def held() -> list[list[str]]:
 
 def section() -> str:
     """Text and tables."""
-    now = "`cut`"
+    now = "`shared`"
     header = ("model", "workers", "copy", *WAYS, "hours before", f"hours {now}", "work, s", "losses")
     most = ("model", *(f"{when}, {copy}" for when in ("before", "now") for copy in COPY_BYTES_PER_S))
     parts = ("model", "block and outside", "ranges", "largest group", "states", "together")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import socket
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +79,12 @@ def open_run(run: RunDir, plan: Plan, source: ModelConfig, attention: str | None
     check_same_outputs(plan, samples[:1].inputs, first_NTV)
     check_plan_mended(plan, variants.model, samples[:2].inputs, str(run.path))
     return Opened(variants, samples, first_NTV.shape[-1], device)
+
+
+def share_ranges(opened: Opened) -> None:
+    """Choose ranges that no process of the run has chosen yet, each process in an order of its own."""
+    seed = zlib.crc32(f"{socket.gethostname()} {os.getpid()}".encode())
+    opened.variants.store_ranges(seed)
 
 
 def make_subject(plan: Plan, opened: Opened, *, forward_only: bool) -> Subject:

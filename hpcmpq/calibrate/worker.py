@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from hpcmpq.calibrate.opened import make_subject, open_run
+from hpcmpq.calibrate.opened import make_subject, open_run, share_ranges
 from hpcmpq.calibrate.sums import contents
 from hpcmpq.executors import Worker
 from hpcmpq.models.data.samples import Samples
@@ -36,6 +36,7 @@ def make_worker(run: RunDir, number: int = 0) -> Worker:
     if is_bfloat16 and (low_precision is not None or WIDE in plan.facts):
         source = dataclasses.replace(source, dtype="float32")
     opened = open_run(run, plan, source, method.attention)
+    share_ranges(opened)
     subject = make_subject(plan, opened, forward_only=method.forward_only)  # before products are patched
     if method.forward_only:
         engine = make_engine(

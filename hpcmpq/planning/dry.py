@@ -185,8 +185,8 @@ def _times(
 ) -> tuple[dict[str, float], Workload]:
     """Seconds of one worker that does all, by what for, and the units that workers share.
 
-    Ranges are chosen once a worker. A streamed model is read once a pass, by as many workers at once as a node has, a
-    block while the one before it computes.
+    Ranges are chosen once, by all workers together. A streamed model is read once a pass, by as many workers at once as
+    a node has, a block while the one before it computes.
     """
     config, space = plan.config, plan.space
     passes = repeats * -(-config.calibration.num_samples // config.calibration.samples_per_pass)
@@ -210,7 +210,7 @@ def _times(
     return seconds, Workload(
         seconds_U=np.array([shared * share_of[unit] for unit in plan.units]),
         spread=SPREAD,
-        startup_s=ranges_s,
+        shared_s=ranges_s,
         model_bytes=0.0 if config.model.stream else float(read_bytes),
         shard_bytes=cost.shard_bytes / len(plan.units),
     )

@@ -17,7 +17,8 @@ def recommend(work: Workload, site: Site, most: int) -> Prediction:
     }
     for num_workers in sorted(counts, reverse=True):
         # Start and reading alone are a bound, which spares most simulations.
-        waits = work.startup_s + read_seconds(work.model_bytes, site, num_workers)
+        waits = work.startup_s + work.shared_s / num_workers
+        waits += read_seconds(work.model_bytes, site, num_workers)
         ideal = float(work.seconds_U.sum()) / num_workers
         if num_workers == 1 or ideal >= EFFICIENT * (ideal + waits):
             made = predict(work, site, num_workers)

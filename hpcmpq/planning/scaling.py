@@ -34,9 +34,10 @@ class Workload:
     Attributes:
         seconds_U: Wall time of each unit alone on a worker, [U].
         spread: Standard deviation of the logarithm of a unit's time between runs of it.
-        startup_s: From the start of a worker to its first unit, without reading the model.
+        startup_s: From the start of a worker to its first unit, without reading the model and what workers share.
         model_bytes: What a node reads to load the model.
         shard_bytes: Size of one unit's shard.
+        shared_s: Of one worker alone, what all do together before their first units: choosing ranges.
     """
 
     seconds_U: np.ndarray
@@ -44,6 +45,7 @@ class Workload:
     startup_s: float = 0.0
     model_bytes: float = 0.0
     shard_bytes: float = 0.0
+    shared_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def predict(work: Workload, site: Site, num_workers: int, seed: int = 0) -> Pred
         losses[name] = seconds - before
         before = seconds
     losses["starting"] = work.startup_s
+    losses["choosing ranges"] = work.shared_s / num_workers
     losses["reading the model"] = read_seconds(work.model_bytes, site, num_workers)
     makespan = ideal + sum(losses.values())
     return Prediction(num_workers, makespan, ideal, losses, site.num_nodes(num_workers) * makespan / 3600)

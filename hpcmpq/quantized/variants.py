@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from random import Random
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from hpcmpq.quantized.activations import Activations, read_maxima
 from hpcmpq.quantized.rounded_weights import RoundedWeights
 from hpcmpq.quantized.source_codes import SourceCodes, source_codes
 from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes
+from hpcmpq.quantized.stored_ranges import StoredRanges
 from hpcmpq.quantizers.codes import QParams
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store.run_dir import RunDir
@@ -47,6 +49,7 @@ class Variants:
         sources: {parameter: weight to round from} where the model has other weights for now.
         streamed: The model's blocks, where they are read when they run.
         source: Codes of the files that the model came in, if it came quantized.
+        ranges: Where qparams are that the run's processes have chosen.
     """
 
     model: nn.Module
@@ -58,6 +61,7 @@ class Variants:
     sources: Mapping[str, Tensor] | None = None
     streamed: Streamed | None = None
     source: SourceCodes | None = None
+    ranges: StoredRanges | None = None
     _qparams: dict[tuple[str, str], QParams] = field(default_factory=dict)
     _kept: dict[tuple[str, str], dict[str, Tensor]] = field(default_factory=dict)
 
@@ -103,11 +107,13 @@ class Variants:
     @torch.no_grad()
     def encoded(self, member: Member, format_name: str) -> tuple[Tensor, QParams]:
         """What a checkpoint stores of a weight: its codes [M, K] and what they mean."""
-        return self._rounded.encoded(member, format_name, as_matrix(self._weight(member), member))
+        return self._rounded.encoded(member, format_name, self._matrix(member))
 
     @cached_property
     def _rounded(self) -> RoundedWeights:
-        return RoundedWeights(self.quantizer, self.codes, self._qparams, self._largest, self.source)
+        return RoundedWeights(
+            self.quantizer, self.codes, self._qparams, self._largest, self.source, self.ranges
+        )
 
     def _largest(self, member: Member) -> Tensor:
         """The largest absolute weight of a member's group."""
@@ -121,6 +127,25 @@ class Variants:
         pairs = zip(self.space.groups, self.space.formats, strict=True)
         num_bytes = itemsize * sum(group.numel * len(formats) for group, formats in pairs)
         return num_bytes <= KEPT_BYTES and not any(p.is_meta for p in self.model.parameters())
+
+    @torch.no_grad()
+    def store_ranges(self, seed: int) -> None:
+        """Choose the qparams of all options that no process of the run has chosen yet, for all of them.
+
+        Args:
+            seed: Of the order: processes that begin together choose for different weights.
+        """
+        if self._keeps:
+            return
+        pairs = zip(self.space.groups, self.space.formats, strict=True)
+        members = [(member, formats) for group, formats in pairs for member in group.members]
+        Random(seed).shuffle(members)
+        for member, formats in members:
+            dtype = self.model.get_parameter(member.parameter).dtype
+            self._rounded.store_ranges(member, formats, dtype, partial(self._matrix, member))
+
+    def _matrix(self, member: Member) -> Tensor:
+        return as_matrix(self._weight(member), member)
 
     @torch.no_grad()
     def errors(self, group_index: int) -> dict[str, Tensor]:
@@ -228,4 +253,7 @@ def open_variants(
     codes = StoredCodes(run, plan.fingerprint)
     maxima = read_maxima(run, plan.fingerprint)
     source = source_codes(plan, model)
-    return Variants(model, plan.space, config.quantizer, maxima, codes, streamed=streamed, source=source)
+    ranges = StoredRanges(run, plan.fingerprint)
+    return Variants(
+        model, plan.space, config.quantizer, maxima, codes, streamed=streamed, source=source, ranges=ranges
+    )

@@ -69,7 +69,7 @@ def units_of(plan: Plan) -> tuple[WorkUnit, ...]:
 
 def _make_worker(run: RunDir) -> Worker:
     """Load model and samples once and return the function that measures a unit."""
-    from hpcmpq.calibrate.opened import make_subject, open_run
+    from hpcmpq.calibrate.opened import make_subject, open_run, share_ranges
     from hpcmpq.calibrate.worker import measurer
     from hpcmpq.sensitivity import find_method
 
@@ -78,6 +78,7 @@ def _make_worker(run: RunDir) -> Worker:
     if source.dtype == "bfloat16":  # as secant's original is read
         source = replace(source, dtype="float32")
     opened = open_run(run, plan, source)
+    share_ranges(opened)
     rows = min(MAX_ROWS, ceil(ROWS / len(opened.calibration)))
     subject = replace(make_subject(plan, opened, forward_only=False), num_probes=rows, choices=None)
     measure = find_method("fisher").measure

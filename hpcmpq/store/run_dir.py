@@ -121,6 +121,7 @@ def remove_leftovers(run: RunDir) -> None:
         ".",
         "exports",
         "pbs",
+        "ranges",
         "refine",
         "report",
         "reround",

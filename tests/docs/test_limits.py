@@ -113,7 +113,7 @@ def screened(*models: str, section: str = "screened") -> tuple[list[float], int,
 
 def busy(model: str, workers: str) -> str:
     """Shares of time in work on so many workers, with the copy on disk and in memory."""
-    found = [row("scaling", model, workers, copy)[6] for copy in ("disk", "memory")]
+    found = [row("scaling", model, workers, copy)[7] for copy in ("disk", "memory")]
     return "{} to {} %".format(*(share.removesuffix(" %") for share in found))
 
 

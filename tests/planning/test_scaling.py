@@ -124,6 +124,15 @@ def test_what_bounds_it_is_named(bound_by: str, work: Workload, site: Site, num_
     assert predict(work, site, num_workers).bound_by == bound_by
 
 
+def test_what_workers_share_takes_each_a_part_of_it():
+    # 6400 s of units and 600 s that are shared: 100 + 9.4 s on 64 workers.
+    work = Workload(np.full(640, 10.0), shared_s=600.0)
+    made = predict(work, IDLE, 64)
+    assert made.losses["choosing ranges"] == pytest.approx(600.0 / 64)
+    assert made.makespan_s == pytest.approx(100.0 + 600.0 / 64)
+    assert recommend(work, IDLE, 640).num_workers == 640, "shared work alone bounds no number of workers"
+
+
 def test_efficiency_is_the_share_of_time_in_units():
     assert Prediction(2, 100.0, 80.0, {"starting": 20.0}).efficiency == pytest.approx(0.8)
 

@@ -1,0 +1,96 @@
+"""Scales and zero points of options, chosen once in a run: by whichever process came to a weight first.
+
+The clipping of least error takes as long as dozens of passes over a weight, for every option; reading what another
+process found takes none. RUN/ranges/ holds a file a weight, with what all its options choose. Who finds none chooses
+for itself and nobody waits, so nothing depends on who was first; on one kind of processor all find the same bits.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpcmpq.errors import DamagedFile
+from hpcmpq.quantizers.codes import QParams
+from hpcmpq.space import Member
+from hpcmpq.store.h5_files import read_h5, write_h5
+from hpcmpq.store.run_dir import RunDir
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoredRanges:
+    """What a run's processes have chosen, in its directory.
+
+    Attributes:
+        run: The run directory.
+        fingerprint: Of its plan: whatever else ranges depend on.
+    """
+
+    run: RunDir
+    fingerprint: str
+
+    def is_there(self, member: Member, dtype: torch.dtype) -> bool:
+        """Whether there is a file of a weight, loaded in a dtype; nothing of it is read."""
+        return self._path(member, dtype).exists()
+
+    def write(self, member: Member, dtype: torch.dtype, chosen: Mapping[str, QParams]) -> None:
+        """Store {format name: what it chooses} of a whole weight that was loaded in a dtype."""
+        arrays = {
+            f"{name}/{field.name}": _narrowed(value.cpu().numpy())
+            for name, qparams in chosen.items()
+            for field in fields(QParams)
+            if (value := getattr(qparams, field.name)) is not None
+        }
+        write_h5(self._path(member, dtype), arrays, self._attributes(member, dtype))
+
+    def read(self, member: Member, format_name: str, like: Tensor) -> QParams | None:
+        """What a format chooses for a whole weight, on the device of `like`, some rows of it; None if nobody has yet.
+
+        A file that is damaged, or of another plan, counts for nothing: what it should hold is chosen again.
+        """
+        path = self._path(member, like.dtype)
+        try:
+            arrays, attributes = read_h5(path, "hpcmpq calibrate") if path.exists() else ({}, {})
+        except DamagedFile:
+            _log.warning("%s is damaged; choosing its ranges again", path)
+            return None
+        is_of = self._attributes(member, like.dtype).items() <= attributes.items()
+        if not is_of or f"{format_name}/scale" not in arrays:
+            return None
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        parts = {}
+        for field in fields(QParams):
+            if (array := arrays.get(f"{format_name}/{field.name}")) is not None:
+                value = torch.from_numpy(_widened(array)).to(like.device)
+                parts[field.name] = value.to(dtype) if value.is_floating_point() else value
+        return QParams(**parts)
+
+    def _attributes(self, member: Member, dtype: torch.dtype) -> dict[str, str]:
+        return {"fingerprint": self.fingerprint, "parameter": member.parameter, "dtype": str(dtype)}
+
+    def _path(self, member: Member, dtype: torch.dtype) -> Path:
+        name = hashlib.sha256(f"{member.parameter} {dtype}".encode()).hexdigest()[:16]
+        return self.run.path / "ranges" / f"{name}.h5"
+
+
+def _narrowed(values: np.ndarray) -> np.ndarray:
+    """Floats that bfloat16 holds exactly, as nearly all scales are, as its bits in uint16; others as they are."""
+    if values.dtype.kind != "f" or values.ndim == 0:
+        return values
+    bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
+    is_exact = bool(np.all(bits.view("<f4") == values)) and not bool(np.any(bits & 0xFFFF))
+    return (bits >> 16).astype("<u2") if is_exact else values
+
+
+def _widened(stored: np.ndarray) -> np.ndarray:
+    """What `_narrowed` was given, in float32 where it was narrowed."""
+    if stored.dtype != np.uint16:
+        return stored
+    return (np.asarray(stored, dtype="<u4") << 16).astype("<u4").view("<f4")
