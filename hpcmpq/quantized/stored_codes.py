@@ -83,7 +83,7 @@ class StoredCodes:
         """Whether a weight's file is there and whole."""
         path = self._path(member)
         try:
-            return path.exists() and self._is_of(member, read_h5(path, self.made_by)[1])
+            return path.exists() and self._is_of(member, *read_h5(path, self.made_by))
         except DamagedFile:
             _log.warning("%s is damaged; making it anew", path)
             return False
@@ -137,7 +137,7 @@ class StoredCodes:
                 f"the rounded weights of {member.parameter} are missing; run `{self.made_by}` again"
             )
         arrays, attributes = read_h5(path, self.made_by)
-        if not self._is_of(member, attributes):
+        if not self._is_of(member, arrays, attributes):
             raise UserError(f"{path} belongs to another plan or weight; run `{self.made_by}` again")
         if f"{format_name}/scale" not in arrays:
             raise UserError(f"{path} is of an earlier version and has no {format_name}; plan a new run")
@@ -160,9 +160,13 @@ class StoredCodes:
         signed = symmetric or format.type == "ggml"
         return codes_MK.to(like.device, torch.int8 if signed else torch.uint8), qparams
 
-    def _is_of(self, member: Member, attributes: Mapping[str, object]) -> bool:
+    def _is_of(
+        self, member: Member, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, object]
+    ) -> bool:
+        """Whether a file holds codes of this plan and, as far as it says of which, of this weight."""
         parameter = attributes.get("parameter", member.parameter)
-        return attributes["fingerprint"] == self.fingerprint and parameter == member.parameter
+        has_codes = any(name.endswith("/scale") for name in arrays)
+        return has_codes and attributes["fingerprint"] == self.fingerprint and parameter == member.parameter
 
     def _path(self, member: Member) -> Path:
         name = hashlib.sha256(member.parameter.encode()).hexdigest()[:16]

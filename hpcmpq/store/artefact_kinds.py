@@ -3,6 +3,8 @@
 Only what stages read; a key that is not there is noticed where it is read.
 """
 
+import math
+from pathlib import Path
 from typing import Any
 
 ArtefactKind = Any
@@ -14,6 +16,8 @@ _NUMBER = (int, float)
 _NUMBER_OR_NONE = (int, float, type(None))
 _NUMBERS = {EACH: _NUMBER}
 _ASSIGNMENT = {EACH: str}
+_WHOLE_OR_NONE = (int, type(None))
+_TEXT_OR_NONE = (str, type(None))
 _INTERVALS = {EACH: {EACH: (list, type(None))}}
 _SOLVER = {"name": str, "shrink": (int, float, str), "robust_k": _NUMBER, "drop_cross_terms": bool}
 _ANSWER = {
@@ -26,6 +30,19 @@ _ANSWER = {
     "seconds": _NUMBER,
     "costs": _NUMBERS,
     "predicted_loss": _NUMBER,
+    "budgets": _NUMBERS,
+    "fingerprint": str,
+}
+_CANDIDATE = {"name": str, "chosen": bool, "held_out_loss": _NUMBER}
+_INTERACTIONS = {
+    **dict.fromkeys(("groups_changed", "num_groups"), int),
+    **dict.fromkeys(("lowered_by", "lowered_by_stderr"), _NUMBER),
+    **dict.fromkeys(("share", "share_stderr"), _NUMBER_OR_NONE),
+}
+_GAINED = {
+    **dict.fromkeys(("gain", "cost", "unit", "limit_on"), str),
+    **dict.fromkeys(("original", "reached", "saved", "saved_share", "limit"), _NUMBER),
+    "bound": _NUMBER_OR_NONE,
 }
 _REFINE = {
     "evaluations": int,
@@ -34,12 +51,14 @@ _REFINE = {
     "link": {"predicted": [_NUMBER], "measured": [_NUMBER], "intercept": _NUMBER, "slope": _NUMBER},
 }
 _REROUND = {
-    "codes": (str, type(None)),
+    "codes": _TEXT_OR_NONE,
     "parameters": [str],
     "assignment": str,
-    "history": [{"kept": bool, "held_out_loss": _NUMBER}],
+    "history": [
+        {"kept": bool, "held_out_loss": _NUMBER, "num_weights": int, "method": str, "strength": _NUMBER}
+    ],
 }
-_PART = {"groups": [str], "class": (str, type(None))}
+_PART = {"groups": [str], "operations": int, "result": str, "class": _TEXT_OR_NONE}
 _COMBINATION = {"formats": [str], "seconds": _NUMBER}
 _PHASE = {
     "parts": [_PART],
@@ -48,18 +67,31 @@ _PHASE = {
     "original_s": _NUMBER,
 }
 
+_MEMBER = {
+    "parameter": str,
+    **dict.fromkeys(("num_rows", "num_columns", "macs"), int),
+    "transposed": bool,
+    "active": _NUMBER,
+}
+_GROUP = {"name": str, "members": [_MEMBER], "block": _WHOLE_OR_NONE, "products": [dict]}
+_UNIT = {"id": str, **dict.fromkeys(("group_start", "group_stop", "sample_start", "sample_stop"), int)}
+_STAGES_WITH_PEAKS = ("round", "refine", "reround", "evaluate", "export", "solve")
+_PROOF_LINE = {
+    **dict.fromkeys(("node", "steps", "dimension", "rank", "options"), int),
+    **dict.fromkeys(("seconds", "step_s", "gap"), _NUMBER),
+}
+
 KINDS: dict[str, ArtefactKind] = {
     "solution.json": {
         **_ANSWER,
-        "fingerprint": str,
-        "budgets": _NUMBERS,
         "solver": _SOLVER,
         "uniform": {EACH: {"predicted_loss": _NUMBER, "feasible": bool, "costs": _NUMBERS}},
         "measured_loss": _NUMBER_OR_NONE,
         "expected_loss": _NUMBER_OR_NONE,
         "evaluated_loss": _NUMBER_OR_NONE,
-        "portfolio": [{"name": str, "held_out_loss": _NUMBER}],
-        "interactions": dict,
+        "portfolio": [_CANDIDATE],
+        "interactions": _INTERACTIONS,
+        "maximized": _GAINED,
         "refine": _REFINE,
         "reround": _REROUND,
     },
@@ -71,9 +103,13 @@ KINDS: dict[str, ArtefactKind] = {
         "assignment": _ASSIGNMENT,
         "objective": str,
         "num_samples": int,
-        "num_tokens": (int, type(None)),
+        "num_tokens": _WHOLE_OR_NONE,
         "uniform_format": str,
         "uniform_costs": _NUMBERS,
+        **dict.fromkeys(("engine", "fingerprint", "samples_hash"), str),
+        "world_size": int,
+        "codes": _TEXT_OR_NONE,
+        "tasks": {EACH: dict},
     },
     "frontier.json": {
         "cost": str,
@@ -82,13 +118,58 @@ KINDS: dict[str, ArtefactKind] = {
         "solver": _SOLVER,
         "points": [{**_ANSWER, "limit": _NUMBER}],
         "uniform": {EACH: {"cost": _NUMBER, "predicted_loss": _NUMBER}},
+        "fingerprint": str,
+        "num_options": int,
+        "planned_solver": _SOLVER,
     },
-    "time.json": {"machine": dict, "generated_tokens": int, "rounds": int, "phases": {EACH: _PHASE}},
-    "cost.json": {"seconds": _NUMBER_OR_NONE, "engine": str, "peak_parts": _NUMBERS},
-    "proof.json": {"lines": [dict], "part_s": _NUMBERS, "detail": str},
-    "jobs.json": {"submissions": [{"jobs": {EACH: str}}]},
+    "time.json": {
+        "fingerprint": str,
+        "machine": {"processor": str, "device": str, "threads": int},
+        "generated_tokens": int,
+        "rounds": int,
+        "phases": {EACH: _PHASE},
+    },
+    "cost.json": {
+        **dict.fromkeys(("forwards", "flops", "shard_bytes", "peak_bytes"), _NUMBER),
+        **dict.fromkeys(("seconds", "round_seconds"), _NUMBER_OR_NONE),
+        **{f"{stage}_peak_bytes": _NUMBER_OR_NONE for stage in _STAGES_WITH_PEAKS},
+        "engine": str,
+        "peak_parts": _NUMBERS,
+        "fingerprint": str,
+    },
+    "proof.json": {"lines": [_PROOF_LINE], "part_s": _NUMBERS, "detail": str, "fingerprint": str},
+    "jobs.json": {"submissions": [{"jobs": {EACH: str}, "scheduler": str}]},
+    "plan.json": {
+        "fingerprint": str,
+        "config": dict,
+        "import_paths": [str],
+        **dict.fromkeys(("tokens_per_sample", "num_options"), int),
+        "fixed_bytes": _NUMBER,
+        **dict.fromkeys(("active_fixed_bytes", "original_bits"), _NUMBER_OR_NONE),
+        "facts": dict,
+        **dict.fromkeys(("environment", "weights"), {EACH: str}),
+        **dict.fromkeys(("original", "balanced"), dict),
+        "groups": [_GROUP],
+        "formats": [[str]],
+        "units": [_UNIT],
+    },
+    "usage.json": {"jobs": [dict], **dict.fromkeys(("num_files", "num_directories", "bytes"), int)},
+    "screen/": {"fingerprint": str, "options": [int], "cost": [_NUMBER], "asked": str},
+    "times/": {
+        "identity": dict,
+        "combinations": {EACH: {EACH: [_NUMBER]}},
+        "shared": [_NUMBER],
+        "round": str,
+    },
+    "timings/": {"seconds": _NUMBER, "finished": str},
+    "timings.json": {EACH: {"seconds": _NUMBER, "finished": str}},
 }
-"""{name of an artefact: kind of its object}."""
+"""{name of an artefact, or of the folder of several: kind of its object}."""
+
+
+def kind_of(path: Path) -> ArtefactKind:
+    """The kind of the object in an artefact; anything where it is not known."""
+    return KINDS.get(path.name) or KINDS.get(f"{path.parent.name}/", {})
 
 
 def misfit(value: Any, kind: ArtefactKind, place: str = "its content") -> str | None:
@@ -110,5 +191,6 @@ def misfit(value: Any, kind: ArtefactKind, place: str = "its content") -> str | 
         entries = [(item, kind[0], f"an entry of {place}") for item in value]
     else:
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        fits = fits and not (isinstance(value, float) and not math.isfinite(value))
         return None if fits else f"{place} is {str(value)[:40]!r}"
     return next((found for entry in entries if (found := misfit(*entry)) is not None), None)

@@ -8,9 +8,10 @@ dataset carries a Fletcher-32 checksum.
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")  # parallel file systems often have no locks
 
@@ -27,6 +28,7 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _PIECE = 2**22
 
 Scalar = str | int | float
+T = TypeVar("T")
 
 
 def write_h5(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Scalar]) -> None:
@@ -57,24 +59,33 @@ def _h5_image(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Scalar]
         return file.id.get_file_image()
 
 
+class _Content(dict[str, T]):
+    """Arrays or attributes of a file; one that it lacks, as a file under the name of another does, is damage."""
+
+    def __init__(self, path: Path, made_by: str) -> None:
+        super().__init__()
+        self.path, self.made_by = path, made_by
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise _damaged(self.path, self.made_by, ValueError(f"no {name!r}"))
+
+
 def read_h5(path: Path, made_by: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Verified contents of a file of `write_h5`; `CorruptShard` if it is damaged."""
-    arrays: dict[str, np.ndarray] = {}
+    """Verified arrays and attributes of a `write_h5` file; `CorruptShard` if it is damaged, or lacks what is asked."""
+    arrays, attributes = _Content[np.ndarray](path, made_by), _Content[Any](path, made_by)
 
     def collect(name: str, item: h5py.Dataset | h5py.Group) -> None:
         if isinstance(item, h5py.Dataset):
             is_text = h5py.check_string_dtype(item.dtype) is not None
-            arrays[name] = np.array(item.asstr()[()], dtype=object) if is_text else item[()]
+            arrays[name] = np.array(item.asstr()[()], dtype=object) if is_text else np.asarray(item[()])
 
     try:
         whole = _is_whole(path)
         with h5py.File(path, "r", locking=False) as file:
             file.visititems(collect)
-            attributes = {name: _plain(value) for name, value in file.attrs.items()}
+            attributes.update({name: _plain(value) for name, value in file.attrs.items()})
     except (OSError, RuntimeError, KeyError, UnicodeDecodeError, ValueError) as error:
-        raise CorruptShard(
-            f"{path} is damaged ({str(error).splitlines()[0][:80]}); run `{made_by}` again to recompute it"
-        ) from None
+        raise _damaged(path, made_by, error) from None
     digest = attributes.pop("digest", None)
     if attributes.get("format_version") != FORMAT_VERSION:
         raise CorruptShard(
@@ -83,7 +94,7 @@ def read_h5(path: Path, made_by: str) -> tuple[dict[str, np.ndarray], dict[str, 
         )
     if not whole and digest != _digest(arrays, attributes):
         raise CorruptShard(f"{path} is damaged (checksum differs); run `{made_by}` again to recompute it")
-    return {name: np.asarray(array) for name, array in arrays.items()}, attributes
+    return arrays, attributes
 
 
 def read_number(path: Path, name: str) -> Any:
@@ -96,21 +107,42 @@ def read_number(path: Path, name: str) -> Any:
 
 
 def read_array(path: Path, name: str) -> np.ndarray | None:
-    """One array of a file of `write_h5`, without reading the rest of it; None if it is not there or damaged."""
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            return np.asarray(file[name][()])
-    except (OSError, RuntimeError, KeyError, ValueError):
-        return None
+    """One array of a file of `write_h5`; None if it is not there or damaged."""
+    return _read_one(path, lambda file: np.asarray(file[name][()]))
 
 
 def read_attribute(path: Path, name: str) -> Any:
-    """One attribute of a file of `write_h5`, without reading the rest; None if it is not there or damaged."""
+    """One attribute of a file of `write_h5`; None if it is not there or damaged."""
+    return _read_one(path, lambda file: _plain(file.attrs[name]))
+
+
+def check_whole(path: Path, made_by: str) -> None:
+    """That a file of `write_h5` is as it was written, as far as its first bytes say so.
+
+    It is taken in once as long as nobody writes it.
+
+    Raises:
+        CorruptShard: If it is not.
+    """
     try:
+        facts = path.stat()
+        _known_whole(path, facts.st_size, facts.st_mtime_ns, facts.st_ino)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, made_by, error) from None
+
+
+def _read_one(path: Path, read: Callable[[h5py.File], T]) -> T | None:
+    try:
+        check_whole(path, "")
         with h5py.File(path, "r", locking=False) as file:
-            return _plain(file.attrs[name])
-    except (OSError, RuntimeError, KeyError, ValueError):
+            return read(file)
+    except (CorruptShard, OSError, RuntimeError, KeyError, ValueError):
         return None
+
+
+@lru_cache(maxsize=4096)
+def _known_whole(path: Path, *identity: int) -> bool:
+    return _is_whole(path)
 
 
 def _is_whole(path: Path) -> bool:
@@ -129,6 +161,11 @@ def _is_whole(path: Path) -> bool:
     if head != _head(state):
         raise ValueError("checksum differs")
     return True
+
+
+def _damaged(path: Path, made_by: str, error: Exception) -> CorruptShard:
+    reason = str(error).split("\n")[0][:80]
+    return CorruptShard(f"{path} is damaged ({reason}); run `{made_by}` again to recompute it")
 
 
 def _head(state: "hashlib.blake2b") -> bytes:

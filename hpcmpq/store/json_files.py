@@ -1,7 +1,8 @@
 """JSON files that are whole or not there; artefacts of ours with a checksum.
 
-It is the last key, `digest`: BLAKE2b over the JSON text of everything before it, so that damage which is still JSON is
-found. A file without one, of an earlier version, is taken as it is where it holds what such files do
+It is the last key, `digest`: BLAKE2b over the file's name and the JSON text of everything before it, so that damage
+which is still JSON is found, and a file under the name of another. Earlier versions left out the name, and the first
+ones the digest: a file without one is taken as it is where it holds what such files do
 (`hpcmpq.store.artefact_kinds`); ``edited`` in its place says that somebody changed the file and means it.
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hpcmpq.errors import DamagedFile, UserError
-from hpcmpq.store.artefact_kinds import KINDS, misfit
+from hpcmpq.store.artefact_kinds import kind_of, misfit
 from hpcmpq.store.whole_files import placing, replacing
 
 EDITED = "edited"
@@ -45,13 +46,13 @@ def write_json(path: Path, values: Any, *, allow_nan: bool = False) -> None:
 
 
 def write_artefact(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically, with a digest of its text for `read_json`."""
-    write_json(path, {**values, "digest": _digest(values)})
+    """Write a JSON object atomically, with a digest of its name and text for `read_json`."""
+    write_json(path, {**values, "digest": _digest(path, values)})
 
 
 def placed_artefact(path: Path, values: Mapping[str, Any], made_by: str) -> Any:
     """Write such an object where there is none yet; return the one that is there, another process's if it was first."""
-    text = json.dumps({**values, "digest": _digest(values)}, indent=2, allow_nan=False) + "\n"
+    text = json.dumps({**values, "digest": _digest(path, values)}, indent=2, allow_nan=False) + "\n"
     with placing(path) as attempt:
         attempt.write_text(text, encoding="utf-8")
     return read_json(path, made_by)
@@ -102,9 +103,9 @@ def read_edited_json(path: Path, made_by: str) -> tuple[Artefact, bool]:
         raise _damaged(path, made_by, "no JSON object")
     digest = values.pop("digest", None)
     if digest not in (None, EDITED):
-        values.verified = digest == _digest(values)
+        values.verified = digest in (_digest(path, values), _digest_of_text(values))
         return values, values.verified
-    if (reason := misfit(values, KINDS.get(path.name, {}))) is not None:
+    if (reason := misfit(values, kind_of(path))) is not None:
         raise _damaged(path, made_by, reason)
     if digest == EDITED:
         values[EDITED] = True
@@ -125,5 +126,9 @@ def _is_digest(values: Mapping[str, Any]) -> bool:
     return isinstance(last, str) and re.fullmatch("[0-9a-f]{32}", last) is not None
 
 
-def _digest(values: Mapping[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()
+def _digest(path: Path, values: Mapping[str, Any]) -> str:
+    return _digest_of_text(values, f"{path.name}\n")
+
+
+def _digest_of_text(values: Mapping[str, Any], before: str = "") -> str:
+    return hashlib.blake2b(f"{before}{json.dumps(values)}".encode(), digest_size=16).hexdigest()

@@ -92,6 +92,8 @@ def _listed(directory: Path, then: str) -> Mapping[str, str]:
         text = (directory / NAME).read_bytes().decode("utf-8", "replace")
     except FileNotFoundError:
         return {}
+    except IsADirectoryError:
+        raise DamagedFile(f"{directory / NAME} is a directory; move it away, and {then}") from None
     *lines, end = text.split("\n")
     last = lines.pop() if lines else ""
     found = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in lines]

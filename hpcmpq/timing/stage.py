@@ -154,7 +154,7 @@ def _known_round(run: RunDir, path: Path, identity: dict[str, Any]) -> dict[str,
     try:
         found: dict[str, Any] = read_json(path, f"hpcmpq time {run.path}")
         before: dict[str, Any] = found["identity"]
-    except (DamagedFile, KeyError):
+    except DamagedFile:
         log.warning("%s is damaged; measuring that round anew", path)
         return None
     for key, value in identity.items():

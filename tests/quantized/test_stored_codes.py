@@ -152,11 +152,13 @@ def test_missing_damaged_and_foreign_codes_are_refused(tmp_path):
     [first, second] = [
         m for group in plan.space.groups for m in group.members if m.parameter.endswith("q_proj.weight")
     ]
-    whole = codes._path(first).read_bytes()
-    codes._path(first).write_bytes(codes._path(second).read_bytes())
-    assert not codes.has(first) and codes.has(second)
-    with pytest.raises(UserError, match="belongs to another plan or weight; run `hpcmpq calibrate"):
-        codes.read(first, "int4", like)
+    whole, others = codes._path(first).read_bytes(), codes._path(second).read_bytes()
+    write_h5(tmp_path / "quadratic.h5", {"linear": np.zeros(3)}, {"fingerprint": plan.fingerprint})
+    for foreign in (others, (tmp_path / "quadratic.h5").read_bytes()):
+        codes._path(first).write_bytes(foreign)
+        assert not codes.has(first) and codes.has(second)
+        with pytest.raises(UserError, match="belongs to another plan or weight; run `hpcmpq calibrate"):
+            codes.read(first, "int4", like)
     codes._path(first).write_bytes(whole)
     for path in (run.path / "rounded").iterdir():
         path.write_bytes(path.read_bytes()[:-100])

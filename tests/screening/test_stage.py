@@ -118,7 +118,11 @@ def another_plans(path: Path) -> None:
     write_artefact(path, {**read_json(path, ""), "fingerprint": "another"})
 
 
-def test_rounds_of_another_plan_or_gone_before_others_are_chosen_anew(
+def the_first(path: Path) -> None:
+    path.write_bytes(path.with_name("round_1.json").read_bytes())
+
+
+def test_rounds_of_another_plan_or_place_or_gone_before_others_are_chosen_anew(
     tmp_path: Path, screened: RunDir, monkeypatch: pytest.MonkeyPatch
 ):
     """What was measured stays; before, all options were measured, or those of the first rounds alone were reduced."""
@@ -128,7 +132,13 @@ def test_rounds_of_another_plan_or_gone_before_others_are_chosen_anew(
     assert len(measured.rounds) > 1
     solution = solved(run)["assignment"]
     shards = {path.name for path in run.shards_path.iterdir()}
-    for number, harm in ((1, another_plans), (2, another_plans), (1, Path.unlink), (2, Path.unlink)):
+    for number, harm in (
+        (1, another_plans),
+        (2, another_plans),
+        (2, the_first),
+        (1, Path.unlink),
+        (2, Path.unlink),
+    ):
         harm(round_path(run, number))
         if (number, harm) != (1, another_plans):  # that is a run planned anew, which is not screened yet
             with pytest.raises(DamagedFile, match=r"round_\d\.json .*run `hpcmpq calibrate"):

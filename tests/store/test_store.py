@@ -1,6 +1,8 @@
 """Shards and the quadratic model survive damage only by being found out."""
 
+import hashlib
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -11,6 +13,7 @@ import pytest
 from hpcmpq.errors import CorruptShard, DamagedFile, UserError, in_words
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.store.attempts import read_processes, recording
+from hpcmpq.store.h5_files import read_array, read_attribute, read_h5, write_h5
 from hpcmpq.store.json_files import read_json, write_artefact, write_json
 from hpcmpq.store.npz_files import read_finished, read_npz, write_finished, write_npz
 from hpcmpq.store.quadratic_file import read_quadratic, write_quadratic
@@ -208,6 +211,56 @@ def test_damaged_json_is_found_even_if_it_is_still_json(tmp_path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DamagedFile, match="run `hpcmpq solve` again"):
         read_json(path, "hpcmpq solve")
+
+
+def test_json_under_the_name_of_other_json_is_damage(tmp_path):
+    """In whatever run and folder it lies; earlier versions' checksums do not say under which name."""
+    first, second = tmp_path / "round_1.json", tmp_path / "run" / "round_2.json"
+    for number, path in enumerate((first, second)):
+        write_artefact(path, {"options": [number]})
+    moved = tmp_path / "moved" / first.name
+    moved.parent.mkdir()
+    moved.write_bytes(first.read_bytes())
+    assert read_json(moved, "hpcmpq calibrate") == {"options": [0]}
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(DamagedFile, match="run `hpcmpq calibrate` again"):
+        read_json(second, "hpcmpq calibrate")
+    text = json.dumps({"options": [0]})
+    before = json.dumps(
+        {"options": [0], "digest": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
+    )
+    for path in (first, second):
+        path.write_text(before)
+        assert read_json(path, "hpcmpq calibrate") == {"options": [0]}
+
+
+def test_h5_under_the_name_of_other_h5_is_damage(tmp_path):
+    """Whatever is asked of it that it does not hold."""
+    path = tmp_path / "quadratic.h5"
+    write_h5(path, {"codes": np.arange(3)}, {"fingerprint": "f" * 64})
+    arrays, attributes = read_h5(path, "hpcmpq reduce")
+    assert arrays["codes"].tolist() == [0, 1, 2] and arrays.get("linear") is None
+    for ask in (lambda: arrays["linear"], lambda: attributes["loss0"], lambda: read_quadratic(path)):
+        with pytest.raises(CorruptShard, match=r"quadratic\.h5 is damaged \(no '.*'\); run `hpcmpq reduce"):
+            ask()
+    with pytest.raises(CorruptShard, match=r"damaged \(no 'kind'\); run `hpcmpq calibrate` again"):
+        read_shard(path)
+
+
+def test_parts_of_a_damaged_h5_are_not_read(tmp_path):
+    """A bit anywhere: what is read alone is what was written, or nothing."""
+    path, tokens_LE = tmp_path / "quadratic.h5", np.arange(12).reshape(3, 4)
+    write_h5(path, {"tokens": tokens_LE, "other": np.arange(100.0)}, {"fingerprint": "f" * 64})
+    whole = path.read_bytes()
+    assert read_attribute(path, "fingerprint") == "f" * 64
+    random = np.random.default_rng(0)
+    for number, place in enumerate(random.permutation(len(whole))[:100]):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << random.integers(8)
+        path.write_bytes(damaged)
+        os.utime(path, ns=(number, number))  # clocks of file systems are coarse
+        assert read_attribute(path, "fingerprint") is None
+        assert read_array(path, "tokens") is None
 
 
 def test_every_flipped_bit_of_an_npz_is_found(tmp_path):

@@ -397,8 +397,10 @@ def test_times_are_measured_once_and_resumed(planned: RunDir, monkeypatch: pytes
     measure_times(planned, lambda *_: None)
     assert paths[0].read_bytes() == before[0], "what is there is left alone"
     assert paths[1].exists()
+    paths[1].write_bytes(before[0])
     again = measure_times(planned, lambda *_: None)
     assert again == read_json(planned.time_path, "")
+    assert paths[0].read_bytes() == before[0] != paths[1].read_bytes(), "a round counts once"
     monkeypatch.setattr(stage, "describe_machine", lambda device: {"processor": "another"})
     with pytest.raises(PlanMismatch, match="another machine"):
         measure_times(planned, lambda *_: None)
