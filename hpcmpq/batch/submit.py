@@ -17,7 +17,8 @@ from typing import Any
 from hpcmpq.batch.scheduler import Job, Settings, scheduler_of
 from hpcmpq.batch.typed import ARRAYS
 from hpcmpq.errors import DamagedFile, UserError
-from hpcmpq.store.json_files import read_json, write_artefact
+from hpcmpq.store.jobs_file import read_submissions
+from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.whole_files import replacing
 
@@ -202,10 +203,8 @@ def submit_files(run: RunDir, files: Mapping[str, str], scheduler: str = "slurm"
 def _submissions(run: RunDir) -> list[dict[str, Any]]:
     """Earlier submissions; none where jobs.json is missing or damaged."""
     try:
-        return (
-            list(read_json(run.jobs_path, "hpcmpq submit")["submissions"]) if run.jobs_path.exists() else []
-        )
-    except (DamagedFile, KeyError, TypeError):
+        return read_submissions(run)
+    except DamagedFile:
         log.warning(
             "%s is damaged: earlier submissions are forgotten; the scheduler lists them", run.jobs_path
         )

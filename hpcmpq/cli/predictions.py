@@ -13,7 +13,7 @@ from hpcmpq.plan import Plan
 from hpcmpq.planning.recommended import recommend
 from hpcmpq.planning.scaling import Prediction, Site, measured_workload, predict
 from hpcmpq.settings import CalibrationConfig, Config, ModelConfig
-from hpcmpq.store.attempts import read_processes
+from hpcmpq.store.attempts import read_processes_of
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import pending
@@ -57,7 +57,7 @@ def of_missing(run: RunDir, workers: int) -> dict[str, Any]:
         say(f"codes come first, which is not predicted: {num_codes} units are left")
     missing, _ = pending(plan, run)
     work = measured_workload(
-        plan, read_processes(run), missing, f"hpcmpq calibrate {run.path} --at-most {enough}"
+        plan, read_processes_of(plan, run), missing, f"hpcmpq calibrate {run.path} --at-most {enough}"
     )
     found = [predict(work, Site(), n) for n in sorted({1, 2, workers // 2 or 1, workers})] if missing else []
     if not found:

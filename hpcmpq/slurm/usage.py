@@ -16,7 +16,8 @@ from typing import Any
 
 from hpcmpq.batch.submit import MEMORY_ROOM
 from hpcmpq.errors import UserError
-from hpcmpq.store.json_files import read_json, write_artefact
+from hpcmpq.store.jobs_file import read_submissions
+from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.run_dir import RunDir
 
 FIELDS = (
@@ -97,9 +98,10 @@ def read_usage(run: RunDir) -> Usage:
     Raises:
         UserError: If the run was never submitted, or Slurm's accounting does not answer.
     """
-    if not run.jobs_path.exists():
+    submissions = read_submissions(run)
+    if not submissions:
         raise UserError(f"no jobs of {run.path} were submitted; `hpcmpq submit` does that")
-    jobs: dict[str, str] = read_json(run.jobs_path, "hpcmpq submit")["submissions"][-1]["jobs"]
+    jobs: dict[str, str] = submissions[-1]["jobs"]
     lines = _ask(list(jobs.values()))
     usage = Usage(tuple(job_usage(name, number, lines) for name, number in jobs.items()), *count_files(run))
     write_artefact(run.file("usage.json"), as_values(usage))

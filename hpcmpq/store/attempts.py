@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from hpcmpq.errors import UserError
-from hpcmpq.plan import UnitOutcome
+from hpcmpq.plan import Plan, UnitOutcome
 from hpcmpq.store.run_dir import MEASURING, RunDir
 
 
@@ -124,6 +124,16 @@ def read_processes(run: RunDir) -> list[CalibrateProcess]:
     return processes
 
 
+def read_processes_of(plan: Plan, run: RunDir) -> list[CalibrateProcess]:
+    """As `read_processes`, the attempts at a plan's units alone, and the processes that made some."""
+    known = {unit.id for unit in plan.units}
+    found = [
+        replace(process, attempts=tuple(each for each in process.attempts if each.unit_id in known))
+        for process in read_processes(run)
+    ]
+    return [process for process in found if process.attempts]
+
+
 def read_all_processes(run: RunDir) -> dict[str, list[CalibrateProcess]]:
     """{whose work units: what every process that ran them saw}, of all in `MEASURING`."""
     return {each: read_processes(replace(run, measuring=each)) for each in MEASURING}
@@ -154,10 +164,14 @@ def failures(processes: Iterable[CalibrateProcess]) -> dict[str, str]:
 
 def _fields(line: str) -> dict[str, Any]:
     try:
-        values = json.loads(line)
+        values = json.loads(line, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
 
 
 def _fits(fields: dict[str, Any], kinds: dict[str, tuple[type, ...]]) -> bool:
