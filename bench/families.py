@@ -35,7 +35,7 @@ from hpcmpq.calibrate.reduce import reduce
 from hpcmpq.calibrate.worker import make_worker
 from hpcmpq.config import parse_config, read_config
 from hpcmpq.errors import Infeasible, UserError
-from hpcmpq.export import EXPORTERS, VERIFICATION, export
+from hpcmpq.export import EXPORTERS, export
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.planning.stage import prepare
 from hpcmpq.planning.starter import write_starter
@@ -43,6 +43,7 @@ from hpcmpq.settings import Config
 from hpcmpq.solve.settings import settings_of
 from hpcmpq.solve.stage import solve
 from hpcmpq.store.json_files import read_json, write_json
+from hpcmpq.store.of_solution import VERIFICATION
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import read_shard

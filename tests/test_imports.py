@@ -44,7 +44,7 @@ ROOMS: dict[str, str] = {
     "solvers": "cross_terms errors tables problem",
     "units": "errors plan executors store",
     "config": "errors settings tables formats targets",
-    "batch": "errors settings tables plan store",
+    "batch": "errors tables plan store",
     "slurm": "errors tables store batch",
     "pbs": "errors tables store batch",
     "models": "errors settings space objective formats plan store targets",

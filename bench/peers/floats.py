@@ -29,7 +29,7 @@ from bench.peers.refined import share
 from bench.peers.table import Results, difference, section
 from bench.presets.original import original
 from bench.results import table, write_section
-from hpcmpq.export import VERIFICATION, export, weight_bytes
+from hpcmpq.export import export, weight_bytes
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.load import load_model
 from hpcmpq.models.memory import keep_freed_memory
@@ -37,6 +37,7 @@ from hpcmpq.quantized.variants import Variants, open_variants
 from hpcmpq.settings import Config, GroupsConfig, Quantizer
 from hpcmpq.solve.formulate import cost_values, uniform_choices
 from hpcmpq.store.json_files import read_json, write_json
+from hpcmpq.store.of_solution import VERIFICATION
 from hpcmpq.store.run_dir import RunDir
 
 FORMATS = ("nvfp4", "fp8_e4m3", "bf16")

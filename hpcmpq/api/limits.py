@@ -7,7 +7,7 @@ from typing import Any
 from hpcmpq.api.stages import Counted, stage, unseen
 from hpcmpq.errors import DamagedFile, Infeasible, UserError
 from hpcmpq.settings import SolverConfig, from_values
-from hpcmpq.store.json_files import read_json
+from hpcmpq.store.of_solution import read_frontier
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 
@@ -89,15 +89,12 @@ def coarse_frontier(run: RunDir, on_point: Counted = unseen) -> str | None:
     Returns:
         Why there is none, or None.
     """
-    from hpcmpq.solve.frontier import is_drawn_for, uniform_range
+    from hpcmpq.solve.frontier import uniform_range
 
     plan = read_plan(run)
     with suppress(DamagedFile):  # solved anew
-        known = (
-            read_json(run.frontier_path, f"hpcmpq frontier {run.path}") if run.frontier_path.exists() else {}
-        )
-        same = "fingerprint" in known and is_drawn_for(known, plan)
-        if same and _planned_solver(known) == plan.config.solver:
+        known = read_frontier(run, plan) or {}
+        if "fingerprint" in known and _planned_solver(known) == plan.config.solver:
             return None
     cost = next(iter(plan.config.budgets), "weight_bits")
     found = uniform_range(plan, cost)

@@ -191,7 +191,7 @@ class Run:
             PlanMismatch: If what is there was measured for another plan.
         """
         plan = read_plan(self._run)
-        return quadratic_of(read_quadratic(self._run.quadratic_path, plan.fingerprint), plan.space)
+        return quadratic_of(read_quadratic(self._run.quadratic_path, plan), plan.space)
 
     @property
     def solution(self) -> Solution:

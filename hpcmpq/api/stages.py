@@ -177,7 +177,7 @@ def maximize(
     with stage(run, "solve"):
         planned = read_plan(run)
         settings = settings_of(planned, name=solver, time_limit_s=time_limit_s)
-        limit = loss_limit(read_quadratic(run.quadratic_path, planned.fingerprint), *loss_limits)
+        limit = loss_limit(read_quadratic(run.quadratic_path, planned), *loss_limits)
         return maximize_run(run, gain, limit, budgets or planned.config.budgets, settings)
 
 

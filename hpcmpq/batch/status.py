@@ -2,43 +2,23 @@
 
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 from hpcmpq.batch.memory import memory_here
 from hpcmpq.batch.scheduler import scheduler_of
-from hpcmpq.errors import PlanMismatch
+from hpcmpq.batch.stages_done import Stage, read_whole, stages_of
 from hpcmpq.plan import Plan
-from hpcmpq.settings import Config
 from hpcmpq.store.attempts import Attempt, CalibrateProcess, failures, read_all_processes
 from hpcmpq.store.bad_nodes import bad_nodes
-from hpcmpq.store.json_files import read_json
+from hpcmpq.store.jobs_file import read_submissions
 from hpcmpq.store.plan_file import read_plan
-from hpcmpq.store.quadratic_file import is_of_plan, read_tokens
+from hpcmpq.store.quadratic_file import read_tokens
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import pending
-from hpcmpq.store.solution_file import read_solution
-from hpcmpq.store.timings import read_timings
 
 RECENT_UNITS = 50
 """Throughput is that of the units finished last: nodes come and go."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage.
-
-    Attributes:
-        name: Of its command.
-        done: Whether its artefact is there and, of `reduce` and `solve`, of this plan.
-        seconds: Wall time of its last run, or None.
-    """
-
-    name: str
-    done: bool
-    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -56,7 +36,7 @@ class Status:
         failed: {unit as text: error} of missing units whose last attempt failed, and of those of stages that are not
             done.
         bad_nodes: {node: units that failed again and again there and on no other}.
-        damaged: A sentence for each shard that has to be measured again.
+        damaged: A sentence for each shard or artefact that has to be made again.
         jobs: (job, the scheduler's id, state) of the latest submission.
         expert_tokens: Calibration tokens that each expert of each layer was given, once calibration is reduced; empty
             where there are no experts, or nothing counted them.
@@ -87,7 +67,8 @@ def read_status(run: RunDir, verified: set[str] | None = None) -> Status:
     Raises:
         UserError: If it has no plan and no submitted jobs.
     """
-    jobs = job_states(run)
+    broken: list[str] = []
+    jobs = read_whole(broken, lambda: job_states(run)) or ()
     if jobs and not run.plan_path.exists():
         return Status((), 0, 0, None, None, None, None, {}, {}, (), jobs)
     plan = read_plan(run)
@@ -96,11 +77,13 @@ def read_status(run: RunDir, verified: set[str] | None = None) -> Status:
     processes = seen["calibrate"]
     errors = failures(processes)
     recent = latest_attempts(plan, processes)
-    reduced = is_of_plan(run.quadratic_path, plan.fingerprint)
     rate, busy = throughput(recent), busy_workers(recent)
-    stages = _stages(run, not missing, reduced, plan.config)
+    stages = stages_of(run, plan, not missing, broken)
+    done = {stage.name: stage.done for stage in stages}
     # Rounding again may be asked for by hand, where the config does not name it.
-    left = {"screen": not plan.rounds, "reround": True} | {stage.name: not stage.done for stage in stages}
+    left = {"screen": not plan.rounds, "reround": True} | {
+        name: not is_done for name, is_done in done.items()
+    }
     return Status(
         stages=stages,
         num_units=len(plan.units),
@@ -112,9 +95,9 @@ def read_status(run: RunDir, verified: set[str] | None = None) -> Status:
         failed={str(unit): errors[unit.id] for unit in missing if unit.id in errors}
         | _failed_elsewhere({name: those for name, those in seen.items() if left.get(name)}),
         bad_nodes=bad_nodes(chain.from_iterable(seen.values())),
-        damaged=tuple(damaged.values()),
+        damaged=(*damaged.values(), *broken),
         jobs=jobs,
-        expert_tokens=read_tokens(run.quadratic_path) if reduced else (),
+        expert_tokens=read_tokens(run.quadratic_path) if done.get("reduce") else (),
     )
 
 
@@ -176,48 +159,12 @@ def covered(intervals: Iterable[tuple[float, float]]) -> float:
 
 def job_states(run: RunDir) -> tuple[tuple[str, str, str], ...]:
     """(job, id, state) of the latest submission."""
-    if not run.jobs_path.exists():
+    submissions = read_submissions(run)
+    if not submissions:
         return ()
-    submission = read_json(run.jobs_path, "hpcmpq submit")["submissions"][-1]
+    submission = submissions[-1]
     jobs: dict[str, str] = submission["jobs"]
     system = scheduler_of(submission.get("scheduler", "slurm"))
     unknown = "unknown" if shutil.which(system.command) else f"unknown: no {system.title} here"
     states = system.states(run, list(jobs.values()))
     return tuple((name, number, states.get(number, unknown)) for name, number in jobs.items())
-
-
-def _stages(run: RunDir, calibrated: bool, reduced: bool, config: Config) -> tuple[Stage, ...]:
-    timings = read_timings(run)
-    artefacts = {
-        "plan": run.plan_path,
-        "round": None,
-        "calibrate": None,
-        "reduce": run.quadratic_path,
-        "solve": run.solution_path,
-        "refine": run.solution_path,
-        "reround": run.solution_path,
-        "export": run.checkpoint_path,
-        "evaluate": run.evaluation_path,
-        "report": run.report_path,
-    }
-    stages = []
-    solution: dict[str, Any] | None = None
-    with suppress(PlanMismatch):  # then it is another plan's
-        solution = read_solution(run) if run.solution_path.exists() else None
-    for name, artefact in artefacts.items():
-        done = calibrated if artefact is None else artefact.exists()
-        if name == "reduce":
-            done = reduced
-        if name in ("solve", "refine", "reround"):
-            done = solution is not None and (name == "solve" or name in solution)
-        if name == "round":
-            done = calibrated or name in timings  # which a process that is interrupted does not write
-        left_out = {
-            "round": not config.quantizer.stores_codes,
-            "refine": not (done or config.calibration.held_out),
-            "reround": not (done or config.rounds_again),
-        }
-        if left_out.get(name):
-            continue
-        stages.append(Stage(name, done, timings.get(name, {}).get("seconds")))
-    return tuple(stages)

@@ -4,15 +4,15 @@ import shlex
 from typing import Any
 
 from hpcmpq.cli.console import rows, say
-from hpcmpq.store.json_files import read_json
+from hpcmpq.store.of_solution import read_frontier
+from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
 
 
-def summary(run: RunDir) -> None:
-    """What the whole run found."""
+def summary(run: RunDir, evaluation: dict[str, Any]) -> None:
+    """What the whole run found, and measured in the end."""
     solution = read_solution(run)
-    evaluation = read_json(run.evaluation_path, f"hpcmpq evaluate {run.path}")
     rows(("group", "format"), solution["assignment"].items(), title="assignment")
     objective = evaluation["objective"]
     measured = evaluation[objective]
@@ -27,7 +27,8 @@ def summary(run: RunDir) -> None:
         f"uniform {evaluation['uniform_costs']['size_bytes']:,.0f}"
     )
     _against_uniform(evaluation, costs["size_bytes"])
-    _other_budgets(run, solution)
+    if (frontier := read_frontier(run, read_plan(run))) is not None:
+        _other_budgets(run, solution, frontier)
     say(f"checkpoint: {run.checkpoint_path}, not packed; `hpcmpq export {run.path} --format ...` packs it")
     say(f"report: {run.report_path}")
 
@@ -54,11 +55,8 @@ def _against_uniform(evaluation: dict[str, Any], size_bytes: float) -> None:
         )
 
 
-def _other_budgets(run: RunDir, solution: dict[str, Any]) -> None:
+def _other_budgets(run: RunDir, solution: dict[str, Any], frontier: dict[str, Any]) -> None:
     """What the next smaller and larger budget of the frontier would give, and the command to try one."""
-    if not run.frontier_path.exists():
-        return
-    frontier = read_json(run.frontier_path, f"hpcmpq frontier {run.path}")
     name = frontier["cost"]
     limit = solution["budgets"].get(name)
     points = [point for point in frontier["points"] if point.get("predicted_loss") is not None]

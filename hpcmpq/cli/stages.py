@@ -13,6 +13,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.executors import Executor, open_executor
 from hpcmpq.executors.world import ALONE, World, find_world
 from hpcmpq.store.json_files import read_json
+from hpcmpq.store.of_solution import VERIFICATION, read_proof
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
@@ -51,8 +52,9 @@ def run(
         coarse_frontier(run_dir)
         export(run_dir)
         evaluation = _evaluate(run_dir, None, ALONE)
+        assert evaluation is not None
         written = report(run_dir)
-        run_summary.summary(RunDir(run_dir))
+        run_summary.summary(RunDir(run_dir), evaluation)
     solution = read_solution(RunDir(run_dir))
     return {"run": run_dir, "solution": solution, "evaluation": evaluation, **written}
 
@@ -136,7 +138,7 @@ def solve(
         values = stages.solve(run, given, solver, time_limit)
         summaries.solved(values)
         if verbose:
-            summaries.proof(read_json(run.file("proof.json"), "hpcmpq solve"))
+            summaries.proof(read_proof(run, values))
         return values
     if maximize is None:
         raise UserError(f"--max-loss-mse and --max-loss need --maximize, one of {', '.join(GAINS)}")
@@ -156,8 +158,6 @@ def export(
     Without --format, the former, and the latter too if the config names a target. What is written is read back by its
     reader; if the outputs are not those of the run's model, nothing of it is kept.
     """
-    from hpcmpq.export import VERIFICATION
-
     console.title("export")
     written = stages.export(RunDir(run_dir), format, not no_verify)
     for _, line in written.values():

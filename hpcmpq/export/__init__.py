@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hpcmpq.errors import UserError
 from hpcmpq.plan import Plan
 from hpcmpq.store.json_files import write_json
+from hpcmpq.store.of_solution import ASSIGNMENT, VERIFICATION, exported_facts
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
@@ -40,9 +41,6 @@ STREAMING = ("fake_quantized", "compressed_tensors", "modelopt", "gguf", "mlx")
 
 WEIGHTS = (".safetensors", ".gguf", ".onnx", ".data")
 """Ends of the names of files that hold weights."""
-
-VERIFICATION = "verification.json"
-"""In every export: what read it back and how its outputs compare, or why nothing did."""
 
 Exporter = Callable[[Plan, "Variants", Mapping[str, str], Path], "Written"]
 
@@ -84,8 +82,8 @@ def export(run: RunDir, name: str, verify: bool = True) -> str:
         written, verification = _write(
             run, plan, name, named_by(exporter), solution["assignment"], attempt, verify
         )
-        write_json(attempt / "assignment.json", dict(solution["assignment"]))
-        write_json(attempt / VERIFICATION, verification.to_values())
+        write_json(attempt / ASSIGNMENT, dict(solution["assignment"]))
+        write_json(attempt / VERIFICATION, {**verification.to_values(), **exported_facts(solution)})
         if name != "tool_configs":
             write_card(attempt, plan, solution, name)
         write_sums(attempt, leaving_out=CARDS)

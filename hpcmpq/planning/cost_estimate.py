@@ -215,12 +215,12 @@ def cost_of_pass(
     )
 
 
-def keep_cost(run: RunDir, cost: CostEstimate | None) -> None:
+def keep_cost(run: RunDir, cost: CostEstimate | None, fingerprint: str) -> None:
     """Write `cost.json`; without an estimate none stays, which would be of a plan that was there before."""
     if cost is None:
         run.file("cost.json").unlink(missing_ok=True)
     else:
-        write_artefact(run.file("cost.json"), asdict(cost))
+        write_artefact(run.file("cost.json"), {**asdict(cost), "fingerprint": fingerprint})
 
 
 def _kept_bytes(model: nn.Module, space: SearchSpace) -> int:

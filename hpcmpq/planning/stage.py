@@ -137,7 +137,7 @@ def _keep(run: RunDir, plan: Plan, config: Config, original: Original, splits: S
     keep_samples(run, calibration)
     if splits.rounding is not None and ROUNDING in plan.facts:
         keep_samples(run, splits.rounding, ROUNDING_NAME)
-    keep_cost(run, cost)
+    keep_cost(run, cost, plan.fingerprint)
 
 
 def _cost(plan: Plan, config: Config, original: Original, splits: Splits) -> CostEstimate | None:

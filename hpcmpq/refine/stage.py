@@ -84,7 +84,7 @@ def refine(
     solution = read_solution(run)
     if part[1] > 1 and "refine" in solution:
         return solution
-    as_measured = read_quadratic(run.quadratic_path, plan.fingerprint)
+    as_measured = read_quadratic(run.quadratic_path, plan)
     settings = settings_of(plan, **solution["solver"])
     quadratic = shrunk(as_measured, settings.shrink)
 

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from hpcmpq.store.json_files import read_json
-from hpcmpq.store.measured_losses import is_evaluated_by
+from hpcmpq.store.of_solution import read_evaluation
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
@@ -61,10 +60,8 @@ def _read(run: RunDir) -> dict[str, Any]:
 
 def _evaluation(run: RunDir, solution: dict[str, Any]) -> dict[str, Any]:
     """``evaluation`` {"metric of model": value} of this very solution, empty without one, and its ``samples``."""
-    values = {}
-    if run.evaluation_path.exists():
-        values = read_json(run.evaluation_path, f"hpcmpq evaluate {run.path}")
-    if not is_evaluated_by(values, solution):
+    values = read_evaluation(run, solution)
+    if values is None:
         return {"evaluation": {}, "samples": None}
     metrics = {
         f"{metric} of {model}": values[metric][model]

@@ -10,12 +10,12 @@ from hpcmpq.formats import FORMATS, Format
 from hpcmpq.plan import Plan
 from hpcmpq.problem import relative_gap
 from hpcmpq.quadratic import QuadraticModel
-from hpcmpq.solve.frontier import is_drawn_for
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solvers.robust import batch_values
 from hpcmpq.space import Group
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.measured_losses import is_evaluated_by
+from hpcmpq.store.of_solution import is_drawn_for
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
@@ -183,7 +183,7 @@ def read_findings(run: RunDir) -> Findings:
         UserError: If plan, quadratic model or solution are missing or damaged.
     """
     plan = read_plan(run)
-    measured = read_quadratic(run.quadratic_path, plan.fingerprint)
+    measured = read_quadratic(run.quadratic_path, plan)
     solution = read_solution(run)
     quadratic = shrunk(measured, solution["solver"]["shrink"])
     missing: dict[str, str] = {}

@@ -11,7 +11,8 @@ import yaml
 from hpcmpq.report.experts import balance_sentence
 from hpcmpq.report.findings import Findings
 from hpcmpq.report.tables import Column, Table, share_of
-from hpcmpq.store.attempts import read_processes
+from hpcmpq.store.attempts import read_processes_of
+from hpcmpq.store.of_solution import is_exported_to
 from hpcmpq.store.original import checked_source
 from hpcmpq.wording import show_bytes
 
@@ -81,7 +82,7 @@ def measured_facts(findings: Findings) -> Facts:
 def environment_facts(findings: Findings) -> Facts:
     """(term, value) of versions and machines."""
     facts = [(name, value[:12]) for name, value in findings.plan.environment.items()]
-    hosts = sorted({process.host for process in read_processes(findings.run)})
+    hosts = sorted({process.host for process in read_processes_of(findings.plan, findings.run)})
     if hosts:
         shown = ", ".join(hosts[:4]) + (f" and {len(hosts) - 4} more" if len(hosts) > 4 else "")
         facts.append(("calibrated on", shown))
@@ -103,19 +104,18 @@ def files_table(findings: Findings) -> Table | None:
     for folder in (findings.run.checkpoint_path, *sorted(findings.run.file("exports").glob("*"))):
         if not folder.is_dir():
             continue
-        files = [path for path in folder.iterdir() if path.suffix in WEIGHTS]
+        files = [path for path in folder.iterdir() if path.suffix in WEIGHTS and path.is_file()]
         num_bytes = sum(path.stat().st_size for path in files) or None
         packed = folder != findings.run.checkpoint_path and num_bytes is not None
-        rows.append(
-            (
-                folder.relative_to(findings.run.path).as_posix(),
-                "rounded weights in the model's own dtype, for any reader of the original"
-                if folder == findings.run.checkpoint_path
-                else ("packed weights for its engine" if packed else "the assignment as the tool takes it"),
-                num_bytes,
-                share_of(float(num_bytes or 0), predicted) if packed else None,
-            )
-        )
+        if folder == findings.run.checkpoint_path:
+            content = "rounded weights in the model's own dtype, for any reader of the original"
+        else:
+            content = "packed weights for its engine" if packed else "the assignment as the tool takes it"
+        current = is_exported_to(folder, findings.solution)
+        if not current:
+            content += "; of another solution than this one"
+        share = share_of(float(num_bytes or 0), predicted) if packed and current else None
+        rows.append((folder.relative_to(findings.run.path).as_posix(), content, num_bytes, share))
     if not rows:
         return None
     columns = (

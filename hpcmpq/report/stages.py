@@ -5,8 +5,9 @@ from collections.abc import Callable
 from hpcmpq.report.display import show, show_operations
 from hpcmpq.report.findings import Findings
 from hpcmpq.report.tables import Column, Table, share_of
-from hpcmpq.store.attempts import failures, read_processes, unit_seconds
+from hpcmpq.store.attempts import failures, read_processes_of, unit_seconds
 from hpcmpq.store.json_files import read_json
+from hpcmpq.store.of_solution import read_cost
 from hpcmpq.wording import show_bytes
 
 
@@ -90,7 +91,7 @@ def _round(findings: Findings) -> str:
 def _calibrate(findings: Findings) -> str:
     """Processes and seconds from the attempts, operations and memory as planned, bytes of the shards."""
     plan, parts = findings.plan, []
-    processes = [process for process in read_processes(findings.run) if process.attempts]
+    processes = read_processes_of(plan, findings.run)
     if processes:
         seconds = sum(unit_seconds(processes).values())
         hosts = len({process.host for process in processes})
@@ -102,9 +103,7 @@ def _calibrate(findings: Findings) -> str:
         if broken:
             left = len(failures(processes))
             parts.append(f"{_count(broken, 'failed attempt')}, {left or 'none'} of them not made up for")
-    path = findings.run.file("cost.json")
-    if path.exists():
-        cost = read_json(path, "hpcmpq plan")
+    if (cost := read_cost(findings.run, plan)) is not None:
         parts.append(
             f"planned as {cost['forwards']:.0f} passes of the whole model over the calibration samples, "
             f"{show_operations(cost['flops'])}, {show_bytes(cost['peak_bytes'])} a worker"

@@ -53,7 +53,7 @@ def frontier(
     """
     plan = read_plan(run)
     say_unmeasured(plan)
-    model = shrunk(read_quadratic(run.quadratic_path, plan.fingerprint), settings.shrink)
+    model = shrunk(read_quadratic(run.quadratic_path, plan), settings.shrink)
     known_cost(plan, plan_costs(plan), cost, "cost")
     problems = [
         make_problem(plan, model, {**other_budgets, cost: float(limit)}, settings) for limit in limits
@@ -103,15 +103,6 @@ def frontier(
     write_artefact(run.frontier_path, values)
     remove_points(run)
     return values
-
-
-def is_drawn_for(frontier: Mapping[str, Any], plan: Plan) -> bool:
-    """Whether `frontier.json` is of a plan and all options that it measures by now: of a screened run they become more.
-
-    What a file of an earlier version does not say is taken to be so.
-    """
-    own = {"fingerprint": plan.fingerprint, "num_options": plan.space.num_options}
-    return all(frontier.get(name, value) == value for name, value in own.items())
 
 
 def uniform_range(plan: Plan, cost: str) -> tuple[float, float] | None:

@@ -76,7 +76,7 @@ def maximize(
         Infeasible: If no assignment keeps the loss and the budgets.
     """
     plan = read_plan(run)
-    model = shrunk(read_quadratic(run.quadratic_path, plan.fingerprint), settings.shrink)
+    model = shrunk(read_quadratic(run.quadratic_path, plan), settings.shrink)
     say_unmeasured(plan)
     if settings.robust_k > 0:
         _log.warning("solver.robust_k does not act on --maximize: the limit is on the mean predicted loss")
@@ -103,6 +103,7 @@ def maximize(
         "limit": limit.given,
         "loss_limit": limit.value,
     }
+    run.file("proof.json").unlink(missing_ok=True)  # of the least loss, which this is not
     write_artefact(run.solution_path, values)
     return values
 

@@ -11,6 +11,7 @@ from hpcmpq.solve.outcome import describe, solve_problem
 from hpcmpq.solve.screened import of_unmeasured, screening_values
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.store.json_files import write_artefact
+from hpcmpq.store.of_solution import proven_facts
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
@@ -29,7 +30,7 @@ def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> 
         Infeasible: If no assignment meets the budgets.
     """
     plan = read_plan(run)
-    model = shrunk(read_quadratic(run.quadratic_path, plan.fingerprint), settings.shrink)
+    model = shrunk(read_quadratic(run.quadratic_path, plan), settings.shrink)
     problem = make_problem(plan, model, budgets, settings)
     try:
         solution = solve_problem(problem, model, settings, uniform_hint(plan.space, problem))
@@ -39,8 +40,7 @@ def solve(run: RunDir, budgets: Mapping[str, float], settings: SolverConfig) -> 
     assert solution.choice_G is not None
     values |= screening_values(run, plan, model, solution.choice_G, budgets, settings)
     lines = [{**dataclasses.asdict(line), "gap": line.gap} for line in solution.proof]
-    write_artefact(
-        run.file("proof.json"), {"lines": lines, "part_s": solution.part_s, "detail": solution.detail}
-    )
+    proof = {"lines": lines, "part_s": solution.part_s, "detail": solution.detail}
+    write_artefact(run.file("proof.json"), {**proof, **proven_facts(values)})
     write_artefact(run.solution_path, values)
     return values

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcmpq.errors import PlanMismatch, UserError
+from hpcmpq.plan import Plan
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.store.h5_files import Scalar, read_array, read_attribute, read_h5, write_h5
 
@@ -47,33 +48,45 @@ def read_tokens(path: Path) -> tuple[tuple[int, ...], ...]:
     return () if tokens_LE is None else tuple(tuple(int(count) for count in row) for row in tokens_LE)
 
 
-def is_of_plan(path: Path, fingerprint: str) -> bool:
-    """Whether there is a `quadratic.h5` that belongs to this plan; nothing else of it is read."""
-    return bool(read_attribute(path, "fingerprint") == fingerprint)
+def is_of_plan(path: Path, plan: Plan) -> bool:
+    """Whether there is a whole `quadratic.h5` of this plan and the options that it measures."""
+    if read_attribute(path, "fingerprint") != plan.fingerprint:
+        return False
+    found = [read_array(path, f"options/{part}") for part in ("group", "format")]
+    return [None if array is None else array.tolist() for array in found] == [
+        [name.encode() for name in names] for names in _option_names(plan)
+    ]
 
 
-def read_quadratic(path: Path, fingerprint: str | None = None) -> QuadraticModel:
+def read_quadratic(path: Path, plan: Plan | None = None) -> QuadraticModel:
     """Read and verify `quadratic.h5`.
 
     Args:
         path: Of the file.
-        fingerprint: Of the plan that it must belong to; None for any.
+        plan: That it must belong to; None for any.
 
     Raises:
-        UserError: If it is missing, or belongs to another plan.
+        UserError: If it is missing.
+        PlanMismatch: If it belongs to another plan, or is of other options than the plan measures by now.
         CorruptShard: If it is damaged.
     """
     if not path.exists():
         raise UserError(f"{path} is missing; run `hpcmpq reduce {path.parent}` first")
     arrays, attributes = read_h5(path, f"hpcmpq reduce {path.parent}")
-    if fingerprint is not None and attributes["fingerprint"] != fingerprint:
+    if plan is not None and attributes["fingerprint"] != plan.fingerprint:
         raise PlanMismatch(
             f"{path} belongs to another plan than plan.json; run `hpcmpq calibrate` and `hpcmpq reduce` for this one, "
             "or use a new run directory"
         )
+    groups, formats = tuple(arrays["options/group"].tolist()), tuple(arrays["options/format"].tolist())
+    if plan is not None and (groups, formats) != _option_names(plan):
+        raise PlanMismatch(
+            f"{path} is of other options than the {plan.space.num_options} that are measured by now; run "
+            f"`hpcmpq reduce {path.parent}` again"
+        )
     return QuadraticModel(
-        option_group=tuple(arrays["options/group"].tolist()),
-        option_format=tuple(arrays["options/format"].tolist()),
+        option_group=groups,
+        option_format=formats,
         linear_P=arrays["linear"],
         quad_PP=arrays["quadratic"],
         stderr_linear_P=arrays["stderr_linear"],
@@ -88,3 +101,10 @@ def read_quadratic(path: Path, fingerprint: str | None = None) -> QuadraticModel
         flips_P=arrays.get("flips"),
         tokens_LE=arrays.get("tokens"),
     )
+
+
+def _option_names(plan: Plan) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Group and format of each of a plan's options."""
+    space = plan.space
+    groups = tuple(space.groups[option.group].name for option in space.options)
+    return groups, tuple(option.format for option in space.options)

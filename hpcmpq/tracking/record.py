@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcmpq.store.json_files import read_json
-from hpcmpq.store.measured_losses import is_evaluated_by
+from hpcmpq.store.of_solution import read_evaluation, read_frontier
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
@@ -51,15 +50,11 @@ def record_of(run: RunDir) -> Record:
     }
     metrics |= {name: float(value) for name, value in solution["costs"].items()}
     metrics |= {f"seconds.{name}": float(timing["seconds"]) for name, timing in read_timings(run).items()}
-    if run.evaluation_path.exists():
-        evaluation = read_json(run.evaluation_path, f"hpcmpq evaluate {run.path}")
-        if is_evaluated_by(evaluation, solution):
-            metrics |= {f"measured.{name}": value for name, value in _measured(evaluation)}
+    if (evaluation := read_evaluation(run, solution)) is not None:
+        metrics |= {f"measured.{name}": value for name, value in _measured(evaluation)}
     frontier: list[dict[str, float]] = []
-    if run.frontier_path.exists():
-        values = read_json(run.frontier_path, f"hpcmpq frontier {run.path}")
-        of_plan = values.get("fingerprint", plan.fingerprint) == plan.fingerprint
-        for point in values["points"] if of_plan else ():
+    if (values := read_frontier(run, plan)) is not None:
+        for point in values["points"]:
             found = {
                 values["cost"]: point["costs"][values["cost"]],
                 **{k: point[k] for k in ("predicted_loss", "bound")},

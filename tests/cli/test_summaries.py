@@ -9,7 +9,6 @@ import pytest
 
 from hpcmpq.calibrate.reduce import Reduction
 from hpcmpq.cli import console, run_summary, summaries
-from hpcmpq.store.json_files import write_artefact
 from hpcmpq.store.run_dir import RunDir
 from tests.synthetic_run import synthetic_model
 
@@ -160,20 +159,18 @@ def test_a_run_ends_with_what_other_budgets_would_give(tmp_path: Path, capsys):
         "cost": "weight_bits",
         "points": [{"limit": limit, "predicted_loss": loss} for limit, loss in points],
     }
-    write_artefact(RunDir(tmp_path).frontier_path, values)
-    run_summary._other_budgets(RunDir(tmp_path), solution(0.03))
+    run_summary._other_budgets(RunDir(tmp_path), solution(0.03), values)
     said = " ".join(capsys.readouterr().out.split())
     assert "weight_bits 2.5 would give 0.08, weight_bits 4 would give 0.007 in place of 0.03" in said
     assert "--budget weight_bits=2.5`" in said
-    run_summary._other_budgets(RunDir(tmp_path), {**solution(0.03), "budgets": {"bops": 1e9}})
+    run_summary._other_budgets(RunDir(tmp_path), {**solution(0.03), "budgets": {"bops": 1e9}}, values)
     assert not capsys.readouterr().out
 
 
 def test_the_command_for_another_budget_can_be_pasted(tmp_path: Path, capsys):
     run = RunDir(tmp_path / "my run")
     run.path.mkdir()
-    points = [{"limit": 123456789.0, "predicted_loss": 0.08}]
-    write_artefact(run.frontier_path, {"cost": "size_bytes", "points": points})
-    run_summary._other_budgets(run, {**solution(0.03), "budgets": {"size_bytes": 2e8}})
+    frontier = {"cost": "size_bytes", "points": [{"limit": 123456789.0, "predicted_loss": 0.08}]}
+    run_summary._other_budgets(run, {**solution(0.03), "budgets": {"size_bytes": 2e8}}, frontier)
     said = "".join(capsys.readouterr().out.split())
     assert f"solve'{run.path}'--budgetsize_bytes=123456789`".replace(" ", "") in said

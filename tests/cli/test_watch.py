@@ -9,6 +9,7 @@ import pytest
 
 from hpcmpq.batch import status as status_module
 from hpcmpq.batch.memory import memory_here
+from hpcmpq.batch.stages_done import Stage
 from hpcmpq.batch.status import busy_workers, throughput
 from hpcmpq.store import shards
 from hpcmpq.store.attempts import Attempt
@@ -30,11 +31,11 @@ def test_a_line_of_json_each_time(call: Call, tmp_path: Path, monkeypatch: pytes
             run.shard_path(unit).touch()
 
     monkeypatch.setattr("hpcmpq.cli.slurm.time.sleep", measure)
-    done = status_module.Stage("report", True, 1.0)
+    done = Stage("report", True, 1.0)
     monkeypatch.setattr(
         status_module,
-        "_stages",
-        lambda run, calibrated, reduced, again: (status_module.Stage("calibrate", calibrated, None), done),
+        "stages_of",
+        lambda run, plan, calibrated, broken: (Stage("calibrate", calibrated, None), done),
     )
     ended = call("status", run.path, "--watch", "--json", "--quiet")
     assert ended.status == 0, ended.err

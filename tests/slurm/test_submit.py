@@ -18,10 +18,11 @@ from hpcmpq.batch.status import read_status
 from hpcmpq.batch.submit import make_files, make_jobs, submit_files
 from hpcmpq.cli import app
 from hpcmpq.cli.arguments import parse_part
-from hpcmpq.errors import UserError
+from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.plan import UnitOutcome, make_units, plan_to_json
 from hpcmpq.slurm.chain import chain_script
 from hpcmpq.slurm.settings import KEYS, one_rank_per_gpu, parse_settings
+from hpcmpq.slurm.usage import read_usage
 from hpcmpq.space import SearchSpace
 from hpcmpq.store.attempts import recording
 from hpcmpq.store.json_files import read_json, write_json
@@ -365,6 +366,30 @@ def test_a_torn_record_loses_its_last_line_only(tmp_path: Path):
     [path] = run.attempts_path.iterdir()
     path.write_text(path.read_text()[:-10])
     assert list(read_status(run).failed) == [str(units[0])]
+
+
+def test_a_number_that_is_none_loses_its_line_only(tmp_path: Path):
+    run, units = planned(tmp_path / "run"), synthetic_plan().units
+    with recording(run) as record:
+        record(UnitOutcome(units[0], 0.5))
+        record(UnitOutcome(units[1], 0.25))
+    [path] = run.attempts_path.iterdir()
+    path.write_text(path.read_text().replace("0.25", "NaN"))
+    assert read_status(run).units_per_s == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("text", ["{", '{"submissions": []}', '{"submissions": [{"jobs": {}}]}', "[]"])
+def test_damaged_jobs_hide_nothing_else(text: str, tmp_path: Path):
+    run = planned(tmp_path / "run")
+    finish(run, 0)
+    run.jobs_path.write_text(text)
+    state = read_status(run)
+    assert (state.num_done, state.jobs) == (1, ())
+    if text != '{"submissions": []}':
+        [sentence] = state.damaged
+        assert "jobs.json is damaged" in sentence and "move it away: the scheduler lists" in sentence
+        with pytest.raises(DamagedFile, match="move it away"):
+            read_usage(run)
 
 
 def test_status_asks_squeue_and_then_sacct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,98 @@
+"""What stages made of a plan and its solution, and whether it is of these: what was there before may lie there still.
+
+What a file of an earlier version does not say is taken to be so.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hpcmpq.errors import PlanMismatch, UserError
+from hpcmpq.plan import Plan
+from hpcmpq.store.json_files import read_json
+from hpcmpq.store.measured_losses import is_evaluated_by, kept_codes
+from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.sums import check_sum
+
+ASSIGNMENT, VERIFICATION = "assignment.json", "verification.json"
+"""In every export: what it holds; and what read it back and how its outputs compare, or why nothing did."""
+
+
+def read_cost(run: RunDir, plan: Plan) -> dict[str, Any] | None:
+    """`cost.json`, or None where there is none of this plan.
+
+    Raises:
+        DamagedFile: If it is damaged.
+    """
+    path = run.file("cost.json")
+    values = read_json(path, f"hpcmpq plan CONFIG --run-dir {run.path}") if path.exists() else None
+    own = plan.fingerprint
+    return values if values is not None and values.get("fingerprint", own) == own else None
+
+
+def read_frontier(run: RunDir, plan: Plan) -> dict[str, Any] | None:
+    """`frontier.json`, or None where there is none of this plan and all options that it measures by now.
+
+    Raises:
+        DamagedFile: If it is damaged.
+    """
+    path = run.frontier_path
+    values = read_json(path, f"hpcmpq frontier {run.path}") if path.exists() else None
+    return values if values is not None and is_drawn_for(values, plan) else None
+
+
+def is_drawn_for(frontier: Mapping[str, Any], plan: Plan) -> bool:
+    """Whether `frontier.json` is of a plan and all that it measures by now: of a screened run options become more."""
+    own = {"fingerprint": plan.fingerprint, "num_options": plan.space.num_options}
+    return all(frontier.get(name, value) == value for name, value in own.items())
+
+
+def read_evaluation(run: RunDir, solution: Mapping[str, Any]) -> dict[str, Any] | None:
+    """`evaluation.json`, or None where there is none of the solution's weights.
+
+    Raises:
+        DamagedFile: If it is damaged.
+    """
+    path = run.evaluation_path
+    values = read_json(path, f"hpcmpq evaluate {run.path}") if path.exists() else None
+    return values if values is not None and is_evaluated_by(values, solution) else None
+
+
+def proven_facts(solution: Mapping[str, Any]) -> dict[str, Any]:
+    """What `proof.json` says of the solution whose bound it explains."""
+    return {name: solution[name] for name in ("fingerprint", "budgets", "bound") if name in solution}
+
+
+def read_proof(run: RunDir, solution: Mapping[str, Any]) -> dict[str, Any]:
+    """`proof.json` of a solution.
+
+    Raises:
+        UserError: If there is none.
+        PlanMismatch: If it is another solution's, as where two processes solve one run.
+        DamagedFile: If it is damaged.
+    """
+    path, command, facts = run.file("proof.json"), f"hpcmpq solve {run.path}", proven_facts(solution)
+    values: dict[str, Any] = read_json(path, command)
+    if any(values.get(name, facts[name]) != facts[name] for name in facts):
+        raise PlanMismatch(f"{path} is of another solution; run `{command} --verbose` with its budgets again")
+    return values
+
+
+def exported_facts(solution: Mapping[str, Any]) -> dict[str, Any]:
+    """What `verification.json` of an export of the solution says of it, beside its assignment."""
+    known = {"fingerprint": solution["fingerprint"]} if "fingerprint" in solution else {}
+    return {**known, "codes": kept_codes(solution)}
+
+
+def is_exported_to(directory: Path, solution: Mapping[str, Any]) -> bool:
+    """Whether a directory is an export of the solution's weights; weights themselves are not looked at."""
+    found: list[Mapping[str, Any]] = [{}, {}]
+    try:
+        for place, path in enumerate((directory / ASSIGNMENT, directory / VERIFICATION)):
+            if path.is_file():
+                check_sum(path, "")
+                found[place] = read_json(path, "hpcmpq export")
+    except UserError:
+        return False
+    (assignment, said), facts = found, exported_facts(solution)
+    return assignment == solution["assignment"] and all(said.get(k, facts[k]) == facts[k] for k in facts)
