@@ -98,7 +98,7 @@ ASKING = 2
 
 def choose_more(run: RunDir, plan: Plan) -> bool:
     """Write the next round, if there has to be one; whether it measures anything."""
-    rounds, solution = read_rounds(run, plan), _last_solution(run)
+    rounds, solution = read_rounds(run, plan), _last_solution(run, plan)
     first_P = np.array(rounds[0]["cost"])
     asked = [(plan.config.budgets, plan.config.solver)]
     if solution:
@@ -124,15 +124,16 @@ def _keep_next(run: RunDir, plan: Plan, rounds: list[dict[str, Any]], values: di
     return bool(read_rounds(run, plan)[len(rounds)]["options"])
 
 
-def _last_solution(run: RunDir) -> dict[str, Any]:
-    """Of this run when it was screened already; empty if there is none, or it was edited."""
+def _last_solution(run: RunDir, plan: Plan) -> dict[str, Any]:
+    """Of this run when it was screened already; empty if there is none, or it was edited or is another plan's."""
     if not run.solution_path.exists():
         return {}
     try:
         solution: dict[str, Any] = read_json(run.solution_path, f"hpcmpq solve {run.path}")
     except DamagedFile:
         return {}
-    return solution if "screening" in solution else {}
+    is_own = solution.get("fingerprint", plan.fingerprint) == plan.fingerprint
+    return solution if is_own and "screening" in solution else {}
 
 
 def _unmeasured(plan: Plan, wanted: Mapping[str, list[str]]) -> list[int]:

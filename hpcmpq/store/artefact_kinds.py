@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 ArtefactKind = Any
-"""A type or several; a list with the kind of its items; a dict {key: kind}, or {EACH: kind} of all its values."""
+"""A type; a tuple of kinds, one of which fits; a list with the kind of its items; a dict {key: kind}, or {EACH: kind}
+of all its values.
+"""
 
 EACH = "*"
 
@@ -18,7 +20,10 @@ _NUMBERS = {EACH: _NUMBER}
 _ASSIGNMENT = {EACH: str}
 _WHOLE_OR_NONE = (int, type(None))
 _TEXT_OR_NONE = (str, type(None))
-_INTERVALS = {EACH: {EACH: (list, type(None))}}
+_INTERVAL = ([_NUMBER], type(None))
+_COUNT = dict.fromkeys(("num_samples", "num_higher", "num_lower", "num_equal"), int)
+_PAIRED = {**dict.fromkeys(("difference", "stderr"), _NUMBER_OR_NONE), "interval": _INTERVAL, **_COUNT}
+_COMPARED = {"intervals": {EACH: {EACH: _INTERVAL}}, "paired": {EACH: {EACH: _PAIRED}}}
 _SOLVER = {"name": str, "shrink": (int, float, str), "robust_k": _NUMBER, "drop_cross_terms": bool}
 _ANSWER = {
     "assignment": _ASSIGNMENT,
@@ -98,8 +103,7 @@ KINDS: dict[str, ArtefactKind] = {
     "evaluation.json": {
         **dict.fromkeys(("loss", "kl", "ce", "mse", "perplexity", "accuracy"), {EACH: _NUMBER_OR_NONE}),
         **dict.fromkeys(("kl_stderr", "ce_stderr", "mse_stderr"), {EACH: _NUMBER_OR_NONE}),
-        "intervals": _INTERVALS,
-        "paired": {EACH: {EACH: dict}},
+        **_COMPARED,
         "assignment": _ASSIGNMENT,
         "objective": str,
         "num_samples": int,
@@ -109,7 +113,7 @@ KINDS: dict[str, ArtefactKind] = {
         **dict.fromkeys(("engine", "fingerprint", "samples_hash"), str),
         "world_size": int,
         "codes": _TEXT_OR_NONE,
-        "tasks": {EACH: dict},
+        "tasks": {EACH: _COMPARED},
     },
     "frontier.json": {
         "cost": str,
@@ -180,6 +184,9 @@ def misfit(value: Any, kind: ArtefactKind, place: str = "its content") -> str | 
         >>> misfit({"costs": {"bops": "3"}}, {"costs": {EACH: (int, float)}})
         "bops is '3'"
     """
+    if isinstance(kind, tuple):
+        fits = any(misfit(value, each, place) is None for each in kind)
+        return None if fits else f"{place} is {str(value)[:40]!r}"
     if isinstance(kind, dict):
         if not isinstance(value, dict):
             return f"{place} is {str(value)[:40]!r}"

@@ -37,6 +37,10 @@ class Artefact(dict[str, Any]):
     def __missing__(self, key: str) -> NoReturn:
         raise _damaged(self.path, self.made_by, f"no {key!r}")
 
+    def pop(self, key: str, *default: Any) -> Any:  # type: ignore[override]
+        """As that of a dict, which does not ask `__missing__`."""
+        return super().pop(key, *default) if default or key in self else self[key]
+
 
 def write_json(path: Path, values: Any, *, allow_nan: bool = False) -> None:
     """Write plain JSON atomically; NaN and infinity are refused, but where whoever reads the file takes them."""

@@ -45,5 +45,6 @@ def read_plan(run: RunDir, with_times: bool = True, screened: bool = True) -> Pl
         times = read_json(run.time_path, f"hpcmpq time {run.path}")
         if times.get("fingerprint") == plan.fingerprint:
             # of the config, since how long one token takes does not depend on how many there are
-            return replace(plan, times={**times, "generated_tokens": plan.config.timing.generated_tokens})
+            times["generated_tokens"] = plan.config.timing.generated_tokens
+            return replace(plan, times=times)
     return plan

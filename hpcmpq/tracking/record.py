@@ -60,14 +60,9 @@ def record_of(run: RunDir) -> Record:
                 **{k: point[k] for k in ("predicted_loss", "bound")},
             }
             frontier.append({f"frontier.{name}": float(v) for name, v in found.items() if v is not None})
-    files = (
-        run.config_path,
-        run.plan_path,
-        run.solution_path,
-        run.evaluation_path,
-        run.frontier_path,
-        run.report_path,
-    )
+    files = [run.config_path, run.plan_path, run.solution_path, run.report_path]
+    files += [run.evaluation_path] if evaluation is not None else []
+    files += [run.frontier_path] if values is not None else []
     return Record(
         name=run.path.resolve().name,
         settings=dict(_flat(config)),

@@ -118,6 +118,10 @@ def another_plans(path: Path) -> None:
     write_artefact(path, {**read_json(path, ""), "fingerprint": "another"})
 
 
+def nothing(path: Path) -> None:
+    path.write_text("{}")
+
+
 def the_first(path: Path) -> None:
     path.write_bytes(path.with_name("round_1.json").read_bytes())
 
@@ -136,6 +140,7 @@ def test_rounds_of_another_plan_or_place_or_gone_before_others_are_chosen_anew(
         (1, another_plans),
         (2, another_plans),
         (2, the_first),
+        (2, nothing),
         (1, Path.unlink),
         (2, Path.unlink),
     ):
@@ -146,6 +151,24 @@ def test_rounds_of_another_plan_or_place_or_gone_before_others_are_chosen_anew(
         assert calibrated(run).space == measured.space
         assert {path.name for path in run.shards_path.iterdir()} == shards
         assert solved(run)["assignment"] == solution
+
+
+def test_another_plans_solution_wants_nothing_here(tmp_path: Path, screened: RunDir):
+    run = RunDir(Path(shutil.copytree(screened.path, tmp_path / "run")))
+    plan, solution = read_plan(run), read_json(run.solution_path, "")
+    measured = {group.name: names for group, names in zip(plan.space.groups, plan.space.formats, strict=True)}
+    wanted = {
+        group.name: [name for name in names if name not in measured[group.name]]
+        for group, names in zip(plan.whole_space.groups, plan.whole_space.formats, strict=True)
+    }
+    assert any(wanted.values())
+    screening = {**solution["screening"], "wanted": wanted}
+    write_artefact(
+        run.solution_path, {**solution, "screening": screening, "fingerprint": "another", "budgets": {}}
+    )
+    assert calibrated(run).space == plan.space
+    write_artefact(run.solution_path, {**solution, "screening": screening})
+    assert calibrated(run).space == plan.whole_space
 
 
 def test_a_solution_of_options_that_are_measured_no_more_is_refused(tmp_path: Path, screened: RunDir):

@@ -121,6 +121,7 @@ def test_another_plans_evaluation_and_frontier_are_none_of_this_one(tmp_path: Pa
         write_json(path, {**read_json(path, ""), "fingerprint": "another"})
     record = record_of(run)
     assert not record.frontier and not [name for name in record.metrics if name.startswith("measured.")]
+    assert not {run.evaluation_path, run.frontier_path} & {*record.files}
     assert compare(run, run)["evaluation"] == {}
     findings = read_findings(run)
     assert findings.evaluation is None and findings.frontier is None

@@ -213,6 +213,26 @@ def test_damaged_json_is_found_even_if_it_is_still_json(tmp_path, damage):
         read_json(path, "hpcmpq solve")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("solution.json", '{"objective": 1e999}', "objective is 'inf'"),
+        ("evaluation.json", '{"paired": {"kl": {"q - u": {"interval": ["0", 1]}}}}', "interval is"),
+        ("plan.json", '{"groups": [{"members": [{"num_rows": "8"}]}]}', "num_rows is '8'"),
+        ("cost.json", '{"forwards": null}', "forwards is 'None'"),
+        ("proof.json", '{"lines": [{"node": 1.5}]}', "node is '1.5'"),
+        ("times/prefill-000.json", '{"combinations": {"a": {"0": ["1"]}}}', "an entry of 0 is '1'"),
+        ("screen/round_1.json", '{"options": [true]}', "an entry of options is 'True'"),
+    ],
+)
+def test_numbers_of_artefacts_without_a_checksum_are_numbers(tmp_path, name, text, said):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    with pytest.raises(DamagedFile, match=rf"is damaged \({re.escape(said)}.*\); run `hpcmpq x` again"):
+        read_json(path, "hpcmpq x")
+
+
 def test_json_under_the_name_of_other_json_is_damage(tmp_path):
     """In whatever run and folder it lies; earlier versions' checksums do not say under which name."""
     first, second = tmp_path / "round_1.json", tmp_path / "run" / "round_2.json"
@@ -232,6 +252,16 @@ def test_json_under_the_name_of_other_json_is_damage(tmp_path):
     for path in (first, second):
         path.write_text(before)
         assert read_json(path, "hpcmpq calibrate") == {"options": [0]}
+
+
+def test_a_key_that_json_lacks_is_damage_however_it_is_asked(tmp_path):
+    path = tmp_path / "round_1.json"
+    write_artefact(path, {"options": [{"a": 1}]})
+    values = read_json(path, "hpcmpq calibrate")
+    for ask in (values.__getitem__, values.pop, values["options"][0].pop):
+        with pytest.raises(DamagedFile, match=r"damaged \(no 'cost'\); run `hpcmpq calibrate` again"):
+            ask("cost")
+    assert values.pop("cost", 3) == 3 and values.pop("options") == [{"a": 1}] and not values
 
 
 def test_h5_under_the_name_of_other_h5_is_damage(tmp_path):

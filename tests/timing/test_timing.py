@@ -462,6 +462,17 @@ def test_times_of_another_plan_are_not_used(tmp_path: Path):
         solve(run, {"latency_s": 0.1}, SolverConfig())
 
 
+@pytest.mark.parametrize("key", ["phases", "fingerprint"])
+def test_times_that_lack_something_are_damaged_or_not_used(tmp_path, key: str):
+    """Those of an earlier version have no checksum that could say so."""
+    run = timed_synthetic_run(tmp_path / "run")
+    times = json.loads(run.time_path.read_text())
+    del times[key]
+    write_json(run.time_path, times)
+    with pytest.raises(UserError, match=r"time\.json is damaged \(no 'phases'\)|run `hpcmpq time RUN` first"):
+        solve(run, {"latency_s": 0.122}, SolverConfig())
+
+
 def test_maximize_writes_the_solution_with_its_gain(tmp_path: Path):
     run = timed_synthetic_run(tmp_path / "run")
     settings = SolverConfig(drop_cross_terms=True, time_limit_s=5.0)
