@@ -228,6 +228,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 def plan_from_json(values: dict[str, Any]) -> Plan:
     """The plan in the values of `plan.json`."""
     config = values["config"]
+    if values.get("active_fixed_bytes") is not None and not values.get("tokens_per_sample"):
+        raise ValueError("active_fixed_bytes without tokens_per_sample")
     # Plans made before the key was there keep their samples as they are.
     calibration = {"special_tokens": None} | config["calibration"]
     return Plan(

@@ -37,7 +37,7 @@ ROOMS: dict[str, str] = {
     "problem": "cross_terms quadratic",
     "quantizers": "errors formats",
     "executors": "errors stopping tables plan",
-    "store": "errors quadratic plan",
+    "store": "errors quadratic formats plan",
     "targets": "errors space tables formats",
     "tracking": "errors store",
     "doctor": "errors wording store",

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from hpcmpq.errors import DamagedFile
+from hpcmpq.formats import FORMATS
 from hpcmpq.plan import Plan, in_rounds, plan_from_json
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.run_dir import RunDir
@@ -26,6 +27,8 @@ def read_plan(run: RunDir, with_times: bool = True, screened: bool = True) -> Pl
     values = read_json(run.plan_path, made_by)
     try:
         plan = plan_from_json(values)
+        if unknown := {name for names in plan.space.formats for name in names} - FORMATS.keys():
+            raise ValueError(f"unknown format {min(unknown)!r}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__} {error}"
         raise DamagedFile(

@@ -28,7 +28,11 @@ def read_timings(run: RunDir) -> dict[str, Any]:
     found = _together(run)
     for path in sorted(run.file("timings").glob("*.json")):
         found[path.stem] = _read(path) or found.get(path.stem)
-    return {stage: entry for stage, entry in found.items() if isinstance(entry, dict) and "seconds" in entry}
+    return {stage: entry for stage, entry in found.items() if _is_time(entry)}
+
+
+def _is_time(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("seconds"), int | float)
 
 
 def _together(run: RunDir) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from hpcmpq.store.attempts import read_processes, recording
 from hpcmpq.store.h5_files import read_array, read_attribute, read_h5, write_h5
 from hpcmpq.store.json_files import read_json, write_artefact, write_json
 from hpcmpq.store.npz_files import read_finished, read_npz, write_finished, write_npz
+from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic, write_quadratic
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import Shard, pending, read_shard, write_shard
@@ -59,6 +60,23 @@ def test_an_assignment_without_a_checksum_is_one_of_the_plan(tmp_path):
     write_json(run.solution_path, {**values, "assignment": dict.fromkeys(others, "int4")})
     with pytest.raises(DamagedFile, match="its assignment does not name the plan's 28 groups"):
         read_solution(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"formats": [["int4", "int99"]] * 28}, "ValueError unknown format 'int99'"),
+        ({"active_fixed_bytes": 8}, "ValueError active_fixed_bytes without tokens_per_sample"),
+        ({"original": {"outputs": [0.5, "x"]}}, "an entry of outputs is 'x'"),
+    ],
+)
+def test_a_plan_without_a_checksum_is_one_that_stages_can_use(tmp_path, change, said):
+    run = write_run(tmp_path / "run")
+    write_json(run.plan_path, {**read_json(run.plan_path, ""), **change})
+    with pytest.raises(
+        DamagedFile, match=re.escape(f"plan.json is damaged ({said}); run `hpcmpq plan CONFIG")
+    ):
+        read_plan(run)
 
 
 def test_what_stands_in_the_place_of_a_file_is_to_be_moved_away(tmp_path):

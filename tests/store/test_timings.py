@@ -58,5 +58,8 @@ def test_times_of_earlier_versions_stay_and_damaged_ones_are_left_out(tmp_path: 
     assert {name: entry["seconds"] for name, entry in read_timings(run).items()} == known
     run.file("timings.json").write_text("{")
     assert set(read_timings(run)) == {"solve"}
+    for seconds in (None, "3.0"):
+        write_json(damaged, {"seconds": seconds})
+        assert set(read_timings(run)) == {"solve"}
     damaged.write_bytes((run.file("timings") / "solve.json").read_bytes())
     assert set(read_timings(run)) == {"solve"}, "a time under the name of another stage is none"
