@@ -2,7 +2,8 @@
 
     python -m bench.presets                 writes section `presets` of bench/RESULTS.md
     python -m bench.presets --plain         of the weights as they are, section `presets_plain`
-    python -m bench.presets --alone         the presets' own types, with llama.cpp's codes and with ours: no calibration
+    python -m bench.presets --alone         the presets' own types, with llama.cpp's codes and with ours, uncalibrated;
+                                            section `presets_alone`, or `presets_plain_alone`
 
 The SmolLM2 at hand has weights in Q4_1. On that grid Q4_1 loses nothing, and Q5_1, with 31 steps where there are 15,
 moves all weights away from the middle of their block: layers come out 2 % too large, and Q5_K_M worse than Q4_K_M. So
@@ -67,7 +68,7 @@ def main() -> None:
         found = judge.by_llama_cpp({**presets, **own})
         text = alone(args, judge, types_of(folder), {**presets, **own}, found)
         print(text)
-        write_section(name, text)
+        write_section(f"{name}_alone", text)
         return
     made = calibrated(name, config)
     mixes = {p: mix_file(made, p, path.stat().st_size, args.again) for p, path in presets.items()}

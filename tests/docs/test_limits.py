@@ -77,6 +77,12 @@ def best_peers(text: str, *bits: str) -> list[float]:
     return [min(above), max(above)]
 
 
+def below_presets(section: str, column: int) -> list[float]:
+    """How far the KL of mixes is below that of llama.cpp's presets, in per cent, in the order of their sizes."""
+    names = ("Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K")
+    return [-number(row(section, name)[column]) for name in names]
+
+
 def above_in_same_bytes(text: int) -> list[float]:
     """How far ModelOpt's KL is above that of ours in its bytes at 4.75, 5.25 and 6 bits; column of a text."""
     return [float(row("peers_floats", bits)[text].split()[0]) for bits in ("4.75", "5.25", "6")]
@@ -180,6 +186,15 @@ FIGURES: dict[str, Callable[[], str]] = {
             *above_in_same_bytes(-1),
             clear_in_same_bytes(-2) + clear_in_same_bytes(-1),
         )
+    ),
+    "presets": lambda: (
+        "had a KL {:.0f}, {:.0f}, {:.0f}, {:.0f}, {:.0f} and {:.0f} % below Q2_K, Q3_K_M, Q4_K_S, Q4_K_M, Q5_K_M and "
+        "Q6_K on prose, and {:.0f}, {:.0f}, {:.0f}, {:.0f}, {:.0f} and {:.0f} % below on code".format(
+            *below_presets("presets", 5), *below_presets("presets", 10)
+        )
+    ),
+    "presets' own types": lambda: "made {:.0f}, {:.0f}, {:.0f}, {:.0f}, {:.0f} and {:.0f} % on prose".format(
+        *below_presets("presets_alone", 5)
     ),
     "uniform floats": lambda: (
         "Uniform NVFP4 was {:.0f} % above ours at 4.75 bits on prose and {:.0f} % on code; at the bits of uniform FP8 "
