@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcmpq.batch.scheduler import Job, Settings, scheduler_of
-from hpcmpq.batch.typed import ARRAYS
+from hpcmpq.batch.typed import OPTIONAL_ARRAYS
 from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.store.jobs_file import read_submissions
 from hpcmpq.store.json_files import write_artefact
@@ -67,7 +67,7 @@ def make_jobs(
                 path,
                 name,
             )
-            for name in ARRAYS[1:]
+            for name in OPTIONAL_ARRAYS
         },
     }
     if sharded:

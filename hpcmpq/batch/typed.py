@@ -9,7 +9,10 @@ from hpcmpq.batch.scheduler import JOBS, Settings
 from hpcmpq.errors import UserError
 from hpcmpq.tables import table_name
 
-ARRAYS = ("calibrate", "refine", "reround")
+OPTIONAL_ARRAYS = ("refine", "reround")
+"""Jobs whose work units an array shares out where the settings say so; else one task does them all."""
+
+ARRAYS = ("calibrate", *OPTIONAL_ARRAYS)
 """Jobs whose work units an array can share out."""
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from hpcmpq.batch.scheduler import Settings
-from hpcmpq.batch.typed import ARRAYS, typed_settings
+from hpcmpq.batch.typed import OPTIONAL_ARRAYS, typed_settings
 from hpcmpq.errors import UserError
 from hpcmpq.tables import look_up
 
@@ -50,7 +50,7 @@ def _options_of(
                 f"--pbs select={options['select']} names no ranks; say how many each chunk gets, such as "
                 "select=4:ncpus=8:mpiprocs=4"
             )
-    if (job, executor) == ("calibrate", "array") or (job in ARRAYS[1:] and "array" in own):
+    if (job, executor) == ("calibrate", "array") or (job in OPTIONAL_ARRAYS and "array" in own):
         count, percent, at_once = (own.get("array") or general.get("array", "4")).partition("%")
         if not count.isdecimal() or int(count) < 2:
             raise UserError(

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from hpcmpq.report.display import STYLE_OF_COST, cost_title, show, show_interval
 from hpcmpq.report.experts import tokens_of_experts
 from hpcmpq.report.findings import Z95, Findings
-from hpcmpq.report.paired import Verdict, higher_is_better, judge, paired_with_uniform
+from hpcmpq.report.paired import Verdict, judge, paired_with_uniform
+from hpcmpq.store.metric_names import higher_is_better
 from hpcmpq.wording import label
 
 CLOSED_GAP, TIGHT_GAP = 1e-5, 0.01

@@ -5,22 +5,6 @@ from typing import Any, Literal
 
 Verdict = Literal["passes", "take care", "fails", "open"]
 
-HIGHER_IS_BETTER = ("acc", "exact_match")
-"""How names of metrics begin; those of a harness that have another direction end with it in brackets."""
-
-
-def higher_is_better(metric: str) -> bool:
-    """By its name.
-
-    Example:
-        >>> higher_is_better("accuracy_normalized"), higher_is_better("perplexity")
-        (True, False)
-        >>> higher_is_better("bleu (higher is better)"), higher_is_better("acc_gap (lower is better)")
-        (True, False)
-    """
-    said = metric.rpartition(" (")[2]
-    return said == "higher is better)" or (said != "lower is better)" and metric.startswith(HIGHER_IS_BETTER))
-
 
 def judge(found: dict[str, Any], higher_is_better: bool) -> tuple[Verdict, str]:
     """State and words of a paired difference of the quantized model to another."""

@@ -1,7 +1,7 @@
 """A worker of rounding again: the model loaded once in its process, then a shard for every step of an attempt."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from hpcmpq.executors import Worker
 from hpcmpq.models.data.kept_samples import already_said, planned_splits
 from hpcmpq.models.data.samples import Splits
 from hpcmpq.plan import Plan, WorkUnit
-from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.stored_codes import packed_codes
 from hpcmpq.rounding.attempt import RoundingAttempt, Steps, attempt_called, await_codes, fitted_on
 from hpcmpq.rounding.held_piece import HeldPiece
@@ -195,15 +194,9 @@ class AttemptWorker:
             made = set(self.steps.read("made").arrays["parameters"])
             await_codes(self.again.stored, [m for m in self.again.wanted if m.parameter in made])
             weights = self.attempt.after_it(self.run, self.plan, made)
-        objective = self.plan.config.objective
-        comparison = Comparison(
-            replace(self.opened.variants, solved=weights),
-            self.splits.held_out[int(start) : int(stop)].to(self.opened.device),
-            (objective,),
-            self.plan.config.calibration.samples_per_pass,
-        )
-        [measured] = comparison.measure([dict(self.attempt.assignment)])
-        self.steps.write(step, {"losses": measured.values[objective]})
+        samples = self.splits.held_out[int(start) : int(stop)].to(self.opened.device)
+        [losses_N] = self.attempt.losses(self.plan, self.opened.variants, samples, [weights])
+        self.steps.write(step, {"losses": losses_N})
 
 
 def _arrays(parts: Mapping[str, Tensor | None]) -> dict[str, np.ndarray]:

@@ -19,9 +19,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hpcmpq.errors import CorruptShard, DamagedFile, UserError
 from hpcmpq.models.data.samples import Samples, Splits
 from hpcmpq.plan import Plan, WorkUnit, content_hash
+from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.solved import codes_called, solution_codes
 from hpcmpq.quantized.stored_codes import SolutionCodes, StoredCodes
 from hpcmpq.quantized.variants import Variants
@@ -104,6 +107,26 @@ class RoundingAttempt:
             self.stored(run),
             self.cuts,
         )
+
+    def losses(
+        self, plan: Plan, variants: Variants, held_out: Samples, weights: Sequence[SolutionCodes | None]
+    ) -> list[np.ndarray]:
+        """Losses of the assignment with each of these codes, float64 [N] each.
+
+        Args:
+            plan: The run's.
+            variants: The model, open.
+            held_out: Samples on its device.
+            weights: As of `before_it` and `after_it`.
+        """
+        objective, found = plan.config.objective, []
+        comparison = Comparison(variants, held_out, (objective,), plan.config.calibration.samples_per_pass)
+        for solved in weights:
+            # In turn from one another, so that the original's outputs are computed once.
+            comparison = replace(comparison, variants=replace(variants, solved=solved))
+            [measured] = comparison.measure([dict(self.assignment)])
+            found.append(measured.values[objective])
+        return found
 
     def remove_damaged(self, run: RunDir, members: Iterable[Member]) -> None:
         """Remove codes that are not what was written, of an attempt that was interrupted."""

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,6 @@ from hpcmpq.models.data.kept_samples import planned_splits
 from hpcmpq.models.data.samples import Splits
 from hpcmpq.models.load import pick_device
 from hpcmpq.plan import Plan, content_hash
-from hpcmpq.quantized.losses import Comparison
 from hpcmpq.quantized.solved import open_as_planned
 from hpcmpq.refine.descent import check_held_out, is_better
 from hpcmpq.refine.portfolio import mean_and_stderr, paired
@@ -150,14 +148,8 @@ def _made_here(
     parameters = again.run(on_weight)
     if repairs:
         return parameters, np.empty(0), np.empty(0)
-    comparison = Comparison(
-        variants, splits.held_out.to(device), (config.objective,), config.calibration.samples_per_pass
-    )
-    after = replace(variants, solved=attempt.after_it(run, plan, parameters))
-    before_N, after_N = (
-        each.measure([dict(attempt.assignment)])[0].values[config.objective]
-        for each in (comparison, replace(comparison, variants=after))
-    )
+    weights = attempt.before_it(run, plan), attempt.after_it(run, plan, parameters)
+    before_N, after_N = attempt.losses(plan, variants, splits.held_out.to(device), weights)
     return parameters, before_N, after_N
 
 

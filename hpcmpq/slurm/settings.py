@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from hpcmpq.batch.scheduler import JOBS, Settings
-from hpcmpq.batch.typed import ARRAYS, typed_settings
+from hpcmpq.batch.typed import OPTIONAL_ARRAYS, typed_settings
 from hpcmpq.tables import look_up
 
 EXECUTORS = dict.fromkeys(("mpi", "ray", "array", "local"))
@@ -71,7 +71,7 @@ def _options_of(
         *_RANK_KEYS,
     }:
         options["ntasks"] = "4" if job == "calibrate" else "2"
-    if (job, executor) == ("calibrate", "array") or (job in ARRAYS[1:] and "array" in options):
+    if (job, executor) == ("calibrate", "array") or (job in OPTIONAL_ARRAYS and "array" in options):
         count, percent, at_once = options.get("array", "4").partition("%")
         if count.isdecimal() and int(count) > 0:
             options["array"] = f"0-{int(count) - 1}{percent}{at_once}"

@@ -20,15 +20,10 @@ from hpcmpq.evaluate.results import Values
 from hpcmpq.evaluate.tasks.continuations import Encoder, LogLikelihood, Request, batch, score
 from hpcmpq.plan import content_hash
 from hpcmpq.settings import TaskConfig
+from hpcmpq.store.metric_names import saying
 
 NAMES = {"acc": "accuracy", "acc_norm": "accuracy_normalized"}
 """Our names of the harness's metrics."""
-
-BETTER = {True: " (higher is better)", False: " (lower is better)"}
-"""What is added to a metric's name where the name alone would say the opposite, see `hpcmpq.report.paired`."""
-
-HIGHER_IS_BETTER = ("acc", "exact_match")
-"""How names begin that say so themselves."""
 
 ROLLING_LENGTH = 2048
 """Tokens of a window where the model has no limit."""
@@ -146,8 +141,8 @@ def values_of(
             found["loss"] = -value_N
         elif combine is mean:
             higher = higher_is_better.get(name)
-            said = higher in (None, name.startswith(HIGHER_IS_BETTER))
-            found[NAMES.get(name, name) if said else f"{name}{BETTER[bool(higher)]}"] = value_N
+            said = name if higher is None else saying(name, bool(higher))
+            found[NAMES.get(said, said)] = value_N
     return found
 
 

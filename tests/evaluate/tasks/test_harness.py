@@ -11,8 +11,8 @@ from hpcmpq.errors import UserError
 from hpcmpq.evaluate import evaluate
 from hpcmpq.evaluate.tasks import check_tasks
 from hpcmpq.evaluate.tasks.harness import HarnessTask, values_of
-from hpcmpq.report.paired import higher_is_better
 from hpcmpq.settings import TaskConfig
+from hpcmpq.store.metric_names import higher_is_better
 from tests.evaluate.tasks.test_tasks import ARITHMETIC, WORDS, task_run, write_lines
 
 pytestmark = [
