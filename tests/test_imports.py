@@ -73,7 +73,7 @@ ROOMS: dict[str, str] = {
     ),
     "planning": (
         "errors settings space objective formats plan quantizers store targets models quantized "
-        "solve response sensitivity calibrate rounding"
+        "solve response export sensitivity calibrate rounding"
     ),
     "api": (
         "errors settings space quadratic tables plan executors store targets config batch models "

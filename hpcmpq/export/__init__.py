@@ -2,7 +2,9 @@
 
 To add one: write a module here with `export(plan, variants, assignment, directory) -> Written`, which writes into
 the empty `directory` and says what it wrote, one line in `EXPORTERS`, and what reads it in `hpcmpq.export.readers`.
-It must refuse what its format cannot hold exactly. `tests/export` loads the result of every exporter with a real
+It must refuse what its format cannot hold exactly: `check(subject)` of the module all that its config and model say
+already, and `held(subject, group, formats)` the formats of a group, both of which planning asks too, see
+`hpcmpq.export.holdable`. `tests/export` loads the result of every exporter with a real
 reader and compares outputs.
 """
 
@@ -10,7 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpcmpq.errors import UserError
 from hpcmpq.plan import Plan
 from hpcmpq.store.json_files import write_json
 from hpcmpq.store.of_solution import ASSIGNMENT, VERIFICATION, exported_facts
@@ -67,17 +68,6 @@ def export(run: RunDir, name: str, verify: bool = True) -> str:
     plan = read_plan(run)
     solution = read_solution(run)
     directory = run.checkpoint_path if name == "fake_quantized" else run.path / "exports" / name
-    caches = {group.name for group in plan.space.groups if group.is_cache}
-    if caches and name not in ("fake_quantized", "compressed_tensors"):
-        raise UserError(
-            f"{name} says nothing of a cache of keys and values; export compressed_tensors, with target: vllm, whose "
-            "command does"
-        )
-    if name != "fake_quantized" and any(g.products for g in plan.space.groups if g.name not in caches):
-        raise UserError(
-            f"{name} holds no formats of attention products; plan without groups.attention_products, or export "
-            "fake_quantized"
-        )
     with replacing_directory(directory) as attempt:
         written, verification = _write(
             run, plan, name, named_by(exporter), solution["assignment"], attempt, verify
@@ -117,6 +107,7 @@ def _write(
     verify: bool,
 ) -> "tuple[Written, Verification]":
     """Write an export and read it back; the original leaves memory before the reader's model enters it."""
+    from hpcmpq.export.holdable import ExportSubject, check_exportable
     from hpcmpq.export.readers import missing_reader, read_back, reader_name
     from hpcmpq.export.streamed_check import check_in_turn, expected_of_streamed, read_back_streamed
     from hpcmpq.export.tool_config_check import check_tool_configs
@@ -130,6 +121,7 @@ def _write(
     from hpcmpq.models.data.kept_samples import kept_samples, planned_splits
 
     variants = _opened(run, plan, name).under(assignment)
+    check_exportable(name, ExportSubject(plan.config, plan.space, variants.model))
     written = exporter(plan, variants, assignment, attempt)
     if not verify:
         return written, Verification(None, "--no-verify was given")

@@ -18,23 +18,29 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.export.compressed_schemes import input_global_scale, scheme, stored
+from hpcmpq.export.holdable import ExportSubject
 from hpcmpq.export.kept_tensors import say_kept
-from hpcmpq.export.loadable import reason_not_loadable
-from hpcmpq.export.refusal import refuse_formats, refuse_layers
-from hpcmpq.export.rewritten_files import StoredPart, original_directory, parts_of, rewrite
+from hpcmpq.export.loadable import is_unpacked_alone, not_for_transformers, not_loaded
+from hpcmpq.export.refusal import held_by_target, refuse_choices, refuse_formats
+from hpcmpq.export.rewritten_files import (
+    StoredPart,
+    check_rewritable,
+    original_directory,
+    parts_of,
+    rewrite,
+)
 from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.deployable import saved_one_by_one
-from hpcmpq.models.layer_kinds import are_experts
-from hpcmpq.models.split_weights import saved_whole
 from hpcmpq.models.stored_headers import stored_tensors
 from hpcmpq.models.stored_weights import tensors_in
-from hpcmpq.models.weights import from_matrix, holder_of
+from hpcmpq.models.weights import from_matrix
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.space import Member
+from hpcmpq.settings import Config
+from hpcmpq.space import Group, Member
 from hpcmpq.store.json_files import write_json
-from hpcmpq.targets import TARGETS
+from hpcmpq.targets import TARGETS, Target
 
 _EXPERT = re.compile(r"(\.experts)\.\d+\.(\w+)$")
 """An expert's layer, one by one as files have them."""
@@ -46,9 +52,13 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     Raises:
         UserError: If the model is no Hugging Face directory, or a layer or its format cannot be held.
     """
-    path, original, stored_dtype = original_directory("compressed_tensors", plan)
+    path, original, stored_dtype = original_directory(plan)
     chosen = {m: assignment[g.name] for g in plan.space.groups for m in g.members}
-    _check(plan, variants, assignment)
+    subject = ExportSubject(plan.config, plan.space, variants.model)
+    refuse_formats(
+        "compressed_tensors", plan, assignment, _target(plan.config).formats, _target(plan.config).name
+    )
+    refuse_choices(held, subject, assignment)
     done = rewrite(
         "compressed_tensors",
         variants,
@@ -58,54 +68,33 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         _storing(variants, chosen),
         stored_dtype,
     )
-    parts = {part.layer: chosen[member] for member in chosen for part in parts_of(variants, member)}
+    parts = {part.layer: chosen[member] for member in chosen for part in parts_of(variants.model, member)}
     config = quantization_config(variants.model, parts, variants.quantizer, matrices(directory))
     # transformers writes and reads infinite limits, as of the time steps of Mamba 2.
     write_json(directory / "config.json", {**original, "quantization_config": config}, allow_nan=True)
-    packed = [
-        m.parameter.removesuffix(".weight")
-        for m, name in chosen.items()
-        if FORMATS[name].scaled and m.is_layer_weight
-    ]
-    alone = not variants.quantizer.symmetric or any(are_experts(m) for m in variants.model.modules())
-    reason = None if alone else reason_not_loadable(variants.model, packed)
+    formats = {member: (name,) for member, name in chosen.items()}
+    alone = is_unpacked_alone(variants.model, variants.quantizer)
     return Written(
         "compressed-tensors checkpoint",
-        (*say_kept(done.kept), *_say_not_for_transformers(variants.model, chosen)),
+        (*say_kept(done.kept), *not_for_transformers(variants.model, formats)),
         reader="decompressed" if alone else None,
-        unreadable=reason and f"this version of transformers cannot load it: {reason}",
+        unreadable=not_loaded(variants.model, variants.quantizer, formats),
         rounding=tuple({"fp8_e4m3"} & set(chosen.values())),
         narrowed=None if done.exact else stored_dtype,
     )
 
 
-def _say_not_for_transformers(model: nn.Module, chosen: Mapping[Member, str]) -> list[str]:
-    """A clause where engines load the experts and transformers, which says nothing of it, loads other ones."""
-    apart = _taken_apart_by_transformers()
-    experts = {
-        member: name
-        for member, name in chosen.items()
-        if member.tensors > 1 and type(holder_of(model, member)).__name__ not in apart
-    }
-    lost = [m for m, name in experts.items() if FORMATS[name].scaled and saved_whole(model, m)]
-    if lost:
-        return [
-            "not for transformers itself, which looks for the experts of a layer in one tensor, does not find them and "
-            f"loads random ones (first {lost[0].parameter}); for it export fake_quantized"
-        ]
-    if len(set(experts.values())) < 2:
-        return []
-    return [
-        "not for transformers itself, which unpacks the experts of all layers by one scheme, whatever theirs is; for "
-        "it hold all experts to one format (solver.fixed) or export fake_quantized"
-    ]
+def check(subject: ExportSubject) -> None:
+    """Refuse a model that no such checkpoint holds."""
+    check_rewritable("compressed_tensors", subject)
 
 
-def _taken_apart_by_transformers() -> Collection[str]:
-    """Classes of fused experts that transformers makes a list of before it loads a packed checkpoint (Llama 4)."""
-    from transformers.quantizers import base
-
-    return getattr(base, "MODULES_TO_PATCH_FOR_QUANTIZATION", {}).keys()
+def held(subject: ExportSubject, group: Group, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of a group's formats that the checkpoint holds."""
+    return held_by_target(
+        "compressed_tensors holds linear layers only", _target(subject.config), subject, group, names,
+        "fake_quantized or tool_configs", saved_one_by_one,
+    )  # fmt: skip
 
 
 def quantization_config(
@@ -193,13 +182,9 @@ def matrices(attempt: Path) -> list[str]:
     return [name for name, tensor in stored_tensors(attempt, files).items() if len(tensor.shape) > 1]
 
 
-def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> None:
-    target = TARGETS["vllm" if plan.config.target == "vllm" else "transformers"]
-    refuse_formats("compressed_tensors", plan, assignment, target.formats, target.name)
-    refuse_layers(
-        "compressed_tensors holds linear layers only", target, plan, variants, assignment,
-        "fake_quantized or tool_configs", saved_one_by_one,
-    )  # fmt: skip
+def _target(config: Config) -> Target:
+    """The engine that the files are for."""
+    return TARGETS["vllm" if config.target == "vllm" else "transformers"]
 
 
 def _storing(variants: Variants, chosen: Mapping[Member, str]) -> Callable[[StoredPart], dict[str, Tensor]]:

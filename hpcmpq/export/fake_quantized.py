@@ -1,12 +1,13 @@
 """A checkpoint in the original's own layout whose weights are exactly the quantizer's values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_model
 from torch import Tensor
 
+from hpcmpq.export.holdable import ExportSubject
 from hpcmpq.export.kept_tensors import keep_unused, say_kept
 from hpcmpq.export.streamed_files import write_streamed
 from hpcmpq.export.written import Written
@@ -15,6 +16,7 @@ from hpcmpq.models.beside_weights import copy_small_files
 from hpcmpq.models.load import quiet_transformers
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
+from hpcmpq.space import Group
 from hpcmpq.store.json_files import write_json
 
 
@@ -40,6 +42,15 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
             f"weights only, the inputs of {len(rounded)} modules are rounded as its activations.json says"
         )
     return Written("fake-quantized checkpoint", tuple(notes), holds_codes=False)
+
+
+def check(subject: ExportSubject) -> None:
+    """Nothing is refused."""
+
+
+def held(subject: ExportSubject, group: Group, names: Sequence[str]) -> tuple[str, ...]:
+    """All formats."""
+    return tuple(names)
 
 
 def _write_whole(

@@ -20,8 +20,9 @@ from hpcmpq.export.gguf_blocks import num_rounded, to_blocks
 from hpcmpq.export.gguf_metadata import frequency_factors, metadata
 from hpcmpq.export.gguf_places import GGUFPlace, places_of
 from hpcmpq.export.gguf_super_blocks import to_super_blocks
+from hpcmpq.export.holdable import ExportSubject
 from hpcmpq.export.kept_tensors import say_left_out
-from hpcmpq.export.refusal import refuse_formats
+from hpcmpq.export.refusal import refuse_choices, refuse_formats
 from hpcmpq.export.streamed_files import tensors_in_turn
 from hpcmpq.export.written import Written, holds
 from hpcmpq.formats import FORMATS
@@ -31,11 +32,14 @@ from hpcmpq.models.layer_kinds import are_experts
 from hpcmpq.models.stored_dtype import stored_dtype, wider_dtypes
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.space import Member
+from hpcmpq.space import Group, Member
 from hpcmpq.targets import TARGETS, narrowed
 from hpcmpq.targets.llama_cpp import GGUF_ARCHITECTURES, GGUF_TYPES, VOCABULARY
 
 QWEN3_HEAD = 128
+
+_TARGET = TARGETS["llama_cpp"]
+_WITHOUT_GGUF = "the gguf export needs the package gguf; pip install 'hpcmpq[export]'"
 
 
 def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> Written:
@@ -47,15 +51,14 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     try:
         import gguf
     except ImportError:
-        raise UserError("the gguf export needs the package gguf; pip install 'hpcmpq[export]'") from None
-    path = Path(_directory(plan))
-    _check(plan, variants, assignment, path)
+        raise UserError(_WITHOUT_GGUF) from None
+    path = Path(str(plan.config.model.path))
+    refuse_formats("gguf", plan, assignment, _TARGET.formats, _TARGET.name)
+    refuse_choices(held, ExportSubject(plan.config, plan.space, variants.model), assignment)
     model_config = resolved_config(path).to_dict()  # with the defaults of its class
     architecture, stored = GGUF_ARCHITECTURES[model_config["model_type"]], stored_dtype(plan.config.model)
     chosen = {m.parameter: (m, assignment[g.name]) for g in plan.space.groups for m in g.members}
-    names = gguf.get_tensor_name_map(
-        {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[architecture], model_config["num_hidden_layers"]
-    )
+    names = _names(gguf, architecture, model_config)
     wider = wider_dtypes(variants.model, str(path), stored)
     experts = any(are_experts(module) for module in variants.model.modules())
     exact = True
@@ -100,6 +103,35 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     )
 
 
+def check(subject: ExportSubject) -> None:
+    """Refuse a model that llama.cpp computes otherwise, or has no place for a tensor of."""
+    if subject.config.model.path is None:
+        raise UserError("gguf needs a Hugging Face directory in model.path")
+    path = Path(str(subject.config.model.path))
+    check_describable(_TARGET, path)
+    try:
+        import gguf
+    except ImportError:
+        raise UserError(_WITHOUT_GGUF) from None
+    values = resolved_config(path).to_dict()
+    architecture = GGUF_ARCHITECTURES[values["model_type"]]
+    names = _names(gguf, architecture, values)
+    for name, tensor in subject.model.state_dict().items():
+        places_of(name, tensor, names, architecture, values)
+
+
+def held(subject: ExportSubject, group: Group, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of a group's formats that the file holds, of a layer of any kind that has a place there."""
+    [kept] = narrowed(_TARGET, [group], names, subject.config.quantizer)
+    return kept
+
+
+def _names(gguf: Any, architecture: str, values: Mapping[str, Any]) -> Any:
+    """The package's map of names of an architecture."""
+    number = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
+    return gguf.get_tensor_name_map(number, values["num_hidden_layers"])
+
+
 def _whole(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of a model in memory; a head tied to the embedding is not there twice."""
     seen = set()
@@ -113,21 +145,6 @@ def _unreadable(values: Mapping[str, Any]) -> str | None:
     if values["model_type"] == "qwen3" and values["head_dim"] != QWEN3_HEAD:
         return f"transformers reads heads of every Qwen3 as {QWEN3_HEAD} wide, llama.cpp as they are"
     return None
-
-
-def _directory(plan: Plan) -> str:
-    path = plan.config.model.path
-    if path is None:
-        raise UserError("gguf needs a Hugging Face directory in model.path")
-    return str(path)
-
-
-def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str], path: Path) -> None:
-    target = TARGETS["llama_cpp"]
-    check_describable(target, path)
-    refuse_formats("gguf", plan, assignment, target.formats, target.name)
-    for group in plan.space.groups:
-        narrowed(target, [group], [assignment[group.name]], variants.quantizer)
 
 
 def _add_quantized(

@@ -2,10 +2,19 @@
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import nn
+
+from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.models.layer_kinds import are_experts
+from hpcmpq.models.split_weights import saved_whole
+from hpcmpq.models.weights import holder_of
+from hpcmpq.space import Member
+
+Chosen = Mapping[Member, Collection[str]]
+"""{weight: formats that it may have in a checkpoint}; one that is written has one of each."""
 
 log = logging.getLogger(__name__)
 
@@ -39,3 +48,51 @@ def reason_not_loadable(model: nn.Module, layers: Iterable[str]) -> str | None:
         except Exception as error:  # the model's own code, on tensors without values: says nothing
             log.debug("%s cannot be initialised without values: %s", type(module).__name__, error)
     return None
+
+
+def is_unpacked_alone(model: nn.Module, quantizer: Quantizer) -> bool:
+    """Whether transformers does not unpack a checkpoint of the model as a whole: compressed-tensors alone does."""
+    return not quantizer.symmetric or any(are_experts(module) for module in model.modules())
+
+
+def not_loaded(model: nn.Module, quantizer: Quantizer, chosen: Chosen) -> str | None:
+    """A sentence where transformers cannot load a checkpoint with all weights packed that may be, or None."""
+    if is_unpacked_alone(model, quantizer):
+        return None
+    packed = [m.parameter.removesuffix(".weight") for m in _packed(chosen) if m.is_layer_weight]
+    reason = reason_not_loadable(model, packed)
+    return reason and f"this version of transformers cannot load it: {reason}"
+
+
+def not_for_transformers(model: nn.Module, chosen: Chosen) -> list[str]:
+    """A clause where engines load the experts and transformers, which says nothing of it, loads other ones."""
+    apart = _taken_apart_by_transformers()
+    experts = {
+        member: names
+        for member, names in chosen.items()
+        if member.tensors > 1 and type(holder_of(model, member)).__name__ not in apart
+    }
+    lost = [member for member in _packed(experts) if saved_whole(model, member)]
+    if lost:
+        return [
+            "not for transformers itself, which looks for the experts of a layer in one tensor, does not find them and "
+            f"loads random ones (first {lost[0].parameter}); for it export fake_quantized"
+        ]
+    if len({name for names in experts.values() for name in names}) < 2:
+        return []
+    return [
+        "not for transformers itself, which unpacks the experts of all layers by one scheme, whatever theirs is; for "
+        "it hold all experts to one format (solver.fixed) or export fake_quantized"
+    ]
+
+
+def _packed(chosen: Chosen) -> list[Member]:
+    """Weights that may be packed."""
+    return [member for member, names in chosen.items() if any(FORMATS[name].scaled for name in names)]
+
+
+def _taken_apart_by_transformers() -> Collection[str]:
+    """Classes of fused experts that transformers makes a list of before it loads a packed checkpoint (Llama 4)."""
+    from transformers.quantizers import base
+
+    return getattr(base, "MODULES_TO_PATCH_FOR_QUANTIZATION", {}).keys()

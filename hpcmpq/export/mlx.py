@@ -6,7 +6,7 @@ e8m0 and no biases. Source: `mlx_lm/utils.py` (`load_model`) and `mlx/ops.cpp` (
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,24 @@ from torch import Tensor
 
 from hpcmpq.errors import UserError
 from hpcmpq.export.compressed_schemes import e8m0, narrow_exactly, pack_fp4
-from hpcmpq.export.refusal import refuse_formats, refuse_layers
-from hpcmpq.export.rewritten_files import original_directory, rewrite
+from hpcmpq.export.holdable import ExportSubject
+from hpcmpq.export.refusal import held_by_target, refuse_choices, refuse_formats
+from hpcmpq.export.rewritten_files import check_rewritable, original_directory, rewrite
 from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS, Format, Quantizer
 from hpcmpq.models.gguf_config import check_describable, context_length, resolved_config
 from hpcmpq.models.mlx_config import READ
+from hpcmpq.models.stored_weights import unused_tensors
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.quantizers.packing import pack
-from hpcmpq.space import Member
+from hpcmpq.space import Group, Member
 from hpcmpq.store.json_files import write_json
 from hpcmpq.targets import TARGETS
+
+_TARGET = TARGETS["mlx"]
 
 
 def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> Written:
@@ -37,9 +41,9 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     Raises:
         UserError: If the model is no Hugging Face directory, or the engine cannot hold it, a layer or its format.
     """
-    path, original, dtype = original_directory("mlx", plan)
-    check_describable(TARGETS["mlx"], path)
-    _check(plan, variants, assignment)
+    path, original, dtype = original_directory(plan)
+    refuse_formats("mlx", plan, assignment, _TARGET.formats, _TARGET.name)
+    refuse_choices(held, ExportSubject(plan.config, plan.space, variants.model), assignment)
     chosen = {m: assignment[g.name] for g in plan.space.groups for m in g.members}
     quantizer = variants.quantizer
 
@@ -49,11 +53,6 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
 
     members = {member.parameter: member for member in chosen}
     done = rewrite("mlx", variants, path, directory, members, lambda part: stand_for(part.member), dtype)
-    if done.kept:
-        raise UserError(
-            f"mlx-lm takes no tensors that the model does not use, such as {done.kept[0]}; export from a copy of the "
-            "model's directory without them"
-        )
     layers = {
         member.parameter.removesuffix(".weight"): scheme(FORMATS[name], quantizer)
         for member, name in chosen.items()
@@ -74,6 +73,23 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     return Written(
         "MLX directory", tuple(notes), narrowed=None if done.exact else dtype, max_positions=length
     )
+
+
+def check(subject: ExportSubject) -> None:
+    """Refuse a model that the engine computes otherwise, or whose files hold more than it takes."""
+    check_rewritable("mlx", subject)
+    path = Path(str(subject.config.model.path))
+    check_describable(_TARGET, path)
+    if unused := unused_tensors(subject.model, path):
+        raise UserError(
+            f"mlx-lm takes no tensors that the model does not use, such as {min(unused)}; plan from a copy of the "
+            "model's directory without them"
+        )
+
+
+def held(subject: ExportSubject, group: Group, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of a group's formats that the directory holds."""
+    return held_by_target("mlx holds linear layers only here", _TARGET, subject, group, names)
 
 
 def scheme(format: Format, quantizer: Quantizer) -> dict[str, Any]:
@@ -127,9 +143,3 @@ def stored(
         name: pack_fp4(codes_MK).contiguous().view(torch.uint32),
         f"{layer}.scales": e8m0(qparams.scale),
     }
-
-
-def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> None:
-    target = TARGETS["mlx"]
-    refuse_formats("mlx", plan, assignment, target.formats, target.name)
-    refuse_layers("mlx holds linear layers only here", target, plan, variants, assignment)

@@ -4,7 +4,7 @@
 Source: `modelopt/torch/export/quant_utils.py` and `convert_hf_config.py` of nvidia-modelopt 0.47.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,16 @@ from torch import Tensor
 
 from hpcmpq.export.compressed_schemes import e8m0, fp8_codes, pack_fp4
 from hpcmpq.export.compressed_tensors import ignored, matrices
+from hpcmpq.export.holdable import ExportSubject
 from hpcmpq.export.kept_tensors import say_kept
-from hpcmpq.export.refusal import refuse_formats, refuse_layers
-from hpcmpq.export.rewritten_files import original_directory, rewrite
+from hpcmpq.export.refusal import held_by_target, refuse_choices, refuse_formats
+from hpcmpq.export.rewritten_files import check_rewritable, original_directory, rewrite
 from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
 from hpcmpq.quantizers.activations import input_scale
-from hpcmpq.space import Member
+from hpcmpq.space import Group, Member
 from hpcmpq.store.json_files import write_json
 from hpcmpq.targets import TARGETS
 
@@ -40,14 +41,18 @@ PRODUCER = {"name": "modelopt", "version": "0.47.0"}
 """Whose layout it is: engines look for this name."""
 
 
+_TARGET = TARGETS["tensorrt_llm"]
+
+
 def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], directory: Path) -> Written:
     """Write the checkpoint.
 
     Raises:
         UserError: If the model is no Hugging Face directory, or a layer or its format cannot be held.
     """
-    path, original, dtype = original_directory("modelopt", plan)
-    _check(plan, variants, assignment)
+    path, original, dtype = original_directory(plan)
+    refuse_formats("modelopt", plan, assignment, _TARGET.formats, _TARGET.name)
+    refuse_choices(held, ExportSubject(plan.config, plan.space, variants.model), assignment)
     chosen = {m: assignment[g.name] for g in plan.space.groups for m in g.members}
     members = {member.parameter: member for member in chosen}
     done = rewrite(
@@ -80,6 +85,16 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         (*say_kept(done.kept), *notes),
         unreadable="its engines need a GPU",
     )
+
+
+def check(subject: ExportSubject) -> None:
+    """Refuse a model that no such checkpoint holds."""
+    check_rewritable("modelopt", subject)
+
+
+def held(subject: ExportSubject, group: Group, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of a group's formats that the checkpoint holds."""
+    return held_by_target("modelopt holds linear layers only", _TARGET, subject, group, names)
 
 
 def quantization(layers: Mapping[str, Mapping[str, Any]], kept: list[str]) -> dict[str, Any]:
@@ -120,9 +135,3 @@ def stored(variants: Variants, member: Member, format_name: str) -> dict[str, Te
     if format.block is not None:
         return {name: codes_MK, f"{name}_scale": scale_RS[:, None, :, None].contiguous()}
     return {name: codes_MK, f"{name}_scale": scale_RS[:, 0].contiguous()}
-
-
-def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> None:
-    target = TARGETS["tensorrt_llm"]
-    refuse_formats("modelopt", plan, assignment, target.formats, target.name)
-    refuse_layers("modelopt holds linear layers only", target, plan, variants, assignment)

@@ -5,7 +5,7 @@ codes and float32 scales. ONNX Runtime's CPU kernels take 2, 4 and 8 bits.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
+from hpcmpq.export.holdable import ExportSubject
 from hpcmpq.export.kept_tensors import say_left_out
-from hpcmpq.export.refusal import refuse_formats
+from hpcmpq.export.refusal import refuse_choices, refuse_formats
 from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.beside_weights import copy_small_files
@@ -29,7 +30,7 @@ from hpcmpq.quantized.variants import Variants
 from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.integer import code_limits
 from hpcmpq.quantizers.packing import pack
-from hpcmpq.space import Member
+from hpcmpq.space import Group, Member
 from hpcmpq.wording import show_bytes
 
 HELD = ("int2", "int4", "int8")
@@ -52,7 +53,8 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
         import onnxscript  # noqa: F401  (what torch's exporter needs)
     except ImportError:
         raise UserError("the onnx export needs onnx and onnxscript; pip install 'hpcmpq[export]'") from None
-    _check(plan, variants, assignment)
+    refuse_formats("onnx", plan, assignment, HELD)
+    refuse_choices(held, ExportSubject(plan.config, plan.space, variants.model), assignment)
     chosen = {m.parameter: (m, assignment[g.name]) for g in plan.space.groups for m in g.members}
     stored = {name: (*variants.encoded(*found), *found) for name, found in chosen.items()}
     path = str(plan.config.model.path)
@@ -67,29 +69,39 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
     return Written("ONNX graph model.onnx", tuple(say_left_out(variants.model, Path(path))))
 
 
-def _check(plan: Plan, variants: Variants, assignment: Mapping[str, str]) -> None:
-    if describe_model(plan.config.model).kind != "causal_lm":
+def check(subject: ExportSubject) -> None:
+    """Refuse a model that is too large or no language model; what torch makes of its graph shows when it is made."""
+    if describe_model(subject.config.model).kind != "causal_lm":
         raise UserError("the onnx export takes language models of a Hugging Face directory only")
-    num_bytes = 4 * sum(parameter.numel() for parameter in variants.model.parameters())
+    num_bytes = 4 * sum(parameter.numel() for parameter in subject.model.parameters())
     if num_bytes > MAX_BYTES:
         raise UserError(
             f"the model takes {show_bytes(num_bytes)} in float32, one ONNX file holds {show_bytes(MAX_BYTES)}; use "
             "compressed_tensors or gguf"
         )
-    refuse_formats("onnx", plan, assignment, HELD)
-    quantizer = variants.quantizer
+    quantizer = subject.config.quantizer
     if quantizer.group_size not in BLOCK_SIZES or not quantizer.symmetric:
         raise UserError(
             "onnx holds symmetric codes in groups of "
             f"{', '.join(map(str, BLOCK_SIZES))}; set quantizer.group_size and quantizer.symmetric: true"
         )
-    for group in plan.space.groups:
-        for member in group.members:
-            if member.num_columns % quantizer.group_size:
-                raise UserError(
-                    f"{member.parameter} has {member.num_columns} inputs, not a multiple of quantizer.group_size "
-                    f"{quantizer.group_size} as onnx needs; choose a divisor or exclude it"
-                )
+
+
+def held(subject: ExportSubject, group: Group, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of a group's formats that the graph holds."""
+    size = subject.config.quantizer.group_size
+    for member in group.members:
+        if size is None or member.num_columns % size:
+            raise UserError(
+                f"{member.parameter} has {member.num_columns} inputs, not a multiple of quantizer.group_size "
+                f"{size} as onnx needs; choose a divisor or exclude it"
+            )
+    kept = tuple(name for name in names if name in HELD)
+    if not kept:
+        raise UserError(
+            f"onnx holds {', '.join(HELD)}, and {group.name} has none of them; add one to formats"
+        )
+    return kept
 
 
 def _traced(model: nn.Module, path: Path) -> Any:

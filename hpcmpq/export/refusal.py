@@ -5,12 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import nn
 
 from hpcmpq.errors import UserError
+from hpcmpq.export.holdable import ExportSubject
 from hpcmpq.formats import FORMATS
 from hpcmpq.models.weights import holder_of
 from hpcmpq.plan import Plan
-from hpcmpq.quantized.variants import Variants
-from hpcmpq.space import Member
+from hpcmpq.space import Group, Member
 from hpcmpq.targets import Target, narrowed
+
+Held = Callable[[ExportSubject, Group, Sequence[str]], tuple[str, ...]]
+"""`held` of an export: (subject, group, formats) to those that it can hold of the group; raises `UserError` if none."""
 
 
 def refuse_formats(
@@ -44,35 +47,44 @@ def refuse_formats(
     )
 
 
-def refuse_layers(
+def held_by_target(
     holds: str,
     target: Target,
-    plan: Plan,
-    variants: Variants,
-    assignment: Mapping[str, str],
+    subject: ExportSubject,
+    group: Group,
+    names: Sequence[str],
     instead: str = "fake_quantized",
     also_held: Callable[[Member, nn.Module], bool] = lambda member, module: False,
-) -> None:
-    """Raise `UserError` if a target cannot hold a searched weight in its format, or it is of no linear layer.
+) -> tuple[str, ...]:
+    """Those of a group's formats that a target's file can hold: of weights that are of no linear layer, plain ones.
 
     Args:
         holds: What the export holds: the start of the sentence.
         target: For which weights have to be whole groups and blocks.
-        plan: With the groups.
-        variants: Of the original.
-        assignment: {group: format}.
+        subject: What is exported.
+        group: Of weights.
+        names: Formats.
         instead: Exports that hold such a layer.
         also_held: Of a weight and its module, whether it is held although the module is no linear layer.
+
+    Raises:
+        UserError: If none is left.
     """
-    for group in plan.space.groups:
-        if group.is_cache:
+    [kept] = narrowed(target, [group], names, subject.config.quantizer)
+    for member in group.members:
+        module = holder_of(subject.model, member)
+        if type(module) is nn.Linear or also_held(member, module):
             continue
-        narrowed(target, [group], [assignment[group.name]], variants.quantizer)
-        for member in group.members:
-            module = holder_of(variants.model, member)
-            held = type(module) is nn.Linear or also_held(member, module)
-            if not held and FORMATS[assignment[group.name]].scaled:
-                raise UserError(
-                    f"{holds}, {member.parameter} is of a {type(module).__name__}; export {instead}, or plan a new run "
-                    "with it in groups.exclude"
-                )
+        kept = tuple(name for name in kept if not FORMATS[name].scaled)
+        if not kept:
+            raise UserError(
+                f"{holds}, {member.parameter} is of a {type(module).__name__}; export {instead}, or plan a new run "
+                "with it in groups.exclude"
+            )
+    return kept
+
+
+def refuse_choices(held: Held, subject: ExportSubject, assignment: Mapping[str, str]) -> None:
+    """Raise `UserError` if an export cannot hold a weight in the format that a solution gives it."""
+    for group in subject.weights:
+        held(subject, group, [assignment[group.name]])

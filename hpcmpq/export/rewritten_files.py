@@ -1,22 +1,23 @@
 """A Hugging Face directory in which the tensors of searched weights are replaced by what stands for them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
+from hpcmpq.export.holdable import ExportSubject
 from hpcmpq.export.kept_tensors import INDEX, keep_unused, write_index
 from hpcmpq.export.streamed_files import write_streamed
 from hpcmpq.export.written import holds
 from hpcmpq.models.beside_weights import copy_small_files
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.load import quiet_transformers
-from hpcmpq.models.split_weights import stored_rows
+from hpcmpq.models.split_weights import saved_names, stored_rows
 from hpcmpq.models.stored_dtype import stored_dtype, wider_dtypes
 from hpcmpq.models.stored_weights import names_in_model
 from hpcmpq.models.streaming import Streamed
@@ -51,11 +52,11 @@ class StoredPart:
         return slice(self.rows.start // height, -(-self.rows.stop // height))
 
 
-def parts_of(variants: Variants, member: Member) -> list[StoredPart]:
+def parts_of(model: nn.Module, member: Member) -> list[StoredPart]:
     """The tensors in which a packed checkpoint holds a weight."""
     if member.tensors == 1:
         return [StoredPart(member.parameter, member)]
-    return [StoredPart(name, member, rows) for name, rows in stored_rows(variants.model, member).items()]
+    return [StoredPart(name, member, rows) for name, rows in stored_rows(model, member).items()]
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,39 @@ class Rewritten:
     exact: bool
 
 
-def original_directory(export: str, plan: Plan) -> tuple[Path, dict[str, Any], torch.dtype]:
-    """The original's Hugging Face directory, the values of its config.json, and the dtype that it is stored in.
+def check_rewritable(export: str, subject: ExportSubject) -> None:
+    """Refuse a model of which no directory can be rewritten, before anything is written.
 
     Raises:
-        UserError: If the model is none.
+        UserError: If it is of no Hugging Face directory, or transformers saves a searched weight joined with others.
     """
-    if plan.config.model.path is None:
+    if subject.config.model.path is None:
         raise UserError(f"{export} needs a Hugging Face directory in model.path")
-    path = Path(plan.config.model.path)
+    model = subject.model
+    members = [member for group in subject.weights for member in group.members]
+    parts = {member.parameter: parts_of(model, member) for member in members}
+    saved = saved_names(model)
+    renamed = {stored: name for name, stored in names_in_model(model, saved).items()}
+    reached = {renamed.get(name, name) for name in saved}
+    _refuse_lost(export, (p for p, own in parts.items() if p not in reached and not _are_saved(own, saved)))
+
+
+def _are_saved(parts: list[StoredPart], saved: Collection[str]) -> bool:
+    return all(part.name in saved for part in parts)
+
+
+def _refuse_lost(export: str, parameters: Iterable[str]) -> None:
+    """Refuse searched weights that are not among what transformers saves."""
+    if lost := sorted(parameters):
+        raise UserError(
+            f"transformers saves {lost[0]} under another name, which {export} cannot follow; "
+            "exclude it or export fake_quantized"
+        )
+
+
+def original_directory(plan: Plan) -> tuple[Path, dict[str, Any], torch.dtype]:
+    """The original's Hugging Face directory, the values of its config.json, and the dtype that it is stored in."""
+    path = Path(str(plan.config.model.path))
     return path, read_model_json(path), stored_dtype(plan.config.model) or torch.float32
 
 
@@ -116,7 +141,7 @@ def rewrite(
         return _rewrite_streamed(variants, variants.streamed, directory, members, stand_for, as_stored)
     with quiet_transformers():
         variants.model.save_pretrained(directory)  # type: ignore[operator]
-    parts = {member.parameter: parts_of(variants, member) for member in members.values()}
+    parts = {member.parameter: parts_of(variants.model, member) for member in members.values()}
     by_name = {part.name: part for own in parts.values() for part in own}
     written: set[str] = set()
     weight_map = {}
@@ -136,11 +161,7 @@ def rewrite(
                 tensors.update(_biases(parts, renamed.get(old, old), kept) or {old: kept})
         save_file(tensors, file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(tensors, file.name))
-    if lost := sorted(set(members) - written):
-        raise UserError(
-            f"transformers saves {lost[0]} under another name, which {export} cannot follow; "
-            "exclude it or export fake_quantized"
-        )
+    _refuse_lost(export, set(members) - written)
     if (directory / INDEX).exists():
         write_index(directory, weight_map)
     return Rewritten(keep_unused(variants.model, path, directory), exact)
@@ -155,7 +176,7 @@ def _rewrite_streamed(
     as_stored: Callable[[str, Tensor], Tensor],
 ) -> Rewritten:
     exact = True
-    parts = {member.parameter: parts_of(variants, member) for member in members.values()}
+    parts = {member.parameter: parts_of(variants.model, member) for member in members.values()}
 
     def stands_for(name: str, tensor: Tensor) -> dict[str, Tensor] | Tensor:
         nonlocal exact

@@ -115,9 +115,9 @@ def _one_by_one(variants: Variants, streamed: Streamed, name: str, value: Tensor
     members = {m.parameter: m for group in variants.space.groups for m in group.members if m.tensors > 1}
     if name in members:
         matrix_MK = as_matrix(value, members[name])
-        return {part.name: matrix_MK[part.blocks()] for part in parts_of(variants, members[name])}
+        return {part.name: matrix_MK[part.blocks()] for part in parts_of(variants.model, members[name])}
     if (biased := members.get(name.removesuffix("_bias"))) is not None:
-        parts = [part for part in parts_of(variants, biased) if part.name not in streamed.weights.files]
+        parts = [part for part in parts_of(variants.model, biased) if part.name not in streamed.weights.files]
         return {f"{part.layer}.bias": value.reshape(-1)[part.blocks()] for part in parts} or {name: value}
     return in_files(streamed, name, value) if name in streamed.weights.joined else {name: value}
 

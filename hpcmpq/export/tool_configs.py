@@ -10,17 +10,18 @@ Files, each written only where its tool has every format in use:
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hpcmpq.errors import UserError
 from hpcmpq.export.compressed_tensors import quantization_config
+from hpcmpq.export.holdable import ExportSubject
 from hpcmpq.export.written import Written
 from hpcmpq.formats import FORMATS, Quantizer
 from hpcmpq.models.description import read_model_json
 from hpcmpq.plan import Plan
 from hpcmpq.quantized.variants import Variants
-from hpcmpq.space import Member
+from hpcmpq.space import Group, Member
 from hpcmpq.targets import TARGETS
 from hpcmpq.targets.llama_cpp import GGML_TYPES
 
@@ -60,6 +61,15 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
             refused.append(f"{name} ({reason})")
     notes = (f"left out: {', '.join(refused)}",) if refused else ()
     return Written(", ".join(["assignment.json", *written]), notes)
+
+
+def check(subject: ExportSubject) -> None:
+    """Nothing is refused: a tool that takes no solution is left out, with a note."""
+
+
+def held(subject: ExportSubject, group: Group, names: Sequence[str]) -> tuple[str, ...]:
+    """All formats."""
+    return tuple(names)
 
 
 def _auto_round(chosen: Chosen, quantizer: Quantizer) -> str:

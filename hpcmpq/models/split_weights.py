@@ -84,6 +84,20 @@ def taken_apart(model: nn.Module, parameter: str, value: Tensor) -> dict[str, Te
     return dict(revert_weight_conversion(model, {parameter: value}))
 
 
+def saved_names(model: nn.Module) -> set[str]:
+    """Names of the tensors that transformers saves of a model, which needs no values; those that are tied too."""
+    shapes = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, Tensor)
+    }
+    if not any(conversions(model)):
+        return set(shapes)
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return set(revert_weight_conversion(model, shapes))
+
+
 def _one_by_one(model: nn.Module, member: Member, saved: str) -> dict[str, slice]:
     """The same of experts that transformers saves in one tensor, called `saved`."""
     path, _, own = member.parameter.rpartition(".")

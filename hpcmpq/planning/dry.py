@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hpcmpq.errors import UserError
+from hpcmpq.export.holdable import ExportSubject, check_exports
 from hpcmpq.models.active_weights import active_shares
 from hpcmpq.models.blocks import block_bytes, largest_list
 from hpcmpq.models.deployable import deployable_groups
@@ -151,6 +152,7 @@ def _counted(config: Config) -> tuple[Plan, CostEstimate, tuple[int, list[int]],
         check_balance(config, model)
         groups = deployable_groups(model, config.groups, shapes, target)
         space = search_space(config, groups, target)
+        check_exports(ExportSubject(config, space, model))
         fixed = num_fixed_bytes(model, groups, dtype, count)
         if length:
             active = num_fixed_bytes(model, groups, dtype, count, active_shares(model))

@@ -10,6 +10,7 @@ import torch
 
 from hpcmpq.calibrate.mended import check_mended, mended_facts
 from hpcmpq.errors import DamagedFile, PlanMismatch, UserError
+from hpcmpq.export.holdable import ExportSubject, check_exports
 from hpcmpq.models.data.kept_samples import ROUNDING, ROUNDING_NAME, keep_samples
 from hpcmpq.models.data.splits import Splits, load_splits
 from hpcmpq.models.dequantized import unpacked
@@ -72,6 +73,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     groups = found.groups
     say_of_experts(config, found.chooses)
     space = search_space(config, groups, target)
+    check_exports(ExportSubject(config, space, original.model), planned is not None)
     weights = original.fingerprint()
     first = splits.calibration[:1].to(original.device)
     with torch.no_grad():
@@ -102,9 +104,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         config=config,
         space=space,
         units=units,
-        facts=facts,
-        fingerprint=fingerprint,
-        import_paths=import_paths,
+        facts=facts, fingerprint=fingerprint, import_paths=import_paths,
         fixed_bytes=found.fixed_bytes,
         active_fixed_bytes=found.active_fixed_bytes,
         tokens_per_sample=found.tokens_per_sample,
@@ -114,7 +114,7 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
         original=(planned.original if planned is not None else {})
         or original_marks(original.model, first.inputs, outputs_NTV),
         balanced=balanced,
-    )
+    )  # fmt: skip
     check_solvable(plan)
     if not config.budgets:
         log.warning("budgets is empty, so nothing keeps the solution from the largest formats; name a budget")
