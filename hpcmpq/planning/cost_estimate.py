@@ -16,6 +16,7 @@ from hpcmpq.models.chain.find_chain import find_chain
 from hpcmpq.models.data.samples import Samples
 from hpcmpq.models.streaming import Streamed, streamed_chain
 from hpcmpq.plan import WorkUnit
+from hpcmpq.planning.again_seconds import again_seconds
 from hpcmpq.planning.later_peaks import COPIES_READ, later_peaks
 from hpcmpq.planning.part_times import PartTimes, time_parts, total_seconds
 from hpcmpq.planning.peak_parts import num_options, peak_parts_of
@@ -53,6 +54,7 @@ class CostEstimate:
         peak_parts: `peak_bytes` by what takes them.
         reround_peak_bytes: Of tensors in a process that rounds the solution again; None where no weight can be.
         solve_peak_bytes: Of arrays in a process that reduces and solves.
+        reround_seconds: As `seconds`, of one process that rounds the solution again; None where no weight can be.
         seconds: On one worker like the machine that planned; None where the model is streamed.
         engine: ``wavefront``, ``whole``.
     """
@@ -71,6 +73,7 @@ class CostEstimate:
     peak_parts: Mapping[str, int] = field(default_factory=dict)
     reround_peak_bytes: int | None = None
     solve_peak_bytes: int | None = None
+    reround_seconds: float | None = None
 
 
 @torch.no_grad()
@@ -115,9 +118,14 @@ def estimate_cost(
     seen = replace(seen, head_width=width, repeats=2 if keeps else 1)
     times = time_parts(model, chain, head, config, space, batch, probes) if block_bytes is None else None
     per_pass = len(batch)
-    return cost_of_pass(
+    cost = cost_of_pass(
         seen, model, config, space, units, per_pass, block_bytes, num_rounding_samples, times, read_bytes, ahead_bytes
     )  # fmt: skip
+    if times is None:
+        return cost
+    num_passes = num_rounding_samples / per_pass
+    again_s = again_seconds(model, config, space, batch, times, num_passes, chain is not None)
+    return replace(cost, reround_seconds=again_s)
 
 
 def cost_of_pass(

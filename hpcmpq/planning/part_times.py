@@ -140,7 +140,7 @@ def _scoring(
         project = make_probes(probes, given, seed=0, first_sample=0)
         score_s, _ = timed(lambda: project(score((given + displacement).sub_(given))[1]))
         return 0.0, score_s, given.shape[1] * (probes or given.shape[2])
-    start = _now()
+    start = cpu_seconds()
     _, projected = make_projected_score(
         head,
         config.objective,
@@ -151,7 +151,7 @@ def _scoring(
         seed=0,
         first_sample=0,
     )
-    prepare_s = _now() - start
+    prepare_s = cpu_seconds() - start
     delta_QNTD = displacement.expand(TOGETHER, *displacement.shape).contiguous()
     return prepare_s, timed(lambda: projected(delta_QNTD))[0] / TOGETHER, given.shape[1] * probes
 
@@ -176,13 +176,13 @@ def timed(run: Callable[[], T], repeats: int = REPEATS) -> tuple[float, T]:
     times = []
     result = run()
     for _ in range(repeats):
-        start = _now()
+        start = cpu_seconds()
         result = run()
-        times.append(_now() - start)
+        times.append(cpu_seconds() - start)
     return statistics.median(times), result
 
 
-def _now() -> float:
+def cpu_seconds() -> float:
     """Seconds of work: of the processor, so that others on the machine do not count, or until a GPU is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hpcmpq.calibrate.mended import check_mended, mended_facts
+from hpcmpq.calibrate.mended import FAULTS, check_mended, mended_facts
 from hpcmpq.errors import DamagedFile, PlanMismatch, UserError
 from hpcmpq.export.holdable import ExportSubject, check_exports
 from hpcmpq.models.data.kept_samples import ROUNDING, ROUNDING_NAME, keep_samples
@@ -90,8 +90,9 @@ def prepare(config: Config, run: RunDir, import_paths: tuple[str, ...]) -> Plan:
     if planned is not None:
         check_mended(planned.facts, facts, str(run.path))
         newer = (TARGETS, ROUNDING, CHOICES, SOURCE_CODES, WIDE)
+        mended = {name: planned.facts.get(name) for name in FAULTS}  # settings of nothing
         unknown = {name: facts[name] for name in newer if name in facts}
-        check_same_facts(planned.facts, facts, str(run.path), default_facts() | unknown)
+        check_same_facts(planned.facts, facts | mended, str(run.path), default_facts() | unknown)
         check_same_options(planned, space, config, str(run.path))
         check_same_settings(original.model, planned)
         check_same_outputs(planned, first.inputs, outputs_NTV)

@@ -107,3 +107,21 @@ def test_plans_of_runs_that_it_was_not_in_know_nothing_of_it(tmp_path: Path, fac
     assert not [key for key in plan.facts if key.startswith("mended.")]
     calibrate(run, InProcess(), lambda *_: None)
     assert len(list(run.shards_path.glob("*.h5"))) == len(plan.units)
+
+
+@pytest.mark.parametrize(
+    ("factory", "more"),
+    [("own_class", BFLOAT16), ("own_class", {"groups": {"include": ["0", "5"]}}), ("aliased", {})],
+)
+def test_a_run_whose_plan_knows_of_such_faults_goes_on_whichever_are_found_by_now(
+    tmp_path: Path, factory, more
+):
+    """What a plan knows of one fault shows that its version was without them; here another is found, none, and one."""
+    run, plan = planned(tmp_path, factory, ("int4", "int8"), **more)
+    facts = {key: value for key, value in plan.facts.items() if not key.startswith("mended.")}
+    facts |= {"mended.own_class": "4"}
+    write_artefact(run.plan_path, plan_to_json(replace(plan, facts=facts)))
+    again = prepare(parse_config(to_values(plan.config)), run, ())
+    assert (again.facts, again.fingerprint) == (facts, plan.fingerprint)
+    calibrate(run, InProcess(), lambda *_: None)
+    assert len(list(run.shards_path.glob("*.h5"))) == len(plan.units)
