@@ -1,11 +1,10 @@
 """Exports of the solved model, by name.
 
-To add one: write a module here with `export(plan, variants, assignment, directory) -> Written`, which writes into
-the empty `directory` and says what it wrote, one line in `EXPORTERS`, and what reads it in `hpcmpq.export.readers`.
-It must refuse what its format cannot hold exactly: `check(subject)` of the module all that its config and model say
-already, and `held(subject, group, formats)` the formats of a group, both of which planning asks too, see
-`hpcmpq.export.holdable`. `tests/export` loads the result of every exporter with a real
-reader and compares outputs.
+To add one: write a module here, called as the export, with `export(plan, variants, assignment, directory) -> Written`,
+which writes into the empty `directory` and says what it wrote, one line in `EXPORTERS`, and what reads it in
+`hpcmpq.export.readers`. It must refuse what its format cannot hold exactly: in `check(subject)` all that config and
+model say already, in `held(subject, group, formats)` formats of a group; planning asks both, see
+`hpcmpq.export.holdable`. `tests/export` loads the result of every exporter with a real reader and compares outputs.
 """
 
 from collections.abc import Callable, Mapping

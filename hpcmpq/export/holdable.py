@@ -137,5 +137,5 @@ def outlook(subject: ExportSubject) -> str:
 
 
 def _named(name: str, function: str) -> Any:
-    """A function of the module of an export."""
-    return named_by(f"{EXPORTERS[name].partition(':')[0]}:{function}")
+    """A function of the module of an export, which is called as it is."""
+    return named_by(f"hpcmpq.export.{name}:{function}")

@@ -77,9 +77,10 @@ def export(plan: Plan, variants: Variants, assignment: Mapping[str, str], direct
 
 def check(subject: ExportSubject) -> None:
     """Refuse a model that the engine computes otherwise, or whose files hold more than it takes."""
+    if subject.config.model.path is not None:
+        check_describable(_TARGET, Path(subject.config.model.path))
     check_rewritable("mlx", subject)
     path = Path(str(subject.config.model.path))
-    check_describable(_TARGET, path)
     if unused := unused_tensors(subject.model, path):
         raise UserError(
             f"mlx-lm takes no tensors that the model does not use, such as {min(unused)}; plan from a copy of the "

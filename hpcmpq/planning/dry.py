@@ -152,7 +152,6 @@ def _counted(config: Config) -> tuple[Plan, CostEstimate, tuple[int, list[int]],
         check_balance(config, model)
         groups = deployable_groups(model, config.groups, shapes, target)
         space = search_space(config, groups, target)
-        check_exports(ExportSubject(config, space, model))
         fixed = num_fixed_bytes(model, groups, dtype, count)
         if length:
             active = num_fixed_bytes(model, groups, dtype, count, active_shares(model))
@@ -165,6 +164,7 @@ def _counted(config: Config) -> tuple[Plan, CostEstimate, tuple[int, list[int]],
             (sizes[0], max(sizes[1])) if config.model.stream else None, calibration.num_samples,
             ahead_bytes=ahead_bytes(config, max(sizes[1])),
         )  # fmt: skip
+    check_exports(ExportSubject(config, space, model))  # outside, where numbers of rows have values
     plan = Plan(
         config=config, space=space, units=units, facts={}, fingerprint="dry", import_paths=(), fixed_bytes=fixed,
         environment={}, active_fixed_bytes=active, tokens_per_sample=length,
