@@ -135,7 +135,7 @@ KINDS: dict[str, ArtefactKind] = {
     },
     "cost.json": {
         **dict.fromkeys(("forwards", "flops", "shard_bytes", "peak_bytes"), _NUMBER),
-        **dict.fromkeys(("seconds", "round_seconds"), _NUMBER_OR_NONE),
+        **dict.fromkeys(("seconds", "round_seconds", "reround_seconds"), _NUMBER_OR_NONE),
         **{f"{stage}_peak_bytes": _NUMBER_OR_NONE for stage in _STAGES_WITH_PEAKS},
         "engine": str,
         "peak_parts": _NUMBERS,

@@ -174,3 +174,17 @@ def test_the_command_for_another_budget_can_be_pasted(tmp_path: Path, capsys):
     run_summary._other_budgets(run, {**solution(0.03), "budgets": {"size_bytes": 2e8}}, frontier)
     said = "".join(capsys.readouterr().out.split())
     assert f"solve'{run.path}'--budgetsize_bytes=123456789`".replace(" ", "") in said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"), [(90.0, "rounding the solution again takes one process"), (None, "")]
+)
+def test_a_plan_says_how_long_rounding_again_takes_where_it_is_known(capsys, seconds, says):
+    summaries.cost(
+        {
+            "engine": "wavefront", "forwards": 3.0, "flops": 1e12, "shard_bytes": 10, "peak_bytes": 20, "seconds": 5.0,
+            "reround_seconds": seconds,
+        }
+    )  # fmt: skip
+    text = " ".join(capsys.readouterr().out.split())
+    assert says in text and ("rounding the solution" in text) == bool(says)
