@@ -42,13 +42,12 @@ def cost(values: dict[str, Any]) -> None:
     beside = ", ".join(f"{show_bytes(size)} to {stage}" for (stage, peak, _), size in sizes if peak)
     times = {"": values["seconds"], " to round before": values.get("round_seconds")}
     took = " and ".join(f"{duration(s)}{what}" for what, s in times.items() if s is not None)
-    again = values.get("reround_seconds")
     say(
         f"calibration by {values['engine']}: {values['forwards']:.1f} forward passes of all samples, "
         f"{values['flops'] / 1e12:.3g} TFLOP, {show_bytes(values['shard_bytes'])} on disk, at most "
         f"{show_bytes(values['peak_bytes'])} of tensors in a worker{f' ({beside})' * bool(beside)}"
         f"{f', about {took} and start-up on one worker like this' * bool(took)}"
-        f"{'' if again is None else f'; rounding the solution again takes one process about {duration(again)}'}"
+        + (f"; reround by one process about {duration(s)}" if (s := values.get("reround_seconds")) else "")
     )
 
 

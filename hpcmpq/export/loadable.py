@@ -13,7 +13,7 @@ from hpcmpq.models.split_weights import saved_whole
 from hpcmpq.models.weights import holder_of
 from hpcmpq.space import Member
 
-Chosen = Mapping[Member, Collection[str]]
+PossibleFormats = Mapping[Member, Collection[str]]
 """{weight: formats that it may have in a checkpoint}; one that is written has one of each."""
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def is_unpacked_alone(model: nn.Module, quantizer: Quantizer) -> bool:
     return not quantizer.symmetric or any(are_experts(module) for module in model.modules())
 
 
-def not_loaded(model: nn.Module, quantizer: Quantizer, chosen: Chosen) -> str | None:
+def not_loaded(model: nn.Module, quantizer: Quantizer, chosen: PossibleFormats) -> str | None:
     """A sentence where transformers cannot load a checkpoint with all weights packed that may be, or None."""
     if is_unpacked_alone(model, quantizer):
         return None
@@ -64,7 +64,7 @@ def not_loaded(model: nn.Module, quantizer: Quantizer, chosen: Chosen) -> str | 
     return reason and f"this version of transformers cannot load it: {reason}"
 
 
-def not_for_transformers(model: nn.Module, chosen: Chosen) -> list[str]:
+def not_for_transformers(model: nn.Module, chosen: PossibleFormats) -> list[str]:
     """A clause where engines load the experts and transformers, which says nothing of it, loads other ones."""
     apart = _taken_apart_by_transformers()
     experts = {
@@ -86,7 +86,7 @@ def not_for_transformers(model: nn.Module, chosen: Chosen) -> list[str]:
     ]
 
 
-def _packed(chosen: Chosen) -> list[Member]:
+def _packed(chosen: PossibleFormats) -> list[Member]:
     """Weights that may be packed."""
     return [member for member, names in chosen.items() if any(FORMATS[name].scaled for name in names)]
 

@@ -104,9 +104,8 @@ def _other_metrics(findings: Findings) -> Iterator[Check]:
         return
     worse, count = [], 0
     for where, metric, found in paired_with_uniform(evaluation):
-        if where is None and metric in (findings.objective, "loss"):
-            continue
-        if found["interval"] is None:
+        is_above = where is None and metric in (findings.objective, "loss")
+        if is_above or found["interval"] is None:
             continue
         count += 1
         state, _ = judge(found, higher_is_better(metric))
