@@ -7,7 +7,7 @@ from typing import TypeVar
 from hpcmpq.errors import DamagedFile, PlanMismatch
 from hpcmpq.plan import Plan
 from hpcmpq.store.h5_files import check_whole
-from hpcmpq.store.of_solution import is_exported_to, read_evaluation
+from hpcmpq.store.of_solution import is_exported_to, is_reported_in, read_evaluation
 from hpcmpq.store.quadratic_file import is_of_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
@@ -59,7 +59,7 @@ def stages_of(run: RunDir, plan: Plan, calibrated: bool, damaged: list[str]) -> 
         "reround": solution is not None and "reround" in solution,
         "export": solution is not None and is_exported_to(run.checkpoint_path, solution),
         "evaluate": evaluation is not None,
-        "report": run.report_path.exists(),
+        "report": solution is not None and is_reported_in(run.report_path, solution),
     }
     left_out = {
         "round": not config.quantizer.stores_codes,

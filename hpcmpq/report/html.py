@@ -17,6 +17,7 @@ from hpcmpq.report.display import cost_title, show
 from hpcmpq.report.findings import Findings
 from hpcmpq.report.tables import Table
 from hpcmpq.report.what_if import questions, stretches
+from hpcmpq.store.of_solution import solution_id
 
 FOLDER = Path(__file__).parent
 MARKS = {"passes": "✓", "take care": "!", "fails": "✗", "open": "?"}
@@ -71,6 +72,7 @@ def page(
         legend=_legend(findings),
         model_name=provenance.model_name(findings),
         environment=findings.plan.environment,
+        solution_id=solution_id(findings.solution),
     )
 
 

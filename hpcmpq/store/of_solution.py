@@ -3,12 +3,13 @@
 What a file of an earlier version does not say is taken to be so.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hpcmpq.errors import PlanMismatch, UserError
-from hpcmpq.plan import Plan
+from hpcmpq.plan import Plan, content_hash
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.measured_losses import is_evaluated_by, kept_codes
 from hpcmpq.store.run_dir import RunDir
@@ -16,6 +17,9 @@ from hpcmpq.store.sums import check_sum
 
 ASSIGNMENT, VERIFICATION = "assignment.json", "verification.json"
 """In every export: what it holds; and what read it back and how its outputs compare, or why nothing did."""
+
+_HEAD = 2**12
+"""Bytes of a page that hold its head's first elements."""
 
 
 def read_cost(run: RunDir, plan: Plan) -> dict[str, Any] | None:
@@ -76,6 +80,20 @@ def read_proof(run: RunDir, solution: Mapping[str, Any]) -> dict[str, Any]:
     if any(values.get(name, facts[name]) != facts[name] for name in facts):
         raise PlanMismatch(f"{path} is of another solution; run `{command} --verbose` with its budgets again")
     return values
+
+
+def solution_id(solution: Mapping[str, Any]) -> str:
+    """A name of a plan's assignment and codes, by which a report says of which solution it is."""
+    return content_hash([dict(solution["assignment"]), exported_facts(solution)])[:16]
+
+
+def is_reported_in(path: Path, solution: Mapping[str, Any]) -> bool:
+    """Whether a page is there that is of the solution's weights; nothing but its head is read."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        found = re.search(rb'<meta name="hpcmpq-solution" content="(\w+)">', file.read(_HEAD))
+    return found is None or found[1].decode() == solution_id(solution)
 
 
 def exported_facts(solution: Mapping[str, Any]) -> dict[str, Any]:

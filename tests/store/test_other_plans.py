@@ -12,6 +12,7 @@ from hpcmpq.api.run import Run
 from hpcmpq.batch.status import read_status
 from hpcmpq.errors import PlanMismatch
 from hpcmpq.plan import UnitOutcome, plan_to_json
+from hpcmpq.report import write_report
 from hpcmpq.report.compare import compare
 from hpcmpq.report.findings import read_findings
 from hpcmpq.report.provenance import environment_facts, files_table
@@ -154,6 +155,21 @@ def test_what_was_made_of_another_solution_is_not_done(tmp_path: Path):
     assert is_done(run)["export"], "an earlier version did not say of which plan it was"
     (run.checkpoint_path / "verification.json").write_text("{}")
     assert not is_done(run)["export"], "not as its checksums say"
+
+
+def test_a_report_of_another_solution_is_not_done(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    solution = read_json(run.solution_path, "")
+    assert not is_done(run)["report"]
+    write_report(run)
+    assert is_done(run)["report"]
+    write_artefact(run.solution_path, {**solution, "detail": "solved again, to the same end"})
+    assert is_done(run)["report"]
+    group = next(iter(solution["assignment"]))
+    write_artefact(run.solution_path, {**solution, "assignment": {**solution["assignment"], group: "int8"}})
+    assert not is_done(run)["report"]
+    run.report_path.write_text("<!doctype html><title>Of an earlier version</title>")
+    assert is_done(run)["report"]
 
 
 def test_damaged_artefacts_are_not_done_and_named(tmp_path: Path):
