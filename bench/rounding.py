@@ -59,7 +59,7 @@ def main() -> None:
 weight. Without expansions the answer is the best of the portfolio. KL in nats on {config.calibration.held_out} held-out
 samples; of weights rounded again the change in per cent with the standard error of the paired difference. Other text:
 KL / perplexity of the {config.evaluation.num_samples} samples of the evaluation (original {rows[0][-1]}), before
-and rounded again where that was kept. CPU seconds of the expansions, and of one rounding.
+and rounded again where that was kept. CPU seconds of the expansions (0 where the solution was there), of one rounding.
 
 """ + table(
         ["options' rounding", "bits", "expansions", "held-out KL", *(f"{name} again" for name in methods),
