@@ -170,12 +170,12 @@ def test_batches_and_errors_are_shrunk_by_the_same_factors():
     assert not np.allclose(ours.quad_PP, model.quad_PP)
 
 
-def test_a_quadratic_of_another_plan_is_refused(run, tmp_path):
+def test_a_quadratic_of_other_options_than_the_plan_has_is_refused(run, tmp_path):
     other = write_run(tmp_path, solved=False)
     values = read_json(other.plan_path, "x")
     values["groups"][0]["name"] = "renamed"
     other.plan_path.write_text(json.dumps(values))
-    with pytest.raises(UserError, match="another plan"):
+    with pytest.raises(UserError, match="is of other options than the 196 that are measured by now"):
         solve(other, {"weight_bits": 3.0}, SolverConfig(**FAST))
 
 
