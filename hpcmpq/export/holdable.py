@@ -6,12 +6,14 @@ it says which exports can be written.
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.export import EXPORTERS
+from hpcmpq.models.split_weights import unsaved
 from hpcmpq.settings import Config
 from hpcmpq.space import Group, SearchSpace
 from hpcmpq.tables import named_by
@@ -41,6 +43,11 @@ class ExportSubject:
     def weights(self) -> tuple[Group, ...]:
         """The groups that are no caches."""
         return tuple(group for group in self.space.groups if not group.is_cache)
+
+    @cached_property
+    def unsaved(self) -> list[str]:
+        """The searched weights that transformers saves joined with others only."""
+        return unsaved(self.model, [member for group in self.weights for member in group.members])
 
 
 def check_exportable(name: str, subject: ExportSubject) -> None:

@@ -1,6 +1,6 @@
 """A Hugging Face directory in which the tensors of searched weights are replaced by what stands for them."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from hpcmpq.export.written import holds
 from hpcmpq.models.beside_weights import copy_small_files
 from hpcmpq.models.description import read_model_json
 from hpcmpq.models.load import quiet_transformers
-from hpcmpq.models.split_weights import saved_names, stored_rows
+from hpcmpq.models.split_weights import stored_rows
 from hpcmpq.models.stored_dtype import stored_dtype, wider_dtypes
 from hpcmpq.models.stored_weights import names_in_model
 from hpcmpq.models.streaming import Streamed
@@ -80,17 +80,7 @@ def check_rewritable(export: str, subject: ExportSubject) -> None:
     """
     if subject.config.model.path is None:
         raise UserError(f"{export} needs a Hugging Face directory in model.path")
-    model = subject.model
-    members = [member for group in subject.weights for member in group.members]
-    parts = {member.parameter: parts_of(model, member) for member in members}
-    saved = saved_names(model)
-    renamed = {stored: name for name, stored in names_in_model(model, saved).items()}
-    reached = {renamed.get(name, name) for name in saved}
-    _refuse_lost(export, (p for p, own in parts.items() if p not in reached and not _are_saved(own, saved)))
-
-
-def _are_saved(parts: list[StoredPart], saved: Collection[str]) -> bool:
-    return all(part.name in saved for part in parts)
+    _refuse_lost(export, subject.unsaved)
 
 
 def _refuse_lost(export: str, parameters: Iterable[str]) -> None:

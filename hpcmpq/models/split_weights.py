@@ -6,7 +6,7 @@ Where transformers takes them apart when it saves them, this does as it does. Ex
 of llm-compressor, and `load_weights` of vLLM's llama4.py and granitemoe.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hpcmpq.errors import UserError
 from hpcmpq.models.joined_weights import conversions
 from hpcmpq.models.layer_kinds import are_experts
+from hpcmpq.models.stored_weights import names_in_model
 from hpcmpq.space import Member
 
 PROJECTIONS = {"gate_up_proj": ("gate_proj", "up_proj"), "up_proj": ("up_proj",), "down_proj": ("down_proj",)}
@@ -82,6 +83,19 @@ def taken_apart(model: nn.Module, parameter: str, value: Tensor) -> dict[str, Te
     from transformers.core_model_loading import revert_weight_conversion
 
     return dict(revert_weight_conversion(model, {parameter: value}))
+
+
+def unsaved(model: nn.Module, members: Iterable[Member]) -> list[str]:
+    """Weights that are not among the tensors that transformers saves, neither whole nor by rows.
+
+    Raises:
+        UserError: As `stored_rows`.
+    """
+    saved = saved_names(model)
+    parts = {m.parameter: {m.parameter} if m.tensors == 1 else set(stored_rows(model, m)) for m in members}
+    renamed = {stored: name for name, stored in names_in_model(model, saved).items()}
+    reached = {renamed.get(name, name) for name in saved}
+    return [name for name, own in parts.items() if name not in reached and not own <= saved]
 
 
 def saved_names(model: nn.Module) -> set[str]:

@@ -9,7 +9,7 @@ the other, and what each adds to the makespan is its loss.
 import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -244,9 +244,7 @@ def best_samples_per_unit(
         samples = samples_per_pass * 2**doublings
         starts = range(0, num_samples, samples)
         seconds_U = np.array([sample_s * min(samples, num_samples - start) for start in starts])
-        work = Workload(
-            seconds_U, per_unit.spread, per_unit.startup_s, per_unit.model_bytes, per_unit.shard_bytes
-        )
+        work = replace(per_unit, seconds_U=seconds_U)
         makespans[min(samples, num_samples)] = predict(work, site, num_workers).makespan_s
     limit = 1.02 * min(makespans.values())
     return max(samples for samples, makespan in makespans.items() if makespan <= limit)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.formats import FORMATS, Format, Quantizer
+from hpcmpq.quantized.qparams_arrays import arrays_of, qparams_in
 from hpcmpq.quantizers.codes import QParams
 from hpcmpq.quantizers.gptq import COMPENSATED
 from hpcmpq.quantizers.integer import code_limits
@@ -30,9 +31,6 @@ from hpcmpq.store.h5_files import read_h5, read_number, write_h5
 from hpcmpq.store.run_dir import RunDir
 
 _log = logging.getLogger(__name__)
-
-_FLOATS = ("scale", "offset", "super_scale", "super_offset")
-"""Parts of `QParams` that are stored as they are, where codes have them."""
 
 
 @dataclass(frozen=True)
@@ -141,16 +139,7 @@ class StoredCodes:
             raise UserError(f"{path} belongs to another plan or weight; run `{self.made_by}` again")
         if f"{format_name}/scale" not in arrays:
             raise UserError(f"{path} is of an earlier version and has no {format_name}; plan a new run")
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        floats = {
-            part: torch.from_numpy(arrays[f"{format_name}/{part}"]).to(like.device, dtype)
-            for part in _FLOATS
-            if f"{format_name}/{part}" in arrays
-        }
-        zero_point = arrays.get(f"{format_name}/zero_point")
-        qparams = QParams(
-            **floats, zero_point=None if zero_point is None else torch.from_numpy(zero_point).to(like.device)
-        )
+        qparams = qparams_in(arrays, format_name, like)
         whole = arrays.get(f"{format_name}/codes")  # a byte a code, as versions before wrote them
         if whole is not None:
             return torch.from_numpy(whole).to(like.device), qparams
@@ -207,9 +196,8 @@ def packed_codes(
     for name, (codes_RK, qparams) in codes:
         lowest = _lowest(FORMATS[name], quantizer.symmetric)
         arrays[f"{name}/packed"] = pack(codes_RK, FORMATS[name].num_bits, lowest).numpy()
-        parts = {part: getattr(qparams, part) for part in (*_FLOATS, "zero_point")}
-        arrays |= {f"{name}/{part}": x.cpu().numpy() for part, x in parts.items() if x is not None}
-        del codes_RK, qparams, parts  # before the next are made
+        arrays |= arrays_of(name, qparams)
+        del codes_RK, qparams  # before the next are made
     return arrays
 
 

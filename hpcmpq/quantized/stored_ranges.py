@@ -8,7 +8,7 @@ for itself and nobody waits, so nothing depends on who was first; on one kind of
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from hpcmpq.errors import DamagedFile
+from hpcmpq.quantized.qparams_arrays import arrays_of, qparams_in
 from hpcmpq.quantizers.codes import QParams
 from hpcmpq.space import Member
-from hpcmpq.store.h5_files import read_h5, write_h5
+from hpcmpq.store.h5_files import read_h5_group, write_h5
 from hpcmpq.store.run_dir import RunDir
 
 _log = logging.getLogger(__name__)
@@ -43,10 +44,9 @@ class StoredRanges:
     def write(self, member: Member, dtype: torch.dtype, chosen: Mapping[str, QParams]) -> None:
         """Store {format name: what it chooses} of a whole weight that was loaded in a dtype."""
         arrays = {
-            f"{name}/{field.name}": _narrowed(value.cpu().numpy())
-            for name, qparams in chosen.items()
-            for field in fields(QParams)
-            if (value := getattr(qparams, field.name)) is not None
+            name: _narrowed(array)
+            for format_name, qparams in chosen.items()
+            for name, array in arrays_of(format_name, qparams).items()
         }
         write_h5(self._path(member, dtype), arrays, self._attributes(member, dtype))
 
@@ -56,21 +56,17 @@ class StoredRanges:
         A file that is damaged, or of another plan, counts for nothing: what it should hold is chosen again.
         """
         path = self._path(member, like.dtype)
+        if not path.exists():
+            return None
         try:
-            arrays, attributes = read_h5(path, "hpcmpq calibrate") if path.exists() else ({}, {})
+            arrays, attributes = read_h5_group(path, format_name, "hpcmpq calibrate")
         except DamagedFile:
             _log.warning("%s is damaged; choosing its ranges again", path)
             return None
         is_of = self._attributes(member, like.dtype).items() <= attributes.items()
         if not is_of or f"{format_name}/scale" not in arrays:
             return None
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        parts = {}
-        for field in fields(QParams):
-            if (array := arrays.get(f"{format_name}/{field.name}")) is not None:
-                value = torch.from_numpy(_widened(array)).to(like.device)
-                parts[field.name] = value.to(dtype) if value.is_floating_point() else value
-        return QParams(**parts)
+        return qparams_in({name: _widened(array) for name, array in arrays.items()}, format_name, like)
 
     def _attributes(self, member: Member, dtype: torch.dtype) -> dict[str, str]:
         return {"fingerprint": self.fingerprint, "parameter": member.parameter, "dtype": str(dtype)}

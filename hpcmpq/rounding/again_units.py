@@ -188,16 +188,16 @@ class SharedRounding:
     ) -> None:
         """Make the codes of a piece's weights that have none."""
         names = {member.parameter: member for member in missing}
-        self.take([f"{place}-order"], lambda: self._are_there(missing))
+        self.take([f"{place}-order"], lambda: self._stored.are_there(missing))
         order = self.steps.read(f"{place}-order").arrays
         for number in range(len(order["calls"])):
             parameters = order["parameters"][order["layers"] == number].tolist()
             own = [names[name] for name in parameters if name in names]
-            if self._are_there(own):
+            if self._stored.are_there(own):
                 continue
             every = [self._members[name] for name in parameters]
             parts = self.attempt.cuts.row_parts(every, on_cpu)
-            done = partial(self._are_there, own)
+            done = partial(self._stored.are_there, own)
             sums = self.attempt.cuts.sum_parts(self.num_ranges, every[0].num_columns)
             before = [f"{place}-{number}-sums-{k}" for k in range(len(sums))]
             steps = [f"{place}-{number}-rows-{k}" for k in range(len(parts))]
@@ -228,9 +228,6 @@ class SharedRounding:
             joined = {name: np.concatenate(own) for name, own in arrays.items()}
             self._stored.write_packed(member, joined, self.steps.plan.config.quantizer)
         return bool(rows)
-
-    def _are_there(self, members: Sequence[Member]) -> bool:
-        return self._stored.are_there(members)
 
     @cached_property
     def _stored(self) -> StoredCodes:

@@ -97,6 +97,24 @@ def read_h5(path: Path, made_by: str) -> tuple[dict[str, np.ndarray], dict[str, 
     return arrays, attributes
 
 
+def read_h5_group(path: Path, group: str, made_by: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """As `read_h5`, the arrays of one group alone, GROUP/NAME; of a file that is read in parts all is verified once.
+
+    Raises:
+        CorruptShard: If it is damaged, or of another format.
+    """
+    check_whole(path, made_by)
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            arrays = {f"{group}/{name}": np.asarray(item[()]) for name, item in file.get(group, {}).items()}
+            attributes = {name: _plain(value) for name, value in file.attrs.items()}
+    except (OSError, RuntimeError, KeyError, UnicodeDecodeError, ValueError) as error:
+        raise _damaged(path, made_by, error) from None
+    if attributes.get("format_version") != FORMAT_VERSION:
+        raise _damaged(path, made_by, ValueError("another format_version"))
+    return arrays, attributes
+
+
 def read_number(path: Path, name: str) -> Any:
     """A number among the attributes of a file of `write_h5`, without reading the rest; None if it is not there."""
     try:

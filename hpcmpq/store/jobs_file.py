@@ -19,9 +19,7 @@ def read_submissions(run: RunDir) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = read_json(run.jobs_path, "hpcmpq submit")["submissions"]
         if all(submission["jobs"] for submission in found):
             return found
-        raise DamagedFile(
-            f"{run.jobs_path} is damaged (a submission without jobs); run `hpcmpq submit` again"
-        )
+        said = f"{run.jobs_path} is damaged (a submission without jobs)"
     except DamagedFile as error:
-        reason = str(error).rpartition("; run `")[0]
-        raise DamagedFile(f"{reason}; move it away: the scheduler lists the jobs that it knew") from None
+        said = str(error).rpartition("; run `")[0]
+    raise DamagedFile(f"{said}; move it away: the scheduler lists the jobs that it knew")

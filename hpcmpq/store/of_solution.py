@@ -4,7 +4,7 @@ What a file of an earlier version does not say is taken to be so.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,8 @@ def read_cost(run: RunDir, plan: Plan) -> dict[str, Any] | None:
     Raises:
         DamagedFile: If it is damaged.
     """
-    path = run.file("cost.json")
-    values = read_json(path, f"hpcmpq plan CONFIG --run-dir {run.path}") if path.exists() else None
-    own = plan.fingerprint
-    return values if values is not None and values.get("fingerprint", own) == own else None
+    own, command = plan.fingerprint, f"hpcmpq plan CONFIG --run-dir {run.path}"
+    return _read_own(run.file("cost.json"), command, lambda cost: cost.get("fingerprint", own) == own)
 
 
 def read_frontier(run: RunDir, plan: Plan) -> dict[str, Any] | None:
@@ -40,9 +38,8 @@ def read_frontier(run: RunDir, plan: Plan) -> dict[str, Any] | None:
     Raises:
         DamagedFile: If it is damaged.
     """
-    path = run.frontier_path
-    values = read_json(path, f"hpcmpq frontier {run.path}") if path.exists() else None
-    return values if values is not None and is_drawn_for(values, plan) else None
+    command = f"hpcmpq frontier {run.path}"
+    return _read_own(run.frontier_path, command, lambda frontier: is_drawn_for(frontier, plan))
 
 
 def is_drawn_for(frontier: Mapping[str, Any], plan: Plan) -> bool:
@@ -57,9 +54,16 @@ def read_evaluation(run: RunDir, solution: Mapping[str, Any]) -> dict[str, Any] 
     Raises:
         DamagedFile: If it is damaged.
     """
-    path = run.evaluation_path
-    values = read_json(path, f"hpcmpq evaluate {run.path}") if path.exists() else None
-    return values if values is not None and is_evaluated_by(values, solution) else None
+    command = f"hpcmpq evaluate {run.path}"
+    return _read_own(run.evaluation_path, command, lambda found: is_evaluated_by(found, solution))
+
+
+def _read_own(path: Path, command: str, is_own: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+    """An artefact, or None where there is none of what `is_own` asks for; `command` makes it."""
+    if not path.exists():
+        return None
+    values: dict[str, Any] = read_json(path, command)
+    return values if is_own(values) else None
 
 
 def proven_facts(solution: Mapping[str, Any]) -> dict[str, Any]:
