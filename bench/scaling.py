@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import streamed_workers
+from bench import shared_workers, streamed_workers
 from bench.results import ROOT, table, write_section
 from hpcmpq.planning.dry import PASSED_BYTES, Device
 from hpcmpq.planning.recommended import recommend
@@ -261,7 +261,7 @@ def main() -> None:
         columns = ("workers", "hours", "node hours", "of 256 workers")
         header = ("model", "samples × tokens", *columns, *(f"{column}, passed on" for column in columns))
         shown += f"\n\n{RECOMMENDED}\n\n{table(header, recommendations())}"
-        shown += f"\n\n{streamed_workers.section()}"
+        shown += f"\n\n{streamed_workers.section()}\n\n{shared_workers.section()}"
         header = ("model", "workers", "model from", "efficiency", "units, s", "starting", "reading the model")
         shown += f"\n\n{SPLIT}\n\n{table((*header, 'too few units', 'tail', 'rest'), bounds())}"
         print(shown)

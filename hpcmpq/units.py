@@ -2,11 +2,11 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
 from functools import partial
 
 from hpcmpq.errors import IncompleteCalibration
 from hpcmpq.executors import Executor, Worker
+from hpcmpq.executors.batches import Batches, UnitBatch, run_batches
 from hpcmpq.executors.world import node_name
 from hpcmpq.plan import Plan, UnitOutcome, WorkUnit
 from hpcmpq.store.attempts import read_processes, recording
@@ -33,7 +33,26 @@ def run_missing(
     find_pending: FindPending = pending,
     work: Callable[[WorkUnit], int] | None = None,
 ) -> None:
-    """Measure every missing unit of a plan; damaged shards are removed first, and no others.
+    """Measure every missing unit of a plan on an executor; see `missing_batches`, also for what else it takes."""
+    wanted = missing_batches(
+        run, plan, make_worker, on_outcome, part, at_most, keep=keep, find_pending=find_pending, work=work
+    )
+    run_batches(wanted, executor)
+
+
+def missing_batches(
+    run: RunDir,
+    plan: Plan,
+    make_worker: Callable[[RunDir], Worker],
+    on_outcome: Callable[[UnitOutcome, int, int], None],
+    part: tuple[int, int] = (0, 1),
+    at_most: int | None = None,
+    *,
+    keep: bool = False,
+    find_pending: FindPending = pending,
+    work: Callable[[WorkUnit], int] | None = None,
+) -> Batches[None]:
+    """Every missing unit of a plan; damaged shards are removed first, and no others.
 
     Others may finish units meanwhile: where shards are many, looking at them takes minutes.
 
@@ -41,7 +60,6 @@ def run_missing(
         run: Where its shards are.
         plan: Its units and fingerprint.
         make_worker: Makes what measures a unit and writes its shard; picklable by reference.
-        executor: Where units run.
         on_outcome: Called with each outcome, the number of units done and of all units.
         part: (i, n): of n processes that share the run directory this is number i; each starts elsewhere.
         at_most: Stop after this many units.
@@ -71,14 +89,17 @@ def run_missing(
     batches = [batch for batch in ([unit for unit in units if unit not in last], last) if batch]
     recipe = partial(make_worker, run)
     with recording(run, here) as record:
+
+        def seen(outcome: UnitOutcome) -> None:
+            nonlocal done
+            done += outcome.error is None
+            if outcome.error is not None and outcome.final:
+                failed.append(outcome)
+            record(outcome)
+            on_outcome(outcome, done, len(plan.units))
+
         for batch in batches:
-            with closing(executor.run(recipe, batch, keep or batch is not batches[-1])) as outcomes:
-                for outcome in outcomes:
-                    done += outcome.error is None
-                    if outcome.error is not None and outcome.final:
-                        failed.append(outcome)
-                    record(outcome)
-                    on_outcome(outcome, done, len(plan.units))
+            yield UnitBatch(recipe, batch, seen, keep or batch is not batches[-1])
     if failed:
         raise IncompleteCalibration(
             f"{len(failed)} of {len(plan.units)} units failed, first {failed[0].unit}: {failed[0].error}; "

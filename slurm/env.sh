@@ -82,20 +82,30 @@ stage_by_sbcast() {
     "${each[@]}" bash -c 'mv -T "$0" "$1" 2>/dev/null || rm -rf "$0"; [ -d "$1" ]' "$attempt" "$2"
 }
 
-# Copies the model to every node of the job and exports its name, which `hpcmpq calibrate` reads instead.
+# Copies the models of runs to every node of the job and exports their names, which `hpcmpq calibrate` reads instead: of
+# one run as HPCMPQ_MODEL_DIR, of several in HPCMPQ_MODEL_COPIES, a line for each model: it, a tab, its copy.
 stage_model() {
-    local model copy
+    local each model copy copies=""
     [ "$HPCMPQ_STAGE_MODEL" = 1 ] || return 0
-    model=$(model_directory "$1")
-    [ -n "$model" ] || return 0
-    copy=$(staged_name "$model")
-    # shellcheck disable=SC2016
-    if { [ "$HPCMPQ_STAGE_BY" = sbcast ] && stage_by_sbcast "$model" "$copy"; } ||
-        srun --overlap --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task=1 \
-            bash -c "$(declare -f stage_here)"'; stage_here "$0" "$1"' "$model" "$copy"; then
+    for each in "$@"; do
+        # What is wrong with a plan is said when it is read to calibrate.
+        model=$(model_directory "$each" 2>/dev/null) || continue
+        [ -n "$model" ] || continue
+        case $'\n'$copies in *$'\n'"$model"$'\t'*) continue ;; esac
+        copy=$(staged_name "$model")
+        # shellcheck disable=SC2016
+        if { [ "$HPCMPQ_STAGE_BY" = sbcast ] && stage_by_sbcast "$model" "$copy"; } ||
+            srun --overlap --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task=1 \
+                bash -c "$(declare -f stage_here)"'; stage_here "$0" "$1"' "$model" "$copy"; then
+            copies+=$model$'\t'$copy$'\n'
+        else
+            echo "cannot copy $model to $copy on every node; reading it where it lies" >&2
+        fi
+    done
+    if [ $# -gt 1 ]; then
+        export HPCMPQ_MODEL_COPIES=$copies
+    elif [ -n "$copies" ]; then
         export HPCMPQ_MODEL_DIR=$copy
-    else
-        echo "cannot copy $model to $copy on every node; reading it where it lies" >&2
     fi
 }
 
@@ -128,13 +138,18 @@ run_resumable() {
 
 job_nodes() { scontrol show hostnames "${SLURM_JOB_NODELIST:-}"; }
 
-# Prints the nodes that this job excludes and those on which units of the run fail again and again and on no other;
-# nothing without the latter.
+# Prints the nodes that this job excludes and those on which units of the run, or of one of the array `runs`, fail again
+# and again and on no other; nothing without the latter.
 nodes_to_exclude() {
-    local before
+    local before said each found=""
     [ -n "${run:-}" ] || return 0
     before=$(scontrol show job "$SLURM_JOB_ID" --oneliner | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
-    "${PYTHON[@]}" -m hpcmpq.slurm.excluded "$run" "${before#(null)}" || true
+    before=${before#(null)}
+    for each in "${runs[@]:-$run}"; do
+        said=$("${PYTHON[@]}" -m hpcmpq.slurm.excluded "$each" "$before") || continue
+        if [ -n "$said" ]; then before=$said found=$said; fi
+    done
+    if [ -n "$found" ]; then echo "$found"; fi
 }
 
 # Puts this job back into the queue, under the same number, so that jobs which wait for it go on waiting; without the

@@ -19,6 +19,7 @@ import numpy as np
 from bench.peers.calibration import ThisProcess, calibrated, cpu_seconds, seconds_of
 from bench.results import ROOT, table, write_section
 from hpcmpq.config import read_config
+from hpcmpq.executors.batches import run_batches
 from hpcmpq.plan import Plan, in_rounds
 from hpcmpq.quadratic import QuadraticModel, flip_terms
 from hpcmpq.screening.choice import first_options, more_options, share_of_blocks
@@ -88,7 +89,7 @@ def rows_of(name: str, samples: int | None, rounding: str | None) -> tuple[list[
     costs = made.kept.file("first_pass.npz")
     if not costs.exists():
         with cpu_seconds(made.kept, "first pass"):
-            first_P = first_pass(made.run, ThisProcess(), lambda *_: None, (0, 1), None)
+            first_P = run_batches(first_pass(made.run, lambda *_: None, (0, 1), None), ThisProcess())
         assert first_P is not None
         write_npz(costs, {"cost": first_P})
     first_P = read_npz(costs)["cost"]

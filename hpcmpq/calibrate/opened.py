@@ -110,6 +110,10 @@ def make_subject(plan: Plan, opened: Opened, *, forward_only: bool) -> Subject:
 
 
 def staged(model: ModelConfig) -> ModelConfig:
-    """The copy of the model on this node's own disk, where the batch job made one (`slurm/env.sh`)."""
-    copy = os.environ.get("HPCMPQ_MODEL_DIR")
+    """The copy of the model on this node's own disk, where the batch job made one (`slurm/env.sh`).
+
+    The job of one run names it in HPCMPQ_MODEL_DIR, that of several in a line of HPCMPQ_MODEL_COPIES: model, tab, copy.
+    """
+    pairs = [line.partition("\t") for line in os.environ.get("HPCMPQ_MODEL_COPIES", "").split("\n")]
+    copy = {path: name for path, _, name in pairs}.get(model.path or "") or os.environ.get("HPCMPQ_MODEL_DIR")
     return dataclasses.replace(model, path=copy) if copy and model.path else model

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from functools import partial
 
 from hpcmpq.executors import Executor, Worker
+from hpcmpq.executors.batches import Batches, run_batches
 from hpcmpq.plan import UnitOutcome
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.units import run_missing
+from hpcmpq.units import missing_batches
 
 
 def calibrate(
@@ -17,7 +18,17 @@ def calibrate(
     part: tuple[int, int] = (0, 1),
     at_most: int | None = None,
 ) -> None:
-    """Measure every missing unit of the run's plan; see `hpcmpq.units.run_missing`. Of a plan in rounds, of each."""
+    """Measure every missing unit of the run's plan; see `calibrate_batches`."""
+    run_batches(calibrate_batches(run, on_outcome, part, at_most), executor)
+
+
+def calibrate_batches(
+    run: RunDir,
+    on_outcome: Callable[[UnitOutcome, int, int], None],
+    part: tuple[int, int] = (0, 1),
+    at_most: int | None = None,
+) -> Batches[None]:
+    """Every missing unit of the run's plan; see `hpcmpq.units.missing_batches`. Of a plan in rounds, of each."""
     plan = read_plan(run)
     left = at_most
 
@@ -27,8 +38,8 @@ def calibrate(
         on_outcome(outcome, done, total)
 
     for number, own in enumerate(plan.rounds or (plan,)):
-        run_missing(
-            run, own, partial(_make_worker, number), executor, outcome_seen, part, left, work=own.work_of
+        yield from missing_batches(
+            run, own, partial(_make_worker, number), outcome_seen, part, left, work=own.work_of
         )
 
 

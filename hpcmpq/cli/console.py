@@ -64,6 +64,37 @@ def progress(title: str, unit: str) -> Iterator[Callable[[UnitOutcome, int, int]
 
 
 @contextmanager
+def progress_of(
+    names: Sequence[str], unit: str
+) -> Iterator[Callable[[str, str, UnitOutcome, int, int], None]]:
+    """A bar for each of several runs and one over all; yields what takes (name, stage, outcome, done, total).
+
+    Over all counts what is known: of a run that has not begun nothing, and of its stages the present one.
+    """
+    counts: dict[str, tuple[int, int]] = {}
+    everything = "all runs"
+    lines = {name: _lines(name, f"{unit}s") for name in (*names, everything)}
+    with bar("{task.description}", f"{unit}s", _out) as shown:
+        tasks = {name: shown.add_task(escape(name), total=None) for name in (*names, everything)}
+
+        def update(name: str, stage: str, outcome: UnitOutcome, done: int, total: int) -> None:
+            counts[name] = done, total
+            over_all = sum(each for each, _ in counts.values()), sum(each for _, each in counts.values())
+            shown.update(tasks[name], description=escape(f"{name}: {stage}"))
+            for each, (num_done, num_all) in ((name, (done, total)), (everything, over_all)):
+                shown.update(tasks[each], completed=num_done, total=num_all)
+                lines[each](num_done, num_all)
+            if outcome.error:
+                again = "" if outcome.final else "; trying again"
+                told = f"{name}: {unit} {outcome.unit}: {outcome.error}{again}"
+                shown.console.print(told, soft_wrap=True, markup=False)
+
+        yield update
+    if not counts:
+        say(f"every {unit} is done already")
+
+
+@contextmanager
 def counter(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with time left; yields the function that takes (done, total)."""
     with bar(title, unit, _out) as shown:

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hpcmpq.api import limits, stages
-from hpcmpq.cli import arguments, console, predictions, run_summary, summaries
+from hpcmpq.cli import arguments, console, predictions, run_summary, several, summaries
 from hpcmpq.cli.app import command
-from hpcmpq.cli.arguments import parse_part
 from hpcmpq.cli.first_config import config_of
 from hpcmpq.errors import UserError
 from hpcmpq.executors import Executor, open_executor
@@ -90,20 +89,25 @@ def plan(
     return values
 
 
-@command("hpcmpq calibrate runs/quickstart --workers 2")
+@command("hpcmpq calibrate runs/quickstart --workers 2; hpcmpq calibrate runs/a runs/b --workers 8")
 def calibrate(
-    run_dir: arguments.RunPath,
+    run_dirs: arguments.RunPaths,
     executor: arguments.ExecutorName = "local",
     workers: arguments.Workers = 0,
     part: arguments.UnitShare = "0/1",
     at_most: arguments.AtMost = None,
 ) -> dict[str, Any] | None:
-    """Measure the missing work units; interrupt at any point, the same command goes on."""
-    index, num_parts = parse_part(part)
+    """Measure the missing work units; interrupt at any point, the same command goes on.
+
+    Of several runs a worker goes on with another where no unit of its own waits; other stages take one run at a time.
+    """
+    share = arguments.parse_part(part)
+    if len(run_dirs) > 1:
+        return several.calibrate(run_dirs, executor, workers, share, at_most)
     with open_executor(executor, workers) as pool:
         if pool is None:
             return None
-        num_done, num_units = _calibrate(run_dir, pool, (index, num_parts), at_most)
+        num_done, num_units = _calibrate(run_dirs[0], pool, share, at_most)
     return {"num_units": num_units, "num_done": num_done}
 
 
@@ -197,7 +201,7 @@ def evaluate(
     With --workers or --executor samples are shared out in work units. With engine deepspeed, under its launcher,
     mpiexec or srun, all ranks share the work. Interrupt at any point, the same command goes on.
     """
-    share = parse_part(part)
+    share = arguments.parse_part(part)
     if executor is None and workers is None:
         if share[1] > 1:
             raise UserError("--part shares out work units; give --workers too")

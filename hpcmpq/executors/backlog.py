@@ -17,7 +17,11 @@ class Backlog:
     units that kill their workers hold up nothing else.
     """
 
-    def __init__(self, units: Sequence[WorkUnit]) -> None:
+    def __init__(self, units: Sequence[WorkUnit], recipe: bytes = b"") -> None:
+        """A backlog of units that a worker measures which is made by `recipe`, a pickled `make_worker`."""
+        self.recipe = recipe
+        self.num_deaths = 0
+        """Of worker processes in a row that died while they were made."""
         self._waiting = deque(units)
         self._attempts: Counter[str] = Counter()
         self._failures: Counter[tuple[str, str]] = Counter()

@@ -5,6 +5,7 @@ the units of all others too, so a unit that runs out of memory would use up the 
 neighbours.
 """
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -12,8 +13,9 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -22,6 +24,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.executors import MAX_ATTEMPTS, Worker
 from hpcmpq.executors.backlog import Backlog
 from hpcmpq.executors.collector import collect_rarely
+from hpcmpq.executors.desk import Desk, LoneDesk
 from hpcmpq.executors.devices import take_gpu, visible_gpus
 from hpcmpq.executors.reply import Reply, attempt, check_started, outcome_of, start
 from hpcmpq.executors.world import node_name
@@ -43,11 +46,13 @@ def open_pool(num_workers: int) -> Iterator["LocalPool"]:
 
 @dataclass
 class _Process:
-    """A worker process and the unit it is busy with; `started` once it has made its worker."""
+    """A worker process, its last unit and the backlog of that; `started` once it has made the worker of its recipe."""
 
     process: SpawnProcess
     place: int
+    backlog: Backlog
     unit: WorkUnit
+    recipe: bytes = b""
     started: bool = False
 
 
@@ -75,89 +80,107 @@ class LocalPool:
         if recipe != self._recipe or not keep:
             self.let_go()
         self._recipe = recipe
-        backlog = Backlog(units)
+        with closing(self.hand_out(LoneDesk(Backlog(units, recipe)), keep)) as outcomes:
+            for _, outcome in outcomes:
+                yield outcome
+
+    def hand_out(self, desk: Desk, keep: bool = False) -> Generator[tuple[Backlog, UnitOutcome], None, None]:
+        """See `hpcmpq.executors.desk.DeskPool.hand_out`."""
         busy: dict[Connection, _Process] = {}
-        num_deaths_at_start = 0
+        idle = list(range(self.num_workers))[::-1]
         try:
-            for place in range(min(self.num_workers, len(backlog))):
-                if place in self._kept:
-                    waiting, worker = self._kept.pop(place)
-                    worker.unit = backlog.take()
-                    busy[waiting] = worker
-                    _send(waiting, worker.unit)
-                else:
-                    _add_process(busy, recipe, place, backlog.take())
+            self._give(busy, idle, desk)
             while busy:
                 for connection in wait(list(busy)):
                     assert isinstance(connection, Connection)
                     worker, reply = busy[connection], _receive(connection)
-                    outcome = None
-                    if reply is None:
-                        del busy[connection]
-                        death = _death(worker.process)
-                        if worker.started:
-                            outcome = backlog.failed(
-                                worker.unit, f"its worker process {death}", node=node_name()
-                            )
-                        else:
-                            num_deaths_at_start += 1
-                            _check_starts(num_deaths_at_start, death)
+                    backlog, outcome = worker.backlog, None
+                    try:
+                        if reply is None:
+                            outcome = _died(worker)
+                        elif reply.start and reply.broken and len(busy) > 1:
+                            _end({connection: busy.pop(connection)})
                             backlog.put_back(worker.unit)
-                        if backlog:
-                            _add_process(busy, recipe, worker.place, backlog.take())
-                    elif reply.start and reply.broken and len(busy) > 1:
-                        _end({connection: busy.pop(connection)})
-                        backlog.put_back(worker.unit)
-                        log.warning(
-                            "worker %d has no GPU (%s): the others go on without it",
-                            worker.place,
-                            reply.error,
-                        )
-                    elif reply.start:
-                        check_started(reply)
-                        worker.started, num_deaths_at_start = True, 0
-                    else:
-                        outcome = outcome_of(reply, worker.unit, backlog)
-                        if reply.broken:
-                            _end({connection: busy.pop(connection)})
-                            if backlog:
-                                _add_process(busy, recipe, worker.place, backlog.take())
-                        elif backlog:
-                            worker.unit = backlog.take()
-                            _send(connection, worker.unit)
-                        elif keep:
-                            self._kept[worker.place] = connection, busy.pop(connection)
+                            log.warning(
+                                "worker %d has no GPU (%s): the others go on without it",
+                                worker.place,
+                                reply.error,
+                            )
+                            continue
+                        elif reply.start:
+                            check_started(reply)
+                            worker.started, backlog.num_deaths = True, 0
+                            continue
                         else:
-                            _end({connection: busy.pop(connection)})
+                            outcome = outcome_of(reply, worker.unit, backlog)
+                    except UserError as error:
+                        desk.refuse(backlog, error)
+                    del busy[connection]
+                    idle.append(worker.place)
+                    if reply is None or reply.broken:
+                        _end({connection: worker})
+                    else:
+                        self._kept[worker.place] = connection, worker
+                    self._give(busy, idle, desk)
+                    if not keep and worker.place in self._kept:
+                        _end(dict([self._kept.pop(worker.place)]))
                     if outcome is not None:
-                        yield outcome
+                        yield backlog, outcome
+                        self._give(busy, idle, desk)
         finally:
             _end(busy)
 
+    def _give(self, busy: dict[Connection, _Process], idle: list[int], desk: Desk) -> None:
+        """Give units to the places that have none, as long as units wait; the last ones first."""
+        while idle:
+            connection, worker = self._kept.get(idle[-1], (None, None))
+            handed = desk.take(worker.backlog if worker else None)
+            if handed is None:
+                return
+            self._kept.pop(place := idle.pop(), None)
+            if connection is None or worker is None:
+                connection, worker = _new_process(busy, place, *handed)
+            else:
+                worker.backlog, worker.unit = handed
+                busy[connection] = worker
+            recipe = worker.backlog.recipe if worker.recipe != worker.backlog.recipe else None
+            if recipe is not None:
+                worker.recipe, worker.started = recipe, False
+            with suppress(OSError):  # it died, which the next `_receive` finds
+                connection.send((recipe, worker.unit))
 
-def _check_starts(num_deaths: int, death: str) -> None:
-    if num_deaths >= MAX_ATTEMPTS:
+
+def _died(worker: _Process) -> UnitOutcome | None:
+    """The outcome for the unit of a process that is gone; None if it died before it looked at that.
+
+    Raises:
+        UserError: If processes die again and again while the model is loaded.
+    """
+    backlog, death = worker.backlog, _death(worker.process)
+    if worker.started:
+        return backlog.failed(worker.unit, f"its worker process {death}", node=node_name())
+    backlog.num_deaths += 1
+    if backlog.num_deaths >= MAX_ATTEMPTS:
         raise UserError(
-            f"{num_deaths} worker processes in a row died while loading the model, the last {death}; "
+            f"{backlog.num_deaths} worker processes in a row died while loading the model, the last {death}; "
             "use fewer --workers or a machine with more memory"
         )
+    backlog.put_back(worker.unit)
+    return None
 
 
-def _add_process(busy: dict[Connection, _Process], recipe: bytes, place: int, unit: WorkUnit) -> None:
+def _new_process(
+    busy: dict[Connection, _Process], place: int, backlog: Backlog, unit: WorkUnit
+) -> tuple[Connection, _Process]:
     context = multiprocessing.get_context("spawn")
     resource_tracker.ensure_running()  # started inside `_signals_wait`, it would let them through
     with _signals_wait():
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, recipe, place), daemon=True)
+        process = context.Process(target=_serve, args=(theirs, place), daemon=True)
         process.start()
         theirs.close()
-        busy[ours] = _Process(process, place, unit)
-    _send(ours, unit)
-
-
-def _send(connection: Connection, unit: WorkUnit) -> None:
-    with suppress(OSError):  # it died, which the next `_receive` finds
-        connection.send(unit)
+        busy[ours] = worker = _Process(process, place, backlog, unit)
+    return ours, worker
 
 
 def _receive(connection: Connection) -> Reply | None:
@@ -197,8 +220,8 @@ def _signals_wait() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(connection: Connection, recipe: bytes, place: int) -> None:
-    """The life of a worker process."""
+def _serve(connection: Connection, place: int) -> None:
+    """The life of a worker process: it gets units, and the recipe of their worker where that is another."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # they go to the whole process group; the parent decides
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -206,12 +229,24 @@ def _serve(connection: Connection, recipe: bytes, place: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     take_gpu(place)
     collect_rarely()
-    worker, reply = start(lambda: pickle.loads(recipe)())
+    reply = Reply()
+    worker: Worker | None = None
     with suppress(EOFError, OSError):  # the parent ended
-        connection.send(reply)
-        while worker is not None and not reply.broken:
-            reply = attempt(worker, connection.recv())
-            connection.send(reply)
+        while not reply.broken:
+            recipe, unit = connection.recv()
+            if recipe is not None:
+                worker = None  # frees the old model before the new one is loaded
+                gc.collect()
+                worker, reply = start(partial(_made_by, recipe))
+                connection.send(reply)
+            if worker is not None:
+                reply = attempt(worker, unit)
+                connection.send(reply)
+
+
+def _made_by(recipe: bytes) -> Worker:
+    made: Worker = pickle.loads(recipe)()
+    return made
 
 
 def _end_with_parent() -> None:

@@ -6,21 +6,25 @@ leave a job hanging, so an error on a serving rank, or on rank 0 while units are
 job: finished shards are on disk and the same command goes on.
 """
 
+import gc
 import logging
 import os
 import pickle
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from concurrent.futures import Future, wait
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 from hpcmpq.errors import UserError, exit_status
 from hpcmpq.executors import Worker
 from hpcmpq.executors.backlog import Backlog
+from hpcmpq.executors.desk import Desk, LoneDesk
 from hpcmpq.executors.devices import local_rank, take_gpu
 from hpcmpq.executors.local_pool import LocalPool
 from hpcmpq.executors.mpi_start import started_mpi
@@ -100,36 +104,57 @@ class MpiPool:
     executor: Any
     num_workers: int
     nodes: frozenset[str]
-    running: "dict[Future[Reply], WorkUnit]" = field(default_factory=dict)
+    running: "dict[Future[Reply], tuple[Backlog, WorkUnit, Backlog | None]]" = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
 
     def run(
         self, make_worker: Callable[[], Worker], units: Sequence[WorkUnit], keep: bool = False
     ) -> Generator[UnitOutcome, None, None]:
         """See `hpcmpq.executors.Executor.run`."""
-        recipe = pickle.dumps(make_worker)
-        backlog = Backlog(units)
-        while backlog or self.running:
-            if backlog and len(self.broken) >= self.num_workers:
-                raise UserError(f"all ranks have lost their GPUs, the last one by {self.broken[-1]}")
-            while backlog and len(self.running) < self.num_workers:
-                unit = backlog.take()
+        desk = LoneDesk(Backlog(units, pickle.dumps(make_worker)))
+        with closing(self.hand_out(desk, keep)) as outcomes:
+            for _, outcome in outcomes:
+                yield outcome
+
+    def hand_out(self, desk: Desk, keep: bool = False) -> Generator[tuple[Backlog, UnitOutcome], None, None]:
+        """See `hpcmpq.executors.desk.DeskPool.hand_out`.
+
+        Tasks go to idle ranks in the order in which these became idle, so the desk is told what the next one has; were
+        it another rank, it would load another run's model, no more.
+        """
+        idle: deque[Backlog | None] = deque([None] * self.num_workers)
+        ended: SimpleQueue[Future[Reply]] = SimpleQueue()
+        while True:
+            while idle and (handed := desk.take(idle[0])) is not None:
+                if len(self.broken) >= self.num_workers:
+                    raise UserError(f"all ranks have lost their GPUs, the last one by {self.broken[-1]}")
+                (backlog, unit), held = handed, idle.popleft()
                 avoided = backlog.avoided(unit)
                 if self.broken or avoided >= self.nodes:  # other nodes may have nobody left
                     avoided = frozenset()
-                self.running[self.executor.submit(_measure, recipe, unit, avoided)] = unit
-            for future in wait(self.running, return_when=FIRST_COMPLETED).done:
-                reply, unit = future.result(), self.running.pop(future)
-                if reply.broken:
-                    self.broken.append(str(reply.error))
-                    log.warning("a rank has lost its GPU and measures no more: %s", reply.error)
-                if reply.left or (reply.start and reply.broken):
-                    backlog.put_back(unit)
-                    continue
+                future = self.executor.submit(_measure, backlog.recipe, unit, avoided)
+                self.running[future] = backlog, unit, held
+                future.add_done_callback(ended.put)
+            if not self.running:
+                break
+            future = ended.get()
+            reply, (backlog, unit, held) = future.result(), self.running.pop(future)
+            idle.append(held if reply.left else backlog)
+            if reply.broken:
+                self.broken.append(str(reply.error))
+                log.warning("a rank has lost its GPU and measures no more: %s", reply.error)
+            if reply.left or (reply.start and reply.broken):
+                backlog.put_back(unit)
+                continue
+            try:
                 if reply.start and reply.error is not None:
                     sys.stderr.write(reply.traceback)
                     raise UserError(reply.error if reply.fatal else f"a rank cannot start: {reply.error}")
-                yield outcome_of(reply, unit, backlog)
+                outcome = outcome_of(reply, unit, backlog)
+            except UserError as error:
+                desk.refuse(backlog, error)
+                continue
+            yield backlog, outcome
         if keep:
             return
         # Idle ranks get tasks in turn, so this reaches each of them once.
@@ -151,6 +176,7 @@ def _measure(recipe: bytes, unit: WorkUnit, avoided: frozenset[str] = frozenset(
         return Reply(left=True)
     if _made is None or _made[0] != recipe:
         _made = None  # frees the old model before the new one is loaded
+        gc.collect()
         worker, reply = start(lambda: pickle.loads(recipe)())
         if worker is None:
             _broken = reply.broken

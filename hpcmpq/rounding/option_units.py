@@ -12,13 +12,14 @@ from functools import partial
 from itertools import groupby
 
 from hpcmpq.executors import Executor, Worker
+from hpcmpq.executors.batches import Batches, run_batches
 from hpcmpq.plan import Plan, UnitOutcome, WorkUnit, content_hash
 from hpcmpq.quantized.stored_codes import StoredCodes
 from hpcmpq.rounding.options import FEWEST_INPUTS, stored_formats
 from hpcmpq.space import Member
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.units import run_missing
+from hpcmpq.units import missing_batches
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +31,17 @@ def round_options(
     part: tuple[int, int] = (0, 1),
     at_most: int | None = None,
 ) -> int:
-    """Make the codes of options that have none; see `hpcmpq.units.run_missing`.
+    """Make the codes of options that have none, on an executor; see `round_batches`."""
+    return run_batches(round_batches(run, on_outcome, part, at_most), executor)
+
+
+def round_batches(
+    run: RunDir,
+    on_outcome: Callable[[UnitOutcome, int, int], None],
+    part: tuple[int, int] = (0, 1),
+    at_most: int | None = None,
+) -> Batches[int]:
+    """The codes of options that have none; see `hpcmpq.units.missing_batches`.
 
     Returns:
         How many units are still to be done: none, unless there were more than `at_most`.
@@ -50,7 +61,7 @@ def round_options(
         on_outcome(outcome, num_done, total)
 
     find = partial(pending_units, part=part)
-    run_missing(run, own, _make_worker, executor, outcome_seen, part, at_most, find_pending=find)
+    yield from missing_batches(run, own, _make_worker, outcome_seen, part, at_most, find_pending=find)
     _warn_of_few_inputs(run, plan, done)
     return 0 if at_most is None else len(find(own, run)[0])
 

@@ -15,12 +15,13 @@ from math import ceil
 import numpy as np
 
 from hpcmpq.calibrate.reduce import sample_ranges
-from hpcmpq.executors import Executor, Worker
+from hpcmpq.executors import Worker
+from hpcmpq.executors.batches import Batches
 from hpcmpq.plan import Plan, UnitOutcome, WorkUnit, content_hash
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.shards import pending, read_shard_of
-from hpcmpq.units import run_missing
+from hpcmpq.units import missing_batches
 
 ROWS = 96
 """Cotangents of all samples together, about: f has a relative error of √(2/ROWS) were slopes normal."""
@@ -31,11 +32,10 @@ MAX_ROWS = 8
 
 def first_pass(
     run: RunDir,
-    executor: Executor,
     on_outcome: Callable[[UnitOutcome, int, int], None],
     part: tuple[int, int],
     at_most: int | None,
-) -> np.ndarray | None:
+) -> Batches[np.ndarray | None]:
     """Costs of all options, float64 [P]; None where `at_most` units of them were not all.
 
     Raises:
@@ -44,7 +44,7 @@ def first_pass(
     run = replace(run, measuring="screen")
     plan = read_plan(run, screened=False)
     own = replace(plan, units=units_of(plan))
-    run_missing(run, own, _make_worker, executor, on_outcome, part, at_most)
+    yield from missing_batches(run, own, _make_worker, on_outcome, part, at_most)
     if pending(own, run)[0]:
         return None
     shards = [read_shard_of(own, run, unit) for unit in own.units]

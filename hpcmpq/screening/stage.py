@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from hpcmpq.calibrate.reduce import reduce
-from hpcmpq.calibrate.stage import calibrate
+from hpcmpq.calibrate.stage import calibrate_batches
 from hpcmpq.errors import DamagedFile
 from hpcmpq.executors import Executor
+from hpcmpq.executors.batches import Batches, run_batches
 from hpcmpq.plan import Plan, UnitOutcome, content_hash
 from hpcmpq.screening.choice import first_options, more_options, share_of_blocks
 from hpcmpq.screening.first_pass import first_pass
@@ -40,12 +41,21 @@ def calibrate_screened(
     part: tuple[int, int] = (0, 1),
     at_most: int | None = None,
 ) -> None:
-    """Measure what may be chosen within the config's budgets, and within those that were solved for last.
+    """Measure what may be chosen, on an executor; see `screened_batches`, also for what else it takes."""
+    run_batches(screened_batches(run, on_outcome, part, at_most), executor)
+
+
+def screened_batches(
+    run: RunDir,
+    on_outcome: Callable[[UnitOutcome, int, int], None],
+    part: tuple[int, int] = (0, 1),
+    at_most: int | None = None,
+) -> Batches[None]:
+    """What may be chosen within the config's budgets, and within those that were solved for last.
 
     Args:
         run: A planned run directory.
-        executor: Where units run.
-        on_outcome: See `hpcmpq.units.run_missing`.
+        on_outcome: See `hpcmpq.units.missing_batches`.
         part: Likewise.
         at_most: Likewise, of the first pass and of each round; what is left waits for the same call again.
 
@@ -55,13 +65,13 @@ def calibrate_screened(
     whole = read_plan(run, screened=False)
     remove_damaged(run, whole)
     if not read_rounds(run, whole):
-        first_P = first_pass(run, executor, on_outcome, part, at_most)
+        first_P = yield from first_pass(run, on_outcome, part, at_most)
         if first_P is None:
             return
         options = first_options(whole, first_P, whole.config.budgets, whole.config.solver)
         keep_round(run, whole, 1, {"options": options, "cost": first_P.tolist()})
     for _ in range(MAX_ROUNDS):
-        calibrate(run, executor, on_outcome, part, at_most)
+        yield from calibrate_batches(run, on_outcome, part, at_most)
         plan = read_plan(run)
         if pending(plan, run)[0] or not choose_more(run, plan):
             break

@@ -29,26 +29,34 @@ warn_before_limit() {
     (sleep $((limit - HPCMPQ_WARN_S - SECONDS)) && kill -USR2 $$) </dev/null >/dev/null 2>&1 &
 }
 
-# Copies the model to every node of the job and exports its name, which `hpcmpq calibrate` reads instead.
+# Copies the models of runs to every node of the job and exports their names, as the function of env.sh does.
 stage_model() {
-    local model copy index marks done_by
+    local each model copy copies="" index marks done_by
     [ "$HPCMPQ_STAGE_MODEL" = 1 ] || return 0
-    model=$(model_directory "$1")
-    [ -n "$model" ] || return 0
-    copy=$(staged_name "$model")
-    marks=$(mktemp -d "$folder/staged.XXXXXX")
-    # Of a host's lines in the node file one is enough. What a task says goes to the log, and its status nowhere.
-    # shellcheck disable=SC2013,SC2016
-    for index in $(awk '!seen[$0]++ { print NR - 1 }' "$PBS_NODEFILE"); do
-        pbsdsh -n "$index" -- /bin/bash -c "$(declare -f stage_here)"'; stage_here "$0" "$1" && : >"$2/$(hostname)"' \
-            "$model" "$copy" "$marks" || true
+    for each in "$@"; do
+        model=$(model_directory "$each" 2>/dev/null) || continue
+        [ -n "$model" ] || continue
+        case $'\n'$copies in *$'\n'"$model"$'\t'*) continue ;; esac
+        copy=$(staged_name "$model")
+        marks=$(mktemp -d "$folder/staged.XXXXXX")
+        # Of a host's lines in the node file one is enough. What a task says goes to the log, and its status nowhere.
+        # shellcheck disable=SC2013,SC2016
+        for index in $(awk '!seen[$0]++ { print NR - 1 }' "$PBS_NODEFILE"); do
+            pbsdsh -n "$index" -- /bin/bash -c "$(declare -f stage_here)"'; stage_here "$0" "$1" && : >"$2/$(hostname)"' \
+                "$model" "$copy" "$marks" || true
+        done
+        done_by=$(find "$marks" -type f | wc -l)
+        rm -rf "$marks"
+        if [ "$done_by" = "$(job_nodes | wc -l)" ]; then
+            copies+=$model$'\t'$copy$'\n'
+        else
+            echo "cannot copy $model to $copy on every node; reading it where it lies" >&2
+        fi
     done
-    done_by=$(find "$marks" -type f | wc -l)
-    rm -rf "$marks"
-    if [ "$done_by" = "$(job_nodes | wc -l)" ]; then
+    if [ $# -gt 1 ]; then
+        export HPCMPQ_MODEL_COPIES=$copies
+    elif [ -n "$copies" ]; then
         export HPCMPQ_MODEL_DIR=$copy
-    else
-        echo "cannot copy $model to $copy on every node; reading it where it lies" >&2
     fi
 }
 

@@ -9,6 +9,7 @@ import pytest
 
 from hpcmpq.calibrate.reduce import Reduction
 from hpcmpq.cli import console, run_summary, summaries
+from hpcmpq.plan import UnitOutcome, WorkUnit
 from hpcmpq.store.run_dir import RunDir
 from tests.synthetic_run import synthetic_model
 
@@ -119,6 +120,25 @@ def test_progress_is_told_in_lines_where_nobody_sees_a_bar(capsys, monkeypatch):
         "refine: 12 of 12 evaluations",
     ]
     assert "refine: 12 of 12 evaluations, about 0 s left" in lines
+
+
+def test_progress_of_several_runs_is_told_of_each_and_of_all(capsys, monkeypatch):
+    monkeypatch.setattr(console, "LINE_EVERY_S", 0.0)
+    unit = WorkUnit("3fa9", 0, 1, 0, 1)
+    with console.progress_of(["runs/[a]", "runs/b"], "unit") as show:
+        for done in (1, 2):
+            show("runs/[a]", "calibrate", UnitOutcome(unit, 1.0), done, 4)
+        show("runs/b", "round", UnitOutcome(unit, 0.0, "boom", final=False), 3, 6)
+        show("runs/b", "calibrate", UnitOutcome(unit, 1.0), 4, 6)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(",")[0] for line in lines if ", about " in line] == [
+        "runs/[a]: 2 of 4 units",
+        "all runs: 2 of 4 units",
+        "all runs: 5 of 10 units",
+        "runs/b: 4 of 6 units",
+        "all runs: 6 of 10 units",
+    ]
+    assert f"runs/b: unit {unit}: boom; trying again" in lines
 
 
 def test_a_stage_with_nothing_to_do_says_so(capsys):

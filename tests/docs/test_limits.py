@@ -141,6 +141,12 @@ def busy(model: str, workers: str) -> str:
     return "{} to {} %".format(*(share.removesuffix(" %") for share in found))
 
 
+def shared(model: str, column: int) -> str:
+    """The same of several runs, whose number the column says, on 1,024 workers."""
+    found = [row("scaling", "1024", model, copy)[column] for copy in ("disk", "memory")]
+    return "{} to {} %".format(*(share.removesuffix(" %") for share in found))
+
+
 def gaps(groups: int) -> list[float]:
     return [number(found[2]) for found in solver_rows(groups)]
 
@@ -271,6 +277,10 @@ FIGURES: dict[str, Callable[[], str]] = {
     "large models on 1,024 workers": lambda: (
         f"1,024 for {busy('70 B', '1024')} and {busy('405 B', '1024')}; a mixture of 671 B for "
         f"{busy(MIXTURE, '256')} of 256 and {busy(MIXTURE, '1024')} of 1,024"
+    ),
+    "several runs": lambda: (
+        f"eight of 405 B keep 1,024 busy for {shared('405 B', 6)}, four for {shared('405 B', 5)}, and eight of the "
+        f"mixture for {shared(MIXTURE, 6)}"
     ),
     "what ranges take": lambda: (
         "{2} GB for 405 B in seven formats, and ".format(*row("scaling", "405 B", "30"))

@@ -25,7 +25,7 @@ def recipe(path: Path):
 
 def make_toy_worker(path: str) -> Worker:
     run = RunDir(Path(path))
-    _note(path, "starts", "")
+    _note(path, "starts", str(os.getpid()))
     if (run.path / "bad-model").exists():
         raise UserError("the model is missing")
     if (run.path / "broken-start").exists():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hpcmpq.api import limits, stages
+from hpcmpq.api.several import calibrate_several
 from hpcmpq.batch.status import read_status
 from hpcmpq.config import read_config
 from hpcmpq.errors import DamagedFile, Infeasible, PlanMismatch, UserError
@@ -24,7 +25,9 @@ from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.screening_rounds import round_path
 from hpcmpq.store.solution_file import read_solution
 from tests.calling import ROOT
+from tests.executors.desk_here import Here
 from tests.executors.tiny_model import write_config
+from tests.executors.toy_units import shards
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +68,21 @@ def screened(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     calibrated(run)
     solved(run)
     return run
+
+
+def test_beside_another_run_on_the_same_worker_a_screened_one_has_the_bits_that_it_has_alone(
+    tmp_path: Path, whole: RunDir
+):
+    runs = [planned(tmp_path / "screened"), planned(tmp_path / "whole", screen=False)]
+    alone = planned(tmp_path / "alone")
+    calibrated(alone)
+    stages.reduce(alone)
+    assert not calibrate_several(runs, Here(), lambda *_: None)
+    assert len(read_plan(runs[0]).rounds) == len(read_plan(alone).rounds) >= 1
+    for run, other in zip(runs, (alone, whole), strict=True):
+        assert shards(run.path) == shards(other.path)
+        stages.reduce(run)
+        assert run.quadratic_path.read_bytes() == other.quadratic_path.read_bytes()
 
 
 def assert_part_of(run: RunDir, whole: RunDir) -> None:
