@@ -24,7 +24,8 @@ class Format:
         name: The name in configs and artefacts, such as ``int4``.
         num_bits: Payload bits of one weight.
         type: ``int`` for scaled integer codes, ``float`` for floating point, ``ggml`` for super-blocks of
-            llama.cpp, see `hpcmpq.quantizers.super_blocks`.
+            llama.cpp, see `hpcmpq.quantizers.super_blocks`, ``cache`` for rotated keys and values with zero points,
+            which nothing but a cache is kept in, see `hpcmpq.quantizers.rotated`.
         scaled: Whether scales are stored beside the payload.
         number: The floating-point numbers that codes are, see `hpcmpq.quantizers.floating`; empty for integers.
         block: Rows and inputs that share a scale, where the format fixes them. Otherwise integers share one as the
@@ -38,13 +39,23 @@ class Format:
 
     name: str
     num_bits: int
-    type: Literal["int", "float", "ggml"]
+    type: Literal["int", "float", "ggml", "cache"]
     scaled: bool
     activation: str | None = None
     number: str = ""
     block: tuple[int, int] | None = None
     scales: Literal["bf16", "e8m0", "e4m3"] = "bf16"
     block_bytes: int = 0
+
+    @property
+    def of_caches(self) -> bool:
+        """Whether nothing but keys and values of a cache can be in it.
+
+        Example:
+            >>> [name for name, format in FORMATS.items() if format.of_caches]
+            ['int4_per_token_head']
+        """
+        return self.type == "cache"
 
     @property
     def rows_apart(self) -> bool:
@@ -114,10 +125,14 @@ FORMATS: dict[str, Format] = {
             ("q5_1", 5, 32, 24),
         )
     },
+    "int4_per_token_head": Format("int4_per_token_head", 4, "cache", True, "int4_per_token_head"),
     "bf16": Format("bf16", 16, "float", False, "bf16", "bf16"),
     "fp32": Format("fp32", 32, "float", False, "fp32", "fp32"),
 }
-"""``int``, ``ggml`` and ``a16`` formats round weights alone; all others inputs too, as kernels of that name do."""
+"""``int``, ``ggml`` and ``a16`` formats round weights alone, ``cache`` keys and values alone; all others inputs too, as
+kernels of that name do."""
+
+WEIGHT_FORMATS = tuple(name for name, format in FORMATS.items() if not format.of_caches)
 
 
 def stored_bits(weight_format: Format, quantizer: Quantizer, num_rows: int, num_columns: int) -> int:
@@ -147,3 +162,14 @@ def check_format(name: str, place: str) -> None:
     """Raise `UserError` with the known formats if `name` is not one."""
     if name not in FORMATS:
         raise UserError(f"unknown format {name!r} in {place}; known: {', '.join(FORMATS)}")
+
+
+def check_weight_format(name: str, place: str) -> None:
+    """Raise `UserError` with the known formats if `name` is not one that weights can have."""
+    if name in FORMATS and FORMATS[name].of_caches:
+        raise UserError(
+            f"{place} names {name}, which keeps keys and values alone; move it to groups.kv_cache, and take "
+            f"int{FORMATS[name].num_bits} for weights of as many bits"
+        )
+    if name not in FORMATS:
+        raise UserError(f"unknown format {name!r} in {place}; known: {', '.join(WEIGHT_FORMATS)}")

@@ -133,7 +133,7 @@ def test_a_cache_that_no_server_can_be_told_of_is_refused_before_anything_is_mea
     values = {"model": {"path": "m"}, "calibration": {"data": "t.txt"}, "target": "vllm", "formats": ["int4"]}
     groups = (
         Group("a", (Member("a.weight", 8, 64),)),
-        Group("attn.key_value_cache", (), None, (Product("attn.key_value_cache", cached=8, vectors=2),)),
+        Group("attn.key_value_cache", (), None, (Product("attn.key_value_cache", cached=64, vectors=2),)),
     )
     mixed = parse_config({**values, "groups": {"kv_cache": ["fp8_e4m3", "bf16"]}})
     with pytest.raises(UserError, match="attn.key_value_cache is in no numbered block"):
@@ -141,6 +141,11 @@ def test_a_cache_that_no_server_can_be_told_of_is_refused_before_anything_is_mea
     assert search_space(mixed, groups, None).formats[1] == ("fp8_e4m3", "bf16")
     alone = parse_config({**values, "groups": {"kv_cache": ["fp8_e4m3"]}})
     assert search_space(alone, groups, VLLM).formats == (("int4",), ("fp8_e4m3",))
+    narrow = (groups[0], Group("attn.key_value_cache", (), 0, (Product("", cached=56, vectors=2),)))
+    packed = parse_config({**values, "groups": {"kv_cache": ["bf16", "int4_per_token_head"]}})
+    with pytest.raises(UserError, match="attn.key_value_cache has heads of 28 numbers"):
+        search_space(packed, narrow, VLLM)
+    assert search_space(packed, narrow, None).formats[1] == ("int4_per_token_head", "bf16")
 
 
 def test_products_of_activations_are_refused():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from hpcmpq.errors import UserError
-from hpcmpq.formats import FORMATS, check_format
+from hpcmpq.formats import FORMATS, WEIGHT_FORMATS, check_weight_format
 from hpcmpq.settings import Config
 from hpcmpq.tables import table_name
 from hpcmpq.targets import check_quantizer, find_target
@@ -85,7 +85,7 @@ def check_values(config: Config, source: str) -> None:
                 f"{source}: gpu names what target vllm runs on; set target: vllm, or leave out gpu"
             )
         computed_as_measured(config.gpu, config.formats)
-    check_cache_formats(config.groups.kv_cache, config.target, source)
+    check_cache_formats(config.groups.kv_cache, config.target, config.gpu, source)
     ranged = any(FORMATS[name].takes_ranges for name in config.groups.kv_cache)
     if ranged and config.quantizer.activations == "static":
         raise UserError(
@@ -93,15 +93,15 @@ def check_values(config: Config, source: str) -> None:
             "quantizer.activations: dynamic"
         )
     for name in config.quantizer.checkpoints:
-        check_format(name, f"{source}: quantizer.checkpoints")
+        check_weight_format(name, f"{source}: quantizer.checkpoints")
         if FORMATS[name].type != "int" or name not in config.formats:
             raise UserError(
                 f"{source}: quantizer.checkpoints names {name}; it takes integer formats that formats lists"
             )
     if not config.formats:
-        raise UserError(f"{source}: formats is empty; known: {', '.join(FORMATS)}")
+        raise UserError(f"{source}: formats is empty; known: {', '.join(WEIGHT_FORMATS)}")
     for name in config.formats:
-        check_format(name, f"{source}: formats")
+        check_weight_format(name, f"{source}: formats")
     if len(set(config.formats)) != len(config.formats):
         raise UserError(f"{source}: formats names a format twice: {', '.join(config.formats)}")
     for name, value in {

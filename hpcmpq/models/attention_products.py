@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hpcmpq.errors import UserError
 from hpcmpq.models.blocks import block_numbers
-from hpcmpq.models.kv_cache import CACHE, KeyValueCache, check_cached
+from hpcmpq.models.kv_cache import CACHE, KeyValueCache, check_cached, check_widths
 from hpcmpq.models.outputs import forward
 from hpcmpq.settings import GroupsConfig
 from hpcmpq.space import Group, Product
@@ -119,7 +119,7 @@ def with_products(
     for module in dict.fromkeys(modules):
         for name in names:
             products[_add(module, name)] = f"{path_of[module]}.{name}"
-    order, found_products = _watch(model, groups, products, inputs)
+    order, found_products = _watch(model, groups, products, config.kv_cache, inputs)
     found = list(groups)
     layers = [member.parameter for group in groups for member in group.members]
     blocks = block_numbers(model, [*layers, *products.values()])[len(layers) :]
@@ -172,7 +172,11 @@ def _add(module: nn.Module, name: str) -> nn.Module:
 
 
 def _watch(
-    model: nn.Module, groups: tuple[Group, ...], products: dict[nn.Module, str], inputs: dict[str, Tensor]
+    model: nn.Module,
+    groups: tuple[Group, ...],
+    products: dict[nn.Module, str],
+    cached: Sequence[str],
+    inputs: dict[str, Tensor],
 ) -> tuple[dict[str, int], dict[str, Product]]:
     """{group or product: when it first ran}, {product or cache: what one forward pass saw of it}."""
     order: dict[str, int] = {}
@@ -181,8 +185,11 @@ def _watch(
     def run(module: nn.Module, args: tuple[Tensor, ...], output: Any, name: str) -> None:
         order.setdefault(name, len(order))
         if isinstance(module, KeyValueCache):  # [N, heads, T, D]
-            cached = sum(x.shape[1] * x.shape[3] for x in args)
-            found[name] = Product(name, 0, cached, sum(x.shape[1] for x in args))
+            key, value = args
+            check_widths(name, key, value, cached)
+            found[name] = Product(
+                name, 0, sum(x.shape[1] * x.shape[3] for x in args), sum(x.shape[1] for x in args)
+            )
         elif name in found:
             found[name] = Product(name, found[name].macs + output.numel() * args[0].shape[-1])
 

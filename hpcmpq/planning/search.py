@@ -11,7 +11,7 @@ from hpcmpq.settings import Config
 from hpcmpq.space import Group, SearchSpace
 from hpcmpq.targets import Target, narrowed
 from hpcmpq.targets.gpus import computed_as_measured
-from hpcmpq.targets.kv_cache import check_numbered
+from hpcmpq.targets.kv_cache import check_heads, check_numbered
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,9 @@ def search_space(config: Config, groups: tuple[Group, ...], target: Target | Non
         log.info("%d groups are no whole number of quantization groups wide and get fewer formats", partly)
     of_weights = iter(formats)
     cached = tuple(sorted(config.groups.kv_cache, key=lambda name: FORMATS[name].num_bits))
-    if target is not None and len(cached) > 1:
-        check_numbered([group for group in groups if group.is_cache])
+    caches = [group for group in groups if group.is_cache]
+    if target is not None:
+        check_heads(caches, cached)
+        if len(cached) > 1:
+            check_numbered(caches)
     return SearchSpace(groups, tuple(cached if group.is_cache else next(of_weights) for group in groups))

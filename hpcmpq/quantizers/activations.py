@@ -7,7 +7,7 @@ convolution), so that the scale factors out of the sum and a token is rounded al
 `static` takes a maximum that was measured before, and saturates beyond it. Codes are symmetric: int8 uses ±127.
 bf16 and fp32 are plain casts without a scale. Formats of blocks have a dynamic scale for every block of inputs,
 whatever the quantizer says, as their kernels do. In nvfp4 these are fp8 numbers times a scale that all inputs of a
-layer share: with the measured maximum at 6 · 448.
+layer share: with the measured maximum at 6 · 448. Formats of caches are rotated, see `hpcmpq.quantizers.rotated`.
 """
 
 import torch
@@ -18,6 +18,7 @@ from hpcmpq.formats import Format
 from hpcmpq.quantizers.blocks import LARGEST_E4M3, fp8_scale, next_power_of_two
 from hpcmpq.quantizers.floating import LARGEST_E2M1, largest_value, nearest_values
 from hpcmpq.quantizers.integer import nearest_codes
+from hpcmpq.quantizers.rotated import round_rotated
 
 
 def round_activations(
@@ -41,6 +42,8 @@ def round_activations(
         tensor([[127.,   1.,  -3.],
                 [  0.,   0.,   0.]])
     """
+    if format.of_caches:
+        return round_rotated(x)
     value = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     if not format.scaled:
         return nearest_values(value, torch.ones((), dtype=value.dtype, device=x.device), format).to(x.dtype)

@@ -95,14 +95,15 @@ def share_of_increase(findings: Findings) -> list[float | None]:
 
 
 def shown_format(chosen: Format) -> str:
-    """Bits of a plain integer format, else its name.
+    """Bits of a plain integer format and of one that only a cache is in, else its name.
 
     Example:
         >>> from hpcmpq.formats import FORMATS
-        >>> shown_format(FORMATS["int4"]), shown_format(FORMATS["w4a8"])
-        ('4', 'w4a8')
+        >>> [shown_format(FORMATS[name]) for name in ("int4", "w4a8", "int4_per_token_head")]
+        ['4', 'w4a8', '4']
     """
-    return str(chosen.num_bits) if chosen.type == "int" and chosen.activation is None else chosen.name
+    is_plain = chosen.type == "int" and chosen.activation is None
+    return str(chosen.num_bits) if is_plain or chosen.of_caches else chosen.name
 
 
 def nearest(num_bits: int) -> int:

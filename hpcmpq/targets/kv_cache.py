@@ -1,7 +1,8 @@
-"""How vLLM names the formats of its cache of keys and values, and the options that serve a solution of them.
+"""How vLLM names the formats of its cache of keys and values, what it keeps in them, and the options that serve them.
 
 One format beside 16 bits at a time: a server has one for its cache and a list of layers that it leaves alone. Source:
-vLLM 0.32.0, `config/cache.py`; layers by number as `model_executor/layers/attention/attention.py` reads them.
+vLLM 0.32.0, `config/cache.py`; layers by number as `model_executor/layers/attention/attention.py` reads them; sizes of
+heads and GPUs as `v1/attention/backends/triton_attn.py` takes them, the one backend that keeps scales.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,16 +10,29 @@ from collections.abc import Mapping, Sequence
 from hpcmpq.errors import UserError
 from hpcmpq.formats import FORMATS
 from hpcmpq.space import Group
+from hpcmpq.tables import look_up
+from hpcmpq.targets.gpus import GPUS
 
-CACHE_DTYPES = {"w8a8": "int8_per_token_head", "fp8_e4m3": "fp8_per_token_head", "bf16": "auto"}
+CACHE_DTYPES = {
+    "int4_per_token_head": "int4_per_token_head",
+    "w8a8": "int8_per_token_head",
+    "fp8_e4m3": "fp8_per_token_head",
+    "bf16": "auto",
+}
 """{format, whose activations keys and values are rounded to: `--kv-cache-dtype`}."""
+
+LEAST_CAPABILITY = {"fp8_e4m3": 89}
+"""The least compute capability, times ten, of GPUs that keep a format; the others are kept by all of `GPUS`."""
+
+LEAST_HEAD = 32
+"""Numbers of the smallest heads that scales are kept of."""
 
 SCALE_BYTES = 4
 """Of the float32 scale of one token's key or value in one head."""
 
 
-def check_cache_formats(names: Sequence[str], target: str | None, source: str) -> None:
-    """Raise `UserError` unless a server can mix these formats in its cache."""
+def check_cache_formats(names: Sequence[str], target: str | None, gpu: str | None, source: str) -> None:
+    """Raise `UserError` unless a server, on that GPU if one is named, can mix these formats in its cache."""
     for name in names:
         if name not in CACHE_DTYPES:
             raise UserError(
@@ -26,13 +40,18 @@ def check_cache_formats(names: Sequence[str], target: str | None, source: str) -
             )
     if names and (len(set(names)) != len(names) or sum(FORMATS[name].scaled for name in names) > 1):
         raise UserError(
-            f"{source}: groups.kv_cache takes one format of 8 bits and bf16 beside it, as a server does; "
+            f"{source}: groups.kv_cache takes one format of 4 or 8 bits and bf16 beside it, as a server does; "
             f"got {', '.join(names)}"
         )
     if names and target not in (None, "vllm"):
         raise UserError(
             f"{source}: groups.kv_cache is for target vllm, whose options the export prints; leave it out with {target}"
         )
+    for name in names:
+        if gpu is not None and look_up(GPUS, gpu, "gpu") < LEAST_CAPABILITY.get(name, 0):
+            raise UserError(
+                f"{source}: vLLM on gpu {gpu} keeps no cache in {name}; take w8a8 in groups.kv_cache, or another gpu"
+            )
 
 
 def check_numbered(caches: Sequence[Group]) -> None:
@@ -43,6 +62,23 @@ def check_numbered(caches: Sequence[Group]) -> None:
             f"{lost.name} is in no numbered block, so vLLM cannot be told to leave its cache alone; leave bf16 out of "
             "groups.kv_cache"
         )
+
+
+def check_heads(caches: Sequence[Group], names: Sequence[str]) -> None:
+    """Raise `UserError` unless heads are of a size that a server keeps in these formats.
+
+    A float32 scale lies behind every head's numbers, so these have to fill words of 4 bytes.
+    """
+    for name in (name for name in names if FORMATS[name].scaled):
+        whole = 8 * SCALE_BYTES // FORMATS[name].num_bits
+        for group in caches:
+            sizes = [product.cached // product.vectors for product in group.products]
+            size = next((size for size in sizes if size < LEAST_HEAD or size % whole), None)
+            if size is not None:
+                raise UserError(
+                    f"{group.name} has heads of {size} numbers, and vLLM keeps {name} of multiples of {whole} from "
+                    f"{LEAST_HEAD} on; leave {name} out of groups.kv_cache"
+                )
 
 
 def bytes_per_token(group: Group, format_name: str) -> float:

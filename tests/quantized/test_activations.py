@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hpcmpq.errors import UserError
 from hpcmpq.export.fake_quantized import rounded_inputs
-from hpcmpq.formats import FORMATS, Quantizer
+from hpcmpq.formats import FORMATS, WEIGHT_FORMATS, Quantizer
 from hpcmpq.models.groups import find_groups
 from hpcmpq.models.load import load_model
 from hpcmpq.models.outputs import forward
@@ -25,7 +25,7 @@ from tests.models_of_many_kinds import make
 pytestmark = pytest.mark.slow
 
 MIXED = ("int4", "w4a8", "w8a8", "fp8_e4m3", "bf16", "fp32")
-ROUNDING = sorted({FORMATS[name].activation for name in FORMATS} - {None, "nvfp4"})
+ROUNDING = sorted({FORMATS[name].activation for name in WEIGHT_FORMATS} - {None, "nvfp4"})
 QUANTIZER = Quantizer(group_size=8, range="absmax")
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hpcmpq.calibrate.worker import make_worker
-from hpcmpq.formats import FORMATS, Format, Quantizer
+from hpcmpq.formats import FORMATS, WEIGHT_FORMATS, Format, Quantizer
 from hpcmpq.models.load import load_model
 from hpcmpq.models.streaming import load_streamed
 from hpcmpq.plan import Plan
@@ -52,7 +52,7 @@ def refuse(weight_MK: Tensor, format: Format, *others: object) -> QParams:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("name", [name for name, each in FORMATS.items() if each.scaled])
+@pytest.mark.parametrize("name", [name for name in WEIGHT_FORMATS if FORMATS[name].scaled])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_what_is_read_is_what_was_written(tmp_path: Path, name: str, dtype: torch.dtype, symmetric: bool):
     stored, weight_MK = StoredRanges(RunDir(tmp_path), "plan"), weight(dtype)

@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcmpq import quantizers
-from hpcmpq.formats import FORMATS, Quantizer, stored_bits
+from hpcmpq.formats import FORMATS, WEIGHT_FORMATS, Quantizer, stored_bits
 from hpcmpq.quantizers import choose_qparams, decode, encode, fake_quantize
 from hpcmpq.quantizers import ranges as ranges_module
 from hpcmpq.quantizers.integer import code_limits
 
-INTEGERS = [name for name in FORMATS if name.startswith("int")]
+INTEGERS = [name for name in WEIGHT_FORMATS if name.startswith("int")]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 # Scales of ggml are float16, which no weights of any magnitude fit: test_super_blocks.py has their properties.
-PLAIN = [name for name, format in FORMATS.items() if format.type != "ggml"]
+PLAIN = [name for name in WEIGHT_FORMATS if FORMATS[name].type != "ggml"]
 formats = st.sampled_from(PLAIN).map(FORMATS.__getitem__)
 integer_formats = st.sampled_from(INTEGERS).map(FORMATS.__getitem__)
 configs = st.builds(
