@@ -198,7 +198,8 @@ def read_findings(run: RunDir) -> Findings:
     if frontier is not None and not is_drawn_for(frontier, plan):
         frontier = None
         missing["frontier"] = (
-            f"frontier.json belongs to another plan or fewer measured options; run `hpcmpq frontier {run.path}` again."
+            "frontier.json belongs to another plan, fewer measured options or other times; run "
+            f"`hpcmpq frontier {run.path}` again."
         )
     interactions = bool(measured.quad_PP.any())
     return Findings(

@@ -1,14 +1,18 @@
 """What each stage took: wall time, and the work behind it as far as its artefacts say."""
 
+import logging
 from collections.abc import Callable
 
 from hpcmpq.report.display import show, show_operations
 from hpcmpq.report.findings import Findings
 from hpcmpq.report.tables import Column, Table, share_of
 from hpcmpq.store.attempts import failures, read_processes_of, unit_seconds
+from hpcmpq.store.jobs_file import read_submissions
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.of_solution import read_cost
 from hpcmpq.wording import show_bytes
+
+log = logging.getLogger(__name__)
 
 
 def stage_table(findings: Findings) -> Table:
@@ -36,11 +40,17 @@ def stage_table(findings: Findings) -> Table:
 
 
 def usage_table(findings: Findings) -> Table | None:
-    """What Slurm accounted for each job, from RUN/usage.json; None where nobody asked."""
-    path = findings.run.file("usage.json")
+    """What Slurm accounted for each job, from RUN/usage.json; None where nobody asked, or of jobs of another run."""
+    path, command = findings.run.file("usage.json"), f"hpcmpq status {findings.run.path} --usage"
     if not path.exists():
         return None
-    values = read_json(path, f"hpcmpq status {findings.run.path} --usage")
+    values = read_json(path, command)
+    submitted = {
+        number for submission in read_submissions(findings.run) for number in submission["jobs"].values()
+    }
+    if not all(job["number"] in submitted for job in values["jobs"]):
+        log.warning("%s is of jobs that were not submitted for this run; run `%s` to ask anew", path, command)
+        return None
     names = (
         "job",
         "starts",

@@ -80,6 +80,7 @@ _MEMBER = {
 }
 _GROUP = {"name": str, "members": [_MEMBER], "block": _WHOLE_OR_NONE, "products": [dict]}
 _UNIT = {"id": str, **dict.fromkeys(("group_start", "group_stop", "sample_start", "sample_stop"), int)}
+_TIMING = {"seconds": _NUMBER, "finished": str, "fingerprint": _TEXT_OR_NONE}
 _STAGES_WITH_PEAKS = ("round", "refine", "reround", "evaluate", "export", "solve")
 _PROOF_LINE = {
     **dict.fromkeys(("node", "steps", "dimension", "rank", "options"), int),
@@ -125,6 +126,7 @@ KINDS: dict[str, ArtefactKind] = {
         "fingerprint": str,
         "num_options": int,
         "planned_solver": _SOLVER,
+        "times": _TEXT_OR_NONE,
     },
     "time.json": {
         "fingerprint": str,
@@ -166,8 +168,8 @@ KINDS: dict[str, ArtefactKind] = {
         "shared": [_NUMBER],
         "round": str,
     },
-    "timings/": {"seconds": _NUMBER, "finished": str},
-    "timings.json": {EACH: {"seconds": _NUMBER, "finished": str}},
+    "timings/": _TIMING,
+    "timings.json": {EACH: _TIMING},
 }
 """{name of an artefact, or of the folder of several: kind of its object}."""
 

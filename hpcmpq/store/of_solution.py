@@ -33,7 +33,7 @@ def read_cost(run: RunDir, plan: Plan) -> dict[str, Any] | None:
 
 
 def read_frontier(run: RunDir, plan: Plan) -> dict[str, Any] | None:
-    """`frontier.json`, or None where there is none of this plan and all options that it measures by now.
+    """`frontier.json`, or None where there is none of this plan and all options and times that it measures by now.
 
     Raises:
         DamagedFile: If it is damaged.
@@ -43,9 +43,18 @@ def read_frontier(run: RunDir, plan: Plan) -> dict[str, Any] | None:
 
 
 def is_drawn_for(frontier: Mapping[str, Any], plan: Plan) -> bool:
-    """Whether `frontier.json` is of a plan and all that it measures by now: of a screened run options become more."""
-    own = {"fingerprint": plan.fingerprint, "num_options": plan.space.num_options}
+    """Whether `frontier.json` is of a plan and all that it measures by now: of a screened run options become more, and
+    times that latencies are priced by may have been measured anew.
+    """
+    own: dict[str, Any] = {"fingerprint": plan.fingerprint, "num_options": plan.space.num_options}
+    if "times" in frontier:
+        own["times"] = times_id(plan)
     return all(frontier.get(name, value) == value for name, value in own.items())
+
+
+def times_id(plan: Plan) -> str | None:
+    """A name of the measured times that the plan's latencies are priced by; None without any."""
+    return None if plan.times is None else content_hash(plan.times)[:16]
 
 
 def read_evaluation(run: RunDir, solution: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -12,7 +13,7 @@ from hpcmpq.errors import UserError
 from hpcmpq.report.findings import read_findings
 from hpcmpq.report.stages import usage_table
 from hpcmpq.slurm.usage import read_usage
-from hpcmpq.store.json_files import write_json
+from hpcmpq.store.json_files import read_json, write_json
 from hpcmpq.store.run_dir import RunDir
 from tests.synthetic_run import write_run
 
@@ -77,6 +78,24 @@ def test_command_prints_and_keeps_it_for_the_report(run: RunDir):
     table = usage_table(read_findings(run))
     assert table is not None and [row[0] for row in table.rows] == ["calibrate", "solve", "finish"]
     assert table.rows[0][-1] == "time=01:30:00 mem=8G"
+
+
+@pytest.mark.parametrize(
+    "submissions", [[{"jobs": {"calibrate": "1007", "solve": "1008"}}], []], ids=["other jobs", "none"]
+)
+def test_what_jobs_of_another_run_used_is_not_reported_as_this_ones(
+    run: RunDir, submissions: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+):
+    read_usage(run)
+    earlier = read_json(run.jobs_path, "")["submissions"]
+    write_json(run.jobs_path, {"submissions": [*earlier, *submissions]})
+    assert usage_table(read_findings(run)) is not None, "of an earlier submission of this run"
+    write_json(run.jobs_path, {"submissions": submissions})
+    assert usage_table(read_findings(run)) is None
+    assert (
+        f"usage.json is of jobs that were not submitted for this run; run `hpcmpq status {run.path} --usage`"
+        in caplog.text
+    )
 
 
 def test_no_accounting_and_no_jobs_are_sentences(run: RunDir, tmp_path: Path):

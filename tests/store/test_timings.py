@@ -1,5 +1,6 @@
 """Stages that end at once all find their way into RUN/timings.json."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hpcmpq.store import timings
 from hpcmpq.store.json_files import read_json, write_artefact, write_json
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.timings import keep_timing, read_timings
+from tests.synthetic_run import write_run
 
 
 def stages(run: RunDir) -> set[str]:
@@ -63,3 +65,21 @@ def test_times_of_earlier_versions_stay_and_damaged_ones_are_left_out(tmp_path: 
         assert set(read_timings(run)) == {"solve"}
     damaged.write_bytes((run.file("timings") / "solve.json").read_bytes())
     assert set(read_timings(run)) == {"solve"}, "a time under the name of another stage is none"
+
+
+def test_times_of_another_plan_are_none_of_this_one(tmp_path: Path):
+    run, other = (write_run(tmp_path / name) for name in ("run", "other"))
+    plan = read_json(other.plan_path, "")
+    write_artefact(other.plan_path, {**plan, "fingerprint": "another"})
+    keep_timing(run, "solve", 1.0, "now")
+    keep_timing(other, "solve", 5.0, "now")
+    keep_timing(other, "refine", 6.0, "now")
+    for name in ("timings.json", "timings/solve.json", "timings/refine.json"):
+        shutil.copy(other.file(name), run.file(name))
+    assert not read_timings(run)
+    keep_timing(run, "reduce", 2.0, "now")
+    assert stages(run) == set(read_timings(run)) == {"reduce"}
+    assert {name: entry["seconds"] for name, entry in read_timings(other).items()} == {
+        "solve": 5.0,
+        "refine": 6.0,
+    }

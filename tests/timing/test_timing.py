@@ -22,11 +22,13 @@ from hpcmpq.quantized.input_rounding import round_operands
 from hpcmpq.settings import GroupsConfig, SolverConfig
 from hpcmpq.solve.costs.latency import latency_costs, mac_time_cost, original_latency_s
 from hpcmpq.solve.formulate import plan_costs
+from hpcmpq.solve.frontier import frontier
 from hpcmpq.solve.largest_gain import LossLimit, largest_gain, loss_limit, maximize
 from hpcmpq.solve.stage import solve
 from hpcmpq.solvers.least_cost import least_cost
 from hpcmpq.space import Group, Member, SearchSpace
 from hpcmpq.store.json_files import read_json, write_json
+from hpcmpq.store.of_solution import read_frontier
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.timing import kernels, measure_times, stage
@@ -452,6 +454,34 @@ def test_a_latency_budget_needs_times_and_then_holds(tmp_path: Path):
     assert "int2" not in values["assignment"].values(), "int2 has no kernel"
     assert "latency_s" not in values["uniform"]["int2"]["costs"]
     assert values["uniform"]["int4"]["costs"]["latency_s"] == pytest.approx(0.01 + 28 * 4e-3)
+
+
+@pytest.mark.parametrize(
+    ("cost", "limits", "others"),
+    [("latency_s", [0.1, 0.15], {}), ("weight_bits", [4.0, 5.0], {"prefill_s": 0.2})],
+    ids=["over times", "within times"],
+)
+def test_a_frontier_of_earlier_times_is_none_of_these(
+    tmp_path: Path, cost: str, limits: list[float], others: dict[str, float]
+):
+    run = timed_synthetic_run(tmp_path / "run")
+    settings = SolverConfig(time_limit_s=0.5)
+    frontier(run, cost, np.array(limits), others, settings, lambda *_: None)
+    assert read_frontier(run, read_plan(run)) is not None
+    times = json.loads(run.time_path.read_text())
+    times["phases"]["prefill"]["shared_s"] = 0.02
+    write_json(run.time_path, times)
+    assert read_frontier(run, read_plan(run)) is None
+    run.time_path.unlink()
+    assert read_frontier(run, read_plan(run)) is None
+
+
+def test_a_frontier_without_latencies_outlasts_new_times(tmp_path: Path):
+    run = timed_synthetic_run(tmp_path / "run")
+    settings = SolverConfig(time_limit_s=0.5)
+    frontier(run, "weight_bits", np.array([4.0, 5.0]), {}, settings, lambda *_: None)
+    run.time_path.unlink()
+    assert read_frontier(run, read_plan(run)) is not None
 
 
 def test_times_of_another_plan_are_not_used(tmp_path: Path):
