@@ -221,8 +221,8 @@ def export(run: RunDir, name: str | None = None, verify: bool = True) -> dict[st
     """
     from hpcmpq.export import export as export_run
 
-    names = [name] if name else ["fake_quantized"]
-    if not name and (target := read_plan(run).config.target):
+    names = ["fake_quantized" if name is None else name]
+    if name is None and (target := read_plan(run).config.target):
         names.append(find_target(target).export)
     with stage(run, "export"):
         lines = {each: export_run(run, each, verify) for each in names}

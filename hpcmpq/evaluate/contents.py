@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpcmpq.errors import UserError
+from hpcmpq.evaluate.engines import ENGINES
 from hpcmpq.evaluate.parts import DataPart, Part
 from hpcmpq.evaluate.tasks import make_task
 from hpcmpq.evaluate.tasks.harness import HarnessTask
@@ -16,6 +17,7 @@ from hpcmpq.store.measured_losses import kept_codes
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.solution_file import read_solution
+from hpcmpq.tables import look_up
 
 MODELS = ("original", "quantized", "uniform")
 
@@ -55,6 +57,8 @@ def contents_of(run: RunDir, engine: str | None) -> Contents:
     """
     plan, solution = read_plan(run), read_solution(run)
     config = plan.config
+    engine = config.evaluation.engine if engine is None else engine
+    look_up(ENGINES, engine, "engine")  # before data are read
     uniform_format = baseline_format(solution)
     uniform = plan.space.uniform(uniform_format)
     models: dict[str, Assignment] = dict(
@@ -62,7 +66,6 @@ def contents_of(run: RunDir, engine: str | None) -> Contents:
     )
     data = make_data(plan)
     tasks = [make_task(task, config) for task in config.evaluation.tasks]
-    engine = engine or config.evaluation.engine
     content = content_hash(
         [
             plan.fingerprint,

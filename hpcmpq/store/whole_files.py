@@ -78,10 +78,12 @@ def replacing_directory(directory: Path) -> Iterator[Path]:
     exchanges directories by a portable call.
 
     Raises:
-        UserError: If there is no room or permission, with the reason.
+        UserError: If there is no room or permission, or a file has the name, with the reason.
     """
     attempt, old = _beside(directory), _beside(directory)
     try:
+        if directory.exists() and not directory.is_dir():
+            raise FileExistsError(errno.EEXIST, "a file has that name")
         attempt.mkdir(parents=True)
         yield attempt
         for path in (*attempt.rglob("*"), attempt):

@@ -138,6 +138,15 @@ def test_a_model_that_the_target_cannot_describe_is_refused(command, config, mod
     assert "not 'gpt2'" in error
 
 
+@pytest.mark.parametrize(("stage", "option"), [("export", "--format"), ("evaluate", "--engine")])
+def test_an_empty_name_is_no_default(command, tmp_path, stage, option):
+    """As of a variable that a script did not set; `hpcmpq evaluate` would measure with the config's engine."""
+    run = write_run(tmp_path / "run")
+    status, error = command(stage, run.path, option, "")
+    assert status == 2
+    assert "unknown e" in error and "''; known: " in error
+
+
 def test_a_config_without_budgets_is_questioned(command, config, tmp_path):
     status, error = command("plan", config(budgets={}), "--run-dir", tmp_path / "run")
     assert status == 0

@@ -155,6 +155,17 @@ def test_of_two_directories_at_once_the_last_stays(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_in_the_place_of_a_directory_stays(tmp_path):
+    path = tmp_path / "checkpoint"
+    path.write_text("mine")
+    refused = pytest.raises(
+        UserError, match="checkpoint: a file has that name; move away what stands in its place"
+    )
+    with refused, replacing_directory(path):
+        pytest.fail("it is said before anything is written")
+    assert path.read_text() == "mine" and not partials(tmp_path)
+
+
 def test_full_disk_leaves_the_old_directory_and_nothing_else(tmp_path):
     path = tmp_path / "checkpoint"
     path.mkdir()

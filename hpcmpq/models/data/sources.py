@@ -202,7 +202,7 @@ def _tensor(value: Any, place: str) -> Tensor:
     if tensor.is_complex():
         raise UserError(f"{place} holds complex numbers; give real ones")
     if tensor.numel() == 0:
-        raise UserError(f"{place} is an empty array of shape {list(tensor.shape)}")
+        raise UserError(f"{place} is an empty array of shape {list(tensor.shape)}; give one with samples")
     if tensor.is_floating_point():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{place} holds NaN or infinite values; clean it")
