@@ -1,5 +1,6 @@
 """`hpcmpq frontier`: the whole trade-off curve."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -47,3 +48,12 @@ def frontier(
         return limits.frontier(
             RunDir(run_dir), cost, start, stop, step, others, solver, time_limit, on_point=on_point
         )
+
+
+def coarse_frontier(run_dir: Path) -> None:
+    """The curve that a whole run draws."""
+    console.title("frontier")
+    with console.counter("frontier", "points") as on_point:
+        why_none = limits.coarse_frontier(RunDir(run_dir), on_point)
+    if why_none is not None:
+        console.say(f"frontier skipped: {why_none}")

@@ -4,13 +4,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hpcmpq.api import limits, stages
+from hpcmpq.api import stages
 from hpcmpq.cli import arguments, console, predictions, run_summary, several, summaries
 from hpcmpq.cli.app import command
 from hpcmpq.cli.first_config import config_of
 from hpcmpq.errors import UserError
 from hpcmpq.executors import Executor, open_executor
 from hpcmpq.executors.world import ALONE, World, find_world
+from hpcmpq.solve.costs.latency import lacks_times
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.of_solution import VERIFICATION, read_proof
 from hpcmpq.store.plan_file import read_plan
@@ -30,23 +31,30 @@ def run(
     """Every stage from plan to report. The same command resumes.
 
     Of a model directory or a GGUF file with --data, the config that `hpcmpq init` would write is kept in
-    RUN/config.yaml and printed.
+    RUN/config.yaml and printed. For a budget on a time, such as latency_s, this machine's times are measured first,
+    unless `hpcmpq time` has.
     """
     # After this file: --help lists commands as they come.
+    from hpcmpq.cli.frontier import coarse_frontier
     from hpcmpq.cli.refined import refine_on, reround_on
+    from hpcmpq.solve.feasibility import check_solvable
 
     with open_executor(executor, workers) as pool:
         if pool is None:
             return None  # this process served the units of another
         plan(config_of(config, run_dir, data, budget or []), run_dir)
+        planned = read_plan(RunDir(run_dir))
+        if lacks_times(planned):
+            time(run_dir)
+            check_solvable(read_plan(RunDir(run_dir)))
         _calibrate(run_dir, pool)
         reduce(run_dir)
         solve(run_dir)
-        if read_plan(RunDir(run_dir)).config.calibration.held_out:
+        if planned.config.calibration.held_out:
             refine_on(run_dir, pool)
         else:
             console.say("refine skipped: calibration.held_out is 0")
-        if read_plan(RunDir(run_dir)).config.rounds_again:
+        if planned.config.rounds_again:
             reround_on(run_dir, pool)
         coarse_frontier(run_dir)
         export(run_dir)
@@ -217,15 +225,6 @@ def report(run_dir: arguments.RunPath) -> dict[str, Any]:
     path = stages.report(RunDir(run_dir))
     console.say(f"report in {path}")
     return {"report": path}
-
-
-def coarse_frontier(run_dir: Path) -> None:
-    """The curve that a whole run draws."""
-    console.title("frontier")
-    with console.counter("frontier", "points") as on_point:
-        why_none = limits.coarse_frontier(RunDir(run_dir), on_point)
-    if why_none is not None:
-        console.say(f"frontier skipped: {why_none}")
 
 
 def _calibrate(

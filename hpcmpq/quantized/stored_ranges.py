@@ -8,6 +8,7 @@ for itself and nobody waits, so nothing depends on who was first; on one kind of
 import hashlib
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,8 @@ class StoredRanges:
     def read(self, member: Member, format_name: str, like: Tensor) -> QParams | None:
         """What a format chooses for a whole weight, on the device of `like`, some rows of it; None if nobody has yet.
 
-        A file that is damaged, or of another plan, counts for nothing: what it should hold is chosen again.
+        A file that is damaged is removed, and one of another plan counts for nothing: what it should hold is chosen
+        again.
         """
         path = self._path(member, like.dtype)
         if not path.exists():
@@ -62,6 +64,8 @@ class StoredRanges:
             arrays, attributes = read_h5_group(path, format_name, "hpcmpq calibrate")
         except DamagedFile:
             _log.warning("%s is damaged; choosing its ranges again", path)
+            with suppress(OSError):  # whoever begins next stores them again
+                path.unlink(missing_ok=True)
             return None
         is_of = self._attributes(member, like.dtype).items() <= attributes.items()
         if not is_of or f"{format_name}/scale" not in arrays:
@@ -72,7 +76,8 @@ class StoredRanges:
         return {"fingerprint": self.fingerprint, "parameter": member.parameter, "dtype": str(dtype)}
 
     def _path(self, member: Member, dtype: torch.dtype) -> Path:
-        name = hashlib.sha256(f"{member.parameter} {dtype}".encode()).hexdigest()[:16]
+        key = f"{self.fingerprint} {member.parameter} {dtype}"
+        name = hashlib.sha256(key.encode()).hexdigest()[:16]
         return self.run.path / "ranges" / f"{name}.h5"
 
 

@@ -18,7 +18,7 @@ TIME_LIMIT_S = 5.0
 def check_solvable(plan: Plan) -> None:
     """Check the solver, the constraints and the budgets that a config names, before anything is measured.
 
-    Budgets on times are left out: `hpcmpq time` measures them later.
+    Budgets on times are left out as long as `hpcmpq time` has measured none.
 
     Raises:
         UserError: If the solver, a budget or a format is unknown, or a pattern matches no group.
@@ -26,7 +26,11 @@ def check_solvable(plan: Plan) -> None:
     """
     settings = plan.config.solver
     make_solver(settings.name)
-    budgets = {name: limit for name, limit in plan.config.budgets.items() if name not in LATENCY_NAMES}
+    budgets = {
+        name: limit
+        for name, limit in plan.config.budgets.items()
+        if plan.times is not None or name not in LATENCY_NAMES
+    }
     num_options = plan.space.num_options
     zero_PP = np.broadcast_to(0.0, (num_options, num_options))
     problem = constrained(plan, np.zeros(num_options), zero_PP, budgets, settings)

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tests.calling import ROOT, Call, status_of
+from tests.executors.tiny_model import write_config
 
 pytestmark = pytest.mark.slow
 
@@ -54,3 +55,21 @@ def test_wrong_gains_and_limits_are_named(call: Call, calibrated: Path):
     wrong = call("solve", calibrated, "--maximize", "speed", "--max-loss-mse", "0.1")
     assert wrong.status == 2
     assert "time_gain" in wrong.err
+
+
+def test_a_whole_run_within_a_time_measures_times_before_all_else(call: Call, tmp_path: Path):
+    text = write_config(tmp_path / "config.yaml").read_text()
+    values = yaml.safe_load(text.replace("[int2, int4]", "[int2, bf16]"))  # one that has kernels
+    values |= {"budgets": {"latency_s": 1e-9}, "timing": {"rounds": 2}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    words = ("run", tmp_path / "config.yaml", "--run-dir", tmp_path / "run", "--workers", 1)
+    ended = call(*words)
+    assert ended.status == 3, ended.err  # no assignment is as fast
+    assert not list((tmp_path / "run").glob("shards/*"))
+    values["budgets"] = {"latency_s": 100.0}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    before = (tmp_path / "run" / "time.json").read_bytes()
+    ended = call(*words)
+    assert ended.status == 0, ended.err
+    assert "latency_s" in json.loads((tmp_path / "run" / "solution.json").read_text())["costs"]
+    assert (tmp_path / "run" / "time.json").read_bytes() == before

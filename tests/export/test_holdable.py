@@ -1,6 +1,7 @@
 """What an export refuses whatever is solved, planning refuses or says, before anything is measured."""
 
 import logging
+import sys
 
 import pytest
 import torch
@@ -67,6 +68,18 @@ def test_tensors_that_llama_cpp_has_no_place_for_are_refused_by_plan(tmp_path, m
         UserError, match=r"no place for model\.layers\.1\.mlp\.up_proj\.weight; use another export"
     ):
         plan_run(tmp_path, llama(), target="llama_cpp", formats=["int4"], quantizer={"group_size": 32})
+
+
+def test_planning_for_llama_cpp_needs_no_package(tmp_path, caplog, monkeypatch):
+    """A machine that plans and measures need not be the one that exports."""
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    run, plan = plan_run(
+        tmp_path, llama(), target="llama_cpp", formats=["int4"], quantizer={"group_size": 32}
+    )
+    assert "only the export sees whether llama.cpp has a place" in caplog.text
+    solve_by_turns(run, plan)
+    with pytest.raises(UserError, match="needs the package gguf"):
+        export(run, "gguf")
 
 
 @pytest.mark.parametrize("model", ["Llama", "Lfm2", "Mixtral", "GPT2", "joined"])

@@ -101,6 +101,18 @@ def test_a_damaged_file_is_said_and_counts_for_nothing(tmp_path: Path, caplog: p
         path.write_bytes(bad)
         assert stored.read(MEMBER, "int4", weight_MK) is None
         assert "choosing its ranges again" in caplog.text
+        assert not stored.is_there(MEMBER, torch.float32), "who begins next would not store them"
+
+
+def test_files_of_another_plan_do_not_stand_in_the_way(tmp_path: Path):
+    """Planned again with another quantizer, or the next round of a screened run."""
+    run, weight_MK = RunDir(tmp_path), weight()
+    chosen = choose_qparams(weight_MK, FORMATS["int4"], Quantizer())
+    StoredRanges(run, "before").write(MEMBER, torch.float32, {"int4": chosen})
+    stored = StoredRanges(run, "plan")
+    assert not stored.is_there(MEMBER, torch.float32)
+    stored.write(MEMBER, torch.float32, {"int4": chosen})
+    assert stored.read(MEMBER, "int4", weight_MK) is not None
 
 
 @pytest.mark.parametrize("name", ["int3", "fp8_e4m3", "q4_k"])

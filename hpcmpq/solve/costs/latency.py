@@ -10,11 +10,17 @@ from typing import Any
 import numpy as np
 
 from hpcmpq.formats import FORMATS
+from hpcmpq.plan import Plan
 from hpcmpq.problem import Cost, CostTerm
 from hpcmpq.space import SearchSpace
 
 LATENCY_NAMES = ("latency_s", "prefill_s", "decode_s", "batch_s")
 """Costs that exist once `hpcmpq time` has run, as far as the model has such a phase."""
+
+
+def lacks_times(plan: Plan) -> bool:
+    """Whether the config has a budget on a time and none were measured for the plan."""
+    return plan.times is None and any(name in LATENCY_NAMES for name in plan.config.budgets)
 
 
 def latency_costs(space: SearchSpace, times: Mapping[str, Any]) -> list[Cost]:
