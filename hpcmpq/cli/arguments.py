@@ -27,7 +27,7 @@ def as_in_tables(value: str | None) -> str | None:
 
 
 RunPath = Annotated[Path, _run_argument("RUN", "The run directory.")]
-RunPaths = Annotated[list[Path], _run_argument("RUN [RUN ...]", "The run directory, or several.")]
+RunPaths = Annotated[list[Path], _run_argument("RUN", "The run directory, or several.")]
 ConfigPath = Annotated[
     Path,
     typer.Argument(
