@@ -1,7 +1,7 @@
 """Arguments and options of the command line, with their help."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from typer.models import ArgumentInfo
@@ -11,6 +11,20 @@ from hpcmpq.errors import UserError
 from hpcmpq.export import EXPORTERS
 from hpcmpq.tables import table_name
 
+T = TypeVar("T", Path, list[Path], Path | None)
+
+
+def _no_file(given: T) -> T:
+    """Refuse the name of a file where a run directory is meant.
+
+    Raises:
+        UserError: Naming it.
+    """
+    for path in given if isinstance(given, list) else [given]:
+        if path is not None and path.is_file():
+            raise UserError(f"{path} is a file; give a run directory")
+    return given
+
 
 def _run_argument(metavar: str, help_text: str) -> ArgumentInfo:
     return typer.Argument(
@@ -18,6 +32,7 @@ def _run_argument(metavar: str, help_text: str) -> ArgumentInfo:
         help=help_text,
         show_default=False,
         autocompletion=completion.run_directories,
+        callback=_no_file,
     )
 
 
@@ -46,7 +61,11 @@ ConfigOrModel = Annotated[
 RunOption = Annotated[
     Path,
     typer.Option(
-        "--run-dir", metavar="RUN", help="The run directory.", autocompletion=completion.run_directories
+        "--run-dir",
+        metavar="RUN",
+        help="The run directory.",
+        autocompletion=completion.run_directories,
+        callback=_no_file,
     ),
 ]
 RunOrNone = Annotated[
@@ -56,6 +75,7 @@ RunOrNone = Annotated[
         metavar="RUN",
         help="The run directory; needed without --dry.",
         autocompletion=completion.run_directories,
+        callback=_no_file,
     ),
 ]
 PlannedConfig = Annotated[

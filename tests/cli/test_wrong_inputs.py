@@ -230,6 +230,17 @@ def test_a_run_directory_that_cannot_be_written(command, config, tmp_path):
     assert "cannot write" in error
 
 
+@pytest.mark.parametrize("words", ["plan CONFIG --run-dir", "status", "evaluate", "report", "compare"])
+def test_a_file_in_place_of_a_run_directory(words, command, config, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    given = [config() if word == "CONFIG" else word for word in words.split()]
+    rest = [tmp_path / "other"] if words == "compare" else []
+    status, error = command(*given, tmp_path / "file", *rest)
+    assert status == 2
+    assert "file is a file; give a run directory" in error
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 def test_a_run_directory_of_another_config(command, config, tmp_path):
     run = tmp_path / "run"
     assert command("plan", config(), "--run-dir", run)[0] == 0
