@@ -120,12 +120,15 @@ class MpiPool:
         """See `hpcmpq.executors.desk.DeskPool.hand_out`.
 
         Tasks go to idle ranks in the order in which these became idle, so the desk is told what the next one has; were
-        it another rank, it would load another run's model, no more.
+        it another rank, it would load another run's model, no more. What the only idle rank has left
+        waits until another is idle too: it would get the same unit again, and two ranks could do so forever, each with
+        what the other may measure.
         """
         idle: deque[Backlog | None] = deque([None] * self.num_workers)
         ended: SimpleQueue[Future[Reply]] = SimpleQueue()
+        resting = False
         while True:
-            while idle and (handed := desk.take(idle[0])) is not None:
+            while not resting and idle and (handed := desk.take(idle[0])) is not None:
                 if len(self.broken) >= self.num_workers:
                     raise UserError(f"all ranks have lost their GPUs, the last one by {self.broken[-1]}")
                 (backlog, unit), held = handed, idle.popleft()
@@ -145,7 +148,9 @@ class MpiPool:
                 log.warning("a rank has lost its GPU and measures no more: %s", reply.error)
             if reply.left or (reply.start and reply.broken):
                 backlog.put_back(unit)
+                resting = bool(self.running) and len(idle) == 1
                 continue
+            resting = False
             try:
                 if reply.start and reply.error is not None:
                     sys.stderr.write(reply.traceback)
