@@ -1,39 +1,15 @@
 """Arguments and options of the command line, with their help."""
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
-from typer.models import ArgumentInfo
 
 from hpcmpq.cli import completion
+from hpcmpq.cli.run_argument import no_file, run_argument
 from hpcmpq.errors import UserError
 from hpcmpq.export import EXPORTERS
 from hpcmpq.tables import table_name
-
-T = TypeVar("T", Path, list[Path], Path | None)
-
-
-def _no_file(given: T) -> T:
-    """Refuse the name of a file where a run directory is meant.
-
-    Raises:
-        UserError: Naming it.
-    """
-    for path in given if isinstance(given, list) else [given]:
-        if path is not None and path.is_file():
-            raise UserError(f"{path} is a file; give a run directory")
-    return given
-
-
-def _run_argument(metavar: str, help_text: str) -> ArgumentInfo:
-    return typer.Argument(
-        metavar=metavar,
-        help=help_text,
-        show_default=False,
-        autocompletion=completion.run_directories,
-        callback=_no_file,
-    )
 
 
 def as_in_tables(value: str | None) -> str | None:
@@ -41,8 +17,8 @@ def as_in_tables(value: str | None) -> str | None:
     return None if value is None else table_name(value)
 
 
-RunPath = Annotated[Path, _run_argument("RUN", "The run directory.")]
-RunPaths = Annotated[list[Path], _run_argument("RUN", "The run directory, or several.")]
+RunPath = Annotated[Path, run_argument("RUN", "The run directory.")]
+RunPaths = Annotated[list[Path], run_argument("RUN", "The run directory, or several.")]
 ConfigPath = Annotated[
     Path,
     typer.Argument(
@@ -65,7 +41,7 @@ RunOption = Annotated[
         metavar="RUN",
         help="The run directory.",
         autocompletion=completion.run_directories,
-        callback=_no_file,
+        callback=no_file,
     ),
 ]
 RunOrNone = Annotated[
@@ -75,7 +51,7 @@ RunOrNone = Annotated[
         metavar="RUN",
         help="The run directory; needed without --dry.",
         autocompletion=completion.run_directories,
-        callback=_no_file,
+        callback=no_file,
     ),
 ]
 PlannedConfig = Annotated[
@@ -259,8 +235,8 @@ DataFile = Annotated[
         "--data", metavar="FILE", help="Calibration data: text, JSONL with a field text, .npy or .npz."
     ),
 ]
-FirstRun = Annotated[Path, _run_argument("RUN_A", "A run directory.")]
-SecondRun = Annotated[Path, _run_argument("RUN_B", "Another one.")]
+FirstRun = Annotated[Path, run_argument("RUN_A", "A run directory.")]
+SecondRun = Annotated[Path, run_argument("RUN_B", "Another one.")]
 
 
 def parse_part(text: str) -> tuple[int, int]:
