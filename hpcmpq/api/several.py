@@ -99,7 +99,7 @@ def check_together(runs: Sequence[RunDir]) -> None:
     """
     found: dict[Path, RunDir] = {}
     of_paths: dict[tuple[str, ...], RunDir] = {}
-    models: set[str | None] = set()
+    models: set[str] = set()
     for run in runs:
         if run.path.resolve() in found:
             raise UserError(f"{run.path} is given twice; give each run directory once")
@@ -110,7 +110,8 @@ def check_together(runs: Sequence[RunDir]) -> None:
             named = (config.model.factory, config.calibration.data, config.evaluation.data)
             if any(name is not None and is_factory(name) for name in named):
                 of_paths.setdefault(plan.import_paths, run)
-            models.add(config.model.path)
+            if config.model.path is not None:
+                models.add(config.model.path)
     if len(models) > 1 and COPY in os.environ:
         raise UserError(
             f"{COPY} is a copy of one model, and the runs have {len(models)}; unset it, or name copies in "

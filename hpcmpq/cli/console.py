@@ -69,7 +69,8 @@ def progress_of(
 ) -> Iterator[Callable[[str, str, UnitOutcome, int, int], None]]:
     """A bar for each of several runs and one over all; yields what takes (name, stage, outcome, done, total).
 
-    Over all counts what is known: of a run that has not begun nothing, and of its stages the present one.
+    Over all counts what is known: of a run that has not begun nothing, and of its stages the present one. Bars of runs
+    of which nothing was told are gone in the end.
     """
     counts: dict[str, tuple[int, int]] = {}
     everything = "all runs"
@@ -90,8 +91,8 @@ def progress_of(
                 shown.console.print(told, soft_wrap=True, markup=False)
 
         yield update
-    if not counts:
-        say(f"every {unit} is done already")
+        for name, task in tasks.items():
+            shown.update(task, visible=name in counts or (name == everything and bool(counts)))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from hpcmpq.cli.json_output import Reported
 from hpcmpq.errors import DamagedFile, UserError
 from hpcmpq.executors import open_executor
 from hpcmpq.executors.desk import SEVERAL, DeskPool
+from hpcmpq.plan import UnitOutcome
 from hpcmpq.store.run_dir import RunDir
 
 
@@ -33,10 +34,18 @@ def calibrate(
             return None
         console.title("calibrate")
         with console.progress_of([str(run.path) for run in runs], "unit") as shown:
-            errors = calibrate_several(
-                runs, cast(DeskPool, pool), lambda run, *told: shown(str(run.path), *told), part, at_most
-            )
+            measured: set[RunDir] = set()
+
+            def seen(run: RunDir, stage: str, outcome: UnitOutcome, done: int, total: int) -> None:
+                measured.add(run)
+                shown(str(run.path), stage, outcome, done, total)
+
+            errors = calibrate_several(runs, cast(DeskPool, pool), seen, part, at_most)
     values = {str(run.path): _standing(run, errors.get(run)) for run in runs}
+    for run in runs:
+        own = values[str(run.path)]
+        if run not in errors and run not in measured and own["num_done"] == own["num_units"]:
+            console.say(f"{run.path}: every unit is done already")
     if errors:
         told = "; ".join(f"{run.path}: {error}" for run, error in errors.items())
         raise Reported(f"{len(errors)} of {len(runs)} runs failed, {told}", {"runs": values})

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hpcmpq.errors import Infeasible, UserError
+from hpcmpq.errors import Infeasible, UserError, in_words
 from hpcmpq.executors.backlog import Backlog
 from hpcmpq.executors.batches import Batches, UnitBatch
 from hpcmpq.plan import UnitOutcome, WorkUnit
@@ -156,8 +156,11 @@ class SharedDesk:
             lane.batch = next(lane.batches)
         except StopIteration:
             return
-        except (UserError, Infeasible) as error:
-            self._on_error(lane.number, error)
+        except Exception as error:
+            known = in_words(error)
+            if not isinstance(known, UserError | Infeasible):
+                raise
+            self._on_error(lane.number, known)
             return
         lane.backlog = Backlog(lane.batch.units, pickle.dumps(lane.batch.make_worker))
         lane.num_left = len(lane.batch.units)

@@ -104,7 +104,7 @@ class MpiPool:
     executor: Any
     num_workers: int
     nodes: frozenset[str]
-    running: "dict[Future[Reply], tuple[Backlog, WorkUnit, Backlog | None]]" = field(default_factory=dict)
+    running: "dict[Future[Reply], tuple[Backlog, WorkUnit]]" = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
 
     def run(
@@ -122,7 +122,7 @@ class MpiPool:
         Tasks go to idle ranks in the order in which these became idle, so the desk is told what the next one has; were
         it another rank, it would load another run's model, no more. What the only idle rank has left
         waits until another is idle too: it would get the same unit again, and two ranks could do so forever, each with
-        what the other may measure.
+        what the other may measure. It then counts as one that has no run: in its own the same unit is the next.
         """
         idle: deque[Backlog | None] = deque([None] * self.num_workers)
         ended: SimpleQueue[Future[Reply]] = SimpleQueue()
@@ -131,18 +131,19 @@ class MpiPool:
             while not resting and idle and (handed := desk.take(idle[0])) is not None:
                 if len(self.broken) >= self.num_workers:
                     raise UserError(f"all ranks have lost their GPUs, the last one by {self.broken[-1]}")
-                (backlog, unit), held = handed, idle.popleft()
+                backlog, unit = handed
+                idle.popleft()
                 avoided = backlog.avoided(unit)
                 if self.broken or avoided >= self.nodes:  # other nodes may have nobody left
                     avoided = frozenset()
                 future = self.executor.submit(_measure, backlog.recipe, unit, avoided)
-                self.running[future] = backlog, unit, held
+                self.running[future] = handed
                 future.add_done_callback(ended.put)
             if not self.running:
                 break
             future = ended.get()
-            reply, (backlog, unit, held) = future.result(), self.running.pop(future)
-            idle.append(held if reply.left else backlog)
+            reply, (backlog, unit) = future.result(), self.running.pop(future)
+            idle.append(None if reply.left else backlog)
             if reply.broken:
                 self.broken.append(str(reply.error))
                 log.warning("a rank has lost its GPU and measures no more: %s", reply.error)

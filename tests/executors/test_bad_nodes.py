@@ -2,8 +2,9 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from hpcmpq.errors import UserError
 from hpcmpq.executors import MAX_ATTEMPTS, Worker, mpi_pool, reply
 from hpcmpq.executors.backlog import Backlog
+from hpcmpq.executors.batches import Batches, UnitBatch
+from hpcmpq.executors.desk import SharedDesk
 from hpcmpq.executors.in_process import InProcess
 from hpcmpq.executors.mpi_pool import MpiPool
 from hpcmpq.executors.ray_demand import Demand
@@ -42,6 +45,10 @@ def fails() -> Callable[[WorkUnit], None]:
         raise ArithmeticError("wrong")
 
     return work
+
+
+def works() -> Callable[[WorkUnit], None]:
+    return lambda _: None
 
 
 SEEN: list[WorkUnit] = []
@@ -82,6 +89,29 @@ def test_mpi_ranks_leave_a_unit_that_failed_twice_to_another_node(nodes: str):
     assert failures and max(failures.values()) <= NODE_ATTEMPTS
     assert {outcome.node for outcome in outcomes if outcome.error is not None} == {"a"}
     assert {outcome.node for outcome in outcomes if outcome.error is None} == {"b"}
+
+
+@pytest.mark.parametrize("nodes", ["ab", "aab", "abb"])
+def test_a_rank_that_leaves_a_unit_of_one_run_measures_those_of_another(nodes: str):
+    """The unit waits until the other node has nothing else; no rank waits with it."""
+
+    def batches(make_worker: Callable[[], Worker], units: Sequence[WorkUnit]) -> Batches[None]:
+        yield UnitBatch(make_worker, units, lambda _: None)
+
+    ids = [f"other-{number}" for number in range(24)]
+    others = [replace(UNIT, id=name) for name in ids]
+    runs = [batches(fails_on_a, [UNIT]), batches(works, others)]
+    desk = SharedDesk(runs, lambda *told: pytest.fail(str(told)), len(nodes), at_once=False)
+    done: dict[str, str] = {}
+    for backlog, outcome in MpiPool(InTurn(nodes), len(nodes), frozenset(nodes)).hand_out(desk, keep=True):
+        desk.seen(backlog, outcome)
+        if outcome.error is None:
+            assert outcome.unit.id not in done
+            done[outcome.unit.id] = outcome.node
+    assert sorted(done) == sorted([UNIT.id, *ids]) and done[UNIT.id] == "b"
+    by_a = sum(done[name] == "a" for name in ids)
+    # Its share, less what it tried of the unit and a turn of each rank in which it rested.
+    assert by_a >= len(ids) * nodes.count("a") // len(nodes) - NODE_ATTEMPTS - len(nodes)
 
 
 @pytest.mark.parametrize("nodes", ["a", "aa", "ab"])

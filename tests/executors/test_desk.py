@@ -133,6 +133,25 @@ def test_what_a_run_says_at_its_end_or_before_its_first_unit_is_told(error):
         assert errors == {0: str(error)} and name_of(backlog) == "b"
 
 
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            PermissionError(13, "Permission denied", "runs/a/attempts/1.jsonl"),
+            "make room or permission there",
+        ),
+        (OSError(5, "Input/output error", "runs/a/shards/1.h5"), "the file system failed there"),
+        (MemoryError(), "there is not enough memory"),
+    ],
+)
+def test_what_lacks_where_one_run_lies_ends_that_run_alone(error: Exception, sentence: str):
+    errors: dict[int, str] = {}
+    runs = [a_run("a", [], [], error), a_run("b", [1], [])]
+    desk = SharedDesk(runs, lambda number, error: errors.update({number: str(error)}), 1, at_once=True)
+    assert list(errors) == [0] and sentence in errors[0]
+    assert name_of(desk.take(None)[0]) == "b"
+
+
 def test_a_bug_in_a_run_is_no_reason_to_go_on():
     desk = SharedDesk([a_run("a", [1], [], KeyError("bug")), a_run("b", [1], [])], print, 1, at_once=True)
     backlog, unit = desk.take(None)

@@ -13,7 +13,10 @@ import pytest
 from hpcmpq.api import several
 from hpcmpq.errors import UserError
 from hpcmpq.executors.desk import SEVERAL
+from hpcmpq.plan import plan_to_json
+from hpcmpq.store.json_files import write_json
 from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.shards import Shard, write_shard
 from tests.calling import Call
 from tests.executors.background import Background, wait_until
 from tests.executors.launch import MARKS, ROOT, command_line, environment, mpich_memory_freed, run
@@ -222,6 +225,35 @@ def test_a_copy_of_one_model_is_none_of_another(monkeypatch, tmp_path):
         UserError, match="HPCMPQ_MODEL_DIR is a copy of one model, and the runs have 2; unset it"
     ):
         several.check_together(runs)
+
+
+def test_a_model_of_a_function_has_no_copy(monkeypatch, tmp_path):
+    plans = {}
+    for name, model in (
+        ("a", {"path": "/models/first", "factory": None}),
+        ("b", {"factory": "m:f", "path": None}),
+    ):
+        plan = synthetic_plan()
+        config = replace(plan.config, model=replace(plan.config.model, **model))
+        plans[tmp_path / name] = replace(plan, config=config)
+    monkeypatch.setattr(several, "read_plan", lambda run, **_: plans[run.path])
+    monkeypatch.setenv("HPCMPQ_MODEL_DIR", "/tmp/copy")
+    several.check_together([RunDir(path) for path in plans])
+
+
+def test_what_has_nothing_to_measure_is_said_and_what_fails_is_not_said_to_be_done(call: Call, tmp_path):
+    whole, missing = RunDir(tmp_path / "whole"), tmp_path / "missing"
+    plan = synthetic_plan()
+    write_json(whole.plan_path, plan_to_json(plan))
+    for unit in plan.units:
+        write_shard(whole, Shard("sums", unit.id, plan.fingerprint, 1, 1, {}))
+    for paths, done in (((whole.path, missing), [whole.path]), ((missing, tmp_path / "other"), [])):
+        ended = call("calibrate", *paths, "--workers", 1)
+        lines = ended.out.splitlines()
+        assert ended.status == 2 and f"{missing / 'plan.json'} is missing" in ended.err
+        assert [line for line in lines if "is done" in line] == [
+            f"{path}: every unit is done already" for path in done
+        ]
 
 
 def plan_in(import_path: Path, like: RunDir) -> Path:
