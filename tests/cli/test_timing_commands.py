@@ -63,9 +63,10 @@ def test_a_whole_run_within_a_time_measures_times_before_all_else(call: Call, tm
     values |= {"budgets": {"latency_s": 1e-9}, "timing": {"rounds": 2}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     words = ("run", tmp_path / "config.yaml", "--run-dir", tmp_path / "run", "--workers", 1)
-    ended = call(*words)
-    assert ended.status == 3, ended.err  # no assignment is as fast
-    assert not list((tmp_path / "run").glob("shards/*"))
+    for _ in range(2):  # the second time times are there
+        ended = call(*words)
+        assert ended.status == 3, ended.err  # no assignment is as fast
+        assert not list((tmp_path / "run").glob("shards/*"))
     values["budgets"] = {"latency_s": 100.0}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     before = (tmp_path / "run" / "time.json").read_bytes()

@@ -18,9 +18,9 @@ LATENCY_NAMES = ("latency_s", "prefill_s", "decode_s", "batch_s")
 """Costs that exist once `hpcmpq time` has run, as far as the model has such a phase."""
 
 
-def lacks_times(plan: Plan) -> bool:
-    """Whether the config has a budget on a time and none were measured for the plan."""
-    return plan.times is None and any(name in LATENCY_NAMES for name in plan.config.budgets)
+def limits_times(plan: Plan) -> bool:
+    """Whether the config has a budget on a time."""
+    return any(name in LATENCY_NAMES for name in plan.config.budgets)
 
 
 def latency_costs(space: SearchSpace, times: Mapping[str, Any]) -> list[Cost]:
