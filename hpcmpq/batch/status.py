@@ -65,12 +65,12 @@ def read_status(run: RunDir, verified: set[str] | None = None) -> Status:
             `hpcmpq.store.shards.pending`.
 
     Raises:
-        UserError: If it has no plan and no submitted jobs.
+        UserError: If it has no plan, and says of no submitted jobs.
     """
     broken: list[str] = []
     jobs = read_whole(broken, lambda: job_states(run)) or ()
-    if jobs and not run.plan_path.exists():
-        return Status((), 0, 0, None, None, None, None, {}, {}, (), jobs)
+    if (jobs or broken) and not run.plan_path.exists():
+        return Status((), 0, 0, None, None, None, None, {}, {}, tuple(broken), jobs)
     plan = read_plan(run)
     missing, damaged = pending(plan, run, verified)
     seen = read_all_processes(run)

@@ -392,6 +392,18 @@ def test_damaged_jobs_hide_nothing_else(text: str, tmp_path: Path):
             read_usage(run)
 
 
+def test_damaged_jobs_are_named_where_the_plan_is_a_job_too(tmp_path: Path):
+    """`hpcmpq plan`, which a missing plan asks for otherwise, would be a second one beside the job's."""
+    run = RunDir(tmp_path)
+    run.jobs_path.write_text("{")
+    shown = CliRunner().invoke(app, ["status", str(run.path)])
+    assert shown.exit_code == 0, shown.output
+    assert "jobs.json is damaged" in " ".join(shown.stdout.split())
+    run.jobs_path.unlink()
+    with pytest.raises(UserError, match=r"plan\.json is missing"):
+        read_status(run)
+
+
 def test_status_asks_squeue_and_then_sacct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = planned(tmp_path / "run")
     jobs = {"calibrate": "7", "solve": "8", "finish": "9"}
