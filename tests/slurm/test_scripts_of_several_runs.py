@@ -84,11 +84,11 @@ def test_all_runs_are_given_on_with_a_copy_of_each_model(script: str, runs: dict
         assert (Path(copy) / "weights").read_text() == Path(model).name
 
 
-@pytest.mark.parametrize("stage", ["calibrate", "refine", "reround"])
-def test_one_run_is_given_on_as_ever(stage: str, runs: dict[str, Path], tmp_path: Path):
-    more = [] if stage == "calibrate" else [stage]
-    lines = said("slurm/calibrate_array.sbatch", tmp_path, runs["a"], *more)
-    start = lines.index(stage)
+@pytest.mark.parametrize("more", [[], ["calibrate"], ["refine"], ["reround"]])
+@pytest.mark.parametrize("script", ["slurm/calibrate_array.sbatch", "jobs/pbs/calibrate_array.pbs"])
+def test_one_run_is_given_on_as_ever(script: str, more: list[str], runs: dict[str, Path], tmp_path: Path):
+    lines = said(script, tmp_path, runs["a"], *more)
+    start = lines.index((more or ["calibrate"])[0])
     assert lines[start + 1 : start + 4] == [str(runs["a"]), "--executor", "local"]
     (copy,) = [line.removeprefix("one: ") for line in lines if line.startswith("one: ")]
     assert (Path(copy) / "weights").read_text() == "first" and "several: " in lines
