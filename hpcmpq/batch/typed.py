@@ -42,13 +42,14 @@ def typed_settings(
         may_be_empty: Keys that may have no value, which leaves them out.
 
     Raises:
-        UserError: If a key or job is unknown, listing all there are, a value is missing, a job has no array, or a
-            quotation is not closed.
+        UserError: If a key or job is unknown, listing all there are, a value is missing, a setting is given again, a
+            job has no array, or a quotation is not closed.
     """
     valid = f"valid: env, {', '.join(keys)}, each but env also for one job as {'|'.join(JOBS)}.KEY"
     general: dict[str, str] = {}
     special: dict[tuple[str, str], str] = {}
     env = None
+    seen: set[str] = set()
     try:
         words = shlex.split(" ".join(texts))
     except ValueError as error:
@@ -59,6 +60,9 @@ def typed_settings(
     for text in words:
         name, equals, value = text.partition("=")
         job, dot, key = table_name(name).rpartition(".")
+        if table_name(name) in seen:
+            raise UserError(f"--{scheduler} {name} is given more than once; give it one value")
+        seen.add(table_name(name))
         if not equals or not (value or key in may_be_empty):
             raise UserError(f"--{scheduler} {text!r} is not KEY=VALUE; {valid}")
         if name == "env":

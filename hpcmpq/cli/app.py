@@ -13,6 +13,7 @@ import typer
 from hpcmpq import __version__
 from hpcmpq.cli import console
 from hpcmpq.cli.json_output import Reported, described, print_error, status_of
+from hpcmpq.cli.once import OnceCommand
 from hpcmpq.errors import EXIT_BAD_INPUT, EXIT_UNREAD, Infeasible, Interrupted, UserError, in_words
 from hpcmpq.executors.collector import collect_rarely
 from hpcmpq.stopping import keep_status, stop_by_exception
@@ -36,7 +37,7 @@ def command(example: str) -> Callable[[Function], Function]:
     """
 
     def register(function: Function) -> Function:
-        app.command(epilog=f"Example: {example}")(described(function))
+        app.command(epilog=f"Example: {example}", cls=OnceCommand)(described(function))
         return function
 
     return register

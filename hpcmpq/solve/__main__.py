@@ -8,6 +8,7 @@ A run directory copied to a laptop solves there:
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from hpcmpq.errors import Interrupted, exit_status
 from hpcmpq.stopping import keep_status, stop_at_once, stop_by_exception
@@ -26,8 +27,8 @@ def main() -> int:
     )
     parser.add_argument("run", type=Path)
     parser.add_argument("--budget", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--solver")
-    parser.add_argument("--time-limit", type=float, metavar="SECONDS")
+    parser.add_argument("--solver", action=_Once)
+    parser.add_argument("--time-limit", action=_Once, type=float, metavar="SECONDS")
     args = parser.parse_args()
     heard: list[Interrupted] = []
     status = 0
@@ -49,6 +50,21 @@ def main() -> int:
     finally:
         keep_status(status)
     return status
+
+
+class _Once(argparse.Action):
+    """Takes an option's value once: of two, the parser would silently drop the first."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option} is given again and takes one value; give it once")
+        setattr(namespace, self.dest, values)
 
 
 if __name__ == "__main__":
