@@ -25,9 +25,10 @@ from hpcmpq.models.original_marks import settings_of
 from hpcmpq.models.weight_digests import weights_fingerprint
 from hpcmpq.settings import is_factory
 from hpcmpq.store.original import SOURCE, read_source
+from hpcmpq.store.own_directories import replacing_own
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.sums import is_listed_as, is_whole, write_sums
-from hpcmpq.store.whole_files import replacing, replacing_directory
+from hpcmpq.store.whole_files import replacing
 
 
 def model_settings(run: RunDir, model: Any, tokenizer: Any) -> dict[str, str]:
@@ -80,7 +81,7 @@ def _saved(run: RunDir, model: Any, tokenizer: Any) -> Path:
         return directory
     if before.get("digest", digest) != digest or not directory.exists():
         _check_unplanned(run, "another model")
-    with replacing_directory(directory) as attempt, quiet_transformers():
+    with replacing_own(directory, SOURCE) as attempt, quiet_transformers():
         model.save_pretrained(attempt)
         if tokenizer is not None:
             tokenizer.save_pretrained(attempt)

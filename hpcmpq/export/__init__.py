@@ -57,24 +57,26 @@ def export(run: RunDir, name: str, verify: bool = True) -> str:
         verify: Whether its documented reader reads it back and its outputs are compared.
 
     Raises:
-        UserError: If the format is unknown, cannot hold the solution, or nothing is solved yet.
+        UserError: If the format is unknown, cannot hold the solution, nothing is solved yet, or files of somebody's own
+            lie in the directory.
         NotReproduced: If what is read back is not the run's model; nothing of the export is kept.
     """
     from hpcmpq.export.model_card import CARDS, serve_command, write_card
-    from hpcmpq.export.whole_directory import replacing_directory
+    from hpcmpq.export.whole_directory import replacing_export, written_cards
 
     exporter = look_up(EXPORTERS, name, "export format")
     plan = read_plan(run)
     solution = read_solution(run)
     directory = run.checkpoint_path if name == "fake_quantized" else run.path / "exports" / name
-    with replacing_directory(directory) as attempt:
+    with replacing_export(directory) as attempt:
         written, verification = _write(
             run, plan, name, named_by(exporter), solution["assignment"], attempt, verify
         )
         write_json(attempt / ASSIGNMENT, dict(solution["assignment"]))
-        write_json(attempt / VERIFICATION, {**verification.to_values(), **exported_facts(solution)})
         if name != "tool_configs":
             write_card(attempt, plan, solution, name)
+        said = {**verification.to_values(), **exported_facts(solution), **written_cards(attempt)}
+        write_json(attempt / VERIFICATION, said)
         write_sums(attempt, leaving_out=CARDS)
     line = f"{written.text} in {directory}{''.join(f', {note}' for note in written.notes)}, {verification}"
     num_bytes = 0 if name == "fake_quantized" else weight_bytes(directory)

@@ -29,8 +29,8 @@ from hpcmpq.models.quantized_form import DEQUANTIZED, SETTINGS, SIDECARS, form_o
 from hpcmpq.models.stored_weights import kept_in_float32
 from hpcmpq.settings import ModelConfig
 from hpcmpq.store.original import SOURCE, read_source
+from hpcmpq.store.own_directories import replacing_own
 from hpcmpq.store.sums import is_whole, write_sums
-from hpcmpq.store.whole_files import replacing_directory
 
 _SAMPLED = 2**20
 
@@ -72,7 +72,7 @@ def unpacked(config: ModelConfig, directory: Path, *, weights: bool = True) -> M
                 directory,
             )
         remarks: Sequence[str] = ()
-        with replacing_directory(directory) as attempt:
+        with replacing_own(directory, SOURCE) as attempt:
             if form != "gguf":
                 copy_small_files(str(path), attempt, but=("config.json", *SIDECARS))
             try:

@@ -53,7 +53,7 @@ def check_sums(directory: Path, then: str) -> None:
     Raises:
         DamagedFile: Naming the first that is not.
     """
-    known = _listed(directory, then)
+    known = listed(directory, then)
     names = [name for name in known if (directory / name).is_file()]
     for name, digest in zip(names, _digests(directory, names), strict=True):
         if digest != known[name]:
@@ -64,7 +64,7 @@ def check_sums(directory: Path, then: str) -> None:
 
 def check_sum(path: Path, then: str) -> None:
     """As `check_sums` of one file."""
-    known = _listed(path.parent, then)
+    known = listed(path.parent, then)
     if path.name in known and _digest(path) != known[path.name]:
         raise DamagedFile(f"{path} is damaged or was edited (checksum differs from {NAME}); {then}")
 
@@ -72,7 +72,7 @@ def check_sum(path: Path, then: str) -> None:
 def is_listed_as(path: Path, content: bytes) -> bool:
     """Whether the list beside a file says that it holds, or held, these bytes."""
     try:
-        return _listed(path.parent, "").get(path.name) == hashlib.sha256(content).hexdigest()
+        return listed(path.parent, "").get(path.name) == hashlib.sha256(content).hexdigest()
     except DamagedFile:
         return False
 
@@ -81,13 +81,17 @@ def is_whole(directory: Path) -> bool:
     """Whether all files in the list of a directory are there and whole; without a list they are taken as they are."""
     try:
         check_sums(directory, "")
-        return all((directory / name).is_file() for name in _listed(directory, ""))
+        return all((directory / name).is_file() for name in listed(directory, ""))
     except DamagedFile:
         return False
 
 
-def _listed(directory: Path, then: str) -> Mapping[str, str]:
-    """{name: SHA-256}; empty where there is no list."""
+def listed(directory: Path, then: str) -> Mapping[str, str]:
+    """{name: SHA-256}; empty where there is no list.
+
+    Raises:
+        DamagedFile: If the list itself is not what was written.
+    """
     try:
         text = (directory / NAME).read_bytes().decode("utf-8", "replace")
     except FileNotFoundError:
