@@ -17,9 +17,9 @@ from hpcmpq.rounding import METHODS
 from hpcmpq.settings import EvaluationConfig
 from hpcmpq.slurm.settings import EXECUTORS as SUBMIT_EXECUTORS
 from hpcmpq.slurm.settings import KEYS
-from hpcmpq.solve.costs.latency import LATENCY_NAMES
 from hpcmpq.solve.largest_gain import GAINS
 from hpcmpq.solvers import SOLVERS
+from hpcmpq.store.measured_times import LATENCY_NAMES
 
 COSTS = (
     "weight_bits",

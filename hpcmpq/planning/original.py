@@ -26,8 +26,8 @@ from hpcmpq.models.streaming import Streamed, load_streamed, shapes_only
 from hpcmpq.models.weight_digests import weights_fingerprint
 from hpcmpq.sensitivity import find_method, forward_only_names
 from hpcmpq.settings import Config
-from hpcmpq.solve.costs.latency import LATENCY_NAMES
 from hpcmpq.space import Group
+from hpcmpq.store.measured_times import LATENCY_NAMES
 from hpcmpq.targets import Target
 
 UNUSED_SHARE = 0.02

@@ -4,12 +4,12 @@ import numpy as np
 
 from hpcmpq.errors import Infeasible
 from hpcmpq.plan import Plan
-from hpcmpq.solve.costs.latency import LATENCY_NAMES
 from hpcmpq.solve.formulate import constrained
 from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.answer import explain
 from hpcmpq.solvers.compact.ties import merge_ties
 from hpcmpq.solvers.cp_sat.integer import solve_linear
+from hpcmpq.store.measured_times import LATENCY_NAMES
 
 TIME_LIMIT_S = 5.0
 """Wall seconds in which several budgets must be shown to exclude one another; undecided ones are left to solving."""

@@ -25,8 +25,9 @@ from hpcmpq.solve.costs import (
     size_bytes_cost,
     weight_bits_cost,
 )
-from hpcmpq.solve.costs.latency import LATENCY_NAMES, latency_costs, mac_time_cost
+from hpcmpq.solve.costs.latency import latency_costs, mac_time_cost
 from hpcmpq.space import KV_BYTES, SearchSpace
+from hpcmpq.store.measured_times import LATENCY_NAMES
 from hpcmpq.targets import find_target
 
 ACTIVE_NAMES = ("active_bytes", "active_macs")

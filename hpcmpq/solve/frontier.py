@@ -16,7 +16,6 @@ from hpcmpq.plan import Plan
 from hpcmpq.problem import Problem, Solution, Termination, relative_gap
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.settings import SolverConfig
-from hpcmpq.solve.costs.latency import LATENCY_NAMES
 from hpcmpq.solve.formulate import known_cost, make_problem, plan_costs, uniform_choices
 from hpcmpq.solve.frontier_points import SolvedPoints, open_points, remove_points
 from hpcmpq.solve.outcome import find_solution, none_found, objective_value, value_size
@@ -24,7 +23,7 @@ from hpcmpq.solve.screened import say_unmeasured
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solvers.valid_bound import lowered
 from hpcmpq.store.json_files import write_artefact
-from hpcmpq.store.of_solution import times_id
+from hpcmpq.store.measured_times import LATENCY_NAMES, times_id
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
@@ -101,7 +100,7 @@ def frontier(
             if np.isfinite(priced.value(choice_G, problems[0].offset_G))
         },
         "fingerprint": plan.fingerprint,
-        **({"times": times_id(plan)} if {cost, *other_budgets} & {*LATENCY_NAMES} else {}),
+        **({"times": times_id(plan.times)} if {cost, *other_budgets} & {*LATENCY_NAMES} else {}),
     }
     write_artefact(run.frontier_path, values)
     remove_points(run)

@@ -15,6 +15,7 @@ from hpcmpq.solve.formulate import cost_values, uniform_choices
 from hpcmpq.solvers import make_solver
 from hpcmpq.solvers.robust import robust_size, robust_value, solve_robust
 from hpcmpq.solvers.valid_bound import objective_size
+from hpcmpq.store.measured_times import times_id
 
 
 def solve_problem(
@@ -117,6 +118,7 @@ def assignment_values(
         "objective": objective,
         "gap": None if bound is None else relative_gap(objective, bound),
         "costs": cost_values(plan, choice_G),
+        **({} if plan.times is None else {"times": times_id(plan.times)}),
         "predicted_loss": predicted,
         "predicted_cross_terms": predicted - model.loss0 - float(model.linear_P[choice_G].sum()),
     }

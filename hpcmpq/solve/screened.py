@@ -19,9 +19,9 @@ from hpcmpq.plan import Plan
 from hpcmpq.quadratic import QuadraticModel
 from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.constraints import format_classes
-from hpcmpq.solve.costs.latency import LATENCY_NAMES
 from hpcmpq.solve.formulate import additive
 from hpcmpq.solve.wanted import could_be_chosen
+from hpcmpq.store.measured_times import LATENCY_NAMES
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.screening_rounds import read_rounds
 

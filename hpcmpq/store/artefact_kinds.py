@@ -37,6 +37,7 @@ _ANSWER = {
     "predicted_loss": _NUMBER,
     "budgets": _NUMBERS,
     "fingerprint": str,
+    "times": str,
 }
 _CANDIDATE = {"name": str, "chosen": bool, "held_out_loss": _NUMBER}
 _INTERACTIONS = {

@@ -12,6 +12,7 @@ from hpcmpq.errors import PlanMismatch, UserError
 from hpcmpq.plan import Plan, content_hash
 from hpcmpq.store.json_files import read_json
 from hpcmpq.store.measured_losses import is_evaluated_by, kept_codes
+from hpcmpq.store.measured_times import times_id
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.sums import check_sum
 
@@ -48,13 +49,8 @@ def is_drawn_for(frontier: Mapping[str, Any], plan: Plan) -> bool:
     """
     own: dict[str, Any] = {"fingerprint": plan.fingerprint, "num_options": plan.space.num_options}
     if "times" in frontier:
-        own["times"] = times_id(plan)
+        own["times"] = times_id(plan.times)
     return all(frontier.get(name, value) == value for name, value in own.items())
-
-
-def times_id(plan: Plan) -> str | None:
-    """A name of the measured times that the plan's latencies are priced by; None without any."""
-    return None if plan.times is None else content_hash(plan.times)[:16]
 
 
 def read_evaluation(run: RunDir, solution: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from hpcmpq.errors import DamagedFile
 from hpcmpq.formats import FORMATS
 from hpcmpq.plan import Plan, in_rounds, plan_from_json
 from hpcmpq.store.json_files import read_json
+from hpcmpq.store.measured_times import read_times
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.screening_rounds import read_rounds
 from hpcmpq.store.sums import check_sum
@@ -44,10 +45,6 @@ def read_plan(run: RunDir, with_times: bool = True, screened: bool = True) -> Pl
             plan = replace(plan, config=replace(plan.config, **{use: section}))
     if screened and plan.config.sensitivity.screen and (rounds := read_rounds(run, plan)):
         plan = in_rounds(plan, [values["options"] for values in rounds if values["options"]])
-    if with_times and run.time_path.exists():
-        times = read_json(run.time_path, f"hpcmpq time {run.path}")
-        if times.get("fingerprint") == plan.fingerprint:
-            # of the config, since how long one token takes does not depend on how many there are
-            times["generated_tokens"] = plan.config.timing.generated_tokens
-            return replace(plan, times=times)
-    return plan
+    if not with_times:
+        return plan
+    return replace(plan, times=read_times(run, plan.fingerprint, plan.config.timing.generated_tokens))

@@ -7,6 +7,7 @@ from typing import Any
 from hpcmpq.errors import DamagedFile, PlanMismatch, UserError
 from hpcmpq.store.json_files import EDITED, read_edited_json, read_json
 from hpcmpq.store.measured_losses import without_losses
+from hpcmpq.store.measured_times import see_present_times
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.timings import read_timings
@@ -19,7 +20,8 @@ def read_solution(run: RunDir) -> dict[str, Any]:
 
     Raises:
         UserError: If nothing is solved yet, or the assignment is none of the plan's.
-        PlanMismatch: If it was solved for another plan, or options that screening has not chosen any more.
+        PlanMismatch: If it was solved for another plan, options that screening has not chosen any more, or within other
+            times than those that are there.
         DamagedFile: If it is not what was written, and does not say that it was edited.
     """
     path = run.solution_path
@@ -42,6 +44,8 @@ def read_solution(run: RunDir) -> dict[str, Any]:
             f'{path} is damaged or was edited (checksum differs); put "digest": "{EDITED}" in its last line if you '
             f"changed its assignment, else run {_commands(run)} again to write it anew"
         )
+    if planned:
+        see_present_times(run, values, planned, _commands(run))
     if values.verified or not run.plan_path.exists():
         if planned and planned["config"]["sensitivity"].get("screen"):
             _check_measured(run, values["assignment"])

@@ -13,9 +13,7 @@ from hpcmpq.formats import FORMATS
 from hpcmpq.plan import Plan
 from hpcmpq.problem import Cost, CostTerm
 from hpcmpq.space import SearchSpace
-
-LATENCY_NAMES = ("latency_s", "prefill_s", "decode_s", "batch_s")
-"""Costs that exist once `hpcmpq time` has run, as far as the model has such a phase."""
+from hpcmpq.store.measured_times import LATENCY_NAMES
 
 
 def limits_times(plan: Plan) -> bool:
