@@ -19,6 +19,7 @@ from hpcmpq.plan import UnitOutcome
 from hpcmpq.store.json_files import read_json, write_artefact
 from hpcmpq.store.measured_losses import kept_codes
 from hpcmpq.store.run_dir import RunDir
+from hpcmpq.store.solution_file import solution_now
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def evaluate(
         uniform, with intervals, paired differences, and `tasks`.
 
     Raises:
-        UserError: If nothing is solved yet, or no sample is left to evaluate on.
+        UserError: If nothing is solved yet, no sample is left to evaluate on, or something else was solved meanwhile.
         Interrupted: By a signal; finished chunks are stored.
         IncompleteCalibration: If a work unit failed for good; all others are on disk.
     """
@@ -81,8 +82,9 @@ def evaluate(
         "fingerprint": contents.plan.fingerprint,
     }
     if world.rank == 0:
+        now = solution_now(run, solution, f"hpcmpq evaluate {run.path}")
         write_artefact(run.evaluation_path, values)
-        write_artefact(run.solution_path, with_evaluated_loss(solution, values))
+        write_artefact(run.solution_path, with_evaluated_loss(now, values))
         finish(run, arrays, contents.hash)
         if part[1] == 1:
             remove_units(run)

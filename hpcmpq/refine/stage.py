@@ -5,7 +5,7 @@ expansions on calibration samples, and kept only where the loss on held-out samp
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -40,7 +40,7 @@ from hpcmpq.store.measured_losses import with_kept_loss, without_losses
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.store.solution_file import read_solution
+from hpcmpq.store.solution_file import read_solution, solution_now
 
 NEIGHBOUR_BUDGETS = (0.85, 0.9, 0.95, 1.05, 1.1, 1.15)
 """Factors on all budgets whose solutions are points of the link."""
@@ -76,7 +76,8 @@ def refine(
 
     Raises:
         UserError: If nothing is solved yet, the solution does not meet its budgets (after an edit, or with times
-            measured since), there are no held-out samples, or the data have changed.
+            measured since), there are no held-out samples, the data have changed, or something else was solved
+            meanwhile.
         IncompleteCalibration: If a unit failed for good; all others are on disk.
     """
     plan = read_plan(run)
@@ -145,6 +146,10 @@ def refine(
     point_losses = on_held_out([assignment_of(c) for c in points])
     predicted_n = np.array([quadratic.predicted_loss(c) - quadratic.loss0 for c in points])
     measured_n = np.array([loss_N.mean() - loss0_N.mean() for loss_N in point_losses])
+    asking.end()
+    if part[1] > 1 and _is_of(now := read_solution(run), solution):
+        return now  # which another of the processes has written
+    solution = solution_now(run, solution, f"hpcmpq refine {run.path}", "budgets", "solver")
     objective = objective_value(problem, quadratic, settings, choice_G)
     values = assignment_values(plan, quadratic, problem, choice_G, objective, solution["bound"])
     increase = values["predicted_loss"] - quadratic.loss0
@@ -176,11 +181,16 @@ def refine(
     if solution["assignment"] != solution["refine"]["solved_assignment"]:
         solution = without_losses(solution, "evaluated")
     solution = with_kept_loss(solution)
-    asking.end()
     write_artefact(run.solution_path, solution)
     if part[1] == 1:
         shutil.rmtree(run.file("refine"), ignore_errors=True)
     return solution
+
+
+def _is_of(refined: Mapping[str, Any], solution: Mapping[str, Any]) -> bool:
+    """Whether a solution is what was made of another by refining it."""
+    start = refined.get("refine", {}).get("solved_assignment")
+    return bool(start == solution["assignment"] and refined["budgets"] == solution["budgets"])
 
 
 def _check_budgets(run: RunDir, problem: Problem, choice_G: np.ndarray) -> None:

@@ -33,7 +33,7 @@ from hpcmpq.store.json_files import placed_artefact, read_json, write_artefact
 from hpcmpq.store.measured_losses import kept_codes, with_kept_loss, without_losses
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
-from hpcmpq.store.solution_file import read_solution
+from hpcmpq.store.solution_file import read_solution, solution_now
 
 CUTS = Cuts()
 """How the work is cut."""
@@ -64,7 +64,8 @@ def reround(
         part: (i, n): of n processes that share the run directory this is number i.
 
     Raises:
-        UserError: If nothing is solved yet, there are no held-out samples, or nothing can be rounded again.
+        UserError: If nothing is solved yet, there are no held-out samples, nothing can be rounded again, or something
+            else was solved meanwhile.
         IncompleteCalibration: If a unit failed for good; all others are on disk.
     """
     plan = read_plan(run)
@@ -122,7 +123,7 @@ def reround(
     if part[1] > 1:
         solution = outcome.placed(solution, found)
     else:
-        solution = _with(solution, found)
+        solution = _with(solution_now(run, solution, f"hpcmpq reround {run.path}"), found)
         write_artefact(run.solution_path, solution)
     shutil.rmtree(leftovers, ignore_errors=True)
     _remove_others(run, kept_codes(solution))
@@ -188,11 +189,12 @@ class _Outcome:
     def applied(self, solution: dict[str, Any]) -> dict[str, Any]:
         """The solution after it, written; one that has gone on since stays as it is."""
         values = read_json(self._path, self._run.command)
-        is_before = values["of"] == content_hash(solution.get("reround"))
-        if is_before:
-            solution = _with(solution, dict(values["reround"]))
-            write_artefact(self._run.solution_path, solution)
-        return solution
+        now = read_solution(self._run)
+        if values["of"] != content_hash(now.get("reround")):
+            return now
+        now = _with(solution_now(self._run, solution, self._run.command), dict(values["reround"]))
+        write_artefact(self._run.solution_path, now)
+        return now
 
 
 def _with(solution: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from hpcmpq.errors import DamagedFile, PlanMismatch, UserError
 from hpcmpq.store.json_files import EDITED, read_edited_json, read_json
-from hpcmpq.store.measured_losses import without_losses
+from hpcmpq.store.measured_losses import kept_codes, without_losses
 from hpcmpq.store.measured_times import see_present_times
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
@@ -58,6 +58,28 @@ def read_solution(run: RunDir) -> dict[str, Any]:
         path,
     )
     return without_losses(values, "expected", "measured", "evaluated")
+
+
+def solution_now(run: RunDir, begun: Mapping[str, Any], command: str, *names: str) -> dict[str, Any]:
+    """`solution.json` as it is by now, to which a stage adds what it found of the one that it began with.
+
+    Args:
+        run: The run directory.
+        begun: What the stage has read at its start.
+        command: Of the stage.
+        names: Of values that have to be the same, beside the assignment and its codes.
+
+    Raises:
+        UserError: If another command has written another solution since.
+    """
+    now = read_solution(run)
+    same = all(now.get(name) == begun.get(name) for name in ("assignment", *names))
+    if same and kept_codes(now) == kept_codes(begun):
+        return now
+    raise UserError(
+        f"{run.solution_path} was written by another command while this one ran, and stays as it is; "
+        f"run `{command}` again for that solution"
+    )
 
 
 def _check_measured(run: RunDir, assignment: Mapping[str, str]) -> None:
