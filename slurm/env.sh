@@ -136,6 +136,15 @@ run_resumable() {
     return $status
 }
 
+# What scontrol knows this job by. The last task of an array has the array's own number, which means all of its tasks.
+this_job() {
+    if [ "${SLURM_ARRAY_JOB_ID:-}" = "$SLURM_JOB_ID" ]; then
+        echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+    else
+        echo "$SLURM_JOB_ID"
+    fi
+}
+
 job_nodes() { scontrol show hostnames "${SLURM_JOB_NODELIST:-}"; }
 
 # Prints the nodes that this job excludes and those on which units of the run, or of one of the array `runs`, fail again
@@ -143,7 +152,7 @@ job_nodes() { scontrol show hostnames "${SLURM_JOB_NODELIST:-}"; }
 nodes_to_exclude() {
     local before said each found=""
     [ -n "${run:-}" ] || return 0
-    before=$(scontrol show job "$SLURM_JOB_ID" --oneliner | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
+    before=$(scontrol show job "$(this_job)" --oneliner | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
     before=${before#(null)}
     for each in "${runs[@]:-$run}"; do
         said=$("${PYTHON[@]}" -m hpcmpq.slurm.excluded "$each" "$before") || continue
@@ -155,16 +164,17 @@ nodes_to_exclude() {
 # Puts this job back into the queue, under the same number, so that jobs which wait for it go on waiting; without the
 # nodes on which units fail, where the site lets a job say so.
 requeue() {
-    local why=${1:-time is nearly over} nodes
+    local why=${1:-time is nearly over} job nodes
+    job=$(this_job)
     nodes=$(nodes_to_exclude)
     trap '' TERM   # which comes as soon as the job is in the queue
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "$HPCMPQ_MAX_REQUEUES" ]; then
         echo "not requeued: this was start $((SLURM_RESTART_COUNT + 1)), HPCMPQ_MAX_REQUEUES=$HPCMPQ_MAX_REQUEUES" >&2
-    elif scontrol requeue "$SLURM_JOB_ID"; then
-        if [ -n "$nodes" ] && ! scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$nodes"; then nodes="" ; fi
-        echo "$why; job $SLURM_JOB_ID is back in the queue${nodes:+, without $nodes}" >&2
+    elif scontrol requeue "$job"; then
+        if [ -n "$nodes" ] && ! scontrol update JobId="$job" ExcNodeList="$nodes"; then nodes="" ; fi
+        echo "$why; job $job is back in the queue${nodes:+, without $nodes}" >&2
     else
-        echo "job $SLURM_JOB_ID cannot requeue itself here; submit it again to go on" >&2
+        echo "job $job cannot requeue itself here; submit it again to go on" >&2
     fi
     exit 75
 }

@@ -115,6 +115,24 @@ def test_a_site_that_lets_no_job_exclude_nodes_requeues_it_all_the_same(failed: 
     assert "time is nearly over; job 7 is back in the queue\n" in said
 
 
+@pytest.mark.parametrize(
+    ("array", "named"),
+    [
+        ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3"),  # the number of the whole array
+        ({"SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "3"}, "7"),
+    ],
+)
+def test_a_task_of_an_array_asks_for_itself_alone(
+    array: dict[str, str], named: str, failed: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in array.items():
+        monkeypatch.setenv(name, value)
+    status, said, asked = in_a_job("requeue", failed, tmp_path)
+    assert status == 75 and f"job {named} is back in the queue, without n1" in said
+    told = ["show job {} --oneliner", "requeue {}", "update JobId={} ExcNodeList=n1"]
+    assert asked.splitlines() == [line.format(named) for line in told]
+
+
 def test_other_failures_end_the_job_as_before(failed: RunDir, tmp_path: Path):
     with recording(failed, "n2") as record:  # the unit's own fault, then
         for _ in range(2):
