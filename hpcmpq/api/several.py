@@ -39,7 +39,7 @@ def calibrate_several(
     """Calibrate each run as `hpcmpq.api.stages.calibrate` does, with what comes before.
 
     Args:
-        runs: Planned run directories.
+        runs: Planned run directories that `check_together` lets pass.
         pool: Where units run.
         on_outcome: What to tell of each outcome.
         part: As there, of every run.
@@ -49,9 +49,8 @@ def calibrate_several(
         {run that is over without being done: why}; the others go on.
 
     Raises:
-        UserError: If no worker can start for any run, or the runs cannot share workers.
+        UserError: If no worker can start for any run.
     """
-    check_together(runs)
     first = part[0] % len(runs)
     ordered = [*runs[first:], *runs[:first]]
     errors: dict[RunDir, Exception] = {}

@@ -40,8 +40,13 @@ def title(name: str) -> None:
 
 
 @contextmanager
-def progress(title: str, unit: str) -> Iterator[Callable[[UnitOutcome, int, int], None]]:
-    """A bar with time left; yields the function that takes (outcome, done, total)."""
+def progress(
+    title: str, unit: str, at_most: int | None = None
+) -> Iterator[Callable[[UnitOutcome, int, int], None]]:
+    """A bar with time left; yields the function that takes (outcome, done, total).
+
+    Where nothing was told, the bar is gone in the end, and a line says why, unless an error does.
+    """
     outcomes, lines = 0, _lines(title, f"{unit}s")
     with bar(title, f"{unit}s", _out) as shown:
         task = shown.add_task(title, total=None)
@@ -57,10 +62,13 @@ def progress(title: str, unit: str) -> Iterator[Callable[[UnitOutcome, int, int]
                     f"{unit} {outcome.unit}: {outcome.error}{again}", soft_wrap=True, markup=False
                 )
 
-        yield update
-        shown.update(task, visible=outcomes > 0)
+        try:
+            yield update
+        finally:
+            shown.update(task, visible=outcomes > 0)
     if not outcomes:
-        say(f"every {unit} is done already")
+        said = f"every {unit} is done already" if at_most != 0 else f"no {unit} is begun with --at-most 0"
+        say(said)
 
 
 @contextmanager
@@ -90,22 +98,29 @@ def progress_of(
                 told = f"{name}: {unit} {outcome.unit}: {outcome.error}{again}"
                 shown.console.print(told, soft_wrap=True, markup=False)
 
-        yield update
-        for name, task in tasks.items():
-            shown.update(task, visible=name in counts or (name == everything and bool(counts)))
+        try:
+            yield update
+        finally:
+            for name, task in tasks.items():
+                shown.update(task, visible=name in counts or (name == everything and bool(counts)))
 
 
 @contextmanager
 def counter(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with time left; yields the function that takes (done, total)."""
+    """A bar with time left; yields the function that takes (done, total); where nothing was told it goes."""
     with bar(title, unit, _out) as shown:
-        task, lines = shown.add_task(title, total=None), _lines(title, unit)
+        task, lines, told = shown.add_task(title, total=None), _lines(title, unit), False
 
         def update(done: int, total: int) -> None:
+            nonlocal told
+            told = True
             shown.update(task, completed=done, total=total)
             lines(done, total)
 
-        yield update
+        try:
+            yield update
+        finally:
+            shown.update(task, visible=told)
 
 
 def _lines(title: str, unit: str) -> Callable[[int, int], None]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hpcmpq.api import stages
-from hpcmpq.api.several import calibrate_several
+from hpcmpq.api.several import calibrate_several, check_together
 from hpcmpq.cli import console
 from hpcmpq.cli.json_output import Reported
 from hpcmpq.errors import DamagedFile, UserError
@@ -32,6 +32,7 @@ def calibrate(
     with open_executor(executor, workers) as pool:
         if pool is None:
             return None
+        check_together(runs)
         console.title("calibrate")
         with console.progress_of([str(run.path) for run in runs], "unit") as shown:
             measured: set[RunDir] = set()

@@ -234,11 +234,11 @@ def _calibrate(
     run = RunDir(run_dir)
     if stages.has_codes(run):
         console.title("round")
-        with console.progress("round", "unit") as on_outcome:
+        with console.progress("round", "unit", at_most) as on_outcome:
             if not stages.round_options(run, pool, on_outcome, part, at_most):
                 return stages.units_done(run)  # stopped by `at_most`
     console.title("calibrate")
-    with console.progress("calibrate", "unit") as on_outcome:
+    with console.progress("calibrate", "unit", at_most) as on_outcome:
         return stages.calibrate(run, pool, on_outcome, part, at_most)
 
 

@@ -149,6 +149,26 @@ def test_a_stage_with_nothing_to_do_says_so(capsys):
     assert "0/?" not in said
 
 
+def test_nothing_is_said_to_be_done_that_was_not_to_begin(capsys):
+    with console.progress("calibrate", "unit", at_most=0):
+        pass
+    assert capsys.readouterr().out.split("\n") == ["", "no unit is begun with --at-most 0", ""]
+
+
+@pytest.mark.parametrize(
+    "bars",
+    [
+        lambda: console.progress("calibrate", "unit"),
+        lambda: console.progress_of(["runs/a", "runs/b"], "unit"),
+        lambda: console.counter("refine", "evaluations"),
+    ],
+)
+def test_no_empty_bar_is_left_where_a_stage_is_refused(bars, capsys):
+    with pytest.raises(ValueError, match="no plan"), bars():
+        raise ValueError("no plan")
+    assert not capsys.readouterr().out.strip()
+
+
 @pytest.mark.parametrize(
     ("interval", "verdict"),
     [

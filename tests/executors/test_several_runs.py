@@ -199,14 +199,15 @@ def test_runs_that_cannot_share_workers_are_refused_before_anything_starts(plann
         ([*paths, "--executor", "ray"], "--executor ray serves one run at a time; give one RUN"),
     ):
         ended = call("calibrate", *given)
-        assert ended.status == 2 and sentence in ended.err
+        assert ended.status == 2 and sentence in ended.err and not ended.out
     text = planned["b"].plan_path.read_text()
     assert text.count(str(ROOT)) >= 1
     other = tmp_path / "other"
     other.mkdir()
     moved = plan_in(other, planned["b"])
     ended = call("calibrate", paths[0], moved)
-    assert ended.status == 2 and "functions that are imported from different directories" in ended.err
+    assert ended.status == 2 and not ended.out
+    assert "functions that are imported from different directories" in ended.err
     assert not [*planned["a"].path.glob("shards/*"), *planned["a"].path.glob("attempts/*")]
 
 

@@ -38,15 +38,15 @@ def runs(tmp_path: Path) -> dict[str, Path]:
     return paths
 
 
-def said(script: str, tmp_path: Path, *arguments: object) -> list[str]:
-    """What the command of a script was given, a line for each argument, and which copies of models."""
+def ended(script: str, tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A script that came to its end among the commands that stand in."""
     folder = tmp_path / "bin"
     folder.mkdir(exist_ok=True)
     for name, text in STAND_INS.items():
         (folder / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / name).chmod(0o755)
     (tmp_path / "nodes").write_text("here\n")
-    ended = subprocess.run(
+    return subprocess.run(
         ["bash", str(ROOT / script), *map(str, arguments)],
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "HPCMPQ_"))},
@@ -58,8 +58,13 @@ def said(script: str, tmp_path: Path, *arguments: object) -> list[str]:
         },
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout.splitlines()
+
+
+def said(script: str, tmp_path: Path, *arguments: object) -> list[str]:
+    """What the command of a script was given, a line for each argument, and which copies of models."""
+    done = ended(script, tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -92,3 +97,19 @@ def test_one_run_is_given_on_as_ever(script: str, more: list[str], runs: dict[st
     assert lines[start + 1 : start + 4] == [str(runs["a"]), "--executor", "local"]
     (copy,) = [line.removeprefix("one: ") for line in lines if line.startswith("one: ")]
     assert (Path(copy) / "weights").read_text() == "first" and "several: " in lines
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        ("slurm/calibrate_ray.sbatch", "Ray serves one run at a time; give one RUN, or several to "),
+        ("slurm/evaluate.sbatch", "evaluate takes one run directory; give each a job of its own"),
+        ("jobs/pbs/evaluate.pbs", "evaluate takes one run directory; give each a job of its own"),
+    ],
+)
+def test_a_job_that_takes_one_run_refuses_several_before_it_starts_anything(
+    script: str, sentence: str, runs: dict[str, Path], tmp_path: Path
+):
+    done = ended(script, tmp_path, runs["a"], runs["b"])
+    assert done.returncode == 2 and done.stderr.startswith(f"hpcmpq: {sentence}") and not done.stdout
+    assert not (tmp_path / "scratch").exists()
