@@ -11,8 +11,8 @@ from hpcmpq.cli.first_config import config_of
 from hpcmpq.errors import UserError
 from hpcmpq.executors import Executor, open_executor
 from hpcmpq.executors.world import ALONE, World, find_world
-from hpcmpq.solve.costs.latency import limits_times
 from hpcmpq.store.json_files import read_json
+from hpcmpq.store.measured_times import on_time
 from hpcmpq.store.of_solution import VERIFICATION, read_proof
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
@@ -44,7 +44,7 @@ def run(
             return None  # this process served the units of another
         plan(config_of(config, run_dir, data, budget or []), run_dir)
         planned = read_plan(RunDir(run_dir))
-        if limits_times(planned):
+        if on_time(planned.config.budgets):
             if planned.times is None:
                 time(run_dir)
             check_solvable(read_plan(RunDir(run_dir)))

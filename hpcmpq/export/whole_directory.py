@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 
 from hpcmpq.export.model_card import CARDS
 from hpcmpq.store.of_solution import ASSIGNMENT, VERIFICATION
-from hpcmpq.store.own_directories import digest_of, replacing_own
+from hpcmpq.store.own_directories import replacing_own
+from hpcmpq.store.sums import digest_of
 
 WRITTEN_CARDS = "cards"
 """The key of `verification.json` with the SHA-256 of each card, by which one is known that somebody has edited."""

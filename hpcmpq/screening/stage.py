@@ -19,10 +19,10 @@ from hpcmpq.executors.batches import Batches, run_batches
 from hpcmpq.plan import Plan, UnitOutcome, content_hash
 from hpcmpq.screening.choice import first_options, more_options, share_of_blocks
 from hpcmpq.screening.first_pass import first_pass
-from hpcmpq.solve.screened import on_time
 from hpcmpq.solve.settings import settings_of
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.store.json_files import read_json
+from hpcmpq.store.measured_times import on_time
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.screening_rounds import keep_round, paths_of_rounds, read_rounds, round_path

@@ -23,7 +23,7 @@ from hpcmpq.solve.screened import say_unmeasured
 from hpcmpq.solve.shrinkage import shrunk
 from hpcmpq.solvers.valid_bound import lowered
 from hpcmpq.store.json_files import write_artefact
-from hpcmpq.store.measured_times import LATENCY_NAMES, times_id
+from hpcmpq.store.measured_times import on_time, times_id
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.quadratic_file import read_quadratic
 from hpcmpq.store.run_dir import RunDir
@@ -100,7 +100,7 @@ def frontier(
             if np.isfinite(priced.value(choice_G, problems[0].offset_G))
         },
         "fingerprint": plan.fingerprint,
-        **({"times": times_id(plan.times)} if {cost, *other_budgets} & {*LATENCY_NAMES} else {}),
+        **({"times": times_id(plan.times)} if on_time({cost, *other_budgets}) else {}),
     }
     write_artefact(run.frontier_path, values)
     remove_points(run)

@@ -21,7 +21,7 @@ from hpcmpq.settings import SolverConfig
 from hpcmpq.solve.constraints import format_classes
 from hpcmpq.solve.formulate import additive
 from hpcmpq.solve.wanted import could_be_chosen
-from hpcmpq.store.measured_times import LATENCY_NAMES
+from hpcmpq.store.measured_times import on_time
 from hpcmpq.store.run_dir import RunDir
 from hpcmpq.store.screening_rounds import read_rounds
 
@@ -100,11 +100,6 @@ def say_unmeasured(plan: Plan) -> None:
             plan.whole_space.num_options - plan.space.num_options,
             plan.whole_space.num_options,
         )
-
-
-def on_time(budgets: Mapping[str, float]) -> bool:
-    """Whether a budget is on time, which options that were not measured are not screened for."""
-    return any(name in budgets for name in LATENCY_NAMES)
 
 
 def of_unmeasured(plan: Plan, run: Path, budgets: Mapping[str, float]) -> str:

@@ -1,7 +1,7 @@
 """The times that latencies are priced by, in `time.json`, and whether a solution was priced by them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from hpcmpq.errors import PlanMismatch
@@ -13,6 +13,11 @@ LATENCY_NAMES = ("latency_s", "prefill_s", "decode_s", "batch_s")
 """Costs that exist once `hpcmpq time` has run, as far as the model has such a phase."""
 
 log = logging.getLogger(__name__)
+
+
+def on_time(budgets: Container[str]) -> bool:
+    """Whether one of budgets, or of other costs, by name, is on a time."""
+    return any(name in budgets for name in LATENCY_NAMES)
 
 
 def read_times(run: RunDir, fingerprint: str, generated_tokens: int) -> dict[str, Any] | None:

@@ -1,6 +1,5 @@
 """Directories that are replaced whole, and never with files in them that people have put there."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,11 +33,6 @@ def replacing_own(directory: Path, mark: str, changeable: Mapping[str, str | Non
         _check(directory, changeable, _files(attempt))
 
 
-def digest_of(path: Path) -> str:
-    """SHA-256 of a small file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _check(directory: Path, changeable: Mapping[str, str | None], ours: tuple[str, ...] | None) -> None:
     """Refuse files that are not listed or, without a whole list, not among `ours`, if these are known yet."""
     try:
@@ -62,7 +56,7 @@ def _check(directory: Path, changeable: Mapping[str, str | None], ours: tuple[st
 
 
 def _is_unchanged(path: Path, digest: str | None) -> bool:
-    return digest is None or (path.is_file() and digest_of(path) == digest)
+    return digest is None or (path.is_file() and sums.digest_of(path) == digest)
 
 
 def _files(directory: Path) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def check_sums(directory: Path, then: str) -> None:
 def check_sum(path: Path, then: str) -> None:
     """As `check_sums` of one file."""
     known = listed(path.parent, then)
-    if path.name in known and _digest(path) != known[path.name]:
+    if path.name in known and digest_of(path) != known[path.name]:
         raise DamagedFile(f"{path} is damaged or was edited (checksum differs from {NAME}); {then}")
 
 
@@ -112,16 +112,17 @@ def _last(count: int) -> str:
 
 def _digests(directory: Path, names: list[str]) -> list[str]:
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda name: _digest(directory / name), names))
+        return list(pool.map(lambda name: digest_of(directory / name), names))
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file as it is now."""
     facts = path.stat()
-    return _digest_of(path, facts.st_size, facts.st_mtime_ns, facts.st_ino)
+    return _read_digest(path, facts.st_size, facts.st_mtime_ns, facts.st_ino)
 
 
 @lru_cache(maxsize=4096)
-def _digest_of(path: Path, *identity: int) -> str:
+def _read_digest(path: Path, *identity: int) -> str:
     """SHA-256 of a file, which a process reads once as long as nobody writes it."""
     state = hashlib.sha256()
     with path.open("rb") as file:

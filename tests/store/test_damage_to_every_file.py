@@ -35,6 +35,7 @@ from hpcmpq.store.shards import read_shard_of
 from hpcmpq.store.solution_file import read_solution
 from hpcmpq.store.sums import NAME, check_sums
 from tests.calling import status_of
+from tests.store.tiny_source import sentences
 from tests.tiny_models import llama
 
 pytestmark = pytest.mark.slow
@@ -51,9 +52,7 @@ STAGES = (
     "evaluate",
     "report",
 )
-TEXTS = [
-    "".join(f"{n} bottles of ink on shelf {n % 7}. " for n in range(part, part + 60)) for part in (0, 60)
-]
+TEXTS = [sentences(range(part, part + 60)) for part in (0, 60)]
 
 
 def create(path: Path) -> hpcmpq.Run:

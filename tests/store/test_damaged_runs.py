@@ -13,11 +13,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from hpcmpq.executors.in_process import InProcess
-from hpcmpq.models.load import quiet_transformers
 from hpcmpq.store.plan_file import read_plan
 from hpcmpq.store.run_dir import RunDir
 from tests.calling import status_of
-from tests.tiny_models import llama
+from tests.store.tiny_source import save_source
 
 pytestmark = pytest.mark.slow
 
@@ -28,10 +27,7 @@ STAGES = ("plan", "calibrate", "reduce", "time", "solve")
 def run_once(tmp_path_factory) -> tuple[Path, Path]:
     """A config whose plan has codes and static ranges, and its solved run."""
     place = tmp_path_factory.mktemp("damaged")
-    torch.manual_seed(0)
-    with quiet_transformers():
-        llama().save_pretrained(place / "model")
-    (place / "text.txt").write_text("".join(f"{n} bottles of ink on shelf {n % 7}. " for n in range(60)))
+    save_source(place, 60)
     values = {
         "model": {"path": "model"},
         "calibration": {"data": "text.txt", "num_samples": 4, "sequence_length": 16, "held_out": 2},

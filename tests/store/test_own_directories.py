@@ -8,11 +8,12 @@ import torch
 import hpcmpq
 from hpcmpq.errors import UserError
 from hpcmpq.models.load import quiet_transformers
+from tests.store.tiny_source import sentences
 from tests.tiny_models import llama
 
 pytestmark = pytest.mark.slow
 
-TEXTS = ["".join(f"{n} bottles of ink on shelf {n % 7}. " for n in range(60))]
+TEXTS = [sentences(range(60))]
 
 
 def create(path: Path) -> None:

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from hpcmpq.api import stages
 from hpcmpq.config import parse_config
 from hpcmpq.errors import UserError, exit_status
 from hpcmpq.executors.in_process import InProcess
-from hpcmpq.models.load import quiet_transformers
 from hpcmpq.store.run_dir import RunDir
-from tests.tiny_models import llama
+from tests.store.tiny_source import save_source
 
 pytestmark = pytest.mark.slow
 
@@ -22,10 +20,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def solved(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     place = tmp_path_factory.mktemp("meanwhile")
-    torch.manual_seed(0)
-    with quiet_transformers():
-        llama().save_pretrained(place / "model")
-    (place / "text.txt").write_text("".join(f"{n} bottles of ink on shelf {n % 7}. " for n in range(120)))
+    save_source(place, 120)
     values = {
         "model": {"path": str(place / "model")},
         "calibration": {"data": str(place / "text.txt"), "num_samples": 4, "sequence_length": 16, "held_out": 2},

@@ -10,15 +10,8 @@ from typing import Any
 import numpy as np
 
 from hpcmpq.formats import FORMATS
-from hpcmpq.plan import Plan
 from hpcmpq.problem import Cost, CostTerm
 from hpcmpq.space import SearchSpace
-from hpcmpq.store.measured_times import LATENCY_NAMES
-
-
-def limits_times(plan: Plan) -> bool:
-    """Whether the config has a budget on a time."""
-    return any(name in LATENCY_NAMES for name in plan.config.budgets)
 
 
 def latency_costs(space: SearchSpace, times: Mapping[str, Any]) -> list[Cost]:
