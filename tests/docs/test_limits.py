@@ -63,17 +63,17 @@ def better_without(model: str, column: int) -> float:
     return 100 * (1 - without / with_)
 
 
-def peers(method: str, bits: str, text: str = "prose") -> list[str]:
+def peers(method: str, bits: str, text: str = "prose", section: str = "peers_smollm2") -> list[str]:
     """KL and, but for the first row, its difference to the first row's in per cent."""
-    found = rows("peers_smollm2")
+    found = rows(section)
     headers = [place for place, row in enumerate(found) if row[0] == "KL, nats"]
     start = headers[("prose", "code").index(text)]
     return next(row for row in found[start:] if row[0] == method)[found[start].index(f"{bits} b")].split()
 
 
-def best_peers(text: str, *bits: str) -> list[float]:
+def best_peers(text: str, *bits: str, section: str = "peers_smollm2") -> list[float]:
     """How far the best peer of each budget is above ours in per cent, the least and the largest."""
-    above = [min(float(peers(name, limit, text)[1]) for name in PEERS) for limit in bits]
+    above = [min(float(peers(name, limit, text, section)[1]) for name in PEERS) for limit in bits]
     return [min(above), max(above)]
 
 
@@ -177,6 +177,17 @@ FIGURES: dict[str, Callable[[], str]] = {
         if (budgets := best_peers("prose", *MIDDLE) + best_peers("code", *MIDDLE))
         and f"{budgets[0]:.1f} to {budgets[1]:.1f} % above on prose" in PAGE
         and max(budgets) < 10
+        else "the figures of peers"
+    ),
+    "peers, rounded to the nearest": lambda: (
+        "above on prose, most at 3.5 bits, and {2:.1f} to {3:.1f} % on code".format(*budgets)
+        if (
+            budgets := best_peers("prose", *MIDDLE, section="peers_smollm2_nearest")
+            + best_peers("code", *MIDDLE, section="peers_smollm2_nearest")
+        )
+        and f"{budgets[0]:.1f} to {budgets[1]:.1f} % above on prose, most at 3.5 bits" in PAGE
+        and best_peers("prose", "3.5", section="peers_smollm2_nearest")[0] == budgets[1]
+        and lower_beyond_noise("peers_smollm2_nearest")[0] == 0
         else "the figures of peers"
     ),
     "one peer is lower": lambda: "in {} of {} comparisons".format(*lower_beyond_noise("peers_quickstart")),
