@@ -16,8 +16,11 @@ from hpcmpq.errors import UserError
 IGNORED = -100
 """Target of a position that does not count, such as padding; torch's and transformers' convention."""
 
-_STEP_ELEMENTS = 2**22
-"""Outputs turned to float64 at once; bounds the memory of large vocabularies."""
+_STEP_ELEMENTS = 2**21
+"""Outputs turned to float64 at once; bounds the memory of large vocabularies, and freed blocks of that size are kept.
+
+See `hpcmpq.models.memory.keep_freed_memory`.
+"""
 
 _LARGEST_EXPONENT = 700.0
 """Logit changes beyond this would overflow float64; the loss stays finite there."""

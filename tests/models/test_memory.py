@@ -43,6 +43,20 @@ def test_freed_memory_is_used_again():
     assert returned > 5 * kept
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
+@pytest.mark.parametrize("num_outputs", [151_936, 262_144])
+def test_losses_over_large_vocabularies_take_no_memory_anew(num_outputs: int):
+    [again] = faults(
+        "from hpcmpq.objective import kl_positions",
+        "torch.set_num_threads(1)",
+        "keep_freed_memory()",
+        f"z = torch.ones(1, 32, {num_outputs})",
+        "measure = lambda: kl_positions(z, z)",
+        "print(min(faults(measure) for _ in range(5)))",
+    )
+    assert again < 32 * num_outputs * 8 / 4096 / 10  # pages of the outputs in float64
+
+
 @pytest.mark.skipif(
     not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="the system has no huge pages"
 )
