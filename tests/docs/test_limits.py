@@ -190,6 +190,16 @@ FIGURES: dict[str, Callable[[], str]] = {
         and lower_beyond_noise("peers_smollm2_nearest")[0] == 0
         else "the figures of peers"
     ),
+    "peers on a second real model": lambda: (
+        "at 3, 3.5 and 4 bits was {:.1f}, {:.1f} and {:.1f} % above on prose".format(
+            *(best_peers("prose", bits, section="peers_gemma3")[0] for bits in ("3", "3.5", "4"))
+        )
+    ),
+    "peers beside a refined answer": lambda: (
+        "the best peer was {:.1f} % above on prose, within noise, and {:.1f} % on code".format(
+            *(best_peers(text, "3", section="peers_smollm2_refined")[0] for text in ("prose", "code"))
+        )
+    ),
     "one peer is lower": lambda: "in {} of {} comparisons".format(*lower_beyond_noise("peers_quickstart")),
     "no peer is lower": lambda: (
         "No peer was lower than that portfolio beyond noise"
