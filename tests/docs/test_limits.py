@@ -200,6 +200,9 @@ FIGURES: dict[str, Callable[[], str]] = {
             *(best_peers(text, "3", section="peers_smollm2_refined")[0] for text in ("prose", "code"))
         )
     ),
+    "peers beside a refined answer, second model": lambda: (
+        f"and {best_peers('prose', '3', section='peers_gemma3_refined')[0]:.1f} % at 3 bits after one expansion"
+    ),
     "one peer is lower": lambda: "in {} of {} comparisons".format(*lower_beyond_noise("peers_quickstart")),
     "no peer is lower": lambda: (
         "No peer was lower than that portfolio beyond noise"
